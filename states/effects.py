@@ -1,0 +1,53 @@
+"""The effects by name, and their order for each way out of RUNNING.
+
+Rules: every way out stops the whole process tree, settles or hands back, wipes, releases, in that order, as far as there
+is something to stop, settle or wipe. A failed effect of OWED is owed: it comes first in the next tick's list.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from states.observation import TaskPhase
+
+
+class Effect(StrEnum):
+    """What the performer can be asked to do."""
+
+    INHIBIT = "inhibit"
+    START = "start"
+    STOP = "stop"
+    SETTLE = "settle"
+    HAND_BACK = "hand_back"
+    WIPE = "wipe"
+    RELEASE = "release"
+
+
+# The order in which owed effects are tried again.
+OWED: Final = (Effect.STOP, Effect.SETTLE, Effect.HAND_BACK, Effect.WIPE, Effect.RELEASE)
+
+# An entry effect that fails vetoes its row (R15); what follows it in the list is then replaced.
+VETOING: Final = frozenset({Effect.INHIBIT})
+AFTER_VETO: Final = (Effect.HAND_BACK,)
+
+ENTER: Final = (Effect.INHIBIT, Effect.START)
+NEXT: Final = (Effect.START,)
+SETTLED: Final = (Effect.SETTLE, Effect.WIPE)
+
+LEAVE: Final[dict[TaskPhase, tuple[Effect, ...]]] = {
+    TaskPhase.NONE: (Effect.RELEASE,),
+    TaskPhase.ASKED: (Effect.RELEASE,),
+    TaskPhase.CLAIMED: (Effect.HAND_BACK, Effect.RELEASE),
+    TaskPhase.RUNNING: (Effect.STOP, Effect.HAND_BACK, Effect.WIPE, Effect.RELEASE),
+    TaskPhase.ENDED: (Effect.SETTLE, Effect.WIPE, Effect.RELEASE),
+    TaskPhase.FAILED: (Effect.SETTLE, Effect.WIPE, Effect.RELEASE),
+}
+# A task that outlived its time is its own failure: settled as one, not handed back to run elsewhere (R19).
+LEAVE_TIMED_OUT: Final = (Effect.STOP, Effect.SETTLE, Effect.WIPE, Effect.RELEASE)
+
+# Outside RUNNING nothing may live or be kept: a claim goes back, a process that should not be there is stopped.
+ELSEWHERE: Final[dict[TaskPhase, tuple[Effect, ...]]] = {
+    TaskPhase.CLAIMED: (Effect.HAND_BACK,),
+    TaskPhase.RUNNING: (Effect.STOP, Effect.HAND_BACK, Effect.WIPE),
+}

@@ -1,0 +1,34 @@
+"""Everything that guards compare readings with, typed, with the unit in the name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Thresholds from runtime.yaml and node.yaml (R7); the defaults are the shipped ones.
+
+    A reading is too much above its limit; a time is up when it is reached. `max_age_*_s` says how old a reading may be
+    before it proves nothing (R12).
+    """
+
+    detect_active_user: bool = True
+    idle_required_s: float = 600.0
+    max_cpu_percent: float = 80.0
+    max_gpu_percent: float = 90.0
+    max_vram_gb: float = 14.0
+    cooldown_s: float = 900.0
+    task_timeout_s: float = 10800.0
+    task_timeouts_s: Mapping[str, float] = field(default_factory=dict)
+    run_s: float = 1800.0
+    gpu_required: bool = True
+    max_age_person_s: float = 30.0
+    max_age_gpu_s: float = 30.0
+    max_age_cpu_s: float = 30.0
+    max_age_host_s: float = 30.0
+
+    def timeout_s(self, task_type: str) -> float:
+        """Seconds that a task of this type may run: its own limit, never above the node's (R19)."""
+        return min(self.task_timeouts_s.get(task_type, self.task_timeout_s), self.task_timeout_s)

@@ -1,0 +1,36 @@
+"""What lasts from tick to tick; frozen, handed in and handed back by `Lifecycle.commit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from states.effects import Effect
+
+
+class State(StrEnum):
+    """The five states (R8)."""
+
+    DISABLED = "DISABLED"
+    IDLE_WAIT = "IDLE_WAIT"
+    READY = "READY"
+    RUNNING = "RUNNING"
+    COOLDOWN = "COOLDOWN"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Times are seconds of CLOCK_BOOTTIME.
+
+    The cooldown is remembered by the moment RUNNING was left, not by a state's age, so a trip through DISABLED does
+    not skip it. `owed` are effects that failed, in the order in which they are tried again.
+    """
+
+    state: State = State.DISABLED
+    since_s: float = 0.0
+    running_since_s: float | None = None
+    started_at_s: float | None = None
+    cooldown_from_s: float | None = None
+    owed: tuple[Effect, ...] = ()
+    last_row: str = ""
+    veto: str = ""

@@ -1,0 +1,1 @@
+"""The body of the node: everything that touches the world."""

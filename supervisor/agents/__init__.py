@@ -1,0 +1,1 @@
+"""Small programs of ours that run outside the daemon."""

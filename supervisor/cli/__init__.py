@@ -1,0 +1,1 @@
+"""The `rae-node` command: one file a command, thin."""

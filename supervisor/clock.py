@@ -1,0 +1,30 @@
+"""The one clock: CLOCK_BOOTTIME goes on through suspend and knows no wall-clock jumps. Injected, so tests own time."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Seconds since boot, and the wall clock for time stamps only."""
+
+    def now_s(self) -> float:
+        """Seconds of CLOCK_BOOTTIME."""
+        ...
+
+    def wall_s(self) -> float:
+        """Seconds since the epoch; for time stamps, never for decisions."""
+        ...
+
+
+class SystemClock:
+    """The kernel's clocks."""
+
+    def now_s(self) -> float:
+        """Seconds of CLOCK_BOOTTIME (clock_gettime(2))."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wall_s(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()

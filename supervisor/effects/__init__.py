@@ -1,0 +1,1 @@
+"""What carries out effects on the machine: inhibitor, work dir, systemd."""

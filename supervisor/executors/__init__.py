@@ -1,0 +1,1 @@
+"""What runs a task, and what holds it."""

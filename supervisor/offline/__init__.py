@@ -1,0 +1,1 @@
+"""Asked of the same mind without a node: replay, dry run, diagram."""

@@ -1,0 +1,1 @@
+"""One file a kind of sign; each posts readings and knows nothing else."""

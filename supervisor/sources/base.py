@@ -1,0 +1,108 @@
+"""Where tasks come from: one small protocol that every source keeps.
+
+A source knows nothing of the lifecycle. It never starts a poll by itself: the daemon asks, when the mind says so. What
+is settled or handed back goes into the outbox in memory at once; delivery is the link's business and holds nothing up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from states.observation import Link
+
+Wake = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task handed over by the control node. The payload stays in memory and out of every log (R6)."""
+
+    id: str
+    type: str
+    payload: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    priority: int = 0
+
+
+class Availability(StrEnum):
+    """What heartbeats say: ONLINE only when READY, BUSY otherwise while alive, OFFLINE on the way out (R20)."""
+
+    ONLINE = "ONLINE"
+    BUSY = "BUSY"
+    OFFLINE = "OFFLINE"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """The way to the control node, for the Observation and for `status`. Times are seconds of CLOCK_BOOTTIME."""
+
+    link: Link = Link.UP
+    since_s: float = 0.0
+    reason: str = ""
+    next_try_s: float | None = None
+    dialect: str = ""
+    url: str = ""
+    outbox: int = 0  # results and hand-backs not delivered yet
+
+
+class Source(Protocol):
+    """One way to get tasks and to give outcomes back."""
+
+    async def start(self, wake: Wake) -> None:
+        """Begin: find the server's dialect, register, heartbeat, settle the note of a crash. Returns at once; the work
+        goes on in tasks of its own. `wake` is called in the loop's thread when an answer, or a change of the link, is there."""
+        ...
+
+    async def stop(self, deadline_s: float) -> None:
+        """Say OFFLINE and deliver what the outbox holds, for at most `deadline_s` seconds."""
+        ...
+
+    def ask(self) -> bool:
+        """Start one poll. False: one is in flight, an answer waits to be taken, or the link is not up."""
+        ...
+
+    @property
+    def asking(self) -> bool:
+        """A poll is in flight."""
+        ...
+
+    def take(self) -> Claim | None:
+        """The claim that the last poll brought, once; None when there is none."""
+        ...
+
+    @property
+    def waiting(self) -> Claim | None:
+        """The claim that `take` would give, not taken yet."""
+        ...
+
+    def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
+        """Put the outcome into the outbox. `error` None: the task succeeded; else a non-empty reason.
+
+        Raises:
+            OSError: the note of the task in flight could not be kept.
+        """
+        ...
+
+    def hand_back(self, claim: Claim, reason: str, on_preempt: str) -> None:
+        """Put the giving back into the outbox. `on_preempt`: "resubmit" posts the task anew and then fails this one with
+        the new id; "fail" fails it with the stable prefix `preempted:`.
+
+        Raises:
+            OSError: the note of the task in flight could not be kept.
+        """
+        ...
+
+    def announce(self, availability: Availability) -> None:
+        """What the next heartbeat says; a change is told soon, not at the next interval."""
+        ...
+
+    def resume(self) -> None:
+        """Lift a link that was given up (R21)."""
+        ...
+
+    @property
+    def status(self) -> LinkStatus:
+        """The link as it is."""
+        ...
