@@ -1,0 +1,279 @@
+"""A small world to put the mind into: one process, one claim, one lock, and effects that may fail.
+
+It is written apart from the product's own scripted world, so that the proof does not lean on what it proves. Time is
+abstract: a cooldown is pending or over, a stay young or old, a task in time or overdue; which of them holds is part of
+the state, and `Model.step` gives the mind real numbers that say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from states.effects import OWED, Effect
+from states.lifecycle import EffectResult, Lifecycle, Outcome, Plan
+from states.limits import Limits
+from states.memory import Memory, State
+from states.observation import (
+    NEVER,
+    Automation,
+    Cpu,
+    Gpu,
+    Host,
+    Link,
+    Observation,
+    Person,
+    Reading,
+    Task,
+    TaskPhase,
+)
+
+NOW: Final = 1_000_000.0
+LIMITS: Final = Limits(idle_required_s=600, cooldown_s=900, task_timeout_s=3600, run_s=1800)
+
+OK, NO, UNKNOWN = "ok", "no", "unknown"
+VALUES = (OK, NO, UNKNOWN)
+HOSTS = (OK, NO, UNKNOWN, "going-down")
+AUTOMATION = ("on", "off", "lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What the sensors say in one tick."""
+
+    user: str = OK
+    gpu: str = OK
+    cpu: str = OK
+    host: str = OK
+    automation: str = "on"
+
+    @property
+    def safe(self) -> bool:
+        return self.user == self.gpu == self.cpu == self.host == OK
+
+
+_PERSON = {
+    OK: Reading(Person(NOW - 600), "", "t", NOW),
+    NO: Reading(Person(NOW - 599), "", "t", NOW),
+    UNKNOWN: Reading(None, "blind", "t", NOW),
+}
+_GPU = {
+    OK: Reading(Gpu(90, 14, 0), "", "t", NOW),
+    NO: Reading(Gpu(4, 1, 1), "", "t", NOW),
+    UNKNOWN: Reading(Gpu(4, 1, 0), "", "t", NEVER),
+}
+_CPU = {
+    OK: Reading(Cpu(80), "", "t", NOW),
+    NO: Reading(Cpu(80.5), "", "t", NOW),
+    UNKNOWN: Reading(Cpu(float("nan")), "", "t", NEVER),
+}
+_HOST = {
+    OK: Reading(Host(), "", "t", NOW),
+    NO: Reading(Host(fit=False, reason="on battery"), "", "t", NOW),
+    UNKNOWN: Reading(None, "blind", "t", NOW),
+    "going-down": Reading(Host(going_down=True), "", "t", NOW),
+}
+_AUTOMATION = {
+    "on": (Automation(True), Link.UP),
+    "off": (Automation(False, "off"), Link.UP),
+    "lost": (Automation(True), Link.LOST),
+}
+_TASKS = {phase: Task(phase, "t1", "work") for phase in TaskPhase}
+
+
+def observe(signs: Signs, phase: TaskPhase) -> Observation:
+    """The observation that says these signs."""
+    automation, link = _AUTOMATION[signs.automation]
+    return Observation(
+        NOW,
+        automation,
+        _PERSON[signs.user],
+        _GPU[signs.gpu],
+        _CPU[signs.cpu],
+        _HOST[signs.host],
+        _TASKS[phase],
+        link,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything outside the mind, and the abstract times of its memory."""
+
+    state: State = State.DISABLED
+    phase: TaskPhase = TaskPhase.NONE
+    owed: tuple[Effect, ...] = ()
+    alive: bool = False  # the process, also one that would not die after its claim was handed back
+    held: bool = False  # our block locks
+    claim: bool = False  # a task was handed over, and is neither settled nor handed back
+    ask_next: bool = False  # task-settled wants to ask once the claim is out of the way
+    resting: bool | None = None  # the cooldown: None never began, True pending, False over
+    old: bool = False  # the stay in RUNNING is no longer young
+    overdue: bool = False  # the task has outlived its time
+
+    def memory(self) -> Memory:
+        """The concrete memory of this abstract state."""
+        running = self.state is State.RUNNING
+        return Memory(
+            state=self.state,
+            since_s=NOW - 5000,
+            running_since_s=(NOW - (1800 if self.old else 1799)) if running else None,
+            started_at_s=(NOW - (3600 if self.overdue else 3599)) if running and self.alive else None,
+            cooldown_from_s=None if self.resting is None else NOW - (899 if self.resting else 900),
+            owed=self.owed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One tick: before, what was planned, what was done, after."""
+
+    before: World
+    signs: Signs
+    plan: Plan
+    outcome: Outcome
+    after: World
+    fired: str | None
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+def perform(world: World, plan: Plan, failing: frozenset[Effect]) -> tuple[World, Outcome]:
+    """Carry out a plan; effects in `failing` fail. Raises Broken on what may never be done."""
+    results: list[EffectResult] = []
+    todo = list(plan.effects)
+    while todo:
+        effect = todo.pop(0)
+        ok = effect not in failing
+        results.append(EffectResult(effect, ok))
+        if effect is Effect.INHIBIT:
+            if ok:
+                world = replace(world, held=True)
+            else:
+                todo = list(plan.after_veto)
+        elif effect is Effect.START:
+            if world.alive:
+                raise Broken("a second task was started")
+            if not world.held:
+                raise Broken("a task was started without the inhibitor")
+            if not world.claim:
+                raise Broken("a task was started that was not handed over")
+            world = replace(world, phase=TaskPhase.RUNNING if ok else TaskPhase.FAILED, alive=ok, overdue=False)
+        elif effect is Effect.STOP and ok:
+            phase = TaskPhase.ENDED if world.phase is TaskPhase.RUNNING else world.phase
+            world = replace(world, alive=False, phase=phase)
+        elif effect in (Effect.SETTLE, Effect.HAND_BACK) and ok:
+            if not world.claim:
+                raise Broken(f"{effect} of a task that was settled or handed back before")
+            world = replace(world, claim=False, phase=TaskPhase.NONE)
+        elif effect is Effect.RELEASE and ok:
+            world = replace(world, held=False)
+    return world, Outcome(tuple(results))
+
+
+def step(world: World, signs: Signs, failing: frozenset[Effect] = frozenset(), lifecycle: Lifecycle | None = None) -> Step:
+    """One tick of the real mind in this world."""
+    mind = lifecycle or Lifecycle(LIMITS)
+    if lifecycle is None:
+        mind = _mind(world.memory())
+    plan = mind.propose(observe(signs, world.phase))
+    done, outcome = perform(world, plan, failing)
+    memory = mind.commit(plan, outcome)
+    fired = plan.row.id if plan.row is not None and not outcome.vetoed else None
+    entered = memory.state is State.RUNNING and world.state is not State.RUNNING
+    left = memory.state is not State.RUNNING and world.state is State.RUNNING
+    ask_next = done.ask_next or fired == "task-settled"
+    phase = done.phase
+    if memory.state is not State.RUNNING:
+        ask_next = False
+    elif ask_next and phase is TaskPhase.NONE:
+        phase, ask_next = TaskPhase.ASKED, False
+    after = replace(
+        done,
+        state=memory.state,
+        owed=memory.owed,
+        phase=phase,
+        ask_next=ask_next,
+        resting=True if left else done.resting,
+        old=False if entered or left else done.old,
+        overdue=done.overdue and done.alive and memory.state is State.RUNNING,
+    )
+    return Step(world, signs, plan, outcome, after, fired)
+
+
+_MINDS: dict[State, Lifecycle] = {}
+
+
+def _mind(memory: Memory) -> Lifecycle:
+    """A mind with this memory. Making a machine costs a millisecond, so one a state is kept and reset."""
+    mind = _MINDS.get(memory.state)
+    if mind is None or mind.state is not memory.state:
+        mind = _MINDS[memory.state] = Lifecycle(LIMITS, memory=memory)
+    mind.memory = memory
+    return mind
+
+
+def events(world: World) -> list[World]:
+    """What may happen between two ticks, by itself: an answer, an exit, the passing of time."""
+    out = [world]
+    if world.phase is TaskPhase.NONE and world.state is State.READY and not world.claim:
+        out.append(replace(world, phase=TaskPhase.ASKED))
+    if world.phase is TaskPhase.ASKED:
+        out.append(replace(world, phase=TaskPhase.CLAIMED, claim=True))
+        out.append(replace(world, phase=TaskPhase.NONE))
+    if world.phase is TaskPhase.RUNNING and world.alive:
+        out.append(replace(world, phase=TaskPhase.ENDED, alive=False, overdue=False))
+        out.append(replace(world, phase=TaskPhase.FAILED, alive=False, overdue=False))
+    if world.resting:
+        out += [replace(w, resting=False) for w in list(out)]
+    if world.state is State.RUNNING and not world.old:
+        out += [replace(w, old=True) for w in list(out)]
+    if world.state is State.RUNNING and world.alive and not world.overdue:
+        out += [replace(w, overdue=True) for w in list(out) if w.alive]
+    return out
+
+
+def check(s: Step) -> None:
+    """The invariants of the house, for one step. Raises Broken, in words."""
+    before, after, signs = s.before, s.after, s.signs
+    done = [r.effect for r in s.outcome.results]
+    if after.state is State.RUNNING and not after.held:
+        raise Broken("RUNNING without the inhibitor")
+    if after.state is not State.RUNNING and after.held and Effect.RELEASE not in after.owed:
+        raise Broken("the inhibitor is held outside RUNNING and its release is not owed")
+    if after.alive and after.state is not State.RUNNING:
+        if after.state not in (State.COOLDOWN, State.DISABLED):
+            raise Broken(f"a task process lives in {after.state}")
+        if Effect.STOP not in after.owed:
+            raise Broken("a task process lives outside RUNNING and its stop is not owed")
+    if after.state in (State.READY, State.RUNNING) and not signs.safe:
+        raise Broken(f"{after.state} without proof of safety: {signs}")
+    if signs.automation != "on" and after.state is not State.DISABLED:
+        raise Broken(f"automation is {signs.automation}, yet {after.state}")
+    if before.resting and after.state is State.READY and before.state is not State.READY:
+        raise Broken("READY before the cooldown was over")
+    if before.resting and before.state is State.COOLDOWN and after.state not in (State.COOLDOWN, State.DISABLED):
+        raise Broken("COOLDOWN was left too early")
+    if before.state is State.RUNNING and after.state is not State.RUNNING and not after.resting:
+        raise Broken("RUNNING was left without a cooldown")
+    if before.phase is TaskPhase.CLAIMED and not after.claim and done.count(Effect.HAND_BACK) != 1:
+        raise Broken("a claim vanished without being handed back")
+    if before.claim and not after.claim and sum(r.ok and r.effect in (Effect.SETTLE, Effect.HAND_BACK) for r in s.outcome.results) != 1:
+        raise Broken("a task was not settled or handed back exactly once")
+    if after.claim and after.phase is TaskPhase.NONE:
+        raise Broken("a claim was forgotten")
+    if after.claim and after.state is not State.RUNNING and not {Effect.SETTLE, Effect.HAND_BACK} & set(after.owed):
+        raise Broken(f"a claim is kept in {after.state} and nothing is owed for it")
+    if before.state is State.RUNNING and after.state is not State.RUNNING:
+        order = [e for e in done if e in OWED]
+        own = order[len(before.owed) :]
+        if own != sorted(own, key=OWED.index):
+            raise Broken(f"the way out is out of order: {order}")
+        if Effect.RELEASE not in done or (before.alive and Effect.STOP not in done):
+            raise Broken(f"the way out forgot something: {done}")
+        if before.alive and Effect.WIPE not in done[done.index(Effect.STOP) :]:
+            raise Broken("the work dir was not wiped after the stop")
+    if any(e not in done for e in before.owed):
+        raise Broken(f"an owed effect was not tried: {before.owed}, done {done}")
