@@ -9,12 +9,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.model import AUTOMATION, HOSTS, LIMITS, VALUES, Signs, Step, World, check, events, observe, step
 
 from states.effects import OWED, Effect
-from states.lifecycle import Lifecycle, decide
+from states.lifecycle import decide
 from states.memory import State
 from states.observation import TaskPhase
-from support.model import AUTOMATION, HOSTS, LIMITS, VALUES, Signs, Step, World, check, events, observe, step
 
 # user, gpu and cpu play one part each in one row of RUNNING and together in `safe`, `unsafe`: cpu is varied beside
 # proven ones, the others in full.
@@ -144,7 +144,6 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = World()
-        self.mind = Lifecycle(LIMITS)
         self.last: Step | None = None
 
     @rule(signs=st.sampled_from(SIGNS), failing=st.frozensets(st.sampled_from(list(Effect)), max_size=3))

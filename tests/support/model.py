@@ -173,17 +173,16 @@ def perform(world: World, plan: Plan, failing: frozenset[Effect]) -> tuple[World
     return world, Outcome(tuple(results))
 
 
-def step(world: World, signs: Signs, failing: frozenset[Effect] = frozenset(), lifecycle: Lifecycle | None = None) -> Step:
+def step(world: World, signs: Signs, failing: frozenset[Effect] = frozenset()) -> Step:
     """One tick of the real mind in this world."""
-    mind = lifecycle or Lifecycle(LIMITS)
-    if lifecycle is None:
-        mind = _mind(world.memory())
+    mind = _mind(world.memory())
     plan = mind.propose(observe(signs, world.phase))
     done, outcome = perform(world, plan, failing)
     memory = mind.commit(plan, outcome)
     fired = plan.row.id if plan.row is not None and not outcome.vetoed else None
     entered = memory.state is State.RUNNING and world.state is not State.RUNNING
     left = memory.state is not State.RUNNING and world.state is State.RUNNING
+    _check_times(world.memory(), memory, entered, left, any(r.ok and r.effect is Effect.START for r in outcome.results))
     ask_next = done.ask_next or fired == "task-settled"
     phase = done.phase
     if memory.state is not State.RUNNING:
@@ -201,6 +200,20 @@ def step(world: World, signs: Signs, failing: frozenset[Effect] = frozenset(), l
         overdue=done.overdue and done.alive and memory.state is State.RUNNING,
     )
     return Step(world, signs, plan, outcome, after, fired)
+
+
+def _check_times(before: Memory, after: Memory, entered: bool, left: bool, started: bool) -> None:
+    """The times that the mind remembers are those of the ticks at which things happened."""
+    if after.cooldown_from_s != (NOW if left else before.cooldown_from_s):
+        raise Broken("the cooldown does not count from the moment at which RUNNING was left")
+    if entered and after.running_since_s != NOW:
+        raise Broken("the stay does not count from its entry")
+    if after.state is State.RUNNING and not entered and after.running_since_s != before.running_since_s:
+        raise Broken("the stay was counted anew")
+    if started and after.state is State.RUNNING and after.started_at_s != NOW:
+        raise Broken("the timeout does not count from the start")
+    if after.state is not before.state and after.since_s != NOW:
+        raise Broken("since when is wrong")
 
 
 _MINDS: dict[State, Lifecycle] = {}
