@@ -1,0 +1,25 @@
+"""Fixtures for the whole tree: `box`, a real systemd with logind, D-Bus and polkit, booted once a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support import sysbox
+
+
+@pytest.fixture(scope="session")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sysbox.SysBox]:
+    """The shared system; tests that use it carry the marker `box` and leave it as they found it."""
+    if reason := sysbox.unavailable():
+        pytest.skip(reason)
+    settings = "IdleAction=ignore\nInhibitDelayMaxSec=3s"
+    with sysbox.SysBox(tmp_path_factory.mktemp("box"), logind_conf=settings) as system:
+        yield system
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses a box is marked so by itself."""
+    for item in items:
+        if "box" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.box)
