@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final
 
 from states.effects import Effect
@@ -42,8 +43,12 @@ class Verdict:
     wait_s: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form; keys are stable."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """The JSON form; keys are stable. JSON has no infinity: a time without end is None."""
+        return {name: _finite(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 Judge = Callable[[Observation, Memory, Limits], Judgement]
@@ -89,12 +94,12 @@ def _tell_automation_on(o: Observation, _m: Memory, _lim: Limits) -> Verdict:
     if not a.on:
         reason, source = a.reason or "automation is off", a.source
     elif o.link is Link.LOST:
-        reason = o.link_reason or "the control node was given up (execution.retry_on_disconnect is false); `rae-node resume` tries again"
+        reason = o.link_reason or "the control node was given up (execution.retry_on_disconnect is false)"
         source = "link"
     else:
         reason, source = "automation is on", a.source
     ok = _automation_on(o, _m, _lim)
-    return Verdict("automation_on", ok, reason, value=ok, limit=True, source=source, age_s=0.0, wait_s=0.0 if ok else wait_s)
+    return Verdict("automation_on", ok, reason, ok, True, "", source, 0.0, 0.0 if ok else wait_s)
 
 
 # --- user_away: no sign of the person for idle_required_minutes (R3, R9)
@@ -113,7 +118,8 @@ def _user_away(o: Observation, _m: Memory, lim: Limits) -> Judgement:
 def _tell_user_away(o: Observation, m: Memory, lim: Limits) -> Verdict:
     name, r, ok = "user_away", o.person, _user_away(o, m, lim)
     if not lim.detect_active_user:
-        return Verdict(name, True, "user not watched: safety.detect_active_user is false", unit="s", source="runtime.yaml", wait_s=0.0)
+        reason = "user not watched: safety.detect_active_user is false"
+        return Verdict(name, True, reason, unit="s", source="runtime.yaml", wait_s=0.0)
     if ok is None or r.value is None:
         return _unseen(name, "user", o, r, lim.max_age_person_s)
     idle_s = o.now_s - r.value.last_sign_at_s
@@ -148,10 +154,12 @@ def _tell_gpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
     if gpu is None or not o.now_s - r.read_at_s <= lim.max_age_gpu_s:
         return _unseen(name, "GPU", o, r, lim.max_age_gpu_s)
     if not gpu.present:
-        reason = "no GPU" + ("; gpu.presence: required in node.yaml asks for one" if lim.gpu_required else ", and none is asked for (gpu.presence)")
+        asked = "; gpu.presence: required in node.yaml asks for one"
+        reason = "no GPU" + (asked if lim.gpu_required else ", and none is asked for (gpu.presence)")
         return Verdict(name, ok, reason, "absent", None, "", r.source, age_s, 0.0 if ok else None)
     if ok is None:
-        reason = f"GPU unknown: impossible reading ({number(gpu.percent)} %, {number(gpu.vram_gb)} GiB, {gpu.foreign} foreign processes)"
+        found = f"{number(gpu.percent)} %, {number(gpu.vram_gb)} GiB, {gpu.foreign} foreign processes"
+        reason = f"GPU unknown: impossible reading ({found})"
         return Verdict(name, None, reason, gpu.percent, lim.max_gpu_percent, "%", r.source, age_s)
     if gpu.foreign:
         who = f" ({', '.join(gpu.foreign_names)})" if gpu.foreign_names else ""
@@ -256,7 +264,8 @@ def _tell_task_claimed(o: Observation, m: Memory, lim: Limits) -> Verdict:
     elif phase is TaskPhase.ASKED:
         reason = "asking the control node for a task"
     elif phase is TaskPhase.NONE:
-        reason = "no task is here" + (f": control node unreachable ({o.link_reason})" if o.link is Link.DOWN and o.link_reason else "")
+        down = o.link is Link.DOWN and o.link_reason
+        reason = "no task is here" + (f": control node unreachable ({o.link_reason})" if down else "")
     else:
         reason = f"the task is {phase}"
     return Verdict("task_claimed", ok, reason, str(phase), "claimed", "", "source", 0.0, 0.0 if ok else None)
@@ -365,4 +374,4 @@ stay_young: Final = Guard("stay_young", _stay_young, _untold)
 SAFE: Final = (user_away, gpu_free, cpu_free, host_fit)
 
 # What is shown everywhere as `guards[]`, in this order (interface §4).
-GUARDS: Final = (*(automation_on,), *SAFE, task_claimed, task_over, task_gone, cooldown_over)
+GUARDS: Final = (automation_on, *SAFE, task_claimed, task_over, task_gone, cooldown_over)

@@ -1,0 +1,91 @@
+"""The node's state in one line for people: `STATE: reason in words[, time to go]` (interface §7)."""
+
+from __future__ import annotations
+
+from states.guards import Verdict
+from states.lifecycle import blocked_by
+from states.limits import Limits
+from states.memory import Memory, State
+from states.observation import Link, Observation, TaskPhase
+from states.words import duration, elapsed
+
+_AFTER = {
+    "going-down": "the machine went down",
+    "user-returned": "the person came back",
+    "gpu-taken": "the GPU was needed",
+    "cpu-taken": "the CPU was needed",
+    "host-unfit": "the machine was not fit",
+    "timed-out": "a task took too long",
+    "task-ended": "the work was done",
+    "switched-off": "automation was switched off",
+}
+
+
+def time_to_go(blocked: tuple[Verdict, ...]) -> float | None:
+    """Seconds until nothing blocks any more, if nothing else happens; None when no end is known, or nothing blocks."""
+    waits = [v.wait_s for v in blocked]
+    known = [w for w in waits if w is not None and w != float("inf")]
+    return max(known) if known and len(known) == len(waits) else None
+
+
+def _main_block(o: Observation, m: Memory, lim: Limits) -> str:
+    blocked = blocked_by(o, m, lim)
+    first = blocked[0]
+    text = first.reason
+    if first.name == "user_away" and first.ok is False and o.person.value is not None:
+        text = o.person.value.sign
+    to_go = time_to_go(blocked)
+    return text if to_go is None else f"{text}, {duration(to_go)} to go"
+
+
+def reason(o: Observation, m: Memory, lim: Limits) -> str:
+    """Why the node is where it is, in words, with the time to go where one is known."""
+    if m.state is State.RUNNING:
+        task = " ".join(part for part in (o.task.type, o.task.id) if part) or "a task"
+        if o.task.phase is TaskPhase.RUNNING and m.started_at_s is not None:
+            return f"{task} for {elapsed(o.now_s - m.started_at_s)} of at most {elapsed(lim.timeout_s(o.task.type))}"
+        if o.task.phase in (TaskPhase.NONE, TaskPhase.ASKED):
+            return "asking for the next task"
+        return f"{task} is {o.task.phase}"
+    if blocked_by(o, m, lim):
+        text = _main_block(o, m, lim)
+        if m.state is State.COOLDOWN and m.last_row in _AFTER:
+            return f"resting after {_AFTER[m.last_row]}" + text[text.rfind(",") :] * (" to go" in text)
+        return text
+    if m.state is State.READY:
+        if m.veto:
+            return f"safe, but no task can start: {m.veto}"
+        if o.link is not Link.UP:
+            return f"safe, but the control node cannot be reached: {o.link_reason or 'no answer yet'}"
+        return "safe, waiting for a task"
+    if m.state is State.DISABLED:
+        return "automation is on, a task process of ours would not stop" if m.owed else "switching on"
+    return "about to go on"
+
+
+def status_text(o: Observation, m: Memory, lim: Limits) -> str:
+    """`STATUS=` for systemd and the first line of `status`."""
+    return f"{m.state}: {reason(o, m, lim)}"
+
+
+def unblock(o: Observation, m: Memory, lim: Limits) -> str:
+    """The one thing that would unblock the node, or what it is doing if nothing blocks it."""
+    blocked = blocked_by(o, m, lim)
+    if not blocked:
+        return "nothing blocks it"
+    endless = [v for v in blocked if v.wait_s is None]
+    first = endless[0] if endless else max(blocked, key=lambda v: v.wait_s or 0.0)
+    if first.wait_s is not None:
+        setting = {"user_away": "safety.idle_required_minutes", "cooldown_over": "safety.cooldown_minutes"}.get(first.name)
+        return f"wait {duration(first.wait_s)}" + (f" ({setting})" if setting else "")
+    hints = {
+        "automation_on": "switch automation on: mend or set automation.enabled in runtime.yaml, or `rae-node resume`",
+        "user_away": "make the person's signs readable: " + first.reason,
+        "gpu_free": "free the GPU: " + first.reason,
+        "cpu_free": "let the CPU load of others fall: " + first.reason,
+        "host_fit": "mend the host: " + first.reason,
+        "task_gone": "end the task's last process: " + first.reason,
+    }
+    return hints.get(first.name, first.reason)
+
+
