@@ -1,7 +1,8 @@
-"""node.yaml and runtime.yaml as types: every field with its bounds, its default, and its reason.
+"""node.yaml and runtime.yaml as types: every field with its bounds, its default, and its reason (R7).
 
-The shipped config/node.yaml and the JSON schemas are made from this file, so that they cannot drift. Names follow
-interface §2 and §3; units are in the names.
+The shipped config/node.yaml, the JSON schemas, and what an error says is allowed are all made from this file, so that
+they cannot drift. Names follow interface §2 and §3; units are in the names. A field's reason is its `Meta.description`;
+`extra["allowed"]` puts a pattern into words.
 """
 
 from __future__ import annotations
@@ -10,31 +11,84 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+# --- texts with a form of their own; a text with a pattern is always a single line
+
+NodeId = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        extra={"allowed": "1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit"},
+    ),
+]
+EnvName = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z_][A-Za-z0-9_]{0,127}$",
+        extra={"allowed": "the name of an environment variable: letters, digits and underscores, the first no digit"},
+    ),
+]
+CredentialName = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$",
+        extra={"allowed": "the name of a systemd credential: letters, digits, dots, dashes and underscores"},
+    ),
+]
+UrlPath = Annotated[
+    str, Meta(pattern="^/[!-~]{0,255}$", extra={"allowed": "a path that begins with /, without spaces"})
+]
+TaskTypeName = Annotated[
+    str, Meta(pattern="^[^\\x00-\\x1f\\x7f]{1,128}$", extra={"allowed": "a task type of 1 to 128 characters"})
+]
+Hours = Annotated[
+    str,
+    Meta(
+        pattern="^([01][0-9]|2[0-3]):[0-5][0-9]-(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$",
+        extra={"allowed": 'a text of the form "HH:MM-HH:MM", from 00:00 to 24:00'},
+    ),
+]
+Filled = Annotated[str, Meta(min_length=1)]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+
+
+# --- runtime.yaml
+
+
 class Automation(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the node works at all."""
 
-    enabled: bool
-    auto_start: bool
+    enabled: Annotated[bool, Meta(description="The main switch; false keeps the node DISABLED.")]
+    auto_start: Annotated[bool, Meta(description="Begin by itself when the service starts, unasked.")]
 
 
 class Safety(Struct, frozen=True, forbid_unknown_fields=True):
     """What keeps the person and the machine safe."""
 
-    detect_active_user: bool
-    idle_required_minutes: Annotated[float, Meta(gt=0, le=1440)]
-    max_cpu_percent: Annotated[float, Meta(gt=0, le=100)]
-    max_gpu_percent: Annotated[float, Meta(gt=0, le=100)]
-    max_vram_gb: Annotated[float, Meta(gt=0, le=1024)]
-    cooldown_minutes: Annotated[float, Meta(ge=0, le=1440)]
+    detect_active_user: Annotated[bool, Meta(description="Watch for the person; false switches the user guard off.")]
+    idle_required_minutes: Annotated[
+        float, Meta(gt=0, le=1440, description="How long the person must be away before work may begin.")
+    ]
+    max_cpu_percent: Annotated[
+        float, Meta(gt=0, le=100, description="CPU that others may use; the node's own task is not counted.")
+    ]
+    max_gpu_percent: Annotated[float, Meta(gt=0, le=100, description="GPU utilisation that others may cause.")]
+    max_vram_gb: Annotated[float, Meta(gt=0, le=1024, description="GiB of VRAM that others may have in use.")]
+    cooldown_minutes: Annotated[float, Meta(ge=0, le=1440, description="Rest after each stay in RUNNING.")]
 
 
 class Execution(Struct, frozen=True, forbid_unknown_fields=True):
     """How tasks are asked for and bounded."""
 
-    poll_interval_sec: Annotated[float, Meta(ge=0.2, le=3600)]
-    heartbeat_interval_sec: Annotated[float, Meta(ge=0.2, le=3600)]
-    task_timeout_minutes: Annotated[float, Meta(gt=0, le=10080)]
-    retry_on_disconnect: bool
+    poll_interval_sec: Annotated[
+        float, Meta(ge=0.2, le=3600, description="Time between two questions for a task while READY.")
+    ]
+    heartbeat_interval_sec: Annotated[
+        float, Meta(ge=0.2, le=3600, description="Time between two signs of life to the control node.")
+    ]
+    task_timeout_minutes: Annotated[float, Meta(gt=0, le=10080, description="A task that runs longer is stopped.")]
+    retry_on_disconnect: Annotated[
+        bool, Meta(description="Try a lost control node again; false disables the node at the first failure.")
+    ]
 
 
 class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,117 +99,243 @@ class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
     execution: Execution
 
 
+# --- node.yaml
+
+
 class Node(Struct, frozen=True, forbid_unknown_fields=True):
     """Who this machine is."""
 
-    id: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None  # None: the host name
+    id: Annotated[
+        NodeId | None,
+        Meta(
+            description="The name by which the control node knows this machine. Nothing: the host name, because it is "
+            "mostly unique in a house; two nodes with one id would take each other's tasks."
+        ),
+    ] = None
 
 
 class Token(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the control node's key is found; one of the three, or none."""
+    """Where the control node's key is found; at most one of the three, and never the key itself in this file."""
 
-    file: str | None = None
-    credential: str | None = None
-    env: str | None = None
+    file: Annotated[
+        Filled | None,
+        Meta(description="A file that holds the key, readable by the service's user alone. Nothing: no such file."),
+    ] = None
+    credential: Annotated[
+        CredentialName | None,
+        Meta(description="The name of a systemd credential (LoadCredential= of the unit), the safest of the three."),
+    ] = None
+    env: Annotated[
+        EnvName | None,
+        Meta(description="The name of an environment variable; for containers, others may read it in /proc."),
+    ] = None
 
 
 class ControlPaths(Struct, frozen=True, forbid_unknown_fields=True):
-    """Paths that override the found dialect's; `{id}` stands for the task's id."""
+    """Paths that override the found dialect's; nothing, because every known release is recognised by itself."""
 
-    register: str | None = None
-    heartbeat: str | None = None
-    poll: str | None = None
-    task: str | None = None
-    tasks: str | None = None
-    result: str | None = None
+    register: Annotated[UrlPath | None, Meta(description="POST: makes the node known.")] = None
+    heartbeat: Annotated[UrlPath | None, Meta(description="POST: says that the node is alive.")] = None
+    poll: Annotated[UrlPath | None, Meta(description="GET: asks for a task.")] = None
+    task: Annotated[UrlPath | None, Meta(description="GET: one task; {id} stands for its id.")] = None
+    tasks: Annotated[UrlPath | None, Meta(description="POST: a task anew, when it is given back.")] = None
+    result: Annotated[UrlPath | None, Meta(description="POST: the outcome; {id} stands for the task's id.")] = None
 
 
 class Control(Struct, frozen=True, forbid_unknown_fields=True):
     """The control node, and how long it may take to answer."""
 
-    source: Literal["rae", "nats", "embedded"] = "rae"
-    url: str = "http://127.0.0.1:8000"
+    source: Annotated[
+        Literal["rae", "nats", "embedded"],
+        Meta(
+            description="Where tasks come from. rae: a RAE control node. embedded: `rae-node control` on this machine, "
+            "which speaks the same protocol; url must then be a loopback address. nats: not in this version."
+        ),
+    ] = "rae"
+    url: Annotated[
+        Filled,
+        Meta(
+            description="The control node's address. Plain http only where nobody reads along: this machine, private, "
+            "link-local and Tailscale addresses; anything else needs https. The loopback default reaches nobody else."
+        ),
+    ] = "http://127.0.0.1:8000"
     token: Token = field(default_factory=Token)
-    dialect: Literal["auto", "A", "B", "C", "D"] = "auto"
+    dialect: Annotated[
+        Literal["auto", "A", "B", "C", "D"],
+        Meta(description="Which release's paths to use. auto asks the server, so that its upgrade needs no edit here."),
+    ] = "auto"
     paths: ControlPaths = field(default_factory=ControlPaths)
-    ca_file: str | None = None
-    connect_timeout_sec: Annotated[float, Meta(gt=0, le=120)] = 5.0
-    read_timeout_sec: Annotated[float, Meta(gt=0, le=300)] = 15.0
-    total_timeout_sec: Annotated[float, Meta(gt=0, le=600)] = 30.0
-    max_answer_mb: Annotated[float, Meta(gt=0, le=256)] = 16.0
-    backoff_max_sec: Annotated[float, Meta(gt=0, le=3600)] = 300.0
+    ca_file: Annotated[
+        Filled | None,
+        Meta(description="A PEM file of authorities to trust in place of the system's. Nothing: the system's."),
+    ] = None
+    connect_timeout_sec: Annotated[
+        float, Meta(gt=0, le=120, description="For the connection; a machine on the same network answers in far less.")
+    ] = 5.0
+    read_timeout_sec: Annotated[
+        float, Meta(gt=0, le=300, description="Between two pieces of an answer; a busy server may think a while.")
+    ] = 15.0
+    total_timeout_sec: Annotated[
+        float, Meta(gt=0, le=600, description="For one request in all: a trickling answer must not hold the link.")
+    ] = 30.0
+    max_answer_mb: Annotated[
+        float, Meta(gt=0, le=256, description="MiB of one answer; more is refused: no server may fill the memory.")
+    ] = 16.0
+    backoff_max_sec: Annotated[
+        float, Meta(gt=0, le=3600, description="The longest pause between two tries while the control node is away.")
+    ] = 300.0
 
 
 class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     """What runs a task of this type, for how long, and what happens to it when the person is back."""
 
-    executor: str = "command"
-    argv: list[str] = field(default_factory=list)
-    timeout_minutes: Annotated[float, Meta(gt=0, le=10080)] | None = None
-    on_yield: Literal["terminate", "kill"] = "terminate"
-    on_preempt: Literal["resubmit", "fail"] = "resubmit"
-    grace_sec: Annotated[float, Meta(ge=0, le=60)] = 5.0
-    max_result_mb: Annotated[float, Meta(gt=0, le=64)] = 8.0
-    env: dict[str, str] = field(default_factory=dict)
+    executor: Annotated[Filled, Meta(description="What runs the task; command starts argv as a process.")] = "command"
+    argv: Annotated[
+        list[str], Meta(description="The program and its arguments; no shell. It reads the payload as JSON on stdin.")
+    ] = field(default_factory=list)
+    timeout_minutes: Annotated[
+        Annotated[float, Meta(gt=0, le=10080)] | None,
+        Meta(description="A tighter limit for this type. Nothing: execution.task_timeout_minutes, which always holds."),
+    ] = None
+    on_yield: Annotated[
+        Literal["terminate", "kill"],
+        Meta(description="How it is stopped when the person is back: SIGTERM and grace_sec first, or SIGKILL at once."),
+    ] = "terminate"
+    on_preempt: Annotated[
+        Literal["resubmit", "fail"],
+        Meta(description="What becomes of a task cut short: posted anew for another node, or failed as `preempted:`."),
+    ] = "resubmit"
+    grace_sec: Annotated[float, Meta(ge=0, le=60, description="Time between SIGTERM and SIGKILL.")] = 5.0
+    max_result_mb: Annotated[
+        float, Meta(gt=0, le=64, description="MiB of output kept as the result; it lies in memory only.")
+    ] = 8.0
+    env: Annotated[
+        dict[EnvName, str], Meta(description="Environment variables for the task, over the few that it gets anyway.")
+    ] = field(default_factory=dict)
 
 
 class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Which GPU is lent, and whether there must be one."""
 
-    presence: Literal["required", "optional", "none"] = "required"
-    lend: list[str] = field(default_factory=list)
-    own_processes: list[str] = field(default_factory=list)
-    display_servers: list[str] = field(
-        default_factory=lambda: ["Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "kwin_x11", "sway", "weston", "plasmashell"]
-    )
-    display_cap_gb: Annotated[float, Meta(ge=0, le=64)] = 2.0
-    look_interval_sec: Annotated[float, Meta(ge=0.2, le=60)] = 2.0
+    presence: Annotated[
+        Literal["required", "optional", "none"],
+        Meta(
+            description="required: no GPU, or no driver that answers, means no work. optional: work without one as "
+            "well. none: this machine has none to lend. A GPU that is there is judged in any case."
+        ),
+    ] = "required"
+    lend: Annotated[
+        list[Filled],
+        Meta(description="UUIDs of the GPUs that are lent. Empty: all of them, as most machines have one."),
+    ] = field(default_factory=list)
+    own_processes: Annotated[
+        list[Filled],
+        Meta(
+            description="Names of GPU processes that belong to RAE and not to the person (a model server, say). Empty: "
+            "none but the task's own."
+        ),
+    ] = field(default_factory=list)
+    display_servers: Annotated[
+        list[Filled],
+        Meta(description="Processes that draw the desktop; they always hold the GPU and are no sign of the person."),
+    ] = field(
+        default_factory=lambda: [
+            "Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "kwin_x11", "sway", "weston", "plasmashell",
+        ]
+    )  # fmt: skip
+    display_cap_gb: Annotated[
+        float, Meta(ge=0, le=64, description="GiB of VRAM up to which a display server only draws a desktop.")
+    ] = 2.0
+    look_interval_sec: Annotated[
+        float, Meta(ge=0.2, le=60, description="Time between two looks at a GPU that is awake; others sleep on.")
+    ] = 2.0
+    max_age_sec: Annotated[
+        float, Meta(gt=0, le=600, description="Age of a reading above which the GPU is unknown, which blocks.")
+    ] = 30.0
 
 
 class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Which signs of the person count."""
 
-    strict: bool = False
-    sessions: bool = True
-    terminals: bool = True
-    max_age_sec: Annotated[float, Meta(gt=0, le=600)] = 30.0
+    strict: Annotated[
+        bool, Meta(description="true: an open graphical session blocks even when nobody touches it.")
+    ] = False
+    sessions: Annotated[bool, Meta(description="Sessions and their idle times (logind, X11, Wayland).")] = True
+    terminals: Annotated[bool, Meta(description="Typing in terminals and over SSH.")] = True
+    max_age_sec: Annotated[
+        float, Meta(gt=0, le=600, description="Age of a look above which the user is unknown, which blocks.")
+    ] = 30.0
 
 
 class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """What the machine itself must offer."""
 
-    inhibitor: Literal["required", "none"] = "required"
-    on_battery: Literal["never", "allow"] = "never"
-    min_battery_percent: Annotated[float, Meta(ge=0, le=100)] = 50.0
-    min_memory_gb: Annotated[float, Meta(ge=0, le=4096)] = 1.0
-    max_temperature_c: Annotated[float, Meta(gt=0, le=120)] = 95.0
-    cpu_window_sec: Annotated[float, Meta(gt=0, le=300)] = 10.0
-    max_age_sec: Annotated[float, Meta(gt=0, le=600)] = 30.0
+    inhibitor: Annotated[
+        Literal["required", "none"],
+        Meta(
+            description="required: no task without a logind lock against sleep. none: for a machine that cannot "
+            "suspend or has no logind, such as a container."
+        ),
+    ] = "required"
+    on_battery: Annotated[
+        Literal["never", "allow"], Meta(description="Work on battery power; a task empties it in an hour.")
+    ] = "never"
+    min_battery_percent: Annotated[
+        float, Meta(ge=0, le=100, description="With on_battery: allow, the charge below which work stops.")
+    ] = 50.0
+    min_memory_gb: Annotated[
+        float, Meta(ge=0, le=4096, description="GiB of memory that must be free for use, or somebody needs it.")
+    ] = 1.0
+    max_temperature_c: Annotated[
+        float, Meta(gt=0, le=120, description="Degrees Celsius of the hottest sensor above which it must rest.")
+    ] = 95.0
+    cpu_window_sec: Annotated[
+        float, Meta(gt=0, le=300, description="CPU use is averaged over this time: a short burst stops nothing.")
+    ] = 10.0
+    max_age_sec: Annotated[
+        float, Meta(gt=0, le=600, description="Age of a reading above which CPU and host are unknown, which blocks.")
+    ] = 30.0
 
 
 class Work(Struct, frozen=True, forbid_unknown_fields=True):
     """When and how long the node works in one go."""
 
-    run_minutes: Annotated[float, Meta(ge=0, le=10080)] = 30.0
-    hours: list[str] = field(default_factory=list)
-    days: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = field(
+    run_minutes: Annotated[
+        float,
+        Meta(
+            ge=0, le=10080,
+            description="How long one stay in RUNNING may go on taking further tasks; 0: one task, then the cooldown.",
+        ),
+    ] = 30.0  # fmt: skip
+    hours: Annotated[
+        list[Hours],
+        Meta(
+            description='Local times of day, such as "22:00-06:30"; one past midnight belongs to the day on which it '
+            "begins. Empty: all day, since an absent person is what counts."
+        ),
+    ] = field(default_factory=list)
+    days: Annotated[list[Day], Meta(description="Days of the week on which a window may begin.")] = field(
         default_factory=lambda: ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
     )
 
 
 class Paths(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the rest lies; relative paths start at the configuration folder."""
+    """Where the rest lies; a relative path starts at the folder of this file, ~ is the home of the service's user."""
 
-    logs: str = "/opt/rae-node/logs"
-    workdir: str = "/opt/rae-node/workdir"
-    runtime: str = "/run/rae-node"
-    state: str = "/var/lib/rae-node"
+    logs: Annotated[Filled, Meta(description="The decision journal and the text log.")] = "/opt/rae-node/logs"
+    workdir: Annotated[
+        Filled, Meta(description="Tasks' work folders. It is WIPED after each task, so nothing else may lie in it.")
+    ] = "/opt/rae-node/workdir"
+    runtime: Annotated[Filled, Meta(description="The control socket; gone after a reboot.")] = "/run/rae-node"
+    state: Annotated[
+        Filled, Meta(description="The note of the task in flight (id and type, nothing else) and the operator's pause.")
+    ] = "/var/lib/rae-node"
 
 
 class Logs(Struct, frozen=True, forbid_unknown_fields=True):
     """How long decisions are kept."""
 
-    keep_days: Annotated[int, Meta(ge=1, le=366)] = 7
+    keep_days: Annotated[int, Meta(ge=1, le=366, description="Days of logs kept, one file a day.")] = 7
 
 
 class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -163,7 +343,10 @@ class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     node: Node = field(default_factory=Node)
     control: Control = field(default_factory=Control)
-    tasks: dict[str, TaskType] = field(default_factory=dict)
+    tasks: Annotated[
+        dict[TaskTypeName, TaskType],
+        Meta(description="The task types that this node runs; one of any other type is handed back. Empty: none."),
+    ] = field(default_factory=dict)
     gpu: GpuSettings = field(default_factory=GpuSettings)
     presence: PresenceSettings = field(default_factory=PresenceSettings)
     host: HostSettings = field(default_factory=HostSettings)
