@@ -1,0 +1,111 @@
+"""Telling systemd how the node is: READY, STATUS, WATCHDOG and their kin, by sdnotify on a socket that never blocks.
+
+Without NOTIFY_SOCKET nothing is sent. What a full or dead socket does not take is counted; READY and the last status are
+sent again with the next word, everything else is worth nothing when it is late. The watchdog is fed by the loop after a
+whole tick (R5), never by a thread of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+
+from sdnotify import SystemdNotifier
+
+
+class Notifier:
+    """The line to systemd. `environment`: where WATCHDOG_USEC and WATCHDOG_PID stand; NOTIFY_SOCKET is the process's."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._line: SystemdNotifier | None = None
+        self.errors = 0
+        self.last_error = ""
+        self._status = ""
+        self._owed: dict[str, str] = {}  # READY and STATUS that did not get through, by key
+        if os.environ.get("NOTIFY_SOCKET"):
+            try:
+                self._line = SystemdNotifier(debug=True)  # debug: errors are raised, and counted here
+                self._line.socket.setblocking(False)
+            except OSError as error:
+                self._line = None
+                self._failed(error)
+        self.watchdog_interval_s = _watchdog_interval_s(environment)
+
+    @property
+    def enabled(self) -> bool:
+        """systemd, or who plays its part, listens."""
+        return self._line is not None
+
+    def ready(self, status: str = "") -> None:
+        """The start, or a reload, is over."""
+        self._owed["READY"] = "1"
+        if status:
+            self._owed["STATUS"] = self._status = _one_line(status)
+        self._send()
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`; sent only when it changed."""
+        line = _one_line(text)
+        if line != self._status:
+            self._owed["STATUS"] = self._status = line
+            self._send()
+
+    def watchdog(self) -> None:
+        """A whole tick is done."""
+        self._send("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """The configuration is being read again; `ready` ends it."""
+        self._owed.pop("READY", None)
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def stopping(self, status: str = "") -> None:
+        """The node is on its way out."""
+        self._owed.pop("READY", None)
+        if status:
+            self._owed["STATUS"] = self._status = _one_line(status)
+        self._send("STOPPING=1")
+
+    def extend_timeout(self, usec: int) -> None:
+        """Start or stop needs up to `usec` microseconds more."""
+        self._send(f"EXTEND_TIMEOUT_USEC={usec}")
+
+    def errno(self, number: int) -> None:
+        """What made the service fail, as errno(3)."""
+        self._send(f"ERRNO={number}")
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        if self._line is not None:
+            self._line.socket.close()
+            self._line = None
+
+    def _send(self, *lines: str) -> None:
+        if self._line is None:
+            self._owed.clear()
+            return
+        # sdnotify encodes to Latin-1; systemd reads UTF-8: the bytes pass through as they are.
+        text = "\n".join([*lines, *(f"{key}={value}" for key, value in self._owed.items())])
+        try:
+            self._line.notify(text.encode().decode("latin-1"))
+        except OSError as error:
+            self._failed(error)
+        else:
+            self._owed.clear()
+
+    def _failed(self, error: OSError) -> None:
+        self.errors += 1
+        self.last_error = error.strerror or str(error)
+
+
+def _watchdog_interval_s(environment: Mapping[str, str]) -> float | None:
+    """Half of what systemd allows between two signs of life, in seconds; None: it does not watch this process."""
+    text, pid = environment.get("WATCHDOG_USEC", ""), environment.get("WATCHDOG_PID", "")
+    if not text.isdecimal() or int(text) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(text) / 2e6
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())  # a line break would be an assignment of its own
