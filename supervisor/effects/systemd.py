@@ -88,7 +88,7 @@ class Notifier:
         # sdnotify encodes to Latin-1; systemd reads UTF-8: the bytes pass through as they are.
         text = "\n".join([*lines, *(f"{key}={value}" for key, value in self._owed.items())])
         try:
-            self._line.notify(text.encode().decode("latin-1"))
+            self._line.notify(text.encode(errors="replace").decode("latin-1"))
         except OSError as error:
             self._failed(error)
         else:
@@ -108,4 +108,4 @@ def _watchdog_interval_s(environment: Mapping[str, str]) -> float | None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())  # a line break would be an assignment of its own
+    return " ".join(text.split())[:500]  # a line break would be an assignment of its own
