@@ -7,9 +7,12 @@ they cannot drift. Names follow interface §2 and §3; units are in the names. A
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct, field
+
+RUNTIME_FILE: Final = "runtime.yaml"
+NODE_FILE: Final = "node.yaml"
 
 # --- texts with a form of their own; a text with a pattern is always a single line
 
@@ -80,14 +83,14 @@ class Execution(Struct, frozen=True, forbid_unknown_fields=True):
     """How tasks are asked for and bounded."""
 
     poll_interval_sec: Annotated[
-        float, Meta(ge=0.2, le=3600, description="Time between two questions for a task while READY.")
+        float, Meta(ge=0.2, le=3600, description="Time between two polls while READY.")
     ]
     heartbeat_interval_sec: Annotated[
         float, Meta(ge=0.2, le=3600, description="Time between two signs of life to the control node.")
     ]
     task_timeout_minutes: Annotated[float, Meta(gt=0, le=10080, description="A task that runs longer is stopped.")]
     retry_on_disconnect: Annotated[
-        bool, Meta(description="Try a lost control node again; false disables the node at the first failure.")
+        bool, Meta(description="Try a lost control node again; false disables the node.")
     ]
 
 
@@ -242,7 +245,7 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
         default_factory=lambda: [
             "Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "kwin_x11", "sway", "weston", "plasmashell",
         ]
-    )  # fmt: skip
+    )
     display_cap_gb: Annotated[
         float, Meta(ge=0, le=64, description="GiB of VRAM up to which a display server only draws a desktop.")
     ] = 2.0
@@ -306,7 +309,7 @@ class Work(Struct, frozen=True, forbid_unknown_fields=True):
             ge=0, le=10080,
             description="How long one stay in RUNNING may go on taking further tasks; 0: one task, then the cooldown.",
         ),
-    ] = 30.0  # fmt: skip
+    ] = 30.0
     hours: Annotated[
         list[Hours],
         Meta(

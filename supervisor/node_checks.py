@@ -1,0 +1,78 @@
+"""node.yaml's fields together, once each is sound by itself: what no single field can know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from supervisor.control_url import host_of, is_loopback, url_fault
+from supervisor.settings import Control, NodeSettings
+from supervisor.settings_walk import Walk, join
+from supervisor.yaml_strict import Node, found
+
+EXECUTORS: Final = ("command",)
+
+Refuse = Callable[[str, str | None, str], None]
+
+
+def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
+    """What no single field can know."""
+
+    def refuse(path: str, what: str | None, allowed: str) -> None:
+        place = walk.places.get(path)
+        section = path
+        while place is None and section:
+            section = section.rpartition(".")[0]
+            place = walk.places.get(section)
+        place = place or Node(1, 1)
+        walk.refuse(place, path, found(place) if what is None else what, allowed)
+
+    _check_control(node.control, refuse)
+    for name, task in node.tasks.items():
+        path = join("tasks", name)
+        if task.executor not in EXECUTORS:
+            refuse(f"{path}.executor", None, "one of " + ", ".join(EXECUTORS))
+        elif not task.argv:
+            what = "an empty list" if f"{path}.argv" in walk.places else "nothing"
+            refuse(f"{path}.argv", what, "a list with the program first")
+        elif not task.argv[0]:
+            refuse(f"{path}.argv[0]", None, "the program to run")
+    _check_paths(node, folder, refuse)
+
+
+def resolve(folder: Path, path: str) -> Path:
+    """A path of node.yaml: a relative one starts at the configuration folder, `~` is the user's home."""
+    return Path(os.path.abspath(os.path.join(folder, os.path.expanduser(path))))
+
+
+def _check_control(control: Control, refuse: Refuse) -> None:
+    given = [name for name in control.token.__struct_fields__ if getattr(control.token, name) is not None]
+    for name in given[1:]:
+        allowed = f"at most one of {', '.join(control.token.__struct_fields__)}"
+        refuse(f"control.token.{name}", f"a second place for the key, beside control.token.{given[0]}", allowed)
+    if control.source == "nats":
+        refuse("control.source", None, "one of rae, embedded (NATS is not available in this version)")
+    if why := url_fault(control.url):
+        # a user name or password is not repeated into logs
+        refuse("control.url", "a URL with a user name or password" if "@" in control.url else None, why)
+    elif control.source == "embedded" and not is_loopback(host_of(control.url)):
+        refuse("control.url", None, "an address of this machine (127.0.0.1, ::1, localhost), as control.source is embedded")
+
+
+def _check_paths(node: NodeSettings, folder: Path, refuse: Refuse) -> None:
+    named = {f"paths.{name}": getattr(node.paths, name) for name in node.paths.__struct_fields__}
+    files = {"control.ca_file": node.control.ca_file, "control.token.file": node.control.token.file}
+    for path, text in {**named, **files}.items():
+        if text is not None and os.path.expanduser(text).startswith("~"):
+            refuse(path, None, "a path whose home folder is known on this machine")
+    # The work folder is wiped: nothing that is to stay may lie in it.
+    workdir = os.path.realpath(resolve(folder, node.paths.workdir))
+    keep = {path: resolve(folder, text) for path, text in named.items() if path != "paths.workdir"}
+    keep |= {path: resolve(folder, text) for path, text in files.items() if text is not None}
+    keep |= {"the configuration": folder, "the user's home": resolve(folder, "~")}
+    for what, other in keep.items():
+        if os.path.commonpath([workdir, os.path.realpath(other)]) == workdir:
+            refuse("paths.workdir", None, f"a folder of its own: it is wiped, and {what} lies in it")
+            break

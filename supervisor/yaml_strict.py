@@ -1,0 +1,322 @@
+"""YAML as a configuration file may use it: one document of mappings, lists and scalars, every node with its place.
+
+What makes YAML surprising is refused, each with its line and column: other encodings, anchors and aliases, tags,
+directives, several documents, merge keys, deep nesting, files that are too large or no files at all. Nothing is
+resolved here: a scalar keeps its text and whether it was quoted; what it means is for the reader of the tree to say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+MAX_BYTES: Final = 256 * 1024  # a sound file has a few KiB
+MAX_DEPTH: Final = 16  # tasks.<type>.env.<name> is four deep
+SHOWN: Final = 60  # characters of a value in a message
+
+# PyYAML with libyaml is ten times quicker; both give the same events.
+_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+# Beyond what YAML itself forbids: line breaks that an editor does not count, so that positions are an editor's.
+_FORBIDDEN: Final = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, as one line for people: file, place from 1, field, what was found, what is allowed (R7).
+
+    Without a place (line 0) the file itself cannot be had; `allowed` then says what to do.
+    """
+
+    file: str
+    line: int
+    column: int
+    field: str
+    found: str
+    allowed: str
+
+    def __str__(self) -> str:
+        """The line on stderr."""
+        if not self.line:
+            return f"{self.file}: {self.found}; {self.allowed}"
+        name = f"{self.field}: " if self.field else ""
+        return f"{self.file}:{self.line}:{self.column}: {name}found {self.found}, allowed: {self.allowed}"
+
+
+class Refused(Exception):
+    """The file has no text that could be read."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+@dataclass(slots=True)
+class Node:
+    """A value and where it begins, from 1. A plain Node was refused already: nothing more is to be said about it."""
+
+    line: int
+    column: int
+
+
+@dataclass(slots=True)
+class Scalar(Node):
+    """A text as it was written; `plain` without quotes."""
+
+    text: str
+    plain: bool
+
+
+@dataclass(slots=True)
+class Sequence(Node):
+    """A list."""
+
+    items: list[Node] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Mapping(Node):
+    """Keys and values in the order of the file; a key may be there twice."""
+
+    pairs: list[tuple[Node, Node]] = field(default_factory=list)
+    key: Node | None = None  # while it is read: the key whose value comes next
+
+
+def printable(text: str) -> str:
+    """The text on one line, nothing in it that a terminal would obey, cut to SHOWN characters."""
+    head = text[: SHOWN + 1]
+    shown = head if head.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in head)
+    return shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + "…"
+
+
+def resolved(text: str) -> str:
+    """What YAML 1.1 makes of a plain scalar: `null`, `bool`, `int`, `float`, `timestamp`, `merge`, or `str`."""
+    for tag, pattern in yaml.SafeLoader.yaml_implicit_resolvers.get(text[:1], ()):
+        if pattern.match(text):
+            return str(tag).rpartition(":")[2]
+    return "str"
+
+
+def found(node: Node) -> str:
+    """A value in words: as written in the file, quoted if it was quoted."""
+    if isinstance(node, Sequence):
+        return "a list"
+    if isinstance(node, Mapping):
+        return "a mapping"
+    if not isinstance(node, Scalar):
+        return "something refused"
+    if not node.plain:
+        return repr(node.text if len(node.text) <= SHOWN else node.text[: SHOWN - 1] + "…")
+    return "nothing" if resolved(node.text) == "null" else printable(node.text)
+
+
+# --- from the folder to a text
+
+
+def read(folder: Path, file: str) -> str | None:
+    """The text of a file in a folder; None if it is not there.
+
+    Opens regular files only and never waits, so that a FIFO or a device hangs nobody.
+
+    Raises:
+        Refused: it cannot be read, is too large, or is no UTF-8 text.
+    """
+    raw = _bytes(folder, file)
+    return None if raw is None else _decoded(raw, file)
+
+
+def _bytes(folder: Path, file: str) -> bytes | None:
+    def refused(what: str, todo: str) -> Refused:
+        return Refused(Problem(file, 0, 0, "", f"{what} in {in_words(folder)}", todo))
+
+    try:
+        path = os.path.join(folder, file)
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+        if kind != stat.S_IFREG:
+            what = "a directory" if kind == stat.S_IFDIR else "a device, pipe or socket"
+            raise refused(f"is {what}", "put a regular file there")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise refused("is no regular file", "put a regular file there")
+            raw = b""
+            while len(raw) <= MAX_BYTES and (more := os.read(descriptor, MAX_BYTES + 1 - len(raw))):
+                raw += more
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise refused("cannot be read", "name a folder, not a file, with --config") from None
+    except PermissionError as error:
+        raise refused(f"cannot be read ({error.strerror})", "give the service's user the right to read it") from None
+    except OSError as error:
+        raise refused(f"cannot be read ({error.strerror})", "put a regular file there") from None
+    except ValueError:  # a NUL character in the folder's name
+        raise refused("cannot be read", "name an existing folder with --config") from None
+    if len(raw) > MAX_BYTES:
+        raise refused(f"is larger than {MAX_BYTES // 1024} KiB", "shorten it")
+    return raw
+
+
+def in_words(folder: Path) -> str:
+    """A whole path on one line."""
+    text = str(folder)
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _decoded(raw: bytes, file: str) -> str:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Refused(Problem(file, 1, 1, "", "UTF-16 text", "UTF-8 text"))
+    start = len(b"\xef\xbb\xbf") if raw.startswith(b"\xef\xbb\xbf") else 0
+    try:
+        text = raw[start:].decode()
+    except UnicodeDecodeError as error:
+        before = raw[start : start + error.start].decode()
+        what = f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8"
+        raise Refused(Problem(file, *_place(before), "", what, "UTF-8 text")) from None
+    if bad := _FORBIDDEN.search(text):
+        what = f"the control character U+{ord(bad[0]):04X}"
+        raise Refused(Problem(file, *_place(text[: bad.start()]), "", what, "printable text"))
+    return text
+
+
+def _place(before: str) -> tuple[int, int]:
+    """Line and column, from 1, of what follows this text."""
+    lines = re.split("\r\n|\r|\n", before)
+    return len(lines), len(lines[-1]) + 1
+
+
+# --- from the text to a tree
+
+
+def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
+    """The document's root, None if there is nothing in it, and what had to be refused on the way.
+
+    The root is a bare Node when the text is no YAML: nothing can be said about its content then.
+    """
+    reader = _Reader(file)
+    try:
+        reader.run(yaml.parse(text, Loader=_LOADER))
+    except yaml.YAMLError as error:
+        reader.problems.append(_syntax(error, text, file))
+        reader.root = Node(1, 1)
+    return reader.root, reader.problems
+
+
+class _Reader:
+    """Builds the tree from events, without recursion, so that no nesting and no alias can blow it up."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.root: Node | None = None
+        self.problems: list[Problem] = []
+        self._open: list[Sequence | Mapping] = []
+
+    def run(self, events: Iterator[Any]) -> None:
+        documents = 0
+        for event in events:
+            if isinstance(event, yaml.NodeEvent):
+                if len(self._open) >= MAX_DEPTH:
+                    self._refuse(event, f"more than {MAX_DEPTH} levels of nesting", "the fields of this file")
+                    self.root = Node(1, 1)
+                    return
+                self._node(event)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                self._open.pop()
+            elif isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    self._refuse(event, "a second document", "one document")
+                    return
+                if event.version or event.tags:
+                    self._refuse(event, "a % directive", "none")
+
+    def _node(self, event: Any) -> None:
+        line, column = event.start_mark.line + 1, event.start_mark.column + 1
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(event, f"the alias *{printable(event.anchor or '')}", "every value written out")
+            self._add(Node(line, column))
+            return
+        if event.anchor is not None:
+            self._refuse(event, f"the anchor &{printable(event.anchor)}", "every value written out")
+        node: Node
+        if isinstance(event, yaml.ScalarEvent):
+            node = Scalar(line, column, event.value, not event.style)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            node = Sequence(line, column)
+        else:
+            node = Mapping(line, column)
+        if event.tag is not None:
+            self._refuse(event, f"the tag {printable(_short(event.tag))}", "values without tags")
+            self._add(Node(line, column))  # what it tags is read over, and not judged
+        else:
+            self._add(node)
+        if isinstance(node, Sequence | Mapping):
+            self._open.append(node)
+
+    def _add(self, node: Node) -> None:
+        if not self._open:
+            self.root = node
+            return
+        parent = self._open[-1]
+        if isinstance(parent, Sequence):
+            parent.items.append(node)
+        elif parent.key is None:
+            parent.key = node
+        else:
+            parent.pairs.append((parent.key, node))
+            parent.key = None
+
+    def _refuse(self, event: Any, what: str, allowed: str) -> None:
+        mark = event.start_mark
+        self.problems.append(Problem(self.file, mark.line + 1, mark.column + 1, "", what, allowed))
+
+
+def _short(tag: str) -> str:
+    """A tag as people write it."""
+    prefix = "tag:yaml.org,2002:"
+    return "!!" + tag[len(prefix) :] if tag.startswith(prefix) else tag
+
+
+# The parser's words and ours: found, allowed, and whether the place where the thing began says more than where it broke.
+_WORDS: Final = (
+    ("found unexpected end of stream", "a quote that is never closed", "a closing quote", True),
+    ("found unexpected document indicator", "a quote that is never closed", "a closing quote", True),
+    ("did not find expected ',' or ']'", "a list that is not closed", "a , or ] after each item", True),
+    ("did not find expected ',' or '}'", "a mapping that is not closed", "a , or } after each field", True),
+    ("mapping values are not allowed", "a ':' where no value can follow", "one 'field: value' a line, equally indented", False),
+    ("could not find expected ':'", "a field without ':'", "'field: value' on each line", False),
+    ("did not find expected key", "something that is no field of its section", "'field: value', equally indented", False),
+    ("did not find expected '-'", "something that is no item of the list", "'- item', equally indented", False),
+    ("did not find expected node content", "no value where one must be", "a value", False),
+    ("did not find expected <document start>", "something after the end", "one document, equally indented", False),
+    ("block sequence entries are not allowed", "a '-' where no list can begin", "a list on lines of its own", False),
+    ("escape", "an unknown \\ escape in double quotes", "single quotes, or \\\\ for a backslash", False),
+)
+
+
+def _syntax(error: yaml.YAMLError, text: str, file: str) -> Problem:
+    """What is no YAML, in our own words; the parser's where we have none."""
+    problem = str(getattr(error, "problem", None) or "text that is no YAML")
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    words, allowed = printable(problem), "YAML"
+    for part, ours, hint, at_start in _WORDS:
+        if part in problem:
+            words, allowed = ours, hint
+            mark = (getattr(error, "context_mark", None) or mark) if at_start else mark
+            break
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    if "cannot start any token" in problem:
+        lines = re.split("\r\n|\r|\n", text)
+        char = lines[line - 1][column - 1 : column] if line <= len(lines) else ""
+        words = "a tab" if char == "\t" else f"the character {char} at the start of a value"
+        allowed = "spaces" if char == "\t" else "such a text in quotes"
+    return Problem(file, line, column, "", words, allowed)
