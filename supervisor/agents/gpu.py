@@ -1,0 +1,151 @@
+"""Holds NVML for the daemon, in a process that may be left behind: a driver call can hang in the kernel (R12).
+
+A stuck thread would keep the daemon from being restarted, and an open NVML handle keeps a laptop's GPU awake; the end
+of this process closes every handle. It answers one JSON line on stdout for each line `look` on stdin, ends when stdin
+ends, and dies with its parent. It is started by path, isolated (`python -I gpu.py PARENT_PID`), so it imports nothing
+of ours: the standard library and pynvml.
+
+An answer is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. `error` (in words) says that nothing
+can be said of any GPU; `library` is false when libnvidia-ml.so.1 does not load. A device has `uuid, name, percent,
+total, used, reserved, temperature_c, mig, processes [{pid, kind, used}], error`: sizes in bytes, kind `c` (compute),
+`g` (graphics) or `cg`, null where the driver does not say; with `error` the device's other fields prove nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+import pynvml as nvml
+
+PR_SET_PDEATHSIG: Final = 1
+
+# What the driver's codes mean to the machine's owner; other codes keep NVML's own words.
+WORDS: Final[dict[int, str]] = {
+    3: "not supported by this GPU or driver",
+    4: "no permission to ask the NVIDIA driver: look at the access rights of /dev/nvidia*",
+    9: "the NVIDIA driver is not loaded: load or install it (`nvidia-smi` shows the state)",
+    10: "the NVIDIA driver timed out",
+    12: "libnvidia-ml.so.1 does not load",
+    13: "the NVIDIA driver is too old for this call",
+    15: "the GPU is lost, it has fallen off the bus or must be reset: reboot",
+    16: "the GPU must be reset before it can be used",
+    17: "the operating system blocked the NVIDIA driver",
+    18: "NVIDIA driver and library are of different versions (an update was installed): reboot",
+    999: "the NVIDIA driver reports an unknown error",
+}
+
+
+def words(error: nvml.NVMLError) -> str:
+    """An NVML error in one line, with its number."""
+    code = int(error.value)
+    return f"{WORDS.get(code) or str(error)} (NVML error {code})"
+
+
+def optional(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call says, or None where this GPU or driver cannot."""
+    try:
+        return call(*arguments)
+    except nvml.NVMLError:
+        return None
+
+
+def memory(handle: Any) -> dict[str, int | None]:
+    """VRAM in bytes. The call's second form tells what the driver itself reserves; in the first it is in `used`."""
+    try:
+        info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported, nvml.NVMLError_ArgumentVersionMismatch):
+        info = nvml.nvmlDeviceGetMemoryInfo(handle)
+        return {"total": int(info.total), "used": int(info.used), "reserved": None}
+    return {"total": int(info.total), "used": int(info.used), "reserved": int(info.reserved)}
+
+
+def processes(handle: Any) -> list[dict[str, Any]]:
+    """Every process with a context, once: games are in the graphics list only, CUDA in the compute list only."""
+    found: dict[int, dict[str, Any]] = {}
+    for kind, call in (
+        ("c", nvml.nvmlDeviceGetComputeRunningProcesses),
+        ("g", nvml.nvmlDeviceGetGraphicsRunningProcesses),
+    ):
+        for process in call(handle):
+            known = found.setdefault(int(process.pid), {"pid": int(process.pid), "kind": "", "used": None})
+            known["kind"] += kind if kind not in known["kind"] else ""
+            if process.usedGpuMemory is not None:  # both lists tell the process's whole use: not to be added up
+                known["used"] = max(known["used"] or 0, int(process.usedGpuMemory))
+    return list(found.values())
+
+
+def device(index: int) -> dict[str, Any]:
+    """One GPU as it is now."""
+    answer: dict[str, Any] = {"uuid": "", "error": ""}
+    what = "cannot be opened"
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        what = "its UUID cannot be read"
+        answer["uuid"] = str(nvml.nvmlDeviceGetUUID(handle))
+        answer["name"] = str(optional(nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU")
+        mode = optional(nvml.nvmlDeviceGetMigMode, handle)
+        answer["mig"] = bool(mode and mode[0])
+        answer["temperature_c"] = optional(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+        what = "its memory cannot be read"
+        answer |= memory(handle)
+        what = "its processes cannot be listed"
+        answer["processes"] = processes(handle)
+        what = "its utilisation cannot be read" + (" while MIG is on" if answer["mig"] else "")
+        answer["percent"] = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    except nvml.NVMLError as error:
+        answer["error"] = f"{what}: {words(error)}"
+    return answer
+
+
+class Looker:
+    """NVML, initialised at the first look and again after each failure."""
+
+    def __init__(self) -> None:
+        self._driver: str | None = None
+
+    def look(self) -> dict[str, Any]:
+        """What all GPUs look like now."""
+        answer: dict[str, Any] = {"library": True, "driver": "", "error": "", "devices": []}
+        try:
+            if self._driver is None:
+                nvml.nvmlInit()
+                self._driver = str(optional(nvml.nvmlSystemGetDriverVersion) or "")
+            answer["driver"] = self._driver
+            answer["devices"] = [device(index) for index in range(nvml.nvmlDeviceGetCount())]
+        except nvml.NVMLError_LibraryNotFound as error:
+            answer |= {"library": False, "error": words(error)}
+        except nvml.NVMLError as error:
+            self._driver = None
+            answer["error"] = words(error)
+        return answer
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent dies, also if that has happened already."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    if len(sys.argv) > 1:
+        die_with(int(sys.argv[1]))
+    looker = Looker()
+    try:
+        for line in sys.stdin:
+            if line.strip() == "look":
+                sys.stdout.write(json.dumps(looker.look()) + "\n")
+                sys.stdout.flush()
+    except (BrokenPipeError, KeyboardInterrupt):
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""Judges what NVML said: how much of the lent GPUs is in use, and by whom. Pure: names come from a function handed in.
+
+A process on a lent GPU is one of four (R9):
+- own: of the node's task (`own_pids`), or listed in `gpu.own_processes`; its memory is not counted;
+- display: a display server listed in `gpu.display_servers`; harmless while all of them together hold no more than
+  `gpu.display_cap_gb` (a compositor can hold 6 GB); its memory counts as used by others, as all memory but our own;
+- remnant: was the task's a moment ago and is gone; no sign of a person, but what it still holds counts as used;
+- foreign: everything else, compute or graphics (games are in the graphics list only), known by name or not.
+
+Memory that no listed process holds is used by others too: it is in total used minus our own, and is told in words.
+NVML cannot split utilisation between processes reliably, so while a process of the task holds a context on a GPU and
+nobody foreign is there, what that GPU does is the task's doing and is not held against itself; else all of it counts.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from msgspec import Struct
+
+from states.observation import Gpu
+from states.words import number
+from supervisor.settings import GpuSettings
+
+GIB: Final = 2**30
+COMM_LENGTH: Final = 15  # the kernel cuts a process's name there
+UNEXPLAINED_GB: Final = 0.5  # less than this is the driver's own bookkeeping
+RESERVED_GB: Final = 0.6  # what a driver reserves, where it cannot say (memory call of the first form)
+
+
+class Process(Struct, frozen=True):
+    """A process with a context; `kind` c compute, g graphics, cg both; `used` bytes of VRAM, None: not told."""
+
+    pid: int
+    kind: str
+    used: int | None = None
+
+
+class Device(Struct, frozen=True):
+    """One GPU as NVML shows it, sizes in bytes; with `error` the rest proves nothing."""
+
+    uuid: str = ""
+    error: str = ""
+    name: str = "NVIDIA GPU"
+    mig: bool = False
+    temperature_c: int | None = None
+    total: int = 0
+    used: int = 0
+    reserved: int | None = None
+    processes: tuple[Process, ...] = ()
+    percent: int | None = None
+
+
+class Answer(Struct, frozen=True):
+    """One answer of the helper (supervisor/agents/gpu.py)."""
+
+    library: bool
+    driver: str
+    error: str
+    devices: tuple[Device, ...]
+
+
+class Whose(StrEnum):
+    """Whose process it is."""
+
+    OWN = "own"
+    DISPLAY = "display"
+    REMNANT = "remnant"
+    FOREIGN = "foreign"
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A process's short name, and the path of its program where we may read it."""
+
+    comm: str = ""
+    exe: str = ""
+
+    @property
+    def gone(self) -> bool:
+        """There is no such process (any more)."""
+        return not self.comm and not self.exe
+
+
+NameOf = Callable[[int], Name]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """The judgement: a value or an error, a note in words, and one row a device for people and `--json`."""
+
+    gpu: Gpu | None
+    error: str = ""
+    note: str = ""
+    rows: tuple[dict[str, Any], ...] = ()
+
+
+def listed(name: Name, entries: Collection[str]) -> bool:
+    """Whether a process is one of the configured programs: an entry with a slash is the program's path and needs proof,
+    one without is its file name, or its short name (cut by the kernel) where the path may not be read."""
+    base = os.path.basename(name.exe)
+    for entry in entries:
+        if "/" in entry:
+            if name.exe == entry:
+                return True
+        elif base == entry if base else bool(name.comm) and name.comm == entry[:COMM_LENGTH]:
+            return True
+    return False
+
+
+def whose(pid: int, name: Name, own: Collection[int], lately: Collection[int], settings: GpuSettings) -> Whose:
+    """Whose process it is, before the display servers' cap."""
+    if pid in own or listed(name, settings.own_processes):
+        return Whose.OWN
+    if pid in lately and name.gone:
+        return Whose.REMNANT
+    return Whose.DISPLAY if listed(name, settings.display_servers) else Whose.FOREIGN
+
+
+def printable(text: str) -> str:
+    """A name that somebody else chose, fit for a line of text."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:32]
+
+
+def _impossible(device: Device) -> str:
+    """Why the device's numbers cannot be believed; empty: they can."""
+    if device.error:
+        return device.error
+    if device.percent is None or not 0 <= device.percent <= 100:
+        return f"impossible utilisation ({device.percent} %)"
+    if device.total <= 0 or not 0 <= device.used <= device.total:
+        return f"impossible memory ({device.used} of {device.total} bytes used)"
+    if any(p.used is not None and not 0 <= p.used <= device.total for p in device.processes):
+        return "impossible memory of a process"
+    return ""
+
+
+def _lent(devices: Sequence[Device], lend: Sequence[str]) -> tuple[list[Device], str]:
+    """The lent devices, and what is wrong with them: all, or those named by UUID, each of which must be there."""
+    chosen = [d for d in devices if not lend or d.uuid in lend]
+    missing = [uuid for uuid in lend if uuid not in {d.uuid for d in chosen}]
+    for device in devices:
+        # One that cannot even say its UUID may be the missing one: its error says more than that one is missing.
+        if missing and device.error and not device.uuid:
+            return chosen, f"GPU {missing[0]} (gpu.lend) is not there; one {device.error}"
+    if missing:
+        return chosen, f"GPU {missing[0]} (gpu.lend in node.yaml) is not there; `nvidia-smi -L` lists what is"
+    for device in chosen:
+        if wrong := _impossible(device):
+            return chosen, f"{device.uuid or 'GPU'}: {wrong}"
+    return chosen, "" if chosen else "the NVIDIA driver shows no GPU"
+
+
+def judge(
+    devices: Sequence[Device], own: Collection[int], lately: Collection[int], name_of: NameOf, settings: GpuSettings
+) -> Use:
+    """The lent GPUs without the node's own task (R9, R10): the busiest one's percent and GiB, the foreign processes.
+
+    Args:
+        devices: all that NVML shows.
+        own: pids of the node's task now.
+        lately: pids that were the task's within the last half minute.
+        name_of: a pid's name; an empty one says that it is gone.
+        settings: `gpu` of node.yaml.
+    """
+    lent, error = _lent(devices, settings.lend)
+    if error:
+        return Use(None, error, rows=tuple(_row(d, d in lent, {}, {}) for d in devices))
+    names = {p.pid: name_of(p.pid) for d in devices for p in d.processes}
+    side = {pid: whose(pid, name, own, lately, settings) for pid, name in names.items()}
+
+    displays = [p for d in lent for p in d.processes if side[p.pid] is Whose.DISPLAY]
+    told = [p.used for p in displays if p.used is not None]
+    if len(told) < len(displays) or sum(told) > settings.display_cap_gb * GIB:
+        side |= {p.pid: Whose.FOREIGN for p in displays}
+    foreign = sorted({p.pid for d in lent for p in d.processes if side[p.pid] is Whose.FOREIGN})
+
+    percents, sizes, notes = [], [], []
+    for device in lent:
+        ours = [p for p in device.processes if side[p.pid] is Whose.OWN]
+        ours_busy = bool(own) and bool(ours)
+        percents.append(0 if ours_busy and not foreign else device.percent or 0)
+        sizes.append(max(0, device.used - sum(p.used or 0 for p in ours)) / GIB)
+        reserved_gb = RESERVED_GB if device.reserved is None else 0.0
+        unexplained_gb = (device.used - sum(p.used or 0 for p in device.processes)) / GIB - reserved_gb
+        if unexplained_gb > UNEXPLAINED_GB:
+            notes.append(f"{number(unexplained_gb)} GiB of VRAM held by no listed process")
+    gpu = Gpu(
+        percent=float(max(percents)),
+        vram_gb=max(sizes),
+        foreign=len(foreign),
+        foreign_names=tuple(_called(pid, names[pid]) for pid in foreign),
+    )
+    return Use(gpu, note="; ".join(notes), rows=tuple(_row(d, d in lent, names, side) for d in devices))
+
+
+def _called(pid: int, name: Name) -> str:
+    return f"{printable(name.comm or os.path.basename(name.exe))} (pid {pid})" if not name.gone else f"pid {pid}"
+
+
+def _row(device: Device, lent: bool, names: dict[int, Name], side: dict[int, Whose]) -> dict[str, Any]:
+    """A device for doctor and check-gpu; sizes in GiB."""
+    return {
+        "uuid": device.uuid,
+        "name": device.name,
+        "lent": lent,
+        "error": device.error,
+        "percent": device.percent,
+        "used_gb": round(device.used / GIB, 2),
+        "total_gb": round(device.total / GIB, 2),
+        "reserved_gb": None if device.reserved is None else round(device.reserved / GIB, 2),
+        "temperature_c": device.temperature_c,
+        "mig": device.mig,
+        "processes": [
+            {
+                "pid": p.pid,
+                "name": printable(names.get(p.pid, Name()).comm),
+                "kind": p.kind,
+                "used_gb": None if p.used is None else round(p.used / GIB, 2),
+                "whose": str(side.get(p.pid, Whose.FOREIGN)),
+            }
+            for p in device.processes
+        ],
+    }
