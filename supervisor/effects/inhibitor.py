@@ -88,7 +88,7 @@ class Inhibitor:
                         return "locks released"
                     await asyncio.sleep(RELEASE_TIMEOUT_S / 2 / LOOKS)
         except (BusError, TimeoutError) as error:
-            return f"locks released, unseen by logind: {error or 'it does not answer'}"
+            return f"locks released, unseen by logind: {str(error) or 'it does not answer'}"
         kinds = " and ".join(lock.what for lock in left)
         raise ReleaseFailed(f"logind still lists the lock on {kinds}: a process holds a copy of its descriptor")
 
