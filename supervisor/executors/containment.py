@@ -1,0 +1,285 @@
+"""What holds a task's processes together: a cgroup of its own where one is delegated to us, else its keeper's tree (R19, R23).
+
+`detect` proves before it promises: a cgroup counts only when a real process was put into a new one, frozen and killed
+there. `sweep` clears away, at start, what a crash has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Protocol
+
+from supervisor.executors import holds
+from supervisor.executors.base import StopFailed
+
+TASK_VARIABLE = "RAE_NODE_TASK"
+KEEPER_VARIABLE = "RAE_NODE_KEEPER"  # the task's mark and the daemon's pid
+CGROUP_VARIABLE = "RAE_NODE_CGROUP"
+_PREFIX = "rae-task-"
+_PROBE_LIMIT_S = 2.0
+_ORPHAN_KEEPER_LIMIT_S = 2.0
+
+
+class Containment(Protocol):
+    """How tasks are held."""
+
+    def describe(self) -> str:
+        """One honest line for `doctor`: what holds tasks, and what that cannot hold."""
+        ...
+
+    def place(self, mark: str) -> str | None:
+        """Make the cgroup for one task and return its path; None where the keeper's tree is the place.
+
+        Args:
+            mark: the task's mark, see `task_mark`.
+
+        Raises:
+            OSError: it could not be made.
+        """
+        ...
+
+    def sweep(self, root: Path, limit_s: float = 5.0) -> int:
+        """Kill what a crash has left of this node's tasks, and remove their cgroups; returns how many processes that
+        were. Blocks, for `limit_s` at most. Idempotent. Tasks whose daemon lives are left alone.
+
+        Args:
+            root: the folder of the work folders: it is what makes a node's tasks its own.
+
+        Raises:
+            StopFailed: something is still alive.
+        """
+        ...
+
+
+def node_mark(root: Path) -> str:
+    """What the tasks of the node with this folder of work folders are known by, in names and environments."""
+    return hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+
+
+def task_mark(workdir: Path) -> str:
+    """What one task's processes are known by: the node's mark and the work folder's random name."""
+    return f"{node_mark(workdir.parent)}.{workdir.name}"
+
+
+class TreeContainment:
+    """No cgroup: the keeper, as subreaper, and walks over /proc.
+
+    Args:
+        reason: why there is no cgroup.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def describe(self) -> str:
+        """See Containment."""
+        return (
+            f"process tree below a subreaper ({self.reason}); freezing takes longer under load, and a task that kills its "
+            "keeper and clears its environment could stay behind: give the service Delegate=yes"
+        )
+
+    def place(self, mark: str) -> str | None:
+        """See Containment."""
+        return None
+
+    def sweep(self, root: Path, limit_s: float = 5.0) -> int:
+        """See Containment."""
+        return _sweep(node_mark(root), None, limit_s)
+
+
+class CgroupContainment:
+    """A fresh cgroup v2 for every task.
+
+    Args:
+        base: the delegated cgroup below which they are made.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def describe(self) -> str:
+        """See Containment."""
+        return f"a cgroup v2 of its own for each task, below {self.base} (tried: a process was frozen and killed there)"
+
+    def place(self, mark: str) -> str | None:
+        """See Containment."""
+        path = f"{self.base}/{_PREFIX}{mark}"
+        os.mkdir(path)
+        return path
+
+    def sweep(self, root: Path, limit_s: float = 5.0) -> int:
+        """See Containment."""
+        return _sweep(node_mark(root), self.base, limit_s)
+
+
+def detect(mountinfo: str = "/proc/self/mountinfo", membership: str = "/proc/self/cgroup") -> Containment:
+    """The best that this process may use, tried with a real process (takes some milliseconds, blocks at most 2 s).
+
+    Args:
+        mountinfo: where the cgroup v2 mount is found.
+        membership: where our own place in it is found.
+    """
+    try:
+        base = _delegated(mountinfo, membership)
+        _probe(base)
+    except OSError as error:
+        return TreeContainment(f"no cgroup v2 to use: {error.strerror or error}")
+    return CgroupContainment(base)
+
+
+def _refuse(reason: str) -> OSError:
+    return OSError(0, reason)
+
+
+def _delegated(mountinfo: str, membership: str) -> str:
+    """Our own cgroup's folder, if it is ours to divide. Raises OSError with the reason otherwise."""
+    try:
+        place = next(line[3:] for line in Path(membership).read_text().splitlines() if line.startswith("0::"))
+    except StopIteration:
+        raise _refuse("this process is in none") from None
+    for line in Path(mountinfo).read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup2 "):
+            seen_root, mount = before.split()[3:5]
+            break
+    else:
+        raise _refuse("none is mounted")
+    if seen_root != "/" and (place + "/").startswith(seen_root + "/"):
+        place = place[len(seen_root) :] or "/"
+    if "/.." in place:
+        raise _refuse("its own is outside of what it can see")
+    own = mount + place.rstrip("/")
+    for folder in (own, os.path.dirname(own)) if os.path.basename(own) == "supervisor" else (own,):  # DelegateSubgroup=
+        if _is_ours(folder, at_root=place == "/"):
+            return folder
+    raise _refuse(f"{own} is not delegated to uid {os.geteuid()}")
+
+
+def _is_ours(folder: str, *, at_root: bool) -> bool:
+    """Delegated: writable to a plain user only if it was given to them. Root may write everywhere, so root needs the mark
+    that systemd leaves, or to stand at the root of all it sees, as in a container."""
+    if not all(os.access(f"{folder}/{name}", os.W_OK) for name in ("", "cgroup.procs")):
+        return False
+    if os.geteuid() != 0 or at_root:
+        return True
+    for attribute in ("trusted.delegate", "user.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(folder, attribute) == b"1":
+                return True
+    return False
+
+
+def _probe(base: str) -> None:
+    """Put a process into a new cgroup, freeze it, kill it, remove the cgroup. Raises OSError with what did not work."""
+    path = f"{base}/rae-probe-{os.getpid()}-{os.urandom(4).hex()}"
+    os.mkdir(path)
+    tree = holds.CgroupHold(os.getpid(), path)
+    try:
+        for name in ("cgroup.freeze", "cgroup.kill"):
+            if not os.access(f"{path}/{name}", os.W_OK):
+                raise _refuse(f"{name} is missing there (Linux 5.14 is needed)")
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as victim:
+            try:
+                holds.write(f"{path}/cgroup.procs", str(victim.pid))
+                if not tree.freeze(_PROBE_LIMIT_S):
+                    raise _refuse("freezing does not work there")
+                holds.write(f"{path}/cgroup.kill", "1")
+                victim.wait(_PROBE_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                raise _refuse("killing does not work there") from None
+            finally:
+                tree.thaw()
+                victim.kill()
+    finally:
+        tree.remove()
+
+
+def clear(tree: holds.TreeHold, mark: str, limit_s: float) -> list[str]:
+    """Kill one task's tree without its keeper's help; returns what is left, in words. Blocks.
+
+    Args:
+        tree: the grip on it, by the pid of its keeper, which is not reaped yet.
+        mark: see `task_mark`; finds what was orphaned, by the environment.
+        limit_s: how long to try.
+    """
+    until_s = time.monotonic() + limit_s
+    while True:
+        tree.kill()
+        left = {process.pid: process for process in tree.living()}
+        for process in _marked(mark):
+            left[process.pid] = process
+            holds.send(process, signal.SIGKILL)
+        if not left or time.monotonic() > until_s:
+            break
+        time.sleep(0.01)
+    tree.remove()
+    return [str(process) for process in left.values()]
+
+
+def _marked(mark: str, variable: str = TASK_VARIABLE) -> list[holds.Process]:
+    """The living processes whose environment began with this mark, or a mark below it."""
+    wanted = mark.encode()
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            value = holds.environment(int(name)).get(variable.encode(), b"")
+            if value == wanted or value.startswith(wanted + b"."):
+                process = holds.look(int(name))
+                if process is not None and process.living:
+                    found.append(process)
+    return found
+
+
+def _leftovers(mark: str, base: str | None) -> tuple[dict[int, holds.Process], list[holds.CgroupHold], list[holds.Process]]:
+    """Processes, cgroups and keepers of this node whose daemon is gone."""
+    spared: set[int] = set()
+    busy: set[str] = set()
+    orphans = []
+    for keeper in _marked(mark, KEEPER_VARIABLE):
+        daemon = holds.environment(keeper.pid).get(KEEPER_VARIABLE.encode(), b"").rpartition(b".")[2].decode()
+        if str(keeper.ppid) == daemon:
+            spared |= {process.pid for process in holds.descendants(keeper.pid)}
+            busy.add(holds.environment(keeper.pid).get(CGROUP_VARIABLE.encode(), b"").decode())
+        else:
+            orphans.append(keeper)
+    found = {process.pid: process for process in _marked(mark) if process.pid not in spared}
+    for keeper in orphans:
+        found |= {process.pid: process for process in holds.descendants(keeper.pid) if process.living}
+    groups = []
+    if base is not None:
+        for name in os.listdir(base):
+            path = f"{base}/{name}"
+            if name.startswith(f"{_PREFIX}{mark}.") and path not in busy:
+                groups.append(holds.CgroupHold(0, path))
+                members = [holds.look(pid) for pid in groups[-1].pids()]
+                found |= {member.pid: member for member in members if member is not None and member.living}
+    return found, groups, orphans
+
+
+def _sweep(mark: str, base: str | None, limit_s: float) -> int:
+    """See Containment.sweep."""
+    begun_s = time.monotonic()
+    killed: set[int] = set()
+    while True:
+        found, groups, orphans = _leftovers(mark, base)
+        if not found and not orphans:
+            break
+        elapsed_s = time.monotonic() - begun_s
+        if elapsed_s > limit_s:
+            raise StopFailed("left by a crash and still alive: " + ", ".join(str(p) for p in [*found.values(), *orphans]))
+        killed |= found.keys()
+        if not orphans or elapsed_s > _ORPHAN_KEEPER_LIMIT_S:  # a keeper that lost its daemon is at this very work
+            for group in groups:
+                group.kill_first()
+            for process in [*found.values(), *orphans]:
+                holds.send(process, signal.SIGKILL)
+        time.sleep(0.02)
+    for group in groups:
+        group.remove()
+    return len(killed)

@@ -1,0 +1,342 @@
+"""A grip on one task's process tree: freeze, thaw, signal, kill, count. By cgroup v2, or by walking /proc.
+
+Used by the keeper, which is the tree's subreaper, and by the daemon, which looks on. Standard library only, and little of
+it: a keeper is started for every task, so what is imported here is paid before every task.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_STOPPED = "Tt"
+_DEAD = "ZXx"
+
+
+def read(path: str) -> bytes:
+    """A small kernel file. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def write(path: str, text: str) -> None:
+    """One order to the kernel. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+class Process:
+    """One line of /proc/PID/stat: what is needed of it."""
+
+    __slots__ = ("pid", "ppid", "started", "state", "ticks", "ticks_reaped")
+
+    def __init__(self, pid: int, stat: bytes) -> None:
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        self.pid = pid
+        self.state = fields[0].decode()
+        self.ppid = int(fields[1])
+        self.ticks = int(fields[11]) + int(fields[12])
+        self.ticks_reaped = int(fields[13]) + int(fields[14])
+        self.started = int(fields[19])  # with the pid: this very process, not a later one of the same number
+
+    @property
+    def living(self) -> bool:
+        """Not a zombie: it can still run, hold memory, or wait in the kernel."""
+        return self.state not in _DEAD
+
+    def __str__(self) -> str:
+        return f"{self.pid} (state {self.state})"
+
+
+def look(pid: int) -> Process | None:
+    """The process now, a zombie too; None when it is gone."""
+    try:
+        return Process(pid, read(f"/proc/{pid}/stat"))
+    except (OSError, ValueError):
+        return None
+
+
+def descendants(root: int) -> list[Process]:
+    """Every process below `root` (not itself), zombies too, by one walk over /proc.
+
+    A process whose parent dies during the walk may be missed: look again until nothing changes, or ask `waitpid`.
+    """
+    children: dict[int, list[Process]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (process := look(int(name))) is not None:
+            children.setdefault(process.ppid, []).append(process)
+    found, todo = [], [root]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += [process.pid for process in below]
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """The direct children, by the kernel's own list. Raises FileNotFoundError where the kernel keeps none."""
+    found: list[int] = []
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        found += [int(word) for word in read(f"/proc/{pid}/task/{tid}/children").split()]
+    return found
+
+
+def quick_descendants(root: int) -> list[int]:
+    """The pids below `root`, asked process by process: a tenth of a walk's time, good for counting, not for proving."""
+    try:
+        todo = _children(root)
+    except OSError:
+        return [process.pid for process in descendants(root)]
+    found = []
+    while todo:
+        pid = todo.pop()
+        found.append(pid)
+        try:
+            todo += _children(pid)
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def send(process: Process, number: int) -> None:
+    """Signal this very process: held by a pidfd and compared before the signal, so that no later one of the same number
+    is hit. A process that is gone, or that we may not signal, is left to the next look."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:
+        return
+    try:
+        now = look(process.pid)
+        if now is not None and now.started == process.started:
+            signal.pidfd_send_signal(fd, number)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def environment(pid: int) -> dict[bytes, bytes]:
+    """The environment a process was started with; empty when it may not be read."""
+    try:
+        pairs = read(f"/proc/{pid}/environ").split(b"\0")
+    except OSError:
+        return {}
+    return dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
+
+
+def _set_polite(tids: list[int], nice: int) -> None:
+    """Ordinary scheduling at `nice` for these threads; stops at the first refusal (a plain user may not go back up)."""
+    for tid in tids:
+        try:
+            if os.sched_getscheduler(tid) != os.SCHED_OTHER:
+                os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, tid, nice)
+        except ProcessLookupError:
+            continue
+        except OSError:
+            return
+
+
+def _threads(pids: list[int]) -> list[int]:
+    found: list[int] = []
+    for pid in pids:
+        try:
+            found += [int(tid) for tid in os.listdir(f"/proc/{pid}/task")]
+        except OSError:
+            continue
+    return found
+
+
+class TreeHold:
+    """The processes below `root`, which is their subreaper: found by walking /proc, held by SIGSTOP."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+
+    def pids(self) -> frozenset[int]:
+        """The processes now."""
+        return frozenset(quick_descendants(self.root))
+
+    def living(self) -> list[Process]:
+        """What is not dead, by a whole walk."""
+        return [process for process in descendants(self.root) if process.living]
+
+    def threads(self) -> list[int]:
+        """The threads of all processes now."""
+        return _threads(list(self.pids()))
+
+    def hurry(self) -> None:
+        """Give the tree ordinary priority, where that is permitted: a polite process also obeys slowly."""
+        _set_polite(self.threads(), 0)
+
+    def relax(self) -> None:
+        """Put the tree behind everything else again."""
+        _set_polite(self.threads(), 19)
+
+    def freeze(self, limit_s: float) -> bool:
+        """Stop everything, and see it stopped: two walks without a running process, for one may miss a newborn.
+
+        Args:
+            limit_s: how long to try.
+        """
+        until_s = time.monotonic() + limit_s
+        quiet = 0
+        while quiet < 2:
+            running = [process for process in self.living() if process.state not in _STOPPED]
+            quiet = 0 if running else quiet + 1
+            for process in running:  # no pidfd here: the walk is a millisecond old, and this is the hot path
+                try:
+                    os.kill(process.pid, signal.SIGSTOP)
+                except OSError:
+                    continue
+            if running and time.monotonic() > until_s:
+                return False
+        return True
+
+    def thaw(self) -> None:
+        """Let it run on."""
+        self.signal(signal.SIGCONT)
+
+    def signal(self, number: int) -> None:
+        """Signal everything once."""
+        for process in self.living():
+            send(process, number)
+
+    def kill(self) -> None:
+        """SIGKILL for everything, once; repeat until `living` is empty."""
+        self.signal(signal.SIGKILL)
+
+    def kill_first(self) -> None:
+        """The first blow, by the shortest way."""
+        self.kill()
+
+    def cpu_s(self) -> float:
+        """CPU seconds of what lives below, and of what the subreaper has reaped."""
+        root = look(self.root)
+        ticks = root.ticks_reaped if root else 0
+        for pid in self.pids():
+            if (process := look(pid)) is not None:
+                ticks += process.ticks + process.ticks_reaped
+        return ticks / _TICKS_PER_S
+
+    def remove(self) -> None:
+        """Take away what holds an empty tree."""
+
+
+class CgroupHold(TreeHold):
+    """The same with a cgroup v2 of the task's own: freezing and killing are the kernel's, and miss no newborn."""
+
+    def __init__(self, root: int, path: str) -> None:
+        super().__init__(root)
+        self.path = path
+
+    def _groups(self) -> list[str]:
+        """This cgroup and those that the task made below it, deepest first."""
+        return [folder for folder, _, _ in os.walk(self.path, topdown=False)]
+
+    def _members(self, kind: str) -> list[int]:
+        found: list[int] = []
+        for folder in self._groups():
+            try:
+                found += [int(word) for word in read(f"{folder}/{kind}").split()]
+            except OSError:
+                continue
+        return [number for number in found if number > 0]  # 0: of another pid namespace
+
+    def pids(self) -> frozenset[int]:
+        """The cgroup's members now."""
+        return frozenset(self._members("cgroup.procs"))
+
+    def living(self) -> list[Process]:
+        """The members, and what left the cgroup but still descends from the keeper."""
+        found = {process.pid: process for process in super().living()}
+        for pid in self.pids():
+            if (process := look(pid)) is not None and process.living:
+                found[pid] = process
+        return list(found.values())
+
+    def threads(self) -> list[int]:
+        """The members' threads, by one read a group."""
+        return self._members("cgroup.threads")
+
+    def event(self, name: str) -> bool:
+        """`populated` or `frozen`, as the kernel says it. Raises OSError."""
+        return f"{name} 1".encode() in read(f"{self.path}/cgroup.events").splitlines()
+
+    def freeze(self, limit_s: float) -> bool:
+        """Order the freeze, and wait for the kernel's word that it is done."""
+        try:
+            write(f"{self.path}/cgroup.freeze", "1")
+            fd = os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return super().freeze(limit_s)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)
+            until_s = time.monotonic() + limit_s
+            while b"frozen 1" not in os.pread(fd, 256, 0):
+                left_s = until_s - time.monotonic()
+                if left_s <= 0:
+                    return False
+                poll.poll(left_s * 1000)
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def thaw(self) -> None:
+        """Let it run on, also what was stopped by signal."""
+        try:
+            write(f"{self.path}/cgroup.freeze", "0")
+        except OSError:
+            super().thaw()
+
+    def kill(self) -> None:
+        """The kernel's kill for the members, a walk for what escaped."""
+        self.kill_first()
+        super().kill()
+
+    def kill_first(self) -> None:
+        """The kernel's kill: no walk."""
+        try:
+            write(f"{self.path}/cgroup.kill", "1")
+        except OSError:
+            for pid in self.pids():
+                if (process := look(pid)) is not None:
+                    send(process, signal.SIGKILL)
+
+    def cpu_s(self) -> float:
+        """By the kernel's account, which is kept without any controller."""
+        try:
+            for line in read(f"{self.path}/cpu.stat").splitlines():
+                if line.startswith(b"usage_usec "):
+                    return int(line.split()[1]) / 1e6
+        except OSError:
+            pass
+        return super().cpu_s()
+
+    def remove(self) -> None:
+        """Remove the empty cgroup with those below it. A busy one is left to the next sweep."""
+        for folder in self._groups():
+            try:
+                os.rmdir(folder)
+            except OSError:
+                continue
+
+
+def hold(root: int, cgroup: str | None) -> TreeHold:
+    """The grip on the tree below `root`: by its cgroup where there is one."""
+    return CgroupHold(root, cgroup) if cgroup else TreeHold(root)
