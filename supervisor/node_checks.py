@@ -33,7 +33,7 @@ def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
     for name, task in node.tasks.items():
         path = join("tasks", name)
         if task.executor not in EXECUTORS:
-            refuse(f"{path}.executor", None, "one of " + ", ".join(EXECUTORS))
+            refuse(f"{path}.executor", None, ", ".join(EXECUTORS))
         elif not task.argv:
             what = "an empty list" if f"{path}.argv" in walk.places else "nothing"
             refuse(f"{path}.argv", what, "a list with the program first")

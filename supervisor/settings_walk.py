@@ -105,7 +105,7 @@ class Walk:
         key_type, value_type = get_args(_unwrap(annotation)[0])
         values: dict[str, Any] = {}
         for name, (name_node, value_node) in self._pairs(node, path).items():
-            if self._sound(name, key_type):
+            if _sound(name, key_type):
                 values[name] = self._value(value_type, value_node, join(path, name), name_node)
             else:
                 self.refuse(name_node, path, f"the name {printable(name) or repr(name)}", allowed(key_type))
@@ -121,18 +121,9 @@ class Walk:
     def _leaf(self, annotation: Any, inner: Any, node: Node, path: str) -> Any:
         """A scalar, read strictly by the type that is asked for, and judged by msgspec."""
         value = _read_as(inner, node) if isinstance(node, Scalar) else _BAD
-        if value is _BAD or not self._sound(value, annotation):
+        if value is _BAD or not _sound(value, annotation):
             return self._mistyped(node, path, annotation)
         return value
-
-    def _sound(self, value: Any, annotation: Any) -> bool:
-        if isinstance(value, str) and not _decent(value, single_line=_pattern(annotation)):
-            return False
-        try:
-            msgspec.convert(value, annotation)
-        except msgspec.ValidationError:
-            return False
-        return True
 
     def _mistyped(self, node: Node, path: str, annotation: Any) -> _Bad:
         if type(node) is not Node:  # a bare one was refused already
@@ -149,7 +140,7 @@ class Walk:
             if kind == "merge":
                 self.refuse(key, path, "the merge key <<", "every value written out")
             elif not isinstance(key, Scalar) or kind != "str":
-                self.refuse(key, path, f"{found(key)} as a name", "a text, in quotes if YAML reads it as something else")
+                self.refuse(key, path, f"{found(key)} as a name", "a text (in quotes where YAML reads it as something else)")
             elif key.text in pairs:
                 first = pairs[key.text][0]
                 self.refuse(key, join(path, key.text), f"a second time (first on line {first.line})", "once")
@@ -257,9 +248,19 @@ def _hint(annotation: Any, node: Node) -> str:
         special = re.fullmatch(r"[-+]?\.?(?:inf|nan)", node.text, re.IGNORECASE)
         odd = kind in ("int", "float") and not _NUMBER.fullmatch(node.text) and not special
         return ", in plain decimal form" if odd else ""
-    if (inner is str or get_origin(inner) is Literal) and kind != "null" and not _is_text(node.text):
-        return " (in quotes, if it is one)"
-    return ""
+    text_in_quotes = (inner is str or get_origin(inner) is Literal) and kind != "null" and _sound(node.text, annotation)
+    return " (in quotes)" if text_in_quotes else ""
+
+
+def _sound(value: Any, annotation: Any) -> bool:
+    """msgspec takes the value as it is."""
+    if isinstance(value, str) and not _decent(value, single_line=_pattern(annotation)):
+        return False
+    try:
+        msgspec.convert(value, annotation)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _names(fields: Iterable[str], unknown: str, problems: int) -> str:

@@ -25,7 +25,7 @@ SHOWN: Final = 60  # characters of a value in a message
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 # Beyond what YAML itself forbids: line breaks that an editor does not count, so that positions are an editor's.
-_FORBIDDEN: Final = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_FORBIDDEN: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +211,9 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
     return reader.root, reader.problems
 
 
+_TOO_DEEP: Final = "too many levels of nesting", f"at most {MAX_DEPTH}"
+
+
 class _Reader:
     """Builds the tree from events, without recursion, so that no nesting and no alias can blow it up."""
 
@@ -225,7 +228,7 @@ class _Reader:
         for event in events:
             if isinstance(event, yaml.NodeEvent):
                 if len(self._open) >= MAX_DEPTH:
-                    self._refuse(event, f"more than {MAX_DEPTH} levels of nesting", "the fields of this file")
+                    self._refuse(event, *_TOO_DEEP)
                     self.root = Node(1, 1)
                     return
                 self._node(event)
@@ -288,6 +291,7 @@ def _short(tag: str) -> str:
 
 # The parser's words and ours: found, allowed, and whether the place where the thing began says more than where it broke.
 _WORDS: Final = (
+    ("exceeded maximum nesting", *_TOO_DEEP, False),
     ("found unexpected end of stream", "a quote that is never closed", "a closing quote", True),
     ("found unexpected document indicator", "a quote that is never closed", "a closing quote", True),
     ("did not find expected ',' or ']'", "a list that is not closed", "a , or ] after each item", True),
