@@ -28,3 +28,10 @@ class SystemClock:
     def wall_s(self) -> float:
         """Seconds since the epoch."""
         return time.time()
+
+
+def iso(wall_s: float) -> str:
+    """A local time with its offset, to the second (ISO 8601)."""
+    local = time.localtime(wall_s)
+    offset = time.strftime("%z", local)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", local) + f"{offset[:3]}:{offset[3:]}"

@@ -64,6 +64,11 @@ class Source(Protocol):
         ...
 
     @property
+    def crash_note(self) -> bool:
+        """A task was in flight when the last life of the node ended, and is not settled yet."""
+        ...
+
+    @property
     def asking(self) -> bool:
         """A poll is in flight."""
         ...

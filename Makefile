@@ -1,0 +1,47 @@
+# Every command that people and CI use. `make demo` and `make test` set everything up themselves.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+SPEED ?= 1
+
+.PHONY: help demo test lint type walls unit diagrams schemas bench clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## Set up, then see the node at work on this machine: real sensors, real tasks, every state
+	@deploy/setup run
+	@$(BIN)/rae-node demo --speed $(SPEED)
+
+test: ## Set up, then lint, types, walls and all tests
+	@deploy/setup test
+	@$(MAKE) --no-print-directory lint type walls unit
+
+lint:
+	$(BIN)/ruff check .
+
+type:
+	$(BIN)/mypy
+
+walls:
+	$(BIN)/lint-imports
+
+unit:
+	$(BIN)/python -m pytest
+
+diagrams: ## Draw diagrams/ from the table that runs
+	$(BIN)/rae-node diagram --format mermaid --out diagrams/lifecycle.mmd
+	$(BIN)/rae-node diagram --format dot --out diagrams/lifecycle.dot
+	$(BIN)/rae-node diagram --format svg --out diagrams/lifecycle.svg
+
+schemas: ## Write config/*.schema.json from the types
+	$(BIN)/rae-node config schema runtime > config/runtime.schema.json
+	$(BIN)/rae-node config schema node > config/node.schema.json
+
+bench: ## Measure against the baselines; exit 1 where a target is missed
+	@deploy/setup test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python tests/bench/replay.py
+	$(BIN)/python tests/bench/footprint.py
+
+clean: ## Remove what make made
+	rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,14 @@
+#!/usr/bin/python3
+"""Is a person there (R9)? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN. A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it."""
+
+import os
+import sys
+from pathlib import Path
+
+AGENT = Path(__file__).resolve().parent
+ROOTS = (AGENT.parent / "venv", AGENT.parents[1] / ".venv")  # installed; in a checkout
+PYTHON = next((root / "bin" / "python" for root in ROOTS if (root / "bin" / "python").exists()), None)
+if PYTHON is None:
+    print("DO NOT RUN: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)
+    sys.exit(1)
+os.execv(PYTHON, [str(PYTHON), "-I", "-m", "supervisor.cli.main", "check-user", *sys.argv[1:]])

@@ -1,0 +1,102 @@
+"""One look without a daemon: check-user and check-gpu (R9, R10), by the daemon's own sensors and the mind's own guards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from states.guards import Verdict, gpu_free, user_away
+from states.memory import Memory
+from states.observation import NO_TASK, Automation, Observation
+from supervisor.clock import SystemClock
+from supervisor.config import Config
+from supervisor.node import Senses
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Safe or not, every reason against it, and what was read."""
+
+    safe: bool
+    reasons: tuple[str, ...]
+    readings: tuple[dict[str, Any], ...]
+
+    @property
+    def headline(self) -> str:
+        """`SAFE TO RUN` or `DO NOT RUN: reason`, the first line of the answer."""
+        return "SAFE TO RUN" if self.safe else "DO NOT RUN: " + "; ".join(self.reasons)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"safe": self.safe, "reasons": list(self.reasons), "readings": list(self.readings)}
+
+
+async def _look(config: Config) -> tuple[Observation, Senses]:
+    clock = SystemClock()
+    senses = Senses(config, clock)
+    await senses.start(lambda: None)
+    try:
+        now_s = clock.now_s()
+        return senses.observer.look(now_s, config.limits, Automation(True), NO_TASK), senses
+    finally:
+        await senses.stop()
+
+
+async def check_user(config: Config) -> Check:
+    """R9: no sign of the person for idle_required_minutes, and no GPU process that is not RAE's."""
+    observation, senses = await _look(config)
+    user = user_away.tell(observation, Memory(), config.limits)
+    reasons = [] if user.ok is True else [user.reason]
+    gpu = observation.gpu
+    if gpu.value is None:
+        reasons.append(f"GPU processes unknown: {gpu.error}")
+    elif gpu.value.foreign:
+        reasons.append(gpu_free.tell(observation, Memory(), config.limits).reason)
+    readings: list[dict[str, Any]] = [_reading(user)]
+    for report in senses.observer.reports(observation.now_s):
+        seen = report.error or report.present or report.sign or "no sign of the person"
+        last_s = observation.now_s - report.last_sign_at_s
+        readings.append(
+            {
+                "name": report.source,
+                "reason": seen,
+                "ok": None if report.error else not report.present,
+                "value": None if last_s == float("inf") else last_s,
+                "unit": "s",
+            }
+        )
+    readings.append(
+        {
+            "name": "gpu processes",
+            "reason": gpu.error if gpu.value is None else ", ".join(gpu.value.foreign_names) or "none that is not RAE's",
+            "ok": None if gpu.value is None else gpu.value.foreign == 0,
+            "value": None if gpu.value is None else gpu.value.foreign,
+            "unit": "processes",
+        }
+    )
+    return Check(not reasons, tuple(reasons), tuple(readings))
+
+
+async def check_gpu(config: Config) -> Check:
+    """R10: utilisation and VRAM against the limits; the readings and the limits are printed."""
+    observation, senses = await _look(config)
+    verdict = gpu_free.tell(observation, Memory(), config.limits)
+    limits = config.limits
+    gpu = observation.gpu.value
+    readings: list[dict[str, Any]] = [_reading(verdict)]
+    if gpu is not None and gpu.present:
+        readings += [
+            _line("GPU utilisation", gpu.percent, limits.max_gpu_percent, "%"),
+            _line("VRAM in use by others", gpu.vram_gb, limits.max_vram_gb, "GiB"),
+            _line("processes not RAE's", gpu.foreign, 0, "processes"),
+        ]
+    readings += [{"name": "device", "device": row} for row in senses.nvml.describe()]
+    return Check(verdict.ok is True, () if verdict.ok is True else (verdict.reason,), tuple(readings))
+
+
+def _reading(verdict: Verdict) -> dict[str, Any]:
+    return verdict.as_dict()
+
+
+def _line(name: str, value: float, limit: float, unit: str) -> dict[str, Any]:
+    return {"name": name, "value": value, "limit": limit, "unit": unit, "ok": value <= limit}

@@ -1,0 +1,96 @@
+"""What the commands share: options, output, and the exit codes of interface §4."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from supervisor.config import Config
+
+
+class Exit(IntEnum):
+    """0 yes or done, 1 no, failed or not safe, 2 wrong usage or configuration, 3 no daemon, 4 it does not answer."""
+
+    YES = 0
+    NO = 1
+    WRONG = 2
+    DOWN = 3
+    MUTE = 4
+    INTERRUPTED = 130
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="DIR",
+        help="Folder with runtime.yaml and node.yaml. Default: $RAE_NODE_CONFIG, else /opt/rae-node/agent, else ./config.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document with stable keys.")]
+
+
+def err(text: str) -> None:
+    """One line for the person, on stderr."""
+    print(text, file=sys.stderr)
+
+
+def leave(code: Exit, *lines: str) -> NoReturn:
+    """Say why on stderr, and go."""
+    for line in lines:
+        err(line)
+    raise typer.Exit(code)
+
+
+def document(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def configuration(folder: Path | None) -> Config:
+    """The sound configuration, or exit 2 with a line for each error."""
+    from supervisor.config import ConfigErrors, find_folder, load
+
+    try:
+        return load(find_folder(given(folder)))
+    except ConfigErrors as errors:
+        leave(Exit.WRONG, *map(str, errors.problems))
+
+
+def ask_daemon(folder: Path | None, name: str, **fields: Any) -> dict[str, Any]:
+    """The daemon's answer; exits 3 when it is down, 4 when it does not answer, 1 when it refuses."""
+    from supervisor.config import find_folder
+    from supervisor.control import DaemonDown, DaemonMute, ask
+    from supervisor.salvage import salvage
+
+    try:
+        # Also with a broken configuration the daemon lives on, and is to be asked why.
+        answer = ask(salvage(find_folder(given(folder))).paths.runtime, name, **fields)
+    except DaemonDown as down:
+        leave(Exit.DOWN, str(down))
+    except DaemonMute as mute:
+        leave(Exit.MUTE, str(mute))
+    if not answer.get("ok"):
+        leave(Exit.NO, str(answer.get("error", "refused")))
+    return answer
+
+
+# --config given before the command's name, set by the root command.
+_root_folder: list[Path] = []
+
+
+def remember(folder: Path | None) -> None:
+    """Keep --config as given before the command's name."""
+    _root_folder[:] = [folder] if folder is not None else []
+
+
+def given(folder: Path | None) -> Path | None:
+    """--config of the command, else the one that was given before the command's name."""
+    return folder if folder is not None or not _root_folder else _root_folder[0]

@@ -1,0 +1,48 @@
+"""`rae-node config check` and `rae-node config schema`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, configuration, document
+
+app = typer.Typer(help="Check the configuration, or print its schema.", no_args_is_help=True)
+
+
+class Which(StrEnum):
+    """The two files."""
+
+    RUNTIME = "runtime"
+    NODE = "node"
+
+
+@app.command()
+def check(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Are both files sound? Every error at once, one line each: file:line:column.
+
+    Exit 2: an error. Exit 1: the files are sound, but with these settings the node can never become READY.
+    """
+    from supervisor.config import unreachable
+
+    found = configuration(config)
+    never = unreachable(found)
+    if json:
+        document({"sound": True, "reachable": not never, "reasons": list(never), "notes": list(found.notes)})
+    else:
+        print(f"{found.folder}: sound" + ("" if not never else ", but READY can never be reached:"))
+        for line in never:
+            print(f"  {line}")
+        for note in found.notes:
+            print(f"  note: {note}")
+    raise typer.Exit(Exit.NO if never else Exit.YES)
+
+
+@app.command()
+def schema(which: Annotated[Which, typer.Argument(help="runtime or node")]) -> None:
+    """Print the JSON schema of a file, for editors."""
+    from supervisor.config import schema as schema_of
+
+    document(schema_of(which.value))

@@ -1,0 +1,24 @@
+"""`rae-node control`."""
+
+from typing import Annotated
+
+import typer
+
+from supervisor.cli.common import ConfigOption
+
+
+def control(
+    listen: Annotated[str, typer.Option("--listen", metavar="127.0.0.1:PORT", help="Loopback only; port 0: any free one.")],
+    requeue_after: Annotated[
+        float, typer.Option("--requeue-after", metavar="SECONDS", min=0.1, help="A task of a node silent for so long runs again.")
+    ] = 120.0,
+    config: ConfigOption = None,
+) -> None:
+    """Run a control node in memory, to try the product.
+
+    Prints its URL as the first line, and speaks what RAE 2.7 to 2.9 speak (dialect B). Nothing is kept: when it ends,
+    its tasks are gone.
+    """
+    from supervisor.embedded.control_node import main
+
+    raise typer.Exit(main(listen, requeue_after))

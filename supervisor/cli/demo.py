@@ -1,0 +1,107 @@
+"""`rae-node demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, leave
+from supervisor.cli.status import MARK
+
+if TYPE_CHECKING:
+    from supervisor.daemon import Daemon
+    from supervisor.demo import Summary
+
+
+def demo(
+    speed: Annotated[float, typer.Option("--speed", metavar="N", min=0.1, max=20, help="So many times quicker.")] = 1.0,
+    config: ConfigOption = None,
+) -> None:
+    """See the node at work on this machine: real sensors, a real control node, real tasks, every state; under a minute.
+
+    Changes nothing: everything lives in a temporary folder. With a terminal it draws live, else it prints lines.
+    """
+    from supervisor.demo import Demo
+
+    live = _Live() if sys.stdout.isatty() else None
+    say = live.say if live else _print
+    try:
+        if live:
+            live.open()
+        summary = asyncio.run(Demo(speed, say, live.draw if live else lambda _: None).run())
+    except (TimeoutError, OSError) as error:
+        leave(Exit.NO, f"demo: {error or 'a task was not done in time'}")
+    finally:
+        if live:
+            live.close()
+    _summary(summary)
+    raise typer.Exit(Exit.YES if summary.complete else Exit.NO)
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _summary(summary: Summary) -> None:
+    from states.words import elapsed
+
+    print()
+    print("What you have seen:")
+    for state, seconds in summary.seen.items():
+        print(f"  {state:<10} {elapsed(seconds)}")
+    print()
+    for task in summary.tasks:
+        print(f"  {task['type']:<8} {task['status']:<10} {task['result']}")
+    print()
+    back = f"{summary.handed_back} handed back while a person was there, and done afterwards"
+    print(f"{len(summary.tasks)} tasks done, {back}.")
+    if summary.stopped_in_s is not None:
+        print(f"The task was gone {summary.stopped_in_s * 1000:.0f} ms after the person came back.")
+    print("Next: `rae-node config check`, then `rae-node run`; `rae-node why` tells what keeps a node from working.")
+
+
+class _Live:
+    """The live picture: the five states, the guards, the last lines of the story."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self._lines: deque[str] = deque(maxlen=16)
+        self._all: list[str] = []
+        self._status: dict[str, Any] = {}
+        self._live = Live(get_renderable=self._picture, refresh_per_second=8, transient=True)
+
+    def open(self) -> None:
+        self._live.start()
+
+    def close(self) -> None:
+        self._live.stop()
+        for line in self._all:
+            print(line)
+
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+        self._all.append(line)
+
+    def draw(self, daemon: Daemon) -> None:
+        if daemon.last is not None:
+            self._status = daemon.status()
+
+    def _picture(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        status = self._status
+        path = Text("  ")
+        for state in ("DISABLED", "IDLE_WAIT", "READY", "RUNNING", "COOLDOWN"):
+            path.append(f" {state} ", "bold reverse" if state == status.get("state") else "dim")
+            path.append("→" if state != "COOLDOWN" else "", "dim")
+        guards = Table(box=None, padding=(0, 1), show_header=False)
+        for guard in status.get("guards", ()):
+            guards.add_row(MARK[guard["ok"]], guard["name"], guard["reason"])
+        return Group(path, Text(f"\n  {status.get('status', 'starting')}\n", "bold"), guards, Text(), *map(Text, self._lines))

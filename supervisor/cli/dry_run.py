@@ -1,0 +1,24 @@
+"""`rae-node dry-run`."""
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, configuration, document, err
+
+
+def dry_run(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Which cases allow work and which block it (R17)? Runs the mind over each; executes nothing.
+
+    Exit 1 when one comes out otherwise than required.
+    """
+    from supervisor.offline.dryrun import as_table
+    from supervisor.offline.dryrun import dry_run as cases_of
+
+    cases = cases_of(configuration(config).limits)
+    wrong = [case for case in cases if case.allowed != case.required]
+    if json:
+        document([case.as_dict() for case in cases])
+    else:
+        print(as_table(cases))
+    for case in wrong:
+        err(f"{case.case}: required {'allowed' if case.required else 'blocked'}, came out as {case.state}: {case.reason}")
+    raise typer.Exit(Exit.NO if wrong else Exit.YES)

@@ -1,0 +1,74 @@
+"""`rae-node`: parses, calls, prints. Each command's file is imported when it is called, so that none pays for another."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, err, remember
+from supervisor.cli.check import check_gpu, check_user
+from supervisor.cli.config import app as config_app
+from supervisor.cli.control import control
+from supervisor.cli.demo import demo
+from supervisor.cli.diagram import diagram
+from supervisor.cli.dry_run import dry_run
+from supervisor.cli.pause import pause, resume
+from supervisor.cli.replay import replay
+from supervisor.cli.run import run
+from supervisor.cli.status import status
+from supervisor.cli.why import why
+from supervisor.version import VERSION
+
+app = typer.Typer(
+    name="rae-node",
+    help="Lends this machine to a RAE control node while nobody uses it, and gets out of the way the moment somebody does.",
+    epilog=(
+        "Exit codes: 0 yes or done, 1 no, failed or not safe, 2 wrong usage or configuration, "
+        "3 the daemon is not running, 4 it does not answer or is another version, 130 interrupted."
+    ),
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rae-node {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    config: ConfigOption = None,
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    remember(config)
+
+
+for command in (run, demo, control, status, why, pause, resume, check_user, check_gpu, dry_run, replay, diagram):
+    app.command(command.__name__.replace("_", "-"))(command)
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """The entry point. No traceback ever reaches a user; RAE_NODE_DEBUG=1 is for those who want it."""
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.YES)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+    except Exception as error:  # noqa: BLE001 - the last door before the user
+        if os.environ.get("RAE_NODE_DEBUG"):
+            raise
+        err(f"rae-node: {type(error).__name__}: {error} (RAE_NODE_DEBUG=1 shows where)")
+        sys.exit(Exit.NO)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""`rae-node pause` and `rae-node resume`."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Annotated
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, ask_daemon, leave
+
+_DURATION = re.compile(r"^(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?$")
+
+
+def pause(
+    how_long: Annotated[list[str] | None, typer.Argument(metavar="[2h | until 18:00]", help="Default: until `resume`.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Lend nothing for a while: a running task is handed back at once. Survives restarts.
+
+    Examples: `rae-node pause`, `rae-node pause 2h`, `rae-node pause until 18:00`.
+    """
+    answer = ask_daemon(config, "pause", until=end_of(how_long or [], time.time()))
+    print(answer["status"])
+
+
+def resume(config: ConfigOption = None) -> None:
+    """End a pause; also tries a control node again that was given up (execution.retry_on_disconnect: false)."""
+    print(ask_daemon(config, "resume")["status"])
+
+
+def end_of(words: list[str], now: float) -> float | None:
+    """The end in seconds since the epoch; None: no end. A time of day that has passed is tomorrow's."""
+    text = " ".join(words)
+    if not text:
+        return None
+    if clock := re.fullmatch(r"until (\d{1,2}):(\d{2})", text):
+        hour, minute = int(clock[1]), int(clock[2])
+        if hour < 24 and minute < 60:
+            local = time.localtime(now)
+            for day in (0, 1):
+                fields = (local.tm_year, local.tm_mon, local.tm_mday + day, hour, minute, 0, 0, 0, -1)
+                if (end := time.mktime(fields)) > now:
+                    return end
+    elif (span := _DURATION.fullmatch(text)) and any(span.groups()):
+        hours, minutes, seconds = (float(part or 0) for part in span.groups())
+        if (length := hours * 3600 + minutes * 60 + seconds) > 0:
+            return now + length
+    leave(Exit.WRONG, f"pause: found {text!r}, allowed: a duration such as 2h, 90m or 1h30m, or `until HH:MM`")

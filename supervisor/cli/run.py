@@ -1,0 +1,25 @@
+"""`rae-node run`."""
+
+from typing import Annotated
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, given
+
+
+def run(
+    config: ConfigOption = None,
+    unattended: Annotated[
+        bool,
+        typer.Option("--unattended", help="As the service does: a broken configuration means DISABLED, until it is mended."),
+    ] = False,
+) -> None:
+    """Run the node in the foreground.
+
+    Watches this machine, asks the control node for work when it is safe, and stops it when somebody comes back.
+    Stops in order on SIGTERM and Ctrl-C; SIGHUP, or a change of a file, reads the configuration again.
+    """
+    from supervisor.config import find_folder
+    from supervisor.service import serve
+
+    raise typer.Exit(Exit(serve(find_folder(given(config)), unattended=unattended)))

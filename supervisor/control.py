@@ -1,0 +1,154 @@
+"""The local control socket: one JSON line in, one JSON line out, then closed (R1: a unix socket, never a port).
+
+The daemon answers from what its last tick left behind; a command goes into its inbox. Peers are told by SO_PEERCRED:
+anybody on the machine may ask how the node is, only root, the node's own user and members of its group may say a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from supervisor.version import VERSION
+
+PROTOCOL: Final = 1
+SOCKET_NAME: Final = "control.sock"
+MAX_REQUEST: Final = 4096
+MAX_ANSWER: Final = 1 << 20
+PEER_DEADLINE_S: Final = 2.0
+MAX_PEERS: Final = 16
+_SO_PEERGROUPS: Final = 59
+
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class DaemonDown(Exception):
+    """No daemon listens there (exit 3)."""
+
+
+class DaemonMute(Exception):
+    """A daemon is there and does not answer in time, or speaks another version (exit 4)."""
+
+
+class ControlServer:
+    """Serves `handlers` by the name in `ask`; `words` are those that change something and need a permitted peer."""
+
+    def __init__(self, path: Path, handlers: dict[str, Handler], words: frozenset[str]) -> None:
+        self._path = path
+        self._handlers = handlers
+        self._words = words
+        self._server: asyncio.AbstractServer | None = None
+        self._peers = 0
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the socket cannot be made there.
+        """
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)  # we hold the lock of the folder, so it is a dead one
+        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=MAX_REQUEST)
+        self._path.chmod(0o666)
+
+    async def stop(self) -> None:
+        """Close and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._peers += 1
+        try:
+            async with asyncio.timeout(PEER_DEADLINE_S):
+                answer = self._busy() if self._peers > MAX_PEERS else await self._answer(reader, writer)
+                writer.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
+                await writer.drain()
+        except (TimeoutError, OSError, ValueError):
+            pass  # a peer that says nothing whole in time gets no answer; the node goes on
+        finally:
+            self._peers -= 1
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    def _busy(self) -> dict[str, Any]:
+        return self._envelope(False, error="too many askers at once, try again")
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, Any]:
+        try:
+            request = json.loads(await reader.readline())
+        except ValueError:
+            return self._envelope(False, error="not a JSON object in one line of at most 4096 bytes")
+        name = request.get("ask") if isinstance(request, dict) else None
+        if not isinstance(request, dict) or request.get("v") != PROTOCOL:
+            return self._envelope(False, error=f"this daemon speaks version {PROTOCOL} of the control protocol")
+        handler = self._handlers.get(name) if isinstance(name, str) else None
+        if handler is None:
+            return self._envelope(False, error=f"unknown question {name!r}")
+        if name in self._words and not permitted(writer.get_extra_info("socket")):
+            return self._envelope(False, error="only root, the node's user and members of its group may say that")
+        return self._envelope(True, **handler(request))
+
+    @staticmethod
+    def _envelope(ok: bool, **fields: Any) -> dict[str, Any]:
+        return {"v": PROTOCOL, "version": VERSION, "ok": ok, **fields}
+
+
+def permitted(peer: socket.socket) -> bool:
+    """The peer is root, our own user, or a member of our group."""
+    _pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    if uid in (0, os.getuid()):
+        return True
+    try:
+        raw = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 1024)
+    except OSError:
+        raw = b""
+    groups = {gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
+    return os.getgid() in groups
+
+
+def ask(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
+    """Ask the daemon whose runtime folder this is; returns its answer.
+
+    Raises:
+        DaemonDown: nobody listens.
+        DaemonMute: no whole answer within `timeout_s` seconds, or one of another version.
+    """
+    path = runtime / SOCKET_NAME
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.settimeout(timeout_s)
+        try:
+            peer.connect(str(path))
+            peer.sendall(json.dumps({"v": PROTOCOL, "ask": name, **fields}).encode() + b"\n")
+            raw = _read_line(peer)
+        except TimeoutError as error:
+            raise DaemonMute(f"the daemon does not answer within {timeout_s:g} s; look at `journalctl -u rae-node`") from error
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+                hint = "start it with `systemctl start rae-node` or `rae-node run`"
+                raise DaemonDown(f"the daemon is not running (no answer at {path}); {hint}") from error
+            raise DaemonMute(f"the daemon cannot be asked at {path}: {error.strerror or error}") from error
+    try:
+        answer = json.loads(raw)
+    except ValueError as error:
+        raise DaemonMute(f"the daemon at {path} gave no whole answer") from error
+    if not isinstance(answer, dict) or answer.get("v") != PROTOCOL:
+        raise DaemonMute(f"the daemon at {path} is another version; restart it with `systemctl restart rae-node`")
+    return answer
+
+
+def _read_line(peer: socket.socket) -> bytes:
+    raw = bytearray()
+    while b"\n" not in raw and len(raw) < MAX_ANSWER:
+        chunk = peer.recv(65536)
+        if not chunk:
+            break
+        raw += chunk
+    return bytes(raw)

@@ -1,0 +1,221 @@
+"""The loop: one inbox; look → propose → perform → commit; tell systemd. Events only wake, what counts is the look after.
+
+Only here do observer, lifecycle and performer meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import Any, Final
+
+from states.effects import Effect
+from states.lifecycle import Lifecycle, blocked_by, tell
+from states.memory import Memory, State
+from states.observation import Link, Observation, TaskPhase
+from states.telling import reason, status_text, unblock
+from supervisor.clock import Clock, iso
+from supervisor.effects.systemd import Notifier
+from supervisor.journal import Journal, task_of
+from supervisor.node import Node
+from supervisor.sources.base import Availability
+from supervisor.version import VERSION
+
+# Seconds between looks when no event comes: with a task in hand, while something is unknown at first, and at rest.
+BUSY_S: Final = 1.0
+REST_S: Final = 15.0
+VETO_PAUSE_S: Final = 60.0
+# Seconds that an orderly stop waits for a process that will not die, or for the answer to a poll in flight.
+LEAVE_S: Final = 5.0
+
+
+class Daemon:
+    """Drives one node until it is told to stop. `node` holds the parts; everything decided is decided in states/."""
+
+    def __init__(self, node: Node, mind: Lifecycle, journal: Journal, clock: Clock, notifier: Notifier) -> None:
+        self.node = node
+        self.mind = mind
+        self.journal = journal
+        self._clock = clock
+        self._notifier = notifier
+        self._inbox = asyncio.Event()
+        self._next_poll_s = 0.0
+        self._vetoes = 0
+        self._last: Observation | None = None
+        self._leave_by_s = 0.0
+        self._reloading = False
+
+    def wake(self) -> None:
+        """Something may have changed: look soon. Cheap, and may be called at any time from the loop's thread."""
+        self._inbox.set()
+
+    def stop(self, why: str) -> None:
+        """Stop in order: out of RUNNING, hand back, OFFLINE."""
+        self.node.will.stopping = self.node.will.stopping or why
+        self.wake()
+
+    def reload(self) -> None:
+        """SIGHUP: read the files again, and tell systemd so."""
+        self._notifier.reloading()
+        self._reloading = True
+        self.node.reload()
+
+    def pause(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The operator's word: lend nothing until `until` (seconds since the epoch), or until resumed (None)."""
+        until = request.get("until")
+        until = float(until) if isinstance(until, int | float) and not isinstance(until, bool) else None
+        try:
+            self.node.will.pause(until, "")
+        except OSError as error:
+            self.event("operator", {"word": "pause", "trouble": f"not kept over a restart: {error.strerror}"})
+        return self._word("pause")
+
+    def resume(self, _request: dict[str, Any]) -> dict[str, Any]:
+        """The operator's word: the pause is over, and a link that was given up is tried again (R21)."""
+        self.node.will.resume()
+        self.node.source.resume()
+        return self._word("resume")
+
+    def _word(self, word: str) -> dict[str, Any]:
+        self.event("operator", {"word": word, "until": self.node.will.paused_end()})
+        self.wake()
+        automation = self.node.will.automation(self._clock.now_s())
+        return {"status": "the node is on" if automation.on else automation.reason}
+
+    def event(self, kind: str, fields: dict[str, Any]) -> None:
+        """Something worth a line in the journal that no tick decided: the link, the configuration, the operator."""
+        if kind == "config":
+            self.journal.config(fields.get("limits"), fields.get("problem", ""))
+        else:
+            self.journal.write(kind, **fields)
+
+    async def run(self) -> None:
+        """Until stopped, and nothing of ours is left to stop."""
+        first = True
+        while True:
+            fired = await self.tick()
+            if first:
+                self._notifier.ready(self.status_line())
+                await self.node.connect()
+                first = False
+            if self._may_leave(fired):
+                return
+            if not fired:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._wait_s()):
+                        await self._inbox.wait()
+            self._inbox.clear()
+
+    def _may_leave(self, fired: bool) -> bool:
+        """Told to stop, in DISABLED, and nothing is left to stop, hand back or wait for; or patience is over."""
+        if not self.node.will.stopping or fired or self.mind.state is not State.DISABLED:
+            return False
+        self._leave_by_s = self._leave_by_s or self._clock.now_s() + LEAVE_S
+        return (self.node.slot.empty and not self.mind.memory.owed) or self._clock.now_s() >= self._leave_by_s
+
+    async def tick(self) -> bool:
+        """One whole tick; True when a row fired, so that the next follows at once."""
+        await self.node.refresh()
+        self.mind.limits = self.node.limits
+        now_s = self._clock.now_s()
+        observation = self._last = self.node.look(now_s)
+        plan = self.mind.propose(observation)
+        self.journal.intent(plan)
+        outcome = await self.node.performer.perform(plan)
+        memory = self.mind.commit(plan, outcome)
+        self.journal.outcome(plan, outcome, memory)
+        fired = plan.row.id if plan.row is not None and not outcome.vetoed else ""
+        if outcome.vetoed:
+            self._vetoes += 1
+            self._next_poll_s = now_s + VETO_PAUSE_S * min(60, 2 ** (self._vetoes - 1))
+        elif any(r.effect is Effect.INHIBIT for r in outcome.results):
+            self._vetoes = 0
+        self._ask(fired, memory, now_s)
+        self._tell(memory)
+        return bool(fired)
+
+    def _ask(self, fired: str, memory: Memory, now_s: float) -> None:
+        """Poll when READY and the interval is over, and once more after task-settled (R20)."""
+        node = self.node
+        task = node.slot.task()
+        if fired == "task-settled" and node.may_ask:
+            node.source.ask()
+        elif memory.state is State.READY and task.phase is TaskPhase.NONE and now_s >= self._next_poll_s:
+            if node.may_ask and node.source.ask():
+                self._next_poll_s = now_s + node.poll_interval_s
+        ready = memory.state is State.READY
+        node.source.announce(Availability.ONLINE if ready else Availability.BUSY)
+        node.demand(memory.state, ready)
+
+    def _tell(self, memory: Memory) -> None:
+        if self._reloading:
+            self._reloading = False
+            self._notifier.ready(self.status_line())
+        self._notifier.status(self.status_line())
+        self._notifier.watchdog()
+        self.journal.alive(memory.state, self.status_line())
+
+    def _wait_s(self) -> float:
+        """Seconds until the next look is due by itself."""
+        memory, observation = self.mind.memory, self._last
+        assert observation is not None
+        busy = memory.state is State.RUNNING or memory.owed or not self.node.slot.empty
+        wait_s = BUSY_S if busy or observation.cpu.value is None else REST_S
+        for verdict in blocked_by(observation, memory, self.mind.limits):
+            if verdict.wait_s:
+                wait_s = min(wait_s, verdict.wait_s)
+        if memory.state is State.READY and observation.link is Link.UP:
+            wait_s = min(wait_s, max(0.0, self._next_poll_s - self._clock.now_s()))
+        if self._notifier.watchdog_interval_s is not None:
+            wait_s = min(wait_s, self._notifier.watchdog_interval_s)
+        return max(wait_s, 0.01)
+
+    @property
+    def last(self) -> Observation | None:
+        """The last look, as it was."""
+        return self._last
+
+    def status_line(self) -> str:
+        """`STATE: reason in words[, time to go]`."""
+        if self._last is None:
+            return "starting"
+        return status_text(self._last_now(), self.mind.memory, self.mind.limits)
+
+    def status(self) -> dict[str, Any]:
+        """What `rae-node status --json` prints (interface §4)."""
+        observation, memory, limits = self._last_now(), self.mind.memory, self.mind.limits
+        now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
+        link = self.node.source.status
+        return {
+            "state": memory.state,
+            "since": iso(wall_s - (now_s - memory.since_s)),
+            "reason": reason(observation, memory, limits),
+            "guards": [v.as_dict() for v in tell(observation, memory, limits)],
+            "blocked_by": [v.name for v in blocked_by(observation, memory, limits)],
+            "unblock": unblock(observation, memory, limits),
+            "task": task_of(observation.task),
+            "paused_until": self.node.will.paused_end(),
+            "source": {
+                "kind": self.node.source_kind,
+                "url": link.url,
+                "link": link.link,
+                "since": iso(wall_s - (now_s - link.since_s)),
+                "reason": link.reason,
+                "next_try_s": None if link.next_try_s is None else max(0.0, round(link.next_try_s - now_s, 1)),
+                "dialect": link.dialect,
+                "outbox": link.outbox,
+            },
+            "version": VERSION,
+            "owed": list(memory.owed),
+            "last_row": memory.last_row,
+            "inhibitor": self.node.inhibitor_words(),
+            "notes": self.node.notes(self.journal.trouble),
+            "status": self.status_line(),
+        }
+
+    def _last_now(self) -> Observation:
+        """The last look, as old as it is by now."""
+        assert self._last is not None
+        return replace(self._last, now_s=self._clock.now_s(), task=self.node.slot.task())
+

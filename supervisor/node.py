@@ -1,0 +1,276 @@
+"""The parts of one node, made from its configuration and kept in step with it. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+from states.memory import State
+from states.observation import NEVER, Cpu, Host, Observation, Reading
+from supervisor.clock import Clock
+from supervisor.config import Config, ConfigErrors, fingerprint, in_hours, load
+from supervisor.dbus import SystemBus
+from supervisor.effects.inhibitor import Inhibitor
+from supervisor.effects.workdir import Workdir
+from supervisor.executors.base import Executor
+from supervisor.executors.command import CommandExecutor
+from supervisor.executors.containment import Containment, detect
+from supervisor.observer import Observer
+from supervisor.performer import Performer
+from supervisor.sensors.base import PresenceSensor, Wake
+from supervisor.sensors.host import HostSensor
+from supervisor.sensors.nvml import NvmlSensor
+from supervisor.sensors.sessions import Sessions
+from supervisor.sensors.terminals import Terminals
+from supervisor.settings import TaskType
+from supervisor.slot import Slot
+from supervisor.sources.base import Source
+from supervisor.will import Will
+
+START_S: Final = 3.0
+
+
+class Senses:
+    """All sensors of a configuration, and the observer over them; also used for one look without a daemon.
+
+    `daemon`: hold logind's delay locks, and count the start as a sign of the person: what only tells events (a game, a
+    switch of sessions) was not seen before it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        own_pids: Callable[[], frozenset[int]] = frozenset,
+        own_cpu_s: Callable[[], float] = lambda: 0.0,
+        bus: SystemBus | None = None,
+        *,
+        daemon: bool = False,
+    ) -> None:
+        self.config = config
+        self.bus = bus or SystemBus()
+        presence: list[PresenceSensor] = []
+        self.sessions = Sessions(self.bus, clock, config.node.presence, delay_locks=daemon, start_is_sign=daemon)
+        if config.node.presence.sessions:
+            presence.append(self.sessions)
+        if config.node.presence.terminals:
+            presence.append(Terminals(clock))
+        self.nvml = NvmlSensor(clock, config.node.gpu, own_pids, max_age_s=config.limits.max_age_gpu_s)
+        self.host = HostSensor(
+            clock,
+            config.node.host,
+            own_cpu_s,
+            in_hours=lambda local: in_hours(config.node.work, local),
+            going_down=lambda: self.sessions.going_down,
+        )
+        first_sign_s = clock.now_s() if daemon else NEVER
+        self.observer = Observer(presence, self.nvml.latest, self.host.cpu, self.host.host, first_sign_s)
+
+    async def start(self, wake: Wake) -> None:
+        """Start all sensors side by side; one that does not come up is unknown, and the others work."""
+        jobs = [self.sessions.start(wake), self.nvml.start(wake)]
+        jobs += [s.start(wake) for s in self.observer.presence if s is not self.sessions]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_S):
+                await asyncio.gather(*jobs, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Let go of everything."""
+        jobs = [self.sessions.stop(), self.nvml.stop()]
+        jobs += [s.stop() for s in self.observer.presence if s is not self.sessions]
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+
+class Node:
+    """Everything that the loop drives. `refresh` keeps it in step with the configuration files.
+
+    Parts whose settings changed are made anew when no task is in hand; folders (`paths`) only at the next start.
+    """
+
+    def __init__(self, config: Config, clock: Clock, wake: Wake, extend: Callable[[float], None]) -> None:
+        self.clock = clock
+        self.config = config
+        self.will = Will(config.paths.state, clock)
+        self.on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _fields: None
+        self.containment: Containment = detect()
+        self.workdir = Workdir(config.paths.workdir)
+        self._wake = wake
+        self._extend = extend
+        self._seen = fingerprint(config.folder)
+        self._reload = False
+        self._pending: Config | None = None
+        self._connected = False
+        self._build(config)
+
+    def _build(self, config: Config) -> None:
+        bus = SystemBus()
+        self.source: Source = make_source(config, self.clock, lambda kind, fields: self.on_event(kind, fields))
+        self.slot = Slot(self.source)
+        inhibitor = Inhibitor(bus, config.node.host.inhibitor, on_change=self._wake)
+        self.senses = Senses(config, self.clock, self.slot.pids, self.slot.cpu_s, bus, daemon=True)
+        self.performer = Performer(
+            self.slot,
+            inhibitor,
+            self.workdir,
+            lambda task_type: CommandExecutor(task_type, self.containment),
+            lambda: self.config.node.tasks,
+            self.clock,
+            self._wake,
+            self._extend,
+        )
+
+    async def start(self) -> None:
+        """Sweep what a crash has left, then start the sensors.
+
+        Raises:
+            OSError, StopFailed: what a crash has left would not go.
+        """
+        self.containment.sweep(self.workdir.root)
+        self.workdir.wipe_all()
+        await self.senses.start(self._wake)
+
+    async def connect(self) -> None:
+        """Start the link; after READY, for it is what costs time to import."""
+        self._connected = True
+        await self.source.start(self._wake)
+
+    async def stop(self, deadline_s: float) -> None:
+        """Say OFFLINE, deliver what there is, let go of everything."""
+        if self._connected:
+            await self.source.stop(deadline_s)
+        await self.performer.inhibitor.release()
+        await self.senses.stop()
+        await self.senses.bus.stop()
+
+    # --- the configuration
+
+    def reload(self) -> None:
+        """Read the files again at the next tick (SIGHUP)."""
+        self._reload = True
+        self._wake()
+
+    async def refresh(self) -> None:
+        """Take over a changed configuration; a broken one is off, with its first line as the reason."""
+        seen = fingerprint(self.config.folder)
+        if self._reload or seen != self._seen:
+            self._reload, self._seen = False, seen
+            self._read()
+        if self._pending is not None and self.slot.empty:
+            config, self._pending = self._pending, None
+            await self._rebuild(config)
+
+    def _read(self) -> None:
+        try:
+            new = load(self.config.folder)
+        except ConfigErrors as errors:
+            self.will.refuse([str(p) for p in errors.problems])
+            self.on_event("config", {"problem": str(errors.problems[0])})
+            return
+        old, self.config = self._pending or self.config, new
+        self.will.accept(new.runtime.automation.enabled)
+        self.on_event("config", {"limits": new.limits})
+        if _parts(old) != _parts(new):
+            self._pending = new
+
+    async def _rebuild(self, config: Config) -> None:
+        if self._connected:
+            await self.source.stop(1.0)
+        await self.senses.stop()
+        await self.senses.bus.stop()
+        self._build(config)
+        await self.senses.start(self._wake)
+        if self._connected:
+            await self.source.start(self._wake)
+
+    # --- what the loop asks
+
+    @property
+    def limits(self) -> Any:
+        """The limits in force."""
+        return self.config.limits
+
+    @property
+    def poll_interval_s(self) -> float:
+        """Seconds between polls in READY (R20)."""
+        return self.config.runtime.execution.poll_interval_sec
+
+    @property
+    def may_ask(self) -> bool:
+        """Nothing is in hand, and no change of the parts waits for that."""
+        return self._pending is None and self.slot.empty
+
+    @property
+    def source_kind(self) -> str:
+        """control.source."""
+        return self.config.node.control.source
+
+    def look(self, now_s: float) -> Observation:
+        """One whole look."""
+        status = self.source.status
+        automation = self.will.automation(now_s)
+        return self.senses.observer.look(
+            now_s, self.config.limits, automation, self.slot.task(), status.link, status.reason
+        )
+
+    def demand(self, state: State, asked: bool) -> None:
+        """How closely the GPU is watched, and whether logind may go on with a sleep: nothing of ours runs."""
+        close = state is State.RUNNING or asked
+        self.senses.nvml.demand(self.config.node.gpu.look_interval_sec if close else None)
+        if state is not State.RUNNING and self.slot.tree is None:
+            self.senses.sessions.release_delay()
+
+    def inhibitor_words(self) -> str:
+        """For `status`."""
+        if self.config.node.host.inhibitor == "none":
+            return "not used (host.inhibitor: none)"
+        return "held" if self.performer.inhibitor.held else "free"
+
+    def notes(self, *more: str) -> list[str]:
+        """What an operator should know and no guard says."""
+        held = self.containment.describe()
+        waits = "the new configuration takes effect when no task is in hand" if self._pending else ""
+        return [note for note in (*self.config.notes, held, waits, *more) if note]
+
+
+def _parts(config: Config) -> object:
+    """The settings that parts are made from; limits and task types are read at every use."""
+    node, execution = config.node, config.runtime.execution
+    return (
+        (node.node, node.control, node.gpu, node.presence, node.host, node.work),
+        (execution.heartbeat_interval_sec, execution.retry_on_disconnect),
+        sorted(node.tasks),
+    )
+
+
+def make_source(config: Config, clock: Clock, on_event: Callable[[str, dict[str, Any]], None]) -> Source:
+    """The source that control.source names."""
+    from supervisor.sources.rae_http import RaeHttp
+    from supervisor.sources.token import token
+
+    tasks = config.node.tasks
+    return RaeHttp(
+        config.node.control,
+        node_id=config.node_id,
+        clock=clock,
+        state_dir=config.paths.state,
+        heartbeat_interval_s=config.runtime.execution.heartbeat_interval_sec,
+        retry_on_disconnect=config.runtime.execution.retry_on_disconnect,
+        capabilities=capabilities(config),
+        on_event=on_event,
+        token=token(config.node.control.token, os.environ),
+        on_preempt=lambda kind: tasks[kind].on_preempt if kind in tasks else "resubmit",
+    )
+
+
+def capabilities(config: Config) -> dict[str, Any]:
+    """What the node tells of itself when it registers: nothing that changes, nothing of the person."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "task_types": sorted(config.node.tasks),
+        "cpu_count": os.cpu_count() or 1,
+        "ram_gb": round(pages / (1 << 30), 1),
+        "gpu": config.node.gpu.presence != "none",
+    }

@@ -1,0 +1,193 @@
+"""The daemon's process: folders, lock, signals, then the loop. What the unit's auto_runner.py and `rae-node run` start.
+
+Imports no command line. Configuration errors are told before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from supervisor.config import Config, ConfigErrors, find_folder, load
+from supervisor.salvage import salvage
+
+if TYPE_CHECKING:
+    from supervisor.daemon import Daemon
+
+DELIVER_S: Final = 5.0
+LOCK_NAME: Final = "daemon.lock"
+
+
+def say(text: str) -> None:
+    """One line for people: journald's, or the terminal's."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def serve(folder: Path, *, unattended: bool = False) -> int:
+    """Run the node; returns the exit code: 0 after an orderly stop, 1 it cannot run here, 2 a broken configuration.
+
+    `unattended`: a broken configuration means DISABLED with that reason, until it is mended, instead of an exit.
+    """
+    problems: tuple[str, ...] = ()
+    try:
+        config = load(folder)
+    except ConfigErrors as errors:
+        problems = tuple(map(str, errors.problems))
+        for line in problems:
+            say(line)
+        if not unattended:
+            return 2
+        config = salvage(folder)
+    obstacles = prepare(config)
+    for line in obstacles:
+        say(line)
+    if obstacles and not unattended:
+        return 1
+    lock = _lock(config.paths.runtime)
+    if lock is None:
+        say(f"another rae-node runs with {config.paths.runtime}; stop it, or move paths.runtime in node.yaml")
+        return 1
+    try:
+        return asyncio.run(_run(config, problems, obstacles, unattended))
+    finally:
+        os.close(lock)
+
+
+def prepare(config: Config) -> list[str]:
+    """Make the folders of node.yaml's `paths`; a line for each that cannot be used."""
+    lines = []
+    for name, mode in (("logs", 0o750), ("workdir", 0o700), ("runtime", 0o755), ("state", 0o700)):
+        path: Path = getattr(config.paths, name)
+        try:
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            usable = os.access(path, os.W_OK | os.X_OK)
+        except OSError as error:
+            lines.append(f"{path}: cannot be made: {error.strerror}; set paths.{name} in node.yaml, or run the installer")
+            continue
+        if not usable:
+            lines.append(f"{path}: cannot be written; set paths.{name} in node.yaml, or mend its owner")
+    return lines
+
+
+def _lock(runtime: Path) -> int | None:
+    """Only one daemon a runtime folder. None: another one holds it."""
+    try:
+        fd = os.open(runtime / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return os.open(os.devnull, os.O_RDONLY)  # the folder's trouble was told by `prepare`
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str], unattended: bool) -> int:
+    from states.lifecycle import Lifecycle
+    from states.memory import Memory
+    from supervisor.clock import SystemClock
+    from supervisor.daemon import Daemon
+    from supervisor.effects.systemd import Notifier
+    from supervisor.executors.base import StopFailed
+    from supervisor.journal import Journal
+    from supervisor.node import Node
+    from supervisor.version import VERSION
+
+    clock, notifier = SystemClock(), Notifier()
+    now_s = clock.now_s()
+    daemon: Daemon | None = None
+
+    def wake() -> None:
+        if daemon is not None:
+            daemon.wake()
+
+    node = Node(config, clock, wake, lambda s: notifier.extend_timeout(int((s + 5) * 1_000_000)))
+    node.will.accept(config.runtime.automation.enabled)
+    node.will.refuse(problems)
+    node.will.obstacle = obstacles[0] if obstacles else ""
+    # A task was in flight when the last life ended: the rest that it earned is not skipped (R4).
+    memory = Memory(since_s=now_s, cooldown_from_s=now_s if node.source.crash_note else None)
+    journal = Journal(config.paths.logs, clock, config.node.logs.keep_days, say)
+    daemon = Daemon(node, Lifecycle(config.limits, memory=memory), journal, clock, notifier)
+    node.on_event = daemon.event
+    journal.start(VERSION, config.limits, memory)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop, f"the node is stopping ({signal.Signals(number).name})")
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    socket = await _listen(daemon, config)
+    watch = _watch(config.folder, wake)
+    try:
+        try:
+            await node.start()
+        except (OSError, StopFailed) as failure:
+            node.will.obstacle = f"what the last run left could not be removed: {failure}"
+            say(node.will.obstacle)
+        await daemon.run()
+        notifier.stopping(daemon.status_line())
+        await node.stop(DELIVER_S)
+    finally:
+        watch()
+        await socket.stop()
+        journal.write("stop", state=daemon.mind.state, reason=node.will.stopping)
+        journal.close()
+    return 0
+
+
+async def _listen(daemon: Daemon, config: Config) -> Any:
+    from supervisor.control import SOCKET_NAME, ControlServer
+
+    handlers = {"status": lambda _: daemon.status(), "pause": daemon.pause, "resume": daemon.resume}
+    server = ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}))
+    try:
+        await server.start()
+    except OSError as error:
+        say(f"{config.paths.runtime}: no control socket: {error.strerror}; `rae-node status` will not work")
+    return server
+
+
+def _watch(folder: Path, wake: Any) -> Any:
+    """Wake when a file of the folder changes; returns what ends the watch."""
+    from inotify_simple import INotify, flags
+
+    inotify = INotify(nonblocking=True)
+    loop = asyncio.get_running_loop()
+    try:
+        changes = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.CREATE
+        inotify.add_watch(str(folder), changes | flags.ATTRIB)
+    except OSError:
+        inotify.close()  # the folder is not there: every tick looks at the files anyway
+        return lambda: None
+
+    def changed() -> None:
+        inotify.read(timeout=0)
+        wake()
+
+    loop.add_reader(inotify.fileno(), changed)
+
+    def end() -> None:
+        loop.remove_reader(inotify.fileno())
+        inotify.close()
+
+    return end
+
+
+def main(argv: list[str]) -> int:
+    """`python -m supervisor.service [--unattended] [--config DIR]`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="auto_runner.py", description="The node as a service; see `rae-node run --help`.")
+    parser.add_argument("--unattended", action="store_true", help="a broken configuration means DISABLED, not an exit")
+    parser.add_argument("--config", metavar="DIR", help="folder with runtime.yaml and node.yaml")
+    given = parser.parse_args(argv)
+    return serve(find_folder(given.config), unattended=given.unattended)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

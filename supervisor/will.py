@@ -1,0 +1,106 @@
+"""The operator's will: runtime.yaml, a pause, a configuration that is broken → one reading of `automation`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from states.observation import Automation
+from supervisor.clock import Clock, iso
+
+PAUSE_FILE: Final = "pause.json"
+
+
+class Will:
+    """What switches the node off, in this order: it is stopping, it cannot work, its files are broken, a pause, the file.
+
+    A pause is kept in the state folder and survives restarts; its end is a wall-clock time, for people mean one.
+    """
+
+    def __init__(self, state_dir: Path, clock: Clock) -> None:
+        self._path = state_dir / PAUSE_FILE
+        self._clock = clock
+        self.stopping = ""
+        self.obstacle = ""
+        self.problems: tuple[str, ...] = ()
+        self.enabled = False
+        self.paused_until: float | None = None
+        self.paused_by = ""
+        self.paused = False
+        self._load()
+
+    def automation(self, now_s: float) -> Automation:
+        """The reading, at `now_s` (seconds of CLOCK_BOOTTIME)."""
+        if self.stopping:
+            return Automation(False, self.stopping, "operator")
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            return Automation(False, self.problems[0] + more, "configuration")
+        if self.obstacle:
+            return Automation(False, self.obstacle, "configuration")
+        if self.paused:
+            left_s = None if self.paused_until is None else self.paused_until - self._clock.wall_s()
+            if left_s is None:
+                return Automation(False, f"paused{self._by()}, until `rae-node resume`", "operator")
+            if left_s > 0:
+                return Automation(False, f"paused{self._by()} until {self._end()}", "operator", now_s + left_s)
+            self.resume()
+        if not self.enabled:
+            return Automation(False, "automation.enabled is false in runtime.yaml", "runtime.yaml")
+        return Automation(True, source="runtime.yaml")
+
+    def pause(self, until: float | None, by: str) -> None:
+        """Pause until a wall-clock time (seconds since the epoch), or for good (None).
+
+        Raises:
+            OSError: the pause cannot be kept; it holds all the same until the next restart.
+        """
+        self.paused, self.paused_until, self.paused_by = True, until, by
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        draft = self._path.with_suffix(".new")
+        draft.write_text(json.dumps({"v": 1, "until": until, "by": by}))
+        os.replace(draft, self._path)
+
+    def resume(self) -> None:
+        """End the pause."""
+        self.paused, self.paused_until, self.paused_by = False, None, ""
+        self._path.unlink(missing_ok=True)
+
+    def paused_end(self) -> str | None:
+        """When the pause ends, ISO 8601; `until resumed` without an end; None when there is no pause."""
+        if not self.paused:
+            return None
+        return "until resumed" if self.paused_until is None else iso(self.paused_until)
+
+    def refuse(self, problems: Sequence[str]) -> None:
+        """The files are broken: off, with these lines as the reason."""
+        self.problems = tuple(problems)
+
+    def accept(self, enabled: bool) -> None:
+        """The files are sound."""
+        self.problems = ()
+        self.enabled = enabled
+
+    def _load(self) -> None:
+        try:
+            kept = json.loads(self._path.read_text())
+            until = kept["until"]
+            self.paused, self.paused_until, self.paused_by = True, None if until is None else float(until), str(kept["by"])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError):
+            # Somebody paused the node and we cannot read for how long: it stays paused until told otherwise.
+            self.paused, self.paused_until, self.paused_by = True, None, ""
+
+    def _by(self) -> str:
+        return f" by {self.paused_by}" if self.paused_by else ""
+
+    def _end(self) -> str:
+        end = time.localtime(self.paused_until)
+        today = time.localtime(self._clock.wall_s())
+        same_day = (end.tm_year, end.tm_yday) == (today.tm_year, today.tm_yday)
+        return time.strftime("%H:%M" if same_day else "%a %d %b %H:%M", end)
