@@ -409,7 +409,7 @@ class Sessions:
 
     def _owner_changed(self, owner: str) -> None:
         if self._delays:
-            self._delays.forget()  # a new logind is asked anew
+            self._delays.renew()
         if not owner:
             self._error = self._bus.error or "logind is not running: see systemctl status systemd-logind"
             self._wake()
@@ -445,6 +445,7 @@ class _DelayLocks:
     def __init__(self, bus: SystemBus, who: str) -> None:
         self._bus, self._who = bus, who
         self._held: dict[str, Lock] = {}
+        self._old: dict[str, Lock] = {}  # of a logind that is gone; its successor may have taken them over
         self._taking: dict[str, asyncio.Task[None]] = {}
         self.error = ""
 
@@ -461,20 +462,30 @@ class _DelayLocks:
         else:
             self.error = ""
             self._held[kind] = lock
+            self._close(self._old, kind)
         finally:
             self._taking.pop(kind, None)
 
     def release(self, kinds: list[str]) -> None:
         for kind in kinds:
-            if lock := self._held.pop(kind, None):
-                lock.close()
+            self._close(self._held, kind)
+            self._close(self._old, kind)
 
-    def forget(self) -> None:
+    def renew(self) -> None:
+        """logind is another one: `take` takes new locks, and only then the old ones are given up."""
         for task in self._taking.values():
             task.cancel()
-        self.release(list(self._held))
+        for kind in list(self._held):
+            self._close(self._old, kind)
+            self._old[kind] = self._held.pop(kind)
 
     async def stop(self) -> None:
         tasks = list(self._taking.values())
-        self.forget()
+        self.renew()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.release(list(DELAYS))
+
+    @staticmethod
+    def _close(locks: dict[str, Lock], kind: str) -> None:
+        if lock := locks.pop(kind, None):
+            lock.close()
