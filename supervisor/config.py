@@ -24,6 +24,8 @@ from supervisor.settings_walk import allow_empty_sections, judge
 from supervisor.yaml_strict import Problem, Refused, in_words, printable, read
 
 __all__ = [
+    "NODE_FILE",
+    "RUNTIME_FILE",
     "Config",
     "ConfigErrors",
     "Folders",
@@ -31,7 +33,9 @@ __all__ = [
     "find_folder",
     "fingerprint",
     "in_hours",
+    "limits_of",
     "load",
+    "resolve",
     "schema",
     "unreachable",
 ]
@@ -117,7 +121,7 @@ def load(folder: Path) -> Config:
         folder=folder,
         runtime=runtime,
         node=node,
-        limits=_limits(runtime, node),
+        limits=limits_of(runtime, node),
         paths=Folders(**{name: resolve(folder, getattr(node.paths, name)) for name in node.paths.__struct_fields__}),
         node_id=node.node.id or _host_id(),
         notes=(*notes, *_notes(runtime, node)),
@@ -160,7 +164,7 @@ def _host_id() -> str:
     return name[:64] or "node"
 
 
-def _limits(runtime: Runtime, node: NodeSettings) -> Limits:
+def limits_of(runtime: Runtime, node: NodeSettings) -> Limits:
     """What the guards compare with; minutes become seconds here and nowhere else."""
     safety = runtime.safety
     return Limits(
@@ -181,6 +185,9 @@ def _limits(runtime: Runtime, node: NodeSettings) -> Limits:
         max_age_cpu_s=node.host.max_age_sec,
         max_age_host_s=node.host.max_age_sec,
     )
+
+
+_limits = limits_of  # the name by which offline/script.py knows it
 
 
 def _notes(runtime: Runtime, node: NodeSettings) -> list[str]:

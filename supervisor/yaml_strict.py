@@ -303,15 +303,17 @@ _WORDS: Final = (
     ("did not find expected node content", "no value where one must be", "a value", False),
     ("did not find expected <document start>", "something after the end", "one document, equally indented", False),
     ("block sequence entries are not allowed", "a '-' where no list can begin", "a list on lines of its own", False),
+    ("directive", "a % directive", "none", False),
+    ("alphabetic or numeric character", "an & or * without a name", "such a text in quotes", False),
     ("escape", "an unknown \\ escape in double quotes", "single quotes, or \\\\ for a backslash", False),
 )
 
 
 def _syntax(error: yaml.YAMLError, text: str, file: str) -> Problem:
     """What is no YAML, in our own words; the parser's where we have none."""
-    problem = str(getattr(error, "problem", None) or "text that is no YAML")
+    problem = str(getattr(error, "problem", None) or "unreadable")
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    words, allowed = printable(problem), "YAML"
+    words, allowed = f"text that is no YAML ({printable(problem)})", "YAML"
     for part, ours, hint, at_start in _WORDS:
         if part in problem:
             words, allowed = ours, hint
