@@ -13,7 +13,7 @@ from typing import Any, Final
 from states.effects import Effect
 from states.lifecycle import Lifecycle, blocked_by, tell
 from states.memory import Memory, State
-from states.observation import Link, Observation, TaskPhase
+from states.observation import Link, Observation
 from states.telling import reason, status_text, unblock
 from supervisor.clock import Clock, iso
 from supervisor.effects.systemd import Notifier
@@ -138,15 +138,16 @@ class Daemon:
     def _ask(self, fired: str, memory: Memory, now_s: float) -> None:
         """Poll when READY and the interval is over, and once more after task-settled (R20)."""
         node = self.node
-        task = node.slot.task()
         if fired == "task-settled" and node.may_ask:
             node.source.ask()
-        elif memory.state is State.READY and task.phase is TaskPhase.NONE and now_s >= self._next_poll_s:
-            if node.may_ask and node.source.ask():
-                self._next_poll_s = now_s + node.poll_interval_s
+        elif self._poll_is_due(memory, now_s) and node.source.ask():
+            self._next_poll_s = now_s + node.poll_interval_s
         ready = memory.state is State.READY
         node.source.announce(Availability.ONLINE if ready else Availability.BUSY)
         node.demand(memory.state, ready)
+
+    def _poll_is_due(self, memory: Memory, now_s: float) -> bool:
+        return memory.state is State.READY and now_s >= self._next_poll_s and self.node.may_ask
 
     def _tell(self, memory: Memory) -> None:
         if self._reloading:

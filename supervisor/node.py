@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
+
 from states.memory import State
-from states.observation import NEVER, Cpu, Host, Observation, Reading
+from states.observation import NEVER, Observation
 from supervisor.clock import Clock
 from supervisor.config import Config, ConfigErrors, fingerprint, in_hours, load
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor
 from supervisor.effects.workdir import Workdir
-from supervisor.executors.base import Executor
 from supervisor.executors.command import CommandExecutor
+from supervisor.executors.base import StopFailed
 from supervisor.executors.containment import Containment, detect
 from supervisor.observer import Observer
 from supervisor.performer import Performer
@@ -25,9 +28,10 @@ from supervisor.sensors.host import HostSensor
 from supervisor.sensors.nvml import NvmlSensor
 from supervisor.sensors.sessions import Sessions
 from supervisor.sensors.terminals import Terminals
-from supervisor.settings import TaskType
 from supervisor.slot import Slot
 from supervisor.sources.base import Source
+from supervisor.sources.rae_http import RaeHttp
+from supervisor.sources.token import TokenError, token
 from supervisor.will import Will
 
 START_S: Final = 3.0
@@ -63,7 +67,7 @@ class Senses:
             clock,
             config.node.host,
             own_cpu_s,
-            in_hours=lambda local: in_hours(config.node.work, local),
+            in_hours=lambda: in_hours(config.node.work, time.localtime(clock.wall_s())),
             going_down=lambda: self.sessions.going_down,
         )
         first_sign_s = clock.now_s() if daemon else NEVER
@@ -103,11 +107,17 @@ class Node:
         self._reload = False
         self._pending: Config | None = None
         self._connected = False
+        self.will.hindrances["leftovers"] = ""
         self._build(config)
 
     def _build(self, config: Config) -> None:
         bus = SystemBus()
-        self.source: Source = make_source(config, self.clock, lambda kind, fields: self.on_event(kind, fields))
+        key, self.will.hindrances["key"] = None, ""
+        try:
+            key = key_of(config)
+        except TokenError as error:
+            self.will.hindrances["key"] = str(error)
+        self.source: Source = make_source(config, self.clock, key, lambda kind, fields: self.on_event(kind, fields))
         self.slot = Slot(self.source)
         inhibitor = Inhibitor(bus, config.node.host.inhibitor, on_change=self._wake)
         self.senses = Senses(config, self.clock, self.slot.pids, self.slot.cpu_s, bus, daemon=True)
@@ -123,14 +133,17 @@ class Node:
         )
 
     async def start(self) -> None:
-        """Sweep what a crash has left, then start the sensors.
+        """Sweep what a crash has left, and start the sensors."""
+        await asyncio.gather(self._sweep(), self.senses.start(self._wake))
 
-        Raises:
-            OSError, StopFailed: what a crash has left would not go.
-        """
-        self.containment.sweep(self.workdir.root)
-        self.workdir.wipe_all()
-        await self.senses.start(self._wake)
+    async def _sweep(self) -> None:
+        """What a crash has left is killed and wiped; as long as that fails, the node does not work."""
+        try:
+            await asyncio.to_thread(self.containment.sweep, self.workdir.root)
+            await asyncio.to_thread(self.workdir.wipe_all)
+            self.will.hindrances["leftovers"] = ""
+        except (OSError, StopFailed) as failure:
+            self.will.hindrances["leftovers"] = f"what the last run left could not be removed: {failure}"
 
     async def connect(self) -> None:
         """Start the link; after READY, for it is what costs time to import."""
@@ -158,6 +171,8 @@ class Node:
         if self._reload or seen != self._seen:
             self._reload, self._seen = False, seen
             self._read()
+        if self.will.hindrances["leftovers"]:
+            await self._sweep()
         if self._pending is not None and self.slot.empty:
             config, self._pending = self._pending, None
             await self._rebuild(config)
@@ -172,7 +187,7 @@ class Node:
         old, self.config = self._pending or self.config, new
         self.will.accept(new.runtime.automation.enabled)
         self.on_event("config", {"limits": new.limits})
-        if _parts(old) != _parts(new):
+        if _parts(old) != _parts(new) or self.will.hindrances["key"]:
             self._pending = new
 
     async def _rebuild(self, config: Config) -> None:
@@ -245,11 +260,23 @@ def _parts(config: Config) -> object:
     )
 
 
-def make_source(config: Config, clock: Clock, on_event: Callable[[str, dict[str, Any]], None]) -> Source:
-    """The source that control.source names."""
-    from supervisor.sources.rae_http import RaeHttp
-    from supervisor.sources.token import token
+def key_of(config: Config) -> str | None:
+    """The control node's key; a relative control.token.file starts at the configuration folder.
 
+    Raises:
+        TokenError: it is configured and cannot be had.
+    """
+    control = config.node.control
+    if control.token.file is not None:
+        place = msgspec.structs.replace(control.token, file=str(config.resolve(control.token.file)))
+        control = msgspec.structs.replace(control, token=place)
+    return token(control, os.environ)
+
+
+def make_source(
+    config: Config, clock: Clock, key: str | None, on_event: Callable[[str, dict[str, Any]], None]
+) -> Source:
+    """The source that control.source names."""
     tasks = config.node.tasks
     return RaeHttp(
         config.node.control,
@@ -260,7 +287,7 @@ def make_source(config: Config, clock: Clock, on_event: Callable[[str, dict[str,
         retry_on_disconnect=config.runtime.execution.retry_on_disconnect,
         capabilities=capabilities(config),
         on_event=on_event,
-        token=token(config.node.control.token, os.environ),
+        token=key,
         on_preempt=lambda kind: tasks[kind].on_preempt if kind in tasks else "resubmit",
     )
 

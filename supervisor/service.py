@@ -25,7 +25,8 @@ LOCK_NAME: Final = "daemon.lock"
 
 def say(text: str) -> None:
     """One line for people: journald's, or the terminal's."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def serve(folder: Path, *, unattended: bool = False) -> int:
@@ -94,7 +95,6 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str], 
     from supervisor.clock import SystemClock
     from supervisor.daemon import Daemon
     from supervisor.effects.systemd import Notifier
-    from supervisor.executors.base import StopFailed
     from supervisor.journal import Journal
     from supervisor.node import Node
     from supervisor.version import VERSION
@@ -110,7 +110,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str], 
     node = Node(config, clock, wake, lambda s: notifier.extend_timeout(int((s + 5) * 1_000_000)))
     node.will.accept(config.runtime.automation.enabled)
     node.will.refuse(problems)
-    node.will.obstacle = obstacles[0] if obstacles else ""
+    node.will.hindrances["folders"] = obstacles[0] if obstacles else ""
     # A task was in flight when the last life ended: the rest that it earned is not skipped (R4).
     memory = Memory(since_s=now_s, cooldown_from_s=now_s if node.source.crash_note else None)
     journal = Journal(config.paths.logs, clock, config.node.logs.keep_days, say)
@@ -124,11 +124,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str], 
     socket = await _listen(daemon, config)
     watch = _watch(config.folder, wake)
     try:
-        try:
-            await node.start()
-        except (OSError, StopFailed) as failure:
-            node.will.obstacle = f"what the last run left could not be removed: {failure}"
-            say(node.will.obstacle)
+        await node.start()
         await daemon.run()
         notifier.stopping(daemon.status_line())
         await node.stop(DELIVER_S)

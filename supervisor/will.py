@@ -25,7 +25,7 @@ class Will:
         self._path = state_dir / PAUSE_FILE
         self._clock = clock
         self.stopping = ""
-        self.obstacle = ""
+        self.hindrances: dict[str, str] = {}  # what keeps the node from working at all, by what it is about
         self.problems: tuple[str, ...] = ()
         self.enabled = False
         self.paused_until: float | None = None
@@ -40,8 +40,8 @@ class Will:
         if self.problems:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             return Automation(False, self.problems[0] + more, "configuration")
-        if self.obstacle:
-            return Automation(False, self.obstacle, "configuration")
+        if hindrance := next(filter(None, self.hindrances.values()), ""):
+            return Automation(False, hindrance, "configuration")
         if self.paused:
             left_s = None if self.paused_until is None else self.paused_until - self._clock.wall_s()
             if left_s is None:

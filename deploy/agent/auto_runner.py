@@ -1,5 +1,8 @@
 #!/usr/bin/python3
-"""The service's entry point (R13). A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it."""
+"""The service's entry point (R13): the node, unattended.
+
+A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it.
+"""
 
 import os
 import sys
@@ -9,6 +12,6 @@ AGENT = Path(__file__).resolve().parent
 ROOTS = (AGENT.parent / "venv", AGENT.parents[1] / ".venv")  # installed; in a checkout
 PYTHON = next((root / "bin" / "python" for root in ROOTS if (root / "bin" / "python").exists()), None)
 if PYTHON is None:
-    print("DO NOT RUN: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)
+    print("auto_runner.py: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)
     sys.exit(1)
 os.execv(PYTHON, [str(PYTHON), "-I", "-m", "supervisor.service", " the node, unattended:--unattended", *sys.argv[1:]])

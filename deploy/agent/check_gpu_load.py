@@ -1,5 +1,8 @@
 #!/usr/bin/python3
-"""Is the GPU free (R10)? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN. A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it."""
+"""Is the GPU free (R10)? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN.
+
+A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it.
+"""
 
 import os
 import sys

@@ -1,5 +1,8 @@
 #!/usr/bin/python3
-"""Is a person there (R9)? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN. A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it."""
+"""Is a person there (R9)? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN.
+
+A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it.
+"""
 
 import os
 import sys

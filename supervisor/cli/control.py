@@ -10,7 +10,8 @@ from supervisor.cli.common import ConfigOption
 def control(
     listen: Annotated[str, typer.Option("--listen", metavar="127.0.0.1:PORT", help="Loopback only; port 0: any free one.")],
     requeue_after: Annotated[
-        float, typer.Option("--requeue-after", metavar="SECONDS", min=0.1, help="A task of a node silent for so long runs again.")
+        float,
+        typer.Option("--requeue-after", metavar="SECONDS", min=0.1, help="Requeue a task after so long without a heartbeat."),
     ] = 120.0,
     config: ConfigOption = None,
 ) -> None:

@@ -7,8 +7,8 @@ import sys
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, err, remember
 from supervisor.cli.check import check_gpu, check_user
+from supervisor.cli.common import ConfigOption, Exit, err, remember
 from supervisor.cli.config import app as config_app
 from supervisor.cli.control import control
 from supervisor.cli.demo import demo
@@ -63,7 +63,7 @@ def main() -> None:
         sys.exit(Exit.YES)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
-    except Exception as error:  # noqa: BLE001 - the last door before the user
+    except Exception as error:
         if os.environ.get("RAE_NODE_DEBUG"):
             raise
         err(f"rae-node: {type(error).__name__}: {error} (RAE_NODE_DEBUG=1 shows where)")

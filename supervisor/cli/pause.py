@@ -47,4 +47,4 @@ def end_of(words: list[str], now: float) -> float | None:
         hours, minutes, seconds = (float(part or 0) for part in span.groups())
         if (length := hours * 3600 + minutes * 60 + seconds) > 0:
             return now + length
-    leave(Exit.WRONG, f"pause: found {text!r}, allowed: a duration such as 2h, 90m or 1h30m, or `until HH:MM`")
+    return leave(Exit.WRONG, f"pause: found {text!r}, allowed: a duration such as 2h, 90m or 1h30m, or `until HH:MM`")

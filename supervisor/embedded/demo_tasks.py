@@ -4,9 +4,10 @@ import hashlib
 import json
 import sys
 import time
+from typing import Any
 
 
-def primes(payload: dict) -> dict:
+def primes(payload: dict[str, Any]) -> dict[str, Any]:
     """Count the primes below `below`."""
     below = int(payload["below"])
     sieve = bytearray([1]) * below
@@ -17,7 +18,7 @@ def primes(payload: dict) -> dict:
     return {"below": below, "primes": sum(sieve)}
 
 
-def words(payload: dict) -> dict:
+def words(payload: dict[str, Any]) -> dict[str, Any]:
     """Count the words of `text`."""
     found: dict[str, int] = {}
     for word in payload["text"].lower().split():
@@ -25,7 +26,7 @@ def words(payload: dict) -> dict:
     return {"words": sum(found.values()), "most": max(found, key=found.__getitem__)}
 
 
-def render(payload: dict) -> dict:
+def render(payload: dict[str, Any]) -> dict[str, Any]:
     """Hash for `seconds`, as a render would compute for long."""
     end = time.monotonic() + float(payload["seconds"])
     digest, rounds = b"", 0
