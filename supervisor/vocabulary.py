@@ -84,7 +84,7 @@ def observation_of(
 
     def reading(name: str, value: Any) -> Reading[Any]:
         at_s = NEVER if name in stale else now_s
-        error = f"the {source} says that {name} is unknown" if value is None else ""
+        error = f"says the {source}" if value is None else ""
         return Reading(value, error, source, at_s)
 
     automation = _word(see, "automation", ("on", "off"))
