@@ -33,9 +33,8 @@ diagrams: ## Draw diagrams/ from the table that runs
 	$(BIN)/rae-node diagram --format dot --out diagrams/lifecycle.dot
 	$(BIN)/rae-node diagram --format svg --out diagrams/lifecycle.svg
 
-schemas: ## Write config/*.schema.json from the types
-	$(BIN)/rae-node config schema runtime > config/runtime.schema.json
-	$(BIN)/rae-node config schema node > config/node.schema.json
+schemas: ## Write config/ (both files and their schemas) from the types
+	$(BIN)/python -m supervisor.shipped config
 
 bench: ## Measure against the baselines; exit 1 where a target is missed
 	@deploy/setup test
