@@ -6,6 +6,7 @@ it: a keeper is started for every task, so what is imported here is paid before 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ import time
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOPPED = "Tt"
 _DEAD = "ZXx"
+_BLOWS = 5
 
 
 def read(path: str) -> bytes:
@@ -136,7 +138,7 @@ def environment(pid: int) -> dict[bytes, bytes]:
     return dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
 
 
-def _set_polite(tids: list[int], nice: int) -> None:
+def _set_nice(tids: list[int], nice: int) -> None:
     """Ordinary scheduling at `nice` for these threads; stops at the first refusal (a plain user may not go back up)."""
     for tid in tids:
         try:
@@ -159,6 +161,10 @@ def _threads(pids: list[int]) -> list[int]:
     return found
 
 
+def _running(processes: list[Process]) -> list[Process]:
+    return [process for process in processes if process.state not in _STOPPED]
+
+
 class TreeHold:
     """The processes below `root`, which is their subreaper: found by walking /proc, held by SIGSTOP."""
 
@@ -169,8 +175,12 @@ class TreeHold:
         """The processes now."""
         return frozenset(quick_descendants(self.root))
 
+    def seen(self) -> list[Process]:
+        """What is not dead, by the quick way: for blows that are repeated."""
+        return [process for pid in self.pids() if (process := look(pid)) is not None and process.living]
+
     def living(self) -> list[Process]:
-        """What is not dead, by a whole walk."""
+        """What is not dead, by a whole walk: for proofs."""
         return [process for process in descendants(self.root) if process.living]
 
     def threads(self) -> list[int]:
@@ -179,11 +189,18 @@ class TreeHold:
 
     def hurry(self) -> None:
         """Give the tree ordinary priority, where that is permitted: a polite process also obeys slowly."""
-        _set_polite(self.threads(), 0)
+        self._prioritize(0)
 
     def relax(self) -> None:
         """Put the tree behind everything else again."""
-        _set_polite(self.threads(), 19)
+        self._prioritize(19)
+
+    def _prioritize(self, nice: int) -> None:
+        threads = self.threads()
+        _set_nice(threads, nice)
+        for leader in sorted(threads)[:1]:  # the task's own session; those that it made since were never put back
+            with contextlib.suppress(OSError):
+                write(f"/proc/{leader}/autogroup", str(nice))
 
     def freeze(self, limit_s: float) -> bool:
         """Stop everything, and see it stopped: two walks without a running process, for one may miss a newborn.
@@ -194,13 +211,11 @@ class TreeHold:
         until_s = time.monotonic() + limit_s
         quiet = 0
         while quiet < 2:
-            running = [process for process in self.living() if process.state not in _STOPPED]
+            running = _running(self.seen()) or _running(self.living())
             quiet = 0 if running else quiet + 1
-            for process in running:  # no pidfd here: the walk is a millisecond old, and this is the hot path
-                try:
+            for process in running:  # no pidfd here: the look is a moment old, and this is the hot path
+                with contextlib.suppress(OSError):
                     os.kill(process.pid, signal.SIGSTOP)
-                except OSError:
-                    continue
             if running and time.monotonic() > until_s:
                 return False
         return True
@@ -210,17 +225,24 @@ class TreeHold:
         self.signal(signal.SIGCONT)
 
     def signal(self, number: int) -> None:
-        """Signal everything once."""
-        for process in self.living():
+        """Signal everything once: sure to miss nothing only while it is frozen."""
+        for process in self.seen():
             send(process, number)
 
     def kill(self) -> None:
         """SIGKILL for everything, once; repeat until `living` is empty."""
-        self.signal(signal.SIGKILL)
+        self.kill_first()
+        for process in self.living():
+            send(process, signal.SIGKILL)
 
     def kill_first(self) -> None:
-        """The first blow, by the shortest way."""
-        self.kill()
+        """The first blows, by the quickest way: a process that only forks and ends outruns a walk, but hardly these."""
+        for _ in range(_BLOWS):
+            seen = self.seen()
+            if not seen:
+                break
+            for process in seen:
+                send(process, signal.SIGKILL)
 
     def cpu_s(self) -> float:
         """CPU seconds of what lives below, and of what the subreaper has reaped."""
@@ -261,19 +283,11 @@ class CgroupHold(TreeHold):
 
     def living(self) -> list[Process]:
         """The members, and what left the cgroup but still descends from the keeper."""
-        found = {process.pid: process for process in super().living()}
-        for pid in self.pids():
-            if (process := look(pid)) is not None and process.living:
-                found[pid] = process
-        return list(found.values())
+        return list({process.pid: process for process in [*super().living(), *self.seen()]}.values())
 
     def threads(self) -> list[int]:
         """The members' threads, by one read a group."""
         return self._members("cgroup.threads")
-
-    def event(self, name: str) -> bool:
-        """`populated` or `frozen`, as the kernel says it. Raises OSError."""
-        return f"{name} 1".encode() in read(f"{self.path}/cgroup.events").splitlines()
 
     def freeze(self, limit_s: float) -> bool:
         """Order the freeze, and wait for the kernel's word that it is done."""
@@ -303,11 +317,6 @@ class CgroupHold(TreeHold):
             write(f"{self.path}/cgroup.freeze", "0")
         except OSError:
             super().thaw()
-
-    def kill(self) -> None:
-        """The kernel's kill for the members, a walk for what escaped."""
-        self.kill_first()
-        super().kill()
 
     def kill_first(self) -> None:
         """The kernel's kill: no walk."""

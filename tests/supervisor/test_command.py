@@ -1,0 +1,403 @@
+"""The command executor with real processes: streams, outcomes, environment, stops (R2, R4, R6, R19, R23)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from supervisor.effects.workdir import Workdir
+from supervisor.executors import command as command_module
+from supervisor.executors.base import StartFailed, StopFailed
+from supervisor.executors.command import CommandExecutor, CommandTask
+from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment, detect
+from supervisor.settings import TaskType
+from supervisor.sources.base import Claim
+from support.trees import alive, command, marked_with, pids_in, until_async
+
+DETECTED = detect()
+SECRET = "sentinel-4711"
+
+
+@pytest.fixture(params=["cgroup", "tree"])
+def held(request: pytest.FixtureRequest) -> Containment:
+    """Both ways to hold a task."""
+    if request.param == "tree":
+        return TreeContainment("by choice")
+    if not isinstance(DETECTED, CgroupContainment):
+        pytest.skip(DETECTED.describe())
+    return DETECTED
+
+
+class Bench:
+    """Starts tasks, and knows their folders."""
+
+    def __init__(self, held: Containment, root: Path) -> None:
+        self.held = held
+        self.work = Workdir(root)
+        self.ended = asyncio.Event()
+        self.folder = Path()
+        self.tasks: list[CommandTask] = []
+
+    async def start(self, *argv: str, payload: Any = None, environment: dict[str, str] | None = None, **fields: Any) -> CommandTask:
+        self.folder = self.work.fresh("one")
+        executor = CommandExecutor(TaskType(argv=list(argv), **fields), self.held, environment)
+        task = await executor.start(Claim("id-1", "kind", payload or {}), self.folder, self.ended.set)
+        self.tasks.append(task)
+        return task
+
+    async def outcome(self, *argv: str, **fields: Any) -> tuple[str | None, Any]:
+        task = await self.start(*argv, **fields)
+        async with asyncio.timeout(20):
+            await self.ended.wait()
+        assert task.ended
+        assert not task.alive
+        assert task.pids() == frozenset()
+        return task.error, task.result
+
+
+@asynccontextmanager
+async def bench(held: Containment, root: Path) -> AsyncIterator[Bench]:
+    """A bench that leaves no process, no cgroup and no open file behind, and proves it."""
+    files = len(os.listdir("/proc/self/fd"))
+    made = Bench(held, root)
+    try:
+        yield made
+    finally:
+        for task in made.tasks:
+            await task.stop(0)
+    await until_async(lambda: not marked_with(str(made.folder)), what="the keeper has gone")
+    await until_async(lambda: len(os.listdir("/proc/self/fd")) <= files, what="our files are closed")
+    assert not made.folder.exists() or not any(made.folder.iterdir())
+    if isinstance(held, CgroupContainment):
+        assert not [name for name in os.listdir(held.base) if made.folder.name in name]
+
+
+def run(held: Containment, tmp_path: Path, body: Callable[[Bench], Awaitable[None]]) -> None:
+    """Run `body` on a loop of its own."""
+
+    async def go() -> None:
+        async with bench(held, tmp_path / "work") as made:
+            await body(made)
+
+    asyncio.run(go())
+
+
+def py(code: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", code]
+
+
+OUTCOMES = [
+    pytest.param(["true"], None, {}, id="nothing-on-stdout"),
+    pytest.param(["echo", ' {"a": [1, null]} '], None, {"a": [1, None]}, id="an-object"),
+    pytest.param(["cat"], None, {"say": "héllo", "n": 1}, id="payload-comes-back"),
+    pytest.param(["sh", "-c", "exit 3"], "exit code 3", {}, id="exit-code"),
+    pytest.param(["sh", "-c", "echo '{}'; exit 1"], "exit code 1", {}, id="exit-code-beats-output"),
+    pytest.param(["sh", "-c", "echo lost >&2; exit 2"], "exit code 2", {"stderr": "lost"}, id="stderr-of-a-failure"),
+    pytest.param(["sh", "-c", "echo noise >&2; echo '{}'"], None, {}, id="stderr-of-a-success-is-dropped"),
+    pytest.param(["sh", "-c", "kill -9 $$"], "killed by signal 9 (SIGKILL)", {}, id="killed"),
+    pytest.param(["sh", "-c", "kill -TERM $$"], "killed by signal 15 (SIGTERM)", {}, id="terminated"),
+    pytest.param(["sh", "-c", "kill -40 $$"], "killed by signal 40 (real-time)", {}, id="real-time-signal"),
+    pytest.param(["echo", "[1]"], "stdout is not a JSON object: it is JSON of another type (list)", {}, id="a-list"),
+    pytest.param(["echo", SECRET], "stdout is not a JSON object: JSON is malformed: invalid character (byte 0)", {}, id="text"),
+    pytest.param(["printf", '{"' + SECRET], "stdout is not a JSON object: Input data was truncated", {}, id="cut"),
+    pytest.param(["printf", '{"a":"\\377"}'], "stdout is not a JSON object: it is not UTF-8", {}, id="not-utf-8"),
+    pytest.param(["printf", '{"' + SECRET + '": 1e999}'], "stdout is not a JSON object: Number out of range", {}, id="1e999"),
+    pytest.param(py("print('[' * 100000)"), "stdout is not a JSON object: nested too deep", {}, id="nested"),
+    pytest.param(["sh", "-c", "sleep 1000 & setsid sleep 1000 & echo '{}'"], None, {}, id="what-outlives-it-is-killed"),
+    pytest.param(["sh", "-c", "exec 0<&- 1>&- 2>&-; sleep 0.05"], None, {}, id="closes-its-streams"),
+]
+
+
+@pytest.mark.parametrize(("argv", "error", "result"), OUTCOMES)
+def test_outcome(held: Containment, tmp_path: Path, argv: list[str], error: str | None, result: Any) -> None:
+    async def body(bench: Bench) -> None:
+        said, got = await bench.outcome(*argv, payload={"say": "héllo", "n": 1})
+        assert (said or "").startswith(error or "")
+        assert (said is None) == (error is None)
+        assert got == result
+        assert SECRET not in (said or "")
+
+    run(held, tmp_path, body)
+
+
+def test_five_megabytes_there_and_back(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        payload = {"data": "x" * (5 << 20)}
+        assert await bench.outcome("cat", payload=payload) == (None, payload)
+
+    run(held, tmp_path, body)
+
+
+def test_stdin_that_nobody_reads_blocks_nothing(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        assert await bench.outcome("true", payload={"data": "x" * (5 << 20)}) == (None, {})
+        bench.ended.clear()
+        await bench.start("sleep", "1000", payload={"data": "x" * (5 << 20)})
+        begun_s = time.monotonic()
+        await asyncio.sleep(0)
+        assert time.monotonic() - begun_s < 1
+
+    run(held, tmp_path, body)
+
+
+def test_flood_is_the_tasks_own_fault(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        error, result = await bench.outcome("sh", "-c", "trap '' TERM; yes & yes", max_result_mb=0.5)
+        assert error == "stdout is longer than 0.5 MiB (max_result_mb)"
+        assert result == {}
+        bench.ended.clear()
+        error, result = await bench.outcome("sh", "-c", "yes >&2 & sleep 0.3; exit 1")
+        assert error == "exit code 1"
+        assert len(result["stderr"]) <= 8192
+
+    run(held, tmp_path, body)
+
+
+def test_born_with_little_and_last_in_line(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROL_TOKEN", SECRET)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    code = """
+import json, os, resource, signal
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+print(json.dumps({
+    "env": dict(os.environ), "cwd": os.getcwd(), "nice": os.nice(0), "umask": os.umask(0), "nnp": status["NoNewPrivs"],
+    "idle": os.sched_getscheduler(0) == os.SCHED_IDLE, "oom": open("/proc/self/oom_score_adj").read().strip(),
+    "core": resource.getrlimit(resource.RLIMIT_CORE)[0], "fds": sorted(os.listdir("/proc/self/fd"), key=int)[:-1],
+    "ignored": int(status["SigIgn"], 16) & (1 << 14 | 1 << 1 | 1 << 0), "blocked": int(status["SigBlk"], 16),
+    "leader": os.getsid(0) == os.getpid() == os.getpgid(0), "mode": oct(os.stat(".").st_mode & 0o777),
+}))
+"""
+
+    async def body(bench: Bench) -> None:
+        error, born = await bench.outcome(*py(code), env={"TYPE": "t"}, environment={"NODE": "n"})
+        assert error is None, born
+        env = born.pop("env")
+        env.pop("LC_CTYPE", None)  # the interpreter's own coercion
+        assert env.pop("RAE_NODE_TASK").endswith(bench.folder.name)
+        folder = str(bench.folder)
+        assert env == {
+            "PATH": os.environ["PATH"], "LANG": os.environ.get("LANG", "C.UTF-8"), "HOME": folder, "TMPDIR": folder,
+            "RAE_TASK_ID": "id-1", "RAE_TASK_TYPE": "kind", "TYPE": "t", "NODE": "n",
+        }  # fmt: skip
+        assert born == {
+            "cwd": folder, "nice": 19, "umask": 0o077, "nnp": "1", "idle": os.geteuid() == 0, "oom": "1000",
+            "core": 1, "fds": ["0", "1", "2"], "ignored": 0, "blocked": 0, "leader": True, "mode": "0o700",
+        }  # fmt: skip
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("argv", "fields", "reason"),
+    [
+        (["no-such-command"], {}, "no-such-command: No such file or directory"),
+        (["/dev/null"], {}, "/dev/null: Permission denied"),
+        ([], {}, "tasks.kind.argv is empty; name the command in node.yaml"),
+        (["true"], {"env": {"A=B": ""}}, "true: ValueError: illegal environment variable name"),
+        (["true"], {"payload": {"a": object()}}, "the payload cannot be written as JSON (TypeError)"),
+    ],
+)
+def test_does_not_start(held: Containment, tmp_path: Path, argv: list[str], fields: dict[str, Any], reason: str) -> None:
+    async def body(bench: Bench) -> None:
+        with pytest.raises(StartFailed) as failed:
+            await bench.start(*argv, **fields)
+        assert str(failed.value) == reason
+        assert not bench.ended.is_set()
+
+    run(held, tmp_path, body)
+
+
+def test_a_start_given_up_leaves_nothing(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        starting = asyncio.create_task(bench.start("sleep", "1000"))
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await until_async(lambda: not bench.folder.exists(), what="the keeper has wiped")
+
+    run(held, tmp_path, body)
+
+
+def test_a_start_that_hangs_is_given_up(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_module, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(command_module, "_KEEPER", "import time; time.sleep(1000)")
+
+    async def body(bench: Bench) -> None:
+        with pytest.raises(StartFailed, match="not started within 0 s"):
+            await bench.start("true")
+
+    run(held, tmp_path, body)
+
+
+def test_polite_stop_lets_it_say_goodbye(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "trap 'echo \"{\\\"saved\\\": 1}\"; exit 0' TERM; touch up; while :; do sleep 0.01; done")
+        await until_async((bench.folder / "up").exists)
+        rungs = await task.stop(10)
+        assert [word.split()[0] for word in rungs.split(", ")] == ["frozen", "term", "gone"]
+        assert (task.error, task.result) == (None, {"saved": 1})
+        assert bench.ended.is_set()
+        assert await task.stop(10) == rungs  # again: nothing to do
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 0.2])
+def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: float) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start(*command("nasty", "20", str(out)))
+        await until_async(lambda: len(pids_in(out)) == 20)
+        workers = pids_in(out)
+        await until_async(lambda: set(workers) <= task.pids())
+        used_s = task.cpu_s()
+        begun_s = time.monotonic()
+        rungs = await task.stop(grace_s)
+        took_s = time.monotonic() - begun_s
+        assert not [pid for pid in workers if alive(pid)]
+        assert grace_s <= took_s < grace_s + 3
+        assert rungs.startswith("frozen ")
+        assert task.error == "killed by signal 9 (SIGKILL)"
+        assert task.cpu_s() >= used_s > 0
+
+    run(held, tmp_path, body)
+
+
+def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def counters() -> list[str]:
+        return [(out / str(pid)).read_text() for pid in pids_in(out)]
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start(*command("nasty", "12", str(out)))
+        await until_async(lambda: len(pids_in(out)) == 12 and all(counters()))
+        tree = task._tree
+        tree.hurry()
+        assert tree.freeze(5.0)
+        before, used_s = counters(), task.cpu_s()
+        await asyncio.sleep(0.2)
+        assert counters() == before
+        assert task.cpu_s() - used_s < 0.05
+        tree.thaw()
+        await until_async(lambda: all(now != was for now, was in zip(counters(), before, strict=True)), what="all run on")
+
+    run(held, tmp_path, body)
+
+
+def test_hoppers_are_caught(held: Containment, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start(*command("hoppers", "10", str(out)))
+        await until_async(lambda: len(pids_in(out)) == 10)
+        await task.stop(0)
+        assert not task.alive
+        assert not marked_with(f"RAE_NODE_TASK={bench.tasks[0]._mark}")
+
+    run(held, tmp_path, body)
+
+
+def test_concurrent_stops_take_the_shortest_grace(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done")
+        await until_async((bench.folder / "up").exists)
+        begun_s = time.monotonic()
+        polite = asyncio.create_task(task.stop(60))
+        await asyncio.sleep(0.1)
+        answers = await asyncio.gather(polite, task.stop(0), task.stop(30))
+        assert time.monotonic() - begun_s < 10
+        assert len(set(answers)) == 1
+
+    run(held, tmp_path, body)
+
+
+def test_stop_while_it_ends_by_itself(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        for delay_ms in range(8):
+            bench.ended.clear()
+            task = await bench.start("sh", "-c", "sleep 0.004; echo '{}'")
+            await asyncio.sleep(delay_ms / 1000)
+            await task.stop(5)
+            assert task.ended
+            assert bench.ended.is_set()
+            bench.work.wipe(bench.folder)
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_task_that_turns_on_its_keeper(
+    held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
+) -> None:
+    monkeypatch.setattr(command_module, "ANSWER_LIMIT_S", 0.3)
+    out = tmp_path / "out"
+    out.mkdir()
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start(*command("nasty", "8", str(out)))
+        await until_async(lambda: len(pids_in(out)) == 8)
+        workers = pids_in(out)
+        os.kill(task._keeper.pid, blow)
+        if blow == signal.SIGSTOP:
+            assert await task.stop(0) == "cleared away by the daemon, for its keeper did not answer"
+        async with asyncio.timeout(10):
+            await bench.ended.wait()
+        assert task.error == f"stopped, for its keeper {'was killed' if blow == signal.SIGKILL else 'did not answer'}"
+        assert not [pid for pid in workers if alive(pid)]
+
+    run(held, tmp_path, body)
+
+
+def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sleep", "1000")
+        stopping = asyncio.create_task(task.stop(60))
+        await asyncio.sleep(0)
+        task._understand({"left": ["77 (state D)"], "rungs": "frozen 1 ms, kill 3 ms"})
+        with pytest.raises(StopFailed, match=r"still alive after the kill: 77 \(state D\) \(frozen 1 ms, kill 3 ms\)"):
+            await stopping
+        assert task.alive
+
+    run(TreeContainment("by choice"), tmp_path, body)
+
+
+def test_overhead_beside_the_bare_command(held: Containment, tmp_path: Path) -> None:
+    """The least of ten: ≤ 50 ms (performance targets)."""
+
+    async def body(bench: Bench) -> None:
+        least_s = 1.0
+        for _ in range(10):
+            bench.ended.clear()
+            begun_s = time.perf_counter()
+            assert await bench.outcome("true") == (None, {})
+            least_s = min(least_s, time.perf_counter() - begun_s)
+            bench.work.wipe(bench.folder)
+        assert least_s < 0.05
+
+    run(held, tmp_path, body)
+
+
+def test_nothing_of_payload_or_result_reaches_a_command_line(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "cat > /dev/null; sleep 1000", payload={"key": SECRET}, env={"TOKEN": SECRET})
+        for pid in [*task.pids(), task._keeper.pid]:
+            assert SECRET not in Path(f"/proc/{pid}/cmdline").read_text()
+        assert SECRET not in Path(f"/proc/{task._keeper.pid}/environ").read_text()
+        assert json.loads(json.dumps(dict(task.result))) == {}
+
+    run(held, tmp_path, body)
