@@ -1,0 +1,304 @@
+"""Terminals as signs of the person (R9), on real pseudo-terminals; those that need a given access time are linked into
+a folder that plays /dev."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from states.observation import NEVER
+from supervisor.clock import SystemClock
+from supervisor.sensors import terminals as module
+from supervisor.sensors.terminals import Terminals
+
+BOOT_WALL_S = 1_700_000_000.0  # wall time at boot, in the played world
+MINUTE = 60.0
+
+
+class PlayedClock:
+    """Both clocks in the test's hand."""
+
+    def __init__(self) -> None:
+        self.boot_s, self.offset_s = 3600.0, BOOT_WALL_S
+
+    def now_s(self) -> float:
+        return self.boot_s
+
+    def wall_s(self) -> float:
+        return self.boot_s + self.offset_s
+
+
+class Dev:
+    """A folder that plays /dev; its terminals are real pseudo-terminals under other names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.clock = folder, PlayedClock()
+        (folder / "pts").mkdir()
+        self._fds: list[int] = []
+        self._slaves: dict[str, str] = {}
+
+    def terminal(self, name: str, idle_s: float = 0.0) -> int:
+        """A terminal that was last typed on `idle_s` seconds ago; returns its keyboard's end."""
+        master, slave = os.openpty()
+        self._fds += [master, slave]
+        self._slaves[name] = os.ttyname(slave)
+        self.typed(name, idle_s)
+        (self.root / name).symlink_to(self._slaves[name])
+        return master
+
+    def typed(self, name: str, idle_s: float = 0.0) -> None:
+        """Its access time says so, by the wall clock as it is now."""
+        at_ns = round((self.clock.wall_s() - idle_s) * 1e9)
+        os.utime(self._slaves[name], ns=(at_ns, at_ns))
+
+    def write(self, name: str) -> None:
+        """Output on it: the modification time moves."""
+        at = os.stat(self._slaves[name])
+        os.utime(self._slaves[name], ns=(at.st_atime_ns, round(self.clock.wall_s() * 1e9)))
+
+    def looks(self, sensor: Terminals) -> tuple[float, str]:
+        """Seconds since the last sign, and the sign."""
+        presence = sensor.latest(self.clock.now_s())
+        assert presence.error == ""
+        return round(self.clock.now_s() - presence.last_sign_at_s, 3), presence.sign
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Any:
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    there = Dev(folder)
+    yield there
+    there.close()
+
+
+@contextlib.asynccontextmanager
+async def watching(sensor: Terminals, wake: Callable[[], None] = lambda: None) -> AsyncIterator[Terminals]:
+    await sensor.start(wake)
+    try:
+        yield sensor
+    finally:
+        await sensor.stop()
+
+
+async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
+    end_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end_s, "waited in vain"
+        await asyncio.sleep(0.01)
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scene, 20))
+
+
+def test_the_newest_of_all_terminals_counts(dev: Dev) -> None:
+    """With its name; output, ptmx and what is no terminal say nothing."""
+    dev.terminal("pts/3", 5 * MINUTE)
+    dev.terminal("tty1", 2 * MINUTE)
+    dev.terminal("console", 7 * MINUTE)
+    dev.terminal("pts/ptmx", 0)
+    dev.terminal("ttyprintk", 0)
+    (dev.root / "pts/9").write_text("a file, not a device")
+    sensor = Terminals(dev.clock, dev.root)
+    assert dev.looks(sensor) == (2 * MINUTE, "user active on tty1")
+    dev.write("pts/3")
+    dev.clock.boot_s += 10
+    assert dev.looks(sensor) == (2 * MINUTE + 10, "user active on tty1")
+    dev.clock.boot_s += 10
+    dev.typed("pts/3", 1)
+    assert dev.looks(sensor) == (1, "user active on pts/3")
+    assert sensor.latest(dev.clock.now_s()).present == ""
+
+
+def test_nobody_at_any_terminal(dev: Dev) -> None:
+    """No terminal, no sign."""
+    presence = Terminals(dev.clock, dev.root).latest(dev.clock.now_s())
+    assert (presence.source, presence.last_sign_at_s, presence.error) == ("terminals", NEVER, "")
+
+
+def test_a_terminal_that_comes_or_goes_is_a_sign_at_once(dev: Dev) -> None:
+    """Whatever its access time says."""
+    dev.terminal("pts/1", 30 * MINUTE)
+    sensor = Terminals(dev.clock, dev.root)
+    assert dev.looks(sensor) == (30 * MINUTE, "user active on pts/1")
+    dev.terminal("pts/2", 30 * MINUTE)
+    assert dev.looks(sensor) == (0, "user active on pts/2")
+    dev.clock.boot_s += 60
+    assert dev.looks(sensor) == (60, "user active on pts/2")
+    (dev.root / "pts/1").unlink()
+    assert dev.looks(sensor) == (0, "user active on pts/1")
+
+
+@pytest.mark.parametrize("jump_s", [-7200.0, -30.0, 30.0, 7200.0, 86400.0 * 365])
+def test_a_jump_of_the_wall_clock_changes_nothing(dev: Dev, jump_s: float) -> None:
+    """A sign keeps its time; one that comes with the jump is no older than the last look."""
+    dev.terminal("pts/1", 5 * MINUTE)
+    sensor = Terminals(dev.clock, dev.root)
+    assert dev.looks(sensor)[0] == 5 * MINUTE
+    dev.clock.offset_s += jump_s
+    dev.clock.boot_s += 10
+    assert dev.looks(sensor)[0] == 5 * MINUTE + 10
+    dev.typed("pts/1")  # and then the clock jumps again, before the next look
+    dev.clock.offset_s += jump_s
+    dev.clock.boot_s += 20
+    assert dev.looks(sensor)[0] <= 20
+
+
+@pytest.mark.parametrize(("idle_s", "seen_s"), [(-3600, 0), (-1, 0), (3599, 3599), (3601, 0), (86400 * 400, 0)])
+def test_times_that_cannot_be_count_as_now(dev: Dev, idle_s: float, seen_s: float) -> None:
+    """In the future, or from before the boot an hour ago: the clock was set since, so nobody knows when (R12)."""
+    dev.terminal("pts/1", idle_s)
+    assert dev.looks(Terminals(dev.clock, dev.root))[0] == seen_s
+
+
+@pytest.mark.parametrize("wrong_s", [-3600.0, 0.0, 7200.0])
+def test_consoles_never_typed_on_stand_for_the_boot(dev: Dev, wrong_s: float) -> None:
+    """Made with all nodes by a clock that was wrong then; one typed on since is judged by its time."""
+    made_s = BOOT_WALL_S + wrong_s
+    (dev.root / "full").touch()
+    os.utime(dev.root / "full", (made_s, made_s))
+    dev.terminal("tty1", dev.clock.wall_s() - made_s - 1)
+    dev.terminal("tty63", dev.clock.wall_s() - made_s)
+    sensor = Terminals(dev.clock, dev.root)
+    assert dev.looks(sensor)[0] == 3600
+    dev.clock.boot_s += 10
+    dev.typed("tty1", 2)
+    assert dev.looks(sensor) == (2, "user active on tty1")
+
+
+def test_a_terminal_is_no_older_than_the_look_before_its_change(dev: Dev) -> None:
+    """Between two looks ten seconds apart somebody typed: at its time, which lies between them."""
+    dev.terminal("pts/1", 20 * MINUTE)
+    sensor = Terminals(dev.clock, dev.root)
+    dev.looks(sensor)
+    dev.clock.boot_s += 10
+    dev.typed("pts/1", 4)
+    assert dev.looks(sensor) == (4, "user active on pts/1")
+
+
+def test_a_serial_line_of_a_machine_is_no_terminal(dev: Dev, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group dialout has the UPS and the GPS; getty and login give their line to group tty."""
+    dev.terminal("ttyS0", 60)
+    assert dev.looks(Terminals(dev.clock, dev.root)) == (60, "user active on ttyS0")
+    group = module.grp.getgrgid(os.stat(dev.root / "ttyS0").st_gid).gr_name
+    monkeypatch.setattr(module, "MACHINES", {group})
+    assert dev.looks(Terminals(dev.clock, dev.root)) == (float("inf"), "")
+
+
+def test_no_terminals_to_be_seen_is_an_error(dev: Dev) -> None:
+    """Unknown, with the reason (R12); the sign that was known stays, and all is well when they are back."""
+    dev.terminal("tty1", 60)
+    sensor = Terminals(dev.clock, dev.root)
+    dev.looks(sensor)
+    (dev.root / "pts").rmdir()
+    presence = sensor.latest(dev.clock.now_s())
+    assert presence.error == f"terminals cannot be seen: No such file or directory ({dev.root}/pts)"
+    assert presence.last_sign_at_s == dev.clock.now_s() - 60
+    (dev.root / "pts").mkdir()
+    assert dev.looks(sensor) == (60, "user active on tty1")
+
+
+def test_typing_is_seen_at_once_where_we_may_watch() -> None:
+    """A real terminal in the real /dev: a key that is read wakes the tick, well within the kernel's 8-second step."""
+    clock = SystemClock()
+    master, slave = os.openpty()
+    name = os.ttyname(slave).removeprefix("/dev/")
+    wakes: list[float] = []
+
+    async def scene() -> None:
+        async with watching(Terminals(clock), lambda: wakes.append(clock.now_s())) as sensor:
+            os.write(slave, b"output\n")
+            os.read(master, 100)
+            assert not wakes
+            typed_at_s = clock.now_s()
+            os.write(master, b"x\n")
+            os.read(slave, 100)
+            await until(lambda: wakes)
+            presence = sensor.latest(clock.now_s())
+            assert (typed_at_s <= presence.last_sign_at_s, presence.sign) == (True, f"user active on {name}")
+            assert sensor._inotify
+            assert list(sensor._inotify.read(timeout=0)) == []  # the look itself, which lists, wakes nobody again
+            typed_at_s = clock.now_s()
+            os.write(master, b"y\n")
+            os.read(slave, 100)
+            await until(lambda: sensor._sign_at_s >= typed_at_s)
+            assert len(wakes) == 1  # the sign is noted; right after the first it wakes nobody
+
+    try:
+        play(scene())
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_terminals_that_come_and_go_wake_the_tick() -> None:
+    """Real ones: made, opened, closed. The sign is there before anybody looks."""
+    clock = SystemClock()
+    wakes: list[float] = []
+
+    async def scene() -> None:
+        async with watching(Terminals(clock), lambda: wakes.append(clock.now_s())) as sensor:
+            began_s = clock.now_s()
+            master, slave = os.openpty()
+            name = os.ttyname(slave).removeprefix("/dev/")
+            await until(lambda: wakes)
+            presence = sensor.latest(clock.now_s())
+            assert presence.last_sign_at_s >= began_s
+            assert presence.sign == f"user active on {name}"
+            closed_s, before = clock.now_s(), len(wakes)
+            os.close(slave)
+            os.close(master)
+            await until(lambda: len(wakes) > before)
+            assert sensor.latest(clock.now_s()).last_sign_at_s >= closed_s
+
+    play(scene())
+
+
+def test_a_name_used_again_is_watched_again(dev: Dev) -> None:
+    """A closed terminal's number goes to the next one; its watch must not be lost with the first."""
+    clock = SystemClock()
+
+    async def scene() -> None:
+        async with watching(Terminals(clock)) as sensor:
+            master, slave = os.openpty()
+            name = os.ttyname(slave)
+            await until(lambda: name[5:] in sensor._watched.values() or sensor.latest(clock.now_s()) is None)
+            os.close(slave)
+            os.close(master)
+            master, slave = os.openpty()
+            assert os.ttyname(slave) == name
+            await asyncio.sleep(0)
+            sensor.latest(clock.now_s())
+            await until(lambda: sensor.latest(clock.now_s()) and name[5:] in sensor._watched.values())
+            typed_at_s = clock.now_s()
+            os.write(master, b"x\n")
+            os.read(slave, 100)
+            await until(lambda: sensor.latest(clock.now_s()).last_sign_at_s >= typed_at_s)
+            os.close(slave)
+            os.close(master)
+
+    play(scene())
+
+
+def test_a_look_is_cheap() -> None:
+    """All terminals of this machine, well under a millisecond's worth a tick."""
+    clock = SystemClock()
+    sensor = Terminals(clock)
+    took_s = []
+    for _ in range(20):
+        began_s = time.perf_counter()
+        assert sensor.latest(clock.now_s()).error == ""
+        took_s.append(time.perf_counter() - began_s)
+    assert min(took_s) < 0.002
