@@ -1,0 +1,27 @@
+"""How long to wait before the next try (R21): back-off with full jitter, or longer where the server asks for it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tenacity import RetryCallState
+from tenacity.wait import wait_base, wait_random_exponential
+
+FIRST_S: Final = 1.0  # the first wait is at most this; every further one at most twice the one before
+FLOOR_S: Final = 0.1  # full jitter may come out as nothing, and that would be a busy loop
+RETRY_AFTER_MAX_S: Final = 3600.0  # a server that asks for more is asked again after this
+
+
+class Backoff(wait_base):
+    """Waits for tenacity. `max_s` bounds our own waits; Retry-After is honoured beyond it."""
+
+    def __init__(self, max_s: float) -> None:
+        first_s = min(FIRST_S, max_s)
+        self._jitter = wait_random_exponential(multiplier=first_s, max=max_s, min=min(FLOOR_S, max_s))
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        """Seconds until the next try."""
+        own_s = float(self._jitter(retry_state))
+        error = retry_state.outcome.exception() if retry_state.outcome is not None else None
+        asked_s = getattr(error, "retry_after_s", None)
+        return own_s if asked_s is None else max(own_s, min(asked_s, RETRY_AFTER_MAX_S))

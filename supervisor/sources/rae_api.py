@@ -1,0 +1,187 @@
+"""The control node's calls, typed: what is asked, what a good answer looks like, and what every other answer means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID
+
+from supervisor.settings import Control
+from supervisor.sources import clean
+from supervisor.sources.base import Availability
+from supervisor.sources.dialects import DIALECTS, Dialect, complete, configured, from_openapi, overridden
+from supervisor.sources.ids import is_id, same_id
+from supervisor.sources.transport import NOT_JSON, Answer, Transport, Trouble
+
+NO_KEY: Final = "none"  # register wants an api_key; the server only stores its hash
+NIL_ID: Final = str(UUID(int=0))
+BAD_GATEWAY: Final = 502
+
+
+class NoSuchPath(Trouble):
+    """The server has no such route: another dialect, or another server."""
+
+
+class NoSuchThing(Trouble):
+    """The route is right; the server does not know the node or the task."""
+
+
+class RaeApi:
+    """One control node. A call that gets no good answer raises `Trouble`; none is repeated here."""
+
+    def __init__(
+        self, transport: Transport, settings: Control, *, node_id: str, token: str | None, capabilities: Mapping[str, Any]
+    ) -> None:
+        self._transport = transport
+        self._settings = settings
+        self._node_id = node_id
+        self._token = token
+        self._capabilities = capabilities
+        self._dialect = configured(settings) or complete(settings)
+        self._fixed = self._dialect is not None
+        self.compute_id = ""  # what the server calls this node, from register
+
+    @property
+    def dialect(self) -> str:
+        """The dialect's name; empty while it is not found."""
+        return self._dialect.name if self._dialect else ""
+
+    async def paths(self) -> Dialect:
+        """The dialect, looked for if it is not known: in the OpenAPI document, else by probing what changes nothing."""
+        if self._dialect is None:
+            found = await self._from_openapi() or await self._by_probing()
+            self._dialect = overridden(found, self._settings)
+        return self._dialect
+
+    async def register(self) -> None:
+        """Make this node known; the server then calls it ONLINE, so a heartbeat with the truth must follow."""
+        paths = await self.paths()
+        body = {"node_id": self._node_id, "api_key": self._token or NO_KEY, "capabilities": clean.mapping(self._capabilities)}
+        value = await self._call("register", "POST", paths.register, body)
+        if not isinstance(value, dict) or not isinstance(value.get("id"), str) or not value["id"]:
+            raise self._malformed("register")
+        self.compute_id = value["id"]
+
+    async def heartbeat(self, availability: Availability) -> None:
+        """Tell whether work is welcome."""
+        paths = await self.paths()
+        body = {"node_id": self._node_id, "status": availability.value}
+        if not isinstance(await self._call("heartbeat", "POST", paths.heartbeat, body), dict):
+            raise self._malformed("heartbeat")
+
+    async def poll(self) -> dict[str, Any] | None:
+        """Ask for a task; None: there is none. The server has handed it out even if the answer is lost on the way."""
+        paths = await self.paths()
+        value = await self._call("poll", "GET", paths.poll, query={"node_id": self._node_id})
+        if value is not None and (not isinstance(value, dict) or not is_id(value.get("id"))):
+            raise self._malformed("poll")
+        return value
+
+    async def task(self, task_id: str) -> dict[str, Any] | None:
+        """A task as the server has it; None: this dialect cannot look one up."""
+        paths = await self.paths()
+        if paths.task is None:
+            return None
+        value = await self._call("task", "GET", paths.task.replace("{id}", task_id))
+        if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
+            raise self._malformed("task")
+        return value
+
+    async def create(self, body: bytes) -> str:
+        """Post a task (JSON object with type, payload, priority); its id."""
+        paths = await self.paths()
+        value = await self._call("task post", "POST", paths.tasks, content=body)
+        if not isinstance(value, dict) or not is_id(value.get("id")):
+            raise self._malformed("task post")
+        return str(value["id"])
+
+    async def result(self, task_id: str, body: bytes) -> None:
+        """Post an outcome (JSON object with task_id, result, error)."""
+        paths = await self.paths()
+        value = await self._call("result", "POST", paths.result.replace("{id}", task_id), content=body)
+        if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
+            raise self._malformed("result")
+
+    async def _call(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+    ) -> Any:
+        if body is not None:
+            content = clean.encode(body)
+        answer = await self._transport.request(method, path, query=query, content=content)
+        try:
+            return self._good(what, answer)
+        except NoSuchPath:
+            if not self._fixed:
+                self._dialect = None  # to be found again
+            raise
+
+    def _good(self, what: str, answer: Answer) -> Any:
+        """The value of a good answer; every other answer is trouble, by its status."""
+        url, status = self._transport.url, answer.status
+        if status in (200, 201):
+            if answer.value is NOT_JSON:
+                kind = answer.content_type or "no content type"
+                raise Trouble(f"{url} answered {what} with {status} and {kind} that is not JSON")
+            return answer.value
+        if status in (401, 403):
+            advice = "set control.token" if self._token is None else "check control.token"
+            raise Trouble(f"{url} refuses this node's key ({status}): {advice}", status=status)
+        if status == 405 or (status == 404 and not _knows_route(answer.value)):
+            where = "another path" if self._fixed else "another path than before"
+            reason = f"{url} wants {what} at {where} ({status}); see control.dialect and control.paths"
+            raise NoSuchPath(reason, status=status)
+        if status == 404:
+            raise NoSuchThing(f"{url} does not know it: {what} answered with 404", status=status)
+        if 300 <= status < 400:
+            reason = f"{url} redirects {what} elsewhere ({status}), which is not followed; correct control.url"
+            raise Trouble(reason, status=status)
+        reason = f"{url} answered {what} with {status}"
+        raise Trouble(reason, status=status, retry_after_s=answer.retry_after_s)
+
+    def _malformed(self, what: str) -> Trouble:
+        return Trouble(f"{self._transport.url} answered {what} with something else than the contract says")
+
+    async def _from_openapi(self) -> Dialect | None:
+        answer = await self._transport.request("GET", "/openapi.json")
+        return from_openapi(answer.value) if answer.status == 200 else None
+
+    async def _by_probing(self) -> Dialect:
+        """GETs only: the list of nodes tells the prefix, a look at a task that cannot be tells A from B."""
+        for name in ("B", "C", "D"):
+            try:
+                value = await self._call("node list", "GET", DIALECTS[name].nodes)
+            except NoSuchPath:
+                continue
+            if not isinstance(value, list):
+                raise self._malformed("node list")
+            return await self._a_or_b() if name == "B" else DIALECTS[name]
+        advice = "check control.url, or set control.paths"
+        raise NoSuchPath(f"no control node at {self._transport.url}: none of the known paths; {advice}", status=404)
+
+    async def _a_or_b(self) -> Dialect:
+        lookup = DIALECTS["B"].task
+        assert lookup is not None
+        try:
+            await self._call("task", "GET", lookup.replace("{id}", NIL_ID))
+        except NoSuchPath:
+            return DIALECTS["A"]
+        except NoSuchThing:
+            pass
+        return DIALECTS["B"]
+
+
+def created_for_sure_not(trouble: Trouble) -> bool:
+    """The server has surely not taken what was posted: it was never sent, or the server itself said no."""
+    return not trouble.sent or (trouble.status is not None and trouble.status < BAD_GATEWAY)
+
+
+def _knows_route(value: Any) -> bool:
+    """Whether a 404's body is the route's own; an unknown path is `{"detail": "Not Found"}` or not ours at all."""
+    return isinstance(value, dict) and (isinstance(value.get("error"), dict) or value.get("detail") not in (None, "Not Found"))

@@ -1,0 +1,213 @@
+"""HTTP to the control node, with every bound that a client needs: connections, bytes, seconds. What goes wrong comes out
+as `Trouble`, with a reason in words that never quotes the server: its errors may hold task data (R6)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from supervisor.clock import Clock
+from supervisor.settings import Control
+from supervisor.version import VERSION
+
+if TYPE_CHECKING:
+    import httpx2
+
+MIB: Final = 1024 * 1024
+NOT_JSON: Final = object()
+
+
+class Trouble(Exception):
+    """A request did not get a good answer. `status` None: it got no usable answer at all. `sent`: the server may have
+    acted on it. `retry_after_s`: how long the server asked to wait."""
+
+    def __init__(
+        self, reason: str, *, status: int | None = None, sent: bool = True, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.sent = sent
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer; `value` is NOT_JSON when the body is not JSON."""
+
+    status: int
+    value: Any = field(repr=False)
+    content_type: str = ""
+    retry_after_s: float | None = None
+
+
+class Transport:
+    """One connection a request: none is kept, so no late or unasked byte can be taken for the next answer."""
+
+    def __init__(self, settings: Control, clock: Clock, token: str | None) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._base = settings.url.rstrip("/")
+        self._headers = {
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "cache-control": "no-cache",
+            "connection": "close",
+            "user-agent": f"rae-node/{VERSION}",
+        }
+        if token is not None:
+            self._headers["x-api-key"] = token
+        self._client: httpx2.AsyncClient | None = None
+
+    @property
+    def url(self) -> str:
+        """The control node's URL for people: without a user or password in it."""
+        parts = urlsplit(self._base)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def request(
+        self, method: str, path: str, *, query: Mapping[str, str] | None = None, content: bytes | None = None
+    ) -> Answer:
+        """One request, once, and its whole answer, whatever its status.
+
+        Raises:
+            Trouble: no usable answer within the deadline and the bounds.
+        """
+        total_s = self._settings.total_timeout_sec
+        client = self._client or await self._open()
+        try:
+            async with asyncio.timeout(total_s):
+                return await self._exchange(client, method, path, query, content)
+        except Trouble:
+            raise
+        except TimeoutError:
+            raise Trouble(f"no whole answer from {self.url} within {total_s:g} s (control.total_timeout_sec)") from None
+        except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
+            raise self._trouble(error) from None
+
+    async def _open(self) -> httpx2.AsyncClient:
+        """Import the library and read the CAs, off the loop: both take tens of milliseconds."""
+        self._client = await asyncio.to_thread(self._make_client)
+        return self._client
+
+    def _make_client(self) -> httpx2.AsyncClient:
+        import httpx2
+
+        s = self._settings
+        if urlsplit(self._base).scheme not in ("http", "https"):
+            raise Trouble(f"control.url: found {self.url}, allowed: an http or https URL", sent=False)
+        if self._base.startswith("https:"):
+            try:
+                context = ssl.create_default_context(cafile=s.ca_file)
+            except (OSError, ssl.SSLError) as error:
+                reason = error.strerror or "it holds no certificate"
+                raise Trouble(f"control.ca_file: {s.ca_file} cannot be used: {reason}", sent=False) from None
+        else:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used: there are no redirects
+        return httpx2.AsyncClient(
+            verify=context,
+            timeout=httpx2.Timeout(s.read_timeout_sec, connect=s.connect_timeout_sec),
+            limits=httpx2.Limits(max_connections=8, max_keepalive_connections=0),
+            trust_env=False,
+            follow_redirects=False,
+            headers=self._headers,
+        )
+
+    async def _exchange(
+        self, client: httpx2.AsyncClient, method: str, path: str, query: Mapping[str, str] | None, content: bytes | None
+    ) -> Answer:
+        max_bytes = int(self._settings.max_answer_mb * MIB)
+        headers = {"content-type": "application/json"} if content is not None else None
+        async with client.stream(method, self._base + path, params=query, content=content, headers=headers) as response:
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                raise Trouble(f"{self.url} sent an encoded answer that was not asked for")
+            body = bytearray()
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > max_bytes:
+                    limit = f"{self._settings.max_answer_mb:g} MiB (control.max_answer_mb)"
+                    raise Trouble(f"{self.url} sent an answer of more than {limit}")
+            return Answer(
+                response.status_code,
+                _json(bytes(body)),
+                response.headers.get("content-type", "").partition(";")[0].strip()[:100],
+                self._retry_after_s(response.headers.get("retry-after")),
+            )
+
+    def _retry_after_s(self, value: str | None) -> float | None:
+        """Retry-After as seconds from now; it is a number of seconds or a date."""
+        if value is None:
+            return None
+        value = value.strip()
+        if value.isascii() and value.isdigit():
+            return float(value[:9])
+        try:
+            return max(0.0, parsedate_to_datetime(value).timestamp() - self._clock.wall_s())
+        except (ValueError, OverflowError):
+            return None
+
+    def _trouble(self, error: Exception) -> Trouble:
+        import httpx2
+
+        never_sent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.InvalidURL)
+        if isinstance(error, httpx2.ConnectTimeout):
+            what = f"no connection within {self._settings.connect_timeout_sec:g} s (control.connect_timeout_sec)"
+        elif isinstance(error, httpx2.TimeoutException):
+            what = f"silent for {self._settings.read_timeout_sec:g} s (control.read_timeout_sec)"
+        elif isinstance(error, httpx2.RemoteProtocolError):
+            what = "the answer broke off or is not HTTP"
+        else:
+            what = _cause(error)
+        return Trouble(f"{self.url}: {what}", sent=not isinstance(error, never_sent))
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return NOT_JSON
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _cause(error: BaseException) -> str:
+    """What the system said at the bottom of it, in words; never the text of the error itself."""
+    for inner in _chain(error):
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted: {inner.verify_message} (control.ca_file names the CA)"
+        if isinstance(inner, ssl.SSLError):
+            return "the TLS handshake failed"
+        if isinstance(inner, OSError) and inner.errno is not None and inner.errno in errno.errorcode:
+            return os.strerror(inner.errno).lower()
+        if isinstance(inner, OSError) and type(inner).__name__ == "gaierror":
+            return "its name cannot be resolved"
+    return f"the request failed ({type(error).__name__})"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    todo: list[BaseException] = [error]
+    seen: set[int] = set()
+    while todo:
+        inner = todo.pop()
+        if id(inner) not in seen:
+            seen.add(id(inner))
+            yield inner
+            if isinstance(inner, BaseExceptionGroup):
+                todo.extend(inner.exceptions)
+            todo.extend(e for e in (inner.__cause__, inner.__context__) if e is not None)
