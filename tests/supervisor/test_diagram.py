@@ -1,0 +1,146 @@
+"""The diagram is made from the table that runs (R22): drift, completeness, and what is drawn is there to be seen."""
+
+from __future__ import annotations
+
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from transitions.extensions import GraphMachine
+
+from states import guards as guards_module
+from states.lifecycle import Lifecycle
+from states.limits import Limits
+from states.memory import State
+from states.table import ROWS
+from supervisor.offline import diagram
+
+FOLDER = Path(__file__).parents[2] / "diagrams"
+SVG = "{http://www.w3.org/2000/svg}"
+
+Edges = dict[tuple[str, str], list[str]]
+
+
+def edges_of_mermaid(text: str, separator: str) -> Edges:
+    found = re.findall(r"^\s*([A-Z_]+) --> ([A-Z_]+): (.+)$", text, re.MULTILINE)
+    return {(a, b): label.split(separator) for a, b, label in found}
+
+
+def edges_of_table() -> Edges:
+    edges: Edges = {}
+    for row in ROWS:
+        for source in row.sources:
+            edges.setdefault((str(source), str(row.to)), []).append(row.id)
+    return edges
+
+
+@pytest.mark.parametrize("name", sorted(diagram.EXPORTED))
+def test_exported_files_are_todays(name: str) -> None:
+    again = f"rae-node diagram --format {diagram.EXPORTED[name]} --out diagrams/{name}"
+    assert (FOLDER / name).read_text() == diagram.render(diagram.EXPORTED[name]), f"the table has changed: {again}"
+
+
+def test_no_other_file_is_kept_as_a_diagram() -> None:
+    assert {p.name for p in FOLDER.iterdir() if p.name != "README.md"} == set(diagram.EXPORTED)
+
+
+def test_mermaid_says_what_the_table_says() -> None:
+    assert edges_of_mermaid(diagram.mermaid(), "<br/>") == edges_of_table()
+
+
+def test_mermaid_agrees_with_the_library_that_draws_its_own() -> None:
+    transitions = [[row.id, list(row.sources), row.to] for row in ROWS]
+    machine = GraphMachine(
+        states=State, transitions=transitions, initial=State.DISABLED, auto_transitions=False, graph_engine="mermaid"
+    )
+    theirs = edges_of_mermaid(machine.get_graph().source, " | ")
+    ours = edges_of_mermaid(diagram.mermaid(), "<br/>")
+    assert {pair: set(ids) for pair, ids in theirs.items()} == {pair: set(ids) for pair, ids in ours.items()}
+
+
+def test_arrows_are_the_transitions_of_the_machine_that_runs() -> None:
+    running = {(t.source, t.dest) for t in Lifecycle(Limits()).machine.get_transitions()}
+    assert running == {(str(a), str(b)) for a, b in diagram.arrows()}
+    events = {(name, t.source, t.dest) for name, event in Lifecycle(Limits()).machine.events.items() for ts in
+              event.transitions.values() for t in ts}
+    assert events == {(row.id, str(a), str(b)) for (a, b), rows in diagram.arrows().items() for row in rows}
+
+
+def test_dot_says_what_the_table_says() -> None:
+    found = re.findall(r'^    ([A-Z_]+) -> ([A-Z_]+) \[label="([^"]+)", tooltip=', diagram.dot(), re.MULTILINE)
+    assert {(a, b): label.split(r"\n") for a, b, label in found} == edges_of_table()
+
+
+def test_svg_holds_every_state_row_reason_and_guard() -> None:
+    root = ElementTree.fromstring(diagram.svg())
+    texts = [t.text or "" for t in root.iter(f"{SVG}text")]
+    titles = "\n".join(t.text or "" for t in root.iter(f"{SVG}title"))
+    for state in State:
+        assert state in texts
+    for row in ROWS:
+        assert texts.count(row.id) == len(row.sources) + 1, f"{row.id}: at each of its arrows, and in the legend"
+        assert f"{row.id}: {row.why}" in titles
+    for guard in diagram.guards():
+        assert guard.name in texts
+
+
+def test_nothing_in_the_svg_leaves_the_page() -> None:
+    root = ElementTree.fromstring(diagram.svg())
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    for text in root.iter(f"{SVG}text"):
+        content, kind = text.text or "", text.attrib["class"].split()
+        size = {"title": 20, "head": 14, "state": 16, "note": 12, "cell": 12, "id": 12}.get(kind[0], 13)
+        long = len(content) * size * (0.70 if kind[0] in ("title", "head", "state", "id") else 0.62)
+        x = float(text.attrib["x"])
+        left = x - long if "end" in kind else x - long / 2 if "mid" in kind or kind[0] == "state" else x
+        assert left >= 0, f"{content!r} begins left of the page"
+        assert left + long <= width, f"{content!r} ends right of the page"
+        assert 0 < float(text.attrib["y"]) < height
+
+
+def test_the_dark_colours_cover_the_light_ones() -> None:
+    def names(style: str) -> set[str]:
+        return {name for name, colour in re.findall(r"([.a-zA-Z_]+) \{[^}]*?(#[0-9a-f]{6})", style) if colour}
+
+    assert names(diagram.STYLE) == names(diagram.DARK)
+
+
+def test_every_guard_of_the_table_has_a_meaning_and_no_other() -> None:
+    assert {guard.name for guard in diagram.guards()} == set(diagram.MEANING)
+    known = {g.name for g in vars(guards_module).values() if isinstance(g, guards_module.Guard)}
+    assert set(diagram.MEANING) <= known
+
+
+def test_a_pair_without_a_place_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = diagram._ways()
+    del ways[State.READY, State.IDLE_WAIT]
+    monkeypatch.setattr(diagram, "_ways", lambda: ways)
+    with pytest.raises(diagram.DiagramError, match="READY → IDLE_WAIT"):
+        diagram.svg()
+
+
+def test_png_is_one_and_has_the_size_of_the_svg() -> None:
+    image = diagram.render("png")
+    root = ElementTree.fromstring(diagram.svg())
+    assert isinstance(image, bytes)
+    assert image.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", image[16:24])
+    assert (width, height) == (2 * int(root.attrib["width"]), 2 * int(root.attrib["height"]))
+
+
+def test_png_without_a_font_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resvg_py
+
+    real = resvg_py.svg_to_bytes
+    monkeypatch.setattr(resvg_py, "svg_to_bytes", lambda **kwargs: real(**kwargs, skip_system_fonts=True))
+    with pytest.raises(diagram.DiagramError, match="no font is installed"):
+        diagram.render("png")
+
+
+def test_png_needs_no_library_until_it_is_asked_for() -> None:
+    code = "import sys, supervisor.offline.diagram; sys.exit('resvg_py' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, check=False).returncode == 0
