@@ -27,7 +27,7 @@ from supervisor.daemon import Daemon
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor, InhibitRefused
 from supervisor.effects.systemd import Notifier
-from supervisor.journal import Journal
+from supervisor.journal import Journal, files, read
 from supervisor.node import Node
 from supervisor.observer import Observer
 from supervisor.sensors.base import Presence, Wake
@@ -99,12 +99,24 @@ class Summary:
     handed_back: int
     seen: dict[str, float]
     stopped_in_s: float | None
-    journal: list[Path]
 
     @property
     def complete(self) -> bool:
         """Every task is done and every state was seen."""
         return all(t["status"] == "COMPLETED" for t in self.tasks) and set(self.seen) == set(State)
+
+
+def time_in_states(logs: Path) -> dict[str, float]:
+    """Seconds spent in each state, as the decision journal tells; the states in the order in which they were seen."""
+    spent: dict[str, float] = {}
+    state, since_s = str(State.DISABLED), None
+    for _, entry in (line for path in files([logs]) for line in read(path)):
+        if entry["kind"] == "start":
+            since_s = entry["boot_s"]
+        elif (entry["kind"] == "decision" and entry["from"] != entry["to"]) or entry["kind"] == "stop":
+            spent[state] = spent.get(state, 0.0) + entry["boot_s"] - (since_s or entry["boot_s"])
+            state, since_s = entry.get("to", state), entry["boot_s"]
+    return spent
 
 
 class Demo:
@@ -115,7 +127,6 @@ class Demo:
         self._say = say
         self._watch = watch
         self._clock = SystemClock()
-        self._seen: dict[str, float] = {}
         self._stopped_in_s: float | None = None
 
     async def run(self) -> Summary:
@@ -152,23 +163,24 @@ class Demo:
 
     async def _with_control(self, folder: Path, url: str) -> Summary:
         api = Api(url)
-        posted = [await asyncio.to_thread(api.call, "/control/tasks", task) for task in self._tasks()]
-        self._say(f"{len(posted)} tasks posted: " + ", ".join(t["type"] for t in posted) + ".")
         with self._daemon(folder, url, await self._inhibitor_mode()) as (node, daemon):
-            node.will.accept(True)
             await node.start()
             loop = asyncio.create_task(daemon.run())
             screen = asyncio.create_task(self._draw(daemon))
             try:
+                await asyncio.sleep(1 / self._speed)
+                self._say("The operator switches automation on.")
+                node.will.accept(True)
+                daemon.wake()
                 await self._real_sensors(daemon)
                 person = self._script_the_person(node, daemon)
-                tasks, handed_back = await self._play(api, posted, person, daemon, loop)
+                tasks, handed_back = await self._play(api, person, daemon, loop)
             finally:
                 daemon.stop("the demo is over")
                 await loop
                 screen.cancel()
                 await node.stop(2.0)
-        return Summary(tasks, handed_back, self._seen, self._stopped_in_s, sorted((folder / "logs").glob("*.jsonl")))
+        return Summary(tasks, handed_back, time_in_states(folder / "logs"), self._stopped_in_s)
 
     def _tasks(self) -> list[dict[str, Any]]:
         text = "the quick brown fox jumps over the lazy dog and the dog sleeps on"
@@ -211,11 +223,7 @@ class Demo:
             journal.close()
 
     async def _draw(self, daemon: Daemon) -> None:
-        last_s = self._clock.now_s()
         while True:
-            now_s = self._clock.now_s()
-            self._seen[daemon.mind.state] = self._seen.get(daemon.mind.state, 0.0) + now_s - last_s
-            last_s = now_s
             self._watch(daemon)
             await asyncio.sleep(0.1)
 
@@ -262,11 +270,15 @@ class Demo:
         return person
 
     async def _play(
-        self, api: Api, posted: list[dict[str, Any]], person: ScriptedPerson, daemon: Daemon, loop: asyncio.Task[None]
+        self, api: Api, person: ScriptedPerson, daemon: Daemon, loop: asyncio.Task[None]
     ) -> tuple[list[dict[str, Any]], int]:
         await asyncio.sleep(2 / self._speed)
         self._say("The person leaves the desk.")
         person.go()
+        await self._until(loop, lambda: daemon.mind.state is State.READY)
+        await asyncio.sleep(1.5 / self._speed)
+        posted = [await asyncio.to_thread(api.call, "/control/tasks", task) for task in self._tasks()]
+        self._say(f"{len(posted)} tasks are posted to the control node: " + ", ".join(t["type"] for t in posted) + ".")
         await self._until(loop, lambda: daemon.node.slot.task().type == "render" and daemon.mind.state is State.RUNNING)
         await asyncio.sleep(1.5 / self._speed)
         self._say("The person comes back, in the middle of a task.")
