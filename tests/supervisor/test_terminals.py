@@ -210,9 +210,10 @@ def test_no_terminals_to_be_seen_is_an_error(dev: Dev) -> None:
     assert dev.looks(sensor) == (60, "user active on tty1")
 
 
-def test_typing_is_seen_at_once_where_we_may_watch() -> None:
+def test_typing_is_seen_at_once_where_we_may_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real terminal in the real /dev: a key that is read wakes the tick, well within the kernel's 8-second step."""
     clock = SystemClock()
+    monkeypatch.setattr(module, "QUIET_S", 60.0)
     master, slave = os.openpty()
     name = os.ttyname(slave).removeprefix("/dev/")
     wakes: list[float] = []
