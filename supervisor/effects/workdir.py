@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -141,11 +141,11 @@ def _enter(parent: int, name: str) -> int:
 def _remove(root: int, name: str) -> list[OSError]:
     """Remove the entry `name` of the open folder `root`, whatever it is; returns what went wrong, in order.
 
-    Two may do this at once, the daemon and a task's keeper: what the other has taken is fine, what it has moved is met
-    in the next round.
+    Two may do this at once, the daemon and a task's keeper: what the other has taken is fine, what it has moved up after
+    we had looked is met in the next round.
     """
     for _ in range(_ROUNDS):
-        errors = [error for error in _take_down(root, name) if not isinstance(error, FileNotFoundError)]
+        errors = _take_down(root, name)
         if all(error.errno != errno.ENOTEMPTY for error in errors):
             break
     return errors
@@ -158,61 +158,56 @@ def _take_down(root: int, name: str) -> list[OSError]:
     length and no number of open files can stop it.
     """
     errors: list[OSError] = []
-    try:
-        top = _enter(root, name)
-    except FileNotFoundError:
-        return []
-    except NotADirectoryError:
+    with _noting(errors):
         try:
+            top = _enter(root, name)
+        except NotADirectoryError:
             os.unlink(name, dir_fd=root)
-        except OSError as error:
-            errors.append(error)
-        return errors
-    except OSError as error:
-        return [error]
+            return errors
+        try:
+            todo = _empty(top, top, errors)
+            while todo:
+                below = todo.pop()
+                with _noting(errors):
+                    fd = _enter(top, below)
+                    try:
+                        todo += _empty(top, fd, errors)
+                    finally:
+                        os.close(fd)
+                    if not errors:
+                        os.rmdir(below, dir_fd=top)
+            if not errors:
+                os.rmdir(name, dir_fd=root)
+        finally:
+            os.close(top)
+    return errors
+
+
+@contextlib.contextmanager
+def _noting(errors: list[OSError]) -> Iterator[None]:
+    """Go on after an error, and note it; what is gone already is none."""
     try:
-        todo = _empty(top, top, errors)
-        while todo:
-            below = todo.pop()
-            try:
-                fd = _enter(top, below)
-                try:
-                    todo += _empty(top, fd, errors)
-                finally:
-                    os.close(fd)
-                if not errors:
-                    os.rmdir(below, dir_fd=top)
-            except OSError as error:
-                errors.append(error)
-        if not errors:
-            os.rmdir(name, dir_fd=root)
+        yield
+    except FileNotFoundError:
+        pass
     except OSError as error:
         errors.append(error)
-    finally:
-        os.close(top)
-    return errors
 
 
 def _empty(top: int, folder: int, errors: list[OSError]) -> list[str]:
     """Unlink what is in the open `folder`, move its folders up into `top`; returns their names there."""
     moved: list[str] = []
     for entry in os.listdir(folder):
-        try:
-            os.unlink(entry, dir_fd=folder)
-        except FileNotFoundError:
-            continue
-        except (IsADirectoryError, PermissionError) as refused:  # a folder is the one or the other, by file system
+        with _noting(errors):
             try:
+                os.unlink(entry, dir_fd=folder)
+            except (IsADirectoryError, PermissionError):  # a folder is the one or the other, by file system
                 if not stat.S_ISDIR(os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mode):
-                    raise refused
+                    raise
+                name = entry
                 if folder != top:
                     os.close(_enter(folder, entry))  # to move a folder is to write in it
                     name = os.urandom(12).hex()
                     os.rename(entry, name, src_dir_fd=folder, dst_dir_fd=top)
-                    entry = name
-                moved.append(entry)
-            except OSError as error:
-                errors.append(error)
-        except OSError as error:
-            errors.append(error)
+                moved.append(name)
     return moved

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.trees import alive, command, marked_with, pids_in, until_async
+
 from supervisor.effects.workdir import Workdir
 from supervisor.executors import command as command_module
 from supervisor.executors.base import StartFailed, StopFailed
@@ -21,7 +23,6 @@ from supervisor.executors.command import CommandExecutor, CommandTask
 from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment, detect
 from supervisor.settings import TaskType
 from supervisor.sources.base import Claim
-from support.trees import alive, command, marked_with, pids_in, until_async
 
 DETECTED = detect()
 SECRET = "sentinel-4711"
@@ -47,7 +48,7 @@ class Bench:
         self.folder = Path()
         self.tasks: list[CommandTask] = []
 
-    async def start(self, *argv: str, payload: Any = None, environment: dict[str, str] | None = None, **fields: Any) -> CommandTask:
+    async def start(self, *argv: str, payload: Any = None, environment: Any = None, **fields: Any) -> CommandTask:
         self.folder = self.work.fresh("one")
         executor = CommandExecutor(TaskType(argv=list(argv), **fields), self.held, environment)
         task = await executor.start(Claim("id-1", "kind", payload or {}), self.folder, self.ended.set)
@@ -241,7 +242,8 @@ def test_a_start_that_hangs_is_given_up(held: Containment, tmp_path: Path, monke
 
 def test_polite_stop_lets_it_say_goodbye(held: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
-        task = await bench.start("sh", "-c", "trap 'echo \"{\\\"saved\\\": 1}\"; exit 0' TERM; touch up; while :; do sleep 0.01; done")
+        goodbye = "trap 'printf %s \"$SAVED\"; exit 0' TERM; touch up; while :; do sleep 0.01; done"
+        task = await bench.start("sh", "-c", goodbye, env={"SAVED": '{"saved": 1}'})
         await until_async((bench.folder / "up").exists)
         rungs = await task.stop(10)
         assert [word.split()[0] for word in rungs.split(", ")] == ["frozen", "term", "gone"]
@@ -374,6 +376,26 @@ def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         assert task.alive
 
     run(TreeContainment("by choice"), tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    "older", ["keeper._SYS_CLONE3 = 9999", "keeper.holds._children = lambda pid: open('/nothing')"], ids=["clone3", "children"]
+)
+def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
+    patched = f"from supervisor.executors import keeper; {older}; main("
+    monkeypatch.setattr(command_module, "_KEEPER", command_module._KEEPER.replace("main(", patched, 1))
+    out = tmp_path / "out"
+    out.mkdir()
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start(*command("nasty", "6", str(out)))
+        await until_async(lambda: len(pids_in(out)) == 6)
+        workers = pids_in(out)
+        assert set(workers) <= task.pids()
+        assert (await task.stop(0)).startswith("frozen ")
+        assert not [pid for pid in workers if alive(pid)]
+
+    run(held, tmp_path, body)
 
 
 def test_overhead_beside_the_bare_command(held: Containment, tmp_path: Path) -> None:
