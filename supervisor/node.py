@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -12,14 +11,14 @@ from typing import Any, Final
 import msgspec
 
 from states.memory import State
-from states.observation import NEVER, Observation
+from states.observation import NEVER, Host, Observation, Reading
 from supervisor.clock import Clock
 from supervisor.config import Config, ConfigErrors, fingerprint, in_hours, load
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor
 from supervisor.effects.workdir import Workdir
-from supervisor.executors.command import CommandExecutor
 from supervisor.executors.base import StopFailed
+from supervisor.executors.command import CommandExecutor
 from supervisor.executors.containment import Containment, detect
 from supervisor.observer import Observer
 from supervisor.performer import Performer
@@ -35,6 +34,8 @@ from supervisor.sources.token import TokenError, token
 from supervisor.will import Will
 
 START_S: Final = 3.0
+# The daemon's first tick does not wait for a driver to load: what has not been seen by then is unknown.
+FIRST_TICK_S: Final = 0.05
 
 
 class Senses:
@@ -72,17 +73,21 @@ class Senses:
         )
         first_sign_s = clock.now_s() if daemon else NEVER
         self.observer = Observer(presence, self.nvml.latest, self.host.cpu, self.host.host, first_sign_s)
+        self._starting: list[asyncio.Task[None]] = []
 
-    async def start(self, wake: Wake) -> None:
-        """Start all sensors side by side; one that does not come up is unknown, and the others work."""
+    async def start(self, wake: Wake, patience_s: float = START_S) -> None:
+        """Start all sensors side by side; returns when all have looked, or after `patience_s` seconds: a sensor that
+        is not up yet is unknown until it is, and wakes the loop then."""
         jobs = [self.sessions.start(wake), self.nvml.start(wake)]
         jobs += [s.start(wake) for s in self.observer.presence if s is not self.sessions]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START_S):
-                await asyncio.gather(*jobs, return_exceptions=True)
+        self._starting = [asyncio.ensure_future(job) for job in jobs]
+        await asyncio.wait(self._starting, timeout=patience_s)
 
     async def stop(self) -> None:
         """Let go of everything."""
+        for job in self._starting:
+            job.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
         jobs = [self.sessions.stop(), self.nvml.stop()]
         jobs += [s.stop() for s in self.observer.presence if s is not self.sessions]
         await asyncio.gather(*jobs, return_exceptions=True)
@@ -121,6 +126,13 @@ class Node:
         self.slot = Slot(self.source)
         inhibitor = Inhibitor(bus, config.node.host.inhibitor, on_change=self._wake)
         self.senses = Senses(config, self.clock, self.slot.pids, self.slot.cpu_s, bus, daemon=True)
+        host = self.senses.observer.host
+
+        def host_with_lock(now_s: float) -> Reading[Host]:
+            lost = inhibitor.lost  # the machine may fall asleep under the task: that is not fit to work
+            return Reading(Host(fit=False, reason=lost), "", "logind", now_s) if lost else host(now_s)
+
+        self.senses.observer.host = host_with_lock
         self.performer = Performer(
             self.slot,
             inhibitor,
@@ -134,7 +146,7 @@ class Node:
 
     async def start(self) -> None:
         """Sweep what a crash has left, and start the sensors."""
-        await asyncio.gather(self._sweep(), self.senses.start(self._wake))
+        await asyncio.gather(self._sweep(), self.senses.start(self._wake, FIRST_TICK_S))
 
     async def _sweep(self) -> None:
         """What a crash has left is killed and wiped; as long as that fails, the node does not work."""
