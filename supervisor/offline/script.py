@@ -246,7 +246,8 @@ class _Reader:
             allowed = "a whole number ≥ 0" if name == "foreign" else "a number ≥ 0"
             number = self._number(value, f"{field}.{name}", allowed, whole=name == "foreign")
             self._gpu[name] = number if number is not None else 0.0
-        if missing := [name for name in GPU_FIELDS if name not in self._gpu]:
+        missing = [name for name in GPU_FIELDS if name not in self._gpu]
+        if missing and len(fields) == len(node.pairs):  # a misspelt one was refused already
             self._refuse(node, field, f"no {' and no '.join(missing)}, and none from before", f"{{{', '.join(GPU_FIELDS)}}}")
         return dict(self._gpu)
 
