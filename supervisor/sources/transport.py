@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from supervisor.clock import Clock
 from supervisor.settings import Control
@@ -55,7 +55,10 @@ class Transport:
     def __init__(self, settings: Control, clock: Clock, token: str | None) -> None:
         self._settings = settings
         self._clock = clock
-        self._base = settings.url.rstrip("/")
+        parts = _split(settings.url)
+        self._scheme = parts.scheme
+        self._base = parts.geturl().rstrip("/")
+        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")  # for people: no password
         self._headers = {
             "accept": "application/json",
             "accept-encoding": "identity",
@@ -66,12 +69,6 @@ class Transport:
         if token is not None:
             self._headers["x-api-key"] = token
         self._client: httpx2.AsyncClient | None = None
-
-    @property
-    def url(self) -> str:
-        """The control node's URL for people: without a user or password in it."""
-        parts = urlsplit(self._base)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -108,9 +105,9 @@ class Transport:
         import httpx2
 
         s = self._settings
-        if urlsplit(self._base).scheme not in ("http", "https"):
-            raise Trouble(f"control.url: found {self.url}, allowed: an http or https URL", sent=False)
-        if self._base.startswith("https:"):
+        if self._scheme not in ("http", "https"):
+            raise Trouble(f"control.url: found {self.url!r}, allowed: an http or https URL", sent=False)
+        if self._scheme == "https":
             try:
                 context = ssl.create_default_context(cafile=s.ca_file)
             except (OSError, ssl.SSLError) as error:
@@ -173,6 +170,14 @@ class Transport:
         else:
             what = _cause(error)
         return Trouble(f"{self.url}: {what}", sent=not isinstance(error, never_sent))
+
+
+def _split(url: str) -> SplitResult:
+    """The URL's parts without query and fragment; all empty when it is none."""
+    try:
+        return urlsplit(url)._replace(query="", fragment="")
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def _json(body: bytes) -> Any:

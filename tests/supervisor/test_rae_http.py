@@ -1,0 +1,331 @@
+"""The link and the poll: four dialects, registering again, the truth in heartbeats, and servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import rae_server as s
+from support.rae_rig import NODE_ID, running
+from support.rae_server import RaeServer, in_loop, until
+
+from states.observation import Link
+from supervisor.settings import ControlPaths
+from supervisor.sources.base import Availability, Claim
+
+SENTINEL = "sentinel-7f3a"
+
+
+@pytest.mark.parametrize("openapi", [True, False], ids=["openapi", "probing"])
+@pytest.mark.parametrize("dialect", "ABCD")
+@in_loop
+async def test_each_dialect_is_found_and_a_task_goes_round(tmp_path: Path, dialect: str, openapi: bool) -> None:
+    """Fault 11: the shipped agent talks to no release after v2.9.0."""
+    async with RaeServer(dialect, openapi=openapi).listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        assert rig.source.status.dialect == dialect
+        assert await rig.poll() is None
+        task_id = server.add("kind", {"a": 1}, 3)
+        claim = await rig.claim()
+        assert claim == Claim(task_id, "kind", {"a": 1}, 3)
+        rig.source.settle(claim, {"x": 2}, None)
+        await rig.delivered()
+        assert server.task(task_id)["status"] == "COMPLETED"
+        assert server.task(task_id)["result"] == {"x": 2}
+        if not openapi and dialect == "A":
+            assert not any(request.path == "/control/tasks/poll" for request in server.requests[:4]), "probing must not poll"
+
+
+@in_loop
+async def test_the_configuration_names_the_dialect_and_the_paths(tmp_path: Path) -> None:
+    async with (
+        RaeServer("C", openapi=False).listening() as server,
+        running(server, tmp_path, dialect="C", paths=ControlPaths(poll="/v1/control/tasks_poll")) as rig,
+    ):
+        await rig.up()
+        assert server.of("openapi") == server.of("nodes") == []
+
+
+@in_loop
+async def test_a_dialect_that_moves_is_found_again(tmp_path: Path) -> None:
+    async with RaeServer("B").listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        server.dialect = "D"
+        task_id = server.add()
+        assert (await rig.claim()).id == task_id
+        assert rig.source.status.dialect == "D"
+        assert rig.source.status.link is Link.UP
+
+
+@in_loop
+async def test_with_a_key_every_call_carries_it_and_no_text_does(tmp_path: Path) -> None:
+    """Fault 10."""
+    async with RaeServer("A", key=SENTINEL).listening() as server, running(server, tmp_path, token=SENTINEL) as rig:
+        await rig.up()
+        assert server.of("register")[0]["api_key"] == SENTINEL
+        assert SENTINEL not in repr(rig.events) + repr(rig.source.status) + repr(vars(rig.source))
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+@in_loop
+async def test_a_refused_key_is_a_clear_reason(tmp_path: Path, token: str | None) -> None:
+    async with RaeServer("B", key="right").listening() as server, running(server, tmp_path, token=token) as rig:
+        reason = await rig.down()
+        assert "control.token" in reason
+        assert "401" in reason
+        assert not rig.source.ask()
+
+
+@in_loop
+async def test_without_a_key_register_says_none(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        assert server.of("register") == [{"node_id": NODE_ID, "api_key": "none", "capabilities": {"gpu": True}}]
+        assert "x-api-key" not in server.requests[-1].headers
+
+
+@in_loop
+async def test_started_before_the_server_it_registers_when_the_server_comes(tmp_path: Path) -> None:
+    """Fault 3: registered once at start, and never again."""
+    async with RaeServer().listening() as first:
+        port = int(first.url.rpartition(":")[2])
+    async with running(first.url, tmp_path) as rig:
+        assert "connection refused" in await rig.down()
+        assert not rig.source.ask()
+        async with RaeServer().listening(port) as server:
+            await rig.up()
+            assert server.of("heartbeat")[0] == {"node_id": NODE_ID, "status": "BUSY"}, "register has said ONLINE"
+
+
+@pytest.mark.parametrize("call", ["poll", "heartbeat"])
+@in_loop
+async def test_a_server_that_forgot_the_node_gets_it_registered_again(tmp_path: Path, call: str) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        server.node = type(server.node)(server.node._clock)
+        task_id = server.add()
+        if call == "poll":
+            assert (await rig.claim()).id == task_id
+        else:
+            rig.source.announce(Availability.ONLINE)
+            await until(lambda: server.node.nodes())
+        assert rig.source.status.link is Link.UP
+        assert len(server.of("register")) == 2
+
+
+@in_loop
+async def test_heartbeats_tell_the_truth_at_once_and_offline_at_the_end(tmp_path: Path) -> None:
+    """Fault 2: always ONLINE, never BUSY or OFFLINE. The interval here is longer than the test."""
+    async with RaeServer().listening() as server:
+        async with running(server, tmp_path, heartbeat_s=600) as rig:
+            await rig.up()
+            for availability in (Availability.ONLINE, Availability.BUSY, Availability.ONLINE):
+                rig.source.announce(availability)
+                await until(lambda a=availability: server.of("heartbeat")[-1]["status"] == a)
+            rig.source.announce(Availability.ONLINE)
+        assert [body["status"] for body in server.of("heartbeat")] == ["BUSY", "ONLINE", "BUSY", "ONLINE", "OFFLINE"]
+
+
+@in_loop
+async def test_heartbeats_go_on_at_their_interval(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path, heartbeat_s=0.02):
+        await until(lambda: len(server.of("heartbeat")) > 5)
+
+
+@in_loop
+async def test_it_never_polls_by_itself_and_holds_one_claim(tmp_path: Path) -> None:
+    """Fault 2: polled every two seconds whatever was going on."""
+    async with RaeServer().listening() as server, running(server, tmp_path, heartbeat_s=0.02) as rig:
+        await rig.up()
+        first, second = server.add(), server.add()
+        await until(lambda: len(server.of("heartbeat")) > 5)
+        assert server.of("poll") == []
+        assert rig.source.ask()
+        assert rig.source.asking
+        assert not rig.source.ask(), "one is in flight"
+        await until(lambda: rig.source.waiting)
+        assert not rig.source.ask(), "one waits"
+        assert not rig.source.asking
+        waiting = rig.source.waiting
+        assert waiting is not None
+        assert waiting.id == first
+        rig.source.hand_back(waiting, "user returned", "fail")
+        assert rig.source.waiting is None
+        assert rig.source.take() is None
+        assert (await rig.claim()).id == second
+        assert len(server.of("poll")) == 2
+
+
+HOSTILE = {
+    "HTML with 200": s.raw(s.http(200, b"<html>sentinel-7f3a</html>", kind="text/html")),
+    "HTML that says JSON": s.raw(s.http(200, b"<html>sentinel-7f3a</html>")),
+    "half a JSON": s.raw(s.http(200, b'{"id": "7bc3cfb7')),
+    "no JSON type of ours": s.raw(s.http(200, b'["sentinel-7f3a"]')),
+    "no id": s.raw(s.http(200, b'{"type": "t", "payload": {}}')),
+    "an id that is a path": s.raw(s.http(200, b'{"id": "../../x", "type": "t", "payload": {}}')),
+    "NaN": s.raw(s.http(200, b"NaN")),
+    "not UTF-8": s.raw(s.http(200, b'"\xff"')),
+    "nested without end": s.raw(s.http(200, b"[" * 200_000)),
+    "40 MB": s.huge,
+    "a byte every 20 ms": s.trickle,
+    "silence": s.silent,
+    "a redirect": s.raw(s.http(302, b"", {"location": "/control/tasks_poll?node_id=node-1&again"})),
+    "reset in the answer": s.reset,
+    "half an answer": s.half,
+    "closed before the answer": s.closed,
+    "500": s.status(500, {"detail": "sentinel-7f3a"}),
+    "502 in HTML": s.raw(s.http(502, b"<html>", kind="text/html")),
+    "204": s.raw(b"HTTP/1.1 204 X\r\n\r\n"),
+    "400": s.status(400, {"detail": "x"}),
+    "gzip": s.raw(s.http(200, b"\x1f\x8b\x08", {"content-encoding": "gzip"})),
+    "not HTTP": s.raw(b"SSH-2.0-OpenSSH_9.2\r\n"),
+    "two lengths": s.raw(b"HTTP/1.1 200 X\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nnull"),
+    "5000 headers": s.raw(b"HTTP/1.1 200 X\r\n" + b"x: y\r\n" * 50_000 + b"\r\n"),
+}
+
+
+@pytest.mark.parametrize("call", ["poll", "register"])
+@pytest.mark.parametrize("fault", HOSTILE.values(), ids=HOSTILE.keys())
+@in_loop
+async def test_a_bad_answer_is_link_trouble_in_words_and_passes(tmp_path: Path, fault: s.Fault, call: str) -> None:
+    """Never an exception, never a claim; a poll is not repeated by itself; nothing of the answer is quoted."""
+    async with RaeServer().listening() as server:
+        server.faults[call].append(fault)
+        async with running(server, tmp_path, max_answer_mb=1, total_timeout_sec=0.4, read_timeout_sec=0.2) as rig:
+            if call == "poll":
+                await rig.up()
+                assert await rig.poll() is None
+            reason = await rig.down()
+            assert server.url in reason
+            assert "\n" not in reason
+            await rig.up()
+            assert len(server.of("poll")) == (call == "poll")
+            assert await rig.poll() is None
+        assert SENTINEL not in repr(rig.events)
+
+
+@in_loop
+async def test_an_extra_answer_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
+    claim = {"id": "7bc3cfb7-7654-4c30-a856-0f28b426b085", "type": "t", "payload": {}}
+    extra = s.http(200, b"null") + s.http(200, json.dumps(claim).encode())
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        server.faults["poll"].append(s.raw(extra))
+        assert await rig.poll() is None
+        assert await rig.poll() is None
+
+
+@in_loop
+async def test_a_lost_poll_is_said_for_a_task_may_have_gone_with_it(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        server.faults["poll"].append(s.acted_then_closed)
+        server.add()
+        assert await rig.poll() is None
+        await until(lambda: "poll-lost" in rig.names())
+        await rig.up()
+        assert await rig.poll() is None, "the server has handed it out"
+
+
+@in_loop
+async def test_retry_after_is_waited_for(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        server.faults["poll"].append(s.status(429, {"detail": "slow down"}, retry_after="1"))
+        began_s = time.monotonic()
+        assert await rig.poll() is None
+        await until(lambda: rig.source.status.next_try_s)
+        assert "429" in rig.source.status.reason
+        await rig.up()
+        assert time.monotonic() - began_s >= 0.99
+
+
+@in_loop
+async def test_a_dead_server_is_not_hammered(tmp_path: Path) -> None:
+    dead = RaeServer(always={"register": s.status(503)})
+    async with dead.listening() as server, running(server, tmp_path, backoff_max_sec=60) as rig:
+        await rig.down()
+        await until(lambda: rig.source.status.next_try_s)
+        assert len(server.of("register")) == 1
+        server.always.clear()
+        rig.source.resume()
+        await rig.up()
+
+
+@in_loop
+async def test_without_retry_one_failure_gives_the_link_up_until_resumed(tmp_path: Path) -> None:
+    """R21 with retry_on_disconnect false; a finished result waits and is delivered after all."""
+    async with RaeServer().listening() as server, running(server, tmp_path, retry=False, heartbeat_s=0.01) as rig:
+        await rig.up()
+        task_id = server.add()
+        claim = await rig.claim()
+        server.faults["heartbeat"].append(s.status(500))
+        await until(lambda: rig.source.status.link is Link.LOST)
+        assert "retry_on_disconnect" in rig.source.status.reason
+        assert not rig.source.ask()
+        rig.source.settle(claim, {"done": True}, None)
+        calls = len(server.calls)
+        await asyncio.sleep(0)
+        assert (rig.source.status.outbox, len(server.calls)) == (1, calls)
+        rig.source.resume()
+        await rig.up()
+        await rig.delivered()
+        assert server.task(task_id)["status"] == "COMPLETED"
+
+
+@in_loop
+async def test_without_retry_no_server_at_start_gives_the_link_up(tmp_path: Path) -> None:
+    async with running("http://127.0.0.1:9", tmp_path, retry=False) as rig:
+        await until(lambda: rig.source.status.link is Link.LOST)
+
+
+@pytest.mark.parametrize(
+    ("control", "names"),
+    [
+        ({"url": "ftp://127.0.0.1:1"}, "control.url"),
+        ({"url": "http://[bad"}, "control.url"),
+        ({"url": "nonsense"}, "control.url"),
+        ({"url": "https://127.0.0.1:1", "ca_file": "/nonexistent/ca.pem"}, "control.ca_file"),
+        ({"url": "https://127.0.0.1:1", "ca_file": __file__}, "control.ca_file"),
+        ({"url": "http://127.0.0.1:9"}, "connection refused"),
+    ],
+)
+@in_loop
+async def test_what_is_set_wrong_is_named(tmp_path: Path, control: dict[str, Any], names: str) -> None:
+    async with running("", tmp_path, **control) as rig:
+        assert names in await rig.down()
+
+
+@in_loop
+async def test_something_else_at_the_url_is_said(tmp_path: Path) -> None:
+    always = {kind: s.status(404, {"detail": "Not Found"}) for kind in ("openapi", "nodes")}
+    async with RaeServer(always=always).listening() as server, running(server, tmp_path) as rig:
+        assert "control.paths" in await rig.down()
+
+
+@in_loop
+async def test_proxy_variables_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+
+
+@in_loop
+async def test_the_status_says_since_when_and_where(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        assert rig.source.status.link is Link.DOWN
+        await rig.up()
+        up = rig.source.status
+        assert (up.url, up.dialect, up.outbox, up.next_try_s) == (server.url, "B", 0, None)
+        server.faults["poll"].append(s.closed)
+        await rig.poll()
+        await rig.down()
+        await rig.up()
+        assert rig.source.status.since_s >= up.since_s
+    assert rig.source.status.reason == "stopped"
+    assert all(event["kind"] == "link" for event in rig.events)
