@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import ssl
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -298,6 +301,34 @@ async def test_without_retry_no_server_at_start_gives_the_link_up(tmp_path: Path
 async def test_what_is_set_wrong_is_named(tmp_path: Path, control: dict[str, Any], names: str) -> None:
     async with running("", tmp_path, **control) as rig:
         assert names in await rig.down()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that is its own CA, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    argv += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(argv, check=True, capture_output=True, timeout=30)
+    return cert, key
+
+
+@in_loop
+async def test_tls_is_checked_against_the_ca_that_is_set(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+    """Fault 10: the shipped agent has no TLS settings."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+    async with RaeServer().listening(tls=context) as server:
+        async with running(server, tmp_path, ca_file=str(certificate[0])) as rig:
+            await rig.up()
+        async with running(server, tmp_path) as rig:
+            assert "control.ca_file" in await rig.down()
+        async with running(server.url.replace("https", "http"), tmp_path) as rig:
+            await rig.down()
+    async with RaeServer().listening() as plain, running(plain.url.replace("http", "https"), tmp_path) as rig:
+        assert "TLS" in await rig.down()
 
 
 @in_loop

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import socket
+import ssl
 import struct
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -178,7 +179,7 @@ class RaeServer:
         return "create" if request.method == "POST" else "task"
 
     @contextlib.asynccontextmanager
-    async def listening(self, port: int = 0) -> AsyncIterator[RaeServer]:
+    async def listening(self, port: int = 0, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[RaeServer]:
         """Serve while the context lasts."""
         tasks: set[asyncio.Task[Any]] = set()
 
@@ -194,8 +195,8 @@ class RaeServer:
                 tasks.discard(task)
                 writer.close()
 
-        server = await asyncio.start_server(accept, "127.0.0.1", port)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(accept, "127.0.0.1", port, ssl=tls)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
             yield self
         finally:

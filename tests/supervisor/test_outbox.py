@@ -1,0 +1,502 @@
+"""The outbox and the note: an outcome is delivered, or its loss is said; a task is given back; a crash leaves none hanging."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import rae_server as s
+from support.rae_rig import NODE_ID, running
+from support.rae_server import RaeServer, in_loop, until
+
+from states.observation import Link
+from supervisor.sources import outbox
+from supervisor.sources.base import Claim
+from supervisor.sources.note import UNKNOWN, Entry, Notes
+
+SENTINEL = "sentinel-7f3a"
+FULL = "No space left on device"
+
+# --- outcomes
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "status", "stored"),
+    [
+        ({"x": 1}, None, "COMPLETED", {"x": 1}),
+        ({"returncode": 3}, "exit code 3", "FAILED", {"returncode": 3}),
+        ({}, "", "FAILED", {}),
+        ({"stdout": "a\0b\ud800", "v": [float("nan"), float("inf")], "raw": b"\xff\xfe"}, None, "COMPLETED",
+         {"stdout": "a\ufffdb\ufffd", "v": [None, None], "raw": "\ufffd\ufffd"}),
+        ({}, "nul \0 in\nthe \udcff error", "FAILED", {}),
+    ],
+    ids=["success", "failure", "an empty error is a failure", "what cannot be stored", "an error that cannot be stored"],
+)  # fmt: skip
+@in_loop
+async def test_an_outcome_arrives_as_what_it_is(
+    tmp_path: Path, result: dict[str, Any], error: str | None, status: str, stored: dict[str, Any]
+) -> None:
+    """Faults 4, 7 and 8: a NUL hung the task, failures counted as success, bytes lost everything."""
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        task_id = server.add()
+        rig.source.settle(await rig.claim(), result, error)
+        await rig.delivered()
+        task = server.task(task_id)
+        assert (task["status"], task["result"]) == (status, stored)
+        assert bool(task["error"]) == (error is not None)
+        assert len(server.of("result")) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        s.closed, s.reset, s.half, s.silent, s.status(500), s.status(503), s.status(502), s.status(401), s.status(429),
+        s.raw(s.http(200, b"<html>", kind="text/html")), s.raw(s.http(200, b"{}")), s.raw(s.http(302, b"", {"location": "/"})),
+        s.status(404, {"detail": "Not Found"}), s.raw(b"HTTP/1.1 204 X\r\n\r\n"),
+    ],
+    ids=["closed", "reset", "half", "silent", "500", "503", "502", "401", "429", "html", "other", "redirect", "path", "204"],
+)  # fmt: skip
+@in_loop
+async def test_an_outcome_is_posted_until_it_is_confirmed(tmp_path: Path, fault: s.Fault) -> None:
+    """Fault 4: one try, its status not looked at."""
+    async with RaeServer().listening() as server, running(server, tmp_path, read_timeout_sec=0.2) as rig:
+        await rig.up()
+        task_id = server.add()
+        claim = await rig.claim()
+        server.faults["result"] += [fault, fault]
+        rig.source.settle(claim, {"x": 1}, None)
+        await rig.delivered()
+        assert server.task(task_id)["status"] == "COMPLETED"
+        assert rig.note == []
+        await rig.up()
+
+
+@pytest.mark.parametrize("fault", [s.status(400, {"error": {}}), s.status(404, {"error": {}}), s.status(422, {"error": {}})])
+@in_loop
+async def test_what_the_server_says_no_to_for_good_is_lost_and_said(tmp_path: Path, fault: s.Fault) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        server.add()
+        claim = await rig.claim()
+        server.faults["result"].append(fault)
+        rig.source.settle(claim, {"x": SENTINEL}, None)
+        await rig.delivered()
+        assert len(server.of("result")) == 1
+        assert rig.names().count("outcome-lost") == 1
+        assert rig.source.status.link is Link.UP
+        assert rig.note == []
+        assert SENTINEL not in repr(rig.events)
+
+
+@in_loop
+async def test_a_result_that_the_server_cannot_take_becomes_a_failure_that_says_so(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        task_id = server.add()
+        claim = await rig.claim()
+        server.faults["result"] += [s.status(500)] * outbox.REFUSALS
+        rig.source.settle(claim, {"x": 1}, None)
+        await rig.delivered()
+        task = server.task(task_id)
+        assert (task["status"], task["result"]) == ("FAILED", {})
+        assert "refused the outcome 5 times with status 500" in task["error"]
+
+
+@in_loop
+async def test_a_server_that_is_broken_altogether_does_not_cost_a_result(tmp_path: Path) -> None:
+    """500s count against the result only while the same server takes heartbeats."""
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        task_id = server.add()
+        claim = await rig.claim()
+        server.always = {kind: s.status(500) for kind in ("result", "heartbeat")}
+        rig.source.settle(claim, {"x": 1}, None)
+        await until(lambda: len(server.of("result")) > 2 * outbox.REFUSALS)
+        server.always.clear()
+        await rig.delivered()
+        assert server.task(task_id)["result"] == {"x": 1}
+
+
+@in_loop
+async def test_a_result_too_large_is_a_failure_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_BODY_BYTES", 100_000)
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        by_us, by_server = server.add(), server.add()
+        rig.source.settle(await rig.claim(), {"x": "y" * 200_000}, None)
+        await rig.delivered()
+        claim = await rig.claim()
+        server.faults["result"].append(s.status(413))
+        rig.source.settle(claim, {"x": "y" * 50_000}, None)
+        await rig.delivered()
+        for task_id in (by_us, by_server):
+            assert server.task(task_id)["status"] == "FAILED"
+            assert "too large" in server.task(task_id)["error"]
+
+
+@in_loop
+async def test_outcomes_wait_for_the_server_in_their_order_and_one_task_has_one(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        ids = [server.add(), server.add()]
+        claims = [await rig.claim(), await rig.claim()]
+        assert [entry["id"] for entry in rig.note] == ids
+        server.always = dict.fromkeys(("result", "heartbeat", "register"), s.closed)
+        for claim in claims:
+            rig.source.settle(claim, {}, None)
+        rig.source.hand_back(claims[1], "user returned", "resubmit")
+        await until(lambda: len(server.of("result")) > 3)
+        assert rig.source.status.outbox == 2
+        assert rig.source.status.link is Link.DOWN
+        server.always.clear()
+        await rig.delivered()
+        assert [event["task"] for event in rig.events if event["event"] == "delivered"] == ids
+        assert {server.task(task_id)["status"] for task_id in ids} == {"COMPLETED"}
+        assert server.of("create") == []
+
+
+@in_loop
+async def test_claims_that_cannot_be_run_are_failed_with_their_reason(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        for kind, payload in (("", {}), ("x" * 300, {}), ("t", [SENTINEL])):
+            task_id = server.add(kind, payload)
+            assert await rig.poll() is None
+            await rig.delivered()
+            assert server.task(task_id)["status"] == "FAILED"
+            assert server.task(task_id)["error"].startswith("refused: ")
+        assert SENTINEL not in repr(rig.events)
+
+
+# --- giving back
+
+
+@in_loop
+async def test_resubmit_posts_the_task_anew_then_fails_the_old_one(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        old = server.add("kind", {"a": [1, "ü"]}, 7)
+        rig.source.hand_back(await rig.claim(), "user active on\nseat0", "resubmit")
+        await rig.delivered()
+        assert [name for name, _ in server.calls][-2:] == ["create", "result"]
+        again = await rig.claim()
+        assert (again.type, again.payload, again.priority) == ("kind", {"a": [1, "ü"]}, 7)
+        assert server.task(old)["status"] == "FAILED"
+        assert server.task(old)["error"] == f"preempted: user active on seat0; resubmitted as {again.id}"
+
+
+@in_loop
+async def test_fail_has_the_stable_prefix_and_posts_nothing(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        old = server.add()
+        rig.source.hand_back(await rig.claim(), "user returned", "fail")
+        await rig.delivered()
+        assert server.task(old)["error"] == "preempted: user returned"
+        assert server.of("create") == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "posts", "doubt"),
+    [
+        pytest.param(s.acted_then_closed, 2, True, id="answer lost"),
+        pytest.param(s.half, 2, True, id="answer broken off"),
+        pytest.param(s.status(502), 2, True, id="gateway"),
+        pytest.param(s.status(500), 2, False, id="server says no"),
+        pytest.param(s.status(429), 2, False, id="slow down"),
+    ],
+)
+@in_loop
+async def test_a_repost_is_repeated_only_with_a_word(tmp_path: Path, fault: s.Fault, posts: int, doubt: bool) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        old = server.add()
+        claim = await rig.claim()
+        server.faults["create"].append(fault)
+        rig.source.hand_back(claim, "user returned", "resubmit")
+        await rig.delivered()
+        assert len(server.of("create")) == posts
+        assert ("repost-repeated" in rig.names()) == doubt
+        assert "resubmitted as" in server.task(old)["error"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [s.status(422, {"error": {}}), s.status(404, {"detail": "Not Found"}), s.status(405, {"detail": "Method Not Allowed"})],
+    ids=["not valid", "no such path", "no such method"],
+)
+@in_loop
+async def test_a_task_that_cannot_be_posted_anew_is_failed(tmp_path: Path, fault: s.Fault) -> None:
+    """The very first release has no way to post a task."""
+    async with RaeServer(always={"create": fault}).listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        old = server.add()
+        rig.source.hand_back(await rig.claim(), "user returned", "resubmit")
+        await rig.delivered()
+        assert server.task(old)["error"].startswith("preempted: user returned; could not be resubmitted")
+
+
+# --- the note, and what a crash leaves
+
+
+@in_loop
+async def test_the_note_is_there_before_the_claim_and_holds_no_payload(tmp_path: Path) -> None:
+    """Fault 5, and R6."""
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        task_id = server.add("kind", {"secret": SENTINEL})
+        await until(rig.source.ask)
+        await until(lambda: rig.source.waiting)
+        node = server.node.register(NODE_ID, {}, None)["id"]
+        assert rig.note == [{"id": task_id, "type": "kind", "node": node, "repost": None}]
+        claim = rig.source.take()
+        assert claim is not None
+        assert SENTINEL not in repr(claim)
+        assert all(SENTINEL.encode() not in path.read_bytes() for path in tmp_path.rglob("*"))
+        rig.source.settle(claim, {"secret": SENTINEL}, None)
+        await rig.delivered()
+        assert list(tmp_path.iterdir()) == []
+        assert SENTINEL not in repr(rig.events)
+
+
+async def crashed(server: RaeServer, state_dir: Path, **task: Any) -> str:
+    """A node that has claimed a task and then lost its power; the task's id."""
+    task_id = server.add(**task)
+    async with running(server, state_dir, stop_s=None) as rig:
+        await rig.up()
+        assert (await rig.claim()).id == task_id
+    return task_id
+
+
+@pytest.mark.parametrize("dialect", "BCD")
+@pytest.mark.parametrize("on_preempt", ["resubmit", "fail"])
+@in_loop
+async def test_after_a_crash_the_task_is_settled_before_another_is_asked_for(
+    tmp_path: Path, dialect: str, on_preempt: str
+) -> None:
+    async with RaeServer(dialect).listening() as server:
+        task_id = await crashed(server, tmp_path, kind="kind", payload={"a": 1}, priority=4)
+        async with running(server, tmp_path, on_preempt=lambda kind: on_preempt) as rig:
+            assert rig.source.crash_note
+            assert not rig.source.ask()
+            await rig.up()
+            await rig.delivered()
+            assert not rig.source.crash_note
+            task = server.task(task_id)
+            assert task["status"] == "FAILED"
+            assert task["error"].startswith("preempted: node restarted")
+            assert rig.note == []
+            again = await rig.poll()
+            if on_preempt == "fail":
+                assert again is None
+            else:
+                assert again is not None
+                assert (again.type, again.payload, again.priority) == ("kind", {"a": 1}, 4)
+                assert task["error"].endswith(f"; resubmitted as {again.id}")
+
+
+@in_loop
+async def test_dialect_a_cannot_look_a_task_up_so_it_fails(tmp_path: Path) -> None:
+    async with RaeServer("A").listening() as server:
+        task_id = await crashed(server, tmp_path)
+        async with running(server, tmp_path) as rig:
+            await rig.delivered()
+            assert server.task(task_id)["error"] == "preempted: node restarted while it had the task"
+            assert server.of("create") == []
+
+
+@pytest.mark.parametrize("how", ["completed", "queued again", "with another node", "unknown"])
+@in_loop
+async def test_a_task_that_is_no_longer_ours_is_left_alone(tmp_path: Path, how: str) -> None:
+    async with RaeServer().listening() as server:
+        task_id = await crashed(server, tmp_path)
+        task = next(iter(server.node._tasks.values()))
+        if how == "completed":
+            task.status = "COMPLETED"
+        elif how == "queued again":
+            task.status, task.assigned_node_id = "PENDING", None
+        elif how == "with another node":
+            task.assigned_node_id = type(task.id)(int=5)
+        else:
+            server.node._tasks.clear()
+        async with running(server, tmp_path) as rig:
+            await rig.up()
+            await rig.delivered()
+            assert rig.note == []
+            assert "note-removed" in rig.names()
+            assert server.of("result") == server.of("create") == []
+            if how == "queued again":
+                assert (await rig.claim()).id == task_id
+
+
+@in_loop
+async def test_a_node_that_changed_its_name_still_knows_its_task(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server:
+        task_id = await crashed(server, tmp_path)
+        async with running(server, tmp_path, node_id="renamed") as rig:
+            await rig.delivered()
+        assert server.task(task_id)["status"] == "FAILED"
+
+
+@pytest.mark.parametrize("known", [True, False])
+@in_loop
+async def test_a_crash_after_the_repost_does_not_post_a_third(tmp_path: Path, known: bool) -> None:
+    """With the id in the note the old task is failed with it; without, the second post is made, and said."""
+    async with RaeServer().listening() as server:
+        task_id = await crashed(server, tmp_path)
+        new = server.add()
+        notes = Notes(tmp_path)
+        await notes.load()
+        await notes.repost(task_id, new if known else UNKNOWN)
+        async with running(server, tmp_path) as rig:
+            await rig.delivered()
+            assert len(server.of("create")) == (0 if known else 1)
+            assert ("repost-repeated" in rig.names()) != known
+            assert server.task(task_id)["error"].endswith(f"; resubmitted as {new}") == known
+
+
+@in_loop
+async def test_a_power_cut_between_repost_and_failure_is_such_a_crash(tmp_path: Path) -> None:
+    async with RaeServer(always={"result": s.closed}).listening() as server:
+        old = server.add()
+        async with running(server, tmp_path, stop_s=None) as rig:
+            await rig.up()
+            rig.source.hand_back(await rig.claim(), "user returned", "resubmit")
+            await until(lambda: server.of("result"))
+        server.always.clear()
+        async with running(server, tmp_path) as rig:
+            await rig.delivered()
+            assert len(server.of("create")) == 1
+            assert "resubmitted as" in server.task(old)["error"]
+
+
+@in_loop
+async def test_settling_a_crash_survives_trouble(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server:
+        task_id = await crashed(server, tmp_path)
+        for kind in ("task", "create", "result", "register"):
+            server.faults[kind] += [s.status(503), s.closed]
+        async with running(server, tmp_path) as rig:
+            await rig.delivered()
+        assert server.task(task_id)["status"] == "FAILED"
+
+
+@in_loop
+async def test_a_damaged_note_is_an_event_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text('{"version": 1, "tasks": [')
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        assert rig.names()[0] == "note-unreadable"
+        assert await rig.poll() is None
+
+
+@in_loop
+async def test_a_claim_that_cannot_be_noted_goes_back_and_no_other_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: a task that a power cut would lose is not begun."""
+    full = True
+
+    def replace(self: Notes, path: Path, content: bytes) -> None:
+        if full:
+            raise OSError(28, FULL, str(path))
+        genuine(self, path, content)
+
+    genuine = Notes._replace
+    monkeypatch.setattr(Notes, "_replace", replace)
+    async with RaeServer().listening() as server, running(server, tmp_path, on_preempt=lambda kind: "fail") as rig:
+        await rig.up()
+        first, second = server.add(), server.add()
+        assert await rig.poll() is None
+        await rig.delivered()
+        assert FULL in server.task(first)["error"]
+        assert await rig.poll() is None
+        assert server.task(second)["status"] == "PENDING"
+        full = False
+        assert (await rig.claim()).id == second
+
+
+@in_loop
+async def test_a_task_queued_again_behind_our_back_is_not_run_twice(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        task_id = server.add()
+        claim = await rig.claim()
+        task = next(iter(server.node._tasks.values()))
+        task.status, task.assigned_node_id = "PENDING", None
+        assert await rig.poll() is None
+        assert "claim-ignored" in rig.names()
+        rig.source.settle(claim, {}, None)
+        await rig.delivered()
+        assert server.task(task_id)["status"] == "COMPLETED"
+
+
+# --- stopping
+
+
+@in_loop
+async def test_an_orderly_stop_delivers_and_gives_back_what_was_not_taken(tmp_path: Path) -> None:
+    """Fault 5: a stop left the task PROCESSING for ever."""
+    async with RaeServer().listening() as server:
+        done, waiting, flying = server.add(), server.add(), server.add()
+        async with running(server, tmp_path, stop_s=5, on_preempt=lambda kind: "fail") as rig:
+            await rig.up()
+            claim = await rig.claim()
+            server.faults["result"].append(s.status(503))
+            assert rig.source.ask()
+            await until(lambda: rig.source.waiting)
+            rig.source.settle(claim, {}, None)
+        assert server.task(done)["status"] == "COMPLETED"
+        assert server.task(waiting)["error"] == "preempted: node stopped"
+        assert server.of("heartbeat")[-1]["status"] == "OFFLINE"
+        async with running(server, tmp_path, stop_s=5, on_preempt=lambda kind: "fail") as rig:
+            await rig.up()
+            assert rig.source.ask(), "and the answer is on its way when the stop comes"
+        assert server.task(flying)["error"] == "preempted: node stopped"
+        assert list(tmp_path.iterdir()) == []
+
+
+@in_loop
+async def test_a_stop_keeps_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
+    async with RaeServer(always={"result": s.silent}).listening() as server:
+        async with running(server, tmp_path, stop_s=0.3, read_timeout_sec=30, total_timeout_sec=30) as rig:
+            await rig.up()
+            task_id = server.add()
+            rig.source.settle(await rig.claim(), {}, None)
+            began_s = time.monotonic()
+        assert time.monotonic() - began_s < 2
+        assert [event["task"] for event in rig.events if event["event"] == "undelivered"] == [task_id]
+        assert [entry["id"] for entry in rig.note] == [task_id]
+
+
+@in_loop
+async def test_a_stop_without_a_server_does_not_wait_for_one(tmp_path: Path) -> None:
+    await Notes(tmp_path).put(Entry("7bc3cfb7-7654-4c30-a856-0f28b426b085", "t"))
+    began_s = time.monotonic()
+    async with running("http://127.0.0.1:9", tmp_path, stop_s=10) as rig:
+        await rig.down()
+    assert time.monotonic() - began_s < 5
+    assert json.loads((tmp_path / "task.json").read_text())["tasks"]
+
+
+@in_loop
+async def test_a_journal_that_fails_ends_nothing(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+
+        def fails(kind: str, fields: dict[str, Any]) -> None:
+            raise OSError(28, FULL)
+
+        rig.source._on_event = fails
+        server.add()
+        server.faults["result"].append(s.closed)
+        rig.source.settle(await rig.claim(), {}, None)
+        await rig.delivered()
+        await rig.up()
+        rig.source.settle(Claim("7bc3cfb7-7654-4c30-a856-0f28b426b085", "t"), {}, None)
+        await asyncio.wait_for(until(lambda: rig.source.status.outbox == 0), 10)
