@@ -24,7 +24,7 @@ from supervisor.version import VERSION
 
 # Seconds between looks when no event comes: with a task in hand, while something is unknown at first, and at rest.
 BUSY_S: Final = 1.0
-REST_S: Final = 15.0
+REST_S: Final = 25.0
 VETO_PAUSE_S: Final = 60.0
 # Seconds that an orderly stop waits for a process that will not die, or for the answer to a poll in flight.
 LEAVE_S: Final = 5.0
