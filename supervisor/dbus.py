@@ -35,6 +35,7 @@ REFUSED: Final = (
 )
 _FAILURES: Final = (DBusFastError, OSError, EOFError, ValueError, TypeError, TimeoutError)
 _ABSENT: Final = (f"{BUS}.Error.ServiceUnknown", f"{BUS}.Error.NameHasNoOwner")
+_Answer = tuple[Message, list[int]]  # a reply, and its descriptors
 _NAMES: Final = {LOGIN1: "logind", BUS: "the system bus"}
 
 
@@ -69,6 +70,20 @@ class _Subscription:
         return f"type='signal',sender='{self.sender}',interface='{self.interface}'{member}"
 
 
+class _Connection(MessageBus):
+    """MessageBus loses the future of a write that fails at once, and asyncio then logs its traceback: here it is looked
+    at, whatever becomes of it."""
+
+    def send(self, msg: Message) -> asyncio.Future[Any]:  # type: ignore[override]
+        msg.serial = msg.serial or self.next_serial()
+        sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        sent.add_done_callback(_look_at)
+        if self._writer is None:
+            raise OSError("not connected")
+        self._writer.schedule_write(msg, sent)
+        return sent
+
+
 class SystemBus:
     """The connection to the system bus, shared by all who need it. `address`: None takes DBUS_SYSTEM_BUS_ADDRESS, else
     the usual place. Watches and subscriptions are made before `start`."""
@@ -76,14 +91,13 @@ class SystemBus:
     def __init__(self, address: str | None = None, *, backoff_s: tuple[float, float] = BACKOFF_S) -> None:
         self._address = address
         self._backoff_s = backoff_s
-        self._bus: MessageBus | None = None
+        self._bus: _Connection | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
         self._owners: dict[str, str] = {}
         self._watches: list[tuple[str, Callable[[str], None]]] = []
         self._subscriptions: list[_Subscription] = []
-        self._waiting: set[int] = set()
-        self._fds: dict[int, list[int]] = {}
+        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self.error = "the system bus has not been asked for yet"
 
     @property
@@ -155,30 +169,27 @@ class SystemBus:
         return plain(found)
 
     async def _call(
-        self, bus: MessageBus, destination: str, path: str, interface: str, member: str, *body: Any, signature: str = "",
+        self, bus: _Connection, destination: str, path: str, interface: str, member: str, *body: Any, signature: str = "",
         expect: str = "", timeout_s: float = CALL_TIMEOUT_S,
     ) -> list[Any]:
         name = _NAMES.get(destination, destination)
-        serial = bus.next_serial()
         message = Message(
             destination=destination, path=path, interface=interface, member=member, signature=signature,
-            body=list(body), flags=MessageFlag.NO_AUTOSTART, serial=serial,
+            body=list(body), flags=MessageFlag.NO_AUTOSTART, serial=bus.next_serial(),
         )
-        self._waiting.add(serial)
-        fds: list[int] = []
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[message.serial] = answer
         try:
             async with asyncio.timeout(timeout_s):
-                reply = await bus.call(message)
-            if reply is None:
-                raise BusError(f"{name} gave no answer to {member}")
+                bus.send(message).add_done_callback(lambda sent: _pass_failure(sent, answer))
+                reply, fds = await answer
             if reply.message_type is MessageType.ERROR:
                 raise BusError(_words(name, member, reply), reply.error_name or "")
             if reply.signature != expect:
                 raise BusError(f"{name} answered {member} with {reply.signature or 'nothing'!r}, not with {expect!r}")
-            if expect == "h":
-                fds = self._fds.pop(serial, [])
-                return [fds.pop(reply.body[0])]
-            return list(reply.body)
+            if expect != "h":
+                return list(reply.body)
+            return [fds.pop(reply.body[0])]
         except TimeoutError as error:
             raise BusError(f"{name} did not answer {member} within {timeout_s:g} s") from error
         except IndexError as error:
@@ -186,9 +197,10 @@ class SystemBus:
         except _FAILURES as error:
             raise BusError(f"the system bus went away during {member} ({_why(error)})") from error
         finally:
-            self._waiting.discard(serial)
-            for fd in [*fds, *self._fds.pop(serial, [])]:
-                os.close(fd)
+            del self._waiting[message.serial]
+            answer.cancel()
+            if not answer.cancelled() and answer.exception() is None:
+                _close_all(answer.result()[1])  # what has not been handed on
 
     async def _keep(self) -> None:
         first, last = self._backoff_s
@@ -213,14 +225,14 @@ class SystemBus:
         finally:
             if self._bus is not None:
                 self._bus.disconnect()
-                await _end(self._bus)
+                await _end(self._bus, CONNECT_TIMEOUT_S)
             self._gone("the node has let go of the system bus")
             self._tried.set()
 
-    async def _connect(self) -> MessageBus:
+    async def _connect(self) -> _Connection:
         self._owners.clear()
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            bus = MessageBus(bus_address=self._address, bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+            bus = _Connection(bus_address=self._address, bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
             await bus.connect()
             try:
                 bus.add_message_handler(self._receive)
@@ -248,6 +260,9 @@ class SystemBus:
     def _gone(self, reason: str) -> None:
         was_connected, self._bus, self.error = self._bus is not None, None, reason
         self._owners.clear()
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(EOFError("it closed the connection"))
         if was_connected:
             self._tell()
 
@@ -258,14 +273,15 @@ class SystemBus:
 
     def _receive(self, message: Message) -> None:
         """Every message that comes in, before dbus-fast looks at it."""
-        if message.unix_fds:
-            for fd in message.unix_fds:
-                os.set_inheritable(fd, False)  # a task must not inherit a lock
-            if message.message_type is MessageType.METHOD_RETURN and message.reply_serial in self._waiting:
-                self._fds[message.reply_serial] = list(message.unix_fds)
-            else:
-                for fd in message.unix_fds:
-                    os.close(fd)
+        fds = list(message.unix_fds)  # a copy: dbus-fast lets a message without any share its list with the next one
+        for fd in fds:
+            os.set_inheritable(fd, False)  # a task must not inherit a lock
+        if message.message_type in (MessageType.METHOD_RETURN, MessageType.ERROR):
+            answer = self._waiting.get(message.reply_serial)
+            if answer is not None and not answer.done():
+                answer.set_result((message, fds))
+                return
+        _close_all(fds)  # nobody waits for them
         if message.message_type is not MessageType.SIGNAL:
             return
         if message.sender == BUS:
@@ -284,10 +300,26 @@ class SystemBus:
                 wanted.handler(Signal(message.path or "", message.interface, message.member or "", list(message.body)))
 
 
-async def _end(bus: MessageBus) -> None:
-    """Wait until the connection is over, for whatever reason."""
-    with contextlib.suppress(*_FAILURES):
-        await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
+async def _end(bus: _Connection, timeout_s: float | None = None) -> None:
+    """Wait until the connection is over, for whatever reason; a cancel ends the waiting and leaves its future alone."""
+    over = asyncio.ensure_future(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
+    over.add_done_callback(_look_at)
+    await asyncio.wait([over], timeout=timeout_s)
+
+
+def _look_at(done: asyncio.Future[Any]) -> BaseException | None:
+    """The error of a future; asyncio logs, with a traceback, those that nobody looked at."""
+    return None if done.cancelled() else done.exception()
+
+
+def _pass_failure(sent: asyncio.Future[Any], answer: asyncio.Future[_Answer]) -> None:
+    if (error := _look_at(sent)) is not None and not answer.done():
+        answer.set_exception(error)
+
+
+def _close_all(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
 
 
 def plain(values: dict[str, Variant]) -> dict[str, Any]:

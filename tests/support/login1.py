@@ -114,6 +114,7 @@ class FakeLogin1:
         self.sessions: dict[str, dict[str, Any]] = {}
         self.replies: dict[str, str | tuple[str, list[Any]]] = {}
         self.delays: dict[str, float] = {}
+        self.refused_kinds: set[str] = set()
         self.others: list[list[Any]] = []
         self._given: list[tuple[list[Any], int]] = []  # as listed, and the reading end of the lock's pipe
         self.calls: list[str] = []
@@ -194,6 +195,8 @@ class FakeLogin1:
             return Message.new_method_return(message, "a{sv}", [variants(self.manager)])
         if member == "GetAll" and path in self.sessions:
             return Message.new_method_return(message, "a{sv}", [variants(self.sessions[path])])
+        if member == "Inhibit" and message.body[0] in self.refused_kinds:
+            return Message.new_error(message, "org.freedesktop.DBus.Error.AccessDenied", "as planned")
         if member == "Inhibit":
             ours, theirs = os.pipe()
             self._given.append(([*message.body, os.geteuid(), os.getpid()], ours))
