@@ -17,6 +17,7 @@ from support.rae_rig import NODE_ID, running
 from support.rae_server import RaeServer, in_loop, until
 
 from states.observation import Link
+from supervisor.embedded.control_node import serve
 from supervisor.settings import ControlPaths
 from supervisor.sources.base import Availability, Claim
 
@@ -327,8 +328,11 @@ async def test_tls_is_checked_against_the_ca_that_is_set(tmp_path: Path, certifi
             assert "control.ca_file" in await rig.down()
         async with running(server.url.replace("https", "http"), tmp_path) as rig:
             await rig.down()
-    async with RaeServer().listening() as plain, running(plain.url.replace("http", "https"), tmp_path) as rig:
+    url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    plain = asyncio.ensure_future(serve("127.0.0.1", 0, ready=url.set_result))
+    async with running((await url).replace("http", "https"), tmp_path) as rig:
         assert "TLS" in await rig.down()
+    plain.cancel()
 
 
 @in_loop
