@@ -23,19 +23,8 @@ class Notifier:
         self.last_error = ""
         self._status = ""
         self._owed: dict[str, str] = {}  # READY and STATUS that did not get through, by key
-        if os.environ.get("NOTIFY_SOCKET"):
-            try:
-                self._line = SystemdNotifier(debug=True)  # debug: errors are raised, and counted here
-                self._line.socket.setblocking(False)
-            except OSError as error:
-                self._line = None
-                self._failed(error)
+        self.enabled = bool(os.environ.get("NOTIFY_SOCKET"))  # systemd, or who plays its part, wants to hear
         self.watchdog_interval_s = _watchdog_interval_s(environment)
-
-    @property
-    def enabled(self) -> bool:
-        """systemd, or who plays its part, listens."""
-        return self._line is not None
 
     def ready(self, status: str = "") -> None:
         """The start, or a reload, is over."""
@@ -82,15 +71,21 @@ class Notifier:
             self._line = None
 
     def _send(self, *lines: str) -> None:
-        if self._line is None:
+        if not self.enabled:
             self._owed.clear()
             return
-        # sdnotify encodes to Latin-1; systemd reads UTF-8: the bytes pass through as they are.
         text = "\n".join([*lines, *(f"{key}={value}" for key, value in self._owed.items())])
         try:
+            if self._line is None:
+                self._line = SystemdNotifier(debug=True)  # debug: errors are raised, and counted here
+                self._line.socket.setblocking(False)
+            # sdnotify encodes to Latin-1, systemd reads UTF-8: so the bytes pass through as they are.
             self._line.notify(text.encode(errors="replace").decode("latin-1"))
+        except BlockingIOError as error:
+            self._failed(error)
         except OSError as error:
             self._failed(error)
+            self.close()  # the other end is gone: look for it anew with the next word
         else:
             self._owed.clear()
 

@@ -92,6 +92,10 @@ class SysBox:
         self.pid = 0
         self.state = ""
         self.python = sys.executable
+        self.env = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TERM": "dumb", "HOME": "/root",
+            "PYTHONPATH": f"{REPO}:{REPO}/tests", "PYTHONDONTWRITEBYTECODE": "1",
+        }
         needed = [Path(p).resolve() for p in (REPO, sys.prefix, sys.base_prefix)]
         # What lies on a mount of its own is not in the overlay.
         elsewhere = {str(p) for p in needed if p.stat().st_dev != os.stat("/").st_dev}
@@ -177,11 +181,7 @@ class SysBox:
     def argv(self, *command: str, user: str | None = None, env: Mapping[str, str] | None = None) -> list[str]:
         """The command line that runs `command` inside, as root or as `user`."""
         inner = ["runuser", "-u", user, "--", *command] if user else list(command)
-        base = {
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "TERM": "dumb", "HOME": "/root",
-            "PYTHONPATH": f"{REPO}:{REPO}/tests", "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        settings = [f"{name}={value}" for name, value in {**base, **(env or {})}.items()]
+        settings = [f"{name}={value}" for name, value in {**self.env, **(env or {})}.items()]
         namespaces = ["-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w"]
         enter = ["nsenter", "-t", str(self.pid), *namespaces, "env", "-i", *settings, *inner]
         return ["sh", "-c", f'echo $$ > "$0/cgroup.procs" && exec {shlex.join(enter)}', str(self.cgroup)]
