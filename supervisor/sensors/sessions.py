@@ -251,6 +251,13 @@ class Sessions:
         """Why no delay lock is held, so that a task may be cut short by sleep; empty when all is well."""
         return self._delays.error if self._delays else ""
 
+    @property
+    def delay_max_s(self) -> float | None:
+        """How long a delay lock holds sleep or shutdown up, in seconds (5 by default, T26): the task must be stopped
+        within it. None: not known."""
+        usec = self._manager.get("InhibitDelayMaxUSec")
+        return usec / 1e6 if type(usec) is int else None
+
     def release_delay(self) -> None:
         """The task is stopped: let the machine sleep or shut down. Outside of that it does nothing; the locks are taken
         again by themselves on resume."""

@@ -260,3 +260,4 @@ def test_sleep_waits_for_the_delay_lock_and_twice_in_a_row(box: SysBox) -> None:
             wait_for(lambda: kinds() == ["shutdown", "sleep"], "both locks again")
             suspend.wait(10)
         assert probe.state()["delay_error"] == ""
+        assert probe.state()["delay_max_s"] == 3.0  # the box's logind.conf

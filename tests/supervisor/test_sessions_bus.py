@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import gc
 import os
+import re
+import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,41 @@ def test_no_bus_is_an_error_with_its_mend_and_the_sensor_finds_it_later(tmp_path
                 async with logind(daemon.address):
                     await eventually(lambda: not watched.now.error, "logind found")
                     assert watched.wakes
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("address", ["nonsense", "unix:nonsense", "unix:path=/dev/null", "carrier-pigeon:path=/x"])
+def test_an_address_that_leads_nowhere_is_an_error(address: str) -> None:
+    async def story() -> None:
+        async with Watched(address) as watched:
+            assert re.fullmatch(r"no system bus \([^\n]+\): start dbus", watched.now.error)
+
+    asyncio.run(story())
+
+
+def test_a_bus_that_accepts_and_says_nothing_is_an_error_in_time(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Watched(f"unix:path={tmp_path / 'bus'}") as watched:
+            assert watched.now.error == "no system bus (no answer): start dbus"
+
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "bus"))
+        mute.listen()
+        begun = time.monotonic()
+        asyncio.run(story())
+        assert time.monotonic() - begun < 3
+
+
+def test_the_address_in_the_environment_is_taken(private_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", private_bus.address)
+
+    async def story() -> None:
+        bus = SystemBus()
+        await bus.start()
+        assert bus.connected
+        await bus.stop()
+        assert bus.error == "the node has let go of the system bus"
 
     asyncio.run(story())
 

@@ -81,7 +81,8 @@ async def _serve() -> None:
         seen = sessions.latest(clock.now_s())
         answer |= {
             "pid": os.getpid(), "held": inhibitor.held, "lost": inhibitor.lost, "going_down": sessions.going_down,
-            "delay_error": sessions.delay_error, "error": seen.error, "present": seen.present,
+            "delay_error": sessions.delay_error, "delay_max_s": sessions.delay_max_s,
+            "error": seen.error, "present": seen.present,
         }
         print(json.dumps(answer), flush=True)
     await sessions.stop()
