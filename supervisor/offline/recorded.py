@@ -2,8 +2,8 @@
 
 Each decision's observation is judged anew with the limits that were in force, the recorded outcomes of its effects are
 handed to `commit`, and row, effects and states are compared. A `start` line begins a new life of the daemon: DISABLED,
-with the cooldown that it remembered. A journal of the next day goes on with the life of the day before, so a folder of
-them is one story. What a power cut tore is left out.
+with the cooldown that it remembered; a `gap` line says what it remembered after lines were lost. A journal of the next
+day goes on with the life of the day before, so a folder of them is one story. What a power cut tore is left out.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class Tape:
                 kind = entry["kind"]
                 if kind == "effect":
                     self._effect(entry)
+                elif kind == "gap":
+                    self._go_on(entry)
                 elif kind in ("decision", "start", "config"):
                     self._close()
                     if kind == "start":
@@ -106,6 +108,15 @@ class Tape:
         cooldown = remembered.get("cooldown_from_s") if isinstance(remembered, dict) else None
         cooldown_s = None if cooldown is None else _number({"memory.cooldown_from_s": cooldown}, "memory.cooldown_from_s")
         self._mind = Lifecycle(self._limits, now_s, Memory(since_s=now_s, cooldown_from_s=cooldown_s))
+
+    def _go_on(self, entry: dict[str, Any]) -> None:
+        """Lines are missing: the tick that they tore is not judged, and the node goes on from what it remembered then."""
+        self._tick = None
+        try:
+            memory = msgspec.convert(entry.get("memory"), Memory)
+        except msgspec.ValidationError as error:
+            raise _Unreadable(f"memory: {error}") from None
+        self._mind = Lifecycle(self._limits, memory=memory)
 
     def _configure(self, entry: dict[str, Any]) -> None:
         if "limits" not in entry:

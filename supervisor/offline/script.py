@@ -19,9 +19,10 @@ from states.memory import State
 from states.observation import Link, TaskPhase
 from states.table import BY_ID
 from supervisor import yaml_strict
-from supervisor.config import _limits as limits_of
+from supervisor.config import limits_of
 from supervisor.settings import NodeSettings, Runtime
 from supervisor.settings_walk import Walk
+from supervisor.shipped import SEED
 from supervisor.vocabulary import ABSENT, GPU_FIELDS, READINGS, UNKNOWN
 from supervisor.yaml_strict import Mapping as MappingNode
 from supervisor.yaml_strict import Node, Problem, Scalar, Sequence, found, resolved
@@ -31,24 +32,6 @@ MAX_TICKS: Final = 100_000
 HELD, FREE = "held", "free"
 COVERS: Final = tuple(f"R{n}" for n in range(1, 25))
 
-# runtime.yaml as shipped (interface §2); a test compares it with config/runtime.yaml.
-SHIPPED_RUNTIME: Final[Mapping[str, Mapping[str, str]]] = {
-    "automation": {"enabled": "true", "auto_start": "true"},
-    "safety": {
-        "detect_active_user": "true",
-        "idle_required_minutes": "10",
-        "max_cpu_percent": "80",
-        "max_gpu_percent": "90",
-        "max_vram_gb": "14",
-        "cooldown_minutes": "15",
-    },
-    "execution": {
-        "poll_interval_sec": "45",
-        "heartbeat_interval_sec": "30",
-        "task_timeout_minutes": "180",
-        "retry_on_disconnect": "true",
-    },
-}
 _RUNTIME: Final = Runtime.__struct_fields__
 _MACHINE: Final = NodeSettings.__struct_fields__
 
@@ -399,14 +382,14 @@ def _inside(name: str, other: str) -> bool:
 
 def _shipped_runtime() -> MappingNode:
     """runtime.yaml as it is shipped, as a tree, so that a script's settings are judged as if they stood in the file."""
-    return MappingNode(1, 1, [(_name(section), _section(fields)) for section, fields in SHIPPED_RUNTIME.items()])
+    sections = {
+        name: MappingNode(1, 1, [(_scalar(field), _scalar(str(value).lower())) for field, value in fields.items()])
+        for name, fields in SEED.items()
+    }
+    return MappingNode(1, 1, [(_scalar(name), section) for name, section in sections.items()])
 
 
-def _section(fields: Mapping[str, str]) -> MappingNode:
-    return MappingNode(1, 1, [(_name(name), Scalar(1, 1, text, True)) for name, text in fields.items()])
-
-
-def _name(text: str) -> Scalar:
+def _scalar(text: str) -> Scalar:
     return Scalar(1, 1, text, True)
 
 

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import yaml
 
 from states.effects import Effect
-from states.limits import Limits
 from states.memory import State
+from supervisor import config
 from supervisor.offline.replay import answer, as_json, compare, errors, exit_code, play, replay_files
-from supervisor.offline.script import SHIPPED_RUNTIME, Script, ScriptError, duration_s, parse
+from supervisor.offline.script import Script, ScriptError, duration_s, parse
 
 SAFE = "automation: on, user: {idle: 1h}, gpu: {percent: 4, vram_gb: 1, foreign: 0}, cpu: 5, host: fit"
 READY = f"  - {{at: 0s, see: {{{SAFE}}}, ticks: 2, expect: {{state: READY}}}}\n"
@@ -271,15 +270,12 @@ def test_settings_are_judged_as_in_their_files(settings: str, said: str) -> None
     ],
 )
 def test_settings_reach_the_guards(settings: str, changes: dict[str, object]) -> None:
-    assert script(READY, settings).limits == replace(Limits(), **changes)  # type: ignore[arg-type]
+    assert script(READY, settings).limits == replace(script(READY).limits, **changes)  # type: ignore[arg-type]
 
 
-def test_the_shipped_values_are_those_of_the_shipped_file() -> None:
-    path = Path(__file__).parents[2] / "config" / "runtime.yaml"
-    if not path.exists():
-        pytest.skip("config/runtime.yaml is not there")
-    shipped = yaml.safe_load(path.read_text())
-    assert {s: {n: yaml.safe_load(v) for n, v in f.items()} for s, f in SHIPPED_RUNTIME.items()} == shipped
+def test_everything_else_is_as_shipped() -> None:
+    shipped = config.load(Path(__file__).parents[2] / "config").limits
+    assert replace(script(READY).limits, task_timeouts_s={}) == replace(shipped, task_timeouts_s={})
 
 
 # --- what is allowed

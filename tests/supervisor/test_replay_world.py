@@ -200,13 +200,15 @@ def test_random_scripts_end_in_an_answer_or_in_errors_with_a_place(content: Any)
     try:
         script = parse(text, "s.yaml")
     except ScriptError as error:
-        assert error.problems
-        for problem in error.problems:
-            assert problem.line >= 1
-            assert problem.column >= 1
-            assert "\n" not in str(problem)
+        problems = error.problems
+    else:
+        check_promises(script)
         return
-    check_promises(script)
+    assert problems
+    for problem in problems:
+        assert problem.line >= 1
+        assert problem.column >= 1
+        assert "\n" not in str(problem)
 
 
 @settings(max_examples=200, deadline=None)
