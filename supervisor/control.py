@@ -7,12 +7,14 @@ anybody on the machine may ask how the node is, only root, the node's own user a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +25,7 @@ SOCKET_NAME: Final = "control.sock"
 MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 1 << 20
 PEER_DEADLINE_S: Final = 2.0
-MAX_PEERS: Final = 16
+MAX_PEERS: Final = 64
 _SO_PEERGROUPS: Final = 59
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -45,7 +47,7 @@ class ControlServer:
         self._handlers = handlers
         self._words = words
         self._server: asyncio.AbstractServer | None = None
-        self._peers = 0
+        self._peers: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
 
     async def start(self) -> None:
         """Listen.
@@ -53,38 +55,48 @@ class ControlServer:
         Raises:
             OSError: the socket cannot be made there.
         """
+        if self._server is not None:
+            return
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)  # we hold the lock of the folder, so it is a dead one
-        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=MAX_REQUEST)
-        self._path.chmod(0o666)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _short_name(self._path) as name:
+                listener.bind(name)
+            self._path.chmod(0o666)
+            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REQUEST)
+        except OSError:
+            listener.close()
+            raise
 
     async def stop(self) -> None:
         """Close and remove the socket."""
         if self._server is not None:
             self._server.close()
-            self._path.unlink(missing_ok=True)
             self._server = None
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._peers += 1
+        if len(self._peers) >= MAX_PEERS:
+            # The one that has said nothing for longest is let go, so that no crowd keeps an honest asker out.
+            next(iter(self._peers)).transport.abort()
+        self._peers[writer] = None
         try:
             async with asyncio.timeout(PEER_DEADLINE_S):
-                answer = self._busy() if self._peers > MAX_PEERS else await self._answer(reader, writer)
+                answer = await self._answer(reader, writer)
                 writer.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
                 await writer.drain()
         except (TimeoutError, OSError, ValueError):
             pass  # a peer that says nothing whole in time gets no answer; the node goes on
         finally:
-            self._peers -= 1
+            self._peers.pop(writer, None)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
-
-    def _busy(self) -> dict[str, Any]:
-        return self._envelope(False, error="too many askers at once, try again")
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, Any]:
         try:
             request = json.loads(await reader.readline())
-        except ValueError:
+        except (ValueError, RecursionError):
             return self._envelope(False, error="not a JSON object in one line of at most 4096 bytes")
         name = request.get("ask") if isinstance(request, dict) else None
         if not isinstance(request, dict) or request.get("v") != PROTOCOL:
@@ -94,7 +106,12 @@ class ControlServer:
             return self._envelope(False, error=f"unknown question {name!r}")
         if name in self._words and not permitted(writer.get_extra_info("socket")):
             return self._envelope(False, error="only root, the node's user and members of its group may say that")
-        return self._envelope(True, **handler(request))
+        try:
+            return self._envelope(True, **handler(request))
+        except ValueError as error:
+            return self._envelope(False, error=str(error))
+        except Exception as error:  # noqa: BLE001 - a fault of ours is an answer too, and none of the loop's business
+            return self._envelope(False, error=f"internal error: {type(error).__name__}: {error}")
 
     @staticmethod
     def _envelope(ok: bool, **fields: Any) -> dict[str, Any]:
@@ -114,6 +131,16 @@ def permitted(peer: socket.socket) -> bool:
     return os.getgid() in groups
 
 
+@contextlib.contextmanager
+def _short_name(path: Path) -> Iterator[str]:
+    """The socket by a name of less than 108 bytes, which is all that the kernel takes, however deep its folder lies."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 def ask(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
     """Ask the daemon whose runtime folder this is; returns its answer.
 
@@ -123,11 +150,13 @@ def ask(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict
     """
     path = runtime / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        until_s = time.monotonic() + timeout_s
         peer.settimeout(timeout_s)
         try:
-            peer.connect(str(path))
+            with _short_name(path) as short:
+                peer.connect(short)
             peer.sendall(json.dumps({"v": PROTOCOL, "ask": name, **fields}).encode() + b"\n")
-            raw = _read_line(peer)
+            raw = _read_line(peer, until_s)
         except TimeoutError as error:
             raise DaemonMute(f"the daemon does not answer within {timeout_s:g} s; look at `journalctl -u rae-node`") from error
         except OSError as error:
@@ -144,9 +173,12 @@ def ask(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict
     return answer
 
 
-def _read_line(peer: socket.socket) -> bytes:
+def _read_line(peer: socket.socket, until_s: float) -> bytes:
     raw = bytearray()
     while b"\n" not in raw and len(raw) < MAX_ANSWER:
+        if (left_s := until_s - time.monotonic()) <= 0:
+            raise TimeoutError
+        peer.settimeout(left_s)
         chunk = peer.recv(65536)
         if not chunk:
             break

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -42,7 +43,9 @@ class Daemon:
         self._inbox = asyncio.Event()
         self._next_poll_s = 0.0
         self._vetoes = 0
-        self._last: Observation | None = None
+        now_s = clock.now_s()
+        # Nothing is known before the first look; whoever asks that early gets just that.
+        self._last = Observation(now_s, node.will.automation(now_s))
         self._leave_by_s = 0.0
         self._reloading = False
 
@@ -52,7 +55,9 @@ class Daemon:
 
     def stop(self, why: str) -> None:
         """Stop in order: out of RUNNING, hand back, OFFLINE."""
-        self.node.will.stopping = self.node.will.stopping or why
+        if not self.node.will.stopping:
+            self.node.will.stopping = why
+            self._notifier.stopping()
         self.wake()
 
     def reload(self) -> None:
@@ -62,30 +67,44 @@ class Daemon:
         self.node.reload()
 
     def pause(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The operator's word: lend nothing until `until` (seconds since the epoch), or until resumed (None)."""
+        """The operator's word: lend nothing until `until` (seconds since the epoch), or until resumed (None).
+
+        Raises:
+            ValueError: `until` is no time in the future.
+        """
         until = request.get("until")
-        until = float(until) if isinstance(until, int | float) and not isinstance(until, bool) else None
-        try:
-            self.node.will.pause(until, "")
-        except OSError as error:
-            self.event("operator", {"word": "pause", "trouble": f"not kept over a restart: {error.strerror}"})
-        return self._word("pause")
+        if until is not None and (isinstance(until, bool) or not isinstance(until, int | float)):
+            raise ValueError(f"until: found {until!r:.40}, allowed: seconds since the epoch, or null")
+        return self._word("pause", lambda: self.node.will.pause(until, ""))
 
     def resume(self, _request: dict[str, Any]) -> dict[str, Any]:
         """The operator's word: the pause is over, and a link that was given up is tried again (R21)."""
-        self.node.will.resume()
         self.node.source.resume()
-        return self._word("resume")
+        self._poll_soon()
+        return self._word("resume", self.node.will.resume)
 
-    def _word(self, word: str) -> dict[str, Any]:
-        self.event("operator", {"word": word, "until": self.node.will.paused_end()})
+    def _word(self, word: str, obey: Callable[[], None]) -> dict[str, Any]:
+        try:
+            obey()
+            trouble = ""
+        except OSError as error:
+            trouble = f"not kept over a restart: {error.filename}: {error.strerror}"
+        until = self.node.will.paused_end()
+        self.event("operator", {"word": word, "until": until, **({"trouble": trouble} if trouble else {})})
         self.wake()
         automation = self.node.will.automation(self._clock.now_s())
-        return {"status": "the node is on" if automation.on else automation.reason}
+        status = "the node is on" if automation.on else automation.reason
+        return {"status": status + (f" ({trouble})" if trouble else "")}
+
+    def _poll_soon(self) -> None:
+        """What kept tasks from starting may be mended: no pause for it any more."""
+        if self._vetoes:
+            self._next_poll_s, self._vetoes = 0.0, 0
 
     def event(self, kind: str, fields: dict[str, Any]) -> None:
         """Something worth a line in the journal that no tick decided: the link, the configuration, the operator."""
         if kind == "config":
+            self._poll_soon()
             self.journal.config(fields.get("limits"), fields.get("problem", ""))
         else:
             self.journal.write(kind, **fields)
@@ -160,7 +179,6 @@ class Daemon:
     def _wait_s(self) -> float:
         """Seconds until the next look is due by itself."""
         memory, observation = self.mind.memory, self._last
-        assert observation is not None
         busy = memory.state is State.RUNNING or memory.owed or not self.node.slot.empty
         wait_s = BUSY_S if busy or observation.cpu.value is None else REST_S
         for verdict in blocked_by(observation, memory, self.mind.limits):
@@ -173,14 +191,12 @@ class Daemon:
         return max(wait_s, 0.01)
 
     @property
-    def last(self) -> Observation | None:
+    def last(self) -> Observation:
         """The last look, as it was."""
         return self._last
 
     def status_line(self) -> str:
         """`STATE: reason in words[, time to go]`."""
-        if self._last is None:
-            return "starting"
         return status_text(self._last_now(), self.mind.memory, self.mind.limits)
 
     def status(self) -> dict[str, Any]:
@@ -217,6 +233,5 @@ class Daemon:
 
     def _last_now(self) -> Observation:
         """The last look, as old as it is by now."""
-        assert self._last is not None
         return replace(self._last, now_s=self._clock.now_s(), task=self.node.slot.task())
 

@@ -5,20 +5,24 @@ line for each effect that was performed, joined by `tick`; the last line of a ti
 nothing changed, but an `alive` line a minute. Never a payload, a result, a key code or a window title (R6).
 
 A folder that cannot be written never stops the node: the trouble is kept in `trouble`, said in `status`, and writing is
-tried again at every line.
+tried again at every line. The first line that gets through again follows a `gap` line: how many are missing, and what
+the node remembers at that point, so that a replay can go on from there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from states.guards import GUARDS, host_staying, task_in_time
 from states.lifecycle import Outcome, Plan
 from states.limits import Limits
 from states.memory import Memory
@@ -28,7 +32,11 @@ from supervisor.vocabulary import see_of
 
 FORMAT: Final = 1
 ALIVE_EVERY_S: Final = 60.0
+DAY_S: Final = 86400.0
 _NAME = re.compile(r"^decisions-(\d{4}-\d{2}-\d{2})\.jsonl$")
+
+# The guard that says in words what one that only splits rows has judged.
+_TOLD_BY: Final = {host_staying.name: "host_fit", task_in_time.name: "task_over"}
 
 
 def task_of(task: Task) -> dict[str, str] | None:
@@ -48,10 +56,13 @@ class Journal:
         self._day = ""
         self._last_line_s = float("-inf")
         self._tick = 0
+        self._memory = Memory()
+        self._lost = 0
         self.trouble = ""
 
     def start(self, version: str, limits: Limits, memory: Memory) -> None:
         """A new life of the daemon, with what it remembers and the limits that it goes by."""
+        self._memory = memory
         self.write("start", version=version, pid=os.getpid(), memory={"cooldown_from_s": memory.cooldown_from_s})
         self.config(limits, "")
 
@@ -68,11 +79,13 @@ class Journal:
             return
         self._tick += 1
         row, state = plan.row, plan.memory.state
+        self._memory = plan.memory
         self.write(
             "decision",
             tick=self._tick,
             **{"from": state},
             row=None if row is None else row.id,
+            reason=cause(plan),
             to=state if row is None else row.to,
             effects=list(plan.effects),
             guards=[v.as_dict() for v in plan.guards()],
@@ -85,6 +98,7 @@ class Journal:
     def outcome(self, plan: Plan, outcome: Outcome, memory: Memory) -> None:
         """What was done, effect by effect; the last line says the state after."""
         results = outcome.results
+        self._memory = memory
         for index, r in enumerate(results):
             last = {"state": memory.state} if index == len(results) - 1 else {}
             self.write(
@@ -105,47 +119,63 @@ class Journal:
     def write(self, kind: str, **fields: Any) -> None:
         """One line, at once; a failure is remembered and never raised."""
         now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
-        local = time.localtime(wall_s)
-        line = json.dumps({"v": FORMAT, "kind": kind, "time": iso(wall_s), "boot_s": now_s, **fields}, allow_nan=False)
+        stamp = {"v": FORMAT, "time": iso(wall_s), "boot_s": now_s}
+        lines = [{**stamp, "kind": kind, **fields}]
+        if self._lost:
+            lines.insert(0, {**stamp, "kind": "gap", "lost": self._lost, "why": self.trouble, "memory": asdict(self._memory)})
         self._last_line_s = now_s
         try:
-            self._open(time.strftime("%Y-%m-%d", local))
-            if self._fd is not None:
-                os.write(self._fd, line.encode() + b"\n")
-            self.trouble = ""
+            self._open(wall_s)
+            for line in lines:
+                self._put(line)
+            self._lost, self.trouble = 0, ""
         except OSError as error:
             self._close()
+            self._lost += 1
             self.trouble = f"decisions cannot be logged in {self._folder}: {error.strerror or error}"
         if gist := _gist(kind, fields):
             self._say(gist)
+
+    def _put(self, line: dict[str, Any]) -> None:
+        assert self._fd is not None
+        raw = json.dumps(line, allow_nan=False).encode() + b"\n"
+        if os.write(self._fd, raw) != len(raw):
+            raise OSError(errno.ENOSPC, "only a part of the line was written")
 
     def close(self) -> None:
         """Let go of the file."""
         self._close()
 
-    def _open(self, day: str) -> None:
+    def _open(self, wall_s: float) -> None:
+        day = _day(wall_s)
         path = self._folder / f"decisions-{day}.jsonl"
         if self._fd is not None and day == self._day and _same(self._fd, path):
             return
         self._close()
         self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         size = os.fstat(self._fd).st_size
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             os.write(self._fd, b"\n")  # a line torn by a power cut is closed, so that ours stands alone
         if day != self._day:
             self._day = day
-            self._forget_old()
+            self._forget_old(wall_s)
 
-    def _forget_old(self) -> None:
-        days = sorted(name for name in os.listdir(self._folder) if _NAME.match(name))
-        for name in days[: -self._keep_days]:
-            os.unlink(self._folder / name)
+    def _forget_old(self, wall_s: float) -> None:
+        """Today and the days before it, `keep_days` in all, are kept; noon is in no hour that a clock change skips."""
+        local = time.localtime(wall_s)
+        noon_s = time.mktime((local.tm_year, local.tm_mon, local.tm_mday, 12, 0, 0, 0, 0, -1))
+        oldest = _day(noon_s - (self._keep_days - 1) * DAY_S)
+        for name in os.listdir(self._folder):
+            if (match := _NAME.match(name)) and match[1] < oldest:
+                with contextlib.suppress(OSError):  # tomorrow again; today's line is what counts
+                    os.unlink(self._folder / name)
 
     def _close(self) -> None:
         if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None
+            with contextlib.suppress(OSError):  # a dying disk says so once more; the write has said it already
+                os.close(fd)
 
 
 def _same(fd: int, path: Path) -> bool:
@@ -157,23 +187,61 @@ def _same(fd: int, path: Path) -> bool:
     return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)
 
 
-def _gist(kind: str, fields: dict[str, Any]) -> str:
-    """The line in words."""
-    if kind == "decision":
-        row = fields["row"] or "no row"
-        blocked = next((g["reason"] for g in fields["guards"] if g["ok"] is not True and g["name"] != "task_claimed"), "")
-        task = fields["task"]
-        about = f" ({task['type']} {task['id']})" if task else ""
-        return f"{fields['from']} → {fields['to']}: {row}{about}" + (f": {blocked}" if blocked else "")
-    if kind == "effect":
-        mark = "done" if fields["ok"] else "FAILED"
-        detail = f": {fields['detail']}" if fields["detail"] else ""
-        return f"  {fields['effect']} {mark} in {fields['took_s'] * 1000:.0f} ms{detail}"
-    if kind == "config":
-        return f"configuration refused: {fields['problem']}" if "problem" in fields else ""
-    if kind in ("link", "operator"):
-        return f"{kind}: " + ", ".join(str(v) for v in fields.values() if v not in ("", None))
+def _day(wall_s: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(wall_s))
+
+
+def cause(plan: Plan) -> str:
+    """Why the row fires, in words: the verdict of the first guard that is not proven, where that is what fires it."""
+    for condition in plan.row.when if plan.row is not None else ():
+        if not condition.wanted:
+            seen = plan.observation, plan.memory, plan.limits
+            failed = next(g.name for g in condition.guards if g.judge(*seen) is not True)
+            name = _TOLD_BY.get(failed, failed)
+            return next(g.tell(*seen).reason for g in GUARDS if g.name == name)
     return ""
+
+
+def _gist(kind: str, fields: dict[str, Any]) -> str:
+    """The line in words, for people."""
+    match kind:
+        case "decision":
+            row = fields["row"] or "no row"
+            move = fields["from"] if fields["from"] == fields["to"] else f"{fields['from']} → {fields['to']}"
+            return _because(f"{move}: {row}" + _about(fields["task"] or {}, "({})"), fields["reason"])
+        case "effect":
+            mark = "done" if fields["ok"] else "FAILED"
+            return _because(f"  {fields['effect']} {mark} in {fields['took_s'] * 1000:.0f} ms", fields["detail"])
+        case "config":
+            return f"configuration refused: {fields['problem']}" if "problem" in fields else ""
+        case "link":
+            event = str(fields["event"])
+            where = fields.get("url", "") if event in ("up", "down", "lost") else ""
+            task = {"type": fields.get("type"), "id": fields.get("task")}
+            as_new = f" as {_short(fields['new_task'])}" if "new_task" in fields else ""
+            failed = " (failed)" if fields.get("error") else ""
+            text = f"link: {event}" + (f" {where}" if where else "") + _about(task, "{}") + as_new + failed
+            return _because(text, fields.get("reason", ""))
+        case "operator":
+            until = f" until {fields['until']}" if fields.get("until") and fields["until"] != "until resumed" else ""
+            return _because(f"operator: {fields['word']}{until}", fields.get("trouble", ""))
+        case "stop":
+            return _because("stopped", fields["reason"])
+    return ""
+
+
+def _because(text: str, reason: str) -> str:
+    return f"{text}: {reason}" if reason else text
+
+
+def _about(task: Mapping[str, Any], form: str) -> str:
+    words = " ".join(filter(None, (task.get("type"), _short(task.get("id")))))
+    return " " + form.format(words) if words else ""
+
+
+def _short(task_id: str | None) -> str:
+    """Enough of an id to tell tasks apart; the file has it whole."""
+    return f"{task_id[:8]}…" if task_id and len(task_id) > 12 else task_id or ""
 
 
 def files(paths: Iterable[Path]) -> list[Path]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ from states.observation import NEVER, Host, Observation, Reading
 from supervisor.clock import Clock
 from supervisor.config import Config, ConfigErrors, fingerprint, in_hours, load
 from supervisor.dbus import SystemBus
-from supervisor.effects.inhibitor import Inhibitor
+from supervisor.effects.inhibitor import Inhibitor, ReleaseFailed
 from supervisor.effects.workdir import Workdir
 from supervisor.executors.base import StopFailed
 from supervisor.executors.command import CommandExecutor
@@ -96,7 +97,9 @@ class Senses:
 class Node:
     """Everything that the loop drives. `refresh` keeps it in step with the configuration files.
 
-    Parts whose settings changed are made anew when no task is in hand; folders (`paths`) only at the next start.
+    Limits and task types are taken over at once. Parts whose settings changed are made anew when no task is in hand and no
+    lock is held; the source, unless the control node's own settings changed, also not before it has delivered every
+    outcome (R21). Folders (`paths`) change only at the next start. `mend` tries again what the folders forbid.
     """
 
     def __init__(self, config: Config, clock: Clock, wake: Wake, extend: Callable[[float], None]) -> None:
@@ -106,17 +109,21 @@ class Node:
         self.on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _fields: None
         self.containment: Containment = detect()
         self.workdir = Workdir(config.paths.workdir)
+        self.mend: Callable[[], Awaitable[str]] | None = None
         self._wake = wake
         self._extend = extend
         self._seen = fingerprint(config.folder)
         self._reload = False
-        self._pending: Config | None = None
+        self._made_from = config
+        self._paths_at_start = config.paths
+        self._pending = False
         self._connected = False
         self.will.hindrances["leftovers"] = ""
-        self._build(config)
+        self._build_source(config)
+        self._build_senses(config)
+        self._build_performer()
 
-    def _build(self, config: Config) -> None:
-        bus = SystemBus()
+    def _build_source(self, config: Config) -> None:
         key, self.will.hindrances["key"] = None, ""
         try:
             key = key_of(config)
@@ -124,8 +131,11 @@ class Node:
             self.will.hindrances["key"] = str(error)
         self.source: Source = make_source(config, self.clock, key, lambda kind, fields: self.on_event(kind, fields))
         self.slot = Slot(self.source)
-        inhibitor = Inhibitor(bus, config.node.host.inhibitor, on_change=self._wake)
-        self.senses = Senses(config, self.clock, self.slot.pids, self.slot.cpu_s, bus, daemon=True)
+
+    def _build_senses(self, config: Config) -> None:
+        bus = SystemBus()
+        self._inhibitor = inhibitor = Inhibitor(bus, config.node.host.inhibitor, on_change=self._wake)
+        self.senses = Senses(config, self.clock, lambda: self.slot.pids(), lambda: self.slot.cpu_s(), bus, daemon=True)
         host = self.senses.observer.host
 
         def host_with_lock(now_s: float) -> Reading[Host]:
@@ -133,9 +143,11 @@ class Node:
             return Reading(Host(fit=False, reason=lost), "", "logind", now_s) if lost else host(now_s)
 
         self.senses.observer.host = host_with_lock
+
+    def _build_performer(self) -> None:
         self.performer = Performer(
             self.slot,
-            inhibitor,
+            self._inhibitor,
             self.workdir,
             lambda task_type: CommandExecutor(task_type, self.containment),
             lambda: self.config.node.tasks,
@@ -166,7 +178,11 @@ class Node:
         """Say OFFLINE, deliver what there is, let go of everything."""
         if self._connected:
             await self.source.stop(deadline_s)
-        await self.performer.inhibitor.release()
+        await self._stop_senses()
+
+    async def _stop_senses(self) -> None:
+        with contextlib.suppress(ReleaseFailed):
+            await self.performer.inhibitor.release()
         await self.senses.stop()
         await self.senses.bus.stop()
 
@@ -185,9 +201,10 @@ class Node:
             self._read()
         if self.will.hindrances["leftovers"]:
             await self._sweep()
-        if self._pending is not None and self.slot.empty:
-            config, self._pending = self._pending, None
-            await self._rebuild(config)
+        if self.mend is not None and self.will.hindrances.get("folders"):
+            self.will.hindrances["folders"] = await self.mend()
+        if self._pending and self._free:
+            await self._rebuild(self.config)
 
     def _read(self) -> None:
         try:
@@ -196,20 +213,37 @@ class Node:
             self.will.refuse([str(p) for p in errors.problems])
             self.on_event("config", {"problem": str(errors.problems[0])})
             return
-        old, self.config = self._pending or self.config, new
+        self.config = new
         self.will.accept(new.runtime.automation.enabled)
         self.on_event("config", {"limits": new.limits})
-        if _parts(old) != _parts(new) or self.will.hindrances["key"]:
-            self._pending = new
+        self._pending = bool(self._changed())
+
+    def _changed(self) -> set[str]:
+        """The parts that are still made from other settings: `source`, `control` (its own section), `senses`."""
+        old, new = self._made_from, self.config
+        changed = {name for name, parts in _PARTS.items() if parts(old) != parts(new)}
+        return changed | ({"source", "control"} if self.will.hindrances["key"] else set())
+
+    @property
+    def _free(self) -> bool:
+        """Nothing is in hand or held that a change of the parts would lose."""
+        changed = self._changed()
+        delivered = "source" not in changed or "control" in changed or not self.source.status.outbox
+        return self.slot.empty and not self.performer.inhibitor.held and delivered
 
     async def _rebuild(self, config: Config) -> None:
-        if self._connected:
-            await self.source.stop(1.0)
-        await self.senses.stop()
-        await self.senses.bus.stop()
-        self._build(config)
-        await self.senses.start(self._wake)
-        if self._connected:
+        changed = self._changed()
+        self._made_from, self._pending = config, False
+        if "source" in changed:
+            if self._connected:
+                await self.source.stop(1.0)
+            self._build_source(config)
+        if "senses" in changed:
+            await self._stop_senses()
+            self._build_senses(config)
+            await self.senses.start(self._wake, FIRST_TICK_S)
+        self._build_performer()
+        if "source" in changed and self._connected:
             await self.source.start(self._wake)
 
     # --- what the loop asks
@@ -227,7 +261,7 @@ class Node:
     @property
     def may_ask(self) -> bool:
         """Nothing is in hand, and no change of the parts waits for that."""
-        return self._pending is None and self.slot.empty
+        return not self._pending and self.slot.empty
 
     @property
     def source_kind(self) -> str:
@@ -258,18 +292,22 @@ class Node:
     def notes(self, *more: str) -> list[str]:
         """What an operator should know and no guard says."""
         held = self.containment.describe()
-        waits = "the new configuration takes effect when no task is in hand" if self._pending else ""
-        return [note for note in (*self.config.notes, held, waits, *more) if note]
+        later = [
+            (self._pending, "the new configuration takes effect when no task is in hand and every outcome is delivered"),
+            (self._paths_at_start != self.config.paths, "other folders (paths in node.yaml) take effect at the next start"),
+        ]
+        return [note for note in (*self.config.notes, held, *(text for true, text in later if true), *more) if note]
 
 
-def _parts(config: Config) -> object:
-    """The settings that parts are made from; limits and task types are read at every use."""
-    node, execution = config.node, config.runtime.execution
-    return (
-        (node.node, node.control, node.gpu, node.presence, node.host, node.work),
-        (execution.heartbeat_interval_sec, execution.retry_on_disconnect),
-        sorted(node.tasks),
-    )
+# The settings that parts are made from; limits and task types are read at every use.
+_PARTS: Final[dict[str, Callable[[Config], object]]] = {
+    "control": lambda c: (c.node_id, c.node.control),
+    "source": lambda c: (
+        (c.node_id, c.node.control, c.node.gpu.presence, sorted(c.node.tasks)),
+        (c.runtime.execution.heartbeat_interval_sec, c.runtime.execution.retry_on_disconnect),
+    ),
+    "senses": lambda c: (c.node.gpu, c.node.presence, c.node.host, c.node.work),
+}
 
 
 def key_of(config: Config) -> str | None:

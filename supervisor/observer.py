@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from states.limits import Limits
 from states.observation import (
@@ -23,6 +24,8 @@ from states.observation import (
     Task,
 )
 from supervisor.sensors.base import Presence, PresenceSensor
+
+T = TypeVar("T")
 
 
 class Observer:
@@ -56,14 +59,14 @@ class Observer:
         link_reason: str = "",
     ) -> Observation:
         """One whole look at `now_s` (seconds of CLOCK_BOOTTIME)."""
-        gpu = self.gpu(now_s)
+        gpu = _reading("GPU", self.gpu, now_s)
         return Observation(
             now_s,
             automation,
             self._person(now_s, gpu, limits),
             gpu,
-            self.cpu(now_s),
-            self.host(now_s),
+            _reading("CPU", self.cpu, now_s),
+            _reading("host", self.host, now_s),
             task,
             link,
             link_reason,
@@ -71,7 +74,7 @@ class Observer:
 
     def reports(self, now_s: float) -> list[Presence]:
         """What each source of presence says, for `check-user` and `status`."""
-        return [sensor.latest(now_s) for sensor in self.presence]
+        return [_report(sensor, now_s) for sensor in self.presence]
 
     def _person(self, now_s: float, gpu: Reading[Gpu], limits: Limits) -> Reading[Person]:
         reports = self.reports(now_s)
@@ -86,6 +89,20 @@ class Observer:
         if not reports:
             return Reading(None, "no source of presence is switched on (presence.* in node.yaml)", "", now_s)
         return Reading(person, "", source, read_at_s)
+
+
+def _report(sensor: PresenceSensor, now_s: float) -> Presence:
+    try:
+        return sensor.latest(now_s)
+    except Exception as error:  # noqa: BLE001 - a fault of ours in a sensor is one more way not to know (R12)
+        return Presence(sensor.name, now_s, error=f"{sensor.name} failed: {type(error).__name__}: {error}")
+
+
+def _reading(name: str, look: Callable[[float], Reading[T]], now_s: float) -> Reading[T]:
+    try:
+        return look(now_s)
+    except Exception as error:  # noqa: BLE001 - as above
+        return Reading(None, f"its sensor failed: {type(error).__name__}: {error}", name, now_s)
 
 
 def fuse(reports: Sequence[Presence], now_s: float, last: Person) -> tuple[Person, str, float]:

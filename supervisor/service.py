@@ -17,6 +17,7 @@ from supervisor.config import Config, ConfigErrors, find_folder, load
 from supervisor.salvage import salvage
 
 if TYPE_CHECKING:
+    from supervisor.control import ControlServer
     from supervisor.daemon import Daemon
 
 DELIVER_S: Final = 5.0
@@ -54,7 +55,12 @@ def serve(folder: Path, *, unattended: bool = False) -> int:
         say(f"another rae-node runs with {config.paths.runtime}; stop it, or move paths.runtime in node.yaml")
         return 1
     try:
-        return asyncio.run(_run(config, problems, obstacles, unattended))
+        return asyncio.run(_run(config, problems, obstacles))
+    except Exception as error:
+        if os.environ.get("RAE_NODE_DEBUG"):
+            raise
+        say(f"rae-node: {type(error).__name__}: {error} (RAE_NODE_DEBUG=1 shows where)")
+        return 1
     finally:
         os.close(lock)
 
@@ -89,7 +95,14 @@ def _lock(runtime: Path) -> int | None:
     return fd
 
 
-async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str], unattended: bool) -> int:
+def _crashed(state: Path) -> bool:
+    """A task was in flight when the last life ended: its note is there (what it says, the source reads later)."""
+    from supervisor.sources.note import NAME
+
+    return os.path.lexists(state / NAME)
+
+
+async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) -> int:
     from states.lifecycle import Lifecycle
     from states.memory import Memory
     from supervisor.clock import SystemClock
@@ -112,22 +125,33 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str], 
     node.will.refuse(problems)
     node.will.hindrances["folders"] = obstacles[0] if obstacles else ""
     # A task was in flight when the last life ended: the rest that it earned is not skipped (R4).
-    memory = Memory(since_s=now_s, cooldown_from_s=now_s if node.source.crash_note else None)
+    memory = Memory(since_s=now_s, cooldown_from_s=now_s if _crashed(config.paths.state) else None)
     journal = Journal(config.paths.logs, clock, config.node.logs.keep_days, say)
     daemon = Daemon(node, Lifecycle(config.limits, memory=memory), journal, clock, notifier)
     node.on_event = daemon.event
     journal.start(VERSION, config.limits, memory)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: say(f"internal: {_trouble(context)}"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop, f"the node is stopping ({signal.Signals(number).name})")
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
-    socket = await _listen(daemon, config)
+    socket = _server(daemon, config)
+    await _listen(socket, config.paths.runtime)
+
+    async def mend() -> str:
+        left = prepare(config)
+        if not left:
+            await _listen(socket, config.paths.runtime)
+        return left[0] if left else ""
+
+    node.mend = mend
     watch = _watch(config.folder, wake)
     try:
         await node.start()
         await daemon.run()
         notifier.stopping(daemon.status_line())
         await node.stop(DELIVER_S)
+        notifier.close()
     finally:
         watch()
         await socket.stop()
@@ -136,16 +160,24 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str], 
     return 0
 
 
-async def _listen(daemon: Daemon, config: Config) -> Any:
+def _trouble(context: dict[str, Any]) -> str:
+    """A fault that nobody waited for, in one line: a traceback may hold what a task was given (R6)."""
+    error = context.get("exception")
+    return str(context.get("message", "")) + (f" ({type(error).__name__}: {error})" if error is not None else "")
+
+
+def _server(daemon: Daemon, config: Config) -> ControlServer:
     from supervisor.control import SOCKET_NAME, ControlServer
 
     handlers = {"status": lambda _: daemon.status(), "pause": daemon.pause, "resume": daemon.resume}
-    server = ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}))
+    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}))
+
+
+async def _listen(server: ControlServer, runtime: Path) -> None:
     try:
         await server.start()
     except OSError as error:
-        say(f"{config.paths.runtime}: no control socket: {error.strerror}; `rae-node status` will not work")
-    return server
+        say(f"{runtime}: no control socket: {error.strerror or error}; `rae-node status` will not work")
 
 
 def _watch(folder: Path, wake: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -13,6 +14,8 @@ from states.observation import Automation
 from supervisor.clock import Clock, iso
 
 PAUSE_FILE: Final = "pause.json"
+YEAR_S: Final = 365 * 86400.0
+LONGEST_S: Final = 10 * YEAR_S
 
 
 class Will:
@@ -48,7 +51,8 @@ class Will:
                 return Automation(False, f"paused{self._by()}, until `rae-node resume`", "operator")
             if left_s > 0:
                 return Automation(False, f"paused{self._by()} until {self._end()}", "operator", now_s + left_s)
-            self.resume()
+            with contextlib.suppress(OSError):  # the file says when the pause ended, so it may stay
+                self.resume()
         if not self.enabled:
             return Automation(False, "automation.enabled is false in runtime.yaml", "runtime.yaml")
         return Automation(True, source="runtime.yaml")
@@ -57,8 +61,12 @@ class Will:
         """Pause until a wall-clock time (seconds since the epoch), or for good (None).
 
         Raises:
+            ValueError: that is no time in the years to come.
             OSError: the pause cannot be kept; it holds all the same until the next restart.
         """
+        now = self._clock.wall_s()
+        if until is not None and not now < until <= now + LONGEST_S:
+            raise ValueError(f"a pause ends in the future, within {LONGEST_S / YEAR_S:g} years, or not at all")
         self.paused, self.paused_until, self.paused_by = True, until, by
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         draft = self._path.with_suffix(".new")
@@ -66,7 +74,11 @@ class Will:
         os.replace(draft, self._path)
 
     def resume(self) -> None:
-        """End the pause."""
+        """End the pause.
+
+        Raises:
+            OSError: its file cannot be removed; the pause is over all the same until the next restart.
+        """
         self.paused, self.paused_until, self.paused_by = False, None, ""
         self._path.unlink(missing_ok=True)
 
@@ -88,8 +100,10 @@ class Will:
     def _load(self) -> None:
         try:
             kept = json.loads(self._path.read_text())
-            until = kept["until"]
-            self.paused, self.paused_until, self.paused_by = True, None if until is None else float(until), str(kept["by"])
+            until = None if kept["until"] is None else float(kept["until"])
+            if until is not None and not abs(until) < self._clock.wall_s() + LONGEST_S:
+                raise ValueError
+            self.paused, self.paused_until, self.paused_by = True, until, str(kept["by"])
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError):

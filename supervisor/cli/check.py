@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 
 def check_user(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Is anybody using this machine? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN, also on any error.
+    """Say whether anybody uses this machine.
 
+    The first line is SAFE TO RUN (exit 0) or DO NOT RUN: reason (exit 1, also on any error).
     Looks at logind's sessions, terminals, and GPU processes that are not RAE's, by the daemon's own sensors.
     """
     _answer("user", config, json)
 
 
 def check_gpu(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Is the GPU free? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN, also on any error.
+    """Say whether the GPU is free.
 
+    The first line is SAFE TO RUN (exit 0) or DO NOT RUN: reason (exit 1, also on any error).
     Prints utilisation and VRAM in use by others, with the limits of runtime.yaml.
     """
     _answer("gpu", config, json)

@@ -70,9 +70,12 @@ def ask_daemon(folder: Path | None, name: str, **fields: Any) -> dict[str, Any]:
     from supervisor.control import DaemonDown, DaemonMute, ask
     from supervisor.salvage import salvage
 
+    place = find_folder(given(folder))
+    if not place.is_dir():
+        leave(Exit.WRONG, f"{place}: there is no such folder; name the one that holds runtime.yaml with --config")
     try:
         # Also with a broken configuration the daemon lives on, and is to be asked why.
-        answer = ask(salvage(find_folder(given(folder))).paths.runtime, name, **fields)
+        answer = ask(salvage(place).paths.runtime, name, **fields)
     except DaemonDown as down:
         leave(Exit.DOWN, str(down))
     except DaemonMute as mute:

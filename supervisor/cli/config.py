@@ -21,7 +21,9 @@ class Which(StrEnum):
 
 @app.command()
 def check(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Are both files sound? Every error at once, one line each: file:line:column.
+    """Check both files.
+
+    Every error at once, one line each, with file:line:column, what was found and what is allowed.
 
     Exit 2: an error. Exit 1: the files are sound, but with these settings the node can never become READY.
     """
@@ -41,8 +43,11 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 
 @app.command()
-def schema(which: Annotated[Which, typer.Argument(help="runtime or node")]) -> None:
-    """Print the JSON schema of a file, for editors."""
+def schema(which: Annotated[Which, typer.Argument(help="runtime or node")], config: ConfigOption = None) -> None:
+    """Print the JSON schema of a file.
+
+    For editors. Example: `rae-node config schema node > node.schema.json`.
+    """
     from supervisor.config import schema as schema_of
 
     document(schema_of(which.value))

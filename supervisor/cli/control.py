@@ -15,7 +15,9 @@ def control(
     ] = 120.0,
     config: ConfigOption = None,
 ) -> None:
-    """Run a control node in memory, to try the product.
+    """Run a control node in memory, for a try.
+
+    Example: `rae-node control --listen 127.0.0.1:8000`.
 
     Prints its URL as the first line, and speaks what RAE 2.7 to 2.9 speak (dialect B). Nothing is kept: when it ends,
     its tasks are gone.

@@ -24,7 +24,10 @@ def diagram(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: stdout.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Draw the state machine from the very table that runs (R22)."""
+    """Draw the state machine from its table.
+
+    Example: `rae-node diagram --format svg --out node.svg`. It is the very table that runs (R22).
+    """
     from supervisor.offline.diagram import render
 
     drawn = render(form.value)

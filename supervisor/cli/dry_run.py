@@ -6,7 +6,9 @@ from supervisor.cli.common import ConfigOption, Exit, JsonOption, configuration,
 
 
 def dry_run(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Which cases allow work and which block it (R17)? Runs the mind over each; executes nothing.
+    """Show which cases allow work and which block it.
+
+    User, GPU, CPU and host in every combination, judged by the very rules that the daemon goes by (R17); nothing is executed.
 
     Exit 1 when one comes out otherwise than required.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -20,6 +21,9 @@ from supervisor.cli.run import run
 from supervisor.cli.status import status
 from supervisor.cli.why import why
 from supervisor.version import VERSION
+
+# typer's own name for wrong usage is private, one of its kinds is not.
+UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="rae-node",
@@ -56,18 +60,31 @@ app.add_typer(config_app, name="config")
 
 def main() -> None:
     """The entry point. No traceback ever reaches a user; RAE_NODE_DEBUG=1 is for those who want it."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    code: int | None = None
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except UsageError as wrong:
+        text, context = wrong.format_message(), wrong.ctx
+        command = context.command_path if context is not None else "rae-node"
+        # A command without the arguments that it needs shows its help; anything else is told in a line.
+        err(text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`")
+        code = Exit.WRONG
     except BrokenPipeError:
+        # Who reads us has seen enough. Nothing more may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.YES)
-    except KeyboardInterrupt:
-        sys.exit(Exit.INTERRUPTED)
+    except (KeyboardInterrupt, typer.Abort):
+        code = Exit.INTERRUPTED
     except Exception as error:
         if os.environ.get("RAE_NODE_DEBUG"):
             raise
         err(f"rae-node: {type(error).__name__}: {error} (RAE_NODE_DEBUG=1 shows where)")
-        sys.exit(Exit.NO)
+        code = Exit.NO
+    return int(code or Exit.YES)
 
 
 if __name__ == "__main__":

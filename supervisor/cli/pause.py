@@ -17,7 +17,9 @@ def pause(
     how_long: Annotated[list[str] | None, typer.Argument(metavar="[2h | until 18:00]", help="Default: until `resume`.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Lend nothing for a while: a running task is handed back at once. Survives restarts.
+    """Lend nothing for a while.
+
+    A running task is handed back at once. A pause survives restarts, and shows its end in `rae-node status`.
 
     Examples: `rae-node pause`, `rae-node pause 2h`, `rae-node pause until 18:00`.
     """
@@ -26,7 +28,10 @@ def pause(
 
 
 def resume(config: ConfigOption = None) -> None:
-    """End a pause; also tries a control node again that was given up (execution.retry_on_disconnect: false)."""
+    """End a pause.
+
+    Also tries a control node again that was given up (execution.retry_on_disconnect: false).
+    """
     print(ask_daemon(config, "resume")["status"])
 
 

@@ -13,7 +13,9 @@ def replay(
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Run scripted replays and recorded journals through the mind, and compare.
+    """Judge scripts and recorded journals anew.
+
+    Example: `rae-node replay /opt/rae-node/logs` asks whether today's rules decide what was decided then.
 
     Exit 0: all as expected. 1: the first difference of each is shown. 2: one cannot be read.
     """

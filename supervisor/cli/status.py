@@ -11,7 +11,9 @@ MARK = {True: "ok", False: "no", None: "??"}
 
 
 def status(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """How is the node now? State, reason and time to go, guards, task, control node.
+    """Say how the node is now.
+
+    State, reason and time to go, guards, task, control node. `rae-node why` tells more about what keeps it from working.
 
     Exit 3: the daemon is not running. Exit 4: it does not answer, or is another version.
     """

@@ -9,7 +9,9 @@ from supervisor.cli.status import MARK
 
 
 def why(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Why is my node not working now? Guard by guard: reading, limit, source, time still to wait, and what would help.
+    """Say why the node does not work now.
+
+    Guard by guard: reading, limit, source, time still to wait; and the one thing that would unblock it.
 
     Exit 3: the daemon is not running. Exit 4: it does not answer, or is another version.
     """
