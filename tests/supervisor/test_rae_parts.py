@@ -216,6 +216,19 @@ def test_the_note_holds_ids_and_types_and_goes_when_all_is_delivered(tmp_path: P
     asyncio.run(steps())
 
 
+def test_the_note_is_synced_file_and_folder_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    genuine = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        genuine(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    asyncio.run(Notes(tmp_path).put(Entry(ID, "t")))
+    assert synced == [str(tmp_path / f".{NAME}.new"), str(tmp_path)]
+
+
 @pytest.mark.parametrize(
     "content",
     [

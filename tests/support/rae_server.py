@@ -122,11 +122,12 @@ async def silent(x: Exchange) -> None:
 
 
 async def huge(x: Exchange) -> None:
-    """40 MB without a length."""
+    """40 MB without a length, and sound JSON at that."""
     x.writer.write(b"HTTP/1.1 200 X\r\ncontent-type: application/json\r\n\r\n")
     for _ in range(40):
         x.writer.write(b" " * 1_000_000)
         await x.writer.drain()
+    x.writer.write(b"null")
 
 
 @dataclass
