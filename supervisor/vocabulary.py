@@ -115,7 +115,7 @@ def _word(see: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < sys.float_info.max:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name}: found {value!r}, allowed: a number")
     return float(value)
 
