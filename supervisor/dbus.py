@@ -40,7 +40,7 @@ _NAMES: Final = {LOGIN1: "logind", BUS: "the system bus"}
 
 
 class BusError(Exception):
-    """A call that came to nothing; the text is the reason in words, `name` the D-Bus error's name where there is one."""
+    """A call that came to nothing; the text is the reason in words, `name` the D-Bus error's name, if any."""
 
     def __init__(self, reason: str, name: str = "") -> None:
         super().__init__(reason)
@@ -110,8 +110,8 @@ class SystemBus:
         return self._owners.get(name, "") if self._bus else ""
 
     def watch(self, name: str, on_owner: Callable[[str], None]) -> None:
-        """Call `on_owner` in the loop's thread with the owner of `name`: at each connection, at each change ("": it went
-        away), and with "" when the bus goes."""
+        """Call `on_owner` in the loop's thread with the owner of `name`: at each connection, at each change ("": it
+        went away), and with "" when the bus goes."""
         assert self._keeper is None, "watches are made before start"
         self._watches.append((name, on_owner))
 
@@ -144,8 +144,8 @@ class SystemBus:
         expect: str = "",
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> list[Any]:
-        """Call a method; the answer's body, whose signature is `expect`. A descriptor stands in it as itself, and is the
-        caller's to close.
+        """Call a method; the answer's body, whose signature is `expect`. A descriptor stands in it as itself, and is
+        the caller's to close.
 
         Raises:
             BusError: no bus, no answer within `timeout_s` seconds, an error, or another signature.
@@ -169,8 +169,8 @@ class SystemBus:
         return plain(found)
 
     async def _call(
-        self, bus: _Connection, destination: str, path: str, interface: str, member: str, *body: Any, signature: str = "",
-        expect: str = "", timeout_s: float = CALL_TIMEOUT_S,
+        self, bus: _Connection, destination: str, path: str, interface: str, member: str, *body: Any,
+        signature: str = "", expect: str = "", timeout_s: float = CALL_TIMEOUT_S,
     ) -> list[Any]:
         name = _NAMES.get(destination, destination)
         message = Message(

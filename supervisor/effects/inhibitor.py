@@ -27,8 +27,8 @@ class ReleaseFailed(Exception):
 
 
 class Inhibitor:
-    """The node's block locks. `mode`: host.inhibitor, "required" or "none" (then nothing is done); `on_change` is called
-    in the loop's thread when locks that were held are lost, or found again. Made before the bus is started."""
+    """The node's block locks. `mode`: host.inhibitor, "required" or "none" (then nothing is done); `on_change` is
+    called in the loop's thread when locks that were held are lost, or found again. Made before the bus is started."""
 
     def __init__(
         self, bus: SystemBus, mode: str, who: str = "rae-node", on_change: Callable[[], None] = lambda: None
@@ -128,7 +128,7 @@ def _mend(error: BusError, kind: str) -> str:
     if error.name in REFUSED:
         user = os.environ.get("USER") or f"uid {os.geteuid()}"
         return (
-            f"polkit refuses the lock org.freedesktop.login1.inhibit-block-{kind} to {user}: run the installer, which puts"
-            " the polkit rule in place, or set host.inhibitor to none in node.yaml"
+            f"polkit refuses the lock org.freedesktop.login1.inhibit-block-{kind} to {user}: run the installer, which"
+            " puts the polkit rule in place, or set host.inhibitor to none in node.yaml"
         )
     return f"no lock on {kind}: {error}"

@@ -2,9 +2,9 @@
 
 Driven by signals, which only wake: what counts is the look that follows, at everything that logind knows. Besides, one
 short question in two thirds of `presence.max_age_sec` shows that logind still answers, and finds what it tells nobody
-(the lid). IdleHint and LockedHint are hints (T3, T4): a graphical session in the foreground is a person, unless both say
-that nobody is there. Terminals of a session are the terminals sensor's; here a login counts, and what logind knows of
-its terminal. What logind does not say, in time and in the form expected, is an error, which blocks (R12).
+(the lid). IdleHint and LockedHint are hints (T3, T4): a graphical session in the foreground is a person, unless both
+say that nobody is there. Terminals of a session are the terminals sensor's; here a login counts, and what logind knows
+of its terminal. What logind does not say, in time and in the form expected, is an error, which blocks (R12).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ RETRY_S: Final = 2.0
 
 
 def _boot_offset_s() -> float:
-    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time spent suspended. It is added to stamps of logind's, so that one from
-    before a suspend comes out later than it was, never earlier."""
+    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time spent suspended. It is added to stamps of logind's, so that one
+    from before a suspend comes out later than it was, never earlier."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
@@ -118,7 +118,7 @@ class Session:
 
     @property
     def proven_away(self) -> bool:
-        """IdleHint counts only beside a second source, and this version's is LockedHint; both must be there, and a time."""
+        """IdleHint counts only beside a second source, which here is LockedHint; both must be there, and a time."""
         return self.idle and self.locked and math.isfinite(self.idle_since_s)
 
     @property
@@ -157,25 +157,20 @@ def judge(session: Session, *, strict: bool = False) -> Verdict:
         return Verdict(note=f"not a person: class {session.kind}")
     if session.state == "closing":
         return Verdict(note="left, not counted: state closing")
-    login = Verdict(last_sign_at_s=session.created_s, sign=f"{session.user} logged in {session.place}")
-    if not session.graphical:
-        if session.idle_since_s > session.created_s:
-            return Verdict(last_sign_at_s=session.idle_since_s, sign=f"user active {session.place}")
-        return login
-    if session.active:
-        if strict or not session.proven_away:
-            hint = ""
-            if strict and session.proven_away:
-                hint = " (idle and locked, but presence.strict is true)"
-            elif session.locked:
-                hint = " (locked, but not idle by its own word)"
-            elif session.idle:
-                hint = " (idle by its own word, but not locked)"
-            return Verdict(present=f"{session.name} active {session.place}{hint}")
-        return Verdict(last_sign_at_s=session.idle_since_s, sign=f"user active {session.place}")
-    if session.idle and session.idle_since_s > session.created_s:  # out of the foreground: a second source by itself
-        return Verdict(last_sign_at_s=session.idle_since_s, sign=f"user active {session.place}")
-    return login
+    # IdleSinceHint is when the hint changed, either way, or the terminal's last use: a sign in every case.
+    last = Verdict(last_sign_at_s=session.created_s, sign=f"{session.user} logged in {session.place}")
+    if session.idle_since_s > session.created_s:
+        last = Verdict(last_sign_at_s=session.idle_since_s, sign=f"user active {session.place}")
+    if not session.graphical or not session.active or (session.proven_away and not strict):
+        return last
+    hint = ""
+    if session.proven_away:
+        hint = " (idle and locked, but presence.strict is true)"
+    elif session.locked:
+        hint = " (locked, but not idle by its own word)"
+    elif session.idle:
+        hint = " (idle by its own word, but not locked)"
+    return Verdict(present=f"{session.name} active {session.place}{hint}")
 
 
 def lid_reason(manager: dict[str, Any]) -> str:

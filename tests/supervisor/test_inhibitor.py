@@ -63,7 +63,7 @@ def test_one_lock_a_kind_in_block_mode_until_released(private_bus: PrivateBus) -
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("org.freedesktop.DBus.Error.AccessDenied", "polkit refuses the lock org.freedesktop.login1.inhibit-block-sleep"),
+        ("org.freedesktop.DBus.Error.AccessDenied", "polkit refuses the lock org.freedesktop.login1.inhibit-block-"),
         ("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", "set host.inhibitor to none in node.yaml"),
         ("org.freedesktop.DBus.Error.LimitsExceeded", "no lock on sleep: logind refuses Inhibit: as planned"),
     ],

@@ -68,8 +68,8 @@ def test_polkit_refuses_a_plain_user_in_words_until_a_rule_allows_it(box: SysBox
     with Probe(box, user=rae) as probe:
         answer = probe.do("take", why="task t1")
         assert answer["refused"] == (
-            "polkit refuses the lock org.freedesktop.login1.inhibit-block-sleep to rae: run the installer, which puts the"
-            " polkit rule in place, or set host.inhibitor to none in node.yaml"
+            "polkit refuses the lock org.freedesktop.login1.inhibit-block-sleep to rae: run the installer, which puts"
+            " the polkit rule in place, or set host.inhibitor to none in node.yaml"
         )
         assert not answer["held"]
         assert blocks(box) == []

@@ -193,7 +193,8 @@ def test_a_login_on_a_terminal_is_a_sign_at_its_time(box: SysBox) -> None:
 
 def test_a_film_is_a_sign_until_it_ends(box: SysBox) -> None:
     async def story(seen: Seen) -> None:
-        film = box.popen("systemd-inhibit", "--what=idle", "--who=Film", "--why=secret title", "cat", stdin=subprocess.PIPE)
+        hold = ["systemd-inhibit", "--what=idle", "--who=Film", "--why=secret title", "cat"]
+        film = box.popen(*hold, stdin=subprocess.PIPE)
         now = await seen.until(lambda p: bool(p.present), "the film")
         assert now.present.startswith("idle blocked by Film of uid 0 (pid ")
         film.communicate()
@@ -242,8 +243,8 @@ def test_sleep_waits_for_the_delay_lock_and_twice_in_a_row(box: SysBox) -> None:
         locks = ["systemd-inhibit", "--list", "--no-legend", "--no-pager"]
 
         def kinds() -> list[str]:
-            lines = box.run(*locks).stdout.splitlines()
-            return sorted(kind for line in lines if "rae-node" in line for kind in ("sleep", "shutdown") if kind in line)
+            ours = [line for line in box.run(*locks).stdout.splitlines() if "rae-node" in line]
+            return sorted(kind for line in ours for kind in ("sleep", "shutdown") if kind in line)
 
         wait_for(lambda: kinds() == ["shutdown", "sleep"], "one delay lock a kind")
         for _ in range(2):

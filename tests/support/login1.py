@@ -79,7 +79,8 @@ class PrivateBus:
 def session(**changes: Any) -> dict[str, Any]:
     """Properties of a session: anna's, graphical, in the foreground of seat0; `changes` by property name."""
     return {
-        "Id": "3", "User": (1000, "/org/freedesktop/login1/user/_1000"), "Name": "anna", "TimestampMonotonic": 1_000_000,
+        "Id": "3", "User": (1000, "/org/freedesktop/login1/user/_1000"), "Name": "anna",
+        "TimestampMonotonic": 1_000_000,
         "Seat": ("seat0", "/org/freedesktop/login1/seat/seat0"), "TTY": "", "Remote": False, "RemoteHost": "",
         "Type": "wayland", "Class": "user", "Active": True, "State": "active", "IdleHint": False,
         "IdleSinceHintMonotonic": 0, "LockedHint": False,
@@ -88,8 +89,8 @@ def session(**changes: Any) -> dict[str, Any]:
 
 SIGNATURES = {"User": "(uo)", "Seat": "(so)", "TimestampMonotonic": "t", "IdleSinceHintMonotonic": "t"}
 MANAGER: dict[str, Any] = {
-    "BlockInhibited": "", "PreparingForSleep": False, "PreparingForShutdown": False, "LidClosed": False, "Docked": False,
-    "OnExternalPower": True, "HandleLidSwitch": "suspend", "HandleLidSwitchExternalPower": "",
+    "BlockInhibited": "", "PreparingForSleep": False, "PreparingForShutdown": False, "LidClosed": False,
+    "Docked": False, "OnExternalPower": True, "HandleLidSwitch": "suspend", "HandleLidSwitchExternalPower": "",
     "HandleLidSwitchDocked": "ignore",
 }
 
