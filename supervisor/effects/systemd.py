@@ -1,8 +1,8 @@
 """Telling systemd how the node is: READY, STATUS, WATCHDOG and their kin, by sdnotify on a socket that never blocks.
 
 Without NOTIFY_SOCKET nothing is sent. What a full or dead socket does not take is counted; READY and the last status
-are sent again with the next word, everything else is worth nothing when it is late. The watchdog is fed by the loop after a
-whole tick (R5), never by a thread of its own.
+are sent again with the next word, everything else is worth nothing when it is late. The watchdog is fed by the loop
+after a whole tick (R5), never by a thread of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sdnotify import SystemdNotifier
 
 
 class Notifier:
-    """The line to systemd. `environment`: where WATCHDOG_USEC and WATCHDOG_PID stand; NOTIFY_SOCKET is in os.environ."""
+    """The line to systemd. `environment`: where WATCHDOG_USEC and WATCHDOG_PID are; NOTIFY_SOCKET is in os.environ."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._line: SystemdNotifier | None = None
