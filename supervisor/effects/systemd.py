@@ -15,7 +15,7 @@ from sdnotify import SystemdNotifier
 
 
 class Notifier:
-    """The line to systemd. `environment`: where WATCHDOG_USEC and WATCHDOG_PID are; NOTIFY_SOCKET is in os.environ."""
+    """The line to systemd. `environment`: the process's; an empty one says nothing to anybody."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._line: SystemdNotifier | None = None
@@ -23,7 +23,7 @@ class Notifier:
         self.last_error = ""
         self._status = ""
         self._owed: dict[str, str] = {}  # READY and STATUS that did not get through, by key
-        self.enabled = bool(os.environ.get("NOTIFY_SOCKET"))  # systemd, or who plays its part, wants to hear
+        self.enabled = bool(environment.get("NOTIFY_SOCKET"))  # systemd, or who plays its part, wants to hear
         self.watchdog_interval_s = _watchdog_interval_s(environment)
 
     def ready(self, status: str = "") -> None:

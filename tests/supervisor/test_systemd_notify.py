@@ -44,7 +44,7 @@ def listener(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 @pytest.fixture
 def notifier(listener: Listener) -> Iterator[Notifier]:
-    line = Notifier({})
+    line = Notifier()
     yield line
     line.close()
 
@@ -132,12 +132,17 @@ def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch, value:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if value is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", value)
-    notifier = Notifier({})
+    notifier = Notifier()
     assert notifier.enabled == bool(value)
     for say in (notifier.ready, notifier.watchdog, notifier.reloading, notifier.stopping, notifier.close):
         say()
     notifier.status("a")
     assert bool(notifier.errors) == failing
+
+
+def test_an_empty_environment_tells_nobody(listener: Listener) -> None:
+    Notifier({}).ready()
+    assert listener.heard() == []
 
 
 @pytest.mark.parametrize(
