@@ -209,17 +209,23 @@ def clear(tree: holds.TreeHold, mark: str, limit_s: float) -> list[str]:
         limit_s: how long to try.
     """
     until_s = time.monotonic() + limit_s
+    known: list[holds.Process] = []  # a dying process has no environment left to be found by, but is not dead yet
     while True:
         tree.kill()
-        left = {process.pid: process for process in tree.living()}
-        for process in _marked(mark):
-            left[process.pid] = process
+        known = _known(known, [*tree.living(), *_marked(mark)])
+        for process in known:
             holds.send(process, signal.SIGKILL)
-        if not left or time.monotonic() > until_s:
+        if not known or time.monotonic() > until_s:
             break
         time.sleep(0.01)
     tree.remove()
-    return [str(process) for process in left.values()]
+    return [str(process) for process in known]
+
+
+def _known(before: list[holds.Process], found: list[holds.Process]) -> list[holds.Process]:
+    """What was known before and is not dead, and what was found now."""
+    now = [process for known in before if (process := holds.still(known)) is not None]
+    return list({process.pid: process for process in [*now, *found]}.values())
 
 
 def _marked(mark: str, variable: str = TASK_VARIABLE) -> list[holds.Process]:
@@ -266,18 +272,20 @@ def _sweep(mark: str, base: str | None, limit_s: float) -> int:
     """See Containment.sweep."""
     begun_s = time.monotonic()
     killed: set[int] = set()
+    known: list[holds.Process] = []
     while True:
         found, groups, orphans = _leftovers(mark, base)
-        if not found and not orphans:
+        known = _known(known, [*found.values(), *orphans])
+        if not known:
             break
         elapsed_s = time.monotonic() - begun_s
         if elapsed_s > limit_s:
-            raise StopFailed("left by a crash and still alive: " + ", ".join(str(p) for p in [*found.values(), *orphans]))
+            raise StopFailed("left by a crash and still alive: " + ", ".join(str(process) for process in known))
         killed |= found.keys()
         if not orphans or elapsed_s > _ORPHAN_KEEPER_LIMIT_S:  # a keeper that lost its daemon is at this very work
             for group in groups:
                 group.kill_first()
-            for process in [*found.values(), *orphans]:
+            for process in known:
                 holds.send(process, signal.SIGKILL)
         time.sleep(0.02)
     for group in groups:

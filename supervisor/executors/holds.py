@@ -70,6 +70,12 @@ def look(pid: int) -> Process | None:
         return None
 
 
+def still(process: Process) -> Process | None:
+    """This very process as it is now, if it is not dead."""
+    now = look(process.pid)
+    return now if now is not None and now.started == process.started and now.living else None
+
+
 def descendants(root: int) -> list[Process]:
     """Every process below `root` (not itself), zombies too, by one walk over /proc.
 
@@ -120,8 +126,7 @@ def send(process: Process, number: int) -> None:
     except OSError:
         return
     try:
-        now = look(process.pid)
-        if now is not None and now.started == process.started:
+        if still(process) is not None:
             signal.pidfd_send_signal(fd, number)
     except OSError:
         pass
@@ -161,12 +166,18 @@ def _threads(pids: list[int]) -> list[int]:
     return found
 
 
+def _living(processes: list[Process]) -> list[Process]:
+    return [process for process in processes if process.living]
+
+
 def _running(processes: list[Process]) -> list[Process]:
     return [process for process in processes if process.state not in _STOPPED]
 
 
 class TreeHold:
     """The processes below `root`, which is their subreaper: found by walking /proc, held by SIGSTOP."""
+
+    PATIENCE_S = 0.02  # after a kill, before the next: walks would only take time from the dying
 
     def __init__(self, root: int) -> None:
         self.root = root
@@ -175,13 +186,17 @@ class TreeHold:
         """The processes now."""
         return frozenset(quick_descendants(self.root))
 
-    def seen(self) -> list[Process]:
-        """What is not dead, by the quick way: for blows that are repeated."""
-        return [process for pid in self.pids() if (process := look(pid)) is not None and process.living]
-
     def living(self) -> list[Process]:
-        """What is not dead, by a whole walk: for proofs."""
-        return [process for process in descendants(self.root) if process.living]
+        """What is not dead, by a whole walk."""
+        return _living(descendants(self.root))
+
+    def nearest(self) -> list[Process]:
+        """What is not dead of the root's own children, by one read. A process that does nothing but fork and end outruns
+        every walk, but its child always comes up here, at the subreaper."""
+        try:
+            return _living([process for pid in _children(self.root) if (process := look(pid)) is not None])
+        except OSError:
+            return self.living()
 
     def threads(self) -> list[int]:
         """The threads of all processes now."""
@@ -203,18 +218,21 @@ class TreeHold:
                 write(f"/proc/{leader}/autogroup", str(nice))
 
     def freeze(self, limit_s: float) -> bool:
-        """Stop everything, and see it stopped: two walks without a running process, for one may miss a newborn.
+        """Stop everything, and see it stopped: by a walk without a running process, or two where some were newborn.
 
         Args:
             limit_s: how long to try.
         """
         until_s = time.monotonic() + limit_s
-        quiet = 0
-        while quiet < 2:
-            running = _running(self.seen()) or _running(self.living())
-            quiet = 0 if running else quiet + 1
-            for process in running:  # no pidfd here: the look is a moment old, and this is the hot path
-                with contextlib.suppress(OSError):
+        rounds = quiet = 0
+        while quiet < (2 if rounds > 1 else 1):
+            running = _running(self.living())
+            if running:
+                rounds, quiet = rounds + 1, 0
+            else:
+                quiet += 1
+            for process in running if rounds < 2 else [*running, *_running(self.nearest())]:
+                with contextlib.suppress(OSError):  # no pidfd: the look is a moment old, and this is the hot path
                     os.kill(process.pid, signal.SIGSTOP)
             if running and time.monotonic() > until_s:
                 return False
@@ -226,23 +244,19 @@ class TreeHold:
 
     def signal(self, number: int) -> None:
         """Signal everything once: sure to miss nothing only while it is frozen."""
-        for process in self.seen():
+        for process in self.living():
             send(process, number)
 
     def kill(self) -> None:
-        """SIGKILL for everything, once; repeat until `living` is empty."""
-        self.kill_first()
-        for process in self.living():
-            send(process, signal.SIGKILL)
+        """SIGKILL for everything; repeat until `living` is empty."""
+        self.signal(signal.SIGKILL)
+        for _ in range(_BLOWS):
+            for process in self.nearest():
+                send(process, signal.SIGKILL)
 
     def kill_first(self) -> None:
-        """The first blows, by the quickest way: a process that only forks and ends outruns a walk, but hardly these."""
-        for _ in range(_BLOWS):
-            seen = self.seen()
-            if not seen:
-                break
-            for process in seen:
-                send(process, signal.SIGKILL)
+        """The first blow, by the shortest way."""
+        self.kill()
 
     def cpu_s(self) -> float:
         """CPU seconds of what lives below, and of what the subreaper has reaped."""
@@ -259,6 +273,8 @@ class TreeHold:
 
 class CgroupHold(TreeHold):
     """The same with a cgroup v2 of the task's own: freezing and killing are the kernel's, and miss no newborn."""
+
+    PATIENCE_S = 0.1
 
     def __init__(self, root: int, path: str) -> None:
         super().__init__(root)
@@ -283,7 +299,8 @@ class CgroupHold(TreeHold):
 
     def living(self) -> list[Process]:
         """The members, and what left the cgroup but still descends from the keeper."""
-        return list({process.pid: process for process in [*super().living(), *self.seen()]}.values())
+        members = [process for pid in self.pids() if (process := look(pid)) is not None]
+        return list({process.pid: process for process in [*super().living(), *_living(members)]}.values())
 
     def threads(self) -> list[int]:
         """The members' threads, by one read a group."""
@@ -317,6 +334,11 @@ class CgroupHold(TreeHold):
             write(f"{self.path}/cgroup.freeze", "0")
         except OSError:
             super().thaw()
+
+    def kill(self) -> None:
+        """The kernel's kill for the members, walks for what escaped."""
+        self.kill_first()
+        super().kill()
 
     def kill_first(self) -> None:
         """The kernel's kill: no walk."""

@@ -196,7 +196,7 @@ class Keeper:
     def kill(self) -> bool:
         """SIGKILL until nothing is left, for at most KILL_LIMIT_S seconds."""
         until_s = time.monotonic() + KILL_LIMIT_S
-        pause_s = 0.005
+        pause_s = self.tree.PATIENCE_S
         self.tree.hurry()
         self.tree.kill_first()
         while True:
@@ -208,7 +208,7 @@ class Keeper:
             if time.monotonic() > until_s:
                 return self.reap()
             self.tree.kill()
-            pause_s = min(pause_s * 2, 0.1)
+            pause_s = min(pause_s * 2, 0.2)
 
     def wait(self, limit_s: float | None, *, control: bool = True) -> bool:
         """Until a child ends, `limit_s` has passed, or (True) the daemon has something to say."""
