@@ -11,6 +11,7 @@ from states.observation import NO_TASK, Automation, Observation
 from supervisor.clock import SystemClock
 from supervisor.config import Config
 from supervisor.node import Senses
+from supervisor.sensors.base import Presence
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +32,32 @@ class Check:
         return {"safe": self.safe, "reasons": list(self.reasons), "readings": list(self.readings)}
 
 
-async def _look(config: Config) -> tuple[Observation, Senses]:
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one look has seen, as the sensors said it while they watched."""
+
+    observation: Observation
+    reports: list[Presence]
+    devices: list[dict[str, Any]]
+
+
+async def _look(config: Config) -> _Look:
     clock = SystemClock()
     senses = Senses(config, clock)
     await senses.start(lambda: None)
     try:
         now_s = clock.now_s()
-        return senses.observer.look(now_s, config.limits, Automation(True), NO_TASK), senses
+        observation = senses.observer.look(now_s, config.limits, Automation(True), NO_TASK)
+        return _Look(observation, senses.observer.reports(now_s), senses.nvml.describe())
     finally:
         await senses.stop()
+        await senses.bus.stop()
 
 
 async def check_user(config: Config) -> Check:
     """R9: no sign of the person for idle_required_minutes, and no GPU process that is not RAE's."""
-    observation, senses = await _look(config)
+    look = await _look(config)
+    observation = look.observation
     user = user_away.tell(observation, Memory(), config.limits)
     reasons = [] if user.ok is True else [user.reason]
     gpu = observation.gpu
@@ -53,7 +66,7 @@ async def check_user(config: Config) -> Check:
     elif gpu.value.foreign:
         reasons.append(gpu_free.tell(observation, Memory(), config.limits).reason)
     readings: list[dict[str, Any]] = [_reading(user)]
-    for report in senses.observer.reports(observation.now_s):
+    for report in look.reports:
         seen = report.error or report.present or report.sign or "no sign of the person"
         last_s = observation.now_s - report.last_sign_at_s
         readings.append(
@@ -79,10 +92,10 @@ async def check_user(config: Config) -> Check:
 
 async def check_gpu(config: Config) -> Check:
     """R10: utilisation and VRAM against the limits; the readings and the limits are printed."""
-    observation, senses = await _look(config)
-    verdict = gpu_free.tell(observation, Memory(), config.limits)
+    look = await _look(config)
+    verdict = gpu_free.tell(look.observation, Memory(), config.limits)
     limits = config.limits
-    gpu = observation.gpu.value
+    gpu = look.observation.gpu.value
     readings: list[dict[str, Any]] = [_reading(verdict)]
     if gpu is not None and gpu.present:
         readings += [
@@ -90,7 +103,7 @@ async def check_gpu(config: Config) -> Check:
             _line("VRAM in use by others", gpu.vram_gb, limits.max_vram_gb, "GiB"),
             _line("processes not RAE's", gpu.foreign, 0, "processes"),
         ]
-    readings += [{"name": "device", "device": row} for row in senses.nvml.describe()]
+    readings += [{"name": "device", "device": row} for row in look.devices]
     return Check(verdict.ok is True, () if verdict.ok is True else (verdict.reason,), tuple(readings))
 
 
