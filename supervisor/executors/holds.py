@@ -203,15 +203,15 @@ class TreeHold:
         return _threads(list(self.pids()))
 
     def hurry(self) -> None:
-        """Give the tree ordinary priority, where that is permitted: a polite process also obeys slowly."""
-        self._prioritize(0)
+        """Give the tree ordinary priority, where that is permitted: a polite process also obeys slowly. After the order,
+        not before, so that it does not compete with him who gives it."""
+        self._prioritize(self.threads(), 0)
 
     def relax(self) -> None:
         """Put the tree behind everything else again."""
-        self._prioritize(19)
+        self._prioritize(self.threads(), 19)
 
-    def _prioritize(self, nice: int) -> None:
-        threads = self.threads()
+    def _prioritize(self, threads: list[int], nice: int) -> None:
         _set_nice(threads, nice)
         for leader in sorted(threads)[:1]:  # the task's own session; those that it made since were never put back
             with contextlib.suppress(OSError):
@@ -236,6 +236,8 @@ class TreeHold:
                     os.kill(process.pid, signal.SIGSTOP)
             if running and time.monotonic() > until_s:
                 return False
+            if running and rounds == 1:
+                self._prioritize(_threads([process.pid for process in running]), 0)
         return True
 
     def thaw(self) -> None:
@@ -310,6 +312,7 @@ class CgroupHold(TreeHold):
         """Order the freeze, and wait for the kernel's word that it is done."""
         try:
             write(f"{self.path}/cgroup.freeze", "1")
+            self.hurry()
             fd = os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return super().freeze(limit_s)

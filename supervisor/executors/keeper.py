@@ -108,6 +108,9 @@ class Keeper:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        with contextlib.suppress(OSError):  # where it is permitted: it must get its turn before a tree of hundreds
+            os.setpriority(os.PRIO_PROCESS, 0, -10)
+            holds.write("/proc/self/autogroup", "-10")
 
     def tell(self, **message: object) -> None:
         """Say something to the daemon; a daemon that is gone is noticed by reading."""
@@ -183,7 +186,6 @@ class Keeper:
             self.kill_at_s = min(now_s + grace_s, self.kill_at_s or now_s)
             return
         self.asked_s = now_s
-        self.tree.hurry()
         frozen = self.tree.freeze(FREEZE_LIMIT_S)
         self.rung("frozen" if frozen else "not frozen")
         self.kill_at_s = time.monotonic() + grace_s
@@ -197,8 +199,8 @@ class Keeper:
         """SIGKILL until nothing is left, for at most KILL_LIMIT_S seconds."""
         until_s = time.monotonic() + KILL_LIMIT_S
         pause_s = self.tree.PATIENCE_S
-        self.tree.hurry()
         self.tree.kill_first()
+        self.tree.hurry()
         while True:
             again_s = time.monotonic() + pause_s
             while (left_s := again_s - time.monotonic()) > 0:

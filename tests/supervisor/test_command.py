@@ -288,7 +288,6 @@ def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path)
         task = await bench.start(*command("nasty", "12", str(out)))
         await until_async(lambda: len(pids_in(out)) == 12 and all(counters()))
         tree = task._tree
-        tree.hurry()
         assert tree.freeze(5.0)
         before, used_s = counters(), task.cpu_s()
         await asyncio.sleep(0.2)
