@@ -4,8 +4,9 @@
 
 Idle means: somebody sits in a graphical session (a logind of ours on a private bus says so), an NVIDIA GPU is awake
 (the NVML stand-in under the real pynvml), the control node is up and gets its heartbeats. CPU and wake-ups are those of
-the daemon and its helpers together; memory is the daemon's, and the helpers' beside it. CPU is the scheduler's own nanoseconds, wake-ups are voluntary context switches. The floor
-has a 1-s timer; the floor of start and memory also imports the required packages. Refuses to judge without bytecode.
+the daemon and its helpers together; memory is the daemon's, and the helpers' beside it. CPU is the scheduler's own
+nanoseconds, wake-ups are voluntary context switches. The floor has a 1-s timer; the floor of start and memory also
+imports the required packages. Bytecode is made first where it is missing.
 """
 
 from __future__ import annotations

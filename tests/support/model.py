@@ -273,7 +273,8 @@ def check(s: Step) -> None:
         raise Broken("RUNNING was left without a cooldown")
     if before.phase is TaskPhase.CLAIMED and not after.claim and done.count(Effect.HAND_BACK) != 1:
         raise Broken("a claim vanished without being handed back")
-    if before.claim and not after.claim and sum(r.ok and r.effect in (Effect.SETTLE, Effect.HAND_BACK) for r in s.outcome.results) != 1:
+    ends = [r for r in s.outcome.results if r.ok and r.effect in (Effect.SETTLE, Effect.HAND_BACK)]
+    if before.claim and not after.claim and len(ends) != 1:
         raise Broken("a task was not settled or handed back exactly once")
     if after.claim and after.phase is TaskPhase.NONE:
         raise Broken("a claim was forgotten")
