@@ -166,7 +166,7 @@ def ask(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict
             raise DaemonMute(f"the daemon cannot be asked at {path}: {error.strerror or error}") from error
     try:
         answer = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DaemonMute(f"the daemon at {path} gave no whole answer") from error
     if not isinstance(answer, dict) or answer.get("v") != PROTOCOL:
         raise DaemonMute(f"the daemon at {path} is another version; restart it with `systemctl restart rae-node`")

@@ -104,7 +104,6 @@ class Daemon:
     def event(self, kind: str, fields: dict[str, Any]) -> None:
         """Something worth a line in the journal that no tick decided: the link, the configuration, the operator."""
         if kind == "config":
-            self._poll_soon()
             self.journal.config(fields.get("limits"), fields.get("problem", ""))
         else:
             self.journal.write(kind, **fields)
@@ -135,7 +134,10 @@ class Daemon:
 
     async def tick(self) -> bool:
         """One whole tick; True when a row fired, so that the next follows at once."""
+        performer = self.node.performer
         await self.node.refresh()
+        if self.node.performer is not performer:
+            self._poll_soon()
         self.mind.limits = self.node.limits
         now_s = self._clock.now_s()
         observation = self._last = self.node.look(now_s)

@@ -14,4 +14,4 @@ PYTHON = next((root / "bin" / "python" for root in ROOTS if (root / "bin" / "pyt
 if PYTHON is None:
     print("auto_runner.py: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)
     sys.exit(1)
-os.execv(PYTHON, [str(PYTHON), "-I", "-m", "supervisor.service", " the node, unattended:--unattended", *sys.argv[1:]])
+os.execv(PYTHON, [str(PYTHON), "-I", "-m", "supervisor.service", "--unattended", *sys.argv[1:]])
