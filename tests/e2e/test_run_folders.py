@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -99,13 +100,11 @@ def test_a_full_or_read_only_log_folder_does_not_stop_it(tmp_path: Path) -> None
             (journal,) = inside.iterdir()
 
             def fill() -> None:
-                with (inside / "ballast").open("ab") as file:
-                    try:
-                        while True:
-                            file.write(b"x" * 512)
-                            file.flush()
-                    except OSError:
+                fd = os.open(inside / "ballast", os.O_WRONLY | os.O_CREAT)
+                with contextlib.suppress(OSError):
+                    while os.write(fd, b"x" * 512):
                         pass
+                os.close(fd)
 
             fill()
             tasks = [control.add("echo", {"n": n}) for n in range(6)]
@@ -116,10 +115,10 @@ def test_a_full_or_read_only_log_folder_does_not_stop_it(tmp_path: Path) -> None
             assert control.settled(control.add("echo"))["status"] == "COMPLETED"
             until(lambda: not any("cannot be logged" in note for note in node.ask()["notes"]), "it is over")
             node.wait_for("READY")
-            subprocess.run(["nsenter", "-t", str(node.pid), "-m", "mount", "-o", "remount,ro", str(logs)], check=True)
+            subprocess.run(["nsenter", "-t", str(node.pid), "-m", "mount", "-t", "tmpfs", "-o", "ro", "none", str(logs)], check=True)
             assert control.settled(control.add("echo"))["status"] == "COMPLETED"
             assert any("Read-only file system" in note for note in node.ask()["notes"])
-            subprocess.run(["nsenter", "-t", str(node.pid), "-m", "mount", "-o", "remount,rw", str(logs)], check=True)
+            subprocess.run(["nsenter", "-t", str(node.pid), "-m", "umount", str(logs)], check=True)
             control.settled(control.add("echo"))
             node.wait_for("READY")
             text = journal.read_text()
