@@ -1,0 +1,212 @@
+"""The control socket against peers of every kind: the loop goes on, and honest ones are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.control import MAX_PEERS, PROTOCOL, ControlServer, DaemonDown, DaemonMute, ask
+
+
+def status(_request: dict[str, Any]) -> dict[str, Any]:
+    return {"state": "READY"}
+
+
+def pause(request: dict[str, Any]) -> dict[str, Any]:
+    if request.get("until") == "soon":
+        raise ValueError("soon is no time")
+    return {"status": "paused"}
+
+
+def broken(_request: dict[str, Any]) -> dict[str, Any]:
+    raise KeyError("as planned")
+
+
+@asynccontextmanager
+async def serving(folder: Path) -> AsyncIterator[Path]:
+    """A server, and a loop that must never be held up for half a second."""
+    server = ControlServer(folder / "control.sock", {"status": status, "pause": pause, "broken": broken}, frozenset({"pause"}))
+    await server.start()
+    longest_s = 0.0
+
+    async def watch() -> None:
+        nonlocal longest_s
+        while True:
+            began_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - began_s)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield folder / "control.sock"
+    finally:
+        watching.cancel()
+        await server.stop()
+    assert longest_s < 0.5
+    assert not (folder / "control.sock").exists()
+
+
+def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[[Path], None]:
+    def run(tmp_path: Path) -> None:
+        asyncio.run(asyncio.wait_for(test(tmp_path), 30))
+
+    return run
+
+
+async def say(path: Path, raw: bytes, *, end: bool = False) -> bytes:
+    """What comes back for these bytes, until the server closes."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(raw)
+        if end:
+            writer.write_eof()
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def asked(**fields: Any) -> bytes:
+    return json.dumps({"v": PROTOCOL, "ask": "status", **fields}).encode() + b"\n"
+
+
+ODD: list[tuple[bytes, str]] = [
+    (b"\n", "JSON object"),
+    (b"hello\n", "JSON object"),
+    (b"\xff\xfe\x00\n", "JSON object"),
+    (b"[" * 4000 + b"\n", "JSON object"),
+    (b'"status"\n', "version"),
+    (b"[]\n", "version"),
+    (b"null\n", "version"),
+    (b'{"ask": "status"}\n', "version"),
+    (asked(v=2), "version"),
+    (asked(v="1"), "version"),
+    (asked(ask="shutdown"), "unknown question 'shutdown'"),
+    (asked(ask=["status"]), "unknown question ['status']"),
+    (asked(ask=None), "unknown question None"),
+    (asked(ask="pause", until="soon"), "soon is no time"),
+    (asked(ask="broken"), "internal error: KeyError"),
+    (b"x" * 1_000_000 + b"\n", "JSON object"),
+    (b"x" * 5000, "JSON object"),
+]
+
+
+@pytest.mark.parametrize(("raw", "error"), ODD, ids=range(len(ODD)))
+def test_what_makes_no_sense_is_told_so(tmp_path: Path, raw: bytes, error: str) -> None:
+    async def test() -> None:
+        async with serving(tmp_path) as path:
+            answer = await say(path, raw)
+            # a peer that goes on talking may find the door shut before it has read the answer
+            if answer or len(raw) < 4096:
+                said = json.loads(answer)
+                assert said["ok"] is False
+                assert said["v"] == PROTOCOL
+                assert error in said["error"]
+            assert json.loads(await say(path, asked()))["state"] == "READY"
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+@in_loop
+async def test_half_a_line_and_then_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path) as path:
+        began_s = time.monotonic()
+        assert await say(path, b'{"v": 1, "as') == b""
+        assert 1.5 < time.monotonic() - began_s < 6
+        assert json.loads(await say(path, b'{"v": 1, "ask": "status"}', end=True))["ok"] is True
+
+
+@in_loop
+async def test_a_crowd_that_says_nothing_keeps_nobody_out(tmp_path: Path) -> None:
+    async with serving(tmp_path) as path:
+        crowd = [await asyncio.open_unix_connection(path) for _ in range(3 * MAX_PEERS)]
+        began_s = time.monotonic()
+        for _ in range(5):
+            assert json.loads(await say(path, asked()))["ok"] is True
+        assert time.monotonic() - began_s < 1
+        for _, writer in crowd:
+            writer.close()
+
+
+@in_loop
+async def test_a_crowd_that_asks_is_answered(tmp_path: Path) -> None:
+    async with serving(tmp_path) as path:
+        answers = await asyncio.gather(*(say(path, asked()) for _ in range(50)))
+        assert all(json.loads(answer)["ok"] for answer in answers)
+
+
+@in_loop
+async def test_a_peer_that_reads_nothing_or_leaves(tmp_path: Path) -> None:
+    async with serving(tmp_path) as path:
+        for _ in range(10):
+            peer = socket.socket(socket.AF_UNIX)
+            peer.connect(str(path))
+            peer.sendall(asked())
+            peer.close()
+        silent = socket.socket(socket.AF_UNIX)
+        silent.connect(str(path))
+        silent.sendall(asked() * 100)
+        assert json.loads(await say(path, asked()))["ok"] is True
+        silent.close()
+
+
+@in_loop
+async def test_it_takes_the_place_of_a_dead_one_and_anybody_may_connect(tmp_path: Path) -> None:
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(tmp_path / "control.sock"))
+    dead.close()
+    async with serving(tmp_path) as path:
+        assert oct(path.stat().st_mode)[-3:] == "666"
+        assert json.loads(await say(path, asked(ask="pause")))["status"] == "paused"
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(DaemonDown):
+        ask(tmp_path, "status")
+    with pytest.raises(DaemonDown):
+        ask(tmp_path / "missing", "status")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DaemonDown):
+        ask(tmp_path / "file", "status")
+
+
+def test_a_trickling_daemon_is_given_up_in_time(tmp_path: Path) -> None:
+    import threading
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "control.sock"))
+        server.listen()
+
+        def trickle() -> None:
+            peer, _ = server.accept()
+            with peer:
+                try:
+                    for _ in range(100):
+                        peer.sendall(b" ")
+                        time.sleep(0.05)
+                except OSError:
+                    pass
+
+        threading.Thread(target=trickle, daemon=True).start()
+        began_s = time.monotonic()
+        with pytest.raises(DaemonMute):
+            ask(tmp_path, "status", timeout_s=0.5)
+        assert time.monotonic() - began_s < 1.5
+
+
+def test_no_descriptor_is_left(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(DaemonDown):
+            ask(tmp_path, "status")
+    assert len(os.listdir("/proc/self/fd")) == before

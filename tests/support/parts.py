@@ -1,0 +1,150 @@
+"""Scripted parts of the body: a source, a task, an executor, an inhibitor, that do and fail what a test tells them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supervisor.executors.base import StartFailed, StopFailed
+from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
+
+ID = "3880bb8d-0b6a-4b0b-9f55-3d2f6a1c0001"
+
+
+def claim(kind: str = "render", task_id: str = ID) -> Claim:
+    """A claim with a payload."""
+    return Claim(task_id, kind, {"n": 1})
+
+
+async def for_ever() -> None:
+    """Hang until cancelled."""
+    await asyncio.Event().wait()
+
+
+@dataclass
+class ScriptedSource:
+    """A source without a link; what it is given is in `outbox`."""
+
+    waiting: Claim | None = None
+    asking: bool = False
+    outbox: list[tuple[Any, ...]] = field(default_factory=list)
+    fault: Exception | None = None
+    crash_note: bool = False
+    status: LinkStatus = field(default_factory=LinkStatus)
+
+    async def start(self, wake: Wake) -> None:
+        """Nothing to start."""
+
+    async def stop(self, deadline_s: float) -> None:
+        """Nothing to stop."""
+
+    def ask(self) -> bool:
+        """A poll that goes on until the test answers it."""
+        self.asking = True
+        return True
+
+    def take(self) -> Claim | None:
+        """See Source."""
+        taken, self.waiting = self.waiting, None
+        return taken
+
+    def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
+        """See Source."""
+        self._put("settled", claim.id, dict(result), error)
+
+    def hand_back(self, claim: Claim, reason: str, on_preempt: str) -> None:
+        """See Source."""
+        self._put("handed back", claim.id, reason, on_preempt)
+
+    def _put(self, *outcome: Any) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.outbox.append(outcome)
+
+    def announce(self, availability: Availability) -> None:
+        """Nobody hears it."""
+
+    def resume(self) -> None:
+        """Nothing was given up."""
+
+
+@dataclass
+class ScriptedTask:
+    """A process tree that is not one."""
+
+    alive: bool = True
+    error: str | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+    stop_fails: str = ""
+    stop_hangs: bool = False
+    graces: list[float] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        """See RunningTask."""
+        return not self.alive
+
+    def pids(self) -> frozenset[int]:
+        """See RunningTask."""
+        return frozenset({7}) if self.alive else frozenset()
+
+    def cpu_s(self) -> float:
+        """See RunningTask."""
+        return 1.5
+
+    async def stop(self, grace_s: float) -> str:
+        """See RunningTask."""
+        self.graces.append(grace_s)
+        if self.stop_hangs:
+            await for_ever()
+        if self.stop_fails:
+            raise StopFailed(self.stop_fails)
+        self.alive = False
+        return "frozen 1 ms, gone 2 ms"
+
+
+@dataclass
+class ScriptedExecutor:
+    """Starts `task`, or fails, or hangs."""
+
+    task: ScriptedTask = field(default_factory=ScriptedTask)
+    fails: str = ""
+    hangs: bool = False
+    started: list[str] = field(default_factory=list)
+
+    async def start(self, claim: Claim, workdir: Path, wake: Callable[[], None]) -> ScriptedTask:
+        """See Executor."""
+        self.started.append(claim.id)
+        if self.hangs:
+            await for_ever()
+        if self.fails:
+            raise StartFailed(self.fails)
+        (workdir / "file").write_text("x")
+        return self.task
+
+
+@dataclass
+class ScriptedInhibitor:
+    """A lock that is nobody's."""
+
+    refuses: Exception | None = None
+    release_fails: Exception | None = None
+    held: bool = False
+    lost: str = ""
+
+    async def take(self, why: str) -> str:
+        """See Inhibitor."""
+        if self.refuses is not None:
+            raise self.refuses
+        self.held = True
+        return "locks taken"
+
+    async def release(self) -> str:
+        """See Inhibitor."""
+        if self.release_fails is not None:
+            raise self.release_fails
+        self.held = False
+        return "locks released"
