@@ -57,6 +57,9 @@ class Terminals:
         self._known: dict[str, int] = {}  # terminals of the last look, with their access times in ns
         self._looked_at_s = NEVER
         self._sign_at_s, self._sign = NEVER, ""
+        self._prefix = f"{dev_root}/"
+        self._consoles: list[str] = []
+        self._listed_ns = -1  # the time of /dev's last change when `_consoles` was made
         self._groups: dict[int, bool] = {}
         self._wake: Wake = lambda: None
         self._inotify: INotify | None = None
@@ -100,7 +103,7 @@ class Terminals:
         seen: dict[str, int] = {}
         for name in self._names():
             try:
-                st = os.stat(self._dev / name)
+                st = os.stat(self._prefix + name)  # not by Path: this is the tick's dearest part
             except FileNotFoundError:
                 continue
             if not stat.S_ISCHR(st.st_mode) or (SERIAL.fullmatch(name) and self._a_machines(st.st_gid)):
@@ -127,8 +130,11 @@ class Terminals:
         Raises:
             OSError: /dev or /dev/pts cannot be listed.
         """
-        names = [name for name in os.listdir(self._dev) if CONSOLE.fullmatch(name) or SERIAL.fullmatch(name)]
-        return names + [f"pts/{name}" for name in os.listdir(self._dev / "pts") if name.isdecimal()]
+        changed_ns = os.stat(self._prefix).st_mtime_ns
+        if changed_ns != self._listed_ns:
+            self._consoles = [name for name in os.listdir(self._prefix) if CONSOLE.fullmatch(name) or SERIAL.fullmatch(name)]
+            self._listed_ns = changed_ns
+        return self._consoles + [f"pts/{name}" for name in os.listdir(self._prefix + "pts") if name.isdecimal()]
 
     def _made_ns(self) -> int:
         """When the kernel made the nodes in /dev, by its wall clock of that moment; nothing changes /dev/full's time."""
