@@ -18,7 +18,7 @@ from supervisor.config import Config, ConfigErrors, fingerprint, in_hours, load
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor, ReleaseFailed
 from supervisor.effects.workdir import Workdir
-from supervisor.executors.base import StopFailed
+from supervisor.executors.base import StartFailed, StopFailed
 from supervisor.executors.command import CommandExecutor
 from supervisor.executors.containment import Containment, detect
 from supervisor.observer import Observer
@@ -28,6 +28,7 @@ from supervisor.sensors.host import HostSensor
 from supervisor.sensors.nvml import NvmlSensor
 from supervisor.sensors.sessions import Sessions
 from supervisor.sensors.terminals import Terminals
+from supervisor.settings import TaskType
 from supervisor.slot import Slot
 from supervisor.sources.base import Source
 from supervisor.sources.rae_http import RaeHttp
@@ -36,7 +37,9 @@ from supervisor.will import Will
 
 START_S: Final = 3.0
 # The daemon's first tick does not wait for a driver to load: what has not been seen by then is unknown.
-FIRST_TICK_S: Final = 0.05
+FIRST_TICK_S: Final = 0.02
+# How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
+SWEEP_AGAIN_S: Final = 10.0
 
 
 class Senses:
@@ -107,7 +110,9 @@ class Node:
         self.config = config
         self.will = Will(config.paths.state, clock)
         self.on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _fields: None
-        self.containment: Containment = detect()
+        self.containment: Containment | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._sweep_again_s = 0.0
         self.workdir = Workdir(config.paths.workdir)
         self.mend: Callable[[], Awaitable[str]] | None = None
         self._wake = wake
@@ -149,7 +154,7 @@ class Node:
             self.slot,
             self._inhibitor,
             self.workdir,
-            lambda task_type: CommandExecutor(task_type, self.containment),
+            self._executor,
             lambda: self.config.node.tasks,
             self.clock,
             self._wake,
@@ -157,17 +162,31 @@ class Node:
         )
 
     async def start(self) -> None:
-        """Sweep what a crash has left, and start the sensors."""
-        await asyncio.gather(self._sweep(), self.senses.start(self._wake, FIRST_TICK_S))
+        """Begin to sweep what a crash has left, and start the sensors."""
+        self.will.hindrances["leftovers"] = "removing what the last run left"
+        self._sweep_again_s = self.clock.now_s() + SWEEP_AGAIN_S
+        self._sweeping = asyncio.ensure_future(self._sweep())
+        await self.senses.start(self._wake, FIRST_TICK_S)
 
     async def _sweep(self) -> None:
-        """What a crash has left is killed and wiped; as long as that fails, the node does not work."""
+        """What a crash has left is killed and wiped; until that is done, the node does not work."""
         try:
-            await asyncio.to_thread(self.containment.sweep, self.workdir.root)
-            await asyncio.to_thread(self.workdir.wipe_all)
+            await asyncio.to_thread(self._remove_leftovers)
             self.will.hindrances["leftovers"] = ""
         except (OSError, StopFailed) as failure:
             self.will.hindrances["leftovers"] = f"what the last run left could not be removed: {failure}"
+        self._wake()
+
+    def _remove_leftovers(self) -> None:
+        """Blocks: finding out what can hold tasks tries it on a process."""
+        self.containment = self.containment or detect()
+        self.containment.sweep(self.workdir.root)
+        self.workdir.wipe_all()
+
+    def _executor(self, task_type: TaskType) -> CommandExecutor:
+        if self.containment is None:
+            raise StartFailed("it is not known yet what can hold a task")
+        return CommandExecutor(task_type, self.containment)
 
     async def connect(self) -> None:
         """Start the link; after READY, for it is what costs time to import."""
@@ -176,6 +195,8 @@ class Node:
 
     async def stop(self, deadline_s: float) -> None:
         """Say OFFLINE, deliver what there is, let go of everything."""
+        if self._sweeping is not None:
+            await asyncio.wait([self._sweeping], timeout=deadline_s)
         if self._connected:
             await self.source.stop(deadline_s)
         await self._stop_senses()
@@ -199,8 +220,9 @@ class Node:
         if self._reload or seen != self._seen:
             self._reload, self._seen = False, seen
             self._read()
-        if self.will.hindrances["leftovers"]:
-            await self._sweep()
+        if self.will.hindrances["leftovers"] and self.clock.now_s() >= self._sweep_again_s:
+            self._sweep_again_s = self.clock.now_s() + SWEEP_AGAIN_S
+            self._sweeping = asyncio.ensure_future(self._sweep())
         if self.mend is not None and self.will.hindrances.get("folders"):
             self.will.hindrances["folders"] = await self.mend()
         if self._pending and self._free:
@@ -291,7 +313,7 @@ class Node:
 
     def notes(self, *more: str) -> list[str]:
         """What an operator should know and no guard says."""
-        held = self.containment.describe()
+        held = "" if self.containment is None else self.containment.describe()
         later = [
             (self._pending, "the new configuration takes effect when no task is in hand and every outcome is delivered"),
             (self._paths_at_start != self.config.paths, "other folders (paths in node.yaml) take effect at the next start"),

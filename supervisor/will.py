@@ -19,7 +19,7 @@ LONGEST_S: Final = 10 * YEAR_S
 
 
 class Will:
-    """What switches the node off, in this order: it is stopping, it cannot work, its files are broken, a pause, the file.
+    """What switches the node off, in this order: it is stopping, its files are broken, a pause, the file, a hindrance.
 
     A pause is kept in the state folder and survives restarts; its end is a wall-clock time, for people mean one.
     """
@@ -43,8 +43,6 @@ class Will:
         if self.problems:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             return Automation(False, self.problems[0] + more, "configuration")
-        if hindrance := next(filter(None, self.hindrances.values()), ""):
-            return Automation(False, hindrance, "configuration")
         if self.paused:
             left_s = None if self.paused_until is None else self.paused_until - self._clock.wall_s()
             if left_s is None:
@@ -55,6 +53,8 @@ class Will:
                 self.resume()
         if not self.enabled:
             return Automation(False, "automation.enabled is false in runtime.yaml", "runtime.yaml")
+        if hindrance := next(filter(None, self.hindrances.values()), ""):
+            return Automation(False, hindrance, "node")
         return Automation(True, source="runtime.yaml")
 
     def pause(self, until: float | None, by: str) -> None:

@@ -24,9 +24,9 @@ def test_the_first_of_what_switches_it_off_is_the_reason(tmp_path: Path) -> None
     will = made(tmp_path)
     assert will.automation(1000).on
     steps = [
+        (lambda: will.hindrances.update(key="no key"), "no key", "node"),
         (lambda: will.accept(False), "automation.enabled is false in runtime.yaml", "runtime.yaml"),
         (lambda: will.pause(None, ""), "paused, until `rae-node resume`", "operator"),
-        (lambda: will.hindrances.update(key="no key"), "no key", "configuration"),
         (lambda: will.refuse(["node.yaml:1:1: bad", "more"]), "node.yaml:1:1: bad (and 1 more)", "configuration"),
         (lambda: setattr(will, "stopping", "stopping"), "stopping", "operator"),
     ]
