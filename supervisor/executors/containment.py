@@ -22,6 +22,7 @@ TASK_VARIABLE = "RAE_NODE_TASK"
 KEEPER_VARIABLE = "RAE_NODE_KEEPER"  # the task's mark and the daemon's pid
 CGROUP_VARIABLE = "RAE_NODE_CGROUP"
 _PREFIX = "rae-task-"
+_PROBE = "rae-probe-"
 _PROBE_LIMIT_S = 2.0
 _ORPHAN_KEEPER_LIMIT_S = 2.0
 
@@ -177,14 +178,16 @@ def _is_ours(folder: str, *, at_root: bool) -> bool:
 
 def _probe(base: str) -> None:
     """Put a process into a new cgroup, freeze it, kill it, remove the cgroup. Raises OSError with what did not work."""
-    path = f"{base}/rae-probe-{os.getpid()}-{os.urandom(4).hex()}"
+    _clear_probes(base)
+    path = f"{base}/{_PROBE}{os.getpid()}-{os.urandom(4).hex()}"
     os.mkdir(path)
     tree = holds.CgroupHold(os.getpid(), path)
     try:
         for name in ("cgroup.freeze", "cgroup.kill"):
             if not os.access(f"{path}/{name}", os.W_OK):
                 raise _refuse(f"{name} is missing there (Linux 5.14 is needed)")
-        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as victim:
+        nowhere = subprocess.DEVNULL
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere) as victim:
             try:
                 holds.write(f"{path}/cgroup.procs", str(victim.pid))
                 if not tree.freeze(_PROBE_LIMIT_S):
@@ -198,6 +201,16 @@ def _probe(base: str) -> None:
                 victim.kill()
     finally:
         tree.remove()
+
+
+def _clear_probes(base: str) -> None:
+    """A daemon that was killed while it probed has left its cgroup there, and a frozen process in it."""
+    for name in os.listdir(base):
+        pid = name.removeprefix(_PROBE).partition("-")[0]
+        if name.startswith(_PROBE) and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            with contextlib.suppress(OSError):
+                holds.write(f"{base}/{name}/cgroup.kill", "1")
+            holds.CgroupHold(os.getpid(), f"{base}/{name}").remove()
 
 
 def clear(tree: holds.TreeHold, mark: str, limit_s: float) -> list[str]:
