@@ -23,8 +23,9 @@ from supervisor.node import Node
 from supervisor.sources.base import Availability
 from supervisor.version import VERSION
 
-# Seconds between looks when no event comes: with a task in hand, while something is unknown at first, and at rest.
+# Seconds between looks when no event comes: with a task in hand, while the CPU's load needs a second sample, and at rest.
 BUSY_S: Final = 1.0
+UNSEEN_S: Final = 0.6
 REST_S: Final = 25.0
 VETO_PAUSE_S: Final = 60.0
 # Seconds that an orderly stop waits for a process that will not die, or for the answer to a poll in flight.
@@ -182,7 +183,7 @@ class Daemon:
         """Seconds until the next look is due by itself."""
         memory, observation = self.mind.memory, self._last
         busy = memory.state is State.RUNNING or memory.owed or not self.node.slot.empty
-        wait_s = BUSY_S if busy or observation.cpu.value is None else REST_S
+        wait_s = BUSY_S if busy else UNSEEN_S if observation.cpu.value is None else REST_S
         for verdict in blocked_by(observation, memory, self.mind.limits):
             if verdict.wait_s:
                 wait_s = min(wait_s, verdict.wait_s)

@@ -87,7 +87,7 @@ def test_a_broken_configuration_still_finds_the_daemon_or_says_that_there_is_non
 def test_a_daemon_that_hangs_is_exit_4(tmp_path: Path) -> None:
     folder = NodeFolder.make(tmp_path)
     with daemon(folder) as node:
-        until(node.state, "it answers")
+        node.wait_up()
         os.kill(node.pid, signal.SIGSTOP)
         began_s = time.monotonic()
         done = folder.cli("status")
@@ -145,7 +145,7 @@ def test_who_may_not_speak_is_told_so_and_gets_the_status(tmp_path: Path) -> Non
         if not place.stat().st_mode & 1:
             place.chmod(0o711)
     with daemon(folder) as node:
-        until(node.state, "it answers")
+        node.wait_up()
         assert as_nobody(node.state) in ("DISABLED", "IDLE_WAIT", "READY")
         assert "only root, the node's user and members of its group" in as_nobody(lambda: node.ask("pause")["error"])
         assert node.ask()["paused_until"] is None
@@ -157,7 +157,7 @@ def test_who_may_not_speak_is_told_so_and_gets_the_status(tmp_path: Path) -> Non
 def test_ctrl_c_is_130_and_a_reader_that_left_is_no_matter(tmp_path: Path) -> None:
     folder = NodeFolder.make(tmp_path)
     with daemon(folder) as node:
-        until(node.state, "it answers")
+        node.wait_up()
         os.kill(node.pid, signal.SIGSTOP)
         argv = [*RAE_NODE, "status", "--config", str(tmp_path)]
         client = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
@@ -216,7 +216,8 @@ def test_the_doors_of_the_checks(tmp_path: Path, door: str) -> None:
         assert first == "SAFE TO RUN" or first.startswith("DO NOT RUN: ")
         assert done.stderr == ""
         assert code is None or (done.returncode == code and "runtime.yaml:1:" in first)
-        as_json = subprocess.run([*argv, "--json"], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=60, check=False)
+        options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": env, "timeout": 60, "check": False}
+        as_json = subprocess.run([*argv, "--json"], **options)
         answer = json.loads(as_json.stdout)
         assert set(answer) == {"safe", "reasons", "readings"}
         assert answer["safe"] is (as_json.returncode == 0)

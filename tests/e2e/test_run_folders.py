@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def test_a_second_daemon_in_one_place_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = NodeFolder.make(tmp_path)
     with daemon(folder) as node:
-        until(node.state, "it answers")
+        node.wait_up()
         done = folder.cli("run")
         assert (done.returncode, done.stdout) == (1, "")
         assert len(done.stderr.splitlines()) == 1
@@ -27,7 +27,7 @@ def test_a_second_daemon_in_one_place_is_refused_in_one_line(tmp_path: Path) -> 
         assert node.ask()["state"]
         node.kill()
     with daemon(folder) as node:  # what a killed one left is in nobody's way
-        until(node.state, "it answers")
+        node.wait_up()
 
 
 def mortal() -> list[str]:
@@ -109,16 +109,18 @@ def test_a_full_or_read_only_log_folder_does_not_stop_it(tmp_path: Path) -> None
             fill()
             tasks = [control.add("echo", {"n": n}) for n in range(6)]
             assert [control.settled(task)["status"] for task in tasks] == ["COMPLETED"] * 6
-            until(lambda: any("No space left" in note or "only a part" in note for note in node.ask()["notes"]), "status says so")
+            full = ("No space left", "only a part")
+            until(lambda: any(word in note for word in full for note in node.ask()["notes"]), "status says so")
             assert f"decisions cannot be logged in {logs}" in folder.cli("status").stdout
             (inside / "ballast").unlink(missing_ok=True)
             assert control.settled(control.add("echo"))["status"] == "COMPLETED"
             until(lambda: not any("cannot be logged" in note for note in node.ask()["notes"]), "it is over")
             node.wait_for("READY")
-            subprocess.run(["nsenter", "-t", str(node.pid), "-m", "mount", "-t", "tmpfs", "-o", "ro", "none", str(logs)], check=True)
+            inside_words = ["nsenter", "-t", str(node.pid), "-m"]
+            subprocess.run([*inside_words, "mount", "-t", "tmpfs", "-o", "ro", "none", str(logs)], check=True)
             assert control.settled(control.add("echo"))["status"] == "COMPLETED"
             assert any("Read-only file system" in note for note in node.ask()["notes"])
-            subprocess.run(["nsenter", "-t", str(node.pid), "-m", "umount", str(logs)], check=True)
+            subprocess.run([*inside_words, "umount", str(logs)], check=True)
             control.settled(control.add("echo"))
             node.wait_for("READY")
             text = journal.read_text()

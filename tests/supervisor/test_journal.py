@@ -21,6 +21,7 @@ from supervisor.offline.replay import replay_files
 
 DAY_S = 86400.0
 ID = "3880bb8d-0b6a-4b0b-9f55-3d2f6a1c0001"
+RENDER = {"task": ID, "type": "render"}
 FREE = {
     "automation": Automation(True), "person": Person(-1e6), "gpu": Gpu(4.0, 1.0), "cpu": Cpu(5.0), "host": Host(),
 }
@@ -53,7 +54,7 @@ RUNNING = Memory(State.RUNNING, 900.0, running_since_s=900.0, started_at_s=900.0
         (RUNNING, {"gpu": Gpu(99.0, 1.0)}, "gpu-taken", "GPU at 99 %"),
         (RUNNING, {"cpu": Cpu(99.0), "host": None}, "cpu-taken", "CPU of others at 99 %"),
         (RUNNING, {"host": Host(False, reason="on battery")}, "host-unfit", "on battery"),
-        (RUNNING, {"now_s": 900.0 + 10800}, "timed-out", "render 3880bb8d-0b6a-4b0b-9f55-3d2f6a1c0001 runs for 3 h, at most 3 h"),
+        (RUNNING, {"now_s": 900.0 + 10800}, "timed-out", f"render {ID} runs for 3 h, at most 3 h"),
         (Memory(State.READY), {"cpu": Cpu(99.0), "task": Task()}, "unsafe", "CPU of others at 99 %"),
         (Memory(State.IDLE_WAIT), {"task": Task()}, "safe", ""),
         (Memory(State.DISABLED), {"task": Task()}, "switched-on", ""),
@@ -77,7 +78,8 @@ def test_a_tick_is_an_intent_and_an_outcome_under_one_number(tmp_path: Path) -> 
     mind = Lifecycle(Limits(), memory=RUNNING)
     plan = mind.propose(seen(1000.0, person=Person(999.0, "user active on seat0"), task=task(TaskPhase.RUNNING)))
     journal.intent(plan)
-    outcome = Outcome(tuple(EffectResult(e, e is not Effect.STOP, "pid 7 lives" if e is Effect.STOP else "", 0.002) for e in plan.effects))
+    why = {Effect.STOP: "pid 7 lives"}
+    outcome = Outcome(tuple(EffectResult(e, e not in why, why.get(e, ""), 0.002) for e in plan.effects))
     journal.outcome(plan, outcome, mind.commit(plan, outcome))
     journal.close()
     (path,) = files([tmp_path])
@@ -113,14 +115,14 @@ def test_a_quiet_tick_says_nothing_but_a_sign_of_life_a_minute(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("kind", "fields", "gist"),
     [
-        ("link", {"event": "delivered", "task": ID, "type": "render", "error": False}, "link: delivered render 3880bb8d…"),
-        ("link", {"event": "delivered", "task": ID, "type": "render", "error": True}, "link: delivered render 3880bb8d… (failed)"),
-        ("link", {"event": "reposted", "task": ID, "type": "render", "new_task": "a" * 36}, "link: reposted render 3880bb8d… as aaaaaaaa…"),
+        ("link", {"event": "delivered", **RENDER, "error": False}, "link: delivered render 3880bb8d…"),
+        ("link", {"event": "delivered", **RENDER, "error": True}, "link: delivered render 3880bb8d… (failed)"),
+        ("link", {"event": "reposted", **RENDER, "new_task": "a" * 36}, "link: reposted render 3880bb8d… as aaaaaaaa…"),
         ("link", {"event": "down", "reason": "refused", "url": "http://h", "dialect": "B"}, "link: down http://h: refused"),
         ("link", {"event": "up", "reason": "", "url": "http://h", "dialect": "B"}, "link: up http://h"),
         ("link", {"event": "undelivered", "task": ID, "reason": "stopped"}, "link: undelivered 3880bb8d…: stopped"),
         ("operator", {"word": "pause", "until": "until resumed"}, "operator: pause"),
-        ("operator", {"word": "pause", "until": "2026-11-24T18:00:00+00:00"}, "operator: pause until 2026-11-24T18:00:00+00:00"),
+        ("operator", {"word": "pause", "until": "2026-11-24T18:00:00Z"}, "operator: pause until 2026-11-24T18:00:00Z"),
         ("operator", {"word": "resume", "until": None, "trouble": "not kept"}, "operator: resume: not kept"),
         ("config", {"problem": "runtime.yaml:1:1: bad"}, "configuration refused: runtime.yaml:1:1: bad"),
         ("config", {"limits": {}}, None),

@@ -243,6 +243,11 @@ class Daemon:
         """Its state, or nothing while it cannot be asked."""
         return str(self.look().get("state", ""))
 
+    def wait_up(self) -> None:
+        """Until it can be asked."""
+        until(lambda: self.state() or self._dead(), lambda: f"an answer; it said:\n{self.said}")
+        assert self.process.poll() is None, self.said
+
     def wait_for(self, state: str, timeout_s: float = DEADLINE_S) -> None:
         """Until it is in that state."""
         until(
