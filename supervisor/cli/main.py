@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import os
 import sys
+from types import TracebackType
 from typing import Any
 
-import typer
 
-from supervisor.cli.check import check_gpu, check_user
-from supervisor.cli.common import ConfigOption, Exit, err, remember
-from supervisor.cli.config import app as config_app
-from supervisor.cli.control import control
-from supervisor.cli.demo import demo
-from supervisor.cli.diagram import diagram
-from supervisor.cli.dry_run import dry_run
-from supervisor.cli.pause import pause, resume
-from supervisor.cli.replay import replay
-from supervisor.cli.run import run
-from supervisor.cli.status import status
-from supervisor.cli.why import why
-from supervisor.version import VERSION
+def _quiet(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while the rest is being imported is no fault to show."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _quiet
+
+import typer  # noqa: E402
+
+from supervisor.cli.check import check_gpu, check_user  # noqa: E402
+from supervisor.cli.common import ConfigOption, Exit, err, remember  # noqa: E402
+from supervisor.cli.config import app as config_app  # noqa: E402
+from supervisor.cli.control import control  # noqa: E402
+from supervisor.cli.demo import demo  # noqa: E402
+from supervisor.cli.diagram import diagram  # noqa: E402
+from supervisor.cli.dry_run import dry_run  # noqa: E402
+from supervisor.cli.pause import pause, resume  # noqa: E402
+from supervisor.cli.replay import replay  # noqa: E402
+from supervisor.cli.run import run  # noqa: E402
+from supervisor.cli.status import status  # noqa: E402
+from supervisor.cli.why import why  # noqa: E402
+from supervisor.version import VERSION  # noqa: E402
 
 # typer's own name for wrong usage is private, one of its kinds is not.
 UsageError: Any = typer.BadParameter.__base__

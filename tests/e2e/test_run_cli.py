@@ -178,13 +178,10 @@ def test_ctrl_c_is_130_and_a_reader_that_left_is_no_matter(tmp_path: Path) -> No
 
 
 def _fds(pid: int) -> list[str]:
-    found = []
     try:
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
-        pass
-    return found
+        return []
 
 
 def test_a_fault_of_ours_is_one_line_without_a_traceback(tmp_path: Path) -> None:

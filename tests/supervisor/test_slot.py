@@ -26,7 +26,9 @@ from supervisor.slot import Slot
         (True, False, False, ScriptedTask(), "", False, TaskPhase.CLAIMED),
     ],
 )
-def test_the_phase(waiting: bool, asking: bool, taken: bool, tree: ScriptedTask | None, failure: str, stopped: bool, phase: TaskPhase) -> None:
+def test_the_phase(
+    waiting: bool, asking: bool, taken: bool, tree: ScriptedTask | None, failure: str, stopped: bool, phase: TaskPhase
+) -> None:
     source = ScriptedSource(claim() if waiting else None, asking)
     slot = Slot(source)
     slot.claim, slot.tree, slot.failure, slot.stopped = (claim() if taken else None), tree, failure, stopped
