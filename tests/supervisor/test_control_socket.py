@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -205,8 +206,11 @@ def test_a_trickling_daemon_is_given_up_in_time(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         with pytest.raises(DaemonDown):
             ask(tmp_path, "status")
-    assert len(os.listdir("/proc/self/fd")) == before
+    left = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            left.append(os.readlink(f"/proc/self/fd/{name}"))
+    assert [place for place in left if place.startswith(str(tmp_path))] == []
