@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
+from transitions import MachineError
+
 from states.effects import Effect
 from states.lifecycle import Lifecycle, blocked_by, tell
 from states.memory import Memory, State
@@ -30,6 +32,10 @@ REST_S: Final = 25.0
 VETO_PAUSE_S: Final = 60.0
 # Seconds that an orderly stop waits for a process that will not die, or for the answer to a poll in flight.
 LEAVE_S: Final = 5.0
+
+
+class InvariantBroken(Exception):
+    """What must hold in every state does not: a fault of ours, after which only a new start can be trusted."""
 
 
 class Daemon:
@@ -145,17 +151,37 @@ class Daemon:
         plan = self.mind.propose(observation)
         self.journal.intent(plan)
         outcome = await self.node.performer.perform(plan)
-        memory = self.mind.commit(plan, outcome)
+        try:
+            memory = self.mind.commit(plan, outcome)
+        except MachineError as error:
+            raise InvariantBroken(f"a row fired that may not: {error}") from error
         self.journal.outcome(plan, outcome, memory)
         fired = plan.row.id if plan.row is not None and not outcome.vetoed else ""
         if outcome.vetoed:
             self._vetoes += 1
             self._next_poll_s = now_s + VETO_PAUSE_S * min(60, 2 ** (self._vetoes - 1))
+            if name := self.node.performer.inhibitor.refused:
+                self._notifier.bus_error(name)
         elif any(r.effect is Effect.INHIBIT for r in outcome.results):
             self._vetoes = 0
         self._ask(fired, memory, now_s)
+        self._must_hold(memory)
         self._tell(memory)
         return bool(fired)
+
+    def _must_hold(self, memory: Memory) -> None:
+        """Locks are held if and only if RUNNING (R15), and no task lives where tasks are asked for.
+
+        Raises:
+            InvariantBroken: one of these is not so, and is not owed either.
+        """
+        inhibitor, tree = self.node.performer.inhibitor, self.node.slot.tree
+        if inhibitor.held and memory.state is not State.RUNNING and Effect.RELEASE not in memory.owed:
+            raise InvariantBroken(f"the sleep lock is held in {memory.state}")
+        if memory.state is State.RUNNING and not inhibitor.held and inhibitor.needed and not inhibitor.lost:
+            raise InvariantBroken("RUNNING without a sleep lock")
+        if memory.state is State.READY and tree is not None and tree.alive:
+            raise InvariantBroken("a task lives in READY")
 
     def _ask(self, fired: str, memory: Memory, now_s: float) -> None:
         """Poll when READY and the interval is over, and once more after task-settled (R20)."""

@@ -6,6 +6,7 @@ Imports no command line. Configuration errors are told before anything heavy is 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import signal
@@ -43,26 +44,55 @@ def serve(folder: Path, *, unattended: bool = False) -> int:
         for line in problems:
             say(line)
         if not unattended:
-            return 2
+            return _refuse(2, errno.EINVAL, problems[0])
         config = salvage(folder)
     obstacles = prepare(config)
     for line in obstacles:
         say(line)
     if obstacles and not unattended:
-        return 1
+        return _refuse(1, errno.EACCES, obstacles[0])
     lock = _lock(config.paths.runtime)
     if lock is None:
-        say(f"another rae-node runs with {config.paths.runtime}; stop it, or move paths.runtime in node.yaml")
-        return 1
+        why = f"another rae-node runs with {config.paths.runtime}; stop it, or move paths.runtime in node.yaml"
+        say(why)
+        return _refuse(1, errno.EBUSY, why)
     try:
         return asyncio.run(_run(config, problems, obstacles))
     except Exception as error:
         if os.environ.get("RAE_NODE_DEBUG"):
             raise
-        say(f"rae-node: {type(error).__name__}: {error} (RAE_NODE_DEBUG=1 shows where)")
+        why = f"{type(error).__name__}: {error}"
+        say(f"rae-node: {why} (RAE_NODE_DEBUG=1 shows where)")
+        return _refuse(1, getattr(error, "errno", None) or errno.EIO, why)
+    finally:
+        os.close(lock)
+
+
+def _refuse(code: int, number: int, why: str) -> int:
+    """Tell systemd why this process ends; returns the exit code."""
+    from supervisor.effects.systemd import Notifier
+
+    Notifier().errno(number, why)
+    return code
+
+
+def wipe(folder: Path) -> int:
+    """Remove what tasks have left in the work folder, unless a node runs there; the exit code. For ExecStopPost= (R6)."""
+    from supervisor.effects.workdir import Workdir
+
+    config = salvage(folder)
+    lock = _lock(config.paths.runtime)
+    if lock is None:
+        say(f"nothing is wiped: a rae-node runs with {config.paths.runtime}")
+        return 1
+    try:
+        Workdir(config.paths.workdir).wipe_all()
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}")
         return 1
     finally:
         os.close(lock)
+    return 0
 
 
 def prepare(config: Config) -> list[str]:
@@ -106,7 +136,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     from states.lifecycle import Lifecycle
     from states.memory import Memory
     from supervisor.clock import SystemClock
-    from supervisor.daemon import Daemon
+    from supervisor.daemon import Daemon, InvariantBroken
     from supervisor.effects.systemd import Notifier
     from supervisor.journal import Journal
     from supervisor.node import Node
@@ -120,7 +150,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
         if daemon is not None:
             daemon.wake()
 
-    node = Node(config, clock, wake, lambda s: notifier.extend_timeout(int((s + 5) * 1_000_000)))
+    node = Node(config, clock, wake, notifier.grant)
     node.will.accept(config.runtime.automation.enabled)
     node.will.refuse(problems)
     node.will.hindrances["folders"] = obstacles[0] if obstacles else ""
@@ -148,7 +178,11 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     watch = _watch(config.folder, wake)
     try:
         await node.start()
-        await daemon.run()
+        try:
+            await daemon.run()
+        except InvariantBroken as broken:
+            notifier.trigger(f"a fault of the node itself: {broken}")
+            raise
         notifier.stopping(daemon.status_line())
         await node.stop(DELIVER_S)
         notifier.close()
@@ -169,8 +203,15 @@ def _trouble(context: dict[str, Any]) -> str:
 def _server(daemon: Daemon, config: Config) -> ControlServer:
     from supervisor.control import SOCKET_NAME, ControlServer
 
-    handlers = {"status": lambda _: daemon.status(), "pause": daemon.pause, "resume": daemon.resume}
-    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}))
+    node = daemon.node
+    handlers = {
+        "status": lambda _: daemon.status(),
+        "pause": daemon.pause,
+        "resume": daemon.resume,
+        "desktop": lambda _: node.senses.desktop.snapshot(),
+    }
+    hearings = {"presence": lambda uid, hang_up: node.senses.desktop.hearing(uid, hang_up)}
+    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), hearings)
 
 
 async def _listen(server: ControlServer, runtime: Path) -> None:
@@ -213,7 +254,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="auto_runner.py", description="The node as a service; see `rae-node run --help`.")
     parser.add_argument("--unattended", action="store_true", help="a broken configuration means DISABLED, not an exit")
     parser.add_argument("--config", metavar="DIR", help="folder with runtime.yaml and node.yaml")
+    parser.add_argument("--wipe", action="store_true", help="only remove what tasks have left in the work folder")
     given = parser.parse_args(argv)
+    if given.wipe:
+        return wipe(find_folder(given.config))
     return serve(find_folder(given.config), unattended=given.unattended)
 
 

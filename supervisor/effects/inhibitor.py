@@ -38,12 +38,18 @@ class Inhibitor:
         self._why = ""
         self._check: asyncio.Task[None] | None = None
         self.lost = ""
+        self.refused = ""  # the D-Bus error's name of the last refusal
         bus.watch(LOGIN1, self._owner_changed)
 
     @property
     def held(self) -> bool:
         """Every lock is held, as far as is known."""
         return bool(self._locks) and not self.lost
+
+    @property
+    def needed(self) -> bool:
+        """host.inhibitor: required."""
+        return self._mode != "none"
 
     async def take(self, why: str) -> str:
         """Take the locks; what was done, in words. `why` is what `systemd-inhibit --list` shows: never a payload.
@@ -62,6 +68,7 @@ class Inhibitor:
                 self._locks.append(await inhibit(self._bus, kind, self._who, self._why, "block"))
         except BusError as error:
             self._close()
+            self.refused = error.name
             raise InhibitRefused(_mend(error, kind)) from error
         except BaseException:
             self._close()

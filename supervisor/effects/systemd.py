@@ -13,6 +13,8 @@ from collections.abc import Mapping
 
 from sdnotify import SystemdNotifier
 
+SPARE_S = 5.0  # between what an effect may take and what systemd is asked for
+
 
 class Notifier:
     """The line to systemd. `environment`: the process's; an empty one says nothing to anybody."""
@@ -25,6 +27,8 @@ class Notifier:
         self._owed: dict[str, str] = {}  # READY and STATUS that did not get through, by key
         self.enabled = bool(environment.get("NOTIFY_SOCKET"))  # systemd, or who plays its part, wants to hear
         self.watchdog_interval_s = _watchdog_interval_s(environment)
+        self._granted_s = 0.0  # what the effects of this tick may take
+        self._stretched = False  # systemd was asked for a longer watchdog
 
     def ready(self, status: str = "") -> None:
         """The start, or a reload, is over."""
@@ -42,7 +46,16 @@ class Notifier:
 
     def watchdog(self) -> None:
         """A whole tick is done."""
-        self._send("WATCHDOG=1")
+        lines = ["WATCHDOG=1"]
+        if self._stretched and self.watchdog_interval_s is not None:
+            lines.append(f"WATCHDOG_USEC={int(self.watchdog_interval_s * 2e6)}")
+        self._granted_s, self._stretched = 0.0, False
+        self._send(*lines)
+
+    def trigger(self, why: str) -> None:
+        """What must always hold does not: be killed and started anew, as if the watchdog had not been fed."""
+        self._owed["STATUS"] = self._status = _one_line(why)
+        self._send("WATCHDOG=trigger")
 
     def reloading(self) -> None:
         """The configuration is being read again; `ready` ends it."""
@@ -56,13 +69,28 @@ class Notifier:
             self._owed["STATUS"] = self._status = _one_line(status)
         self._send("STOPPING=1")
 
-    def extend_timeout(self, usec: int) -> None:
-        """Start or stop needs up to `usec` microseconds more."""
-        self._send(f"EXTEND_TIMEOUT_USEC={usec}")
+    def grant(self, seconds: float) -> None:
+        """An effect begins that may take so many seconds: neither start or stop nor the watchdog may cut it short.
 
-    def errno(self, number: int) -> None:
-        """What made the service fail, as errno(3)."""
+        The watchdog is stretched only where the effects of one tick could outlast it, by what each of them may take at
+        most, so that one that hangs is still found; after the tick it is as it was.
+        """
+        self._granted_s += seconds
+        lines = [f"EXTEND_TIMEOUT_USEC={int((seconds + SPARE_S) * 1e6)}"]
+        if self.watchdog_interval_s is not None and self._granted_s + SPARE_S > self.watchdog_interval_s:
+            self._stretched = True
+            lines.append(f"WATCHDOG_USEC={int((self._granted_s + SPARE_S + self.watchdog_interval_s * 2) * 1e6)}")
+        self._send(*lines)
+
+    def errno(self, number: int, why: str = "") -> None:
+        """What makes the service fail, as errno(3), and in words."""
+        if why:
+            self._owed["STATUS"] = self._status = _one_line(why)
         self._send(f"ERRNO={number}")
+
+    def bus_error(self, name: str) -> None:
+        """What D-Bus refused, by the error's name."""
+        self._send(f"BUSERROR={name}")
 
     def close(self) -> None:
         """Let go of the socket."""

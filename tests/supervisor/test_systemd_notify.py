@@ -55,11 +55,42 @@ def test_the_words(listener: Listener, notifier: Notifier) -> None:
     assert listener.heard() == ["READY=1\nSTATUS=IDLE_WAIT: user active on seat0, 7 min to go"]
     notifier.watchdog()
     notifier.errno(5)
-    notifier.extend_timeout(20_000_000)
+    notifier.grant(15)
     assert listener.heard() == ["WATCHDOG=1", "ERRNO=5", "EXTEND_TIMEOUT_USEC=20000000"]
     notifier.stopping("stopping")
     assert listener.heard() == ["STOPPING=1\nSTATUS=stopping"]
     assert (notifier.errors, notifier.last_error) == (0, "")
+
+
+def test_refusals_name_what_refused(listener: Listener, notifier: Notifier) -> None:
+    notifier.errno(16, "another rae-node runs")
+    notifier.bus_error("org.freedesktop.DBus.Error.AccessDenied")
+    notifier.trigger("a fault of the node itself: a task lives in READY")
+    assert listener.heard() == [
+        "ERRNO=16\nSTATUS=another rae-node runs",
+        "BUSERROR=org.freedesktop.DBus.Error.AccessDenied",
+        "WATCHDOG=trigger\nSTATUS=a fault of the node itself: a task lives in READY",
+    ]
+
+
+def test_the_watchdog_waits_for_effects_that_outlast_it_and_no_longer(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    notifier = Notifier()
+    notifier.grant(5)
+    notifier.grant(70)  # with what was granted before, more than half of what the watchdog allows
+    notifier.watchdog()
+    notifier.grant(5)
+    notifier.watchdog()
+    assert listener.heard() == [
+        "EXTEND_TIMEOUT_USEC=10000000",
+        "EXTEND_TIMEOUT_USEC=75000000\nWATCHDOG_USEC=110000000",
+        "WATCHDOG=1\nWATCHDOG_USEC=30000000",
+        "EXTEND_TIMEOUT_USEC=10000000",
+        "WATCHDOG=1",
+    ]
+    notifier.close()
 
 
 def test_a_status_is_sent_when_it_changes_only(listener: Listener, notifier: Notifier) -> None:

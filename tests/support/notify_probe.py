@@ -16,7 +16,7 @@ def main(orders: Path) -> None:
     notifier = Notifier()
     interval_s = notifier.watchdog_interval_s
     assert interval_s is not None
-    notifier.extend_timeout(5_000_000)
+    notifier.grant(5)
     notifier.ready("READY: nothing to do")
     done, fed = 0, True
     while True:
