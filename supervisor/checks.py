@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from states.guards import Verdict, gpu_free, user_away
 from states.memory import Memory
 from states.observation import NO_TASK, Automation, Observation
 from supervisor.clock import SystemClock
 from supervisor.config import Config
+from supervisor.control import DaemonDown, DaemonMute, ask
 from supervisor.node import Senses
 from supervisor.sensors.base import Presence
+
+ASK_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class _Look:
 async def _look(config: Config) -> _Look:
     clock = SystemClock()
     senses = Senses(config, clock)
-    await senses.start(lambda: None)
+    await asyncio.gather(senses.start(lambda: None), _borrow(senses, config))
     try:
         now_s = clock.now_s()
         observation = senses.observer.look(now_s, config.limits, Automation(True), NO_TASK)
@@ -52,6 +57,13 @@ async def _look(config: Config) -> _Look:
     finally:
         await senses.stop()
         await senses.bus.stop()
+
+
+async def _borrow(senses: Senses, config: Config) -> None:
+    """Session agents report to the daemon alone: take from it what they said. Without one nothing is proven by them."""
+    with contextlib.suppress(DaemonDown, DaemonMute, ValueError):
+        told = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
+        senses.desktop.restore(told.get("desktop"))
 
 
 async def check_user(config: Config) -> Check:

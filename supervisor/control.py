@@ -2,6 +2,9 @@
 
 The daemon answers from what its last tick left behind; a command goes into its inbox. Peers are told by SO_PEERCRED:
 anybody on the machine may ask how the node is, only root, the node's own user and members of its group may say a word.
+
+A first line with `tell` in place of `ask` opens a connection that stays: each further line is heard, none is answered.
+There is one such connection a user, the newest, and how much it may say is bounded; it can hold up only itself.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from supervisor.version import VERSION
 
@@ -26,9 +29,27 @@ MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 1 << 20
 PEER_DEADLINE_S: Final = 2.0
 MAX_PEERS: Final = 64
+MAX_TELLERS: Final = 64
+TELL_GAP_S: Final = 0.02  # between two lines that are heard: 50 a second
 _SO_PEERGROUPS: Final = 59
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Teller(Protocol):
+    """Whoever keeps on telling us something, as the daemon hears it."""
+
+    def hear(self, message: dict[str, Any]) -> None:
+        """One line. Raises ValueError, in words, for what makes no sense: the connection is then closed."""
+        ...
+
+    def gone(self) -> None:
+        """The connection is over; called once."""
+        ...
+
+
+# Called with the peer's uid and what hangs up; with it the answer to the first line.
+Hearing = Callable[[int, Callable[[], None]], tuple[Teller, dict[str, Any]]]
 
 
 class DaemonDown(Exception):
@@ -40,12 +61,21 @@ class DaemonMute(Exception):
 
 
 class ControlServer:
-    """Serves `handlers` by the name in `ask`; `words` are those that change something and need a permitted peer."""
+    """Serves `handlers` by the name in `ask`; `words` are those that change something and need a permitted peer.
+    `hearings`, by the name in `tell`, are for those who stay."""
 
-    def __init__(self, path: Path, handlers: dict[str, Handler], words: frozenset[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        handlers: dict[str, Handler],
+        words: frozenset[str],
+        hearings: Mapping[str, Hearing] | None = None,
+    ) -> None:
         self._path = path
         self._handlers = handlers
         self._words = words
+        self._hearings = hearings or {}
+        self._tellers: dict[int, asyncio.StreamWriter] = {}  # by uid
         self._server: asyncio.AbstractServer | None = None
         self._peers: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
 
@@ -74,6 +104,8 @@ class ControlServer:
         if self._server is not None:
             self._server.close()
             self._server = None
+            for writer in self._tellers.values():
+                writer.transport.abort()
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
@@ -84,23 +116,54 @@ class ControlServer:
         self._peers[writer] = None
         try:
             async with asyncio.timeout(PEER_DEADLINE_S):
-                answer = await self._answer(reader, writer)
-                writer.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
-                await writer.drain()
+                try:
+                    request = await _line(reader)
+                except ValueError as error:
+                    return await self._say(writer, self._envelope(False, error=str(error)))
+                hearing = self._hearings.get(str(request["tell"])) if "tell" in request else None
+                if hearing is None:
+                    return await self._say(writer, self._answer(request, writer))
+            self._peers.pop(writer, None)
+            await self._hear(hearing, request, reader, writer)
         except (TimeoutError, OSError, ValueError):
             pass  # a peer that says nothing whole in time gets no answer; the node goes on
         finally:
             self._peers.pop(writer, None)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> dict[str, Any]:
+    @staticmethod
+    async def _say(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+        writer.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
+        await writer.drain()
+
+    async def _hear(
+        self, hearing: Hearing, message: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Hear a peer until it ends, says something that makes no sense, or another of its user takes its place."""
+        uid = peer_uid(writer.get_extra_info("socket"))
+        if (old := self._tellers.pop(uid, None)) is not None:
+            old.transport.abort()
+        elif len(self._tellers) >= MAX_TELLERS:
+            return await self._say(writer, self._envelope(False, error=f"{MAX_TELLERS} users tell something already"))
+        self._tellers[uid] = writer
+        teller, answer = hearing(uid, writer.transport.abort)
         try:
-            request = json.loads(await reader.readline())
-        except (ValueError, RecursionError):
-            return self._envelope(False, error="not a JSON object in one line of at most 4096 bytes")
-        name = request.get("ask") if isinstance(request, dict) else None
-        if not isinstance(request, dict) or request.get("v") != PROTOCOL:
-            return self._envelope(False, error=f"this daemon speaks version {PROTOCOL} of the control protocol")
+            teller.hear(message)
+            async with asyncio.timeout(PEER_DEADLINE_S):
+                await self._say(writer, self._envelope(True, **answer))
+            while True:
+                await asyncio.sleep(TELL_GAP_S)  # what comes faster waits in the peer's own socket
+                teller.hear(await _line(reader))
+        except ValueError as error:
+            if not reader.at_eof():
+                await self._say(writer, self._envelope(False, error=str(error)))
+        finally:
+            teller.gone()
+            if self._tellers.get(uid) is writer:
+                del self._tellers[uid]
+
+    def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
+        name = request.get("ask")
         handler = self._handlers.get(name) if isinstance(name, str) else None
         if handler is None:
             return self._envelope(False, error=f"unknown question {name!r}")
@@ -116,6 +179,27 @@ class ControlServer:
     @staticmethod
     def _envelope(ok: bool, **fields: Any) -> dict[str, Any]:
         return {"v": PROTOCOL, "version": VERSION, "ok": ok, **fields}
+
+
+async def _line(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """One request.
+
+    Raises:
+        ValueError: it is none of ours, in words.
+    """
+    try:
+        request = json.loads(await reader.readline())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a JSON object in one line of at most {MAX_REQUEST} bytes") from error
+    if not isinstance(request, dict) or request.get("v") != PROTOCOL:
+        raise ValueError(f"this daemon speaks version {PROTOCOL} of the control protocol")
+    return request
+
+
+def peer_uid(peer: socket.socket) -> int:
+    """Whose process is at the other end (SO_PEERCRED)."""
+    _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return int(uid)
 
 
 def permitted(peer: socket.socket) -> bool:
@@ -141,12 +225,15 @@ def _short_name(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def ask(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
-    """Ask the daemon whose runtime folder this is; returns its answer.
+def ask(
+    runtime: Path, name: str, timeout_s: float = 5.0, *, trusted: bool = False, **fields: Any
+) -> dict[str, Any]:
+    """Ask the daemon whose runtime folder this is; returns its answer. `trusted`: only one that root or the folder's
+    owner runs.
 
     Raises:
         DaemonDown: nobody listens.
-        DaemonMute: no whole answer within `timeout_s` seconds, or one of another version.
+        DaemonMute: it may not be trusted, no whole answer within `timeout_s` seconds, or one of another version.
     """
     path = runtime / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
@@ -155,6 +242,8 @@ def ask(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict
         try:
             with _short_name(path) as short:
                 peer.connect(short)
+            if trusted and peer_uid(peer) not in (0, runtime.stat().st_uid):
+                raise DaemonMute(f"whoever listens at {path} is neither root nor the folder's owner")
             peer.sendall(json.dumps({"v": PROTOCOL, "ask": name, **fields}).encode() + b"\n")
             raw = _read_line(peer, until_s)
         except TimeoutError as error:

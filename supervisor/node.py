@@ -24,6 +24,7 @@ from supervisor.executors.containment import Containment, detect
 from supervisor.observer import Observer
 from supervisor.performer import Performer
 from supervisor.sensors.base import PresenceSensor, Wake
+from supervisor.sensors.desktop import Desktop
 from supervisor.sensors.host import HostSensor
 from supervisor.sensors.nvml import NvmlSensor
 from supervisor.sensors.sessions import Sessions
@@ -62,9 +63,17 @@ class Senses:
         self.config = config
         self.bus = bus or SystemBus()
         presence: list[PresenceSensor] = []
-        self.sessions = Sessions(self.bus, clock, config.node.presence, delay_locks=daemon, start_is_sign=daemon)
+        self.desktop = Desktop(
+            clock,
+            config.node.presence,
+            owner=lambda session: self.sessions.owner(session),
+            name_of=lambda uid: self.sessions.name_of(uid),
+        )
+        self.sessions = Sessions(
+            self.bus, clock, config.node.presence, delay_locks=daemon, start_is_sign=daemon, proof=self.desktop.proof
+        )
         if config.node.presence.sessions:
-            presence.append(self.sessions)
+            presence += [self.sessions, self.desktop]
         if config.node.presence.terminals:
             presence.append(Terminals(clock))
         self.nvml = NvmlSensor(clock, config.node.gpu, own_pids, max_age_s=config.limits.max_age_gpu_s)
@@ -261,8 +270,10 @@ class Node:
                 await self.source.stop(1.0)
             self._build_source(config)
         if "senses" in changed:
+            told = self.senses.desktop.snapshot()["desktop"]
             await self._stop_senses()
             self._build_senses(config)
+            self.senses.desktop.restore(told)  # the agents are back in a moment
             await self.senses.start(self._wake, FIRST_TICK_S)
         self._build_performer()
         if "source" in changed and self._connected:

@@ -2,8 +2,9 @@
 
 Driven by signals, which only wake: what counts is the look that follows, at everything that logind knows. Besides, one
 short question in two thirds of `presence.max_age_sec` shows that logind still answers, and finds what it tells nobody
-(the lid). IdleHint and LockedHint are hints (T3, T4): a graphical session in the foreground is a person, unless both
-say that nobody is there. Terminals of a session are the terminals sensor's; here a login counts, and what logind knows
+(the lid). A graphical session in the foreground is a person, unless it is proven that nobody is there: by the session
+agent's report, or by both of IdleHint and LockedHint, which are mere hints alone (T3, T4). Where they disagree, the
+nearer sign counts. Terminals of a session are the terminals sensor's; here a login counts, and what logind knows
 of its terminal. What logind does not say, in time and in the form expected, is an error, which blocks (R12).
 """
 
@@ -34,6 +35,7 @@ from supervisor.dbus import (
     inhibitions,
 )
 from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.desktop import Proof
 from supervisor.settings import PresenceSettings
 
 SESSION: Final = "org.freedesktop.login1.Session"
@@ -45,6 +47,7 @@ DELAYS: Final = {"sleep": "PreparingForSleep", "shutdown": "PreparingForShutdown
 GOING: Final = {"sleep": "the machine is going to sleep", "shutdown": "the machine is shutting down"}
 LID_CLOSED: Final = "the lid is closed"
 START_SIGN: Final = "the node began to watch the sessions; who left before is not known"
+NO_PROOF: Final = Proof()
 FIRST_LOOK_S: Final = 2.0
 RETRY_S: Final = 2.0
 
@@ -151,8 +154,9 @@ class Verdict:
     note: str = ""
 
 
-def judge(session: Session, *, strict: bool = False) -> Verdict:
-    """Whether the session shows a person (R9). `strict`: an active graphical session does, whatever it says."""
+def judge(session: Session, proof: Proof = NO_PROOF, *, strict: bool = False) -> Verdict:
+    """Whether the session shows a person (R9). `proof`: what its agent says of it. `strict`: an active graphical session
+    shows one, whatever is said of it."""
     if not session.is_person:
         return Verdict(note=f"not a person: class {session.kind}")
     if session.state == "closing":
@@ -161,16 +165,22 @@ def judge(session: Session, *, strict: bool = False) -> Verdict:
     last = Verdict(last_sign_at_s=session.created_s, sign=f"{session.user} logged in {session.place}")
     if session.idle_since_s > session.created_s:
         last = Verdict(last_sign_at_s=session.idle_since_s, sign=f"user active {session.place}")
-    if not session.graphical or not session.active or (session.proven_away and not strict):
+    if proof.source and proof.idle_since_s > last.last_sign_at_s:
+        last = Verdict(last_sign_at_s=proof.idle_since_s, sign=f"user active {session.place} ({proof.source})")
+    if proof.active:
+        return Verdict(present=f"{session.name} active {session.place} ({proof.source})")
+    away = bool(proof.source) or session.proven_away
+    if not session.graphical or not session.active or (away and not strict):
         return last
+    if away:
+        said = "nobody there by its agent" if proof.source else "idle and locked"
+        return Verdict(present=f"{session.name} active {session.place} ({said}, but presence.strict is true)")
     hint = ""
-    if session.proven_away:
-        hint = " (idle and locked, but presence.strict is true)"
-    elif session.locked:
+    if session.locked:
         hint = " (locked, but not idle by its own word)"
     elif session.idle:
         hint = " (idle by its own word, but not locked)"
-    return Verdict(present=f"{session.name} active {session.place}{hint}")
+    return Verdict(present=f"{session.name} {session.place}, idle time unknown{hint}: {proof.why}")
 
 
 def lid_reason(manager: dict[str, Any]) -> str:
@@ -195,7 +205,8 @@ class Sessions:
 
     `delay_locks`: hold logind's delay locks, so that a task can be stopped in order before the machine sleeps or shuts
     down (T26); for the daemon. `start_is_sign`: who left before the start is not known, so the start counts as a sign;
-    a look that lasts a moment only may leave it out.
+    a look that lasts a moment only may leave it out. `proof`: what the agent of a session (its id, its owner's uid) says
+    of it at a moment.
     """
 
     name = "sessions"
@@ -209,10 +220,11 @@ class Sessions:
         who: str = "rae-node",
         delay_locks: bool = True,
         start_is_sign: bool = True,
+        proof: Callable[[str, int, float], Proof] = lambda _session, _uid, _now_s: NO_PROOF,
         boot_offset_s: Callable[[], float] = _boot_offset_s,
     ) -> None:
         self._bus, self._clock, self._settings, self._who = bus, clock, settings, who
-        self._boot_offset_s, self._start_is_sign = boot_offset_s, start_is_sign
+        self._boot_offset_s, self._start_is_sign, self._proof = boot_offset_s, start_is_sign, proof
         self._wake: Wake = lambda: None
         self._task: asyncio.Task[None] | None = None
         self._look_now = asyncio.Event()
@@ -259,9 +271,17 @@ class Sessions:
         if self._delays:
             self._delays.release([kind for kind, preparing in self._preparing.items() if preparing])
 
+    def owner(self, session: str) -> tuple[int, str] | None:
+        """uid and name of a session's owner; None: logind does not list it."""
+        return next(((s.uid, s.user) for s in self._sessions.values() if s.id == session), None)
+
+    def name_of(self, uid: int) -> str | None:
+        """The name of a user with a session; None: logind lists none of that user's."""
+        return next((s.user for s in self._sessions.values() if s.uid == uid), None)
+
     def latest(self, now_s: float) -> Presence:
         """What is known now."""
-        verdicts = self._verdicts()
+        verdicts = [self._judge(session, now_s) for session in self._sessions.values()]
         at_s, sign = max([self._event, *((v.last_sign_at_s, v.sign) for v in verdicts)])
         present = [v.present for v in verdicts if v.present] + [self._blocked_by(b) for b in self._blockers]
         silent_s = now_s - self._answered_at_s
@@ -282,7 +302,7 @@ class Sessions:
         now_s = self._clock.now_s()
         lines = [f"logind: {self._error}"] if self._error else []
         for session in self._sessions.values():
-            verdict = judge(session, strict=self._settings.strict)
+            verdict = self._judge(session, now_s)
             said = verdict.present or verdict.note
             if not said:
                 said = f"{verdict.sign}, {max(0.0, now_s - verdict.last_sign_at_s):.0f} s ago"
@@ -380,24 +400,25 @@ class Sessions:
 
     def _compare(self, seen: dict[str, Session], blockers: list[Inhibition]) -> None:
         """Note the signs that lie in the difference between two looks."""
+        now_s = self._clock.now_s()
         for path, session in self._sessions.items():
             now = seen.get(path)
             if session.counts and (now is None or not now.counts):
                 self._note(f"{session.user} logged out {session.place}")
-            elif now and self._judge(session).present and not self._judge(now).present and not now.proven_away:
+            elif now and not now.proven_away and self._left(session, now, now_s):
                 self._note(f"{session.name} left the foreground {session.place}")
         for path, session in seen.items():
             new = session.counts and session.graphical and path not in self._sessions
-            if new and not session.idle and not self._judge(session).present:
+            if new and not session.idle and not session.active:
                 self._note(f"{session.name} found in the background")  # since when is not known
         if self._blockers and not blockers:
             self._note(f"{self._blocked_by(self._blockers[0])} until just now")
 
-    def _judge(self, session: Session) -> Verdict:
-        return judge(session, strict=self._settings.strict)
+    def _left(self, before: Session, now: Session, now_s: float) -> bool:
+        return bool(self._judge(before, now_s).present) and not self._judge(now, now_s).present
 
-    def _verdicts(self) -> list[Verdict]:
-        return [self._judge(session) for session in self._sessions.values()]
+    def _judge(self, session: Session, now_s: float) -> Verdict:
+        return judge(session, self._proof(session.id, session.uid, now_s), strict=self._settings.strict)
 
     def _blocked_by(self, lock: Inhibition) -> str:
         """The holder, and not its reason: that may be the title of what is being watched (R16)."""

@@ -12,6 +12,7 @@ from support.login1 import MANAGER, session
 
 from states.observation import NEVER
 from supervisor.dbus import BusError
+from supervisor.sensors.desktop import Proof
 from supervisor.sensors.sessions import LID_CLOSED, NOT_PEOPLE, Session, judge, lid_reason
 
 NOW_S, OFFSET_S, IDLE_S, CREATED_S = 5000.0, 1000.0, 3000.0, 1001.0
@@ -20,6 +21,11 @@ AWAY = {**IDLE, "LockedHint": True}
 BACK = {"Active": False, "State": "online"}
 TTY = {"Type": "tty", "TTY": "pts/3", "Seat": ("", "/")}
 NONE = NEVER
+UNKNOWN = "graphical session 3 of anna on seat0, idle time unknown"
+SOURCE = "ext-idle-notify-v1 on wayland-1"
+GONE = Proof(SOURCE, False, 4000.0, "")
+HERE = Proof(SOURCE, True, NOW_S, "")
+BLIND = Proof(why="wayland-0 offers nothing")
 
 
 def read(**changes: Any) -> Session:
@@ -29,7 +35,7 @@ def read(**changes: Any) -> Session:
 @pytest.mark.parametrize(
     ("changes", "strict", "present", "last_sign_s"),
     [
-        pytest.param({}, False, "graphical session 3 of anna active on seat0", None, id="wayland in the foreground"),
+        pytest.param({}, False, f"{UNKNOWN}: install the session agent (", None, id="wayland in the foreground"),
         pytest.param({"Type": "x11"}, False, "graphical session 3", None, id="x11 in the foreground"),
         pytest.param({"Type": "holo"}, False, "graphical session 3", None, id="an unknown type is graphical"),
         pytest.param(IDLE, False, "idle by its own word, but not locked", None, id="IdleHint alone proves nothing"),
@@ -42,8 +48,8 @@ def read(**changes: Any) -> Session:
         pytest.param(BACK, False, "", CREATED_S, id="background, not idle: its login"),
         pytest.param(BACK, True, "", CREATED_S, id="strict counts the foreground only"),
         pytest.param({"State": "closing"}, True, "", NONE, id="a session that was left"),
-        pytest.param({"Seat": ("", "/"), "Remote": True}, False, "active from afar", None, id="remote, no seat"),
-        pytest.param({"Seat": ("", "/")}, False, "active without a seat", None, id="no seat at all"),
+        pytest.param({"Seat": ("", "/"), "Remote": True}, False, "from afar, idle time unknown", None, id="remote"),
+        pytest.param({"Seat": ("", "/")}, False, "of anna without a seat, idle time unknown", None, id="no seat at all"),
         pytest.param({"RemoteHost": "10.0.0.5"}, False, "from 10.0.0.5", None, id="a remote host is named"),
         pytest.param(TTY, False, "", CREATED_S, id="terminal: its login"),
         pytest.param({**TTY, **IDLE}, False, "", IDLE_S, id="terminal: what logind read from it"),
@@ -65,6 +71,34 @@ def test_policy(changes: dict[str, Any], strict: bool, present: str, last_sign_s
     if last_sign_s is not None:
         assert verdict.last_sign_at_s == last_sign_s
         assert verdict.sign or verdict.note
+
+
+@pytest.mark.parametrize(
+    ("changes", "proof", "strict", "present", "last_sign_s"),
+    [
+        pytest.param({}, GONE, False, "", 4000.0, id="the agent proves that nobody is there"),
+        pytest.param({}, HERE, False, f"graphical session 3 of anna active on seat0 ({SOURCE})", None, id="or that one is"),
+        pytest.param({}, BLIND, False, f"{UNKNOWN}: wayland-0 offers nothing", None, id="or says what it lacks"),
+        pytest.param({}, GONE, True, "nobody there by its agent, but presence.strict is true", None, id="strict"),
+        pytest.param(AWAY, HERE, False, f"active on seat0 ({SOURCE})", None, id="the agent is nearer than the hints"),
+        pytest.param(AWAY, GONE, False, "", 4000.0, id="both away: the later sign"),
+        pytest.param(AWAY, Proof(SOURCE, False, 2000.0, ""), False, "", IDLE_S, id="both away: the later sign, the hint's"),
+        pytest.param(AWAY, BLIND, False, "", IDLE_S, id="hints alone serve as before"),
+        pytest.param(BACK, GONE, False, "", 4000.0, id="background: what its agent says"),
+        pytest.param(BACK, HERE, False, f"active on seat0 ({SOURCE})", None, id="used, though in the background"),
+        pytest.param(TTY, HERE, False, f"session 3 of anna active on pts/3 ({SOURCE})", None, id="a compositor from a tty"),
+        pytest.param({}, Proof(SOURCE, False, 0.0, ""), False, "", CREATED_S, id="idle for longer than it exists: its login"),
+        pytest.param({"Class": "greeter"}, HERE, False, "", NONE, id="a greeter is nobody"),
+    ],
+)
+def test_policy_with_an_agent(
+    changes: dict[str, Any], proof: Proof, strict: bool, present: str, last_sign_s: float | None
+) -> None:
+    verdict = judge(read(**changes), proof, strict=strict)
+    assert bool(verdict.present) == bool(present)
+    assert present in verdict.present
+    if last_sign_s is not None:
+        assert verdict.last_sign_at_s == last_sign_s
 
 
 @pytest.mark.parametrize(
