@@ -41,6 +41,7 @@ bench: ## Measure against the baselines; exit 1 where a target is missed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python tests/bench/replay.py
 	$(BIN)/python tests/bench/footprint.py
+	$(BIN)/python tests/bench/presence.py
 
 clean: ## Remove what make made
 	rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
