@@ -24,8 +24,8 @@ class Limits:
     task_timeouts_s: Mapping[str, float] = field(default_factory=dict)
     run_s: float = 1800.0
     gpu_required: bool = True
-    max_age_person_s: float = 60.0
-    max_age_gpu_s: float = 60.0
+    max_age_person_s: float = 80.0
+    max_age_gpu_s: float = 80.0
     max_age_cpu_s: float = 30.0
     max_age_host_s: float = 30.0
 

@@ -28,7 +28,7 @@ from supervisor.version import VERSION
 # Seconds between looks when no event comes: with a task in hand, while the CPU's load needs a second sample, and at rest.
 BUSY_S: Final = 1.0
 UNSEEN_S: Final = 0.6
-REST_S: Final = 25.0
+REST_S: Final = 28.0
 VETO_PAUSE_S: Final = 60.0
 # Seconds that an orderly stop waits for a process that will not die, or for the answer to a poll in flight.
 LEAVE_S: Final = 5.0

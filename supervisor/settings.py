@@ -254,7 +254,7 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 2.0
     max_age_sec: Annotated[
         float, Meta(gt=0, le=600, description="Age of a reading above which the GPU is unknown, which blocks.")
-    ] = 60.0
+    ] = 80.0
 
 
 class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -267,7 +267,7 @@ class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
     terminals: Annotated[bool, Meta(description="Typing in terminals and over SSH.")] = True
     max_age_sec: Annotated[
         float, Meta(gt=0, le=600, description="Age of a look above which the user is unknown, which blocks.")
-    ] = 60.0
+    ] = 80.0
 
 
 class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
