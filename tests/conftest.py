@@ -12,7 +12,7 @@ from support import sysbox
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sysbox.SysBox]:
     """The shared system; tests that use it carry the marker `box` and leave it as they found it."""
     if reason := sysbox.unavailable():
-        pytest.skip(reason)
+        sysbox.refuse(reason)
     settings = "IdleAction=ignore\nInhibitDelayMaxSec=3s"
     with sysbox.SysBox(tmp_path_factory.mktemp("box"), logind_conf=settings) as system:
         yield system

@@ -10,7 +10,8 @@ from pathlib import Path
 
 AGENT = Path(__file__).resolve().parent
 ROOTS = (AGENT.parent / "venv", AGENT.parents[1] / ".venv")  # installed; in a checkout
-PYTHON = next((root / "bin" / "python" for root in ROOTS if (root / "bin" / "python").exists()), None)
+# By its real path: an upgrade puts another one in place of `venv`, and a process keeps to the one it began with.
+PYTHON = next((root.resolve() / "bin" / "python" for root in ROOTS if (root / "bin" / "python").exists()), None)
 if PYTHON is None:
     print("DO NOT RUN: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)
     sys.exit(1)

@@ -77,7 +77,7 @@ def main() -> None:
 def _run() -> int:
     code: int | None = None
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="rae-node")
         sys.stdout.flush()
     except UsageError as wrong:
         text, context = wrong.format_message(), wrong.ctx

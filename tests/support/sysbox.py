@@ -24,7 +24,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -63,6 +65,17 @@ def unavailable() -> str:
     return f"no namespaces here: {probe.stderr.strip()}" if probe.returncode else ""
 
 
+def refuse(reason: str) -> NoReturn:
+    """No box, no proof: the test fails, and says what would help; where it is known that none can be had, it is skipped."""
+    if os.environ.get("RAE_NO_BOX") == "1":
+        pytest.skip(f"RAE_NO_BOX=1, {reason}")
+    pytest.fail(
+        f"{reason}. A real systemd is needed to prove what the service does; run as root on a machine (or a privileged"
+        " container) that allows it, or set RAE_NO_BOX=1 to go without that proof.",
+        pytrace=False,
+    )
+
+
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
     """The first true answer of `condition`, asked again and again; AssertionError naming `what` after `timeout_s`."""
     end = time.monotonic() + timeout_s
@@ -71,6 +84,13 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
         time.sleep(0.01)
     return answer
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _ancestors(path: Path) -> list[Path]:
@@ -121,17 +141,33 @@ class SysBox:
         }
         unshare = "unshare --mount --propagation private --pid --fork --kill-child=KILL --uts --ipc --cgroup"
         inner = f"{unshare} {'' if self.net else '--net'} bash {shlex.quote(str(HERE / 'sysbox_inner.sh'))}"
-        enter = f'echo $$ > "$0/cgroup.procs" && exec setpriv --pdeathsig KILL {inner}'
+        # What is written inside lives as long as this outer process: 129, by SIGHUP, is how a reboot ends.
+        disk = f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(self.base / 'm'))}"
+        loop = f"{disk} && while {inner}; [ $? = 129 ]; do :; done"
+        outer = f"unshare --mount --propagation private sh -c {shlex.quote(loop)}"
+        enter = f'echo $$ > "$0/cgroup.procs" && exec setpriv --pdeathsig KILL {outer}'
         with (self.base / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 ["sh", "-c", enter, str(self.cgroup)],
                 env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )
+        return self._wait_up(timeout_s)
+
+    def reboot(self, timeout_s: float = 30.0) -> SysBox:
+        """Down in order, and up again: what is on disk stays, /run and /tmp are new. Units wanted by multi-user.target
+        start only if something made the box's own target want that."""
+        before = self.pid
+        self.run("systemctl", "reboot", check=False)
+        wait_for(lambda: not os.path.exists(f"/proc/{before}"), "the box down", timeout_s)
+        return self._wait_up(timeout_s)
+
+    def _wait_up(self, timeout_s: float) -> SysBox:
+        assert self._process
         end = time.monotonic() + timeout_s
         while time.monotonic() < end and self._process.poll() is None:
-            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-            if children and os.path.exists(f"/proc/{children[0]}/root/run/systemd/private"):
-                self.pid = int(children[0])
+            inside = [pid for outside in _children(self._process.pid) for pid in _children(outside)]
+            if inside and os.path.exists(f"/proc/{inside[0]}/root/run/systemd/private"):
+                self.pid = inside[0]
                 self.state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
                 if self.state in ("running", "degraded"):
                     return self

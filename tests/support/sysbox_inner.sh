@@ -1,11 +1,12 @@
 #!/bin/bash
 # Runs as pid 1 of fresh pid, mount, uts, ipc, cgroup (and net) namespaces: builds a throw-away root and execs systemd.
 # BOX_BASE: scratch folder outside; BOX_BINDS: "src:dst[:ro]" a line; BOX_OPEN: folders to make passable, one a line;
+# BOX_BASE/m is a tmpfs that outlives a reboot of the box.
 # BOX_SUSPEND=1: a writable stand-in for /sys/power/state, so that logind believes that this machine can suspend.
 set -eu
 mnt=$BOX_BASE/m
-mount -t tmpfs -o mode=755 tmpfs "$mnt"
-mkdir "$mnt"/{up,wk,root}
+first=
+mkdir "$mnt"/{up,wk,root} 2>/dev/null && first=1 # else a reboot: the disk is as it was left
 chmod 755 "$mnt/up"
 root=$mnt/root
 mount -t overlay -o "lowerdir=/,upperdir=$mnt/up,workdir=$mnt/wk" overlay "$root"
@@ -18,7 +19,7 @@ for node in null zero full random urandom tty; do
   : >"$root/dev/$node"
   mount --bind "/dev/$node" "$root/dev/$node"
 done
-mkdir "$root/dev/pts" "$root/dev/shm"
+mkdir -p "$root/dev/pts" "$root/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$root/dev/pts"
 ln -s pts/ptmx "$root/dev/ptmx"
 mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$root/dev/shm"
@@ -46,7 +47,7 @@ fi
 
 etc=$root/etc/systemd
 units=$etc/system
-rm -rf "$units"/*.wants "$units"/*.requires # nothing that the machine around it enabled
+[ -z "$first" ] || rm -rf "$units"/*.wants "$units"/*.requires # nothing that the machine around it enabled
 cat >"$units/sdbox.target" <<'T'
 [Unit]
 Requires=basic.target

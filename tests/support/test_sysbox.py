@@ -26,7 +26,7 @@ def test_anybody_inside_can_run_the_checkout(box: SysBox, user: str | None) -> N
 
 def test_nothing_stays_outside(tmp_path: Path) -> None:
     if reason := sysbox.unavailable():
-        pytest.skip(reason)
+        sysbox.refuse(reason)
     mounts = Path("/proc/mounts").read_text()
     with SysBox(tmp_path) as box:
         cgroup, pid = box.cgroup, box.pid
@@ -38,9 +38,20 @@ def test_nothing_stays_outside(tmp_path: Path) -> None:
     assert not os.path.exists("/etc/made-inside")
 
 
+def test_a_reboot_keeps_what_is_on_disk(tmp_path: Path) -> None:
+    if reason := sysbox.unavailable():
+        sysbox.refuse(reason)
+    with SysBox(tmp_path) as box:
+        box.sh("echo kept > /etc/marker; echo gone > /tmp/marker")
+        first = box.pid
+        box.reboot()
+        assert box.pid != first
+        assert box.sh("cat /etc/marker; ls /tmp/marker 2>/dev/null || true") == "kept\n"
+
+
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     if reason := sysbox.unavailable():
-        pytest.skip(reason)
+        sysbox.refuse(reason)
     root = sysbox.cgroup2_root()
     assert root
     left, running = root / "sdbox-99999999-1", root / f"sdbox-{os.getpid()}-other"
