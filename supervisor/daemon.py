@@ -14,6 +14,7 @@ from typing import Any, Final
 from transitions import MachineError
 
 from states.effects import Effect
+from states.guards import gpu_free
 from states.lifecycle import Lifecycle, blocked_by, tell
 from states.memory import Memory, State
 from states.observation import Link, Observation
@@ -192,7 +193,8 @@ class Daemon:
             self._next_poll_s = now_s + node.poll_interval_s
         ready = memory.state is State.READY
         node.source.announce(Availability.ONLINE if ready else Availability.BUSY)
-        node.demand(memory.state, ready)
+        observation = self._last
+        node.demand(memory.state, observation is not None and gpu_free.judge(observation, memory, self.mind.limits) is True)
 
     def _poll_is_due(self, memory: Memory, now_s: float) -> bool:
         return memory.state is State.READY and now_s >= self._next_poll_s and self.node.may_ask

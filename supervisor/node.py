@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from states.memory import State
-from states.observation import NEVER, Host, Observation, Reading
+from states.observation import NEVER, Host, Observation, Reading, TaskPhase
 from supervisor.clock import Clock
 from supervisor.config import Config, ConfigErrors, fingerprint, in_hours, load
 from supervisor.dbus import SystemBus
@@ -39,6 +39,10 @@ from supervisor.will import Will
 START_S: Final = 3.0
 # The daemon's first tick does not wait for a driver to load: what has not been seen by then is unknown.
 FIRST_TICK_S: Final = 0.02
+# How often a GPU that is in use by others is looked at, to see that it is free again.
+GPU_AGAIN_S: Final = 5.0
+# What a claim waits for a reading of the GPU of this very moment (it is checked once more before the start).
+GPU_CHECK_S: Final = 1.0
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
 SWEEP_AGAIN_S: Final = 10.0
 
@@ -234,6 +238,8 @@ class Node:
             self._sweeping = asyncio.ensure_future(self._sweep())
         if self.mend is not None and self.will.hindrances.get("folders"):
             self.will.hindrances["folders"] = await self.mend()
+        if self.slot.task().phase is TaskPhase.CLAIMED:
+            await self._check_gpu()
         if self._pending and self._free:
             await self._rebuild(self.config)
 
@@ -309,12 +315,26 @@ class Node:
             now_s, self.config.limits, automation, self.slot.task(), status.link, status.reason
         )
 
-    def demand(self, state: State, asked: bool) -> None:
-        """How closely the GPU is watched, and whether logind may go on with a sleep: nothing of ours runs."""
-        close = state is State.RUNNING or asked
-        self.senses.nvml.demand(self.config.node.gpu.look_interval_sec if close else None)
+    def demand(self, state: State, gpu_free: bool) -> None:
+        """How closely the GPU is watched, and whether logind may go on with a sleep: nothing of ours runs.
+
+        At rest opens of its nodes tell of who comes; that somebody has gone is told by nothing, so it is looked for.
+        """
+        interval_s: float | None = None
+        if state is State.RUNNING:
+            interval_s = self.config.node.gpu.look_interval_sec
+        elif not gpu_free:
+            interval_s = max(GPU_AGAIN_S, self.config.node.gpu.look_interval_sec)
+        self.senses.nvml.demand(interval_s)
         if state is not State.RUNNING and self.slot.tree is None:
             self.senses.sessions.release_delay()
+
+    async def _check_gpu(self) -> None:
+        """Before a start: a reading at rest may be a minute old."""
+        reading, now_s = self.senses.nvml.latest(self.clock.now_s()), self.clock.now_s()
+        absent = reading.value is not None and not reading.value.present
+        if not absent and now_s - reading.read_at_s > self.config.node.gpu.look_interval_sec:
+            await self.senses.nvml.refresh(GPU_CHECK_S)
 
     def inhibitor_words(self) -> str:
         """For `status`."""
