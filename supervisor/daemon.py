@@ -165,6 +165,8 @@ class Daemon:
                 self._notifier.bus_error(name)
         elif any(r.effect is Effect.INHIBIT for r in outcome.results):
             self._vetoes = 0
+        if (metrics := self.node.metrics) is not None:
+            metrics.tick(plan, outcome, memory, self.mind.limits, self.node.source.status.outbox)
         self._ask(fired, memory, now_s)
         self._must_hold(memory)
         self._tell(memory)
@@ -258,7 +260,7 @@ class Daemon:
             "owed": list(memory.owed),
             "last_row": memory.last_row,
             "inhibitor": self.node.inhibitor_words(),
-            "notes": self.node.notes(self.journal.trouble),
+            "notes": self.node.notes(self.journal.trouble, self.node.metrics.trouble if self.node.metrics else ""),
             "status": self.status_line(),
         }
 

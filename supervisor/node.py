@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -35,6 +35,9 @@ from supervisor.sources.base import Source
 from supervisor.sources.rae_http import RaeHttp
 from supervisor.sources.token import TokenError, token
 from supervisor.will import Will
+
+if TYPE_CHECKING:
+    from supervisor.metrics import Metrics
 
 START_S: Final = 3.0
 # The daemon's first tick does not wait for a driver to load: what has not been seen by then is unknown.
@@ -126,6 +129,8 @@ class Node:
         self.containment: Containment | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_again_s = 0.0
+        self._metrics: Metrics | None = None
+        self._metrics_file: str | None = None
         self.workdir = Workdir(config.paths.workdir)
         self.mend: Callable[[], Awaitable[str]] | None = None
         self._wake = wake
@@ -219,6 +224,18 @@ class Node:
             await self.performer.inhibitor.release()
         await self.senses.stop()
         await self.senses.bus.stop()
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """What counts for Prometheus, where `metrics.file` names a file; its library is loaded only then."""
+        file = self.config.node.metrics.file
+        if file != self._metrics_file:
+            self._metrics_file, self._metrics = file, None
+            if file is not None:
+                from supervisor.metrics import Metrics
+
+                self._metrics = Metrics(self.config.resolve(file))
+        return self._metrics
 
     # --- the configuration
 

@@ -341,6 +341,15 @@ class Logs(Struct, frozen=True, forbid_unknown_fields=True):
     keep_days: Annotated[int, Meta(ge=1, le=366, description="Days of logs kept, one file a day.")] = 7
 
 
+class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Figures for Prometheus, in a file: the node opens no port."""
+
+    file: Annotated[
+        Filled | None,
+        Meta(description="A .prom file in node_exporter's textfile folder, written whole. Nothing: no metrics."),
+    ] = None
+
+
 class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """node.yaml: everything that runtime.yaml has no field for. Every field has a default."""
 
@@ -356,3 +365,4 @@ class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     work: Work = field(default_factory=Work)
     paths: Paths = field(default_factory=Paths)
     logs: Logs = field(default_factory=Logs)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)

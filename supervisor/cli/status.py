@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json as jsonlib
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
 
 from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document
 
 KEYS = ("state", "since", "reason", "guards", "task", "paused_until", "source", "version")
+WATCH_S = 0.5
 MARK = {True: "ok", False: "no", None: "??"}
 
 
-def status(config: ConfigOption = None, json: JsonOption = False) -> None:
+def status(
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, twice a second, until Ctrl-C.")] = False,
+) -> None:
     """Say how the node is now.
 
     State, reason and time to go, guards, task, control node. `rae-node why` tells more about what keeps it from working.
 
     Exit 3: the daemon is not running. Exit 4: it does not answer, or is another version.
     """
+    if watch:
+        _watch(config, json)
     answer = ask_daemon(config, "status")
     if json:
-        document({key: value for key, value in answer.items() if key not in ("v", "ok")})
-        return
-    print(answer["status"])
-    print(f"since {answer['since']}")
-    print()
-    for guard in answer["guards"]:
-        print(f"  {MARK[guard['ok']]}  {guard['name']:<14} {guard['reason']}")
-    print()
-    for name, text in _rest(answer):
-        print(f"{name:<13} {text}")
+        document(_public(answer))
+    else:
+        print("\n".join(_screen(answer)))
+
+
+def _public(answer: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in answer.items() if key not in ("v", "ok")}
+
+
+def _screen(answer: dict[str, Any]) -> list[str]:
+    """One screen in words."""
+    guards = [f"  {MARK[guard['ok']]}  {guard['name']:<14} {guard['reason']}" for guard in answer["guards"]]
+    rest = [f"{name:<13} {text}" for name, text in _rest(answer)]
+    return [answer["status"], f"since {answer['since']}", "", *guards, "", *rest]
+
+
+def _watch(config: Path | None, as_json: bool) -> NoReturn:
+    """On a terminal one live screen, else a line (or JSON document) whenever the first line changes."""
+    last = ""
+    if sys.stdout.isatty() and not as_json:
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(Text(""), auto_refresh=False, screen=True) as live:
+            while True:
+                live.update(Text("\n".join(_screen(ask_daemon(config, "status")))), refresh=True)
+                time.sleep(WATCH_S)
+    while True:
+        answer = ask_daemon(config, "status")
+        if answer["status"] != last:
+            last = answer["status"]
+            print(jsonlib.dumps(_public(answer)) if as_json else last, flush=True)
+        time.sleep(WATCH_S)
 
 
 def _rest(answer: dict[str, Any]) -> list[tuple[str, str]]:
