@@ -1,0 +1,192 @@
+"""Real displays for tests and benches: Xvfb, headless sway, an ext-idle-notify compositor of ours; and who touches them.
+
+Each is a context manager that starts the program and ends it. `touch` is one act of a person; what a display lacks on
+this machine is told by `missing`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+NOBODY = 65534
+
+
+def missing(*programs: str) -> str:
+    """Why a display cannot be had here; empty when it can."""
+    lacking = [program for program in programs if not shutil.which(program)]
+    return f"needs {', '.join(lacking)}" if lacking else ""
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+    """The first true answer of `condition`; AssertionError naming `what` after `timeout_s`."""
+    end = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.005)
+    return answer
+
+
+class Display:
+    """A display server, as a process."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[Any] | None = None
+
+    def start(self) -> Self:
+        raise NotImplementedError
+
+    def touch(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End it as a crash does; once is enough."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def hang(self) -> None:
+        """It does nothing from now on, and does not close anything."""
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Xvfb(Display):
+    """A real X server without a screen. `cookie`: a file that its clients must show (made by `start`)."""
+
+    def __init__(self, cookie: Path | None = None) -> None:
+        super().__init__()
+        self.cookie, self.name = cookie, ""
+
+    def start(self) -> Xvfb:
+        read, write = os.pipe()
+        argv = ["Xvfb", "-displayfd", str(write), "-screen", "0", "320x240x24", "-nolisten", "tcp", "-noreset"]
+        key = os.urandom(16)
+        if self.cookie is not None:
+            self.cookie.write_bytes(_xauth("", key))
+            argv += ["-auth", str(self.cookie)]
+        self.process = subprocess.Popen(argv, pass_fds=[write], stderr=subprocess.DEVNULL)
+        os.close(write)
+        with os.fdopen(read) as told:
+            number = told.readline().strip()
+        assert number, "Xvfb did not start"
+        if self.cookie is not None:
+            self.cookie.write_bytes(_xauth(number, key))
+        self.name = f":{number}"
+        return self
+
+    def touch(self) -> None:
+        """The pointer moves."""
+        self.xdotool("mousemove_relative", "1", "0")
+
+    def xdotool(self, *argv: str) -> None:
+        env = {"DISPLAY": self.name, "PATH": os.environ["PATH"], "XAUTHORITY": str(self.cookie or os.devnull)}
+        subprocess.run(["xdotool", *argv], env=env, check=True)
+
+
+def _xauth(number: str, key: bytes) -> bytes:
+    def counted(raw: bytes) -> bytes:
+        return len(raw).to_bytes(2, "big") + raw
+
+    local = (256).to_bytes(2, "big") + counted(socket.gethostname().encode())
+    return local + counted(number.encode()) + counted(b"MIT-MAGIC-COOKIE-1") + counted(key)
+
+
+class Sway(Display):
+    """A real compositor without a screen; sway 1.7 offers org_kde_kwin_idle. It refuses root, which lends it to nobody.
+    `runtime` is its XDG_RUNTIME_DIR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runtime = runtime = Path(tempfile.mkdtemp(prefix="sway-"))
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            os.chown(runtime, NOBODY, NOBODY)
+            self._as = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        self.env = {
+            "PATH": os.environ["PATH"], "HOME": str(runtime), "XDG_RUNTIME_DIR": str(runtime), "WLR_BACKENDS": "headless",
+            "WLR_LIBINPUT_NO_DEVICES": "1", "WLR_RENDERER": "pixman", "SWAYSOCK": str(runtime / "sway.sock"),
+        }
+        self.socket = runtime / "wayland-1"
+
+    def start(self) -> Sway:
+        config = self.runtime / "sway.conf"
+        config.write_text("output HEADLESS-1 resolution 320x240\nxwayland disable\n")
+        self.process = subprocess.Popen(
+            ["sway", "-c", str(config)], env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._as
+        )
+        until(lambda: self.socket.exists() and self._answers(), "sway")
+        return self
+
+    def stop(self) -> None:
+        super().stop()
+        shutil.rmtree(self.runtime, ignore_errors=True)
+
+    def _answers(self) -> bool:
+        return subprocess.run(["swaymsg", "-q", "-t", "get_version"], env=self.env, capture_output=True).returncode == 0
+
+    def touch(self) -> None:
+        """The pointer moves."""
+        subprocess.run(["swaymsg", "-q", "seat", "seat0", "cursor", "move", "1", "1"], env=self.env, check=True)
+
+    def key(self) -> None:
+        """A key, by a virtual keyboard."""
+        subprocess.run(["wtype", "a"], env={**self.env, "WAYLAND_DISPLAY": self.socket.name}, check=True)
+
+
+class IdleServer(Display):
+    """ext-idle-notify-v1 as newer compositors offer it, by `support.idle_compositor`; version 2 has input notifications."""
+
+    def __init__(self, path: Path, version: int = 1, *, inhibit_silently: bool = False) -> None:
+        super().__init__()
+        self.socket, self.version, self.inhibit_silently = path, version, inhibit_silently
+
+    def start(self) -> IdleServer:
+        argv = [sys.executable, "-m", "support.idle_compositor", str(self.socket), str(self.version)]
+        self.process = subprocess.Popen(
+            argv + ["silent"] * self.inhibit_silently, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        assert self.process.stdout
+        assert self.process.stdout.readline() == b"ready\n"
+        return self
+
+    def say(self, letters: str) -> None:
+        """a: a touch. i, u: an inhibitor comes, goes. n: a new seat, o: one less. x: nonsense to all clients."""
+        assert self.process
+        assert self.process.stdin
+        self.process.stdin.write(letters.encode())
+        self.process.stdin.flush()
+
+    def touch(self) -> None:
+        self.say("a")
+
+
+def environment(**more: str) -> Mapping[str, str]:
+    """An environment without any display of the machine around the tests."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY")}
+    return {**kept, **more}
