@@ -82,7 +82,12 @@ class BoxNode:
 
     def works(self) -> None:
         """Wait until it is in RUNNING with a process."""
-        wait_for(lambda: (s := self.status()).get("state") == "RUNNING" and (s["task"] or {}).get("phase") == "running", "RUNNING", 30)
+
+        def runs() -> bool:
+            seen = self.status()
+            return seen.get("state") == "RUNNING" and (seen["task"] or {}).get("phase") == "running"
+
+        wait_for(runs, "RUNNING", 30)
 
     def left_by(self, since: int) -> tuple[str, str]:
         """(row, reason) of the first way out of RUNNING among the decisions after the first `since`."""
@@ -139,7 +144,7 @@ def _terminal(node: BoxNode) -> Callable[[], None]:
 def _game(node: BoxNode) -> Callable[[], None]:
     pid = node.box.run("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!").stdout.strip()
     node.gpu(f"0.proc={pid}:1073741824:g")
-    return lambda: (node.gpu(), node.box.run("kill", pid), None)[-1]  # type: ignore[func-returns-value]
+    return lambda: (node.gpu(), node.box.sh(f"kill {pid}"), None)[-1]  # type: ignore[func-returns-value]
 
 
 def _busy_gpu(node: BoxNode) -> Callable[[], None]:

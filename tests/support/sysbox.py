@@ -117,8 +117,11 @@ class SysBox:
             "PYTHONPATH": f"{REPO}:{REPO}/tests", "PYTHONDONTWRITEBYTECODE": "1",
         }
         needed = [Path(p).resolve() for p in (REPO, sys.prefix, sys.base_prefix)]
-        # What lies on a mount of its own is not in the overlay.
-        elsewhere = {str(p) for p in needed if p.stat().st_dev != os.stat("/").st_dev}
+        # What lies on a mount of its own is not in the overlay, and the box has a /tmp and a /run of its own.
+        own = (Path("/tmp"), Path("/run"))
+        elsewhere = {
+            str(p) for p in needed if p.stat().st_dev != os.stat("/").st_dev or any(p.is_relative_to(q) for q in own)
+        }
         self.binds = [*binds, *(f"{p}:{p}:ro" for p in sorted(elsewhere))]
         self.open = sorted({str(p) for q in needed if str(q) not in elsewhere for p in _ancestors(q)})
         root = cgroup2_root()
