@@ -91,7 +91,7 @@ class ControlServer:
         self._path.unlink(missing_ok=True)  # we hold the lock of the folder, so it is a dead one
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _short_name(self._path) as name:
+            with short_name(self._path) as name:
                 listener.bind(name)
             self._path.chmod(0o666)
             self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REQUEST)
@@ -216,7 +216,7 @@ def permitted(peer: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def _short_name(path: Path) -> Iterator[str]:
+def short_name(path: Path) -> Iterator[str]:
     """The socket by a name of less than 108 bytes, which is all that the kernel takes, however deep its folder lies."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -240,7 +240,7 @@ def ask(
         until_s = time.monotonic() + timeout_s
         peer.settimeout(timeout_s)
         try:
-            with _short_name(path) as short:
+            with short_name(path) as short:
                 peer.connect(short)
             if trusted and peer_uid(peer) not in (0, runtime.stat().st_uid):
                 raise DaemonMute(f"whoever listens at {path} is neither root nor the folder's owner")

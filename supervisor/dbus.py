@@ -86,10 +86,13 @@ class _Connection(MessageBus):
 
 class SystemBus:
     """The connection to the system bus, shared by all who need it. `address`: None takes DBUS_SYSTEM_BUS_ADDRESS, else
-    the usual place. Watches and subscriptions are made before `start`."""
+    the usual place. Watches and subscriptions are made before `start`. `name`: what it is called in words; the session
+    agent uses another bus."""
 
-    def __init__(self, address: str | None = None, *, backoff_s: tuple[float, float] = BACKOFF_S) -> None:
-        self._address = address
+    def __init__(
+        self, address: str | None = None, *, backoff_s: tuple[float, float] = BACKOFF_S, name: str = "system bus"
+    ) -> None:
+        self._address, self._name = address, name
         self._backoff_s = backoff_s
         self._bus: _Connection | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -98,7 +101,7 @@ class SystemBus:
         self._watches: list[tuple[str, Callable[[str], None]]] = []
         self._subscriptions: list[_Subscription] = []
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
-        self.error = "the system bus has not been asked for yet"
+        self.error = f"the {name} has not been asked for yet"
 
     @property
     def connected(self) -> bool:
@@ -195,7 +198,7 @@ class SystemBus:
         except IndexError as error:
             raise BusError(f"{name} answered {member} without the descriptor it speaks of") from error
         except _FAILURES as error:
-            raise BusError(f"the system bus went away during {member} ({_why(error)})") from error
+            raise BusError(f"the {self._name} went away during {member} ({_why(error)})") from error
         finally:
             del self._waiting[message.serial]
             answer.cancel()
@@ -211,7 +214,7 @@ class SystemBus:
                 try:
                     bus = await self._connect()
                 except (BusError, *_FAILURES) as error:
-                    self.error = f"no system bus ({_why(error)}): start dbus"
+                    self.error = f"no {self._name} ({_why(error)}): start dbus"
                     self._tried.set()
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, last)
@@ -221,12 +224,12 @@ class SystemBus:
                 self._tell()
                 self._tried.set()
                 await _end(bus)
-                self._gone("the system bus went away: see systemctl status dbus")
+                self._gone(f"the {self._name} went away: see systemctl status dbus")
         finally:
             if self._bus is not None:
                 self._bus.disconnect()
                 await _end(self._bus, CONNECT_TIMEOUT_S)
-            self._gone("the node has let go of the system bus")
+            self._gone(f"the node has let go of the {self._name}")
             self._tried.set()
 
     async def _connect(self) -> _Connection:

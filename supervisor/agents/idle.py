@@ -28,6 +28,14 @@ class Gone(Exception):
     """The source cannot tell (any more); the text is the reason in words."""
 
 
+class Absent(Gone):
+    """Nothing is there any more: a socket that a dead desktop left."""
+
+
+class Lacking(Gone):
+    """A desktop is there and well, and offers nothing that would tell."""
+
+
 @dataclass(frozen=True, slots=True)
 class Idle:
     """What a source says now. `idle_since_s` None: somebody is active. `pid`: whose desktop it is, 0 where not known."""

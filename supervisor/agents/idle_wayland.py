@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from supervisor.agents.idle import ANSWER_S, NAMELESS, QUIET_S, Gone, Idle, boot_s
+from supervisor.agents.idle import ANSWER_S, NAMELESS, QUIET_S, Absent, Gone, Idle, Lacking, boot_s
 
 DISPLAY_ID: Final = 1
 REGISTRY_ID: Final = 2
@@ -59,6 +59,7 @@ class WaylandIdle:
 
     def __init__(self, path: Path, quiet_s: float = QUIET_S) -> None:
         self._path, self._quiet_s = path, quiet_s
+        self.pid = 0  # the compositor's
         self._reset()
 
     def _reset(self) -> None:
@@ -73,7 +74,6 @@ class WaylandIdle:
         self._timer: asyncio.TimerHandle | None = None
         self._changed: Callable[[], None] = lambda: None
         self._ready = False
-        self.pid = 0
 
     @property
     def reading(self) -> Idle | None:
@@ -101,8 +101,10 @@ class WaylandIdle:
                 async with asyncio.timeout(ANSWER_S):
                     reader, self._writer = await asyncio.open_unix_connection(self._path, limit=2 * MAX_MESSAGE)
                     self.pid = _peer_pid(self._writer.get_extra_info("socket"))
-            except (OSError, TimeoutError) as error:
-                raise Gone(f"{self._path.name}: no compositor answers ({_why(error)})") from error
+            except TimeoutError as error:
+                raise Gone(f"{self._path.name}: the compositor does not answer") from error
+            except OSError as error:
+                raise Absent(f"{self._path.name}: no compositor ({error.strerror})") from error
             listening = asyncio.ensure_future(self._listen(reader))
             try:
                 await self._begin(listening)
@@ -123,13 +125,13 @@ class WaylandIdle:
         self._send(DISPLAY_ID, 1, _u32(REGISTRY_ID))
         await self._round_trip(listening)  # all globals are known
         if not self._registry.of(SEAT):
-            raise Gone(f"{self._path.name} has no seat, so it sees nobody")
+            raise Lacking(f"{self._path.name} has no seat, so it sees nobody")
         if found := self._registry.of(EXT):
             self._protocol, self._version = EXT, min(2, found[0][1])
         elif found := self._registry.of(KWIN):
             self._protocol, self._version = KWIN, 1
         else:
-            raise Gone(f"{self._path.name} offers neither ext-idle-notify-v1 nor {KWIN}")
+            raise Lacking(f"{self._path.name} offers neither ext-idle-notify-v1 nor {KWIN}")
         self._notifier = self._bind(found[0][0], self._protocol, self._version)
         for name, _ in self._registry.of(SEAT):
             self._add_seat(name)
@@ -302,6 +304,3 @@ def _text(text: str) -> bytes:
 def _peer_pid(peer: socket.socket) -> int:
     return int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
-
-def _why(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else "") or "no answer"
