@@ -76,12 +76,12 @@ def refuse(reason: str) -> NoReturn:
     )
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = 10.0) -> Any:
     """The first true answer of `condition`, asked again and again; AssertionError naming `what` after `timeout_s`."""
     end = time.monotonic() + timeout_s
     while not (answer := condition()):
         if time.monotonic() > end:
-            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+            raise AssertionError(f"not within {timeout_s:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.01)
     return answer
 

@@ -1,0 +1,156 @@
+"""A box with the node installed in it as on a person's machine: by deploy/install, from wheels, for an ordinary user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import nvml_standin, running, sysbox
+from support.sysbox import REPO, SysBox, wait_for
+
+USER = "anna"
+INSTALL = str(REPO / "deploy/install")
+WHEELS = "/mnt/share/wheels"
+RAE_NODE = "/usr/local/bin/rae-node"
+UNIT = "rae-node.service"
+NVML = "/etc/nvml-standin.txt"
+CONTROL = "http://127.0.0.1:8000"
+# A test need not wait for what people wait for: the times alone are other than in the unit that ships.
+QUICK = "[Service]\nRestartSec=200ms\nWatchdogSec=2\n"
+
+
+def make_wheels(folder: Path) -> Path:
+    """The project as it is now, and all that it needs, as wheels; what $RAE_NODE_WHEELS holds need not be fetched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder.parent / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "states", "supervisor"):
+        to = source / name
+        shutil.copytree(REPO / name, to) if (REPO / name).is_dir() else shutil.copy(REPO / name, to)
+    given = os.environ.get("RAE_NODE_WHEELS")
+    found = ["--find-links", given] if given else []
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", *found]
+    done = subprocess.run([*pip, "-w", str(folder), str(source)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(f"the wheels for the box cannot be had: {done.stderr[-500:]}", pytrace=False)
+    return folder
+
+
+class Installed:
+    """One box; `install` puts the node there."""
+
+    def __init__(self, box: SysBox, wheels: Path, nvml_library: Path) -> None:
+        self.box = box
+        shutil.copytree(wheels, box.share / "wheels", dirs_exist_ok=True)
+        self.uid = box.add_user(USER)
+        shutil.copy(nvml_library, box.share / "libnvidia-ml.so.1")
+        box.sh("cp /mnt/share/libnvidia-ml.so.1 /usr/local/lib/; ldconfig")
+        self.gpu()
+
+    def gpu(self, *lines: str) -> None:
+        """What the GPU shows from now on; one quiet GPU if nothing is said."""
+        self.put(NVML, "\n".join(lines) + "\n")
+
+    def put(self, path: str, text: str) -> None:
+        """A file in the box, whole or not at all."""
+        there = self.box.root / path.lstrip("/")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        draft = there.with_name(f".{there.name}.draft")
+        draft.write_text(text)
+        draft.replace(there)
+
+    def drop_in(self, name: str, text: str) -> None:
+        """What `systemctl edit rae-node` would do."""
+        self.put(f"/etc/systemd/system/{UNIT}.d/{name}.conf", text)
+        self.box.run("systemctl", "daemon-reload")
+
+    def install(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """deploy/install, as root, for the user."""
+        done = self.box.run(INSTALL, "--user", USER, "--wheels", WHEELS, *options, check=check)
+        if (self.box.root / "etc/systemd/system" / UNIT).exists():
+            self.drop_in("nvml", f"[Service]\nEnvironment=FAKE_NVML_FILE={NVML}\n")
+        return done
+
+    def cli(self, *words: str, user: str | None = None, check: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`rae-node`, as it is called by people."""
+        return self.box.run(RAE_NODE, *words, user=user, check=check, env={"FAKE_NVML_FILE": NVML}, **options)
+
+    def configure(self, runtime: Any = None, node: Any = None) -> None:
+        """Settings for a test, laid over the shipped ones that a test can live with."""
+        base = {
+            "control": {"url": CONTROL, "backoff_max_sec": 0.5},
+            "tasks": running.TASKS,
+            "host": {"min_memory_gb": 0, "max_temperature_c": 120, "on_battery": "allow"},
+            "work": {"run_minutes": 0},
+        }
+        self.put("/opt/rae-node/agent/node.yaml", yaml.safe_dump(running.merge(base, node or {})))
+        self.put("/opt/rae-node/agent/runtime.yaml", yaml.safe_dump(running.merge(running.RUNTIME, runtime or {})))
+
+    def show(self, *names: str) -> dict[str, str]:
+        """Properties of the unit."""
+        return self.box.show(UNIT, *names)
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon says, or nothing."""
+        done = self.cli("status", "--json")
+        return json.loads(done.stdout) if done.returncode == 0 else {}
+
+    def status_text(self) -> str:
+        """STATUS=, as systemd heard it."""
+        return self.show("StatusText")["StatusText"]
+
+    def wait_for(self, state: str, timeout_s: float = 20.0) -> None:
+        """Until systemd has heard of that state."""
+        wait_for(lambda: self.status_text().startswith(f"{state}:"), lambda: f"{state}, not {self.status_text()}", timeout_s)
+
+    def start_control(self) -> None:
+        """A control node in the box."""
+        self.box.run(
+            "systemd-run", "-q", "--unit=control-node", "-pRestart=always", RAE_NODE, "control", "--listen", CONTROL[7:]
+        )
+
+    def control(self, path: str, body: Any = None) -> Any:
+        """One request to it."""
+        script = (
+            "import json, sys, urllib.request as u\n"
+            "url, body = sys.argv[1], sys.argv[2].encode() if sys.argv[2] else None\n"
+            "print(u.urlopen(u.Request(url, body, {'content-type': 'application/json'}), timeout=5).read().decode())"
+        )
+        text = "" if body is None else json.dumps(body)
+        return json.loads(self.box.run("/opt/rae-node/venv/bin/python", "-c", script, CONTROL + path, text).stdout)
+
+    def add(self, kind: str, payload: Any = None) -> str:
+        """Queue a task; its id."""
+        return str(self.control("/control/tasks", {"type": kind, "payload": payload or {}, "priority": 0})["id"])
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        """A task as the control node knows it."""
+        answer: dict[str, Any] = self.control(f"/control/tasks/{task_id}")
+        return answer
+
+    def task_pids(self) -> list[int]:
+        """Processes of tasks, by their environment."""
+        found = self.box.run("sh", "-c", "grep -lz ^HOME=/opt/rae-node/workdir/ /proc/[0-9]*/environ 2>/dev/null", check=False)
+        return [int(path.split("/")[2]) for path in found.stdout.split()]
+
+    def main_pid(self) -> int:
+        """The daemon's pid in the box."""
+        return int(self.show("MainPID")["MainPID"])
+
+
+def boot(base: Path, **options: Any) -> SysBox:
+    """A box of one's own, not yet started."""
+    if reason := sysbox.unavailable():
+        sysbox.refuse(reason)
+    return SysBox(base, logind_conf="IdleAction=ignore\nInhibitDelayMaxSec=3s", **options)
+
+
+__all__ = ["CONTROL", "INSTALL", "NVML", "QUICK", "RAE_NODE", "UNIT", "USER", "WHEELS", "Installed", "boot", "make_wheels", "nvml_standin"]
