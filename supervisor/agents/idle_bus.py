@@ -47,6 +47,8 @@ class BusIdle:
         self._gnome: tuple[str, ...] = ()
         self._kde: tuple[str, ...] = ()
         self._bus.watch(MUTTER, lambda owner: self._do(self._begin_mutter(owner)))
+        self._saver_there = asyncio.Event()
+        self._bus.watch(SAVER, lambda owner: self._saver_there.set() if owner else self._saver_there.clear())
         self._bus.watch(GNOME, lambda _: self._do(self._list_gnome()))
         self._bus.watch(KDE, lambda _: self._do(self._list_kde()))
         self._bus.subscribe(MUTTER, MUTTER, "WatchFired", self._fired)
@@ -170,6 +172,7 @@ class BusIdle:
     async def _poll(self) -> None:
         unit = before = before_s = 0.0
         while True:
+            await self._saver_there.wait()
             try:
                 (value,) = await self._ask(SAVER, SAVER_PATH, "GetSessionIdleTime", expect="u")
             except BusError:

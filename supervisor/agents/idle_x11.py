@@ -24,6 +24,7 @@ from supervisor.agents.idle import ANSWER_S, QUIET_S, Gone, Idle, boot_s
 
 IDLETIME: Final = "IDLETIME"
 NO_COOKIE: Final = "/nonexistent"  # an empty file would make python-xlib write to stderr
+ENDING_S: Final = 0.1
 # Only one at a time may connect: python-xlib takes the cookie's file from the environment.
 _CONNECTING: Final = threading.Lock()
 _STUCK: Final[dict[str, threading.Thread]] = {}
@@ -49,6 +50,8 @@ class X11Idle:
     async def run(self, changed: Callable[[], None]) -> None:
         """See `Source`."""
         stuck = _STUCK.get(self._display)
+        if stuck is not None and stuck.is_alive():
+            await asyncio.sleep(ENDING_S)  # it may be about to end
         if stuck is not None and stuck.is_alive():
             raise Gone(f"display {self._display} hangs")
         loop = asyncio.get_running_loop()

@@ -1,0 +1,224 @@
+"""What a desktop says on its own bus: a real Mutter where there is one; GNOME, KDE and the screen saver as services."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbus_fast import BusType, Message, MessageType
+from dbus_fast.aio import MessageBus
+from support.displays import missing
+from support.login1 import PrivateBus, eventually
+
+from supervisor.agents import idle_bus
+from supervisor.agents.idle import boot_s
+from supervisor.agents.idle_bus import GNOME, GNOME_PATH, KDE, KDE_PATH, MUTTER, MUTTER_PATH, SAVER, BusIdle
+
+QUIET_S = 0.3
+
+
+class Service:
+    """A service of ours: answers by member, (signature, body) or a callable that gives it."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self.address, self.name = address, name
+        self.answers: dict[str, Any] = {}
+        self.asked: list[str] = []
+        self.bus: MessageBus | None = None
+
+    async def start(self) -> Service:
+        self.bus = await MessageBus(bus_address=self.address, bus_type=BusType.SYSTEM).connect()
+        self.bus.add_message_handler(self._answer)
+        await self.bus.request_name(self.name)
+        return self
+
+    def _answer(self, message: Message) -> Message | None:
+        if message.message_type is not MessageType.METHOD_CALL or message.member not in self.answers:
+            return None
+        self.asked.append(message.member)
+        answer = self.answers[message.member]
+        return Message.new_method_return(message, *(answer(message) if callable(answer) else answer))
+
+    async def emit(self, path: str, member: str, signature: str, *body: Any) -> None:
+        assert self.bus
+        await self.bus.send(Message.new_signal(path, self.name, member, signature, list(body)))
+
+    async def stop(self) -> None:
+        assert self.bus
+        self.bus.disconnect()
+        await asyncio.gather(self.bus.wait_for_disconnect(), return_exceptions=True)
+
+
+def beside(folder: Path, story: Callable[[str, BusIdle], Any], quiet_s: float = QUIET_S) -> None:
+    """Run a story beside the source on a bus of its own."""
+
+    async def run() -> None:
+        with PrivateBus(folder) as bus:
+            source = BusIdle(bus.address, quiet_s)
+            running = asyncio.ensure_future(source.run(lambda: None))
+            try:
+                await asyncio.wait_for(story(bus.address, source), 30)
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def idle(source: BusIdle) -> bool:
+    return source.reading is not None and source.reading.idle_since_s is not None
+
+
+def active(source: BusIdle) -> bool:
+    return source.reading is not None and source.reading.idle_since_s is None
+
+
+def test_mutter_tells_both_ways_and_is_asked_for_a_proof(tmp_path: Path) -> None:
+    async def story(address: str, source: BusIdle) -> None:
+        mutter = Service(address, MUTTER)
+        ids = iter(range(1, 100))
+        idle_ms = 0
+        mutter.answers = {
+            "AddIdleWatch": lambda m: ("u", [next(ids)]) if m.body == [300] else ("s", [""]),
+            "AddUserActiveWatch": lambda m: ("u", [next(ids)]),
+            "GetIdletime": lambda m: ("t", [idle_ms]),
+        }
+        await mutter.start()
+        await eventually(lambda: active(source), "the probe")
+        assert source.reading
+        assert (source.reading.source, source.reading.pid) == ("Mutter's idle monitor", os.getpid())
+        idle_ms = 300
+        await mutter.emit(MUTTER_PATH, "WatchFired", "u", 1)
+        await eventually(lambda: idle(source) and mutter.asked[-1] == "GetIdletime", "idle")
+        assert source.reading.idle_since_s == pytest.approx(boot_s() - 0.3, abs=0.2)
+        await mutter.emit(MUTTER_PATH, "WatchFired", "u", 2)  # the watch of the beginning, which is over by now
+        await mutter.emit(MUTTER_PATH, "WatchFired", "u", 3)
+        await eventually(lambda: active(source), "a touch")
+        # A touch between the signal and the watch for it.
+        idle_ms = 0
+        await mutter.emit(MUTTER_PATH, "WatchFired", "u", 1)
+        await eventually(lambda: mutter.asked.count("AddUserActiveWatch") == 3 and active(source), "the touch in between")
+        idle_ms = 5000
+        await source.prove()
+        assert idle(source)
+        mutter.answers["GetIdletime"] = ("s", ["soon"])
+        await source.prove()
+        assert source.reading is None
+        await mutter.stop()
+
+    beside(tmp_path, story)
+
+
+def test_a_real_mutter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reason := missing("mutter"):
+        pytest.skip(reason)
+
+    async def story(address: str, source: BusIdle) -> None:
+        runtime = tmp_path / "run"
+        runtime.mkdir(mode=0o700)
+        env = {
+            "PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(runtime),
+            "DBUS_SESSION_BUS_ADDRESS": address, "GSETTINGS_BACKEND": "memory", "LIBGL_ALWAYS_SOFTWARE": "1",
+            "MUTTER_DEBUG_RESET_IDLETIME": "1",
+        }
+        argv = ["mutter", "--headless", "--wayland", "--no-x11", "--virtual-monitor", "320x240"]
+        with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as mutter:
+            try:
+                await eventually(lambda: idle(source), "idle", 20)
+                assert source.reading
+                assert source.reading.pid == mutter.pid
+                reset = ["busctl", f"--address={address}", "call", MUTTER, MUTTER_PATH, MUTTER, "ResetIdletime"]
+                assert await asyncio.to_thread(subprocess.call, reset) == 0
+                await eventually(lambda: active(source), "a touch")
+                await eventually(lambda: idle(source), "idle again")
+                await source.prove()
+                assert idle(source)
+            finally:
+                mutter.kill()
+        await eventually(lambda: source.reading is None, "its end")
+
+    beside(tmp_path, story, 1.0)
+
+
+@pytest.mark.parametrize("per_s", [1, 1000], ids=["seconds", "milliseconds"])
+def test_the_screen_saver_is_asked_only_where_wanted_and_its_unit_is_proven(
+    tmp_path: Path, per_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle_bus, "POLL_S", 0.5)
+
+    async def story(address: str, source: BusIdle) -> None:
+        saver = Service(address, SAVER)
+        since_s = boot_s() - 60
+        saver.answers["GetSessionIdleTime"] = lambda _: ("u", [int((boot_s() - since_s) * per_s)])
+        await saver.start()
+        await asyncio.sleep(0.1)
+        assert saver.asked == []
+        source.poll(True)
+        await eventually(lambda: idle(source), "idle")
+        assert source.reading
+        assert "asked every" in source.reading.source
+        assert source.reading.idle_since_s == pytest.approx(since_s, abs=1.2)
+        since_s = boot_s()
+        await eventually(lambda: active(source), "a touch")
+        source.poll(False)
+        assert source.reading is None
+        await saver.stop()
+
+    beside(tmp_path, story)
+
+
+def test_a_screen_saver_whose_time_does_not_pass_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle_bus, "PROBE_S", 0.05)
+
+    async def story(address: str, source: BusIdle) -> None:
+        saver = Service(address, SAVER)
+        saver.answers["GetSessionIdleTime"] = ("u", [100_000])
+        await saver.start()
+        source.poll(True)
+        await eventually(lambda: len(saver.asked) > 5, "questions")
+        assert source.reading is None
+        await saver.stop()
+
+    beside(tmp_path, story)
+
+
+def test_inhibitors_of_gnome_with_their_holders(tmp_path: Path) -> None:
+    async def story(address: str, source: BusIdle) -> None:
+        gnome = Service(address, GNOME)
+        held = {"/i/1": ("org.example.Film", 8), "/i/2": ("org.example.Burner", 4)}
+        gnome.answers = {
+            "GetInhibitors": lambda _: ("ao", [list(held)]),
+            "GetAppId": lambda m: ("s", [held[m.path][0]]),
+            "GetFlags": lambda m: ("u", [held[m.path][1]]),
+        }
+        await gnome.start()
+        await eventually(lambda: source.inhibitors == ("org.example.Film",), "the film, which was there before")
+        del held["/i/1"]
+        await gnome.emit(GNOME_PATH, "InhibitorRemoved", "o", "/i/1")
+        await eventually(lambda: source.inhibitors == (), "its end")
+        held["/i/3"] = ("org.example.Call", 12)
+        await gnome.emit(GNOME_PATH, "InhibitorAdded", "o", "/i/3")
+        await eventually(lambda: source.inhibitors == ("org.example.Call",), "a call")
+        await gnome.stop()
+        await eventually(lambda: source.inhibitors == (), "the end of the session manager")
+
+    beside(tmp_path, story)
+
+
+def test_inhibitions_of_kde_with_their_holders_and_no_reason(tmp_path: Path) -> None:
+    async def story(address: str, source: BusIdle) -> None:
+        kde = Service(address, KDE)
+        kde.answers = {"HasInhibition": ("b", [True]), "ListInhibitions": ("a(ss)", [[["firefox", "a secret title"]]])}
+        await kde.start()
+        await eventually(lambda: source.inhibitors == ("firefox",), "the film")
+        kde.answers["HasInhibition"] = ("b", [False])
+        await kde.emit(KDE_PATH, "InhibitionsChanged", "a(ss)as", [], ["firefox"])
+        await eventually(lambda: source.inhibitors == (), "its end")
+        await kde.stop()
+
+    beside(tmp_path, story)
