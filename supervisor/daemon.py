@@ -207,7 +207,7 @@ class Daemon:
             self._notifier.ready(self.status_line())
         self._notifier.status(self.status_line())
         self._notifier.watchdog()
-        self.journal.alive(memory.state, self.status_line())
+        self.journal.alive(memory.state, self.status_line(), self._last, self.mind.limits)
 
     def _wait_s(self) -> float:
         """Seconds until the next look is due by itself."""

@@ -26,7 +26,7 @@ from states.guards import GUARDS, host_staying, task_in_time
 from states.lifecycle import Outcome, Plan
 from states.limits import Limits
 from states.memory import Memory
-from states.observation import Task, TaskPhase
+from states.observation import Observation, Task, TaskPhase
 from supervisor.clock import Clock, iso
 from supervisor.vocabulary import see_of
 
@@ -111,10 +111,13 @@ class Journal:
                 **last,
             )
 
-    def alive(self, state: str, reason: str) -> None:
-        """A sign of life, a minute apart at most: without it silence would say nothing."""
+    def alive(self, state: str, reason: str, seen: Observation | None = None, limits: Limits | None = None) -> None:
+        """A sign of life, a minute apart at most: without it silence would say nothing. With what was seen, for curves."""
         if self._clock.now_s() - self._last_line_s >= ALIVE_EVERY_S:
-            self.write("alive", state=state, reason=reason)
+            told: dict[str, Any] = {}
+            if seen is not None and limits is not None:
+                told = {"observation": _short_see(see_of(seen, limits)), "at_s": seen.now_s}
+            self.write("alive", state=state, reason=reason, **told)
 
     def write(self, kind: str, **fields: Any) -> None:
         """One line, at once; a failure is remembered and never raised."""
@@ -189,6 +192,17 @@ def _same(fd: int, path: Path) -> bool:
 
 def _day(wall_s: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(wall_s))
+
+
+def _short_see(see: dict[str, Any]) -> dict[str, Any]:
+    """For curves three digits are enough: nothing was decided by them. A quiet day stays below 1 MB."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: short(v) for name, v in value.items()}
+        return round(value, 3) if isinstance(value, float) else value
+
+    return {name: short(value) for name, value in see.items()}
 
 
 def cause(plan: Plan) -> str:

@@ -248,3 +248,51 @@ def test_lines_are_json_without_infinities(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_a_quiet_day_is_under_a_megabyte_and_tells_what_was_seen(tmp_path: Path) -> None:
+    clock = ManualClock(wall=time.mktime((2027, 1, 15, 0, 0, 0, 0, 0, -1)))
+    journal = Journal(tmp_path, clock)
+    for _ in range(1440):
+        look = seen(clock.now, person=Person(clock.now - 123.456789), gpu=Gpu(4.123456789, 1.987654321), cpu=Cpu(5.123456789))
+        journal.alive("IDLE_WAIT", "IDLE_WAIT: user active on seat0, tty2 (X11) 2 min ago, 8 min to go", look, Limits())
+        clock.go(ALIVE_EVERY_S)
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_size < 1_000_000
+    lines = [entry for _, entry in read(path)]
+    assert len(lines) == 1440
+    assert lines[-1]["observation"]["user"] == {"idle": 123.457}
+    assert lines[-1]["observation"]["cpu"] == 5.123
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "hours"),
+    [
+        ("Europe/Berlin", (2027, 3, 28), 23),
+        ("Europe/Berlin", (2027, 10, 31), 25),
+        ("America/Sao_Paulo", (2018, 11, 4), 23),  # midnight itself is skipped
+        ("UTC", (2027, 6, 1), 24),
+    ],
+)
+def test_days_turn_at_local_midnight_when_clocks_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zone: str, day: tuple[int, int, int], hours: int
+) -> None:
+    if not Path("/usr/share/zoneinfo", zone).exists():
+        pytest.skip(f"no time zone data for {zone}: install tzdata")
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        clock = ManualClock(wall=time.mktime((*day, 12, 0, 0, 0, 0, -1)) - DAY_S)
+        journal = Journal(tmp_path, clock, keep_days=3)
+        for _ in range(2 * 96):
+            journal.write("alive", state="READY", reason="")
+            clock.go(900)
+        name = "decisions-{:04}-{:02}-{:02}.jsonl".format(*day)
+        found = files([tmp_path])
+        assert len(found) == 3
+        whole = [entry for _, entry in read(tmp_path / name)]
+        assert len(whole) == hours * 4
+        assert all(line["time"].startswith(name[10:20]) for line in whole)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
