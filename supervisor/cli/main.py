@@ -27,6 +27,7 @@ from supervisor.cli.demo import demo  # noqa: E402
 from supervisor.cli.diagram import diagram  # noqa: E402
 from supervisor.cli.dry_run import dry_run  # noqa: E402
 from supervisor.cli.pause import pause, resume  # noqa: E402
+from supervisor.cli.record import record  # noqa: E402
 from supervisor.cli.replay import replay  # noqa: E402
 from supervisor.cli.run import run  # noqa: E402
 from supervisor.cli.status import status  # noqa: E402
@@ -64,7 +65,7 @@ def _root(
     remember(config)
 
 
-for command in (run, demo, control, status, why, pause, resume, check_user, check_gpu, dry_run, replay, diagram):
+for command in (run, demo, control, status, why, pause, resume, check_user, check_gpu, dry_run, replay, record, diagram):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 

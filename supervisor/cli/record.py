@@ -1,0 +1,45 @@
+"""`rae-node record`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, configuration, err, leave
+
+
+def _time(text: str, name: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        leave(Exit.WRONG, f"{name}: found {text!r}, allowed: a time such as 2026-11-24T18:00 (local, or with its offset)")
+
+
+def record(
+    since: Annotated[str, typer.Option("--from", metavar="TIME", help="First moment, such as 2026-11-24T18:00.")],
+    until: Annotated[str, typer.Option("--to", metavar="TIME", help="Last moment.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The script to write.")],
+    logs: Annotated[list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals. Default: paths.logs.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Cut a span out of the journal as a scripted replay.
+
+    Example: `rae-node record --from 2026-11-24T18:00 --to 2026-11-24T19:00 evening.yaml`, then `rae-node replay evening.yaml`.
+    Name journals from the node's last start on; what came before the span only brings the machine to where it was.
+
+    Exit 0: written. 2: there is nothing in the span, a journal cannot be read, or FILE cannot be written.
+    """
+    from supervisor.offline.record import RecordError, cut
+
+    try:
+        text, note = cut(logs or [configuration(config).paths.logs], _time(since, "--from"), _time(until, "--to"))
+        file.write_text(text)
+    except RecordError as error:
+        leave(Exit.WRONG, str(error))
+    except OSError as error:
+        leave(Exit.WRONG, f"{error.filename}: {error.strerror}")
+    if note:
+        err(f"{file}: {note}")
