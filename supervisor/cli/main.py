@@ -31,6 +31,7 @@ from supervisor.cli.record import record  # noqa: E402
 from supervisor.cli.replay import replay  # noqa: E402
 from supervisor.cli.run import run  # noqa: E402
 from supervisor.cli.status import status  # noqa: E402
+from supervisor.cli.whatif import whatif  # noqa: E402
 from supervisor.cli.why import why  # noqa: E402
 from supervisor.version import VERSION  # noqa: E402
 
@@ -65,7 +66,7 @@ def _root(
     remember(config)
 
 
-for command in (run, demo, control, status, why, pause, resume, check_user, check_gpu, dry_run, replay, record, diagram):
+for command in (run, demo, control, status, why, pause, resume, check_user, check_gpu, dry_run, replay, record, whatif, diagram):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 

@@ -1,0 +1,89 @@
+"""`rae-node whatif`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, configuration, document, leave
+
+if TYPE_CHECKING:
+    from states.limits import Limits
+
+MAX_STEPS = 200
+
+
+def _with(limits: Limits, name: str, value: str) -> Limits:
+    """`limits` with one setting changed, judged by the rules of the files."""
+    from supervisor.offline.record import SETTINGS
+    from supervisor.offline.script import ScriptError, parse
+
+    known = next((full for full in SETTINGS if name in (full, full.partition(".")[2])), None)
+    if known is None:
+        leave(Exit.WRONG, f"{name}: is no setting that can be asked about; allowed: {', '.join(SETTINGS)}")
+    text = f"replay: 1\nsettings: {{{known}: {value}}}\nsteps: [{{at: 0s, expect: {{state: DISABLED}}}}]\n"
+    try:
+        field = SETTINGS[known][0]
+        return replace(limits, **{field: getattr(parse(text, "whatif").limits, field)})
+    except ScriptError as error:
+        problem = error.problems[0]
+        leave(Exit.WRONG, f"{known}: found {value}, allowed: {problem.allowed}")
+
+
+def _values(text: str) -> list[str]:
+    """`2..30` or `2..30:4` as its values."""
+    span, _, step_text = text.partition(":")
+    low, dots, high = span.partition("..")
+    try:
+        first, last, step = float(low), float(high), float(step_text or 1)
+        count = int((last - first) / step + 1e-9) + 1
+    except (ValueError, ZeroDivisionError, OverflowError):
+        first, step, count, dots = 0.0, 1.0, 0, ""
+    if not dots or not 1 <= count <= MAX_STEPS or step <= 0:
+        leave(Exit.WRONG, f"--sweep: found {text!r}, allowed: NAME=FROM..TO[:STEP], at most {MAX_STEPS} steps")
+    return [f"{first + n * step:g}" for n in range(count)]
+
+
+def whatif(
+    logs: Annotated[list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals. Default: paths.logs.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another limit; repeatable.")] = None,
+    sweep: Annotated[str, typer.Option(metavar="NAME=FROM..TO[:STEP]", help="A line for each value: the trade-off.")] = "",
+    task_minutes: Annotated[float, typer.Option(min=0.1, max=10080, help="How long each task is taken to last.")] = 20.0,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Ask recorded days what other limits would have meant.
+
+    Example: `rae-node whatif --set safety.idle_required_minutes=5`, or `--sweep idle_required_minutes=2..30:4`.
+    With --config DIR and no --set, the limits in that folder are the other ones.
+
+    Taken for granted, before and after alike: there is always a task, each as long as --task-minutes; readings hold
+    between two lines of the journal. Exit 2: a setting is wrong, or a journal cannot be read.
+    """
+    from supervisor.offline.whatif import WhatIfError, as_json, as_rows, live, load
+
+    try:
+        past = load(logs or [configuration(config).paths.logs])
+    except WhatIfError as error:
+        leave(Exit.WRONG, str(error))
+    except OSError as error:
+        leave(Exit.WRONG, f"{error.filename}: {error.strerror}")
+    after = past.limits if changes or config is None else configuration(config).limits
+    for change in changes or ():
+        name, equals, value = change.partition("=")
+        if not equals:
+            leave(Exit.WRONG, f"--set: found {change!r}, allowed: NAME=VALUE, such as safety.idle_required_minutes=5")
+        after = _with(after, name, value)
+    asked = {"before": past.limits, "after": after}
+    if sweep:
+        name, _, span = sweep.partition("=")
+        asked = {f"{name}={value}": _with(after, name, value) for value in _values(span)}
+    results = {name: live(past, limits, task_minutes * 60) for name, limits in asked.items()}
+    if json:
+        document(as_json(results))
+    else:
+        for line in as_rows(results):
+            print(line)
