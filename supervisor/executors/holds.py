@@ -174,6 +174,12 @@ def _running(processes: list[Process]) -> list[Process]:
     return [process for process in processes if process.state not in _STOPPED]
 
 
+def _stuck(process: Process, processes: list[Process]) -> bool:
+    """It waits in the kernel for the child of its vfork, and that child is stopped: it runs no more than its child. A
+    shell does this at each command; SIGSTOP reaches it only when the child goes on."""
+    return process.state == "D" and any(child.ppid == process.pid and child.state in _STOPPED for child in processes)
+
+
 class TreeHold:
     """The processes below `root`, which is their subreaper: found by walking /proc, held by SIGSTOP."""
 
@@ -226,17 +232,19 @@ class TreeHold:
         until_s = time.monotonic() + limit_s
         rounds = quiet = 0
         while quiet < (2 if rounds > 1 else 1):
-            running = _running(self.living())
-            if running:
+            living = self.living()
+            running = _running(living)
+            loose = any(not _stuck(process, living) for process in running)
+            if loose:
                 rounds, quiet = rounds + 1, 0
             else:
                 quiet += 1
             for process in running if rounds < 2 else [*running, *_running(self.nearest())]:
                 with contextlib.suppress(OSError):  # no pidfd: the look is a moment old, and this is the hot path
                     os.kill(process.pid, signal.SIGSTOP)
-            if running and time.monotonic() > until_s:
+            if loose and time.monotonic() > until_s:
                 return False
-            if running and rounds == 1:
+            if loose and rounds == 1:
                 self._prioritize(_threads([process.pid for process in running]), 0)
         return True
 
