@@ -164,7 +164,8 @@ def _lost_gpu(node: BoxNode) -> Callable[[], None]:
 
 def _bus_gone(node: BoxNode) -> Callable[[], None]:
     node.box.run("systemctl", "stop", "dbus.socket", "dbus.service")
-    return lambda: (node.box.run("systemctl", "start", "dbus.socket", "dbus.service", "systemd-logind"), None)[-1]
+    back = "systemctl start dbus.socket dbus.service; systemctl restart systemd-logind"  # 257 does not come back by itself
+    return lambda: (node.box.sh(back), None)[-1]
 
 
 def _logind_gone(node: BoxNode) -> Callable[[], None]:

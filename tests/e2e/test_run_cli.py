@@ -137,6 +137,7 @@ def as_nobody(say: Callable[[], str]) -> str:
         return said.read()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # the child asks once, and is gone
 def test_who_may_not_speak_is_told_so_and_gets_the_status(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")

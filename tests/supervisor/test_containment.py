@@ -15,21 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.trees import NOBODY, alive, command, marked_with, pids_in, plain_environment, plain_python, until
+from support.trees import NOBODY, OURS, Plain, alive, marked_with, pids_in, plain, until
 
 from supervisor.executors import containment, holds
 from supervisor.executors.base import StopFailed
 from supervisor.executors.containment import CgroupContainment, TreeContainment, detect, node_mark, task_mark
 
 DETECTED = detect()
-PLAIN = plain_python() if os.geteuid() == 0 else None
 WORKERS = 10
 
 
 class Setting:
     """Who runs the daemon, where, and how it holds its tasks."""
 
-    def __init__(self, kind: str, user: int | None, base: str | None, folder: Path) -> None:
+    def __init__(self, kind: str, user: int | None, base: str | None, folder: Path, run_by: Plain) -> None:
+        self.run_by = run_by
         self.kind = kind
         self.user = user
         self.base = base  # a cgroup that the daemon is put into
@@ -42,8 +42,7 @@ class Setting:
 
     def daemon(self, grace: str, *task: str) -> subprocess.Popen[str]:
         """Start the stand-in, and wait until its tree stands."""
-        python = sys.executable if self.user is None else str(PLAIN)
-        argv = command("daemon", self.kind, str(self.root), grace, *command(*task, python=python), python=python)
+        argv = self.run_by.command("daemon", self.kind, str(self.root), grace, *self.run_by.command(*task))
         if self.base is not None:
             argv = ["sh", "-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', self.base, *argv]
             if self.user is not None:
@@ -52,7 +51,7 @@ class Setting:
         elif self.user is not None:
             argv = ["setpriv", f"--reuid={self.user}", f"--regid={self.user}", "--clear-groups", *argv]
         daemon = subprocess.Popen(
-            argv, env=plain_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            argv, env=self.run_by.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         assert daemon.stdout is not None
         said = json.loads(daemon.stdout.readline())
@@ -81,21 +80,30 @@ def cgroup_for(user: int) -> Iterator[str]:
         hold.remove()
 
 
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[Plain | None]:
+    """What a plain user can start, or None."""
+    with tempfile.TemporaryDirectory(prefix="rae-containment-plain-") as folder:
+        yield plain(Path(folder)) if os.geteuid() == 0 else None
+
+
 @pytest.fixture(params=["cgroup", "tree", "cgroup-as-nobody", "tree-as-nobody"])
-def setting(request: pytest.FixtureRequest) -> Iterator[Setting]:
+def setting(request: pytest.FixtureRequest, nobody: Plain | None) -> Iterator[Setting]:
     """Both ways to hold, as this user and as a plain one."""
-    kind, _, plain = request.param.partition("-as-")
+    kind, _, other = request.param.partition("-as-")
+    run_by = nobody if other else OURS
     if kind == "cgroup" and not isinstance(DETECTED, CgroupContainment):
         pytest.skip(DETECTED.describe())
-    if plain and PLAIN is None:
+    if run_by is None:
         pytest.skip("needs root, and an interpreter that a plain user can start")
     folder = Path(tempfile.mkdtemp(prefix="rae-containment-"))
     try:
-        if kind == "cgroup" and plain:
+        if kind == "cgroup" and other:
             with cgroup_for(NOBODY) as base:
-                yield Setting("detect", NOBODY, base, folder)
+                yield Setting("detect", NOBODY, base, folder, run_by)
         else:
-            yield Setting("detect" if kind == "cgroup" else "tree", NOBODY if plain else None, None, folder)
+            user = NOBODY if other else None
+            yield Setting("detect" if kind == "cgroup" else "tree", user, None, folder, run_by)
     finally:
         for pid in marked_with(str(folder)) + marked_with(node_mark(folder / "work")):
             os.kill(pid, signal.SIGKILL)
@@ -275,3 +283,24 @@ def test_quick_and_thorough_walks_agree() -> None:
             os.killpg(shell.pid, signal.SIGKILL)
     assert holds.quick_descendants(shell.pid) == []
     assert holds.look(shell.pid) is None
+
+
+def test_a_process_that_waits_for_a_stopped_vfork_counts_as_stopped(tmp_path: Path) -> None:
+    """The stop reaches it no sooner than its child goes on: a shell between its fork and the command looks like that."""
+    os.mkfifo(gate := tmp_path / "gate")
+    code = (
+        "import os\n"
+        f"gate = (os.POSIX_SPAWN_OPEN, 0, {str(gate)!r}, os.O_RDONLY, 0)\n"  # the child waits there, before its exec
+        "os.waitpid(os.posix_spawn('/bin/sh', ['sh', '-c', 'read line'], {}, file_actions=[gate]), 0)\n"
+    )
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", code]) as parent:
+        tree = holds.TreeHold(os.getpid())
+        try:
+            until(lambda: (process := holds.look(parent.pid)) is not None and process.state == "D", what="the vfork")
+            assert tree.freeze(5)
+            assert [process.state for process in tree.living()] == ["D", "T"]
+            tree.thaw()
+            gate.write_text("go on\n")
+            assert parent.wait(10) == 0
+        finally:
+            parent.kill()

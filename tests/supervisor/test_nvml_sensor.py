@@ -489,7 +489,7 @@ def test_the_helper_dies_with_its_parent(standin: StandIn, tmp_path: Path) -> No
             assert time.monotonic() < end_s
             time.sleep(0.01)
         parent.stdin.close()
-    orphan = ask_alone("look\n", "1")
+    orphan = ask_alone("look\n", str(os.getppid()))
     assert [orphan.returncode, orphan.stdout] == [0, ""]
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -64,29 +66,60 @@ def marked_with(text: str) -> list[int]:
     return found
 
 
-def command(*words: str, python: str = sys.executable) -> list[str]:
-    """The argv for one of this file's programs."""
-    return [python, str(Path(__file__).resolve()), *words]
+@dataclass(frozen=True)
+class Plain:
+    """An interpreter that a plain user can start, with this file, the project and its dependencies in reach."""
 
+    python: str
+    path: str  # this file
+    libraries: str
 
-def plain_python() -> str | None:
-    """An interpreter that a plain user can start, with the project and its dependencies in reach; None: there is none."""
-    for python in (sys.executable, "/usr/bin/python3"):
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the interpreter needs to find them."""
+        repository = Path(self.path).parents[2]
+        return {"PATH": os.defpath, "PYTHONPATH": f"{repository}:{self.libraries}", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def command(self, *words: str) -> list[str]:
+        """The argv for one of this file's programs."""
+        return [self.python, self.path, *words]
+
+    def works(self) -> bool:
+        """A plain user can start it."""
+        argv = [self.python, "-c", f"import supervisor.executors.command; open({self.path!r})"]
         try:
-            done = subprocess.run(
-                [python, "-c", "import supervisor.executors.command"],
-                env=plain_environment(), user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", capture_output=True, timeout=30,
-            )
+            return not subprocess.run(
+                argv, env=self.environment, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", capture_output=True, timeout=30
+            ).returncode
         except OSError:
-            continue
-        if done.returncode == 0:
-            return python
+            return False
+
+
+OURS = Plain(sys.executable, str(Path(__file__).resolve()), sysconfig.get_path("purelib"))
+
+
+def command(*words: str) -> list[str]:
+    """The argv for one of this file's programs, for ourselves."""
+    return OURS.command(*words)
+
+
+def plain(folder: Path) -> Plain | None:
+    """Ours where a plain user can reach it; else a copy in `folder`, for a checkout below a home that is closed to others.
+    None: no interpreter can be started."""
+    pythons = dict.fromkeys((sys.executable, os.path.realpath(sys.executable), "/usr/bin/python3"))
+    found = [Plain(python, OURS.path, OURS.libraries) for python in pythons]
+    copied = folder / "tests" / "support" / Path(OURS.path).name
+    found += [Plain(python, str(copied), str(folder / "libraries")) for python in pythons]
+    for candidate in found:
+        if candidate.path == str(copied) and not copied.exists():
+            folder.chmod(0o755)
+            for name in ("supervisor", "states"):
+                shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(REPOSITORY / "tests" / "support", copied.parent, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(f"{OURS.libraries}/msgspec", folder / "libraries" / "msgspec")
+        if candidate.works():
+            return candidate
     return None
-
-
-def plain_environment() -> dict[str, str]:
-    """What such an interpreter needs to find them."""
-    return {"PATH": os.defpath, "PYTHONPATH": f"{REPOSITORY}:{sysconfig.get_path('purelib')}", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _nasty(count: int, folder: str, seconds: float) -> None:
