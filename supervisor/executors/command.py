@@ -341,11 +341,13 @@ class CommandTask:
         elif self._alive:
             self._keeper.kill()
             self._rungs = f"cleared away by the daemon, for {reason}"
-            self._finish(None, f"stopped, for {reason}")
+            self._finish(None, f"lost: stopped, for {reason}")
 
 
 def judge(status: int | None, pipes: Pipes, max_result: int) -> tuple[str | None, Mapping[str, Any]]:
-    """A task's error (None: it succeeded) and result. The error holds nothing that the task or its payload said (R6).
+    """A task's error (None: it succeeded) and result. The error begins with its kind (`exit:`, `signal:`, `result:`,
+    `lost:`) and holds nothing that the task or its payload said (R6); a failed task's result is its `status` (exit code, or
+    minus the signal's number) and the end of its `stderr`.
 
     Args:
         status: wait status of the main process; None: it was not seen to end.
@@ -353,33 +355,34 @@ def judge(status: int | None, pipes: Pipes, max_result: int) -> tuple[str | None
         max_result: the bound that stdout was read with, bytes.
     """
     error, result = _judge(status, pipes, max_result)
-    if error is not None and pipes.err:
-        result = {"stderr": pipes.err}
+    if error is not None:
+        code = None if status is None else os.waitstatus_to_exitcode(status)
+        result = ({"status": code} if code and not pipes.overflow else {}) | ({"stderr": pipes.err} if pipes.err else {})
     return error, result
 
 
 def _judge(status: int | None, pipes: Pipes, max_result: int) -> tuple[str | None, Mapping[str, Any]]:
     if pipes.overflow:
-        return f"stdout is longer than {max_result / _MIB:g} MiB (max_result_mb)", {}
+        return f"result: larger than {max_result / _MIB:g} MiB (max_result_mb)", {}
     if status is None:
-        return "its end was not seen", {}
+        return "lost: its end was not seen", {}
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return f"killed by signal {-code} ({_signal_name(-code)})", {}
+        return f"signal: {-code} ({_signal_name(-code)})", {}
     if code > 0:
-        return f"exit code {code}", {}
+        return f"exit: code {code}", {}
     if not pipes.out.strip():
         return None, {}
     try:
         value = msgspec.json.decode(pipes.out)
     except UnicodeDecodeError:
-        return "stdout is not a JSON object: it is not UTF-8", {}
+        return "result: not a JSON object: it is not UTF-8", {}
     except msgspec.DecodeError as error:
-        return f"stdout is not a JSON object: {error}", {}
+        return f"result: not a JSON object: {error}", {}
     except RecursionError:
-        return "stdout is not a JSON object: nested too deep", {}
+        return "result: not a JSON object: nested too deep", {}
     if not isinstance(value, dict):
-        return f"stdout is not a JSON object: it is JSON of another type ({type(value).__name__})", {}
+        return f"result: not a JSON object: it is JSON of another type ({type(value).__name__})", {}
     return None, value
 
 

@@ -100,19 +100,19 @@ OUTCOMES = [
     pytest.param(["true"], None, {}, id="nothing-on-stdout"),
     pytest.param(["echo", ' {"a": [1, null]} '], None, {"a": [1, None]}, id="an-object"),
     pytest.param(["cat"], None, {"say": "héllo", "n": 1}, id="payload-comes-back"),
-    pytest.param(["sh", "-c", "exit 3"], "exit code 3", {}, id="exit-code"),
-    pytest.param(["sh", "-c", "echo '{}'; exit 1"], "exit code 1", {}, id="exit-code-beats-output"),
-    pytest.param(["sh", "-c", "echo lost >&2; exit 2"], "exit code 2", {"stderr": "lost"}, id="stderr-of-a-failure"),
+    pytest.param(["sh", "-c", "exit 3"], "exit: code 3", {"status": 3}, id="exit-code"),
+    pytest.param(["sh", "-c", "echo '{}'; exit 1"], "exit: code 1", {"status": 1}, id="exit-code-beats-output"),
+    pytest.param(["sh", "-c", "echo lost >&2; exit 2"], "exit: code 2", {"status": 2, "stderr": "lost"}, id="its-stderr"),
     pytest.param(["sh", "-c", "echo noise >&2; echo '{}'"], None, {}, id="stderr-of-a-success-is-dropped"),
-    pytest.param(["sh", "-c", "kill -9 $$"], "killed by signal 9 (SIGKILL)", {}, id="killed"),
-    pytest.param(["sh", "-c", "kill -TERM $$"], "killed by signal 15 (SIGTERM)", {}, id="terminated"),
-    pytest.param(["sh", "-c", "kill -40 $$"], "killed by signal 40 (real-time)", {}, id="real-time-signal"),
-    pytest.param(["echo", "[1]"], "stdout is not a JSON object: it is JSON of another type (list)", {}, id="a-list"),
-    pytest.param(["echo", SECRET], "stdout is not a JSON object: JSON is malformed: invalid character (byte 0)", {}, id="text"),
-    pytest.param(["printf", '{"' + SECRET], "stdout is not a JSON object: Input data was truncated", {}, id="cut"),
-    pytest.param(["printf", '{"a":"\\377"}'], "stdout is not a JSON object: it is not UTF-8", {}, id="not-utf-8"),
-    pytest.param(["printf", '{"' + SECRET + '": 1e999}'], "stdout is not a JSON object: Number out of range", {}, id="1e999"),
-    pytest.param(py("print('[' * 100000)"), "stdout is not a JSON object: nested too deep", {}, id="nested"),
+    pytest.param(["sh", "-c", "kill -9 $$"], "signal: 9 (SIGKILL)", {"status": -9}, id="killed"),
+    pytest.param(["sh", "-c", "kill -TERM $$"], "signal: 15 (SIGTERM)", {"status": -15}, id="terminated"),
+    pytest.param(["sh", "-c", "kill -40 $$"], "signal: 40 (real-time)", {"status": -40}, id="real-time-signal"),
+    pytest.param(["echo", "[1]"], "result: not a JSON object: it is JSON of another type (list)", {}, id="a-list"),
+    pytest.param(["echo", SECRET], "result: not a JSON object: JSON is malformed: invalid character (byte 0)", {}, id="text"),
+    pytest.param(["printf", '{"' + SECRET], "result: not a JSON object: Input data was truncated", {}, id="cut"),
+    pytest.param(["printf", '{"a":"\\377"}'], "result: not a JSON object: it is not UTF-8", {}, id="not-utf-8"),
+    pytest.param(["printf", '{"' + SECRET + '": 1e999}'], "result: not a JSON object: Number out of range", {}, id="1e999"),
+    pytest.param(py("print('[' * 100000)"), "result: not a JSON object: nested too deep", {}, id="nested"),
     pytest.param(["sh", "-c", "sleep 1000 & setsid sleep 1000 & echo '{}'"], None, {}, id="what-outlives-it-is-killed"),
     pytest.param(["sh", "-c", "exec 0<&- 1>&- 2>&-; sleep 0.05"], None, {}, id="closes-its-streams"),
 ]
@@ -153,11 +153,11 @@ def test_stdin_that_nobody_reads_blocks_nothing(held: Containment, tmp_path: Pat
 def test_flood_is_the_tasks_own_fault(held: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         error, result = await bench.outcome("sh", "-c", "trap '' TERM; yes & yes", max_result_mb=0.5)
-        assert error == "stdout is longer than 0.5 MiB (max_result_mb)"
+        assert error == "result: larger than 0.5 MiB (max_result_mb)"
         assert result == {}
         bench.ended.clear()
         error, result = await bench.outcome("sh", "-c", "yes >&2 & sleep 0.3; exit 1")
-        assert error == "exit code 1"
+        assert error == "exit: code 1"
         assert len(result["stderr"]) <= 8192
 
     run(held, tmp_path, body)
@@ -271,7 +271,7 @@ def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: f
         assert not [pid for pid in workers if alive(pid)]
         assert grace_s <= took_s < grace_s + 3
         assert rungs.startswith("frozen ")
-        assert task.error == "killed by signal 9 (SIGKILL)"
+        assert task.error == "signal: 9 (SIGKILL)"
         assert task.cpu_s() >= used_s > 0
 
     run(held, tmp_path, body)
@@ -358,7 +358,7 @@ def test_a_task_that_turns_on_its_keeper(
             assert await task.stop(0) == "cleared away by the daemon, for its keeper did not answer"
         async with asyncio.timeout(10):
             await bench.ended.wait()
-        assert task.error == f"stopped, for its keeper {'was killed' if blow == signal.SIGKILL else 'did not answer'}"
+        assert task.error == f"lost: stopped, for its keeper {'was killed' if blow == signal.SIGKILL else 'did not answer'}"
         assert not [pid for pid in workers if alive(pid)]
 
     run(held, tmp_path, body)
