@@ -66,7 +66,8 @@ def _root(
     remember(config)
 
 
-for command in (run, demo, control, status, why, pause, resume, check_user, check_gpu, dry_run, replay, record, whatif, diagram):
+live = (run, demo, control, status, why, pause, resume, check_user, check_gpu)
+for command in (*live, dry_run, replay, record, whatif, diagram):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 
