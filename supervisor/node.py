@@ -18,8 +18,8 @@ from supervisor.config import Config, ConfigErrors, fingerprint, in_hours, load
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor, ReleaseFailed
 from supervisor.effects.workdir import Workdir
-from supervisor.executors.base import StartFailed, StopFailed
-from supervisor.executors.command import CommandExecutor
+from supervisor.executors import registry
+from supervisor.executors.base import Executor, StartFailed, StopFailed
 from supervisor.executors.containment import Containment, detect
 from supervisor.observer import Observer
 from supervisor.performer import Performer
@@ -201,10 +201,13 @@ class Node:
         self.containment.sweep(self.workdir.root)
         self.workdir.wipe_all()
 
-    def _executor(self, task_type: TaskType) -> CommandExecutor:
+    def _executor(self, task_type: TaskType) -> Executor:
         if self.containment is None:
             raise StartFailed("it is not known yet what can hold a task")
-        return CommandExecutor(task_type, self.containment)
+        try:
+            return registry.make(task_type.executor, task_type, self.containment)
+        except registry.NoExecutor as missing:
+            raise StartFailed(f"executor {task_type.executor}: allowed: {missing}") from None
 
     async def connect(self) -> None:
         """Start the link; after READY, for it is what costs time to import."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.control_url import host_of, is_loopback, url_fault
+from supervisor.executors import registry
 from supervisor.settings import Control, NodeSettings
 from supervisor.settings_walk import Walk, join
 from supervisor.yaml_strict import Node, found
 
-EXECUTORS: Final = ("command",)
+OLLAMA_TYPES: Final = ("llm_inference", "quality_loop", "code_verify_cycle")
 
 Refuse = Callable[[str, str | None, str], None]
 
@@ -32,9 +33,20 @@ def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
     _check_control(node.control, refuse)
     for name, task in node.tasks.items():
         path = join("tasks", name)
-        if task.executor not in EXECUTORS:
-            refuse(f"{path}.executor", None, ", ".join(EXECUTORS))
-        elif not task.argv:
+        try:
+            registry.check(task.executor)
+        except registry.NoExecutor as missing:
+            refuse(f"{path}.executor", None, str(missing))
+            continue
+        if task.executor == "ollama_api":
+            if name not in OLLAMA_TYPES:
+                refuse(f"{path}.executor", None, f"for ollama_api the types {', '.join(OLLAMA_TYPES)}")
+            fault = url_fault(task.ollama_url)
+            if fault or not task.ollama_url.startswith("http://") or not is_loopback(host_of(task.ollama_url)):
+                refuse(f"{path}.ollama_url", None, "an http URL of this machine (127.0.0.1, ::1, localhost)")
+        if task.executor != "command":
+            continue
+        if not task.argv:
             what = "an empty list" if f"{path}.argv" in walk.places else "nothing"
             refuse(f"{path}.argv", what, "a list with the program first")
         elif not task.argv[0]:

@@ -192,7 +192,13 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
 class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     """What runs a task of this type, for how long, and what happens to it when the person is back."""
 
-    executor: Annotated[Filled, Meta(description="What runs the task; command starts argv as a process.")] = "command"
+    executor: Annotated[
+        Filled,
+        Meta(
+            description="What runs the task. command: argv as a process. ollama_api: this machine's Ollama, for the types "
+            "llm_inference, quality_loop and code_verify_cycle (name ollama in gpu.own_processes then). Others as installed."
+        ),
+    ] = "command"
     argv: Annotated[
         list[str], Meta(description="The program and its arguments; no shell. It reads the payload as JSON on stdin.")
     ] = field(default_factory=list)
@@ -215,6 +221,9 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     env: Annotated[
         dict[EnvName, str], Meta(description="Environment variables for the task, over the few that it gets anyway.")
     ] = field(default_factory=dict)
+    ollama_url: Annotated[
+        Filled, Meta(description="With executor: ollama_api, where Ollama listens; on this machine, so that no data leaves it.")
+    ] = "http://127.0.0.1:11434"
 
 
 class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,13 +238,23 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = "required"
     lend: Annotated[
         list[Filled],
-        Meta(description="UUIDs of the GPUs that are lent. Empty: all of them, as most machines have one."),
+        Meta(
+            description="The GPUs that are lent: UUIDs of NVIDIA's (`nvidia-smi -L`), PCI addresses of AMD's and Intel's "
+            "(0000:03:00.0). Empty: all of NVIDIA's, as most machines have one; without one, the DRM GPU with most memory."
+        ),
     ] = field(default_factory=list)
     own_processes: Annotated[
         list[Filled],
         Meta(
             description="Names of GPU processes that belong to RAE and not to the person (a model server, say). Empty: "
             "none but the task's own."
+        ),
+    ] = field(default_factory=list)
+    own_units: Annotated[
+        list[Filled],
+        Meta(
+            description="systemd units (ollama.service) whose GPU processes belong to RAE; stronger than a name, which anybody "
+            "may give a program. Empty: none."
         ),
     ] = field(default_factory=list)
     display_servers: Annotated[
@@ -265,6 +284,30 @@ class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = False
     sessions: Annotated[bool, Meta(description="Sessions and their idle times (logind, X11, Wayland).")] = True
     terminals: Annotated[bool, Meta(description="Typing in terminals and over SSH.")] = True
+    input: Annotated[
+        Literal["auto", "required", "off"],
+        Meta(
+            description="Times at which input devices are used, and nothing else of them. auto: where the service's user may "
+            "read /dev/input (group input), for the other signs show the person as well. required: none to read blocks."
+        ),
+    ] = "auto"
+    gamepad_dead_zone_percent: Annotated[
+        float, Meta(ge=0, le=90, description="How far a worn stick may drift, in percent of its way, without being a person.")
+    ] = 25.0
+    ignore_bumps: Annotated[
+        bool,
+        Meta(
+            description="true: after 15 minutes of rest a pointer must move 16 pixels, or again within a second, as a desk "
+            "that is bumped moves a mouse. Off, since it also overlooks a careful hand for a moment."
+        ),
+    ] = False
+    ignore_inhibitors: Annotated[
+        list[Filled],
+        Meta(
+            description="Programs whose locks on idle do not count, by the name that `systemd-inhibit --list` shows under WHO. "
+            "Empty: all count, as a film or a call is a person who does not type."
+        ),
+    ] = field(default_factory=list)
     max_age_sec: Annotated[
         float, Meta(gt=0, le=600, description="Age of a look above which the user is unknown, which blocks.")
     ] = 80.0
@@ -289,6 +332,41 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     min_memory_gb: Annotated[
         float, Meta(ge=0, le=4096, description="GiB of memory that must be free for use, or somebody needs it.")
     ] = 1.0
+    max_memory_pressure_percent: Annotated[
+        float,
+        Meta(
+            gt=0, le=100,
+            description="Share of time in which something waits for memory (avg10 in /proc/pressure/memory) above which work "
+            "stops. 100: never, since a task that waits by itself is in it too.",
+        ),
+    ] = 100.0
+    exclusive_programs: Annotated[
+        list[Filled],
+        Meta(
+            description="Programs beside which nothing runs, games above all: a name (steam), a path, or a pattern of systemd "
+            'units ("app-flatpak-com.valvesoftware.Steam-*.scope"). Empty: none, as the GPU already tells most of them.'
+        ),
+    ] = field(default_factory=list)
+    allow_metered: Annotated[
+        bool,
+        Meta(
+            description="Work on a network that is paid by volume. true, as results are small; false asks NetworkManager, and "
+            "without its answer nothing runs."
+        ),
+    ] = True
+    checks: Annotated[
+        list[list[Filled]],
+        Meta(
+            description="Commands of your own that must all agree, each a list with the program first; exit 0: fit. Any other "
+            "end, or none in time, blocks. Empty: none."
+        ),
+    ] = field(default_factory=list)
+    check_interval_sec: Annotated[
+        float, Meta(ge=1, le=3600, description="Time between two runs of host.checks; their answers hold that long.")
+    ] = 60.0
+    check_timeout_sec: Annotated[
+        float, Meta(ge=0.1, le=60, description="How long one of host.checks may take before it is killed.")
+    ] = 5.0
     max_temperature_c: Annotated[
         float, Meta(gt=0, le=120, description="Degrees Celsius of the hottest sensor above which it must rest.")
     ] = 95.0

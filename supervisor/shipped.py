@@ -51,6 +51,7 @@ EXAMPLES: Final = """\
     grace_sec: 0
     max_result_mb: 1
     env: {OLLAMA_HOST: "127.0.0.1:11434", OMP_NUM_THREADS: "4"}
+    ollama_url: "http://127.0.0.1:11434"
 """
 
 _RUNTIME_END: Final = """\

@@ -232,7 +232,7 @@ NODE = [
     ("tasks: {x: {argv: ['']}}", "node.yaml:1:20: tasks.x.argv[0]: found '', allowed: the program to run"),
     ("tasks: {x: {argv: [sleep, 10]}}", "node.yaml:1:27: tasks.x.argv[1]: found 10, allowed: a text (in quotes)"),
     ("tasks: {x: {argv: sleep 10}}", "node.yaml:1:19: tasks.x.argv: found sleep 10, allowed: a list, each item a text"),
-    ("tasks: {x: {executor: magic}}", "node.yaml:1:23: tasks.x.executor: found magic, allowed: command"),
+    ("tasks: {x: {executor: magic}}", "node.yaml:1:23: tasks.x.executor: found magic, allowed: command, ollama_api"),
     ("tasks: {1: {argv: [a]}}", f"node.yaml:1:9: tasks: found 1 as a name, {TEXT_NAME}"),
     ("tasks: {'': {argv: [a]}}", "node.yaml:1:9: tasks: found the name '', allowed: a task type of 1 to 128 characters"),
     ("tasks: {x: {argv: [a], env: {A: yes}}}", "node.yaml:1:33: tasks.x.env.A: found yes, allowed: a text (in quotes)"),
@@ -240,7 +240,7 @@ NODE = [
     (
         "tasks: {x: {argv: [a], grace: 1}}",
         "node.yaml:1:24: tasks.x.grace: found an unknown field, allowed: executor, argv, timeout_minutes, on_yield, "
-        "on_preempt, grace_sec, max_result_mb, env (did you mean grace_sec?)",
+        "on_preempt, grace_sec, max_result_mb, env, ollama_url (did you mean grace_sec?)",
     ),
     ("work: {hours: [22:00]}", f"node.yaml:1:16: work.hours[0]: found 22:00, allowed: {HOURS}"),
     ("work: {hours: [08:00-12:00, 9:00-24:30]}", f"node.yaml:1:29: work.hours[1]: found 9:00-24:30, allowed: {HOURS}"),
@@ -506,7 +506,8 @@ def test_it_is_cheap_and_imports_little() -> None:
         run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environ)
         took, modules, heavy = run.stdout.split("\n")[:3]
         best = min(best, float(took))
-    ours = ["config", "control_url", "hours", "node_checks", "reach", "settings", "settings_walk", "yaml_strict"]
+    ours = ["config", "control_url", "executors", "executors.registry", "hours", "node_checks", "reach", "settings", "settings_walk"]
+    ours.append("yaml_strict")
     assert modules.split() == ["states", "states.limits", "supervisor", *(f"supervisor.{name}" for name in ours)]
     assert heavy == ""
     assert best < 0.1  # 0.009 s on an unloaded machine of 2026, over the libraries' own imports
