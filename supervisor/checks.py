@@ -49,7 +49,7 @@ class _Look:
 async def _look(config: Config) -> _Look:
     clock = SystemClock()
     senses = Senses(config, clock)
-    await asyncio.gather(senses.start(lambda: None), _borrow(senses, config))
+    await asyncio.gather(senses.start(lambda: None), borrow(senses, config))
     try:
         now_s = clock.now_s()
         observation = senses.observer.look(now_s, config.limits, Automation(True), NO_TASK)
@@ -59,7 +59,7 @@ async def _look(config: Config) -> _Look:
         await senses.bus.stop()
 
 
-async def _borrow(senses: Senses, config: Config) -> None:
+async def borrow(senses: Senses, config: Config) -> None:
     """Session agents report to the daemon alone: take from it what they said. Without one nothing is proven by them."""
     with contextlib.suppress(DaemonDown, DaemonMute, ValueError):
         told = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)

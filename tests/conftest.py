@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support import sysbox
@@ -18,8 +19,16 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sysbox.SysBox]:
         yield system
 
 
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project and what it needs, as wheels, for an installation in a box without network."""
+    from support.installed import make_wheels
+
+    return make_wheels(tmp_path_factory.mktemp("wheels") / "wheels")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What uses a box is marked so by itself."""
     for item in items:
-        if "box" in getattr(item, "fixturenames", ()):
+        if {"box", "wheels"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.box)

@@ -25,7 +25,9 @@ from supervisor.cli.config import app as config_app  # noqa: E402
 from supervisor.cli.control import control  # noqa: E402
 from supervisor.cli.demo import demo  # noqa: E402
 from supervisor.cli.diagram import diagram  # noqa: E402
+from supervisor.cli.doctor import doctor, report, verify  # noqa: E402
 from supervisor.cli.dry_run import dry_run  # noqa: E402
+from supervisor.cli.enable import disable, enable  # noqa: E402
 from supervisor.cli.pause import pause, resume  # noqa: E402
 from supervisor.cli.record import record  # noqa: E402
 from supervisor.cli.replay import replay  # noqa: E402
@@ -67,7 +69,8 @@ def _root(
 
 
 live = (run, demo, control, status, why, pause, resume, check_user, check_gpu)
-for command in (*live, dry_run, replay, record, whatif, diagram):
+installed = (report, verify, doctor, enable, disable)
+for command in (*live, *installed, dry_run, replay, record, whatif, diagram):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 

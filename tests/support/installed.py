@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import nvml_standin, running, sysbox
+from support import running, sysbox
 from support.sysbox import REPO, SysBox, wait_for
 
 USER = "anna"
@@ -23,6 +23,7 @@ UNIT = "rae-node.service"
 NVML = "/etc/nvml-standin.txt"
 CONTROL = "http://127.0.0.1:8000"
 # A test need not wait for what people wait for: the times alone are other than in the unit that ships.
+Done = subprocess.CompletedProcess[str]
 QUICK = "[Service]\nRestartSec=200ms\nWatchdogSec=2\n"
 
 
@@ -72,14 +73,14 @@ class Installed:
         self.put(f"/etc/systemd/system/{UNIT}.d/{name}.conf", text)
         self.box.run("systemctl", "daemon-reload")
 
-    def install(self, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def install(self, *options: str, check: bool = True) -> Done:
         """deploy/install, as root, for the user."""
         done = self.box.run(INSTALL, "--user", USER, "--wheels", WHEELS, *options, check=check)
         if (self.box.root / "etc/systemd/system" / UNIT).exists():
             self.drop_in("nvml", f"[Service]\nEnvironment=FAKE_NVML_FILE={NVML}\n")
         return done
 
-    def cli(self, *words: str, user: str | None = None, check: bool = False, **options: Any) -> subprocess.CompletedProcess[str]:
+    def cli(self, *words: str, user: str | None = None, check: bool = False, **options: Any) -> Done:
         """`rae-node`, as it is called by people."""
         return self.box.run(RAE_NODE, *words, user=user, check=check, env={"FAKE_NVML_FILE": NVML}, **options)
 
@@ -151,6 +152,3 @@ def boot(base: Path, **options: Any) -> SysBox:
     if reason := sysbox.unavailable():
         sysbox.refuse(reason)
     return SysBox(base, logind_conf="IdleAction=ignore\nInhibitDelayMaxSec=3s", **options)
-
-
-__all__ = ["CONTROL", "INSTALL", "NVML", "QUICK", "RAE_NODE", "UNIT", "USER", "WHEELS", "Installed", "boot", "make_wheels", "nvml_standin"]

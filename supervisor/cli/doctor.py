@@ -1,0 +1,66 @@
+"""`rae-node report`, `rae-node verify`, `rae-node doctor`: one list of live checks, in three forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, document, given
+
+if TYPE_CHECKING:
+    from supervisor.offline.report import Check
+
+
+def report(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Say whether the node is ready for central control.
+
+    Each line comes from live checks; whatever fails is named, with the reason and what to do. Run it with sudo: then the
+    service's own user and place are used. Changes nothing, starts nothing.
+
+    Exit 1: NOT READY.
+    """
+    from supervisor.offline import report as words
+
+    checks = _checks(config)
+    document(words.report_dict(checks)) if json else print(words.report(checks))
+    raise typer.Exit(Exit.YES if words.ready(checks) else Exit.NO)
+
+
+def verify(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Go through the acceptance of an installed node.
+
+    Host and date, a line [PASS] or [FAIL] for each check, the verdict. Changes nothing, starts nothing.
+
+    Exit 1: something failed.
+    """
+    from supervisor.doctor import heading
+    from supervisor.offline import report as words
+
+    checks = _checks(config)
+    document(words.verify_dict(checks, *heading())) if json else print(words.verify(checks, *heading()))
+    raise typer.Exit(Exit.YES if words.ready(checks) else Exit.NO)
+
+
+def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Look at everything that the node needs.
+
+    Each check passed, failed (with what to do), or does not apply here. Changes nothing, starts nothing.
+
+    Exit 1: something failed.
+    """
+    from supervisor.offline import report as words
+
+    checks = _checks(config)
+    document([check.as_dict() for check in checks]) if json else print(words.doctor(checks))
+    raise typer.Exit(Exit.NO if words.failed(checks) else Exit.YES)
+
+
+def _checks(folder: Path | None) -> list[Check]:
+    import asyncio
+
+    from supervisor.config import find_folder
+    from supervisor.doctor import examine
+
+    return asyncio.run(examine(find_folder(given(folder)).absolute()))

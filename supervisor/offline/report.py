@@ -1,0 +1,118 @@
+"""The words of `report`, `verify` and `doctor` (R18), made from one list of checks. Looks at nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+TITLE: Final = "RAE COMPUTE NODE – AUTOMATION STATUS"
+RULE: Final = "-" * 34
+READY: Final = "READY FOR CENTRAL CONTROL"
+NOT_READY: Final = "NOT READY"
+
+# What a check speaks for: one of the report's five lines, with the words for yes and for no.
+AUTOMATION: Final = "Automation enabled"
+BOOT: Final = "Auto-start on boot"
+PERSON: Final = "User activity protection"
+GPU: Final = "GPU protection"
+UNATTENDED: Final = "Safe for unattended operation"
+LINES: Final[Mapping[str, tuple[str, str]]] = {
+    AUTOMATION: ("YES", "NO"),
+    BOOT: ("YES", "NO"),
+    PERSON: ("ACTIVE", "INACTIVE"),
+    GPU: ("ACTIVE", "INACTIVE"),
+    UNATTENDED: ("YES", "NO"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. `ok` None: it does not apply here, as `reason` says. `mend`: what to do when it failed."""
+
+    name: str
+    line: str
+    ok: bool | None
+    reason: str
+    mend: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form: `result` is passed, failed, or not applicable."""
+        fields = asdict(self)
+        return {"name": fields.pop("name"), "result": self.result, **fields}
+
+    @property
+    def result(self) -> str:
+        """In a word."""
+        return {True: "passed", False: "failed", None: "not applicable"}[self.ok]
+
+    @property
+    def failure(self) -> str:
+        """Which, why, how to mend."""
+        return f"{self.name}: {self.reason}" + (f"; {self.mend}" if self.mend else "")
+
+
+def failed(checks: Iterable[Check]) -> list[Check]:
+    """Those that failed, in order."""
+    return [check for check in checks if check.ok is False]
+
+
+def stands(line: str, checks: Sequence[Check]) -> bool:
+    """A line of the report is true: something was looked at for it, and nothing of that failed. The last one needs all."""
+    about = list(checks) if line == UNATTENDED else [check for check in checks if check.line == line]
+    return any(check.ok for check in about) and not failed(about)
+
+
+def ready(checks: Sequence[Check]) -> bool:
+    """Every line of the report is true."""
+    return all(stands(line, checks) for line in LINES)
+
+
+def report(checks: Sequence[Check]) -> str:
+    """The final automation report, in the seed's words; what failed, if anything did."""
+    lines = [TITLE, RULE]
+    lines += [f"{line}: {yes if stands(line, checks) else no}" for line, (yes, no) in LINES.items()]
+    lines.append("")
+    if ready(checks):
+        return "\n".join([*lines, READY])
+    return "\n".join([*lines, *(check.failure for check in failed(checks)), "", NOT_READY])
+
+
+def report_dict(checks: Sequence[Check]) -> dict[str, Any]:
+    """The report's JSON form."""
+    lines = {line: yes if stands(line, checks) else no for line, (yes, no) in LINES.items()}
+    return {"ready": ready(checks), "lines": lines, "failed": [check.as_dict() for check in failed(checks)]}
+
+
+def verify(checks: Sequence[Check], host: str, time: str) -> str:
+    """The acceptance procedure: a line each, host and date on top, the verdict last."""
+    lines = [f"rae-node on {host}, {time}"]
+    for check in checks:
+        if check.ok is False:
+            lines.append(f"[FAIL] {check.failure}")
+        else:
+            lines.append(f"[PASS] {check.name}: " + ("not applicable, " if check.ok is None else "") + check.reason)
+    wrong = failed(checks)
+    verdict = "PASS" if ready(checks) else f"FAIL ({len(wrong)} of {len(checks)} checks)"
+    return "\n".join([*lines, f"Verdict: {verdict}"])
+
+
+def verify_dict(checks: Sequence[Check], host: str, time: str) -> dict[str, Any]:
+    """The acceptance procedure's JSON form."""
+    return {"host": host, "time": time, "passed": ready(checks), "checks": [check.as_dict() for check in checks]}
+
+
+def doctor(checks: Sequence[Check]) -> str:
+    """Every check in a line, under the line of the report that it speaks for."""
+    marks = {True: "ok", False: "FAILED", None: "n/a"}
+    width = max((len(check.name) for check in checks), default=0)
+    lines: list[str] = []
+    for line in LINES:
+        lines += [line, *(_row(check, marks[check.ok], width) for check in checks if check.line == line), ""]
+    wrong = len(failed(checks))
+    return "\n".join([*lines, f"{len(checks)} checks, {wrong} failed" if wrong else f"{len(checks)} checks, none failed"])
+
+
+def _row(check: Check, mark: str, width: int) -> str:
+    text = f"  {mark:<6}  {check.name:<{width}}  {check.reason}"
+    return text + (f"\n  {'':<6}  {'':<{width}}  → {check.mend}" if check.ok is False and check.mend else "")

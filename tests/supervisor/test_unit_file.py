@@ -1,0 +1,73 @@
+"""The unit file: what R14 and the traps of systemd ask of it, each with its reason, and nothing that systemd warns about."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.running import ROOT
+
+UNIT = ROOT / "deploy/rae-node.service"
+LINES = UNIT.read_text().splitlines()
+SETTINGS = [line for line in LINES if re.match(r"^[A-Za-z]+=", line)]
+# Names that systemd knows only after 252, the oldest that the node runs on; they would be warned about there.
+TOO_NEW = {"DelegateSubgroup", "PrivatePIDs", "MemoryZSwapMax", "RestartSteps", "RestartMaxDelaySec", "CoredumpReceive"}
+# Names and values that newer ones warn about or ignore.
+TOO_OLD = {"CPUShares", "MemoryLimit", "BlockIOWeight", "StartLimitInterval", "PermissionsStartOnly", "CPUAccounting"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "ExecStart=/usr/bin/python3 /opt/rae-node/agent/auto_runner.py", "Type=notify", "NotifyAccess=main", "Restart=always",
+        "RestartSec=15", "WatchdogSignal=SIGKILL", "LimitCORE=1", "KillMode=mixed", "Delegate=yes", "StartLimitIntervalSec=0",
+        "LimitNICE=+0", "OOMPolicy=continue", "RuntimeDirectory=rae-node", "StateDirectory=rae-node", "User=@USER@",
+        "WantedBy=multi-user.target",
+    ],
+)
+def test_it_says(setting: str) -> None:
+    assert setting in SETTINGS
+
+
+def test_every_group_of_settings_has_its_reason() -> None:
+    """Each block of the service's part begins with a comment, but what is plain by its name."""
+    plain = {"Restart", "NoNewPrivileges", "Description"}
+    before = ""
+    for line in LINES[LINES.index("[Service]") + 1 : LINES.index("[Install]")]:
+        name = line.partition("=")[0]
+        if before == "" and name and not line.startswith("#"):
+            assert name in plain, f"{line} begins a block without a word why"
+        before = line
+
+
+def test_no_name_is_too_new_or_too_old() -> None:
+    names = {line.partition("=")[0] for line in SETTINGS}
+    assert not names & (TOO_NEW | TOO_OLD)
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Path:
+    """The unit as it is installed, with a program that is there."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze here")
+    text = UNIT.read_text().replace("@USER@", "daemon").replace("@GROUPS@", "video")
+    path = tmp_path / "rae-node.service"
+    path.write_text(text)
+    return path
+
+
+def test_nothing_to_say_against_it(instance: Path) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", str(instance)], capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
+
+
+def test_it_is_locked_up(instance: Path) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(instance)], capture_output=True, text=True
+    )
+    found = re.search(r"Overall exposure level for rae-node.service: ([\d.]+)", done.stdout)
+    assert found, done.stderr
+    assert float(found[1]) <= 2.5
