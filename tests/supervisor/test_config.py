@@ -506,8 +506,8 @@ def test_it_is_cheap_and_imports_little() -> None:
         run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environ)
         took, modules, heavy = run.stdout.split("\n")[:3]
         best = min(best, float(took))
-    ours = ["config", "control_url", "executors", "executors.registry", "hours", "node_checks", "reach", "settings", "settings_walk"]
-    ours.append("yaml_strict")
+    ours = ["config", "control_url", "executors", "executors.registry", "hours", "node_checks", "reach", "settings"]
+    ours += ["settings_walk", "yaml_strict"]
     assert modules.split() == ["states", "states.limits", "supervisor", *(f"supervisor.{name}" for name in ours)]
     assert heavy == ""
     assert best < 0.1  # 0.009 s on an unloaded machine of 2026, over the libraries' own imports
