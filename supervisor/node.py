@@ -26,6 +26,8 @@ from supervisor.performer import Performer
 from supervisor.sensors.base import PresenceSensor, Wake
 from supervisor.sensors.desktop import Desktop
 from supervisor.sensors.host import HostSensor
+from supervisor.sensors.idle_detect import IdleDetect
+from supervisor.sensors.input import InputDevices
 from supervisor.sensors.nvml import NvmlSensor
 from supervisor.sensors.sessions import Sessions
 from supervisor.sensors.terminals import Terminals
@@ -83,6 +85,14 @@ class Senses:
             presence += [self.sessions, self.desktop]
         if config.node.presence.terminals:
             presence.append(Terminals(clock))
+        if (setting := config.node.presence).input != "off":
+            self.input = InputDevices(
+                clock,
+                required=setting.input == "required" or not presence,  # alone, it must not take "none" for "nobody"
+                dead_zone=setting.gamepad_dead_zone_percent / 100,
+                ignore_bumps=setting.ignore_bumps,
+            )
+            presence += [self.input, IdleDetect(clock)]
         self.nvml = NvmlSensor(clock, config.node.gpu, own_pids, max_age_s=config.limits.max_age_gpu_s)
         self.host = HostSensor(
             clock,

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from supervisor.hours import windows
-from supervisor.settings import NODE_FILE, RUNTIME_FILE
+from supervisor.settings import NODE_FILE, RUNTIME_FILE, NodeSettings
 
 if TYPE_CHECKING:
     from supervisor.config import Config
@@ -19,6 +19,11 @@ IDLE_DESKTOP_VRAM_GB: Final = 0.1
 FRESH_SEC: Final = 3.0
 # A hottest sensor colder than a room does not exist.
 ROOM_C: Final = 30.0
+
+
+def _input(node: NodeSettings) -> bool:
+    """Input devices alone are enough only where they must be readable."""
+    return node.presence.input == "required"
 
 
 def unreachable(config: Config) -> list[str]:
@@ -39,7 +44,7 @@ def unreachable(config: Config) -> list[str]:
     ):
         if value < least:
             never(RUNTIME_FILE, f"safety.{name}", value, f"an idle desktop needs more; set it to {least:g} {unit} or more")
-    if safety.detect_active_user and not (node.presence.sessions or node.presence.terminals):
+    if safety.detect_active_user and not (node.presence.sessions or node.presence.terminals or _input(node)):
         why = "with presence.terminals false as well nothing tells that the user is away; set one of them to true"
         never(NODE_FILE, "presence.sessions", False, why)
     least_gpu_age = max(FRESH_SEC, node.gpu.look_interval_sec + 1.0)

@@ -355,7 +355,7 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = True
     checks: Annotated[
-        list[list[Filled]],
+        list[list[str]],
         Meta(
             description="Commands of your own that must all agree, each a list with the program first; exit 0: fit. Any other "
             "end, or none in time, blocks. Empty: none."

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from states.observation import NEVER
+from states.words import elapsed
 from supervisor.clock import Clock
 from supervisor.dbus import (
     LOGIN1,
@@ -234,6 +235,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
         self._manager: dict[str, Any] = {}
         self._blockers: list[Inhibition] = []
+        self._blocked_since: dict[Inhibition, float] = {}  # first seen then, so held at least that long
         self._event = (NEVER, "")  # the last sign that was an event, and what it was
         self._delays = _DelayLocks(bus, who) if delay_locks else None
         self._preparing = dict.fromkeys(DELAYS, False)
@@ -307,7 +309,9 @@ class Sessions:
             if not said:
                 said = f"{verdict.sign}, {max(0.0, now_s - verdict.last_sign_at_s):.0f} s ago"
             lines.append(f"session {session.id} ({session.type}, {session.kind}, {session.state}): {said}")
-        lines += [self._blocked_by(blocker) for blocker in self._blockers]
+        for blocker in self._blockers:
+            held_s = max(0.0, now_s - self._blocked_since.get(blocker, now_s))
+            lines.append(f"{self._blocked_by(blocker)}, for {elapsed(held_s)} at least (presence.ignore_inhibitors)")
         if self._event[1]:
             lines.append(f"last event: {self._event[1]}, {max(0.0, now_s - self._event[0]):.0f} s ago")
         if self.going_down:
@@ -393,10 +397,12 @@ class Sessions:
         self._compare(seen, blockers)
         self._sessions, self._blockers, self._error = seen, blockers, ""
         self._answered_at_s = self._clock.now_s()
+        self._blocked_since = {lock: self._blocked_since.get(lock, self._answered_at_s) for lock in blockers}
 
     def _is_sign(self, lock: Inhibition) -> bool:
         """Somebody else's block lock on idle (T7): a film, a talk, a call. Ours is none."""
-        return lock.blocks and "idle" in lock.kinds and lock.pid != os.getpid() and lock.who != self._who
+        ours = lock.pid == os.getpid() or lock.who == self._who
+        return lock.blocks and "idle" in lock.kinds and not ours and lock.who not in self._settings.ignore_inhibitors
 
     def _compare(self, seen: dict[str, Session], blockers: list[Inhibition]) -> None:
         """Note the signs that lie in the difference between two looks."""
