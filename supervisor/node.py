@@ -28,6 +28,7 @@ from supervisor.sensors.desktop import Desktop
 from supervisor.sensors.host import HostSensor
 from supervisor.sensors.idle_detect import IdleDetect
 from supervisor.sensors.input import InputDevices
+from supervisor.sensors.metered import Metered
 from supervisor.sensors.nvml import NvmlSensor
 from supervisor.sensors.sessions import Sessions
 from supervisor.sensors.terminals import Terminals
@@ -100,6 +101,8 @@ class Senses:
             own_cpu_s,
             in_hours=lambda: in_hours(config.node.work, time.localtime(clock.wall_s())),
             going_down=lambda: self.sessions.going_down,
+            own_pids=own_pids,
+            metered=None if config.node.host.allow_metered else Metered(self.bus),
         )
         first_sign_s = clock.now_s() if daemon else NEVER
         self.observer = Observer(presence, self.nvml.latest, self.host.cpu, self.host.host, first_sign_s)
@@ -108,7 +111,7 @@ class Senses:
     async def start(self, wake: Wake, patience_s: float = START_S) -> None:
         """Start all sensors side by side; returns when all have looked, or after `patience_s` seconds: a sensor that
         is not up yet is unknown until it is, and wakes the loop then."""
-        jobs = [self.sessions.start(wake), self.nvml.start(wake)]
+        jobs = [self.sessions.start(wake), self.nvml.start(wake), self.host.start(wake)]
         jobs += [s.start(wake) for s in self.observer.presence if s is not self.sessions]
         self._starting = [asyncio.ensure_future(job) for job in jobs]
         await asyncio.wait(self._starting, timeout=patience_s)
@@ -118,7 +121,7 @@ class Senses:
         for job in self._starting:
             job.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        jobs = [self.sessions.stop(), self.nvml.stop()]
+        jobs = [self.sessions.stop(), self.nvml.stop(), self.host.stop()]
         jobs += [s.stop() for s in self.observer.presence if s is not self.sessions]
         await asyncio.gather(*jobs, return_exceptions=True)
 

@@ -1,7 +1,8 @@
 """Judges what NVML said: how much of the lent GPUs is in use, and by whom. Pure: names come from a function handed in.
 
 A process on a lent GPU is one of four (R9):
-- own: of the node's task (`own_pids`), or listed in `gpu.own_processes`; its memory is not counted;
+- own: of the node's task (`own_pids`, all of its control group), or listed in `gpu.own_processes` or `gpu.own_units`; its
+  memory is not counted;
 - display: a display server listed in `gpu.display_servers`; harmless while all of them together hold no more than
   `gpu.display_cap_gb` (a compositor can hold 6 GB); its memory counts as used by others, as all memory but our own;
 - remnant: was the task's a moment ago and is gone; no sign of a person, but what it still holds counts as used;
@@ -14,7 +15,6 @@ nobody foreign is there, what that GPU does is the task's doing and is not held 
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,10 +24,10 @@ from msgspec import Struct
 
 from states.observation import Gpu
 from states.words import number
+from supervisor.sensors.process import Name, in_units, listed, printable
 from supervisor.settings import GpuSettings
 
 GIB: Final = 2**30
-COMM_LENGTH: Final = 15  # the kernel cuts a process's name there
 UNEXPLAINED_GB: Final = 0.5  # less than this is the driver's own bookkeeping
 RESERVED_GB: Final = 0.6  # what a driver reserves, where it cannot say (memory call of the first form)
 
@@ -73,19 +73,6 @@ class Whose(StrEnum):
     FOREIGN = "foreign"
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
-    """A process's short name, and the path of its program where we may read it."""
-
-    comm: str = ""
-    exe: str = ""
-
-    @property
-    def gone(self) -> bool:
-        """There is no such process (any more)."""
-        return not self.comm and not self.exe
-
-
 NameOf = Callable[[int], Name]
 
 
@@ -99,31 +86,13 @@ class Use:
     rows: tuple[dict[str, Any], ...] = ()
 
 
-def listed(name: Name, entries: Collection[str]) -> bool:
-    """Whether a process is one of the configured programs: an entry with a slash is the program's path and needs proof,
-    one without is its file name, or its short name (cut by the kernel) where the path may not be read."""
-    base = os.path.basename(name.exe)
-    for entry in entries:
-        if "/" in entry:
-            if name.exe == entry:
-                return True
-        elif base == entry if base else bool(name.comm) and name.comm == entry[:COMM_LENGTH]:
-            return True
-    return False
-
-
 def whose(pid: int, name: Name, own: Collection[int], lately: Collection[int], settings: GpuSettings) -> Whose:
     """Whose process it is, before the display servers' cap."""
-    if pid in own or listed(name, settings.own_processes):
+    if pid in own or listed(name, settings.own_processes) or in_units(name, settings.own_units):
         return Whose.OWN
     if pid in lately and name.gone:
         return Whose.REMNANT
     return Whose.DISPLAY if listed(name, settings.display_servers) else Whose.FOREIGN
-
-
-def printable(text: str) -> str:
-    """A name that somebody else chose, fit for a line of text."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:32]
 
 
 def _impossible(device: Device) -> str:
@@ -199,7 +168,7 @@ def judge(
 
 
 def _called(pid: int, name: Name) -> str:
-    return f"{printable(name.comm or os.path.basename(name.exe))} (pid {pid})" if not name.gone else f"pid {pid}"
+    return f"{name} (pid {pid})" if not name.gone else f"pid {pid}"
 
 
 def _row(device: Device, lent: bool, names: dict[int, Name], side: dict[int, Whose]) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """The machine itself: the CPU that others use (R11), and whether it is fit to work (R12): power, memory, heat, hours.
 
+Besides: programs beside which nothing may run, memory pressure, a metered network, and a site's own checks, each only
+where node.yaml asks for it. Whether the machine plays a game by gamemode's word is known on the person's own bus alone,
+which the daemon may not ask; its lock on idle is seen by the sessions, the game itself by host.exclusive_programs.
+
 Nothing here has a timer: samples are taken when the tick asks, and a CPU percentage is the average since an earlier
 one, so ticks that are rare still get an honest value. All of it together takes well under a millisecond; what may be
 slower on some machines (batteries and temperatures, both in sysfs) is read every five seconds at most.
@@ -11,8 +15,9 @@ are not connected. Only the processor's own sensors count.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +27,10 @@ import psutil
 from states.observation import NEVER, Cpu, Host, Reading
 from states.words import duration, number
 from supervisor.clock import Clock
+from supervisor.sensors.base import Wake
+from supervisor.sensors.metered import Metered
+from supervisor.sensors.programs import Programs
+from supervisor.sensors.site_checks import SiteChecks
 from supervisor.settings import HostSettings
 
 GIB: Final = 2**30
@@ -111,6 +120,8 @@ class HostSensor:
         own_cpu_s: CPU seconds that the node's task has used so far; 0 without one.
         in_hours: whether it is within `work.hours`, and the seconds until that changes; None: at any time.
         going_down: why the machine is about to sleep or shut down, in words; empty: it is not.
+        own_pids: processes of the node's task; they are no exclusive program.
+        metered: NetworkManager's word; None: any network will do.
         cpu_times, memory: psutil's, replaceable.
     """
 
@@ -121,17 +132,33 @@ class HostSensor:
         own_cpu_s: Callable[[], float],
         in_hours: Callable[[], tuple[bool, float]] | None = None,
         going_down: Callable[[], str] = lambda: "",
+        own_pids: Callable[[], Collection[int]] = tuple,
+        metered: Metered | None = None,
         *,
         sys_root: Path = Path("/sys"),
+        proc_root: Path = Path("/proc"),
         cpu_times: Callable[[], Any] = psutil.cpu_times,
         memory: Callable[[], Any] = psutil.virtual_memory,
     ) -> None:
         self._clock, self._settings = clock, settings
         self._own_cpu_s, self._in_hours, self._going_down = own_cpu_s, in_hours, going_down
         self._sys_root, self._cpu_times, self._memory = sys_root, cpu_times, memory
+        self._pressure = proc_root / "pressure/memory"
+        self._programs = Programs(settings.exclusive_programs, own_pids, proc_root=proc_root)
+        self._checks = SiteChecks(settings.checks, clock, settings.check_interval_sec, settings.check_timeout_sec)
+        self._metered = metered
         self._meter = CpuMeter(settings.cpu_window_sec)
         self._slow: tuple[list[str], list[str]] = ([], [])
         self._slow_at_s = NEVER
+
+    async def start(self, wake: Wake) -> None:
+        """Begin what takes its time: the site's checks, the question to NetworkManager. The rest needs no start."""
+        jobs = [self._checks.start(wake)] + ([self._metered.start(wake)] if self._metered else [])
+        await asyncio.gather(*jobs)
+
+    async def stop(self) -> None:
+        """Let go of it."""
+        await asyncio.gather(self._checks.stop(), *([self._metered.stop()] if self._metered else []))
 
     def sample(self) -> None:
         """Take a CPU sample now, if it would say anything new.
@@ -176,7 +203,8 @@ class HostSensor:
 
     def _judge(self, now_s: float) -> tuple[list[str], list[str]]:
         """What is unfit, and what cannot be told, in words."""
-        unfit: list[str] = []
+        unfit, errors = self._checks.verdicts(now_s)
+        unfit = [f"{program} runs (host.exclusive_programs)" for program in self._programs.running(now_s)] + unfit
         if self._in_hours is not None:
             inside, change_s = self._in_hours()
             if not inside:
@@ -187,8 +215,26 @@ class HostSensor:
             unfit.append(f"{number(available_gb)} GiB of memory available, {least} GiB required (host.min_memory_gb)")
         if not 0 <= now_s - self._slow_at_s < SLOW_S:
             self._slow, self._slow_at_s = self._judge_slow(), now_s
-        slow_unfit, errors = self._slow
-        return unfit + slow_unfit, errors
+        for more_unfit, more_errors in (self._judge_pressure(), self._judge_network(), self._slow):
+            unfit += more_unfit
+            errors += more_errors
+        return unfit, errors
+
+    def _judge_pressure(self) -> tuple[list[str], list[str]]:
+        limit = self._settings.max_memory_pressure_percent
+        if limit >= 100:
+            return [], []
+        try:
+            percent = pressure(self._pressure.read_text())
+        except (OSError, ValueError) as error:
+            return [], [f"memory pressure cannot be read: {_line(error)} (host.max_memory_pressure_percent)"]
+        if percent <= limit:
+            return [], []
+        return [f"memory pressure {number(percent)} %, limit {number(limit)} % (host.max_memory_pressure_percent)"], []
+
+    def _judge_network(self) -> tuple[list[str], list[str]]:
+        unfit, error = self._metered.verdict() if self._metered else ("", "")
+        return [unfit] if unfit else [], [error] if error else []
 
     def _judge_slow(self) -> tuple[list[str], list[str]]:
         unfit: list[str] = []
@@ -211,6 +257,20 @@ class HostSensor:
             if not fed.percent >= least:
                 return [f"battery at {number(fed.percent)} %, {number(least)} % required (host.min_battery_percent)"]
         return []
+
+
+def pressure(text: str) -> float:
+    """Percent of the last ten seconds in which some process waited, out of a file of /proc/pressure.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    for line in text.splitlines():
+        kind, *fields = line.split()
+        known = dict(field.split("=", 1) for field in fields if "=" in field)
+        if kind == "some" and "avg10" in known and 0 <= (percent := float(known["avg10"])) <= 100:
+            return percent
+    raise ValueError("it does not say how long something waits")
 
 
 def power(sys_root: Path) -> Power:

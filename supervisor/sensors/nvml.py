@@ -37,8 +37,9 @@ from inotify_simple import INotify, flags
 from states.observation import NEVER, Gpu, Reading
 from supervisor.clock import Clock
 from supervisor.sensors.base import Wake
-from supervisor.sensors.gpu_use import Answer, Device, Name, Use, judge
+from supervisor.sensors.gpu_use import Answer, Device, Use, judge
 from supervisor.sensors.helper import Helper
+from supervisor.sensors.process import Name, name_of
 from supervisor.settings import GpuSettings
 
 AGENT: Final = Path(__file__).resolve().parents[1] / "agents" / "gpu.py"
@@ -372,12 +373,7 @@ class NvmlSensor:
         return own
 
     def _name_of(self, pid: int) -> Name:
-        folder = self._proc_root / str(pid)
-        try:
-            exe = os.readlink(folder / "exe").removesuffix(" (deleted)")
-        except OSError:  # another user's process: its short name is readable all the same
-            exe = ""
-        return Name(_text(folder / "comm"), exe)
+        return name_of(self._proc_root, pid)
 
     # --- nodes of the GPU in /dev, and where the library may appear
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.sensors.gpu_use import GIB, Device, Name, Process, Use, Whose, judge, listed, printable
+from supervisor.sensors.gpu_use import GIB, Device, Process, Use, Whose, judge
+from supervisor.sensors.process import Name, listed, printable
 from supervisor.settings import GpuSettings
 
 SETTINGS = GpuSettings()
