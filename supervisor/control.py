@@ -76,6 +76,7 @@ class ControlServer:
         self._words = words
         self._hearings = hearings or {}
         self._tellers: dict[int, asyncio.StreamWriter] = {}  # by uid
+        self._heard: set[asyncio.Task[Any]] = set()
         self._server: asyncio.AbstractServer | None = None
         self._peers: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
 
@@ -106,6 +107,8 @@ class ControlServer:
             self._server = None
             for writer in self._tellers.values():
                 writer.transport.abort()
+            if self._heard:
+                await asyncio.wait(self._heard, timeout=PEER_DEADLINE_S)
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
 
@@ -147,6 +150,9 @@ class ControlServer:
             return await self._say(writer, self._envelope(False, error=f"{MAX_TELLERS} users tell something already"))
         self._tellers[uid] = writer
         teller, answer = hearing(uid, writer.transport.abort)
+        if (task := asyncio.current_task()) is not None:
+            self._heard.add(task)
+            task.add_done_callback(self._heard.discard)
         try:
             teller.hear(message)
             async with asyncio.timeout(PEER_DEADLINE_S):

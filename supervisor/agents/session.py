@@ -148,6 +148,8 @@ class Agent:
         self._desktop: tuple[BusIdle, Kept] | None = None
         self._environment: dict[str, str] = {}
         self._look_now = asyncio.Event()
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_s = RETRY_S[0]
         self._typed_timer: asyncio.TimerHandle | None = None
         self._typed_told_s = 0.0
         self._said: dict[str, str] = {}
@@ -172,8 +174,10 @@ class Agent:
                     self._look_now.clear()
                     await self._look()
         finally:
+            self._look_again(False)
             if telling is not None:
                 telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
             await asyncio.gather(*(kept.stop() for kept in self._all()), return_exceptions=True)
             self._terminals.stop()
             await self._bus.stop()
@@ -219,9 +223,14 @@ class Agent:
                 wanted["wayland", str(path)] = lambda path=path: WaylandIdle(path, self._quiet_s)  # type: ignore[misc]
         if wanted or any(own.graphical for own in self._sessions.values()):
             self._join_desktop()
+        nameless = False
         for own in self._sessions.values():
-            if own.type == "x11" and (name := await self._x_display(own)):
-                wanted["x11", name] = lambda name=name: self._x11(name)  # type: ignore[misc]
+            if own.type == "x11":
+                name = await self._x_display(own)
+                nameless = nameless or not name
+                if name:
+                    wanted["x11", name] = lambda name=name: self._x11(name)  # type: ignore[misc]
+        self._look_again(nameless)
         for key in self._kept.keys() - wanted.keys():
             await self._kept.pop(key).stop()
             self._teller.tell()
@@ -231,6 +240,13 @@ class Agent:
                     self._kept[key].poke()
             else:
                 self._kept[key] = Kept(make(), self._changed)
+
+    def _look_again(self, wanted: bool) -> None:
+        """An X display that logind does not know is told to the user's manager at some time, and nobody says when."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self._retry_s = min(2 * self._retry_s, RETRY_S[1]) if wanted else RETRY_S[0]
+        self._retry = asyncio.get_running_loop().call_later(self._retry_s, self._look_now.set) if wanted else None
 
     def _join_desktop(self) -> None:
         if self._desktop is None:
