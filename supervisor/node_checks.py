@@ -53,7 +53,7 @@ def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
             refuse(f"{path}.argv[0]", None, "the program to run")
     for number, argv in enumerate(node.host.checks):
         if not argv or not argv[0]:
-            refuse(f"host.checks[{number}]", None if argv else "an empty list", "a list with the program first")
+            refuse(f"host.checks[{number}]", "''" if argv else "an empty list", "a list with the program first")
     _check_paths(node, folder, refuse)
 
 

@@ -64,7 +64,7 @@ def listed(name: Name, entries: Collection[str]) -> bool:
 
 def in_units(name: Name, units: Collection[str]) -> bool:
     """Whether a process is in one of the systemd units, or below it; a unit may be a pattern (app-steam-*.scope)."""
-    parts = name.cgroup.split("/") if units else ()
+    parts = [part for part in name.cgroup.split("/") if part] if units else []
     return any(fnmatchcase(part, unit) for part in parts for unit in units)
 
 

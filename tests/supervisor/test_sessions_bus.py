@@ -20,7 +20,7 @@ from support.login1 import FakeLogin1, PrivateBus, eventually, session
 
 from states.observation import NEVER
 from supervisor.clock import SystemClock
-from supervisor.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, BusError, SystemBus, inhibit
+from supervisor.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibit
 from supervisor.sensors.base import Presence
 from supervisor.sensors.sessions import LID_CLOSED, START_SIGN, Sessions
 from supervisor.settings import PresenceSettings
@@ -42,7 +42,8 @@ class Watched:
 
     def __init__(self, address: str, **options: Any) -> None:
         self.bus = SystemBus(address, backoff_s=QUICK)
-        settings = PresenceSettings(**{k: options.pop(k) for k in ("strict", "max_age_sec") if k in options})
+        names = ("strict", "max_age_sec", "ignore_inhibitors")
+        settings = PresenceSettings(**{k: options.pop(k) for k in names if k in options})
         self.sensor = Sessions(self.bus, CLOCK, settings, boot_offset_s=lambda: 0.0, **options)
         self.wakes = 0
 
@@ -329,6 +330,21 @@ def test_a_hint_too_short_for_a_look_is_a_sign(private_bus: PrivateBus) -> None:
                 fake.sessions[ONE]["IdleHint"] = True  # it is over before anybody can look
                 await eventually(lambda: watched.now.last_sign_at_s >= begun, "the sign")
                 assert watched.now.sign == "user active on seat0"
+
+    asyncio.run(story())
+
+
+def test_a_lock_may_be_excepted_and_its_age_is_told(private_bus: PrivateBus) -> None:
+    async def story() -> None:
+        async with logind(private_bus.address) as fake:
+            fake.lock("idle", "Film")
+            async with Watched(private_bus.address, ignore_inhibitors=["Film"]) as watched:
+                assert (watched.now.present, watched.now.error) == ("", "")
+                fake.lock("idle", "Talk")
+                await fake.emit(LOGIN1_PATH, PROPERTIES, "PropertiesChanged", "sa{sv}as", LOGIN1_MANAGER, {}, [])
+                await eventually(lambda: watched.now.present.startswith("idle blocked by Talk"), "the other one")
+                told = "idle blocked by Talk of uid 1000 (pid 4242), for 0 s at least (presence.ignore_inhibitors)"
+                assert told in watched.sensor.describe()
 
     asyncio.run(story())
 
