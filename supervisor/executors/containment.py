@@ -210,7 +210,11 @@ def _clear_probes(base: str) -> None:
         if name.startswith(_PROBE) and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
             with contextlib.suppress(OSError):
                 holds.write(f"{base}/{name}/cgroup.kill", "1")
-            holds.CgroupHold(os.getpid(), f"{base}/{name}").remove()
+            left, until_s = holds.CgroupHold(os.getpid(), f"{base}/{name}"), time.monotonic() + _PROBE_LIMIT_S
+            left.remove()
+            while os.path.exists(f"{base}/{name}") and time.monotonic() < until_s:  # what was killed takes a moment to die
+                time.sleep(0.01)
+                left.remove()
 
 
 def clear(tree: holds.TreeHold, mark: str, limit_s: float) -> list[str]:
