@@ -19,8 +19,8 @@ from support.nvml_standin import GIB, StandIn, nvml_library, standin
 
 from states.observation import Gpu, Reading
 from supervisor.clock import SystemClock
+from supervisor.sensors import gpu_watch, nvml
 from supervisor.sensors import helper as helper_module
-from supervisor.sensors import nvml
 from supervisor.sensors.helper import Helper
 from supervisor.sensors.nvml import AGENT, NvmlSensor
 from supervisor.settings import GpuSettings
@@ -80,7 +80,7 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture(autouse=True)
 def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failure the next try comes soon."""
-    monkeypatch.setattr(nvml, "BACKOFF_S", (0.1,))
+    monkeypatch.setattr(gpu_watch, "BACKOFF_S", (0.1,))
 
 
 @pytest.fixture
