@@ -52,6 +52,8 @@ class PrivateBus:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> PrivateBus:
+        if self._process is not None:
+            return self
         self._process = subprocess.Popen(
             ["dbus-daemon", "--nofork", "--nopidfile", "--print-address", f"--config-file={self._config}"],
             stdout=subprocess.PIPE, text=True,
