@@ -1,0 +1,281 @@
+"""The installed service on a real systemd: starts when told, comes back from everything, stops its task whatever happens."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.installed import QUICK, RAE_NODE, UNIT, USER, Installed, boot
+from support.nvml_standin import nvml_library
+from support.sysbox import wait_for
+
+__all__ = ["nvml_library"]
+pytestmark = [pytest.mark.slow, pytest.mark.box]
+
+# Faults of ours, brought about in the living process: on a signal the next tick fails.
+FAULTS = """
+import signal
+def fail(name, make):
+    def handler(*_):
+        import supervisor.daemon as daemon
+        def broken(self, *_):
+            raise make(daemon)
+        setattr(daemon.Daemon, name, broken)
+    return handler
+signal.signal(signal.SIGUSR1, fail("_ask", lambda daemon: RuntimeError("injected")))
+signal.signal(signal.SIGUSR2, fail("_must_hold", lambda daemon: daemon.InvariantBroken("injected")))
+"""
+CAP_SYS_RESOURCE = 1 << 24
+REPORT = """RAE COMPUTE NODE – AUTOMATION STATUS
+----------------------------------
+Automation enabled: YES
+Auto-start on boot: YES
+User activity protection: ACTIVE
+GPU protection: ACTIVE
+Safe for unattended operation: YES
+
+READY FOR CENTRAL CONTROL
+"""
+
+
+@pytest.fixture(scope="module")
+def node(wheels: Path, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """One box, freshly installed, for the story that the tests of this file tell in their order."""
+    with boot(tmp_path_factory.mktemp("service")) as box:
+        yield Installed(box, wheels, nvml_library)
+
+
+def block_locks(node: Installed) -> list[str]:
+    """Who holds block locks, and on what."""
+    text = node.box.run("systemd-inhibit", "--list", "--no-legend", "--no-pager").stdout
+    return [f"{line.split()[0]} {line.split()[5]}" for line in text.splitlines() if line.split()[-1] == "block"]
+
+
+def running_task(node: Installed, kind: str = "sleep") -> str:
+    """A task in the middle of its work; its id."""
+    node.wait_for("READY", 30)
+    task = node.add(kind)
+    wait_for(lambda: node.task_pids() and node.status_text().startswith("RUNNING:"), "a running task", 20)
+    return task
+
+
+def gone(node: Installed) -> None:
+    """Nothing of a task is left: no process, no cgroup, no file, no core."""
+    wait_for(lambda: not node.task_pids(), "the task's processes gone")
+    left = node.box.sh("find /sys/fs/cgroup/system.slice -name 'rae-task-*'; ls -A /opt/rae-node/workdir")
+    assert left == ""
+    assert node.box.sh("find / -xdev -newer /opt/rae-node/agent/auto_runner.py -name 'core*' -type f -size +0") == ""
+
+
+def settled(node: Installed, task: str) -> dict[str, Any]:
+    """The control node knows how the task ended."""
+    wait_for(lambda: node.task(task)["status"] in ("FAILED", "COMPLETED"), lambda: str(node.task(task)), 30)
+    return node.task(task)
+
+
+def test_installed_and_ready_but_not_started(node: Installed) -> None:
+    node.install()
+    assert node.show("UnitFileState", "ActiveState") == {"UnitFileState": "enabled", "ActiveState": "inactive"}
+    report = node.cli("report")
+    assert (report.returncode, report.stdout, report.stderr) == (0, REPORT, "")
+    assert node.show("ActiveState") == {"ActiveState": "inactive"}, "a report starts nothing (R24)"
+
+
+def test_systemd_has_nothing_to_say_against_it(node: Installed) -> None:
+    done = node.box.run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}")
+    assert done.stdout + done.stderr == ""
+    text = node.box.run("systemd-analyze", "security", "--no-pager", UNIT).stdout
+    found = re.search(r"exposure level for rae-node.service: ([\d.]+)", text)
+    assert found
+    assert float(found[1]) <= 2.5
+
+
+def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
+    box = node.box
+    before = box.sh("find /opt/rae-node /etc /var/lib/rae-node -printf '%p %m %u %s %T@\\n' 2>/dev/null || true")
+    box.run("systemctl", "disable", UNIT)
+    box.sh("mv /etc/polkit-1/rules.d/50-rae-node.rules /root/")
+    wait_for(lambda: node.cli("report").stdout.count("; run") == 2, lambda: node.cli("report").stdout)
+    report = node.cli("report")
+    assert report.returncode == 1
+    assert "Auto-start on boot: NO\n" in report.stdout
+    assert "enabled: the unit is disabled; run `sudo rae-node enable`\n" in report.stdout
+    assert f"sleep lock: polkit refuses the lock org.freedesktop.login1.inhibit-block-sleep to {USER}; run the" in report.stdout
+    assert report.stdout.endswith("\nNOT READY\n")
+    box.sh("mv /root/50-rae-node.rules /etc/polkit-1/rules.d/")
+    enabled = node.cli("enable")
+    assert (enabled.returncode, enabled.stderr) == (0, "")
+    assert node.show("ActiveState") == {"ActiveState": "inactive"}
+    wait_for(lambda: node.cli("report").returncode == 0, lambda: node.cli("report").stdout)
+    after = box.sh("find /opt/rae-node /etc /var/lib/rae-node -printf '%p %m %u %s %T@\\n' 2>/dev/null || true")
+    changed = {line.split()[0] for line in set(before.splitlines()) ^ set(after.splitlines())}
+    wants = "/etc/systemd/system/multi-user.target.wants"
+    assert changed <= {"/etc/polkit-1/rules.d", wants, f"{wants}/{UNIT}", "/etc/systemd/system"}
+
+
+def test_enable_now_is_what_starts_it(node: Installed) -> None:
+    refused = node.cli("enable", "--now", user=USER)
+    assert refused.returncode == 1
+    assert "run it with sudo" in refused.stderr
+    assert node.cli("status").returncode == 3
+    done = node.cli("enable", "--now")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = node.show("ActiveState", "SubState", "UnitFileState", "NRestarts")
+    assert shown == {"ActiveState": "active", "SubState": "running", "UnitFileState": "enabled", "NRestarts": "0"}
+    wait_for(lambda: node.status_text().startswith("IDLE_WAIT:"), node.status_text)
+    verify = node.cli("verify", "--json")
+    told = json.loads(verify.stdout)
+    assert (verify.returncode, told["passed"]) == (0, True), verify.stdout
+    assert {check["name"]: check["result"] for check in told["checks"]}["no open port"] == "passed"
+
+
+def test_it_runs_as_its_user_isolated_and_locked_in(node: Installed) -> None:
+    pid = node.main_pid()
+    cmdline = node.box.sh(f"tr '\\0' ' ' < /proc/{pid}/cmdline")
+    assert re.fullmatch(r"/opt/rae-node/versions/\S+/bin/python -I -m supervisor.service --unattended ", cmdline)
+    status = dict(line.split(":\t", 1) for line in node.box.sh(f"cat /proc/{pid}/status").splitlines())
+    assert status["Uid"].split() == [str(node.uid)] * 4
+    assert (int(status["CapEff"], 16), status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == (0, "1", "2")
+    limits = node.box.sh(f"grep -E 'core file|nice' /proc/{pid}/limits")
+    assert re.search(r"core file size\s+1\s+1 ", limits)
+    assert node.show("LimitNICE") == {"LimitNICE": "20"}
+    if int(node.box.sh("grep CapEff /proc/1/status").split()[1], 16) & CAP_SYS_RESOURCE:  # systemd may raise limits here
+        assert re.search(r"nice priority\s+20\s+20", limits)
+
+
+def test_a_task_runs_in_the_sandbox_and_leaves_nothing(node: Installed) -> None:
+    probe = (
+        "cat > /dev/null; touch here; for p in /tmp /var/tmp /dev/shm; do echo x > $p/left; done; "
+        "for p in /etc /opt/rae-node /opt/rae-node/agent /home /root; do touch $p/x 2>/dev/null && echo wrote $p; done; "
+        "cat /home/*/* 2>/dev/null; : < /dev/null; echo '{\"nice\":' $(nice)', \"secret\": 0}'"
+    )
+    node.box.sh(f"echo secret > /home/{USER}/diary; chown {USER} /home/{USER}/diary")
+    node.configure(node={"tasks": {"probe": {"argv": ["/bin/sh", "-c", probe]}}})
+    node.start_control()
+    node.drop_in("quick", QUICK)
+    node.box.run("systemctl", "restart", UNIT)
+    node.wait_for("READY")
+    task = settled(node, node.add("probe"))
+    assert (task["status"], task["result"]) == ("COMPLETED", {"nice": 19, "secret": 0}), task
+    assert node.box.sh("find /tmp/left /var/tmp/left /dev/shm/left 2>/dev/null || true") == ""
+    gone(node)
+
+
+def test_a_hanging_daemon_is_killed_by_the_watchdog(node: Installed) -> None:
+    task = running_task(node)
+    before = int(node.show("NRestarts")["NRestarts"])
+    node.box.run("kill", "-STOP", str(node.main_pid()))
+    wait_for(lambda: int(node.show("NRestarts")["NRestarts"]) > before, "the watchdog's bite", 10)
+    gone(node)
+    assert settled(node, task)["status"] == "FAILED"
+    journal = node.box.run("journalctl", "-u", UNIT, "--no-pager").stdout
+    assert "Watchdog timeout" in journal
+    assert "core-dump" not in journal
+    assert block_locks(node) == []
+
+
+@pytest.mark.parametrize("how", ["KILL", "USR1", "USR2", "SEGV", "ABRT"])
+def test_back_after_any_end(node: Installed, how: str) -> None:
+    if how.startswith("USR"):
+        site = node.box.sh("echo /opt/rae-node/venv/lib/python3*/site-packages").strip()
+        node.put(f"{site}/faults.py", FAULTS)
+        node.put(f"{site}/faults.pth", "import faults\n")
+        node.box.run("systemctl", "restart", UNIT)
+    task = running_task(node)
+    before, pid = int(node.show("NRestarts")["NRestarts"]), node.main_pid()
+    node.box.run("kill", f"-{how}", str(pid))
+    wait_for(lambda: int(node.show("NRestarts")["NRestarts"]) > before, "back after RestartSec", 10)
+    gone(node)
+    assert settled(node, task)["status"] == "FAILED"
+    assert block_locks(node) == []
+    node.wait_for("READY", 30)
+    said = node.box.run("journalctl", "-u", UNIT, "--no-pager", "-n50").stdout
+    result = {"USR1": "exit-code", "USR2": "watchdog"}.get(how, "signal")
+    assert f"Failed with result '{result}'" in said, said
+
+
+def test_a_stop_hands_the_task_back_in_order(node: Installed) -> None:
+    task = running_task(node)
+    began_s = time.monotonic()
+    node.box.run("systemctl", "stop", UNIT)
+    assert time.monotonic() - began_s < 8
+    gone(node)
+    assert node.show("ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    assert settled(node, task)["error"].startswith("preempted:")
+    node.box.run("systemctl", "start", UNIT)
+
+
+def test_locked_against_sleep_while_a_task_runs_and_only_then(node: Installed) -> None:
+    box = node.box
+    power = box.root / "sys/power/state"
+    power.write_text("freeze mem")
+    box.add_user("berta")
+    running_task(node)
+    assert sorted(block_locks(node)) == ["rae-node idle", "rae-node sleep"]
+    call = ["org.freedesktop.login1", "/org/freedesktop/login1", "org.freedesktop.login1.Manager"]
+    assert box.run("systemctl", "suspend", user="berta", check=False).returncode
+    refused = box.run("systemctl", "--check-inhibitors=yes", "suspend", user="berta", check=False)
+    assert "Operation inhibited by" in refused.stderr
+    assert "runs task" in refused.stderr, "with our reason"
+    assert power.read_text().strip() == "freeze mem"
+    box.run("busctl", "call", *call, "Suspend", "b", "false", check=False)  # root's own is not fought: going-down
+    wait_for(lambda: not node.task_pids(), "the task gone inside the delay", 3)
+    wait_for(lambda: not block_locks(node), "our block locks gone", 2)
+    wait_for(lambda: power.read_text().strip() != "freeze mem", "the machine asleep", 5)
+    power.write_text("freeze mem")
+
+
+def test_switched_off_or_broken_is_disabled_until_mended(node: Installed) -> None:
+    node.configure(runtime={"automation": {"enabled": False}})
+    node.box.run("systemctl", "restart", UNIT)
+    assert node.status_text() == "DISABLED: automation.enabled is false in runtime.yaml"
+    node.put("/opt/rae-node/agent/runtime.yaml", "automation: {enabled: true")
+    node.box.run("systemctl", "restart", UNIT)
+    shown = node.box.run("systemctl", "status", UNIT, "--no-pager", check=False).stdout
+    assert "active (running)" in shown
+    assert re.search(r'Status: "DISABLED: runtime.yaml:\d+:\d+: ', shown), shown
+    assert node.cli("report").returncode == 1
+    began_s = time.monotonic()
+    node.configure()
+    wait_for(lambda: not node.status_text().startswith("DISABLED:"), node.status_text, 2)
+    assert time.monotonic() - began_s < 1.5
+
+
+def test_back_by_itself_after_a_reboot(node: Installed) -> None:
+    box = node.box
+    box.run("systemctl", "add-wants", "sdbox.target", "multi-user.target")
+    box.run("sh", "-c", "cd /opt/rae-node/workdir; echo x > mine; mkdir task-0; echo x > task-0/left", user=USER)
+    box.reboot()
+    wait_for(lambda: node.show("ActiveState")["ActiveState"] == "active", "the service up by itself")
+    wait_for(lambda: "task-" not in box.sh("ls /opt/rae-node/workdir"), "what a power cut left")
+    assert box.sh("ls /opt/rae-node/workdir") == "mine\n", "and only that"
+    node.wait_for("READY", 30)
+
+
+def test_a_key_from_the_credential_store(node: Installed) -> None:
+    node.configure(node={"control": {"token": {"credential": "rae-node-token"}}})
+    node.box.run("systemctl", "restart", UNIT)
+    wait_for(lambda: "rae-node-token" in node.status_text(), "missing: the service runs and says so")
+    node.box.sh("mkdir -p /etc/credstore; (umask 077; echo s3cret > /etc/credstore/rae-node-token)")
+    read = "systemd-run -q --pipe --wait -pLoadCredential=rae-node-token -pUser=daemon cat ${CREDENTIALS_DIRECTORY}/rae-node-token"
+    if "s3cret" not in node.box.run("sh", "-c", read.replace("${", "\\${"), check=False).stdout:
+        node.configure()
+        pytest.skip("no unit of an ordinary user can read a credential here: this kernel's tmpfs keeps no ACLs")
+    node.box.run("systemctl", "restart", UNIT)
+    wait_for(lambda: not node.status_text().startswith("DISABLED:"), node.status_text)
+    checks = {check["name"]: check for check in json.loads(node.cli("doctor", "--json").stdout)}
+    assert checks["control node's key"]["result"] == "passed"
+    assert "s3cret" not in node.box.run("journalctl", "--no-pager").stdout
+    node.configure()
+
+
+def test_disable_stops_it_for_good(node: Installed) -> None:
+    done = node.box.run(RAE_NODE, "disable")
+    assert done.stdout == "rae-node is stopped and disabled\n"
+    assert node.show("ActiveState", "UnitFileState") == {"ActiveState": "inactive", "UnitFileState": "disabled"}
+    assert node.box.sh("ls -A /run/rae-node 2>/dev/null || true") == ""
