@@ -7,8 +7,10 @@ of ours: the standard library and pynvml.
 
 An answer is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. `error` (in words) says that nothing
 can be said of any GPU; `library` is false when libnvidia-ml.so.1 does not load. A device has `uuid, name, percent,
-total, used, reserved, temperature_c, mig, processes [{pid, kind, used}], error`: sizes in bytes, kind `c` (compute),
-`g` (graphics) or `cg`, null where the driver does not say; with `error` the device's other fields prove nothing.
+total, used, reserved, temperature_c, throttled, xid, mig, processes [{pid, kind, used}], error`: sizes in bytes, kind `c`
+(compute), `g` (graphics) or `cg`, null where the driver does not say; `throttled` says in words what holds its clocks down,
+`xid` is the number of the newest fault that the driver has reported since this process asked it to (0: none); the kernel's
+log is not read. With `error` the device's other fields prove nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +41,16 @@ WORDS: Final[dict[int, str]] = {
     18: "NVIDIA driver and library are of different versions (an update was installed): reboot",
     999: "the NVIDIA driver reports an unknown error",
 }
+
+# What holds the clocks down, where that is of interest: not idleness, and not what somebody has set.
+THROTTLES: Final[dict[int, str]] = {
+    nvml.nvmlClocksEventReasonSwPowerCap: "power cap",
+    nvml.nvmlClocksEventReasonHwSlowdown: "hardware slowdown",
+    nvml.nvmlClocksEventReasonSwThermalSlowdown: "heat",
+    nvml.nvmlClocksEventReasonHwThermalSlowdown: "heat (hardware)",
+    nvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "power brake",
+}
+EVENTS: Final = 16  # faults taken from a device at one look
 
 
 def words(error: nvml.NVMLError) -> str:
@@ -80,7 +92,46 @@ def processes(handle: Any) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def device(index: int) -> dict[str, Any]:
+def throttled(handle: Any) -> list[str]:
+    """What holds the clocks down, in words; nothing where this driver cannot say."""
+    reasons = optional(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+    if reasons is None:
+        reasons = optional(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    return [said for bit, said in THROTTLES.items() if (reasons or 0) & bit]
+
+
+class Faults:
+    """The driver's own reports of faults (Xid), one event set a device."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, Any] = {}
+        self._newest: dict[str, int] = {}
+
+    def newest(self, uuid: str, handle: Any) -> int:
+        """The number of the device's newest fault; 0: none, or this driver does not report any."""
+        if uuid not in self._sets:
+            self._sets[uuid] = self._subscribe(handle)
+        events = self._sets[uuid]
+        for _ in range(EVENTS if events is not None else 0):
+            try:
+                event = nvml.nvmlEventSetWait_v2(events, 0)
+            except nvml.NVMLError:  # a timeout: no more of them
+                break
+            if event.eventType == nvml.nvmlEventTypeXidCriticalError:
+                self._newest[uuid] = int(event.eventData)
+        return self._newest.get(uuid, 0)
+
+    @staticmethod
+    def _subscribe(handle: Any) -> Any:
+        try:
+            events = nvml.nvmlEventSetCreate()
+            nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)
+        except nvml.NVMLError:
+            return None
+        return events
+
+
+def device(index: int, faults: Faults) -> dict[str, Any]:
     """One GPU as it is now."""
     answer: dict[str, Any] = {"uuid": "", "error": ""}
     what = "cannot be opened"
@@ -92,6 +143,8 @@ def device(index: int) -> dict[str, Any]:
         mode = optional(nvml.nvmlDeviceGetMigMode, handle)
         answer["mig"] = bool(mode and mode[0])
         answer["temperature_c"] = optional(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
+        answer["throttled"] = throttled(handle)
+        answer["xid"] = faults.newest(answer["uuid"], handle)
         what = "its memory cannot be read"
         answer |= memory(handle)
         what = "its processes cannot be listed"
@@ -108,6 +161,7 @@ class Looker:
 
     def __init__(self) -> None:
         self._driver: str | None = None
+        self._faults = Faults()
 
     def look(self) -> dict[str, Any]:
         """What all GPUs look like now."""
@@ -115,9 +169,10 @@ class Looker:
         try:
             if self._driver is None:
                 nvml.nvmlInit()
+                self._faults = Faults()
                 self._driver = str(optional(nvml.nvmlSystemGetDriverVersion) or "")
             answer["driver"] = self._driver
-            answer["devices"] = [device(index) for index in range(nvml.nvmlDeviceGetCount())]
+            answer["devices"] = [device(index, self._faults) for index in range(nvml.nvmlDeviceGetCount())]
         except nvml.NVMLError_LibraryNotFound as error:
             answer |= {"library": False, "error": words(error)}
         except nvml.NVMLError as error:

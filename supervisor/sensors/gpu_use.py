@@ -31,6 +31,18 @@ GIB: Final = 2**30
 UNEXPLAINED_GB: Final = 0.5  # less than this is the driver's own bookkeeping
 RESERVED_GB: Final = 0.6  # what a driver reserves, where it cannot say (memory call of the first form)
 
+# Faults of the GPU itself, after which nothing that it says is to be trusted; the others are a program's (NVIDIA's list
+# of Xid errors).
+FATAL: Final[dict[int, str]] = {
+    48: "memory error that cannot be corrected",
+    64: "memory that cannot be remapped",
+    74: "NVLink error",
+    79: "it has fallen off the bus",
+    95: "memory error that was not contained",
+    119: "its firmware does not answer",
+    120: "its firmware has failed",
+}
+
 
 class Process(Struct, frozen=True):
     """A process with a context; `kind` c compute, g graphics, cg both; `used` bytes of VRAM, None: not told."""
@@ -48,6 +60,8 @@ class Device(Struct, frozen=True):
     name: str = "NVIDIA GPU"
     mig: bool = False
     temperature_c: int | None = None
+    throttled: tuple[str, ...] = ()
+    xid: int = 0
     total: int = 0
     used: int = 0
     reserved: int | None = None
@@ -99,6 +113,8 @@ def _impossible(device: Device) -> str:
     """Why the device's numbers cannot be believed; empty: they can."""
     if device.error:
         return device.error
+    if device.xid in FATAL:
+        return f"the driver reported Xid {device.xid} ({FATAL[device.xid]}): reboot if it does not recover"
     if device.percent is None or not 0 <= device.percent <= 100:
         return f"impossible utilisation ({device.percent} %)"
     if device.total <= 0 or not 0 <= device.used <= device.total:
@@ -183,6 +199,8 @@ def _row(device: Device, lent: bool, names: dict[int, Name], side: dict[int, Who
         "total_gb": round(device.total / GIB, 2),
         "reserved_gb": None if device.reserved is None else round(device.reserved / GIB, 2),
         "temperature_c": device.temperature_c,
+        "throttled": list(device.throttled),
+        "xid": device.xid,
         "mig": device.mig,
         "processes": [
             {

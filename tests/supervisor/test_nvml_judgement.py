@@ -18,6 +18,8 @@ NAMES = {
     21: Name("gnome-shell", ""),
     30: Name("game", "/home/anna/game"),
     31: Name("python3", ""),
+    40: Name("model", "", "/system.slice/ollama.service"),
+    41: Name("model", "", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-ollama.scope"),
 }
 
 
@@ -50,6 +52,14 @@ SHELL = Process(21, "g", gib(0.5))
     ("use", "percent", "vram_gb", "names"),
     [
         pytest.param(seen(gpu()), 0, 0, (), id="a quiet GPU is free"),
+        pytest.param(
+            seen(gpu(Process(40, "c", gib(2)), used=2), settings=GpuSettings(own_units=["ollama.service"])),
+            0, 0, (), id="of a unit that is RAE's",
+        ),
+        pytest.param(
+            seen(gpu(Process(41, "c", gib(2)), used=2), settings=GpuSettings(own_units=["ollama.service"])),
+            0, 2, ("model (pid 41)",), id="of another unit",
+        ),
         pytest.param(seen(gpu(percent=97)), 97, 0, (), id="load by nobody listed counts"),
         pytest.param(seen(gpu(used=3)), 0, 3, (), id="memory of nobody listed counts"),
         pytest.param(

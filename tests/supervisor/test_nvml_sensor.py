@@ -447,6 +447,84 @@ def test_the_first_sample_of_a_helper_is_not_believed(standin: StandIn, world: W
     play(scene())
 
 
+@pytest.mark.parametrize(
+    ("xid", "said"), [(79, "GPU-fake-0: the driver reported Xid 79 (it has fallen off the bus)"), (31, "")]
+)
+def test_a_fault_of_the_gpu_itself_is_unknown_until_it_recovers(standin: StandIn, world: World, xid: int, said: str) -> None:
+    """A program's own faults (Xid 31) are told, and nothing more."""
+
+    async def scene() -> None:
+        async with world.sensor() as sensor:
+            sensor.demand(0.2)
+            assert sensor.describe()[0]["xid"] == 0
+            standin.shows(f"0.xid={xid}")
+            if said:
+                await until(lambda: now(sensor).error.startswith(said))
+                standin.shows()
+            else:
+                await until(lambda: sensor.describe()[0]["xid"] == xid)
+            await until(lambda: now(sensor).value == Gpu())
+
+    play(scene())
+
+
+@pytest.mark.parametrize(
+    ("lines", "throttled"),
+    [
+        ((), []),
+        (("0.throttle=0x25",), ["power cap", "heat"]),
+        (("0.throttle=0x1",), []),
+        (("0.throttle=-1",), []),
+        (("err.nvmlEventSetCreate=3", "0.throttle=0x80"), ["power brake"]),
+        (("err.nvmlDeviceRegisterEvents=3",), []),
+    ],
+)
+def test_what_holds_the_clocks_down_is_told(
+    standin: StandIn, world: World, lines: tuple[str, ...], throttled: list[str]
+) -> None:
+    standin.shows(*lines)
+
+    async def scene() -> None:
+        async with world.sensor() as sensor:
+            assert (now(sensor).value, sensor.describe()[0]["throttled"]) == (Gpu(), throttled)
+
+    play(scene())
+
+
+def test_after_a_suspend_nothing_is_known_until_a_new_helper_has_looked(standin: StandIn, world: World) -> None:
+    """What was read before proves nothing; the old helper's handles neither."""
+    slept_s = 0.0
+
+    async def scene() -> None:
+        nonlocal slept_s
+        async with world.sensor(suspended_s=lambda: slept_s) as sensor:
+            assert now(sensor).value == Gpu()
+            before = {helper.pid for helper in helpers()}
+            slept_s = 0.5
+            assert now(sensor).value == Gpu()
+            slept_s = 3600.0
+            assert (now(sensor).value, now(sensor).error) == (None, "not looked at since the machine woke up")
+            await until(lambda: now(sensor).value == Gpu())
+            assert not before & {helper.pid for helper in helpers()}
+
+    play(scene())
+
+
+def test_a_driver_that_is_not_back_after_a_suspend_is_its_own_reason(standin: StandIn, world: World) -> None:
+    slept_s = 0.0
+
+    async def scene() -> None:
+        nonlocal slept_s
+        async with world.sensor(suspended_s=lambda: slept_s) as sensor:
+            standin.shows("err.nvmlInit=9")
+            slept_s = 60.0
+            await until(lambda: "the NVIDIA driver is not loaded" in now(sensor).error)
+            standin.shows()
+            await until(lambda: now(sensor).value == Gpu())
+
+    play(scene())
+
+
 def test_a_lent_gpu_that_is_unplugged(standin: StandIn, world: World) -> None:
     """The other one, which is not lent, stands for nothing."""
     standin.shows("count=2")

@@ -3,6 +3,8 @@
  *   0.util=37  0.memutil=5  0.mem_total=25757220864  0.mem_used=1073741824  0.mem_reserved=0
  *   0.temp=51  0.power=120000 (mW)  0.mig=1  0.name=...  0.uuid=GPU-...
  *   0.proc=PID:BYTES:c           one line per process (c compute, g graphics); repeatable; BYTES -1: not told
+ *   0.throttle=0x20              bits of nvmlDeviceGetCurrentClocksEventReasons; -1: not supported
+ *   0.xid=79                     a fault, told once to each event set, and again after it has changed
  *   0.err=15                     every call on device 0 returns this nvmlReturn_t (15 = GPU_IS_LOST)
  *   err.nvmlFoo=999              that function returns this code (0.err wins)
  *   delay.nvmlFoo=2000           that function sleeps so many ms first (a hung driver)
@@ -15,7 +17,7 @@
 #include <string.h>
 #include <time.h>
 typedef int ret_t; typedef struct { int idx; } dev_t_; typedef dev_t_ *nvmlDevice_t;
-enum { OK = 0, UNINIT = 1, INVAL = 2, NOTSUP = 3, NOTFOUND = 6, SMALL = 7, NODRIVER = 9 };
+enum { OK = 0, UNINIT = 1, INVAL = 2, NOTSUP = 3, NOTFOUND = 6, SMALL = 7, NODRIVER = 9, TIMEOUT = 10 };
 static dev_t_ devs[16]; static int inited;
 static char *slurp(char *buf, size_t n) {
   const char *p = getenv("FAKE_NVML_FILE"); FILE *f = p ? fopen(p, "re") : NULL; size_t k = 0;
@@ -66,6 +68,12 @@ ret_t nvmlDeviceGetMigMode(nvmlDevice_t d, unsigned *now, unsigned *next) { DEV(
 struct mem2 { unsigned version; unsigned long long total, reserved, free, used; };
 ret_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t d, struct mem2 *m) { DEV("nvmlDeviceGetMemoryInfo") if ((r_ = num(b, "err.nvmlDeviceGetMemoryInfo_v2", 0))) return r_; if (m->version != (sizeof *m | 2u << 24)) return 25;
   m->total = num(b, KEY("mem_total"), 25757220864LL); m->reserved = num(b, KEY("mem_reserved"), 0); m->used = num(b, KEY("mem_used"), 0); m->free = m->total - m->used - m->reserved; return OK; }
+ret_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t d, unsigned long long *t) { DEV("nvmlDeviceGetCurrentClocksEventReasons") long long v = num(b, KEY("throttle"), 0); if (v < 0) return NOTSUP; *t = v; return OK; }
+struct set { nvmlDevice_t dev; long long told; }; struct event { nvmlDevice_t dev; unsigned long long type, data; unsigned gi, ci; };
+ret_t nvmlEventSetCreate(struct set **s) { TOP("nvmlEventSetCreate") if (!inited) return UNINIT; *s = calloc(1, sizeof **s); return OK; }
+ret_t nvmlDeviceRegisterEvents(nvmlDevice_t d, unsigned long long types, struct set *s) { DEV("nvmlDeviceRegisterEvents") if (!(types & 8)) return NOTSUP; s->dev = d; return OK; }
+ret_t nvmlEventSetWait_v2(struct set *s, struct event *e, unsigned ms) { (void)ms; nvmlDevice_t d = s->dev; if (!d) return INVAL; DEV("nvmlEventSetWait") long long v = num(b, KEY("xid"), 0);
+  if (!v || v == s->told) { s->told = v; return TIMEOUT; } s->told = v; memset(e, 0, sizeof *e); e->dev = d; e->type = 8; e->data = v; return OK; }
 struct proc { unsigned pid; unsigned long long mem; unsigned gi, ci; };
 static ret_t procs(const char *b, int idx, char kind, unsigned *n, struct proc *out) {
   unsigned have = 0, cap = *n; char k[32]; snprintf(k, sizeof k, "\n%d.proc=", idx);
