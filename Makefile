@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SPEED ?= 1
 
-.PHONY: help demo test lint type walls unit diagrams schemas bench clean
+.PHONY: help demo test install lint type walls unit diagrams schemas bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ diagrams: ## Draw diagrams/ from the table that runs
 
 schemas: ## Write config/ (both files and their schemas) from the types
 	$(BIN)/python -m supervisor.shipped config
+
+install: ## As root: lay the node out under /opt/rae-node as a service; starts nothing (ARGS="--user anna")
+	@deploy/install $(ARGS)
 
 bench: ## Measure against the baselines; exit 1 where a target is missed
 	@deploy/setup test
