@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SPEED ?= 1
 
-.PHONY: help demo test install lint type walls unit diagrams schemas bench clean
+.PHONY: help demo test install lint type walls unit diagrams schemas bench install wheels deb clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,15 @@ bench: ## Measure against the baselines; exit 1 where a target is missed
 	$(BIN)/python tests/bench/replay.py
 	$(BIN)/python tests/bench/footprint.py
 	$(BIN)/python tests/bench/presence.py
+
+install: ## With sudo: install the service, start nothing; ARGS="--user NAME --dry-run", see deploy/install --help
+	@deploy/install $(ARGS)
+
+wheels: ## Everything that an installation without network needs, into build/wheels (deploy/install --wheels)
+	@deploy/wheels build/wheels
+
+deb: ## A Debian package of it, for this release and machine, into build/
+	@deploy/debian/build
 
 clean: ## Remove what make made
 	rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

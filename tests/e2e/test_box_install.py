@@ -1,0 +1,248 @@
+"""The installer on a real systemd: what it changes, by `find` before and after; failing and interrupted at every step."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.installed import INSTALL, RAE_NODE, UNIT, USER, WHEELS, Installed, boot
+from support.nvml_standin import nvml_library
+from support.sysbox import REPO, wait_for
+
+__all__ = ["nvml_library"]
+pytestmark = [pytest.mark.slow, pytest.mark.box]
+
+# What the machine itself writes meanwhile, caches, and what a test put there.
+NOISE = r"/etc/systemd/system/rae-node.service.d|/var/log|/var/cache|/var/lib/systemd|/root|\.pyc$|__pycache__"
+
+
+@pytest.fixture(scope="module")
+def node(wheels: Path, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
+    """One box that each test leaves without a node."""
+    with boot(tmp_path_factory.mktemp("install")) as box:
+        yield Installed(box, wheels, nvml_library)
+
+
+@pytest.fixture(autouse=True)
+def afterwards(node: Installed) -> Iterator[None]:
+    yield
+    node.box.run(INSTALL, "--uninstall", "--purge")
+    node.box.run("rm", "-rf", f"/etc/systemd/system/{UNIT}.d", "/opt/rae-node")
+
+
+def tree(node: Installed) -> dict[str, str]:
+    """Every path where something may be installed, with mode, owner and, for a link, where it leads."""
+    text = node.box.sh("find /opt /etc /usr/local /var /usr/share/polkit-1 -xdev -printf '%p\\t%M %u %l\\n'")
+    found = dict(line.split("\t") for line in text.splitlines())
+    return {
+        re.sub("venv-[a-z0-9_]{8}", "venv-X", path): re.sub("venv-[a-z0-9_]{8}", "venv-X", what)
+        for path, what in found.items()
+        if not re.search(NOISE, path)
+    }
+
+
+def steps(node: Installed) -> list[str]:
+    """What a dry run announces."""
+    return node.box.run(INSTALL, "--user", USER, "--wheels", WHEELS, "--dry-run").stdout.splitlines()
+
+
+def test_a_dry_run_tells_each_step_and_does_none(node: Installed) -> None:
+    before = tree(node)
+    said = steps(node)
+    assert said[0] == f"[1/{len(said)}] make /opt/rae-node"
+    assert len(said) >= 13
+    assert tree(node) == before
+
+
+def test_what_it_lays_out_and_takes_back(node: Installed) -> None:
+    before = tree(node)
+    done = node.install()
+    assert done.stderr == ""
+    assert done.stdout.endswith("Nothing was started. Next: `rae-node report`, then `sudo rae-node enable --now`.\n")
+    after = tree(node)
+    owners = {path: after[f"/opt/rae-node{path}"] for path in ("", "/agent", "/logs", "/workdir", "/venv", "/agent/node.yaml")}
+    assert owners == {
+        "": "drwxr-xr-x root ", "/agent": "drwxr-xr-x root ", "/logs": f"drwxr-x--- {USER} ", "/workdir": f"drwx------ {USER} ",
+        "/venv": "lrwxrwxrwx root versions/venv-X", "/agent/node.yaml": "-rw-r--r-- root ",
+    }
+    for name in ("auto_runner.py", "check_user_idle.py", "check_gpu_load.py"):
+        assert after[f"/opt/rae-node/agent/{name}"] == "-rwxr-xr-x root "
+    assert not [path for path, what in after.items() if path not in before and what.split()[0][8] == "w" and what[0] != "l"]
+    assert node.show("ActiveState", "UnitFileState", "User") == {
+        "ActiveState": "inactive", "UnitFileState": "enabled", "User": USER,
+    }
+    assert "rae-node" in node.box.run("man", "-w", "rae-node").stdout
+    assert "status" in node.box.sh(f"COMP_WORDS='rae-node sta' COMP_CWORD=1 _RAE_NODE_COMPLETE=complete_bash {RAE_NODE}")
+    assert node.cli("--version").stdout.startswith("rae-node ")
+    rule = node.box.sh("cat /etc/polkit-1/rules.d/50-rae-node.rules")
+    assert f'subject.user == "{USER}"' in rule
+    assert "inhibit-block-sleep" in rule
+    node.install()
+    assert tree(node) == after, "a second time changes nothing"
+    node.box.sh(f"echo kept > /opt/rae-node/logs/decisions-2026-01-01.jsonl; chown {USER} /opt/rae-node/logs/*")
+    node.box.run(INSTALL, "--uninstall")
+    logs = {path for path in tree(node) if path.startswith("/opt/rae-node")}
+    assert logs == {"/opt/rae-node", "/opt/rae-node/logs", "/opt/rae-node/logs/decisions-2026-01-01.jsonl"}
+    assert {path for path in tree(node) if path not in logs} == set(before)
+    node.box.run(INSTALL, "--uninstall", "--purge")
+    assert tree(node) == before
+    assert node.show("LoadState") == {"LoadState": "not-found"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("runtime.yaml", "automation: {enabled: perhaps}\n"), ("node.yaml", "logs: {keep_days: soon}\n")],
+)
+def test_a_broken_configuration_stops_it_before_anything_is_changed(node: Installed, name: str, text: str) -> None:
+    node.box.sh(f"mkdir -p /opt/rae-node/agent; cp {REPO}/config/*.yaml /opt/rae-node/agent/")
+    node.put(f"/opt/rae-node/agent/{name}", text)
+    before = tree(node)
+    done = node.install(check=False)
+    assert done.returncode == 2
+    assert re.search(rf"^{name}:1:\d+: ", done.stderr, re.MULTILINE), done.stderr
+    assert "Traceback" not in done.stderr
+    assert tree(node) == before
+
+
+def test_an_upgrade_keeps_the_configuration_and_the_operators_word(node: Installed, tmp_path: Path) -> None:
+    old = make_old_wheels(node, tmp_path)
+    node.box.run(INSTALL, "--user", USER, "--wheels", old)
+    assert node.cli("--version").stdout == "rae-node 0.0.9\n"
+    node.configure()
+    kept = node.box.sh("cat /opt/rae-node/agent/*.yaml")
+    node.box.run(RAE_NODE, "disable")
+    done = node.box.run(INSTALL, "--wheels", WHEELS)  # the user is the one of the unit that is there
+    assert node.cli("--version").stdout != "rae-node 0.0.9\n"
+    assert node.box.sh("cat /opt/rae-node/agent/*.yaml") == kept
+    assert node.show("ActiveState", "UnitFileState", "User") == {
+        "ActiveState": "inactive", "UnitFileState": "disabled", "User": USER,
+    }
+    assert node.box.sh("ls /opt/rae-node/versions").count("\n") == 1
+    node.cli("enable", "--now", check=True)
+    pid = node.main_pid()
+    done = node.install()
+    assert "The node still runs its old version" in done.stdout
+    assert node.main_pid() == pid
+    assert node.box.sh("ls /opt/rae-node/versions").count("\n") == 2, "a running node keeps its files"
+    node.box.run("systemctl", "restart", UNIT)
+    wait_for(lambda: node.status().get("state"), "the new one answers")
+
+
+def make_old_wheels(node: Installed, scratch: Path) -> str:
+    """The wheels, with the project's own of an older version; where they are in the box."""
+    there = node.box.share / "old"
+    shutil.copytree(node.box.share / "wheels", there, dirs_exist_ok=True)
+    (new,) = there.glob("rae_node-*.whl")
+    version = new.name.split("-")[1]
+    shutil.unpack_archive(new, scratch / "w", "zip")
+    info = scratch / "w" / f"rae_node-{version}.dist-info"
+    for path in (info / "METADATA", scratch / "w/supervisor/version.py"):
+        path.write_text(path.read_text().replace(version, "0.0.9"))
+    record = (info / "RECORD").read_text().replace(version, "0.0.9")
+    (info / "RECORD").write_text(re.sub(r",sha256=[^,]*,\d*", ",,", record))
+    info.rename(info.with_name("rae_node-0.0.9.dist-info"))
+    new.unlink()
+    shutil.make_archive(str(there / "old"), "zip", scratch / "w")
+    (there / "old.zip").rename(there / "rae_node-0.0.9-py3-none-any.whl")
+    return "/mnt/share/old"
+
+
+def test_interrupted_at_every_step_and_run_again(node: Installed) -> None:
+    before = tree(node)
+    count = len(steps(node))
+    for step in range(1, count + 1):
+        how = signal.SIGKILL if step % 2 else signal.SIGINT
+        interrupted_at(node, step, how)
+        assert node.show("ActiveState")["ActiveState"] == "inactive"
+    node.install()
+    whole = tree(node)
+    assert node.show("UnitFileState") == {"UnitFileState": "enabled"}
+    assert node.cli("report").returncode == 0
+    node.box.run(INSTALL, "--uninstall")
+    assert tree(node) == before, "also what the interrupted runs had made"
+    node.install()
+    assert tree(node) == whole
+
+
+@pytest.mark.parametrize("step", [2, 5, 9])
+def test_an_interrupted_installation_can_be_taken_back(node: Installed, step: int) -> None:
+    before = tree(node)
+    interrupted_at(node, step, signal.SIGKILL)
+    node.box.run(INSTALL, "--uninstall")
+    assert tree(node) == before
+
+
+def interrupted_at(node: Installed, step: int, how: int) -> None:
+    """Install, and end it by a signal as soon as it says that it begins this step."""
+    process = node.box.popen(
+        INSTALL, "--user", USER, "--wheels", WHEELS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(f"[{step}/"):
+            break
+    inside = node.box.run("pgrep", "-f", f"^/usr/bin/python3 -I {INSTALL}", check=False).stdout.split()
+    if inside:
+        node.box.run("kill", f"-{int(how)}", inside[0], check=False)
+    _, complaint = process.communicate(timeout=30)
+    assert "Traceback" not in complaint, complaint
+
+
+@pytest.mark.parametrize(
+    ("options", "prepare", "says"),
+    [
+        (["--wheels", WHEELS], "mount -t tmpfs -o size=6m tmpfs /opt", " MiB are free, 150 MiB are needed"),
+        ([], "true", "failed: "),  # no network, and an index that nobody serves
+    ],
+)
+def test_what_fails_half_way_says_so_in_a_line_and_goes_again(
+    node: Installed, options: list[str], prepare: str, says: str
+) -> None:
+    node.box.sh(prepare)
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": "/dev/null"}
+    done = node.box.run(INSTALL, "--user", USER, *options, check=False, env=nowhere)
+    assert done.returncode == 1
+    assert done.stderr.startswith("install: ")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "run it again when that is mended" in done.stderr
+    assert node.box.sh("ls -A /opt") == "" or "rae-node" not in node.box.sh("ls -A /opt")
+    node.box.sh("umount /opt 2>/dev/null || true")
+    node.install()
+    assert node.cli("report").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (["--user", "nobody-of-that-name"], 2, "there is no user nobody-of-that-name here"),
+        (["--wheels", "/nowhere"], 2, "holds no rae_node-*.whl"),
+        (["--purge"], 2, "--purge goes with --uninstall"),
+    ],
+)
+def test_wrong_usage(node: Installed, options: list[str], code: int, says: str) -> None:
+    done = node.box.run(INSTALL, *options, check=False)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_it_needs_root(node: Installed) -> None:
+    done = node.box.run(INSTALL, user=USER, check=False)
+    assert (done.returncode, "run it with sudo" in done.stderr) == (1, True)
+
+
+def test_auto_start_false_is_not_switched_on(node: Installed) -> None:
+    node.configure(runtime={"automation": {"auto_start": False}})
+    node.install()
+    assert node.show("UnitFileState") == {"UnitFileState": "disabled"}
+    assert node.cli("report").returncode == 1
+    assert node.cli("enable").returncode == 1
+    once = node.cli("enable", "--now")
+    assert once.returncode == 0
+    assert node.show("ActiveState", "UnitFileState") == {"ActiveState": "active", "UnitFileState": "disabled"}
