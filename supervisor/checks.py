@@ -53,7 +53,7 @@ async def _look(config: Config) -> _Look:
     try:
         now_s = clock.now_s()
         observation = senses.observer.look(now_s, config.limits, Automation(True), NO_TASK)
-        return _Look(observation, senses.observer.reports(now_s), senses.nvml.describe())
+        return _Look(observation, senses.observer.reports(now_s), senses.gpu.describe())
     finally:
         await senses.stop()
         await senses.bus.stop()

@@ -25,11 +25,11 @@ from supervisor.observer import Observer
 from supervisor.performer import Performer
 from supervisor.sensors.base import PresenceSensor, Wake
 from supervisor.sensors.desktop import Desktop
+from supervisor.sensors.gpus import Gpus
 from supervisor.sensors.host import HostSensor
 from supervisor.sensors.idle_detect import IdleDetect
 from supervisor.sensors.input import InputDevices
 from supervisor.sensors.metered import Metered
-from supervisor.sensors.nvml import NvmlSensor
 from supervisor.sensors.sessions import Sessions
 from supervisor.sensors.terminals import Terminals
 from supervisor.settings import TaskType
@@ -94,7 +94,7 @@ class Senses:
                 ignore_bumps=setting.ignore_bumps,
             )
             presence += [self.input, IdleDetect(clock)]
-        self.nvml = NvmlSensor(clock, config.node.gpu, own_pids, max_age_s=config.limits.max_age_gpu_s)
+        self.gpu = Gpus(clock, config.node.gpu, own_pids, max_age_s=config.limits.max_age_gpu_s)
         self.host = HostSensor(
             clock,
             config.node.host,
@@ -105,13 +105,13 @@ class Senses:
             metered=None if config.node.host.allow_metered else Metered(self.bus),
         )
         first_sign_s = clock.now_s() if daemon else NEVER
-        self.observer = Observer(presence, self.nvml.latest, self.host.cpu, self.host.host, first_sign_s)
+        self.observer = Observer(presence, self.gpu.latest, self.host.cpu, self.host.host, first_sign_s)
         self._starting: list[asyncio.Task[None]] = []
 
     async def start(self, wake: Wake, patience_s: float = START_S) -> None:
         """Start all sensors side by side; returns when all have looked, or after `patience_s` seconds: a sensor that
         is not up yet is unknown until it is, and wakes the loop then."""
-        jobs = [self.sessions.start(wake), self.nvml.start(wake), self.host.start(wake)]
+        jobs = [self.sessions.start(wake), self.gpu.start(wake), self.host.start(wake)]
         jobs += [s.start(wake) for s in self.observer.presence if s is not self.sessions]
         self._starting = [asyncio.ensure_future(job) for job in jobs]
         await asyncio.wait(self._starting, timeout=patience_s)
@@ -121,7 +121,7 @@ class Senses:
         for job in self._starting:
             job.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        jobs = [self.sessions.stop(), self.nvml.stop(), self.host.stop()]
+        jobs = [self.sessions.stop(), self.gpu.stop(), self.host.stop()]
         jobs += [s.stop() for s in self.observer.presence if s is not self.sessions]
         await asyncio.gather(*jobs, return_exceptions=True)
 
@@ -358,16 +358,16 @@ class Node:
             interval_s = self.config.node.gpu.look_interval_sec
         elif not gpu_free:
             interval_s = max(GPU_AGAIN_S, self.config.node.gpu.look_interval_sec)
-        self.senses.nvml.demand(interval_s)
+        self.senses.gpu.demand(interval_s)
         if state is not State.RUNNING and self.slot.tree is None:
             self.senses.sessions.release_delay()
 
     async def _check_gpu(self) -> None:
         """Before a start: a reading at rest may be a minute old."""
-        reading, now_s = self.senses.nvml.latest(self.clock.now_s()), self.clock.now_s()
+        reading, now_s = self.senses.gpu.latest(self.clock.now_s()), self.clock.now_s()
         absent = reading.value is not None and not reading.value.present
         if not absent and now_s - reading.read_at_s > self.config.node.gpu.look_interval_sec:
-            await self.senses.nvml.refresh(GPU_CHECK_S)
+            await self.senses.gpu.refresh(GPU_CHECK_S)
 
     def inhibitor_words(self) -> str:
         """For `status`."""

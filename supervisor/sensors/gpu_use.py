@@ -178,12 +178,13 @@ def judge(
         percent=float(max(percents)),
         vram_gb=max(sizes),
         foreign=len(foreign),
-        foreign_names=tuple(_called(pid, names[pid]) for pid in foreign),
+        foreign_names=tuple(called(pid, names[pid]) for pid in foreign),
     )
     return Use(gpu, note="; ".join(notes), rows=tuple(_row(d, d in lent, names, side) for d in devices))
 
 
-def _called(pid: int, name: Name) -> str:
+def called(pid: int, name: Name) -> str:
+    """A process in words."""
     return f"{name} (pid {pid})" if not name.gone else f"pid {pid}"
 
 

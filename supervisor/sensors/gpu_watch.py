@@ -20,9 +20,9 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from inotify_simple import INotify, flags
 
@@ -54,13 +54,15 @@ class GpuWatch:
         clock: the clock.
         settings: `gpu` of node.yaml.
         own_pids: the processes of the node's task now.
-        agent: the helper's program.
+        agent: the helper's program, which is given our pid and `arguments`.
         driver: what to call the driver in words.
         nodes: the folder in which the GPU's nodes are.
         max_age_s: how old a reading may be before it proves nothing.
         deadline_s: seconds within which the helper must answer; its first call, which may load the driver, has
             `first_deadline_s`.
     """
+
+    name = "gpu"
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class GpuWatch:
         own_pids: Callable[[], frozenset[int]],
         *,
         agent: Path,
+        arguments: Sequence[str] = (),
         driver: str,
         nodes: Path,
         proc_root: Path,
@@ -78,7 +81,8 @@ class GpuWatch:
         suspended_s: Callable[[], float],
     ) -> None:
         self._clock, self._settings, self._own_pids = clock, settings, own_pids
-        self._agent, self._driver_name, self._node_folder, self._proc_root = agent, driver, nodes, proc_root
+        self._agent, self._arguments = agent, list(arguments)
+        self._driver_name, self._node_folder, self._proc_root = driver, nodes, proc_root
         self._rest_s = max_age_s * 5 / 6
         self._deadline_s, self._first_deadline_s = deadline_s, first_deadline_s
         self._suspended_s = suspended_s
@@ -88,7 +92,7 @@ class GpuWatch:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._known = asyncio.Event()
-        self._reading: Reading[Gpu] = Reading(error="not looked at yet", source=driver)
+        self._reading: Reading[Gpu] = Reading(error="not looked at yet", source=self.name.upper())
         self._use = Use(None)
         self._helper: Helper | None = None
         self._fresh = True  # the helper has not answered yet
@@ -102,6 +106,10 @@ class GpuWatch:
         self._folder_wd = -1
 
     # --- what a subclass says
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row a GPU for doctor and check-gpu."""
+        raise NotImplementedError
 
     def _glance(self, now_s: float) -> bool:
         """Whether every GPU is asleep, which proves that nobody uses one; must wake none and cost next to nothing."""
@@ -167,6 +175,11 @@ class GpuWatch:
                 self._glanced(now_s)
         return self._reading
 
+    @property
+    def seen(self) -> Reading[Gpu]:
+        """The last reading, as it was."""
+        return self._reading
+
     def demand(self, interval_s: float | None) -> None:
         """How often to look, in seconds; None: only so often that the reading does not get too old."""
         interval_s = self._rest_s if interval_s is None else min(interval_s, self._rest_s)
@@ -200,7 +213,7 @@ class GpuWatch:
         if slept_s - self._slept_s > SUSPENDED_S:
             self._end_helper()
             self._failures, self._follow_up = 0, []
-            self._reading = Reading(None, "not looked at since the machine woke up", self._driver_name, now_s)
+            self._reading = Reading(None, "not looked at since the machine woke up", self.name.upper(), now_s)
             self._look_in(0.0)
         self._slept_s = slept_s
 
@@ -225,7 +238,7 @@ class GpuWatch:
             return
         if self._helper is None:
             self._fresh = True
-            argv = [sys.executable, "-I", str(self._agent), str(os.getpid())]
+            argv = [sys.executable, "-I", str(self._agent), str(os.getpid()), *self._arguments]
             try:
                 self._helper = Helper(argv, self._answered, self._helper_failed)
             except OSError as error:
@@ -268,7 +281,7 @@ class GpuWatch:
         delay_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
         self._failures += 1
         rows = self._use.rows if self._use.error == reason else ()
-        self._publish(Use(None, reason, rows=rows), self._clock.now_s(), self._driver_name)
+        self._publish(Use(None, reason, rows=rows), self._clock.now_s(), self.name.upper())
         self._look_in(delay_s)
 
     def _publish(self, use: Use, now_s: float, source: str) -> None:

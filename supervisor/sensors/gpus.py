@@ -1,0 +1,137 @@
+"""The lent GPUs, whoever made them: one reading out of NVML's (NVIDIA) and DRM's (AMD, Intel).
+
+`gpu.lend` decides which: UUIDs are NVIDIA's, PCI addresses the others'; only what is named is looked at. Where nothing
+is named, NVIDIA's are lent if there are any, for they are what such tasks are written for; else the DRM GPU. So a laptop
+whose desktop runs on its Intel part lends its NVIDIA part, and the Intel part is left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from states.observation import Gpu, Reading
+from supervisor.clock import Clock
+from supervisor.sensors.base import Wake
+from supervisor.sensors.drm import DrmSensor
+from supervisor.sensors.gpu_watch import GpuWatch
+from supervisor.sensors.nvml import NvmlSensor
+from supervisor.settings import GpuSettings
+
+PCI_ADDRESS: Final = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
+
+
+class Gpus:
+    """One sensor over both kinds, with the face of each (see GpuWatch)."""
+
+    name = "gpu"
+
+    def __init__(
+        self,
+        clock: Clock,
+        settings: GpuSettings,
+        own_pids: Callable[[], frozenset[int]],
+        *,
+        max_age_s: float = 30.0,
+        proc_root: Path = Path("/proc"),
+        sys_root: Path = Path("/sys"),
+        dev_root: Path = Path("/dev"),
+    ) -> None:
+        self._settings = settings
+        pci = [entry for entry in settings.lend if PCI_ADDRESS.fullmatch(entry)]
+        uuids = [entry for entry in settings.lend if entry not in pci]
+        self.nvml = NvmlSensor(
+            clock, replace(settings, lend=uuids), own_pids, max_age_s=max_age_s,
+            proc_root=proc_root, sys_root=sys_root, dev_root=dev_root,
+        )  # fmt: skip
+        self.drm = DrmSensor(
+            clock, replace(settings, lend=pci), own_pids, max_age_s=max_age_s,
+            proc_root=proc_root, sys_root=sys_root, dev_root=dev_root,
+        )  # fmt: skip
+        self._named: list[GpuWatch] = [self.nvml] * bool(uuids) + [self.drm] * bool(pci)
+        self._wake: Wake | None = None
+        self._started: dict[GpuWatch, asyncio.Task[None]] = {}
+
+    async def start(self, wake: Wake) -> None:
+        """Begin to watch; see GpuWatch."""
+        self._wake = wake
+        for part in self._named or [self.nvml]:
+            self._begin(part)
+        await asyncio.gather(*self._started.values())
+        if not self._named and self._instead:
+            await self._begin(self.drm)
+
+    async def stop(self) -> None:
+        """Let go of everything."""
+        self._wake = None
+        for task in self._started.values():
+            task.cancel()
+        await asyncio.gather(*self._started.values(), return_exceptions=True)
+        await asyncio.gather(*(part.stop() for part in self._started))
+        self._started = {}
+
+    def latest(self, now_s: float) -> Reading[Gpu]:
+        """What is known now of all that is lent."""
+        return combine([part.latest(now_s) for part in self._parts(now_s)])
+
+    def demand(self, interval_s: float | None) -> None:
+        """How often to look; see GpuWatch."""
+        for part in (self.nvml, self.drm):
+            part.demand(interval_s)
+
+    async def refresh(self, timeout_s: float) -> Reading[Gpu]:
+        """Look now, and wait for the answers, at most `timeout_s` seconds."""
+        parts = [part for part in self._started if part is not self.nvml or self._named or not self._instead]
+        return combine(await asyncio.gather(*(part.refresh(timeout_s) for part in parts or [self.nvml])))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row a GPU for doctor and check-gpu; see both sensors."""
+        return [row for part in self._started for row in part.describe()]
+
+    def _parts(self, now_s: float) -> Sequence[GpuWatch]:
+        """Those that are lent now: NVIDIA's may come and go."""
+        if self._named:
+            return self._named
+        if self._settings.presence == "none" or self._wake is None:
+            return [self.nvml]
+        reading = self.nvml.latest(now_s)
+        if reading.value is None or reading.value.present or not self._instead:
+            return [self.nvml]
+        self._begin(self.drm)
+        return [self.drm]
+
+    @property
+    def _instead(self) -> bool:
+        """There is no NVIDIA GPU, but another."""
+        known = self.nvml.seen
+        return known.value is not None and not known.value.present and self.drm.there
+
+    def _begin(self, part: GpuWatch) -> asyncio.Task[None]:
+        if part not in self._started:
+            assert self._wake is not None
+            self._started[part] = asyncio.get_running_loop().create_task(part.start(self._wake))
+        return self._started[part]
+
+
+def combine(readings: Sequence[Reading[Gpu]]) -> Reading[Gpu]:
+    """Several lent GPUs as one: unknown if any is, missing if any is, else the most of each, and everybody on any."""
+    if len(readings) == 1:
+        return readings[0]
+    source = ", ".join(reading.source for reading in readings)
+    read_at_s = min(reading.read_at_s for reading in readings)
+    if errors := [reading.error for reading in readings if reading.value is None]:
+        return Reading(None, "; ".join(errors), source, read_at_s)
+    values = [reading.value for reading in readings if reading.value is not None]
+    gpu = Gpu(
+        percent=max(value.percent for value in values),
+        vram_gb=max(value.vram_gb for value in values),
+        foreign=sum(value.foreign for value in values),
+        present=all(value.present for value in values),
+        foreign_names=tuple(name for value in values for name in value.foreign_names),
+    )
+    return Reading(gpu, "", source, read_at_s)
