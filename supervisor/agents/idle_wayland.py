@@ -74,6 +74,13 @@ class WaylandIdle:
         self._timer: asyncio.TimerHandle | None = None
         self._changed: Callable[[], None] = lambda: None
         self._ready = False
+        self._said: Idle | None = None
+
+    def _say(self) -> None:
+        """Two notifications tell of one touch, one after the other: only what changes the reading is told."""
+        if (reading := self.reading) != self._said:
+            self._said = reading
+            self._changed()
 
     @property
     def reading(self) -> Idle | None:
@@ -109,7 +116,7 @@ class WaylandIdle:
             try:
                 await self._begin(listening)
                 self._changed = changed
-                changed()
+                self._say()
                 await listening
             finally:
                 listening.cancel()
@@ -190,7 +197,7 @@ class WaylandIdle:
                 self._destroy(number)  # it may be stuck in "idled" for ever: a new one idles when it is true
                 self._notify(_Notification(note.seat, self._quiet_s, note.input_only))
         if wrong:
-            self._changed()
+            self._say()
 
     # --- the wire
 
@@ -240,7 +247,7 @@ class WaylandIdle:
                 self._registry.globals[name] = (interface, struct.unpack_from("=I", body, 8 + (length + 3) // 4 * 4)[0])
                 if interface == SEAT and self._ready:
                     self._add_seat(name)
-                    self._changed()
+                    self._say()
             else:
                 self._registry.globals.pop(name, None)
                 if (seat := self._seats.pop(name, None)) is not None:
@@ -248,7 +255,7 @@ class WaylandIdle:
                         self._destroy(number)
                     if not self._seats:
                         raise Gone(f"{self._path.name} has no seat any more")
-                    self._changed()
+                    self._say()
         elif (done := self._syncs.pop(source, None)) is not None:
             done.set()
         elif (note := self._notes.get(source)) is not None and opcode in (0, 1):
@@ -261,7 +268,7 @@ class WaylandIdle:
             return
         note.idle_since_s = boot_s() - note.timeout_s if idled else None
         self._compare()
-        self._changed()
+        self._say()
 
     def _compare(self, sure: bool = False) -> None:
         """With version 2: input is idle and the other notification is not, so an inhibitor is up."""
@@ -281,7 +288,7 @@ class WaylandIdle:
 
     def _look_again(self) -> None:
         self._compare(sure=True)
-        self._changed()
+        self._say()
 
 
 def sockets(runtime: Path) -> Iterator[Path]:

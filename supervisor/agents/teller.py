@@ -17,7 +17,7 @@ from inotify_simple import INotify, flags
 
 from supervisor.control import MAX_REQUEST, PROTOCOL, short_name
 
-GAP_S: Final = 0.05  # between two reports: what changes meanwhile goes into one
+GAP_S: Final = 0.02  # between two reports: what changes meanwhile goes into one
 DEADLINE_S: Final = 5.0
 FIRST_RETRY_S: Final = 0.2
 LAST_RETRY_S: Final = 60.0

@@ -55,6 +55,7 @@ async def touches(display: Display, count: int, event: asyncio.Event, active: Ca
     taken = []
     for _ in range(count):
         await until(event, lambda: not active(), "idle")
+        await asyncio.sleep(0.1)  # past the pause that the agent makes after a report: people rest for longer
         begun_s = time.monotonic()
         touching = asyncio.ensure_future(asyncio.to_thread(display.touch))
         await until(event, active, "a touch seen")
