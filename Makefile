@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SPEED ?= 1
 
-.PHONY: help demo test install lint type walls unit diagrams schemas bench install wheels deb clean
+.PHONY: help demo test install lint type walls unit diagrams schemas bench wheels deb clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ diagrams: ## Draw diagrams/ from the table that runs
 schemas: ## Write config/ (both files and their schemas) from the types
 	$(BIN)/python -m supervisor.shipped config
 
-install: ## As root: lay the node out under /opt/rae-node as a service; starts nothing (ARGS="--user anna")
+install: ## As root: lay the node out under /opt/rae-node as a service; starts nothing (ARGS="--user anna", see deploy/install --help)
 	@deploy/install $(ARGS)
 
 bench: ## Measure against the baselines; exit 1 where a target is missed
@@ -45,9 +45,6 @@ bench: ## Measure against the baselines; exit 1 where a target is missed
 	$(BIN)/python tests/bench/replay.py
 	$(BIN)/python tests/bench/footprint.py
 	$(BIN)/python tests/bench/presence.py
-
-install: ## With sudo: install the service, start nothing; ARGS="--user NAME --dry-run", see deploy/install --help
-	@deploy/install $(ARGS)
 
 wheels: ## Everything that an installation without network needs, into build/wheels (deploy/install --wheels)
 	@deploy/wheels build/wheels

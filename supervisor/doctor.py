@@ -31,7 +31,7 @@ SESSION_UNIT: Final = Path("/etc/systemd/user/rae-node-session.service")
 AGENT: Final = Path("/opt/rae-node/agent")
 EXEC: Final = "/usr/bin/python3 /opt/rae-node/agent/auto_runner.py"
 DOORS: Final = {"auto_runner.py": "usage: ", "check_user_idle.py": "", "check_gpu_load.py": ""}
-INSTALL: Final = "run `sudo make install`"
+INSTALL: Final = "run `sudo make install`, or `sudo apt-get install --reinstall rae-node`"
 DEADLINE_S: Final = 30.0
 
 # What the unit must say (R14), as `systemctl show` tells it, and why.
