@@ -86,6 +86,7 @@ class Senses:
             presence += [self.sessions, self.desktop]
         if config.node.presence.terminals:
             presence.append(Terminals(clock))
+        self.input: InputDevices | None = None
         if (setting := config.node.presence).input != "off":
             self.input = InputDevices(
                 clock,
