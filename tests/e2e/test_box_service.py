@@ -166,6 +166,21 @@ def test_a_task_runs_in_the_sandbox_and_leaves_nothing(node: Installed) -> None:
     gone(node)
 
 
+def test_gpu_and_input_devices_can_be_opened_and_disks_cannot(node: Installed) -> None:
+    """Stand-ins: a driver that opens without hardware, under the names, groups and modes of the real nodes."""
+    names = "nvidia-uvm input/event0 dri/renderD128"
+    node.box.sh(
+        f"mkdir -p /dev/input /dev/dri; for d in {names}; do mknod -m 660 /dev/$d c 10 229; done; mknod -m 666 /dev/disk b 7 0;"
+        "chmod 666 /dev/nvidia-uvm; chgrp input /dev/input/event0; chgrp render /dev/dri/renderD128"
+    )
+    probe = f"cat > /dev/null; n=0; for d in {names}; do : < /dev/$d && n=$((n+1)); done; (: < /dev/disk) 2>/dev/null && n=99;"
+    node.configure(node={"tasks": {"probe": {"argv": ["/bin/bash", "-c", probe + "echo '{\"opened\":' $n'}'"]}}})
+    node.wait_for("READY")
+    assert settled(node, node.add("probe"))["result"] == {"opened": 3}
+    node.box.sh("rm -r /dev/nvidia-uvm /dev/input /dev/dri /dev/disk")
+    node.configure()
+
+
 def test_a_hanging_daemon_is_killed_by_the_watchdog(node: Installed) -> None:
     task = running_task(node)
     before = int(node.show("NRestarts")["NRestarts"])
@@ -207,6 +222,22 @@ def test_a_stop_hands_the_task_back_in_order(node: Installed) -> None:
     gone(node)
     assert node.show("ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
     assert settled(node, task)["error"].startswith("preempted:")
+    node.box.run("systemctl", "start", UNIT)
+
+
+def test_a_stop_waits_for_the_grace_of_a_task_however_short_its_own_time(node: Installed) -> None:
+    argv = ["/bin/bash", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
+    node.configure(node={"tasks": {"stubborn": {"argv": argv, "grace_sec": 3, "on_preempt": "fail"}}})
+    node.drop_in("hasty", "[Service]\nTimeoutStopSec=1\n")
+    running_task(node, "stubborn")
+    began_s = time.monotonic()
+    node.box.run("systemctl", "stop", UNIT)
+    assert 2.9 < time.monotonic() - began_s < 8
+    assert node.show("Result") == {"Result": "success"}, "EXTEND_TIMEOUT_USEC was heard"
+    gone(node)
+    node.box.run("rm", f"/etc/systemd/system/{UNIT}.d/hasty.conf")
+    node.box.run("systemctl", "daemon-reload")
+    node.configure()
     node.box.run("systemctl", "start", UNIT)
 
 

@@ -1,0 +1,161 @@
+"""The doctor's judgement over what systemd says, and its probes where they can be tried without an installation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from support.running import RUNTIME, NodeFolder
+
+from supervisor import doctor, inside
+from supervisor.config import load
+from supervisor.doctor import SAYS
+from supervisor.offline.report import Check
+
+UNIT_TEXT = "[Service]\nWatchdogSec=30\nProtectHome=yes\n"
+
+
+def says(tmp_path: Path, **change: str) -> dict[str, str]:
+    """What systemd says of the unit as it ships."""
+    path = tmp_path / "rae-node.service"
+    path.write_text(UNIT_TEXT)
+    argv = "{ path=/usr/bin/python3 ; argv[]=/usr/bin/python3 /opt/rae-node/agent/auto_runner.py ; ignore_errors=no ; }"
+    return {
+        **{name: want for name, (want, _) in SAYS.items()}, "LoadState": "loaded", "FragmentPath": str(path), "DropInPaths": "",
+        "NeedDaemonReload": "no", "UnitFileState": "enabled", "ActiveState": "inactive", "SubState": "dead", "NRestarts": "0",
+        "MainPID": "0", "User": "anna", "ExecStart": argv, "NotifyAccess": "main", **change,
+    }
+
+
+def failures(checks: list[Check]) -> list[str]:
+    return [check.failure for check in checks if check.ok is False]
+
+
+def test_the_unit_that_ships_is_sound(tmp_path: Path) -> None:
+    assert failures(list(doctor.unit(says(tmp_path)))) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"Type": "simple"}, "Type is simple, not notify"),
+        ({"Restart": "on-failure"}, "Restart is on-failure"),
+        ({"RestartUSec": "1min"}, "RestartUSec is 1min"),
+        ({"StartLimitIntervalUSec": "10s"}, "StartLimitIntervalUSec is 10s"),
+        ({"KillMode": "process"}, "KillMode is process"),
+        ({"LimitCORE": "infinity"}, "LimitCORE is infinity"),
+        ({"User": ""}, "it would run as root"),
+        ({"NotifyAccess": "all"}, "NotifyAccess is all"),
+        ({"ExecStart": "{ argv[]=/usr/bin/python3 /tmp/auto_runner.py ; }"}, "ExecStart is not"),
+        ({"NeedDaemonReload": "yes"}, "systemctl daemon-reload"),
+        ({"ActiveState": "failed"}, "failed (dead)"),
+        ({"LoadState": "not-found", "LoadError": 'x.NoSuchUnit "Unit rae-node.service not found."'}, "not found"),
+        ({"LoadState": "masked"}, "masked"),
+        ({"trouble": "System has not been booted with systemd"}, "systemd cannot be asked"),
+        ({"FragmentPath": "/nowhere"}, "WatchdogSec is off"),
+    ],
+)
+def test_whatever_is_otherwise_is_named(tmp_path: Path, change: Mapping[str, str], word: str) -> None:
+    told = failures(list(doctor.unit(says(tmp_path, **change))))
+    assert len(told) == 1
+    assert word in told[0]
+
+
+@pytest.mark.parametrize(
+    ("auto_start", "state", "ok"),
+    [(True, "enabled", True), (True, "disabled", False), (True, "", False), (False, "enabled", False)],
+)
+def test_on_at_boot_by_the_unit_and_by_the_file(tmp_path: Path, auto_start: bool, state: str, ok: bool) -> None:
+    automation = {**RUNTIME["automation"], "auto_start": auto_start}
+    folder = NodeFolder.make(tmp_path / "n", runtime={"automation": automation})
+    assert doctor.boot(load(folder.path), says(tmp_path, UnitFileState=state)).ok is ok
+
+
+def test_a_broken_file_is_every_error_and_no_report(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path / "n", runtime={"safety": {"max_gpu_percent": 140, "max_cpu_percent": 0}})
+    done = folder.cli("report")
+    assert done.returncode == 1
+    assert "Automation enabled: NO\n" in done.stdout
+    assert "safety.max_gpu_percent: found 140, allowed: a number > 0 and ≤ 100; mend the file" in done.stdout
+    assert "safety.max_cpu_percent" in done.stdout
+    assert done.stdout.endswith("\nNOT READY\n")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["report", "verify", "doctor"])
+def test_json_is_one_document_and_agrees_with_the_exit(tmp_path: Path, command: str) -> None:
+    folder = NodeFolder.make(tmp_path / "n")
+    done = folder.cli(command, "--json")
+    json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (1, ""), "nothing is installed here"
+
+
+def of(checks: list[Check], name: str) -> Check:
+    (found,) = [check for check in checks if check.name == name]
+    return found
+
+
+def test_folders_are_judged_without_a_trace(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path / "n")
+    config = load(folder.path)
+    checks = list(inside.folders(config))
+    assert [check.ok for check in checks] == [False] * 4
+    for name in ("logs", "work", "run", "state"):
+        (folder.path / name).mkdir(mode=0o700)
+    before = sorted(folder.path.rglob("*"))
+    assert [check.ok for check in inside.folders(config)] == [True] * 4
+    (folder.path / "logs").rmdir()
+    (folder.path / "logs").symlink_to("work")
+    assert "is no folder" in of(list(inside.folders(config)), "folder: logs").reason
+    if os.geteuid() == 0:
+        os.chown(folder.path / "work", 12345, 12345)
+        assert "belongs to uid 12345" in of(list(inside.folders(config)), "folder: workdir").reason
+    assert sorted(folder.path.rglob("*")) == before
+
+
+def test_rotation_is_exercised(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path / "n", node={"logs": {"keep_days": 3}})
+    check = inside.rotation(load(folder.path))
+    assert (check.ok, check.reason) == (True, "a file a day, 3 are kept")
+    assert not (folder.path / "logs").exists()
+
+
+def test_rotation_that_keeps_too_much_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = NodeFolder.make(tmp_path / "n")
+    monkeypatch.setattr("supervisor.journal.Journal._forget_old", lambda self, wall_s: None)
+    assert inside.rotation(load(folder.path)).ok is False
+
+
+def test_programs_and_keys(tmp_path: Path) -> None:
+    node = {"tasks": {"gone": {"argv": ["/nowhere/at/all"]}}, "control": {"token": {"file": str(tmp_path / "key")}}}
+    config = load(NodeFolder.make(tmp_path / "n", node=node).path)
+    checks = list(inside.programs(config))
+    assert of(checks, "task program: gone").ok is False
+    assert of(checks, "task program: echo").ok is True
+    assert inside.key(config).ok is False
+    (tmp_path / "key").write_text("s3cret\n")
+    (tmp_path / "key").chmod(0o600)
+    assert inside.key(config).ok is True
+    assert "s3cret" not in inside.key(config).reason
+
+
+def test_no_lock_is_wanted_where_none_is_configured(tmp_path: Path) -> None:
+    config = load(NodeFolder.make(tmp_path / "n").path)
+    check = asyncio.run(inside.sleep_lock(config))
+    assert check.ok is None
+    assert "host.inhibitor is none" in check.reason
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [(["/nowhere"], 127, "No such file"), ([sys.executable, "-c", "import time; time.sleep(60)"], 124, "did not end within")],
+)
+def test_programs_that_are_missing_or_hang_are_an_answer(argv: list[str], code: int, says: str) -> None:
+    exit_code, _, complaint = asyncio.run(doctor.run(*argv, timeout_s=0.2))
+    assert exit_code == code
+    assert says in complaint
