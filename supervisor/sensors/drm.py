@@ -10,7 +10,6 @@ Which card is lent: those that `gpu.lend` names by PCI address; else the one wit
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from inotify_simple import flags
 
 from states.observation import Gpu
 from supervisor.clock import Clock
+from supervisor.sensors.drm_cards import Cards
 from supervisor.sensors.drm_use import Look, busy_percent, judge
 from supervisor.sensors.gpu_use import Use
 from supervisor.sensors.gpu_watch import ABSENT, GpuWatch, suspended_s
@@ -28,53 +28,9 @@ from supervisor.sensors.process import Name, name_of
 from supervisor.settings import GpuSettings
 
 AGENT: Final = Path(__file__).resolve().parents[1] / "agents" / "drm.py"
-DRIVERS: Final = ("amdgpu", "i915", "xe")
-CARD: Final = re.compile(r"card[0-9]+")
 NODE: Final = re.compile(r"(?:card|renderD)[0-9]+")
 AGAIN_S: Final = 0.3  # until the second look, where one look does not tell how busy a card is
 SLOW_S: Final = 5.0  # a GPU that wakes up holds reads up
-
-
-class Cards:
-    """The AMD and Intel GPUs, from sysfs: reading it wakes none."""
-
-    def __init__(self, sys_root: Path) -> None:
-        self._folder = sys_root / "class/drm"
-        self._seen: dict[str, Path | None] = {}
-
-    def there(self) -> dict[str, Path]:
-        """Their folders by PCI address."""
-        try:
-            names = {name for name in os.listdir(self._folder) if CARD.fullmatch(name)}
-        except OSError:
-            names = set()
-        self._seen = {name: self._seen.get(name) or self._device(name) for name in names}
-        return {folder.name: folder for folder in self._seen.values() if folder is not None}
-
-    def largest(self) -> str:
-        """The address of the one with most memory of its own; of those that do not say, one behind a bridge."""
-
-        def rank(item: tuple[str, Path]) -> tuple[int, bool, str]:
-            pci, folder = item
-            try:
-                size = int((folder / "mem_info_vram_total").read_text())
-            except (OSError, ValueError):
-                size = 0
-            return size, ":00:" not in pci, pci
-
-        return max(self.there().items(), key=rank, default=("", self._folder))[0]
-
-    @staticmethod
-    def asleep(folder: Path) -> bool:
-        """Its driver has put it to sleep."""
-        try:
-            return (folder / "power/runtime_status").read_text().strip() == "suspended"
-        except OSError:
-            return False
-
-    def _device(self, name: str) -> Path | None:
-        folder = Path(os.path.realpath(self._folder / name / "device"))
-        return folder if os.path.basename(os.path.realpath(folder / "driver")) in DRIVERS else None
 
 
 class DrmSensor(GpuWatch):
@@ -103,11 +59,6 @@ class DrmSensor(GpuWatch):
         self._cards = Cards(sys_root)
         self._before: Look | None = None
         self._asleep = False
-
-    @property
-    def there(self) -> bool:
-        """There is such a GPU."""
-        return bool(self._cards.there())
 
     @property
     def lent(self) -> list[str]:

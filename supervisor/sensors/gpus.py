@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from states.observation import Gpu, Reading
 from supervisor.clock import Clock
 from supervisor.sensors.base import Wake
-from supervisor.sensors.drm import DrmSensor
+from supervisor.sensors.drm_cards import Cards
 from supervisor.sensors.gpu_watch import GpuWatch
 from supervisor.sensors.nvml import NvmlSensor
 from supervisor.settings import GpuSettings
@@ -49,13 +49,30 @@ class Gpus:
             clock, replace(settings, lend=uuids), own_pids, max_age_s=max_age_s,
             proc_root=proc_root, sys_root=sys_root, dev_root=dev_root,
         )  # fmt: skip
-        self.drm = DrmSensor(
-            clock, replace(settings, lend=pci), own_pids, max_age_s=max_age_s,
-            proc_root=proc_root, sys_root=sys_root, dev_root=dev_root,
-        )  # fmt: skip
-        self._named: list[GpuWatch] = [self.nvml] * bool(uuids) + [self.drm] * bool(pci)
+        self._cards = Cards(sys_root)
+        self._interval_s: float | None = None
+
+        def make_drm() -> GpuWatch:
+            from supervisor.sensors.drm import DrmSensor  # most machines with an NVIDIA GPU never need it
+
+            return DrmSensor(
+                clock, replace(settings, lend=pci), own_pids, max_age_s=max_age_s,
+                proc_root=proc_root, sys_root=sys_root, dev_root=dev_root,
+            )  # fmt: skip
+
+        self._make_drm = make_drm
+        self._drm: GpuWatch | None = None
+        self._named: list[GpuWatch] = ([self.nvml] if uuids else []) + ([self.drm] if pci else [])
         self._wake: Wake | None = None
         self._started: dict[GpuWatch, asyncio.Task[None]] = {}
+
+    @property
+    def drm(self) -> GpuWatch:
+        """The sensor of AMD's and Intel's, made when it is needed."""
+        if self._drm is None:
+            self._drm = self._make_drm()
+            self._drm.demand(self._interval_s)
+        return self._drm
 
     async def start(self, wake: Wake) -> None:
         """Begin to watch; see GpuWatch."""
@@ -81,8 +98,10 @@ class Gpus:
 
     def demand(self, interval_s: float | None) -> None:
         """How often to look; see GpuWatch."""
-        for part in (self.nvml, self.drm):
-            part.demand(interval_s)
+        self._interval_s = interval_s
+        for part in (self.nvml, self._drm):
+            if part is not None:
+                part.demand(interval_s)
 
     async def refresh(self, timeout_s: float) -> Reading[Gpu]:
         """Look now, and wait for the answers, at most `timeout_s` seconds."""
@@ -109,7 +128,7 @@ class Gpus:
     def _instead(self) -> bool:
         """There is no NVIDIA GPU, but another."""
         known = self.nvml.seen
-        return known.value is not None and not known.value.present and self.drm.there
+        return known.value is not None and not known.value.present and bool(self._cards.there())
 
     def _begin(self, part: GpuWatch) -> asyncio.Task[None]:
         if part not in self._started:

@@ -108,7 +108,8 @@ class InputDevices:
         sys_root: Path = Path("/sys"),
         axis_of: Callable[[int, int], Axis | None] = axis_range,
     ) -> None:
-        self._clock, self._required, self._dead_zone, self._ignore_bumps = clock, required, dead_zone, ignore_bumps
+        self._clock, self.required = clock, required
+        self._dead_zone, self._ignore_bumps = dead_zone, ignore_bumps
         self._dev, self._folder, self._sys = dev_root, dev_root / "input", sys_root / "class/input"
         self._axis_of = axis_of
         self._buffer = bytearray(BUFFER)
@@ -153,7 +154,7 @@ class InputDevices:
         if not used and not self._listening and now_s - self._sign_at_s >= SETTLED_S:
             self._listen()
         error = ""
-        if self._required and not self._devices:
+        if self.required and not self._devices:
             error = f"no input device can be read: {self._mend()}, or set presence.input to auto in node.yaml"
         sign = self._sign or ("" if self._devices else "no source: no input device can be read")
         return Presence(self.name, now_s, self._sign_at_s, sign, error=error)

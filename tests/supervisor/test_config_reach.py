@@ -123,6 +123,7 @@ def test_settings_that_never_reach_ready(tmp_path: Path, runtime: tuple[str, str
             "presence: {sessions: false, terminals: false, max_age_sec: 1}",
         ),
         (None, "presence: {sessions: false}"),
+        (None, "presence: {sessions: false, terminals: false, input: required}"),
         (None, "work: {hours: ['10:00-10:00', '23:59-00:00'], days: [sun]}"),
         (("max_vram_gb: 14", "max_vram_gb: 0.1"), "gpu: {look_interval_sec: 0.2, max_age_sec: 3}"),
     ],

@@ -26,8 +26,9 @@ from support.nvml_standin import StandIn, nvml_library, standin
 from states.observation import Gpu, Reading
 from supervisor.agents import drm as agent
 from supervisor.clock import SystemClock
-from supervisor.sensors import drm, gpu_watch
+from supervisor.sensors import gpu_watch
 from supervisor.sensors.drm import AGENT, DrmSensor
+from supervisor.sensors.drm_cards import Cards
 from supervisor.sensors.drm_use import Card, Client, Look, busy_percent, judge
 from supervisor.sensors.gpus import Gpus, combine
 from supervisor.sensors.process import Name
@@ -332,7 +333,7 @@ def test_the_one_with_most_memory_is_lent(world: World) -> None:
     world.card("0000:0a:00.0", "amdgpu", gpu_busy_percent=9, mem_info_vram_total=GIB // 2)
     world.amd(percent=2)
     world.card("0000:0b:00.0", "nouveau")
-    cards = drm.Cards(world.sys)
+    cards = Cards(world.sys)
     assert set(cards.there()) == {INTEL, AMD, "0000:0a:00.0"}
     assert cards.largest() == AMD
 

@@ -17,6 +17,8 @@ from support.clock import ManualClock
 
 from states.observation import NEVER
 from supervisor.clock import SystemClock
+from supervisor.config import load
+from supervisor.node import Senses
 from supervisor.sensors import input as input_module
 from supervisor.sensors.input import InputDevices
 from supervisor.sensors.input_device import (
@@ -461,3 +463,21 @@ def test_no_key_and_no_value_is_kept_or_told(world: World) -> None:
             assert {SECRET, SENTINEL} & set(numbers_in(sensor, {id(world.clock)})) == set()
 
     play(scene())
+
+
+@pytest.mark.parametrize(
+    ("presence", "required"),
+    [
+        ("{}", False),
+        ("{input: required}", True),
+        ("{sessions: false, terminals: false}", True),
+        ("{input: off}", None),
+    ],
+)
+def test_alone_it_must_see_something(presence: str, required: bool | None, tmp_path: Path) -> None:
+    """Without sessions and terminals, "no device" would else be taken for "nobody"."""
+    shipped = Path(__file__).parents[2] / "config"
+    (tmp_path / "runtime.yaml").write_text((shipped / "runtime.yaml").read_text())
+    (tmp_path / "node.yaml").write_text(f"presence: {presence}\n".replace("off", '"off"'))
+    senses = Senses(load(tmp_path), SystemClock())
+    assert (None if senses.input is None else senses.input.required) is required
