@@ -98,7 +98,7 @@ def test_mutter_tells_both_ways_and_is_asked_for_a_proof(tmp_path: Path) -> None
         assert source.reading.idle_since_s == pytest.approx(boot_s() - 0.3, abs=0.2)
         await mutter.emit(MUTTER_PATH, "WatchFired", "u", 2)  # the watch of the beginning, which is over by now
         await mutter.emit(MUTTER_PATH, "WatchFired", "u", 3)
-        await eventually(lambda: active(source), "a touch")
+        await eventually(lambda: active(source), "a touch", 20)
         # A touch between the signal and the watch for it.
         idle_ms = 0
         await mutter.emit(MUTTER_PATH, "WatchFired", "u", 1)
@@ -134,7 +134,7 @@ def test_a_real_mutter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 assert source.reading.pid == mutter.pid
                 reset = ["busctl", f"--address={address}", "call", MUTTER, MUTTER_PATH, MUTTER, "ResetIdletime"]
                 assert await asyncio.to_thread(subprocess.call, reset) == 0
-                await eventually(lambda: active(source), "a touch")
+                await eventually(lambda: active(source), "a touch", 20)
                 await eventually(lambda: idle(source), "idle again")
                 await source.prove()
                 assert idle(source)
@@ -159,12 +159,12 @@ def test_the_screen_saver_is_asked_only_where_wanted_and_its_unit_is_proven(
         await asyncio.sleep(0.1)
         assert saver.asked == []
         source.poll(True)
-        await eventually(lambda: idle(source), "idle")
+        await eventually(lambda: idle(source), "idle", 20)
         assert source.reading
         assert "asked every" in source.reading.source
         assert source.reading.idle_since_s == pytest.approx(since_s, abs=1.2)
         since_s = boot_s()
-        await eventually(lambda: active(source), "a touch")
+        await eventually(lambda: active(source), "a touch", 20)
         source.poll(False)
         assert source.reading is None
         await saver.stop()
