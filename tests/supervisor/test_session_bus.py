@@ -164,7 +164,12 @@ def test_the_screen_saver_is_asked_only_where_wanted_and_its_unit_is_proven(
         assert "asked every" in source.reading.source
         assert source.reading.idle_since_s == pytest.approx(since_s, abs=1.2)
         since_s = boot_s()
-        await eventually(lambda: active(source), "a touch", 20)
+
+        def touched() -> bool:  # seen within the moment itself, or by the time that has passed since
+            seen = source.reading
+            return seen is not None and (seen.idle_since_s is None or seen.idle_since_s >= since_s - 1.2)
+
+        await eventually(touched, "a touch", 20)
         source.poll(False)
         assert source.reading is None
         await saver.stop()
