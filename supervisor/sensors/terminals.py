@@ -73,7 +73,8 @@ class Terminals:
         with contextlib.suppress(OSError):  # without inotify, looks alone tell, at each tick
             self._inotify = INotify(nonblocking=True)
             asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._touched)
-            self._watched[self._inotify.add_watch(self._dev / "pts", flags.CREATE | flags.DELETE | flags.OPEN)] = ""
+            # No OPEN: whoever lists the folder opens it, and would wake us each time; of a terminal, only bytes typed count.
+            self._watched[self._inotify.add_watch(self._dev / "pts", flags.CREATE | flags.DELETE)] = ""
         self.latest(self._clock.now_s())
 
     async def stop(self) -> None:
@@ -122,7 +123,7 @@ class Terminals:
             self._note(name, now_s)  # closing a terminal is a sign as much as opening one
         self._watch(seen)
         self._known, self._looked_at_s = seen, now_s
-        self._take_events(now_s)  # our own listing is one: it must not wake the loop again
+        self._take_events(now_s)  # what this look has seen must not wake the loop again
 
     def _names(self) -> list[str]:
         """Nodes that may be terminals, relative to /dev.
@@ -184,9 +185,6 @@ class Terminals:
             name = self._watched.get(event.wd) or f"pts/{event.name}"
             if event.mask & flags.Q_OVERFLOW:
                 name = "a terminal"
-            elif name in ("pts/", "pts/ptmx"):  # the folder itself, which is opened to list it
-                continue
-            if event.mask & (flags.ACCESS | flags.CREATE | flags.DELETE | flags.Q_OVERFLOW):
-                self._note(name, now_s)
+            self._note(name, now_s)
             wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
         return wake

@@ -267,6 +267,27 @@ def test_terminals_that_come_and_go_wake_the_tick() -> None:
     play(scene())
 
 
+def test_who_only_lists_or_opens_terminals_wakes_nobody() -> None:
+    """`ps`, `who` and completion list /dev/pts all day: not even an event comes of it."""
+    clock = SystemClock()
+    wakes: list[float] = []
+
+    async def scene() -> None:
+        master, slave = os.openpty()
+        async with watching(Terminals(clock), lambda: wakes.append(clock.now_s())) as sensor:
+            sensor.latest(clock.now_s())
+            for _ in range(20):
+                os.listdir("/dev/pts")
+                os.close(os.open(os.ttyname(slave), os.O_RDWR | os.O_NOCTTY))
+            assert sensor._inotify
+            assert list(sensor._inotify.read(timeout=0)) == []
+            assert not wakes
+        os.close(master)
+        os.close(slave)
+
+    play(scene())
+
+
 def test_a_name_used_again_is_watched_again(dev: Dev) -> None:
     """A closed terminal's number goes to the next one; its watch must not be lost with the first."""
     clock = SystemClock()
