@@ -118,6 +118,8 @@ class Installed:
         self.box.run(
             "systemd-run", "-q", "--unit=control-node", "-pRestart=always", RAE_NODE, "control", "--listen", CONTROL[7:]
         )
+        listens = f": < /dev/tcp/{CONTROL[7:].replace(':', '/')}"
+        wait_for(lambda: self.box.run("bash", "-c", listens, check=False).returncode == 0, "a control node that answers")
 
     def control(self, path: str, body: Any = None) -> Any:
         """One request to it."""
