@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 START_S: Final = 3.0
 # The daemon's first tick does not wait for a driver to load: what has not been seen by then is unknown.
-FIRST_TICK_S: Final = 0.02
+FIRST_TICK_S: Final = 0.01
 # How often a GPU that is in use by others is looked at, to see that it is free again.
 GPU_AGAIN_S: Final = 5.0
 # What a claim waits for a reading of the GPU of this very moment (it is checked once more before the start).
