@@ -33,6 +33,7 @@ from supervisor.cli.record import record  # noqa: E402
 from supervisor.cli.replay import replay  # noqa: E402
 from supervisor.cli.run import run  # noqa: E402
 from supervisor.cli.status import status  # noqa: E402
+from supervisor.cli.timeline import timeline  # noqa: E402
 from supervisor.cli.whatif import whatif  # noqa: E402
 from supervisor.cli.why import why  # noqa: E402
 from supervisor.version import VERSION  # noqa: E402
@@ -70,7 +71,7 @@ def _root(
 
 live = (run, demo, control, status, why, pause, resume, check_user, check_gpu)
 installed = (report, verify, doctor, enable, disable)
-for command in (*live, *installed, dry_run, replay, record, whatif, diagram):
+for command in (*live, *installed, dry_run, replay, record, timeline, whatif, diagram):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 

@@ -1,0 +1,74 @@
+"""`rae-node timeline`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, configuration, leave
+
+if TYPE_CHECKING:
+    from supervisor.offline.timeline import Timeline
+
+FORMS = (".html", ".svg", ".png")
+
+
+def timeline(
+    logs: Annotated[list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals. Default: paths.logs.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=366, help="How many days, up to the last that the journal tells of.")] = 7,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A page (.html) or a picture (.svg, .png).")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Show what the node did: states, tasks, the person, the load of others, and what is missing.
+
+    Example: `rae-node timeline --days 7 --out week.html` makes one file that needs no network; without --out a band a day
+    is drawn in the terminal.
+
+    Exit 0: drawn. 2: nothing to draw, a journal cannot be read, or FILE cannot be written.
+    """
+    from supervisor.offline.timeline import TimelineError, load
+
+    if out is not None and out.suffix.lower() not in FORMS:
+        leave(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in {', '.join(FORMS)}")
+    try:
+        told = load(logs or [configuration(config).paths.logs], days)
+    except TimelineError as error:
+        leave(Exit.WRONG, str(error))
+    except OSError as error:
+        leave(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
+    if out is not None:
+        write(out, drawn(told, out.suffix.lower()))
+        return
+    from rich.console import Console
+
+    from supervisor.offline.timeline_text import lines
+
+    console = Console(highlight=False)
+    for line in lines(told, console.width):
+        console.print(line)
+
+
+def drawn(told: Timeline, form: str) -> bytes:
+    """The file's content; exit 2 where a picture cannot be drawn."""
+    from supervisor.offline.raster import PictureError
+
+    if form == ".html":
+        from supervisor.offline.timeline_html import page
+
+        return page(told).encode()
+    from supervisor.offline.timeline_svg import picture, png
+
+    try:
+        return picture(told).encode() if form == ".svg" else png(told)
+    except PictureError as error:
+        leave(Exit.WRONG, str(error))
+
+
+def write(out: Path, content: bytes) -> None:
+    """The file, or exit 2."""
+    try:
+        out.write_bytes(content)
+    except OSError as error:
+        leave(Exit.WRONG, f"{out}: cannot be written: {error.strerror}")
