@@ -1,7 +1,9 @@
-"""Real displays for tests and benches: Xvfb, headless sway, an ext-idle-notify compositor of ours; and who touches them.
+"""Real displays for tests and benches: Xvfb, headless sway and Mutter, an ext-idle-notify compositor of ours; and who
+touches them.
 
-Each is a context manager that starts the program and ends it. `touch` is one act of a person; what a display lacks on
-this machine is told by `missing`.
+Each is a context manager that starts the program and ends it. `touch` is one act of a person, by a program that is
+started for it; `hand` gives a function that touches at once, for whoever measures. What a display lacks on this machine
+is told by `missing`.
 """
 
 from __future__ import annotations
@@ -10,16 +12,20 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 NOBODY = 65534
+MUTTER_REMOTE = "org.gnome.Mutter.RemoteDesktop"
+KEY_A = 30
+Hand = Callable[[], Awaitable[None]]
 
 
 def missing(*programs: str) -> str:
@@ -47,6 +53,10 @@ class Display:
         raise NotImplementedError
 
     def touch(self) -> None:
+        raise NotImplementedError
+
+    async def hand(self) -> Hand:
+        """What touches it at once: no program has to start first. It is gone with the display."""
         raise NotImplementedError
 
     def stop(self) -> None:
@@ -81,6 +91,7 @@ class Xvfb(Display):
     def __init__(self, cookie: Path | None = None) -> None:
         super().__init__()
         self.cookie, self.name = cookie, ""
+        self._xdotool: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Xvfb:
         read, write = os.pipe()
@@ -104,8 +115,29 @@ class Xvfb(Display):
         self.xdotool("mousemove_relative", "1", "0")
 
     def xdotool(self, *argv: str) -> None:
-        env = {"DISPLAY": self.name, "PATH": os.environ["PATH"], "XAUTHORITY": str(self.cookie or os.devnull)}
-        subprocess.run(["xdotool", *argv], env=env, check=True)
+        subprocess.run(["xdotool", *argv], env=self._env, check=True)
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return {"DISPLAY": self.name, "PATH": os.environ["PATH"], "XAUTHORITY": str(self.cookie or os.devnull)}
+
+    async def hand(self) -> Hand:
+        """A key, by an xdotool that takes its orders from a pipe."""
+        self._xdotool = typist = subprocess.Popen(["xdotool", "-"], stdin=subprocess.PIPE, env=self._env, bufsize=0)
+        assert typist.stdin
+        order = typist.stdin
+
+        async def press() -> None:
+            order.write(b"key a\n")
+
+        return press
+
+    def stop(self) -> None:
+        if self._xdotool is not None:
+            self._xdotool.kill()
+            self._xdotool.communicate()
+            self._xdotool = None
+        super().stop()
 
 
 def _xauth(number: str, key: bytes) -> bytes:
@@ -153,9 +185,73 @@ class Sway(Display):
         """The pointer moves."""
         subprocess.run(["swaymsg", "-q", "seat", "seat0", "cursor", "move", "1", "1"], env=self.env, check=True)
 
+    async def hand(self) -> Hand:
+        """The pointer moves, by an order over sway's own socket."""
+        orders = socket.socket(socket.AF_UNIX)
+        orders.connect(self.env["SWAYSOCK"])
+        order = b"seat seat0 cursor move 1 1"
+
+        async def move() -> None:
+            orders.sendall(b"i3-ipc" + struct.pack("=II", len(order), 0) + order)  # the answers fit into the buffer
+
+        return move
+
     def key(self) -> None:
         """A key, by a virtual keyboard."""
         subprocess.run(["wtype", "a"], env={**self.env, "WAYLAND_DISPLAY": self.socket.name}, check=True)
+
+
+class Mutter(Display):
+    """GNOME's real compositor without a screen, on a session bus at `bus`; `runtime` is its XDG_RUNTIME_DIR."""
+
+    def __init__(self, bus: str, runtime: Path) -> None:
+        super().__init__()
+        self.bus, self.runtime = bus, runtime
+        self.env = {
+            "PATH": os.environ["PATH"], "HOME": str(runtime), "XDG_RUNTIME_DIR": str(runtime),
+            "DBUS_SESSION_BUS_ADDRESS": bus, "GSETTINGS_BACKEND": "memory", "LIBGL_ALWAYS_SOFTWARE": "1",
+            "MUTTER_DEBUG_RESET_IDLETIME": "1",
+        }
+
+    def start(self) -> Mutter:
+        argv = ["mutter", "--headless", "--wayland", "--no-x11", "--virtual-monitor", "320x240"]
+        self.process = subprocess.Popen(argv, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: self._call("GetIdletime") == 0, "mutter", 30)
+        return self
+
+    def _call(self, member: str) -> int:
+        name = "org.gnome.Mutter.IdleMonitor"
+        argv = ["busctl", f"--address={self.bus}", "call", name, "/org/gnome/Mutter/IdleMonitor/Core", name, member]
+        return subprocess.run(argv, capture_output=True).returncode
+
+    def touch(self) -> None:
+        """As if somebody had touched something."""
+        assert self._call("ResetIdletime") == 0
+
+    async def hand(self) -> Hand:
+        """A key, by the virtual keyboard of a remote desktop."""
+        from dbus_fast import BusType, Message, MessageType
+        from dbus_fast.aio import MessageBus
+
+        bus = await MessageBus(bus_address=self.bus, bus_type=BusType.SYSTEM).connect()
+
+        async def ask(path: str, interface: str, member: str, signature: str = "", *body: object) -> list[Any]:
+            answer = await bus.call(Message(MUTTER_REMOTE, path, interface, member, signature=signature, body=list(body)))
+            assert answer is not None
+            assert answer.message_type is MessageType.METHOD_RETURN, answer.body
+            return answer.body
+
+        (session,) = await ask(f"/{MUTTER_REMOTE.replace('.', '/')}", MUTTER_REMOTE, "CreateSession")
+        of = f"{MUTTER_REMOTE}.Session"
+        await ask(session, of, "Start")
+
+        async def press() -> None:
+            for down in (True, False):
+                await bus.send(
+                    Message(MUTTER_REMOTE, session, of, "NotifyKeyboardKeycode", signature="ub", body=[KEY_A, down])
+                )
+
+        return press
 
 
 class IdleServer(Display):
@@ -184,6 +280,12 @@ class IdleServer(Display):
 
     def touch(self) -> None:
         self.say("a")
+
+    async def hand(self) -> Hand:
+        async def touch() -> None:
+            self.say("a")
+
+        return touch
 
 
 def environment(**more: str) -> Mapping[str, str]:
