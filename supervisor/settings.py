@@ -74,8 +74,10 @@ class Safety(Struct, frozen=True, forbid_unknown_fields=True):
     max_cpu_percent: Annotated[
         float, Meta(gt=0, le=100, description="CPU that others may use; the node's own task is not counted.")
     ]
-    max_gpu_percent: Annotated[float, Meta(gt=0, le=100, description="GPU utilisation that others may cause.")]
-    max_vram_gb: Annotated[float, Meta(gt=0, le=1024, description="GiB of VRAM that others may have in use.")]
+    max_gpu_percent: Annotated[
+        float, Meta(gt=0, le=100, description="GPU utilisation that others may cause; a task's own is held to it.")
+    ]
+    max_vram_gb: Annotated[float, Meta(gt=0, le=1024, description="GiB of VRAM that others may have in use, and a task.")]
     cooldown_minutes: Annotated[float, Meta(ge=0, le=1440, description="Rest after each stay in RUNNING.")]
 
 
@@ -218,6 +220,31 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     max_result_mb: Annotated[
         float, Meta(gt=0, le=64, description="MiB of output kept as the result; it lies in memory only.")
     ] = 8.0
+    max_memory_gb: Annotated[
+        Annotated[float, Meta(gt=0, le=4096)] | None,
+        Meta(
+            description="GiB of memory and swap that a task's processes may use together; one over it is stopped as failed. "
+            "Nothing: as much as host.min_memory_gb leaves, since models differ too much for a default."
+        ),
+    ] = None
+    max_vram_gb: Annotated[
+        Annotated[float, Meta(gt=0, le=1024)] | None,
+        Meta(description="GiB of VRAM that a task may use; one over it is stopped as failed. Nothing: safety.max_vram_gb."),
+    ] = None
+    max_disk_gb: Annotated[
+        Annotated[float, Meta(gt=0, le=100000)] | None,
+        Meta(
+            description="GiB that a task may have in its work folder; one over it is stopped as failed, as a full disk harms "
+            "the whole machine. null: no limit."
+        ),
+    ] = 10.0
+    max_processes: Annotated[
+        Annotated[int, Meta(ge=1, le=100000)] | None,
+        Meta(
+            description="Processes that a task may have at a time; one over it is stopped as failed. Above what tasks need, "
+            "far below what harms the machine. null: no limit."
+        ),
+    ] = 1000
     env: Annotated[
         dict[EnvName, str], Meta(description="Environment variables for the task, over the few that it gets anyway.")
     ] = field(default_factory=dict)
@@ -271,6 +298,14 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
     look_interval_sec: Annotated[
         float, Meta(ge=0.2, le=60, description="Time between two looks at a GPU that is awake; others sleep on.")
     ] = 2.0
+    vram_release_sec: Annotated[
+        float,
+        Meta(
+            ge=0.1, le=60,
+            description="How long the VRAM of a task that is gone may take to become free; drivers are late. Held longer, it "
+            "blocks until it is free.",
+        ),
+    ] = 5.0
     max_age_sec: Annotated[
         float, Meta(gt=0, le=600, description="Age of a reading above which the GPU is unknown, which blocks.")
     ] = 80.0

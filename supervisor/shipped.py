@@ -50,6 +50,10 @@ EXAMPLES: Final = """\
     on_preempt: fail
     grace_sec: 0
     max_result_mb: 1
+    max_memory_gb: 16
+    max_vram_gb: 12
+    max_disk_gb: 2
+    max_processes: 200
     env: {OLLAMA_HOST: "127.0.0.1:11434", OMP_NUM_THREADS: "4"}
     ollama_url: "http://127.0.0.1:11434"
 """
