@@ -9,11 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from states.observation import NEVER
 
 Wake = Callable[[], None]
+
+
+class Quality(StrEnum):
+    """How a reading was come by: told at the moment it happened; read when somebody looked; concluded from something else
+    (a hint, the lack of a proof); or there is none."""
+
+    EVENT = "event"
+    POLLED = "polled"
+    INFERRED = "inferred"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A source's word that nobody has been at one desktop since `since_s` (seconds of CLOCK_BOOTTIME), in words: "nobody at
+    session 3 of anna". `denied`: what another source (`denied_by`) says of the same desktop, of the moment `denied_at_s`."""
+
+    source: str
+    about: str
+    since_s: float
+    denied_by: str = ""
+    denied: str = ""
+    denied_at_s: float = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +48,8 @@ class Presence:
     source, in words ("graphical session 3 of anna active on seat0"); the last sign is then the present moment.
     Otherwise `last_sign_at_s` is the last sign known (NEVER: none, as far as this source can see) and `sign` says what
     it was, in the form "user active on pts/3".
+
+    `hands`: what it tells is somebody's touch, wherever that was; it may contradict what others say (`away`) of a desktop.
     """
 
     source: str
@@ -32,6 +58,9 @@ class Presence:
     sign: str = ""
     present: str = ""
     error: str = ""
+    quality: Quality = Quality.EVENT
+    hands: bool = False
+    away: tuple[Away, ...] = ()
 
 
 class PresenceSensor(Protocol):

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from states.observation import NEVER
+from states.words import elapsed
 from supervisor.clock import Clock
-from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.base import Presence, Quality, Wake
 from supervisor.settings import PresenceSettings
 
 UNIT: Final = "rae-node-session"
@@ -57,6 +58,7 @@ class _Report:
     sessions: dict[str, SessionReport] = field(default_factory=dict)
     typed_at_s: float = NEVER
     typed_on: str = ""
+    held_since: dict[str, dict[str, float]] = field(default_factory=dict)  # by session: inhibitors, and when first told
 
 
 class Desktop:
@@ -109,6 +111,9 @@ class Desktop:
         """
         now_s = self._clock.now_s()
         new, old = _parse(message, now_s), self._reports.get(uid)
+        for number, told in new.sessions.items():
+            before = old.held_since.get(number, {}) if old else {}
+            new.held_since[number] = {holder: before.get(holder, now_s) for holder in told.inhibitors}
         self._reports[uid] = new
         if old is None or _changed(old, new):
             self._note(uid, old, new, now_s)
@@ -127,8 +132,9 @@ class Desktop:
             self._sign(new.typed_at_s, f"{name} active on {new.typed_on or 'a terminal'}")
         for number, report in (old.sessions if old else {}).items():
             now = new.sessions.get(number)
-            if report.inhibitors and not (now and now.inhibitors) and self._owns(uid, number):
-                self._sign(now_s, f"{self._blocked(uid, number, report)} until just now")
+            held, still = self._counted(report), self._counted(now) if now else []
+            if held and not still and self._owns(uid, number):
+                self._sign(now_s, f"{self._blocked(uid, number, held)} until just now")
 
     def _sign(self, at_s: float, sign: str) -> None:
         if at_s >= self._event[0]:
@@ -160,9 +166,13 @@ class Desktop:
                 signs.append((report.typed_at_s, f"{name} active on {report.typed_on or 'a terminal'}"))
             for number, told in report.sessions.items():
                 fresh = now_s - report.at_s <= self._settings.max_age_sec
-                if told.inhibitors and fresh and not present and self._owns(uid, number):
-                    present = self._blocked(uid, number, told)
+                held = self._counted(told)
+                if held and fresh and not present and self._owns(uid, number):
+                    present = self._blocked(uid, number, held)
         at_s, sign = max(signs)
+        if not self._reports:
+            none = sign or "no source: no session agent has reported"
+            return Presence("session agents", now_s, min(at_s, now_s), none, quality=Quality.UNKNOWN)
         return Presence("session agents", now_s, min(at_s, now_s), sign, present)
 
     def describe(self) -> list[str]:
@@ -177,7 +187,7 @@ class Desktop:
                 idle = "active" if proof.active else f"idle for {now_s - proof.idle_since_s:.0f} s"
                 said = f"{idle} by {proof.source}" if proof.source else f"idle time unknown: {proof.why}"
                 lines.append(f"session {number} of {self._name_of(uid)}: {said}")
-                lines += [self._blocked(uid, number, told)] * bool(told.inhibitors)
+                lines += self._holders(uid, number, now_s)
         if self._event[1]:
             lines.append(f"{self._event[1]}, {max(0.0, now_s - self._event[0]):.0f} s ago")
         return lines or ["no session agent has reported"]
@@ -186,9 +196,23 @@ class Desktop:
         owner = self._owner(session)
         return owner is not None and owner[0] == uid
 
-    def _blocked(self, uid: int, session: str, told: SessionReport) -> str:
+    def _counted(self, told: SessionReport) -> list[str]:
+        """Who keeps the desktop from idling, without those that node.yaml excepts (T7)."""
+        return [holder for holder in told.inhibitors if holder not in self._settings.ignore_inhibitors]
+
+    def _blocked(self, uid: int, session: str, holders: list[str]) -> str:
         who = self._name_of(uid) or f"uid {uid}"
-        return f"idle blocked by {', '.join(told.inhibitors)} of {who} (session {session})"
+        return f"idle blocked by {', '.join(holders)} of {who} (session {session})"
+
+    def _holders(self, uid: int, session: str, now_s: float) -> list[str]:
+        """Each holder with its age, as far as it is known, for people; what to set for one that is no person."""
+        lines = []
+        for holder, since_s in self._reports[uid].held_since.get(session, {}).items():
+            counts = holder not in self._settings.ignore_inhibitors
+            how = "presence.ignore_inhibitors" if counts else "not counted: presence.ignore_inhibitors"
+            age = elapsed(max(0.0, now_s - since_s))
+            lines.append(f"{self._blocked(uid, session, [holder])}, for {age} at least ({how})")
+        return lines
 
     # What one daemon tells another look
 
@@ -208,6 +232,9 @@ class Desktop:
             raise ValueError("no list of reports")
         for entry in told:
             report = _parse(_is(entry, dict, "a report"), now_s - _age(entry.get("age_s")))
+            for told in entry["sessions"]:
+                held = _is(told.get("held", {}), dict, "held")
+                report.held_since[_text(told.get("id"))] = {_text(who): report.at_s - _age(s) for who, s in held.items()}
             self._reports[_is(entry.get("uid"), int, "uid")] = report
 
 
@@ -241,6 +268,7 @@ def _told(uid: int, report: _Report, now_s: float) -> dict[str, Any]:
             "source": told.source,
             "idle": ACTIVE if told.idle_since_s is None else max(0.0, report.at_s - told.idle_since_s),
             "inhibitors": list(told.inhibitors),
+            "held": {holder: max(0.0, report.at_s - at_s) for holder, at_s in report.held_since.get(number, {}).items()},
             "why": told.why,
         }
         for number, told in report.sessions.items()

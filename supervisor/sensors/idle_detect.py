@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.clock import Clock
-from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.base import Presence, Quality, Wake
 
 FRESH_S: Final = 60.0
 AHEAD_S: Final = 2.0  # its clock has whole seconds
@@ -43,8 +43,9 @@ class IdleDetect:
         written_s, input_s = self._read()
         fresh = -AHEAD_S <= wall_s - written_s <= FRESH_S
         if not fresh or not 0 < input_s <= written_s + AHEAD_S:
-            return Presence(self.name, now_s, sign="no source: idle_detect does not run")
-        return Presence(self.name, now_s, now_s - max(0.0, wall_s - input_s), "user active by idle_detect")
+            return Presence(self.name, now_s, sign="no source: idle_detect does not run", quality=Quality.UNKNOWN)
+        at_s = now_s - max(0.0, wall_s - input_s)
+        return Presence(self.name, now_s, at_s, "user active by idle_detect", quality=Quality.POLLED, hands=True)
 
     def _read(self) -> tuple[float, float]:
         """Both times, read until two reads agree; (0, 0): there are none."""

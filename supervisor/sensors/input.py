@@ -30,7 +30,7 @@ from inotify_simple import INotify, flags
 
 from states.observation import NEVER
 from supervisor.clock import Clock
-from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.base import Presence, Quality, Wake
 from supervisor.sensors.input_device import (
     EV_ABS,
     EV_KEY,
@@ -157,7 +157,8 @@ class InputDevices:
         if self.required and not self._devices:
             error = f"no input device can be read: {self._mend()}, or set presence.input to auto in node.yaml"
         sign = self._sign or ("" if self._devices else "no source: no input device can be read")
-        return Presence(self.name, now_s, self._sign_at_s, sign, error=error)
+        quality = Quality.EVENT if self._devices else Quality.UNKNOWN
+        return Presence(self.name, now_s, self._sign_at_s, sign, error=error, quality=quality, hands=True)
 
     def describe(self) -> list[str]:
         """Each device of a person's, read or not, one line each, for people; nothing of what it sent."""

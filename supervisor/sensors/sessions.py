@@ -15,7 +15,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ from supervisor.dbus import (
     inhibit,
     inhibitions,
 )
-from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.base import Away, Presence, Quality, Wake
 from supervisor.sensors.desktop import Proof
 from supervisor.settings import PresenceSettings
 
@@ -47,7 +47,9 @@ NOT_PEOPLE: Final = ("greeter", "lock-screen", "none", "background", "manager") 
 DELAYS: Final = {"sleep": "PreparingForSleep", "shutdown": "PreparingForShutdown"}
 GOING: Final = {"sleep": "the machine is going to sleep", "shutdown": "the machine is shutting down"}
 LID_CLOSED: Final = "the lid is closed"
+DENIES_S: Final = 10.0  # two sources of one desktop may differ by so much: the kernel's 8-s steps, a report on its way
 START_SIGN: Final = "the node began to watch the sessions; who left before is not known"
+BACK_SIGN: Final = "logind could not be asked until just now; who left meanwhile is not known"
 NO_PROOF: Final = Proof()
 FIRST_LOOK_S: Final = 2.0
 RETRY_S: Final = 2.0
@@ -153,6 +155,7 @@ class Verdict:
     last_sign_at_s: float = NEVER
     sign: str = ""
     note: str = ""
+    quality: Quality = Quality.EVENT
 
 
 def judge(session: Session, proof: Proof = NO_PROOF, *, strict: bool = False) -> Verdict:
@@ -165,7 +168,8 @@ def judge(session: Session, proof: Proof = NO_PROOF, *, strict: bool = False) ->
     # IdleSinceHint is when the hint changed, either way, or the terminal's last use: a sign in every case.
     last = Verdict(last_sign_at_s=session.created_s, sign=f"{session.user} logged in {session.place}")
     if session.idle_since_s > session.created_s:
-        last = Verdict(last_sign_at_s=session.idle_since_s, sign=f"user active {session.place}")
+        sign = f"user active {session.place}"
+        last = Verdict(last_sign_at_s=session.idle_since_s, sign=sign, quality=Quality.INFERRED)
     if proof.source and proof.idle_since_s > last.last_sign_at_s:
         last = Verdict(last_sign_at_s=proof.idle_since_s, sign=f"user active {session.place} ({proof.source})")
     if proof.active:
@@ -181,7 +185,23 @@ def judge(session: Session, proof: Proof = NO_PROOF, *, strict: bool = False) ->
         hint = " (locked, but not idle by its own word)"
     elif session.idle:
         hint = " (idle by its own word, but not locked)"
-    return Verdict(present=f"{session.name} {session.place}, idle time unknown{hint}: {proof.why}")
+    return Verdict(present=f"{session.name} {session.place}, idle time unknown{hint}: {proof.why}", quality=Quality.INFERRED)
+
+
+def away(session: Session, proof: Proof, now_s: float) -> Iterator[Away]:
+    """Who says that nobody is at this desktop, and what the other of both, logind and the session's agent, says of that."""
+    if not session.counts or not session.graphical:
+        return
+    about = f"nobody at {session.name}"
+    touched_s = now_s if proof.active else proof.idle_since_s
+    if session.idle and math.isfinite(session.idle_since_s):
+        denied = bool(proof.source) and touched_s > session.idle_since_s + DENIES_S
+        says = (f"session agent ({proof.source})", f"user active {session.place}", touched_s) if denied else ("", "", NEVER)
+        yield Away("logind", about, session.idle_since_s, *says)
+    if proof.source and not proof.active:
+        denied = not session.idle and session.idle_since_s > proof.idle_since_s + DENIES_S
+        says = ("logind", f"user active {session.place}", session.idle_since_s) if denied else ("", "", NEVER)
+        yield Away(f"session agent ({proof.source})", about, proof.idle_since_s, *says)
 
 
 def lid_reason(manager: dict[str, Any]) -> str:
@@ -232,6 +252,7 @@ class Sessions:
         self._looked = asyncio.Event()
         self._error = "logind has not been asked yet"
         self._answered_at_s = NEVER
+        self._answered_before = False
         self._sessions: dict[str, Session] = {}
         self._manager: dict[str, Any] = {}
         self._blockers: list[Inhibition] = []
@@ -284,8 +305,10 @@ class Sessions:
     def latest(self, now_s: float) -> Presence:
         """What is known now."""
         verdicts = [self._judge(session, now_s) for session in self._sessions.values()]
-        at_s, sign = max([self._event, *((v.last_sign_at_s, v.sign) for v in verdicts)])
-        present = [v.present for v in verdicts if v.present] + [self._blocked_by(b) for b in self._blockers]
+        signs = [(*self._event, Quality.EVENT), *((v.last_sign_at_s, v.sign, v.quality) for v in verdicts)]
+        at_s, sign, quality = max(signs)
+        present = [(v.present, v.quality) for v in verdicts if v.present]
+        present += [(self._blocked_by(b), Quality.EVENT) for b in self._blockers]
         silent_s = now_s - self._answered_at_s
         error = self._error
         if not error and silent_s > self._settings.max_age_sec:
@@ -295,9 +318,29 @@ class Sessions:
             read_at_s=self._answered_at_s,
             last_sign_at_s=min(at_s, now_s),
             sign=sign,
-            present=present[0] if present else "",
+            present=present[0][0] if present else "",
             error=error,
+            quality=present[0][1] if present else quality,
+            away=() if error else tuple(self._away(now_s)),
         )
+
+    def _away(self, now_s: float) -> Iterator[Away]:
+        for session in self._sessions.values():
+            yield from away(session, self._proof(session.id, session.uid, now_s), now_s)
+
+    @property
+    def known(self) -> tuple[Session, ...]:
+        """The sessions as of the last look; for the doctor's cross-check."""
+        return tuple(self._sessions.values())
+
+    def locks(self) -> list[str]:
+        """Who keeps the screen on by a lock of logind's, counted or excepted, with its age, one line each, for people."""
+        now_s, lines = self._clock.now_s(), []
+        for lock, since_s in self._blocked_since.items():
+            age = elapsed(max(0.0, now_s - since_s))
+            how = "presence.ignore_inhibitors" if lock in self._blockers else "not counted: presence.ignore_inhibitors"
+            lines.append(f"{self._blocked_by(lock)}, for {age} at least ({how})")
+        return lines
 
     def describe(self) -> list[str]:
         """Each session, each lock that keeps the screen on, with the verdict, one line each, for people."""
@@ -309,9 +352,7 @@ class Sessions:
             if not said:
                 said = f"{verdict.sign}, {max(0.0, now_s - verdict.last_sign_at_s):.0f} s ago"
             lines.append(f"session {session.id} ({session.type}, {session.kind}, {session.state}): {said}")
-        for blocker in self._blockers:
-            held_s = max(0.0, now_s - self._blocked_since.get(blocker, now_s))
-            lines.append(f"{self._blocked_by(blocker)}, for {elapsed(held_s)} at least (presence.ignore_inhibitors)")
+        lines += self.locks()
         if self._event[1]:
             lines.append(f"last event: {self._event[1]}, {max(0.0, now_s - self._event[0]):.0f} s ago")
         if self.going_down:
@@ -390,19 +431,22 @@ class Sessions:
                     continue  # it ended between the two questions
                 raise
             seen[path] = Session.read(path, known, self._clock.now_s(), self._boot_offset_s())
-        blockers = []
+        held = []
         if "idle" in str(manager.get("BlockInhibited", "idle")).split(":"):
-            blockers = [lock for lock in await inhibitions(self._bus) if self._is_sign(lock)]
+            held = [lock for lock in await inhibitions(self._bus) if self._is_others(lock)]
+        blockers = [lock for lock in held if lock.who not in self._settings.ignore_inhibitors]
         self._manager = manager
+        if self._error and self._answered_before and self._start_is_sign:
+            self._note(BACK_SIGN)
         self._compare(seen, blockers)
-        self._sessions, self._blockers, self._error = seen, blockers, ""
+        self._sessions, self._blockers, self._error, self._answered_before = seen, blockers, "", True
         self._answered_at_s = self._clock.now_s()
-        self._blocked_since = {lock: self._blocked_since.get(lock, self._answered_at_s) for lock in blockers}
+        self._blocked_since = {lock: self._blocked_since.get(lock, self._answered_at_s) for lock in held}
 
-    def _is_sign(self, lock: Inhibition) -> bool:
+    def _is_others(self, lock: Inhibition) -> bool:
         """Somebody else's block lock on idle (T7): a film, a talk, a call. Ours is none."""
         ours = lock.pid == os.getpid() or lock.who == self._who
-        return lock.blocks and "idle" in lock.kinds and not ours and lock.who not in self._settings.ignore_inhibitors
+        return lock.blocks and "idle" in lock.kinds and not ours
 
     def _compare(self, seen: dict[str, Session], blockers: list[Inhibition]) -> None:
         """Note the signs that lie in the difference between two looks."""

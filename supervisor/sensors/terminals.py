@@ -33,7 +33,7 @@ from inotify_simple import INotify, flags
 
 from states.observation import NEVER
 from supervisor.clock import Clock
-from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.base import Presence, Quality, Wake
 
 QUIET_S: Final = 1.0  # somebody who types wakes the tick no more often
 MAKING_NS: Final = 5_000_000_000  # the kernel makes all its nodes within so much of each other
@@ -56,7 +56,7 @@ class Terminals:
         self._clock, self._dev = clock, dev_root
         self._known: dict[str, int] = {}  # terminals of the last look, with their access times in ns
         self._looked_at_s = NEVER
-        self._sign_at_s, self._sign = NEVER, ""
+        self._sign_at_s, self._sign, self._quality = NEVER, "", Quality.POLLED
         self._prefix = f"{dev_root}/"
         self._consoles: list[str] = []
         self._listed_ns = -1  # the time of /dev's last change when `_consoles` was made
@@ -92,8 +92,15 @@ class Terminals:
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             words = f"terminals cannot be seen: {error.strerror or error}{where}"
-            return Presence(self.name, now_s, self._sign_at_s, self._sign, error=words)
-        return Presence(self.name, now_s, self._sign_at_s, self._sign)
+            return Presence(self.name, now_s, self._sign_at_s, self._sign, error=words, quality=Quality.UNKNOWN)
+        return Presence(self.name, now_s, self._sign_at_s, self._sign, quality=self._quality, hands=True)
+
+    def describe(self) -> list[str]:
+        """Which terminals there are, and of which each key is told at once, for people."""
+        seen, told = sorted(self._known), {name for name in self._watched.values() if name}
+        at_once = ", ".join(name for name in seen if name in told)
+        others = ", ".join(name for name in seen if name not in told)
+        return [f"{names}: {how}" for names, how in ((at_once, "each key at once"), (others, "in steps of 8 s")) if names]
 
     # --- looking
 
@@ -152,9 +159,9 @@ class Terminals:
                 self._groups[gid] = False
         return self._groups[gid]
 
-    def _note(self, name: str, at_s: float) -> None:
+    def _note(self, name: str, at_s: float, quality: Quality = Quality.POLLED) -> None:
         if at_s >= self._sign_at_s:
-            self._sign_at_s, self._sign = at_s, f"user active on {name}"
+            self._sign_at_s, self._sign, self._quality = at_s, f"user active on {name}", quality
 
     # --- events
 
@@ -185,6 +192,6 @@ class Terminals:
             name = self._watched.get(event.wd) or f"pts/{event.name}"
             if event.mask & flags.Q_OVERFLOW:
                 name = "a terminal"
-            self._note(name, now_s)
+            self._note(name, now_s, Quality.EVENT)
             wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
         return wake
