@@ -14,7 +14,7 @@ from supervisor.clock import SystemClock
 from supervisor.config import Config
 from supervisor.control import DaemonDown, DaemonMute, ask
 from supervisor.node import Senses
-from supervisor.sensors.base import Presence
+from supervisor.observer import Source
 
 ASK_S: Final = 0.2
 
@@ -42,7 +42,8 @@ class _Look:
     """What one look has seen, as the sensors said it while they watched."""
 
     observation: Observation
-    reports: list[Presence]
+    sources: list[Source]
+    contradictions: list[str]
     devices: list[dict[str, Any]]
 
 
@@ -53,7 +54,8 @@ async def _look(config: Config) -> _Look:
     try:
         now_s = clock.now_s()
         observation = senses.observer.look(now_s, config.limits, Automation(True), NO_TASK)
-        return _Look(observation, senses.observer.reports(now_s), senses.gpu.describe())
+        sources, contradictions = senses.observer.sources(now_s), senses.observer.contradictions(now_s)
+        return _Look(observation, sources, contradictions, senses.gpu.describe())
     finally:
         await senses.stop()
         await senses.bus.stop()
@@ -77,28 +79,9 @@ async def check_user(config: Config) -> Check:
         reasons.append(f"GPU processes unknown: {gpu.error}")
     elif gpu.value.foreign:
         reasons.append(gpu_free.tell(observation, Memory(), config.limits).reason)
-    readings: list[dict[str, Any]] = [_reading(user)]
-    for report in look.reports:
-        seen = report.error or report.present or report.sign or "no sign of the person"
-        last_s = observation.now_s - report.last_sign_at_s
-        readings.append(
-            {
-                "name": report.source,
-                "reason": seen,
-                "ok": None if report.error else not report.present,
-                "value": None if last_s == float("inf") else last_s,
-                "unit": "s",
-            }
-        )
-    readings.append(
-        {
-            "name": "gpu processes",
-            "reason": gpu.error if gpu.value is None else ", ".join(gpu.value.foreign_names) or "none that is not RAE's",
-            "ok": None if gpu.value is None else gpu.value.foreign == 0,
-            "value": None if gpu.value is None else gpu.value.foreign,
-            "unit": "processes",
-        }
-    )
+    readings: list[dict[str, Any]] = [_reading(user), *(_source(source) for source in look.sources)]
+    readings[-1] |= {"value": None if gpu.value is None else gpu.value.foreign, "unit": "processes"}
+    readings += [{"name": "contradiction", "reason": text, "ok": False} for text in look.contradictions]
     return Check(not reasons, tuple(reasons), tuple(readings))
 
 
@@ -121,6 +104,20 @@ async def check_gpu(config: Config) -> Check:
 
 def _reading(verdict: Verdict) -> dict[str, Any]:
     return verdict.as_dict()
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return {
+        "name": source.source,
+        "reason": source.reading,
+        "ok": None if source.present is None else not source.present,
+        "value": source.idle_s,
+        "unit": "s",
+        "age_s": source.age_s,
+        "quality": str(source.quality),
+        "details": list(source.details),
+        "line": source.line(),
+    }
 
 
 def _line(name: str, value: float, limit: float, unit: str) -> dict[str, Any]:

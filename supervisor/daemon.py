@@ -207,6 +207,8 @@ class Daemon:
             self._notifier.ready(self.status_line())
         self._notifier.status(self.status_line())
         self._notifier.watchdog()
+        for news in self.node.senses.observer.news():
+            self.journal.presence(memory.state, self.status_line(), news)
         self.journal.alive(memory.state, self.status_line(), self._last, self.mind.limits)
 
     def _wait_s(self) -> float:
@@ -217,6 +219,8 @@ class Daemon:
         for verdict in blocked_by(observation, memory, self.mind.limits):
             if verdict.wait_s:
                 wait_s = min(wait_s, verdict.wait_s)
+        if (due_s := self.node.senses.observer.due_s(self._clock.now_s())) is not None:
+            wait_s = min(wait_s, due_s)
         if memory.state is State.READY and observation.link is Link.UP:
             wait_s = min(wait_s, max(0.0, self._next_poll_s - self._clock.now_s()))
         if self._notifier.watchdog_interval_s is not None:
@@ -257,6 +261,8 @@ class Daemon:
                 "outbox": link.outbox,
             },
             "version": VERSION,
+            "presence": [source.as_dict() for source in self.node.senses.observer.sources(now_s)],
+            "contradictions": self.node.senses.observer.contradictions(now_s),
             "owed": list(memory.owed),
             "last_row": memory.last_row,
             "inhibitor": self.node.inhibitor_words(),

@@ -119,6 +119,10 @@ class Journal:
                 told = {"observation": _short_see(see_of(seen, limits)), "at_s": seen.now_s}
             self.write("alive", state=state, reason=reason, **told)
 
+    def presence(self, state: str, reason: str, news: str) -> None:
+        """Sources of presence that contradict each other, or do so no more: a sign of life that says it in words."""
+        self.write("alive", state=state, reason=reason, presence=news)
+
     def write(self, kind: str, **fields: Any) -> None:
         """One line, at once; a failure is remembered and never raised."""
         now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
@@ -239,6 +243,8 @@ def _gist(kind: str, fields: dict[str, Any]) -> str:
         case "operator":
             until = f" until {fields['until']}" if fields.get("until") and fields["until"] != "until resumed" else ""
             return _because(f"operator: {fields['word']}{until}", fields.get("trouble", ""))
+        case "alive":
+            return f"presence: {fields['presence']}" if "presence" in fields else ""
         case "stop":
             return _because("stopped", fields["reason"])
     return ""

@@ -49,6 +49,8 @@ FIRST_TICK_S: Final = 0.01
 GPU_AGAIN_S: Final = 5.0
 # What a claim waits for a reading of the GPU of this very moment (it is checked once more before the start).
 GPU_CHECK_S: Final = 1.0
+# This life of the daemon, told when it registers: a server that looks at it can take back what an earlier one was handed.
+LIFE: Final = os.urandom(8).hex()
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
 SWEEP_AGAIN_S: Final = 10.0
 
@@ -106,7 +108,8 @@ class Senses:
             metered=None if config.node.host.allow_metered else Metered(self.bus),
         )
         first_sign_s = clock.now_s() if daemon else NEVER
-        self.observer = Observer(presence, self.gpu.latest, self.host.cpu, self.host.host, first_sign_s)
+        settle_s = config.node.work.settle_sec if daemon else 0.0
+        self.observer = Observer(presence, self.gpu.latest, self.host.cpu, self.host.host, first_sign_s, settle_s)
         self._starting: list[asyncio.Task[None]] = []
 
     async def start(self, wake: Wake, patience_s: float = START_S) -> None:
@@ -430,11 +433,12 @@ def make_source(
 
 
 def capabilities(config: Config) -> dict[str, Any]:
-    """What the node tells of itself when it registers: nothing that changes, nothing of the person."""
+    """What the node tells of itself when it registers: nothing that changes while it lives, nothing of the person."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "task_types": sorted(config.node.tasks),
         "cpu_count": os.cpu_count() or 1,
         "ram_gb": round(pages / (1 << 30), 1),
         "gpu": config.node.gpu.presence != "none",
+        "life": LIFE,
     }

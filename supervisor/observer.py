@@ -51,7 +51,7 @@ class Source:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form; keys are stable."""
-        return {**asdict(self), "quality": str(self.quality), "details": list(self.details)}
+        return {**asdict(self), "quality": str(self.quality), "details": list(self.details), "line": self.line()}
 
     def line(self) -> str:
         """In one line: the reading, when it was a sign, how old the look is, and how it was come by."""
@@ -223,11 +223,11 @@ def _source(report: Presence, now_s: float, details: Sequence[str]) -> Source:
 def _gpu_source(gpu: Reading[Gpu], now_s: float) -> Source:
     age_s = now_s - gpu.read_at_s if isfinite(gpu.read_at_s) else None
     if gpu.value is None:
-        return Source("GPU processes", gpu.error, None, None, age_s, Quality.UNKNOWN)
+        return Source("gpu processes", gpu.error, None, None, age_s, Quality.UNKNOWN)
     if not gpu.value.foreign:
-        return Source("GPU processes", "none that is not RAE's", False, None, age_s, Quality.POLLED)
+        return Source("gpu processes", "none that is not RAE's", False, None, age_s, Quality.POLLED)
     who = ", ".join(gpu.value.foreign_names) or f"{gpu.value.foreign} that are not RAE's"
-    return Source("GPU processes", f"GPU used by {who}", True, 0.0, age_s, Quality.POLLED)
+    return Source("gpu processes", f"GPU used by {who}", True, 0.0, age_s, Quality.POLLED)
 
 
 def _reading(name: str, look: Callable[[float], Reading[T]], now_s: float) -> Reading[T]:

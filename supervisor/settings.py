@@ -423,6 +423,14 @@ class Work(Struct, frozen=True, forbid_unknown_fields=True):
             description="How long one stay in RUNNING may go on taking further tasks; 0: one task, then the cooldown.",
         ),
     ] = 30.0
+    settle_sec: Annotated[
+        float,
+        Meta(
+            ge=0, le=3600,
+            description="How long CPU, GPU load and VRAM must have been within their limits again before they count as free; "
+            "too much counts at once. So a load that comes and goes does not switch the node with it. 0: at once.",
+        ),
+    ] = 10.0
     hours: Annotated[
         list[Hours],
         Meta(

@@ -57,11 +57,13 @@ def _print(check: Check) -> None:
             print("  device: " + ", ".join(f"{k} {v}" for k, v in device.items() if v not in (None, "", [])))
         else:
             print(f"  {reading['name']}: {_value(reading)}")
+            for detail in reading.get("details", ()):
+                print(f"    {detail}")
 
 
 def _value(reading: dict[str, Any]) -> str:
     from states.words import number
 
     if "reason" in reading:
-        return str(reading["reason"])
+        return str(reading.get("line", reading["reason"]))
     return f"{number(reading['value'])} {reading['unit']}, limit {number(reading['limit'])} {reading['unit']}"

@@ -41,6 +41,8 @@ from supervisor.version import VERSION  # noqa: E402
 # typer's own name for wrong usage is private, one of its kinds is not.
 UsageError: Any = typer.BadParameter.__base__
 
+CHECKS = frozenset({"check-user", "check-gpu"})
+
 app = typer.Typer(
     name="rae-node",
     help="Lends this machine to a RAE control node while nobody uses it, and gets out of the way the moment somebody does.",
@@ -78,7 +80,10 @@ app.add_typer(config_app, name="config")
 
 def main() -> None:
     """The entry point. No traceback ever reaches a user; RAE_NODE_DEBUG=1 is for those who want it."""
-    sys.exit(_run())
+    code = _run()
+    if CHECKS.intersection(sys.argv[1:]) and code not in (Exit.YES, Exit.NO):
+        code = Exit.NO  # who asks whether it is safe knows yes and no alone (R9, R10)
+    sys.exit(code)
 
 
 def _run() -> int:
@@ -90,11 +95,15 @@ def _run() -> int:
         text, context = wrong.format_message(), wrong.ctx
         command = context.command_path if context is not None else "rae-node"
         # A command without the arguments that it needs shows its help; anything else is told in a line.
-        err(text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`")
+        said = text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`"
+        err(said)
+        if CHECKS.intersection(sys.argv[1:]):
+            print(f"DO NOT RUN: {said}")
         code = Exit.WRONG
     except BrokenPipeError:
         # Who reads us has seen enough. Nothing more may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.NO if CHECKS.intersection(sys.argv[1:]) else code  # a "no" that nobody read is no "yes"
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
     except Exception as error:

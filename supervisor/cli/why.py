@@ -7,6 +7,9 @@ from typing import Any
 from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document
 from supervisor.cli.status import MARK
 
+# Somebody is there, nobody is, or the source cannot tell.
+PRESENT = {True: "no", False: "ok", None: "??"}
+
 
 def why(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Say why the node does not work now.
@@ -17,7 +20,7 @@ def why(config: ConfigOption = None, json: JsonOption = False) -> None:
     """
     answer = ask_daemon(config, "status")
     if json:
-        keys = ("state", "reason", "guards", "blocked_by", "unblock")
+        keys = ("state", "reason", "guards", "blocked_by", "unblock", "presence", "contradictions")
         document({key: answer[key] for key in keys})
         return
     print(answer["status"])
@@ -27,6 +30,14 @@ def why(config: ConfigOption = None, json: JsonOption = False) -> None:
         print(f"{'>' if guard['name'] in blocked else ' '} {MARK[guard['ok']]}  {guard['name']:<14} {guard['reason']}")
         if details := _details(guard):
             print(f"       {'':<14} {details}")
+    print()
+    print("Signs of the person, by source:")
+    for source in answer["presence"]:
+        print(f"  {PRESENT[source['present']]}  {source['source']:<14} {source['line']}")
+        for detail in source["details"]:
+            print(f"       {'':<14} {detail}")
+    for text in answer["contradictions"]:
+        print(f"      {text}")
     print()
     print(f"To unblock it: {answer['unblock']}")
 
