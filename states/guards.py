@@ -145,7 +145,11 @@ def _gpu_free(o: Observation, _m: Memory, lim: Limits) -> Judgement:
         return not lim.gpu_required
     if gpu.percent < 0 or gpu.vram_gb < 0 or gpu.foreign < 0:
         return None
-    return gpu.percent <= lim.max_gpu_percent and gpu.vram_gb <= lim.max_vram_gb and gpu.foreign == 0
+    return gpu.percent <= lim.max_gpu_percent and gpu.vram_gb <= lim.max_vram_gb and gpu.foreign == 0 and not gpu.held
+
+
+def _still_held(held: str) -> str:
+    return f"VRAM is still held after the task: {held} (gpu.vram_release_sec)"
 
 
 def _tell_gpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
@@ -165,6 +169,8 @@ def _tell_gpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
         who = f" ({', '.join(gpu.foreign_names)})" if gpu.foreign_names else ""
         count = "1 process" if gpu.foreign == 1 else f"{gpu.foreign} processes"
         return Verdict(name, ok, f"GPU used by {count} not RAE's{who}", gpu.foreign, 0, "processes", r.source, age_s)
+    if gpu.held:
+        return Verdict(name, ok, _still_held(gpu.held), "held", None, "", r.source, age_s)
     if not gpu.percent <= lim.max_gpu_percent:
         reason = f"GPU at {number(gpu.percent)} %, limit {number(lim.max_gpu_percent)} % (safety.max_gpu_percent)"
         return Verdict(name, ok, reason, gpu.percent, lim.max_gpu_percent, "%", r.source, age_s)
@@ -304,19 +310,25 @@ def _tell_task_over(o: Observation, m: Memory, lim: Limits) -> Verdict:
 
 
 def _task_gone(o: Observation, m: Memory, _lim: Limits) -> Judgement:
-    """No process of ours is alive: none runs, and no stop is owed."""
-    return o.task.phase is not TaskPhase.RUNNING and not (m.owed and Effect.STOP in m.owed)
+    """No process of ours is alive, no stop is owed, and the VRAM of the last task is given back (R23)."""
+    if o.task.phase is TaskPhase.RUNNING or (m.owed and Effect.STOP in m.owed):
+        return False
+    gpu = o.gpu.value
+    return gpu is None or not gpu.held
 
 
 def _tell_task_gone(o: Observation, m: Memory, lim: Limits) -> Verdict:
-    ok = _task_gone(o, m, lim)
+    ok, gpu = _task_gone(o, m, lim), o.gpu.value
     if ok:
-        reason = "no task process is alive"
+        reason, value = "no task process is alive", "gone"
     elif Effect.STOP in m.owed:
-        reason = "a task process would not stop; stopping it is tried at every tick"
+        reason, value = "a task process would not stop; stopping it is tried at every tick", "alive"
+    elif o.task.phase is TaskPhase.RUNNING or gpu is None:
+        reason, value = "a task process is alive", "alive"
     else:
-        reason = "a task process is alive"
-    return Verdict("task_gone", ok, reason, "gone" if ok else "alive", "gone", "", "executor", 0.0, 0.0 if ok else None)
+        reason, value = _still_held(gpu.held), "held"
+    source = "executor" if value != "held" else o.gpu.source
+    return Verdict("task_gone", ok, reason, value, "gone", "", source, 0.0, 0.0 if ok else None)
 
 
 # --- cooldown_over: cooldown_minutes have passed since RUNNING was left (R4)

@@ -61,6 +61,7 @@ class Gpu:
     foreign: int = 0
     present: bool = True
     foreign_names: tuple[str, ...] = ()
+    held: str = ""  # what a task that is over has not given back in time, in words
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from states.guards import Verdict
+from states.guards import Verdict, task_gone
 from states.lifecycle import blocked_by
 from states.limits import Limits
 from states.memory import Memory, State
@@ -59,7 +59,8 @@ def reason(o: Observation, m: Memory, lim: Limits) -> str:
             return f"safe, but the control node cannot be reached: {o.link_reason or 'no answer yet'}"
         return "safe, waiting for a task"
     if m.state is State.DISABLED:
-        return "automation is on, a task process of ours would not stop" if m.owed else "switching on"
+        gone = task_gone.tell(o, m, lim)
+        return "switching on" if gone.ok else f"automation is on, but {gone.reason}"
     return "about to go on"
 
 

@@ -59,7 +59,8 @@ def _gpu(reading: Reading[Gpu]) -> Any:
         return ABSENT
     if not (math.isfinite(gpu.percent) and math.isfinite(gpu.vram_gb)):
         return UNKNOWN
-    return {"percent": gpu.percent, "vram_gb": gpu.vram_gb, "foreign": gpu.foreign}
+    seen = {"percent": gpu.percent, "vram_gb": gpu.vram_gb, "foreign": gpu.foreign}
+    return {**seen, "held": gpu.held} if gpu.held else seen
 
 
 def _host(host: Host | None) -> Any:
@@ -134,9 +135,12 @@ def _gpu_of(value: Any) -> Gpu | None:
         return None
     if value == ABSENT:
         return Gpu(present=False)
-    if isinstance(value, Mapping) and set(value) == set(GPU_FIELDS):
+    if isinstance(value, Mapping) and set(value) - {"held"} == set(GPU_FIELDS):
+        held = value.get("held", "")
+        if not isinstance(held, str):
+            raise ValueError(f"gpu.held: found {held!r}, allowed: a text")
         percent, vram_gb, foreign = (_number(f"gpu.{name}", value[name]) for name in GPU_FIELDS)
-        return Gpu(percent, vram_gb, int(foreign))
+        return Gpu(percent, vram_gb, int(foreign), held=held)
     raise ValueError(f"gpu: found {value!r}, allowed: an object with {', '.join(GPU_FIELDS)}, or absent, or unknown")
 
 

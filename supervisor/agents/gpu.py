@@ -7,10 +7,11 @@ of ours: the standard library and pynvml.
 
 An answer is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. `error` (in words) says that nothing
 can be said of any GPU; `library` is false when libnvidia-ml.so.1 does not load. A device has `uuid, name, percent,
-total, used, reserved, temperature_c, throttled, xid, mig, processes [{pid, kind, used}], error`: sizes in bytes, kind `c`
-(compute), `g` (graphics) or `cg`, null where the driver does not say; `throttled` says in words what holds its clocks down,
-`xid` is the number of the newest fault that the driver has reported since this process asked it to (0: none); the kernel's
-log is not read. With `error` the device's other fields prove nothing.
+total, used, reserved, temperature_c, throttled, xid, mig, processes [{pid, kind, used, percent}], error`: sizes in bytes,
+kind `c` (compute), `g` (graphics) or `cg`, a process's `percent` how busy it has kept the GPU of late, null where the
+driver does not say; `throttled` says in words what holds its clocks down, `xid` is the number of the newest fault that the
+driver has reported since this process asked it to (0: none); the kernel's log is not read. With `error` the device's other
+fields prove nothing.
 """
 
 from __future__ import annotations
@@ -92,6 +93,28 @@ def processes(handle: Any) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+class Utilisation:
+    """How busy each process has kept a device since the last look."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def of(self, uuid: str, handle: Any) -> dict[int, int] | None:
+        """Percent by pid; a process that did nothing is not in it. None: this GPU or driver does not tell."""
+        try:
+            samples = nvml.nvmlDeviceGetProcessUtilization(handle, self._seen.get(uuid, 0))
+        except nvml.NVMLError as error:  # the binding takes "done, there is nothing" for an error, too
+            return {} if error.value in (nvml.NVML_SUCCESS, nvml.NVML_ERROR_NOT_FOUND) else None
+        first = uuid not in self._seen
+        self._seen[uuid] = max((int(s.timeStamp) for s in samples), default=self._seen.get(uuid, 0))
+        if first:  # of unknown age: the driver keeps some from before
+            return None
+        newest: dict[int, tuple[int, int]] = {}
+        for sample in samples:
+            newest[int(sample.pid)] = max(newest.get(int(sample.pid), (0, 0)), (int(sample.timeStamp), int(sample.smUtil)))
+        return {pid: percent for pid, (_, percent) in newest.items()}
+
+
 def throttled(handle: Any) -> list[str]:
     """What holds the clocks down, in words; nothing where this driver cannot say."""
     reasons = optional(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
@@ -131,7 +154,7 @@ class Faults:
         return events
 
 
-def device(index: int, faults: Faults) -> dict[str, Any]:
+def device(index: int, faults: Faults, utilisation: Utilisation) -> dict[str, Any]:
     """One GPU as it is now."""
     answer: dict[str, Any] = {"uuid": "", "error": ""}
     what = "cannot be opened"
@@ -149,6 +172,9 @@ def device(index: int, faults: Faults) -> dict[str, Any]:
         answer |= memory(handle)
         what = "its processes cannot be listed"
         answer["processes"] = processes(handle)
+        if (busy := utilisation.of(answer["uuid"], handle)) is not None:
+            for process in answer["processes"]:
+                process["percent"] = busy.get(process["pid"], 0)
         what = "its utilisation cannot be read" + (" while MIG is on" if answer["mig"] else "")
         answer["percent"] = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except nvml.NVMLError as error:
@@ -161,7 +187,7 @@ class Looker:
 
     def __init__(self) -> None:
         self._driver: str | None = None
-        self._faults = Faults()
+        self._faults, self._utilisation = Faults(), Utilisation()
 
     def look(self) -> dict[str, Any]:
         """What all GPUs look like now."""
@@ -169,10 +195,12 @@ class Looker:
         try:
             if self._driver is None:
                 nvml.nvmlInit()
-                self._faults = Faults()
+                self._faults, self._utilisation = Faults(), Utilisation()
                 self._driver = str(optional(nvml.nvmlSystemGetDriverVersion) or "")
             answer["driver"] = self._driver
-            answer["devices"] = [device(index, self._faults) for index in range(nvml.nvmlDeviceGetCount())]
+            answer["devices"] = [
+                device(index, self._faults, self._utilisation) for index in range(nvml.nvmlDeviceGetCount())
+            ]
         except nvml.NVMLError_LibraryNotFound as error:
             answer |= {"library": False, "error": words(error)}
         except nvml.NVMLError as error:

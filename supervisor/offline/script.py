@@ -2,7 +2,7 @@
 
 Nothing is guessed: an unknown key, value, duration, state, effect, guard, row or setting is an error that says what is
 allowed, and so is a script that expects nothing. What a step leaves out of `gpu` holds from before; the first time all
-three readings are needed.
+three readings are needed. `gpu.held`, a text, says what a task that is over has not given back, for that look only.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class _Reader:
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self._file = file
         self._problems = problems
-        self._gpu: dict[str, float] = {}
+        self._gpu: dict[str, Any] = {}
 
     def script(self, root: Node | None) -> Script | None:
         """The whole."""
@@ -224,8 +224,12 @@ class _Reader:
         if not isinstance(node, MappingNode):
             self._gpu = {}
             return self._word(node, field, (ABSENT, UNKNOWN), f"absent, unknown, or {{{', '.join(GPU_FIELDS)}}}")
-        fields = self._fields(node, field, GPU_FIELDS) or {}
+        fields = self._fields(node, field, (*GPU_FIELDS, "held")) or {}
+        self._gpu.pop("held", None)
         for name, value in fields.items():
+            if name == "held":
+                self._gpu["held"] = self._text(value, f"{field}.held") or ""
+                continue
             allowed = "a whole number ≥ 0" if name == "foreign" else "a number ≥ 0"
             number = self._number(value, f"{field}.{name}", allowed, whole=name == "foreign")
             self._gpu[name] = number if number is not None else 0.0

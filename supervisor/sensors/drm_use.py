@@ -14,7 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from states.observation import Gpu
-from supervisor.sensors.gpu_use import GIB, NameOf, Use, Whose, called, whose
+from supervisor.sensors.gpu_use import GIB, NameOf, Own, Use, Whose, called, whose
 from supervisor.sensors.process import Name
 from supervisor.settings import GpuSettings
 
@@ -81,7 +81,7 @@ def judge(
     lent: Collection[str],
     percents: Mapping[str, float],
     own: Collection[int],
-    lately: Collection[int],
+    lately: Mapping[int, float],
     name_of: NameOf,
     settings: GpuSettings,
 ) -> Use:
@@ -107,6 +107,7 @@ def judge(
     side |= _over_cap(chosen, side, behind, settings)
     foreign = sorted(pid for pid, it in side.items() if it is Whose.FOREIGN)
     percent, vram_gb = 0.0, 0.0
+    task = [(c, card.pci) for card in chosen for c in card.clients if c.pid in own and c.busy]
     for card in chosen:
         mine = [c for c in card.clients if side.get(c.pid) is Whose.OWN]
         ours_busy = bool(own) and any(c.busy for c in mine)
@@ -114,7 +115,9 @@ def judge(
         total = card.used if card.used is not None else sum(c.vram for c in card.clients)
         vram_gb = max(vram_gb, max(0, total - sum(c.vram for c in mine)) / GIB)
     gpu = Gpu(percent, vram_gb, len(foreign), foreign_names=tuple(called(pid, names.get(pid, Name())) for pid in foreign))
-    return Use(gpu, rows=rows)
+    told = [percents.get(pci, 0.0) for _, pci in task] if not foreign else []
+    used_gb = sum(c.vram for c, _ in task) / GIB
+    return Use(gpu, rows=rows, own=Own(len({c.pid for c, _ in task}), used_gb, max(told, default=None)))
 
 
 def _over_cap(

@@ -29,7 +29,7 @@ from inotify_simple import INotify, flags
 from states.observation import NEVER, Gpu, Reading
 from supervisor.clock import Clock
 from supervisor.sensors.base import Wake
-from supervisor.sensors.gpu_use import Use
+from supervisor.sensors.gpu_use import NOTHING_OWN, Own, Use
 from supervisor.sensors.helper import Helper
 from supervisor.settings import GpuSettings
 
@@ -180,6 +180,11 @@ class GpuWatch:
         """The last reading, as it was."""
         return self._reading
 
+    @property
+    def own(self) -> Own:
+        """What the node's own task does there, by the last look; nothing where that look could not tell."""
+        return self._use.own if self._reading.value is not None else NOTHING_OWN
+
     def demand(self, interval_s: float | None) -> None:
         """How often to look, in seconds; None: only so often that the reading does not get too old."""
         interval_s = self._rest_s if interval_s is None else min(interval_s, self._rest_s)
@@ -190,11 +195,15 @@ class GpuWatch:
             self._look_in(max(0.0, self._looked_at_s + interval_s - self._clock.now_s()))
 
     async def refresh(self, timeout_s: float) -> Reading[Gpu]:
-        """Look now and wait for the answer, at most `timeout_s` seconds."""
-        self._known.clear()
-        self._look()
+        """Look now and wait for the answer, at most `timeout_s` seconds; one that was asked before is not it."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._known.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                if self._busy:
+                    self._known.clear()
+                    await self._known.wait()
+                self._known.clear()
+                self._look()
+                await self._known.wait()
         return self.latest(self._clock.now_s())
 
     # --- when to look
@@ -297,12 +306,14 @@ class GpuWatch:
     def _remember_own(self, now_s: float) -> frozenset[int]:
         own = self._own_pids()
         if own or self._lately:
-            self._lately = {pid: seen_s for pid, seen_s in self._lately.items() if now_s - seen_s <= REMNANT_S}
+            left = self._use.own.left_by
+            self._lately = {pid: at_s for pid, at_s in self._lately.items() if now_s - at_s <= REMNANT_S or pid in left}
             self._lately |= dict.fromkeys(own, now_s)
         return own
 
-    def _lately_own(self, now_s: float) -> set[int]:
-        return {pid for pid, seen_s in self._lately.items() if now_s - seen_s <= REMNANT_S}
+    def _lately_own(self, now_s: float) -> dict[int, float]:
+        """See `gpu_use.judge`."""
+        return {pid: now_s - seen_s for pid, seen_s in self._lately.items()}
 
     # --- nodes of the GPU in /dev
 

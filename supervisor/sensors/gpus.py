@@ -19,6 +19,7 @@ from states.observation import Gpu, Reading
 from supervisor.clock import Clock
 from supervisor.sensors.base import Wake
 from supervisor.sensors.drm_cards import Cards
+from supervisor.sensors.gpu_use import NOTHING_OWN, Own
 from supervisor.sensors.gpu_watch import GpuWatch
 from supervisor.sensors.nvml import NvmlSensor
 from supervisor.settings import GpuSettings
@@ -96,6 +97,12 @@ class Gpus:
         """What is known now of all that is lent."""
         return combine([part.latest(now_s) for part in self._parts(now_s)])
 
+    @property
+    def own(self) -> Own:
+        """What the node's own task does on all that is lent, by the last look."""
+        parts = [part.own for part in self._started]
+        return parts[0] if len(parts) == 1 else all_own(parts)
+
     def demand(self, interval_s: float | None) -> None:
         """How often to look; see GpuWatch."""
         self._interval_s = interval_s
@@ -137,6 +144,20 @@ class Gpus:
         return self._started[part]
 
 
+def all_own(parts: Sequence[Own]) -> Own:
+    """The task's use of several GPUs as one: all memory together, the busiest GPU."""
+    if not parts:
+        return NOTHING_OWN
+    percents = [part.percent for part in parts if part.percent is not None]
+    return Own(
+        max(part.processes for part in parts),
+        sum(part.vram_gb for part in parts),
+        max(percents, default=None),
+        ", ".join(part.left for part in parts if part.left),
+        tuple(pid for part in parts for pid in part.left_by),
+    )
+
+
 def combine(readings: Sequence[Reading[Gpu]]) -> Reading[Gpu]:
     """Several lent GPUs as one: unknown if any is, missing if any is, else the most of each, and everybody on any."""
     if len(readings) == 1:
@@ -152,5 +173,6 @@ def combine(readings: Sequence[Reading[Gpu]]) -> Reading[Gpu]:
         foreign=sum(value.foreign for value in values),
         present=all(value.present for value in values),
         foreign_names=tuple(name for value in values for name in value.foreign_names),
+        held=", ".join(value.held for value in values if value.held),
     )
     return Reading(gpu, "", source, read_at_s)

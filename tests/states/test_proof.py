@@ -21,12 +21,14 @@ from states.observation import TaskPhase
 SIGNS = [
     Signs(u, g, "ok", h, a) for u, g, h, a in itertools.product(VALUES, VALUES, HOSTS, AUTOMATION)
 ] + [Signs("ok", "ok", c, h, a) for c, h, a in itertools.product(("no", "unknown"), HOSTS, AUTOMATION)]
+SIGNS += [Signs(gpu="held", automation=a) for a in AUTOMATION] + [Signs(user="no", gpu="held")]
 
 # For long histories, where only the class of a sign matters: one of each.
 FEW_SIGNS = [Signs(automation=a) for a in AUTOMATION] + [
     Signs(user="no"),
     Signs(user="unknown"),
     Signs(gpu="no"),
+    Signs(gpu="held"),
     Signs(cpu="unknown"),
     Signs(host="no"),
     Signs(host="going-down"),
@@ -132,6 +134,8 @@ def test_every_combination_of_one_tick() -> None:
                 assert world.state is State.READY, "the cooldown is not skipped"
             if Effect.STOP in world.owed and world.state in (State.COOLDOWN, State.DISABLED, State.IDLE_WAIT):
                 assert to in (world.state, State.DISABLED), "a task that would not die keeps the node where it is"
+            if signs.gpu == "held" and world.state in (State.COOLDOWN, State.DISABLED):
+                assert to in (world.state, State.DISABLED), "VRAM that is still held keeps the node where it is"
             if row is not None and row.id in ("task-claimed", "next-task"):
                 assert world.phase is TaskPhase.CLAIMED
                 assert not {Effect.SETTLE, Effect.HAND_BACK} & set(world.owed), "what goes back is not started"

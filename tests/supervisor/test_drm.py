@@ -458,7 +458,7 @@ def seen(
 ) -> tuple[Gpu | None, str]:
     lent = {card.pci for card in cards}
     use = judge(
-        cards, lent, percents or {}, own, set(), lambda pid: NAMES.get(pid, Name()), GpuSettings(**settings)
+        cards, lent, percents or {}, own, {}, lambda pid: NAMES.get(pid, Name()), GpuSettings(**settings)
     )
     return use.gpu, use.error
 

@@ -39,7 +39,7 @@ def seen(
     lately: frozenset[int] = frozenset(),
     settings: GpuSettings = SETTINGS,
 ) -> Use:
-    return judge(devices, own, lately, lambda pid: NAMES.get(pid, Name()), settings)
+    return judge(devices, own, dict.fromkeys(lately, 0.0), lambda pid: NAMES.get(pid, Name()), settings)
 
 
 OWN = frozenset({10})
@@ -106,6 +106,56 @@ def test_a_look(use: Use, percent: float, vram_gb: float, names: tuple[str, ...]
     assert (percent, pytest.approx(vram_gb), len(names), names) == (
         use.gpu.percent, use.gpu.vram_gb, use.gpu.foreign, use.gpu.foreign_names,
     )  # fmt: skip
+
+
+LATE, EARLY = {77: 5.0}, {77: 4.9}
+OLLAMA = GpuSettings(own_processes=["ollama"])
+
+
+@pytest.mark.parametrize(
+    ("there", "used", "lately", "unlisted", "left", "held"),
+    [
+        pytest.param([Process(77, "c", gib(2))], 2, EARLY, {}, "2 GiB by pid 77, which is gone", False, id="just gone"),
+        pytest.param([Process(77, "c", gib(2))], 2, LATE, {}, "2 GiB by pid 77, which is gone", True, id="gone for too long"),
+        pytest.param([Process(77, "c", None)], 2, LATE, {}, "VRAM by pid 77, which is gone", True, id="nobody knows how much"),
+        pytest.param([Process(77, "c", 0)], 2, LATE, {}, "", False, id="a context without memory"),
+        pytest.param([], 0, LATE, {"GPU-a": 0.0}, "", False, id="given back"),
+        pytest.param([], 3, LATE, {"GPU-a": 1.0}, "2 GiB by no listed process", True, id="a driver that leaks"),
+        pytest.param([], 3, {}, {"GPU-a": 1.0}, "2 GiB by no listed process", True, id="a leak of long ago"),
+        pytest.param([], 1.2, LATE, {"GPU-a": 1.0}, "", False, id="the driver's bookkeeping"),
+        pytest.param([Process(30, "g", gib(2))], 3, LATE, {"GPU-a": 1.0}, "", False, id="somebody else, who is listed"),
+        pytest.param(
+            [Process(11, "c", gib(8))], 8, {11: 9.0}, {}, "8 GiB by ollama (pid 11)", True, id="a server that does not unload"
+        ),
+        pytest.param([Process(11, "c", gib(0.4))], 0.4, {11: 9.0}, {}, "", False, id="a server's own small context"),
+        pytest.param([Process(11, "c", gib(8))], 8, {}, {}, "", False, id="a server that no task of late has used"),
+    ],
+)
+def test_what_a_task_has_left(
+    there: list[Process], used: float, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
+) -> None:
+    """Told at once; it blocks, with that reason, when it is held longer than gpu.vram_release_sec."""
+    use = judge((gpu(*there, used=used),), frozenset(), lately, lambda pid: NAMES.get(pid, Name()), OLLAMA, unlisted)
+    assert use.gpu is not None
+    assert use.own.left == left
+    assert use.gpu.held == (left if held else "")
+
+
+@pytest.mark.parametrize(
+    ("there", "percent", "own"),
+    [
+        pytest.param([Process(10, "c", gib(10), 40), Process(20, "g", gib(1), 5)], 45, (1, 10.0, 40.0), id="told by process"),
+        pytest.param([Process(10, "c", gib(10))], 45, (1, 10.0, 45.0), id="all of it is the task's where that is not told"),
+        pytest.param([Process(10, "c", gib(10), 900)], 45, (1, 10.0, 45.0), id="nonsense is not told"),
+        pytest.param([Process(10, "c", gib(10)), Process(30, "g", gib(1))], 45, (1, 10.0, None), id="nobody can part them"),
+        pytest.param([Process(30, "g", gib(1))], 45, (0, 0.0, None), id="no context"),
+        pytest.param([Process(10, "c", gib(4), 70), Process(12, "c", gib(4), 60)], 99, (2, 8.0, 100.0), id="two of the task"),
+    ],
+)
+def test_what_the_task_itself_does(there: list[Process], percent: int, own: tuple[int, float, float | None]) -> None:
+    """Its processes, its VRAM, and how busy it keeps the GPU (R4)."""
+    use = seen(gpu(*there, used=12, percent=percent), own=frozenset({10, 12}))
+    assert (use.own.processes, use.own.vram_gb, use.own.percent) == own
 
 
 def test_only_the_lent_gpu_is_judged() -> None:

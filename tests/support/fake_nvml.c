@@ -3,6 +3,8 @@
  *   0.util=37  0.memutil=5  0.mem_total=25757220864  0.mem_used=1073741824  0.mem_reserved=0
  *   0.temp=51  0.power=120000 (mW)  0.mig=1  0.name=...  0.uuid=GPU-...
  *   0.proc=PID:BYTES:c           one line per process (c compute, g graphics); repeatable; BYTES -1: not told
+ *   0.putil=PID:PERCENT          how busy a process keeps it, while it is not stopped; repeatable; without any line the
+ *                                call is not supported
  *   0.throttle=0x20              bits of nvmlDeviceGetCurrentClocksEventReasons; -1: not supported
  *   0.xid=79                     a fault, told once to each event set, and again after it has changed
  *   0.err=15                     every call on device 0 returns this nvmlReturn_t (15 = GPU_IS_LOST)
@@ -80,6 +82,19 @@ static ret_t procs(const char *b, int idx, char kind, unsigned *n, struct proc *
   for (const char *p = b; (p = strstr(p, k)); ) { p += strlen(k); unsigned pid; long long mem; char c = 'c';
     if (sscanf(p, "%u:%lld:%c", &pid, &mem, &c) >= 2 && c == kind) { if (out && have < cap) out[have] = (struct proc){pid, mem < 0 ? ~0ULL : (unsigned long long)mem, ~0u, ~0u}; have++; } }
   *n = have; return have > (out ? cap : 0) ? SMALL : OK;
+}
+struct util { unsigned pid; unsigned long long at; unsigned sm, mem, enc, dec; };
+static int stopped(unsigned pid) {
+  char name[40], line[512]; snprintf(name, sizeof name, "/proc/%u/stat", pid); FILE *f = fopen(name, "re"); if (!f) return 1;
+  size_t n = fread(line, 1, sizeof line - 1, f); fclose(f); line[n] = 0; char *p = strrchr(line, ')'); return !p || strchr("TtZX", p[2]) != NULL;
+}
+ret_t nvmlDeviceGetProcessUtilization(nvmlDevice_t d, struct util *out, unsigned *n, unsigned long long since) {
+  DEV("nvmlDeviceGetProcessUtilization") struct timespec t; clock_gettime(CLOCK_REALTIME, &t); unsigned have = 0, cap = *n, lines = 0; char w[32];
+  snprintf(w, sizeof w, "\n%d.putil=", d->idx);
+  for (const char *p = b; (p = strstr(p, w)); ) { p += strlen(w); unsigned pid, percent; lines++;
+    if (sscanf(p, "%u:%u", &pid, &percent) != 2 || stopped(pid)) continue;
+    if (out && have < cap) out[have] = (struct util){pid, t.tv_sec * 1000000ULL + t.tv_nsec / 1000, percent, 0, 0, 0}; have++; }
+  *n = have; return !lines ? NOTSUP : have > (out ? cap : 0) ? SMALL : have ? OK : NOTFOUND;
 }
 ret_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t d, unsigned *n, struct proc *o) { DEV("nvmlDeviceGetComputeRunningProcesses") return procs(b, d->idx, 'c', n, o); }
 ret_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t d, unsigned *n, struct proc *o) { DEV("nvmlDeviceGetGraphicsRunningProcesses") return procs(b, d->idx, 'g', n, o); }

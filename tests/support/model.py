@@ -61,6 +61,7 @@ _GPU = {
     OK: Reading(Gpu(90, 14, 0), "", "t", NOW),
     NO: Reading(Gpu(4, 1, 1), "", "t", NOW),
     UNKNOWN: Reading(Gpu(4, 1, 0), "", "t", NEVER),
+    "held": Reading(Gpu(4, 1, 0, held="2 GiB by pid 7, which is gone"), "", "t", NOW),
 }
 _CPU = {
     OK: Reading(Cpu(80), "", "t", NOW),
@@ -263,6 +264,9 @@ def check(s: Step) -> None:
             raise Broken("a task process lives outside RUNNING and its stop is not owed")
     if after.state in (State.READY, State.RUNNING) and not signs.safe:
         raise Broken(f"{after.state} without proof of safety: {signs}")
+    resting = before.state in (State.COOLDOWN, State.DISABLED)
+    if signs.gpu == "held" and resting and after.state not in (before.state, State.DISABLED):
+        raise Broken("the node went on although a task's VRAM is still held")
     if signs.automation != "on" and after.state is not State.DISABLED:
         raise Broken(f"automation is {signs.automation}, yet {after.state}")
     if before.resting and after.state is State.READY and before.state is not State.READY:
