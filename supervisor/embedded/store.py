@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -37,6 +37,7 @@ class Node:
     updated_at: str
     last_heartbeat: str
     seen_s: float
+    life: Any = None  # one life of the daemon, from start to end, if its capabilities tell
 
     def as_dict(self) -> dict[str, Any]:
         """The ComputeNode of the wire contract."""
@@ -68,6 +69,7 @@ class Task:
     error: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
+    life: Any = None  # of the node that it was handed to
 
     def as_dict(self) -> dict[str, Any]:
         """The DelegatedTask of the wire contract."""
@@ -90,7 +92,9 @@ class ControlNode:
     """A queue of tasks and the nodes that pull from it.
 
     As in the real one, a claim looks at nothing about the node and a result at nothing about the task's state. Unlike
-    the real one, a PROCESSING task whose node has sent no heartbeat for `requeue_after_s` seconds is PENDING again.
+    the real one, a PROCESSING task whose node has sent no heartbeat for `requeue_after_s` seconds is PENDING again. So is
+    one that was handed to an earlier life of a node (capabilities.life) when the new life polls: a node settles what it
+    knows of before it asks for more, so it never knew of that task; its answer was lost with the daemon.
     """
 
     def __init__(self, clock: Clock, *, requeue_after_s: float = REQUEUE_AFTER_S) -> None:
@@ -108,7 +112,7 @@ class ControlNode:
         if node is None:
             node = Node(uuid4(), node_id, "ONLINE", {}, None, now, now, now, 0.0)
             self._nodes[node_id] = node
-        node.capabilities, node.ip_address = capabilities, ip_address
+        node.capabilities, node.ip_address, node.life = capabilities, ip_address, capabilities.get("life")
         return self._sign_of_life(node, "ONLINE")
 
     def heartbeat(self, node_id: str, status: str) -> dict[str, Any]:
@@ -146,11 +150,14 @@ class ControlNode:
         node = self._nodes.get(node_id)
         if node is None:
             raise NotFound(f"Node {node_id} not found.")
+        if node.life is not None:
+            self._take_back(t for t in self._tasks.values() if t.assigned_node_id == node.id and t.life != node.life)
         pending = (task for task in self._tasks.values() if task.status == "PENDING")
         task = min(pending, key=lambda task: (-task.priority, task.number), default=None)
         if task is None:
             return None
         task.status, task.assigned_node_id, task.started_at = "PROCESSING", node.id, self._stamp()
+        task.life = node.life
         return task.as_dict()
 
     def task(self, task_id: UUID) -> dict[str, Any]:
@@ -183,9 +190,13 @@ class ControlNode:
         """Take tasks back from nodes that went silent; their ids."""
         silent_since_s = self._clock.now_s() - self._requeue_after_s
         silent = {node.id for node in self._nodes.values() if node.seen_s <= silent_since_s}
-        taken = [t for t in self._tasks.values() if t.status == "PROCESSING" and t.assigned_node_id in silent]
+        return self._take_back(task for task in self._tasks.values() if task.assigned_node_id in silent)
+
+    @staticmethod
+    def _take_back(tasks: Iterable[Task]) -> list[str]:
+        taken = [task for task in tasks if task.status == "PROCESSING"]
         for task in taken:
-            task.status, task.assigned_node_id, task.started_at = "PENDING", None, None
+            task.status, task.assigned_node_id, task.started_at, task.life = "PENDING", None, None, None
         return [str(task.id) for task in taken]
 
     def _sign_of_life(self, node: Node, status: str) -> dict[str, Any]:

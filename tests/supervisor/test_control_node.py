@@ -196,6 +196,23 @@ def test_a_silent_nodes_task_is_pending_again_and_a_heartbeat_prevents_it() -> N
     assert c(f"GET /tasks/{kept}").value["status"] == "PROCESSING"
 
 
+def test_what_an_earlier_life_was_handed_and_never_knew_of_is_pending_again() -> None:
+    c = Client()
+
+    def born(life: str) -> None:
+        c("POST /nodes/register", {**REGISTER, "capabilities": {"life": life}})
+
+    born("first")
+    lost, other = c.added(), c.added()
+    assert c.polled("n1") == lost
+    born("first")  # as after a link that flapped
+    assert c.polled("n1") == other, "in one life two may be in flight: one that runs, one whose outcome is on its way"
+    c(f"POST /tasks/{other}/result", {"task_id": other, "result": {}, "error": "preempted: by a crash"})
+    born("second")
+    assert c.polled("n1") == lost
+    assert c.polled("n1") is None
+
+
 def test_registering_again_updates_and_keeps_the_id() -> None:
     c = Client()
     first = c.registered()
