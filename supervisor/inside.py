@@ -17,23 +17,27 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from states.guards import gpu_free
 from states.memory import Memory, State
 from states.observation import NO_TASK, Automation, Observation
 from supervisor.clock import SystemClock
 from supervisor.config import Config, ConfigErrors, load
+from supervisor.crosschecks import loginctl, nvidia_smi
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
 from supervisor.executors.containment import TreeContainment, detect
 from supervisor.journal import Journal
 from supervisor.node import Senses, key_of
+from supervisor.observer import Source
 from supervisor.offline.report import GPU, PERSON, UNATTENDED, Check
-from supervisor.sensors.base import Presence
+from supervisor.sensors.base import Quality
 from supervisor.settings import Paths
 from supervisor.sources.token import TokenError
 
 SECOND_SAMPLE_S = 0.7  # CPU load is a difference
+GPU_S = 5.0  # for a look at the GPU of this very moment
 DAY_S = 86400.0
 
 
@@ -54,23 +58,55 @@ async def _senses(config: Config) -> list[Check]:
         if seen.cpu.value is None:
             await asyncio.sleep(SECOND_SAMPLE_S)
             seen = senses.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
-        return [*presence(senses.observer.reports(seen.now_s), config), *readings(seen, config)]
+        crosschecks = await asyncio.gather(
+            loginctl(lambda: senses.sessions.known, lambda: senses.sessions.latest(clock.now_s()).error),
+            nvidia_smi(lambda: _gpu_rows(senses)),
+        )
+        sources = senses.observer.sources(seen.now_s)
+        return [
+            *presence(sources, config), *seen_by(sources, senses), contradictions(senses.observer.contradictions(seen.now_s)),
+            *readings(seen, config), *crosschecks,
+        ]  # fmt: skip
     finally:
         await senses.stop()
         await senses.bus.stop()
 
 
-def presence(reports: list[Presence], config: Config) -> Iterator[Check]:
+async def _gpu_rows(senses: Senses) -> list[dict[str, Any]]:
+    await senses.gpu.refresh(GPU_S)
+    return senses.gpu.describe()
+
+
+def presence(sources: list[Source], config: Config) -> Iterator[Check]:
     """Each source of presence was asked, and answered (R9, R12)."""
     watched = config.limits.detect_active_user
     reason = f"safety.detect_active_user is {str(watched).lower()}"
     yield Check("user guard", PERSON, watched, reason, "set it to true in runtime.yaml")
-    if not reports:
+    if len(sources) == 1:  # the GPU's processes are always there
         yield Check("presence", PERSON, False, "no source is switched on", "set presence.sessions to true in node.yaml")
-    for report in reports:
-        seen = report.error or report.present or report.sign or "no sign of the person"
-        mend = "until then the person counts as active"
-        yield Check(f"presence: {report.source}", PERSON, not report.error, seen, mend)
+    for source in sources:
+        blind = None if source is sources[-1] else False  # where the GPU cannot be seen, its guard says so
+        ok, mend = blind if source.present is None else True, "until then the person counts as active"
+        yield Check(f"presence: {source.source}", PERSON, ok, source.line(), mend, source.as_dict())
+
+
+def seen_by(sources: list[Source], senses: Senses) -> Iterator[Check]:
+    """What each source looks at: sessions, idle sources that agents proved, terminals, input devices; who blocks idle."""
+    names = {"logind": "sessions", "session agents": "idle sources", "terminals": "terminals", "input": "input devices"}
+    for source in sources:
+        if (name := names.get(source.source)) is not None:
+            known = True if source.quality is not Quality.UNKNOWN else None
+            reason = "; ".join(source.details) or source.reading
+            yield Check(name, PERSON, known, reason, reading={"details": list(source.details)})
+        if source.source == "logind":
+            held = senses.sessions.locks()
+            yield Check("locks on idle", PERSON, known, "; ".join(held) or "none known", reading={"details": held})
+
+
+def contradictions(found: list[str]) -> Check:
+    """Sources that contradict each other: no fault by itself, for whoever says "present" is taken at its word."""
+    reason = "; ".join(found) + ": somebody is taken to be there" if found else "none between the sources"
+    return Check("contradictions", PERSON, True, reason, reading={"details": found})
 
 
 def readings(seen: Observation, config: Config) -> Iterator[Check]:

@@ -55,7 +55,7 @@ class Source:
 
     def line(self) -> str:
         """In one line: the reading, when it was a sign, how old the look is, and how it was come by."""
-        ago = "" if self.idle_s is None or self.present else f", {elapsed(self.idle_s)} ago"
+        ago = "" if self.idle_s is None or self.present is not False else f", {elapsed(self.idle_s)} ago"
         read = "" if self.age_s is None or self.age_s < 1.0 else f", read {elapsed(self.age_s)} ago"
         return f"{self.reading}{ago} ({self.quality}{read})"
 
@@ -171,7 +171,7 @@ class Observer:
         if reading.value is None:
             return reading
         over = reading.value.percent > limits.max_cpu_percent
-        return _held(reading, self._held_cpu.highest(reading.value, over, now_s, lambda a, b: a if a.percent >= b.percent else b))
+        return _held(reading, self._held_cpu.highest(reading.value, over, now_s, _most_of_cpus))
 
     def _person(self, now_s: float, gpu: Reading[Gpu], limits: Limits) -> Reading[Person]:
         reports = self.reports(now_s)
@@ -207,6 +207,10 @@ def _most_of_gpus(one: Gpu, other: Gpu) -> Gpu:
     return replace(one, percent=max(one.percent, other.percent), vram_gb=max(one.vram_gb, other.vram_gb))
 
 
+def _most_of_cpus(one: Cpu, other: Cpu) -> Cpu:
+    return other if other.percent > one.percent else one
+
+
 def _source(report: Presence, now_s: float, details: Sequence[str]) -> Source:
     idle_s, age_s = now_s - report.last_sign_at_s, now_s - report.read_at_s
     return Source(
@@ -216,7 +220,7 @@ def _source(report: Presence, now_s: float, details: Sequence[str]) -> Source:
         idle_s if isfinite(idle_s) else None,
         age_s if isfinite(age_s) else None,
         Quality.UNKNOWN if report.error else report.quality,
-        tuple(details),
+        tuple(line for line in details if not report.error or not line.endswith(report.error)),
     )
 
 

@@ -28,17 +28,21 @@ LINES: Final[Mapping[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. `ok` None: it does not apply here, as `reason` says. `mend`: what to do when it failed."""
+    """One thing that was looked at. `ok` None: it does not apply here, as `reason` says. `mend`: what to do when it failed.
+    `reading`: what `reason` says, for scripts, where there is more to it."""
 
     name: str
     line: str
     ok: bool | None
     reason: str
     mend: str = ""
+    reading: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form: `result` is passed, failed, or not applicable."""
         fields = asdict(self)
+        if self.reading is None:
+            del fields["reading"]
         return {"name": fields.pop("name"), "result": self.result, **fields}
 
     @property

@@ -26,6 +26,7 @@ import grp
 import os
 import re
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -97,10 +98,9 @@ class Terminals:
 
     def describe(self) -> list[str]:
         """Which terminals there are, and of which each key is told at once, for people."""
-        seen, told = sorted(self._known), {name for name in self._watched.values() if name}
-        at_once = ", ".join(name for name in seen if name in told)
-        others = ", ".join(name for name in seen if name not in told)
-        return [f"{names}: {how}" for names, how in ((at_once, "each key at once"), (others, "in steps of 8 s")) if names]
+        told = set(self._watched.values())
+        parts = (self._known.keys() & told, "each key at once"), (self._known.keys() - told, "in steps of 8 s")
+        return [f"{_names(names)}: {how}" for names, how in parts if names] or ["no terminal"]
 
     # --- looking
 
@@ -195,3 +195,10 @@ class Terminals:
             self._note(name, now_s, Quality.EVENT)
             wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
         return wake
+
+
+def _names(terminals: Iterable[str]) -> str:
+    """The pseudo-terminals by name; of consoles there are sixty-odd, most of them nobody's."""
+    ours = sorted(name for name in terminals if name.startswith("pts/"))
+    consoles = len(set(terminals)) - len(ours)
+    return ", ".join(ours[:8] + ["…"] * (len(ours) > 8) + [f"{consoles} consoles"] * bool(consoles))

@@ -103,6 +103,38 @@ def test_a_film_is_a_person_until_it_ends() -> None:
     assert world.now.present == ""  # but its session is active then, since nothing is proven
 
 
+def test_a_holder_that_node_yaml_excepts_is_shown_and_does_not_count() -> None:
+    """As with logind's locks (T7): the same list of names, each with its age."""
+    world = World()
+    world.desktop._settings = PresenceSettings(max_age_sec=60.0, ignore_inhibitors=["Film"])
+    world.hear(sessions=[told(inhibitors=["Film"])])
+    assert world.now.present == ""
+    world.clock.now += 50.0
+    world.hear(sessions=[told(inhibitors=["Film", "Call"])])
+    assert world.now.present == "idle blocked by Call of anna (session 3)"
+    world.clock.now += 20.0
+    blocked = "idle blocked by {} of anna (session 3), for {} s at least ({})"
+    assert world.desktop.describe()[1:3] == [
+        blocked.format("Film", 70, "not counted: presence.ignore_inhibitors"),
+        blocked.format("Call", 20, "presence.ignore_inhibitors"),
+    ]
+    other = World()
+    other.desktop.restore(world.desktop.snapshot()["desktop"])
+    assert blocked.format("Film", 70, "presence.ignore_inhibitors") in other.desktop.describe()
+    world.hear(sessions=[told(inhibitors=["Film"])])
+    assert (world.now.present, world.now.sign) == ("", "idle blocked by Call of anna (session 3) until just now")
+    world.clock.now += 1.0
+    world.hear()
+    assert world.now.last_sign_at_s == world.clock.now - 1.0  # what does not count is no sign when it ends either
+
+
+def test_without_any_agent_it_is_no_source() -> None:
+    world = World()
+    assert (world.now.sign, world.now.quality) == ("no source: no session agent has reported", "unknown")
+    world.hear()
+    assert (world.now.last_sign_at_s, world.now.quality) == (NEVER, "event")
+
+
 def test_typing_outlives_the_agent_and_only_news_wakes() -> None:
     world = World()
     hung_up: list[int] = []

@@ -22,7 +22,7 @@ from states.observation import NEVER
 from supervisor.clock import SystemClock
 from supervisor.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibit
 from supervisor.sensors.base import Presence
-from supervisor.sensors.sessions import LID_CLOSED, START_SIGN, Sessions
+from supervisor.sensors.sessions import BACK_SIGN, LID_CLOSED, START_SIGN, Sessions
 from supervisor.settings import PresenceSettings
 
 CLOCK = SystemClock()
@@ -345,6 +345,24 @@ def test_a_lock_may_be_excepted_and_its_age_is_told(private_bus: PrivateBus) -> 
                 await eventually(lambda: watched.now.present.startswith("idle blocked by Talk"), "the other one")
                 told = "idle blocked by Talk of uid 1000 (pid 4242), for 0 s at least (presence.ignore_inhibitors)"
                 assert told in watched.sensor.describe()
+                excepted = "idle blocked by Film of uid 1000 (pid 4242), for 0 s at least (not counted: "
+                assert excepted + "presence.ignore_inhibitors)" in watched.sensor.describe()
+
+    asyncio.run(story())
+
+
+def test_what_was_not_seen_while_logind_was_away_counts_as_a_sign(private_bus: PrivateBus) -> None:
+    """Somebody may have come and gone meanwhile: away is only who was proven away all the time."""
+
+    async def story() -> None:
+        async with logind(private_bus.address) as fake, Watched(private_bus.address) as watched:
+            await fake.stop()
+            await eventually(lambda: "logind is not running" in watched.now.error, "the end of logind")
+            async with logind(private_bus.address):
+                await eventually(lambda: not watched.now.error, "the next one")
+                back_at_s = CLOCK.now_s()
+                assert (watched.now.present, watched.now.sign) == ("", BACK_SIGN)
+                assert back_at_s - watched.now.last_sign_at_s < 5.0
 
     asyncio.run(story())
 
