@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support.box_probe import Probe
@@ -20,6 +22,7 @@ from supervisor.sensors.sessions import Sessions
 from supervisor.settings import PresenceSettings
 
 CLOCK = SystemClock()
+CONFIG = Path(__file__).parents[2] / "config"
 
 
 class Seen:
@@ -262,3 +265,18 @@ def test_sleep_waits_for_the_delay_lock_and_twice_in_a_row(box: SysBox) -> None:
             suspend.wait(10)
         assert probe.state()["delay_error"] == ""
         assert probe.state()["delay_max_s"] == 3.0  # the box's logind.conf
+
+
+def test_the_doctor_sees_what_the_real_loginctl_sees(box: SysBox) -> None:
+    """With a session in the foreground, a remote one, and the user's manager beside them."""
+    config = box.share / "doctor"
+    config.mkdir(exist_ok=True)
+    for name in ("runtime.yaml", "node.yaml"):
+        (config / name).write_text((CONFIG / name).read_text())
+    with session(box, "anna", kind="wayland"), session(box, "bert", kind="tty", seat=""):
+        said = box.run(box.python, "-I", "-m", "supervisor.inside", "/mnt/share/doctor").stdout
+    checks = {check["name"]: check for check in json.loads(said)}
+    assert (checks["loginctl"]["ok"], checks["loginctl"]["reason"]) == (True, "sees 2 sessions, the same as the node"), said
+    assert "session" in checks["sessions"]["reason"]
+    assert "graphical session" in checks["presence: logind"]["reason"]
+    assert checks["presence: logind"]["reading"]["quality"] == "inferred"  # no agent is there to ask
