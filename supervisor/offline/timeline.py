@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -145,7 +146,7 @@ class Timeline:
         days = []
         day = midnight(self.begin)
         while day < self.end:
-            following = midnight(day, 1)
+            following = midnight(day + 6 * 3600, 1)  # where midnight is skipped it lies in the day before
             days.append((day, following))
             day = following
         return days
@@ -275,7 +276,7 @@ class _Reader:
                 case "start":
                     self._start(at, entry)
                 case "stop":
-                    self._reason = str(entry.get("reason", ""))
+                    self._reason = _text(entry.get("reason", ""))
                     self._marks.append(Mark(at, "stop", f"node stopped: {self._reason}"))
                 case "decision":
                     self._decide(at, entry)
@@ -286,10 +287,10 @@ class _Reader:
                 case "config":
                     self._config(at, entry)
                 case "operator":
-                    until = f" until {entry['until']}" if entry.get("until") else ""
-                    self._marks.append(Mark(at, "operator", f"{entry['word']}{until}"))
+                    until = f" until {_text(entry['until'])}" if entry.get("until") else ""
+                    self._marks.append(Mark(at, "operator", f"{_text(entry['word'])}{until}"))
                 case "link" if entry.get("event") in ("up", "down", "lost"):
-                    why = f": {entry['reason']}" if entry.get("reason") else ""
+                    why = f": {_text(entry['reason'])}" if entry.get("reason") else ""
                     self._marks.append(Mark(at, "link", f"control node {entry['event']}{why}"))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self.left_out += 1
@@ -314,7 +315,7 @@ class _Reader:
 
     def _why_gap(self, at: float, boot_s: float, entry: Mapping[str, Any]) -> str:
         if entry["kind"] == "gap":
-            return f"{entry.get('lost', '?')} lines lost: {entry.get('why', '')}"
+            return f"{_text(entry.get('lost', '?'))} lines lost: {_text(entry.get('why', ''))}"
         if self._kind == "stop":
             return f"node not running: {self._reason}" if self._reason else "node not running"
         if boot_s < self._boot_s:
@@ -349,17 +350,17 @@ class _Reader:
         return tuple(self._sample[key] for key, _ in self._said.most_common(3))
 
     def _start(self, at: float, entry: Mapping[str, Any]) -> None:
-        self._version = str(entry.get("version", ""))
+        self._version = _text(entry.get("version", ""))
         self._marks.append(Mark(at, "start", f"node started, version {self._version}"))
         if self._task is not None:
             self._end_task(at, "lost", "the node was restarted")
         self._enter(at, State.DISABLED, "node started")
 
     def _alive(self, at: float, entry: Mapping[str, Any]) -> None:
-        state = str(entry["state"])
+        state = _text(entry["state"])
         if self._span is None or self._span.state != state:
             self._enter(at, state, "")
-        text = _TO_GO.sub("", str(entry.get("reason", "")).removeprefix(f"{state}: "))
+        text = _TO_GO.sub("", _text(entry.get("reason", "")).removeprefix(f"{state}: "))
         if text:
             key = _DIGITS.sub("0", text)
             self._said[key] += 1
@@ -367,20 +368,21 @@ class _Reader:
         self._observe(at, entry)
 
     def _decide(self, at: float, entry: Mapping[str, Any]) -> None:
+        source, _ = _text(entry["from"]), entry["to"]
         self._decision, self._took_s = dict(entry), 0.0
         self._observe(at, entry)
         if self._span is None:
-            self._enter(at, str(entry["from"]), "")
+            self._enter(at, source, "")
         if "state" in entry:
-            self._move(at, str(entry["state"]), entry)
+            self._move(at, _text(entry["state"]), entry)
 
     def _move(self, at: float, state: str, decision: Mapping[str, Any]) -> None:
-        row = decision.get("row")
+        row = None if decision.get("row") is None else _text(decision["row"])
         if row is None or self._span is None or (state == self._span.state and state != decision.get("to")):
             return
-        reason = decision.get("reason") or (BY_ID[row].why if row in BY_ID else "")
+        reason = _text(decision.get("reason") or (BY_ID[row].why if row in BY_ID else ""))
         if state != self._span.state:
-            self._enter(at, state, f"{row}: {reason}" if reason else str(row))
+            self._enter(at, state, f"{row}: {reason}" if reason else row)
 
     # --- tasks
 
@@ -388,10 +390,10 @@ class _Reader:
         decision = self._decision if self._decision.get("tick") == entry["tick"] else {}
         self._took_s += float(entry.get("took_s") or 0.0)
         about, name, ok = decision.get("task") or {}, entry["effect"], entry["ok"] is True
-        row = str(decision.get("row") or "")
-        detail = str(entry.get("detail", ""))
+        row = _text(decision.get("row") or "")
+        detail = _text(entry.get("detail", ""))
         if name == "start":
-            self._task = TaskSpan(at, at, str(about.get("id", "")), str(about.get("type", "")))
+            self._task = TaskSpan(at, at, _text(about.get("id", "")), _text(about.get("type", "")))
             if not ok:
                 self._task.why = detail
         elif name == "stop" and ok and self._task is not None:
@@ -400,9 +402,9 @@ class _Reader:
             why = detail.removeprefix("failed: ") if detail != "succeeded" else ""
             self._end_task(at, "done" if detail == "succeeded" else "failed", why, row)
         elif name == "hand_back" and ok:
-            self._end_task(at, "handed back", str(decision.get("reason") or detail), row)
+            self._end_task(at, "handed back", _text(decision.get("reason") or detail), row)
         if "state" in entry and decision:
-            self._move(at, str(entry["state"]), decision)
+            self._move(at, _text(entry["state"]), decision)
 
     def _reaction_s(self, row: str, decision: Mapping[str, Any]) -> float | None:
         """From the sign that the decision saw to the end of the stop. None: it was not the person, or no sign is known."""
@@ -419,7 +421,7 @@ class _Reader:
 
     def _config(self, at: float, entry: Mapping[str, Any]) -> None:
         if "problem" in entry:
-            self._marks.append(Mark(at, "config", f"configuration refused: {entry['problem']}"))
+            self._marks.append(Mark(at, "config", f"configuration refused: {_text(entry['problem'])}"))
         elif "limits" in entry:
             limits = msgspec.convert(entry["limits"], Limits)
             if self._limits and self._limits[-1][1] != limits:
@@ -488,8 +490,14 @@ class _Reader:
         )
 
 
+def _text(value: Any) -> str:
+    """A text of the journal on one line, without what a terminal or a page would obey."""
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) else None
 
 
 # --- words that every form of the timeline uses

@@ -37,6 +37,7 @@ HEIGHT: Final = 122  # of a day, in pixels
 _STATE_Y, _TASK_Y, _PERSON_Y, _LOAD_Y, _HOUR_Y = 8, 40, 54, 70, 116
 _STATE_H, _TASK_H, _PERSON_H, _LOAD_H = 28, 9, 9, 32
 _BIN_S: Final = 300.0  # the load is drawn by its highest reading in five minutes
+_LEAST: Final = 0.09  # percent of the width that anything has at least, about a pixel
 _TOP: Final = 1.25  # what the load's lane shows at most, as a share of the limit
 
 FILLS: Final = {
@@ -66,7 +67,7 @@ _PERSON_FILL: Final = {
 STYLE: Final = """
 .page{fill:#fff}.ink{fill:#1f2328}.soft{fill:#59636e}
 .t{font-size:12px}.tt{font-size:20px;font-weight:bold}.b{font-weight:bold}.hour{font-size:10px}.mid{text-anchor:middle}
-.name{font-size:11px;font-weight:bold;fill:#000}.tile{fill:none;stroke:#000;stroke-opacity:.3;stroke-width:1.3}
+.name{font-size:11px;font-weight:bold;fill:#000;pointer-events:none}.tile{fill:none;stroke:#000;stroke-opacity:.3;stroke-width:1.3}
 .grid{stroke:#d1d9e0;stroke-width:1}
 .gap-back{fill:#fff}.gap-tile{fill:none;stroke:#818b98;stroke-width:1}.gap{stroke:#818b98;stroke-dasharray:3 3}
 .task{fill:#0072b2;stroke:#fff;stroke-width:.8}.task.failed{fill:#1f2328}.back-back{fill:#cc79a7}.back-tile{fill:none;stroke:#fff;stroke-width:2}
@@ -116,22 +117,23 @@ def day(part: Timeline, begin: float, end: float, longest_s: float, place: str, 
         return f"{100 * (at - begin) / longest_s:.3f}%"
 
     def wide(a: float, b: float) -> str:
-        return f"{max(100 * (b - a) / longest_s, 0.09):.3f}%"
+        return f"{max(100 * (b - a) / longest_s, _LEAST):.3f}%"
 
     out = [f'<svg {place} role="group" aria-label="{_attribute(date(begin))}">', *_hours(begin, end, x)]
     out.append('<g class="lane" role="group" aria-label="states">')
-    for span in part.spans:
+    for span in sorted(part.spans, key=lambda s: s.end - s.begin < longest_s * _LEAST / 100):  # short stays lie on top
         share = (span.end - span.begin) / longest_s
+        kind = span.state if span.state in FILLS or span.state == GAP else GAP  # a state of another version has no colour
         body = (
-            f'<rect class="body {span.state.lower()}" x="{x(span.begin)}" y="{_STATE_Y}" width="{wide(span.begin, span.end)}" '
-            f'height="{_STATE_H}" fill="url(#p-{span.state})"/>'
+            f'<rect class="body {kind.lower()}" x="{x(span.begin)}" y="{_STATE_Y}" width="{wide(span.begin, span.end)}" '
+            f'height="{_STATE_H}" fill="url(#p-{kind})"/>'
         )
         name = "no record" if span.state == GAP else span.state
-        if share > 0.012 and (share > 0.075 or span.state != GAP):  # its name where there is room, else the first letter
+        if share > 0.009 and (share > 0.075 or span.state != GAP):  # its name where there is room, else the first letter
             text, shown = (name, "name" if share > 0.24 else "name narrow") if share > 0.075 else (name[0], "name narrow mid")
             at = x((span.begin + span.end) / 2 if len(text) == 1 else span.begin + 0.004 * longest_s)
             ink = " ink" if span.state == GAP else ""
-            body += f'<text class="{shown}{ink}" x="{at}" y="{_STATE_Y + 18}">{text}</text>'
+            body += f'<text class="{shown}{ink}" x="{at}" y="{_STATE_Y + 18}">{escape(text)}</text>'
         out.append(_segment(span_words(span, part.tasks), body))
     out.append('</g><g class="lane" role="group" aria-label="tasks">')
     for task in part.tasks:

@@ -45,7 +45,7 @@ def lines(timeline: Timeline, width: int) -> Iterator[Text]:
         count = round((end - begin) * per_s)
         row = Text(f"{date(begin)[:-5]:<{_MARGIN}}")
         for kind in _cells(((s.begin, s.end, s.state) for s in part.spans), begin, per_s, count):
-            sign, style = SIGNS.get(kind, (" ", ""))
+            sign, style = SIGNS.get(kind, SIGNS[GAP] if kind else (" ", ""))
             row.append(sign, style)
         yield row
         below = [PERSON.get(k, " ") for k in _cells(((p.begin, p.end, p.kind) for p in part.person), begin, per_s, count)]

@@ -31,7 +31,8 @@
   for (const svg of document.querySelectorAll("svg.day")) {
     let first = true;
     for (const lane of svg.querySelectorAll(".lane")) {
-      const segs = [...lane.querySelectorAll(".seg")];
+      const x = seg => parseFloat(seg.querySelector("[x]").getAttribute("x"));
+      const segs = [...lane.querySelectorAll(".seg")].sort((a, b) => x(a) - x(b));  // short ones are drawn last
       for (const seg of segs) {
         const title = seg.querySelector("title");
         seg.setAttribute("aria-label", title.textContent);
@@ -101,7 +102,7 @@
     return ticks;
   };
   const labels = (_u, ticks) => ticks.map(at => hhmm(at) === "00:00" || ticks[1] - ticks[0] >= 86400 ? date(at) : hhmm(at));
-  const charts = [];
+  const charts = [], HEIGHT = 180;
   let moving = false;
   const range = (min, max) => {
     const least = Math.min(600, end - begin), wide = Math.max(least, Math.min(end - begin, max - min));
@@ -122,9 +123,9 @@
     const shown = (_u, v, _s, n) => n == null ? "" : value(v);
     const axis = { stroke: () => css("--soft"), grid: { stroke: () => css("--line"), width: 1 }, ticks: { stroke: () => css("--line") } };
     const u = new uPlot({
-      width: host.clientWidth, height: 170, cursor: { sync: { key: "readings" }, y: false },
+      width: host.clientWidth, height: HEIGHT, cursor: { sync: { key: "readings" }, y: false },
       scales: { x: { time: false }, y: { range: (_u, _min, max) => [0, Math.max(max * 1.08, 1)] } },
-      axes: [{ ...axis, splits, values: labels }, { ...axis, size: 52, values: (_u, ticks) => ticks.map(v => v + " " + unit) }],
+      axes: [{ ...axis, size: 34, splits, values: labels }, { ...axis, size: 60, values: (_u, ticks) => ticks.map(v => v + " " + unit) }],
       series: [
         { label: "time", value: (_u, v) => v == null ? "" : date(v) + " " + hhmm(v) },
         { label, stroke: () => css("--" + name), width: 1.5, points: { show: false }, value: shown },
@@ -133,7 +134,7 @@
       hooks: { setScale: [(u, key) => { if (key === "x" && !moving && charts.includes(u)) range(u.scales.x.min, u.scales.x.max); }] },
     }, [xs, data[name], limitAt(name)], host);
     charts.push(u);
-    new ResizeObserver(() => { if (host.clientWidth !== u.width) u.setSize({ width: host.clientWidth, height: 170 }); }).observe(host);
+    new ResizeObserver(() => { if (host.clientWidth !== u.width) u.setSize({ width: host.clientWidth, height: HEIGHT }); }).observe(host);
     let k = -1;
     host.addEventListener("keydown", event => {
       const { min, max } = u.scales.x, wide = max - min;
@@ -143,7 +144,7 @@
         k = k < 0 ? xs.findIndex(x => x >= at) : k + move * (event.shiftKey ? 30 : 1);
         k = Math.max(0, Math.min(xs.length - 1, k));
         if (xs[k] < min || xs[k] > max) range(xs[k] - wide / 2, xs[k] + wide / 2);
-        u.setCursor({ left: u.valToPos(xs[k], "x"), top: 10 });
+        u.setCursor({ left: u.valToPos(xs[k], "x"), top: 10 }, true, true);
         told.textContent = `${date(xs[k])} ${hhmm(xs[k])}: ${label} ${value(data[name][k])}, limit ${value(u.data[2][k])}`;
       } else if (event.key === "+" || event.key === "=") range(at - wide / 4, at + wide / 4);
       else if (event.key === "-") range(at - wide, at + wide);
