@@ -33,6 +33,18 @@ def url_fault(url: str) -> str | None:
     return None
 
 
+def nats_fault(urls: str) -> str | None:
+    """What NATS servers' addresses would have to be instead, in words; None if they will do. Several, between commas."""
+    for url in urls.split(","):
+        scheme, _, rest = url.strip().partition("://")
+        kind = {"nats": "http", "tls": "https"}.get(scheme)
+        if kind is None or "/" in rest:
+            return "nats://host:port or tls://host:port, several between commas"
+        if why := url_fault(f"{kind}://{rest}"):
+            return why.replace("http(s)://", "nats://").replace("https", "tls://").replace("or http to", "or nats:// to")
+    return None
+
+
 def is_loopback(host: str) -> bool:
     """The host of a URL is this machine."""
     address = _address(host)

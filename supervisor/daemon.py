@@ -56,6 +56,7 @@ class Daemon:
         self._last = Observation(now_s, node.will.automation(now_s))
         self._leave_by_s = 0.0
         self._reloading = False
+        node.describe = self.brief
 
     def wake(self) -> None:
         """Something may have changed: look soon. Cheap, and may be called at any time from the loop's thread."""
@@ -269,6 +270,13 @@ class Daemon:
             "notes": self.node.notes(self.journal.trouble, self.node.metrics.trouble if self.node.metrics else ""),
             "status": self.status_line(),
         }
+
+    def brief(self) -> dict[str, Any]:
+        """What a fleet's operator may know: the state, since when, and which guards it waits for; no reading of the person."""
+        memory = self.mind.memory
+        since = iso(self._clock.wall_s() - (self._clock.now_s() - memory.since_s))
+        waits_for = [verdict.name for verdict in blocked_by(self._last_now(), memory, self.mind.limits)]
+        return {"state": memory.state, "since": since, "blocked_by": waits_for}
 
     def _last_now(self) -> Observation:
         """The last look, as old as it is by now."""

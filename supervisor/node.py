@@ -143,6 +143,7 @@ class Node:
         self.config = config
         self.will = Will(config.paths.state, clock)
         self.on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _fields: None
+        self.describe: Callable[[], dict[str, Any]] = dict  # what a fleet may know of this node
         self.containment: Containment | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_again_s = 0.0
@@ -169,7 +170,9 @@ class Node:
             key = key_of(config)
         except TokenError as error:
             self.will.hindrances["key"] = str(error)
-        self.source: Source = make_source(config, self.clock, key, lambda kind, fields: self.on_event(kind, fields))
+        self.source: Source = make_source(
+            config, self.clock, key, lambda kind, fields: self.on_event(kind, fields), lambda: self.describe()
+        )
         self.slot = Slot(self.source)
 
     def _build_senses(self, config: Config) -> None:
@@ -395,6 +398,7 @@ _PARTS: Final[dict[str, Callable[[Config], object]]] = {
     "source": lambda c: (
         (c.node_id, c.node.control, c.node.gpu.presence, sorted(c.node.tasks)),
         (c.runtime.execution.heartbeat_interval_sec, c.runtime.execution.retry_on_disconnect),
+        c.runtime.execution.poll_interval_sec if c.node.control.source == "nats" else None,
     ),
     "senses": lambda c: (c.node.gpu, c.node.presence, c.node.host, c.node.work),
 }
@@ -414,10 +418,30 @@ def key_of(config: Config) -> str | None:
 
 
 def make_source(
-    config: Config, clock: Clock, key: str | None, on_event: Callable[[str, dict[str, Any]], None]
+    config: Config,
+    clock: Clock,
+    key: str | None,
+    on_event: Callable[[str, dict[str, Any]], None],
+    describe: Callable[[], dict[str, Any]] = dict,
 ) -> Source:
-    """The source that control.source names."""
+    """The source that control.source names. `describe`: what a fleet may know of this node, beside what the source knows."""
     tasks = config.node.tasks
+    if config.node.control.source == "nats":
+        from supervisor.sources.jetstream import JetStream
+
+        return JetStream(
+            config.node.control,
+            node_id=config.node_id,
+            clock=clock,
+            state_dir=config.paths.state,
+            heartbeat_interval_s=config.runtime.execution.heartbeat_interval_sec,
+            poll_interval_s=config.runtime.execution.poll_interval_sec,
+            retry_on_disconnect=config.runtime.execution.retry_on_disconnect,
+            task_types=frozenset(tasks),
+            on_event=on_event,
+            token=key,
+            describe=describe,
+        )
     return RaeHttp(
         config.node.control,
         node_id=config.node_id,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from supervisor.control_url import host_of, is_loopback, url_fault
+from supervisor.control_url import host_of, is_loopback, nats_fault, url_fault
 from supervisor.executors import registry
 from supervisor.settings import Control, NodeSettings
 from supervisor.settings_walk import Walk, join
@@ -67,11 +67,10 @@ def _check_control(control: Control, refuse: Refuse) -> None:
     for name in given[1:]:
         allowed = f"at most one of {', '.join(control.token.__struct_fields__)}"
         refuse(f"control.token.{name}", f"a second place for the key, beside control.token.{given[0]}", allowed)
-    if control.source == "nats":
-        refuse("control.source", None, "one of rae, embedded (NATS is not available in this version)")
-    if why := url_fault(control.url):
+    if why := nats_fault(control.url) if control.source == "nats" else url_fault(control.url):
+        unsaid = control.url if control.url == Control().url else None
         # a user name or password is not repeated into logs
-        refuse("control.url", "a URL with a user name or password" if "@" in control.url else None, why)
+        refuse("control.url", "a URL with a user name or password" if "@" in control.url else unsaid, why)
     elif control.source == "embedded" and not is_loopback(host_of(control.url)):
         refuse("control.url", None, "an address of this machine (127.0.0.1, ::1, localhost), as control.source is embedded")
 

@@ -37,6 +37,13 @@ CredentialName = Annotated[
         extra={"allowed": "the name of a systemd credential: letters, digits, dots, dashes and underscores"},
     ),
 ]
+ConsumerName = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9_-]{1,64}$",
+        extra={"allowed": "1 to 64 letters, digits, dashes and underscores"},
+    ),
+]
 UrlPath = Annotated[
     str, Meta(pattern="^/[!-~]{0,255}$", extra={"allowed": "a path that begins with /, without spaces"})
 ]
@@ -147,6 +154,15 @@ class ControlPaths(Struct, frozen=True, forbid_unknown_fields=True):
     result: Annotated[UrlPath | None, Meta(description="POST: the outcome; {id} stands for the task's id.")] = None
 
 
+class Nats(Struct, frozen=True, forbid_unknown_fields=True):
+    """What only source: nats needs. The user is node.id, its password the key of control.token."""
+
+    consumer: Annotated[
+        ConsumerName,
+        Meta(description="What this node pulls from. One for all by default; a fleet of unlike nodes has one for each kind."),
+    ] = "nodes"
+
+
 class Control(Struct, frozen=True, forbid_unknown_fields=True):
     """The control node, and how long it may take to answer."""
 
@@ -154,17 +170,19 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["rae", "nats", "embedded"],
         Meta(
             description="Where tasks come from. rae: a RAE control node. embedded: `rae-node control` on this machine, "
-            "which speaks the same protocol; url must then be a loopback address. nats: not in this version."
+            "which speaks the same protocol; url must then be a loopback address. nats: a fleet on NATS JetStream."
         ),
     ] = "rae"
     url: Annotated[
         Filled,
         Meta(
             description="The control node's address. Plain http only where nobody reads along: this machine, private, "
-            "link-local and Tailscale addresses; anything else needs https. The loopback default reaches nobody else."
+            "link-local and Tailscale addresses; anything else needs https. The loopback default reaches nobody else. "
+            "With source: nats, nats:// and tls:// in their place; several servers of one cluster between commas."
         ),
     ] = "http://127.0.0.1:8000"
     token: Token = field(default_factory=Token)
+    nats: Nats = field(default_factory=Nats)
     dialect: Annotated[
         Literal["auto", "A", "B", "C", "D"],
         Meta(description="Which release's paths to use. auto asks the server, so that its upgrade needs no edit here."),

@@ -212,7 +212,8 @@ NODE = [
     ),
     (
         "control: {source: nats}",
-        "node.yaml:1:19: control.source: found nats, allowed: one of rae, embedded (NATS is not available in this version)",
+        "node.yaml:1:10: control.url: found http://127.0.0.1:8000, allowed: nats://host:port or tls://host:port, several between "
+        "commas",
     ),
     (
         "control: {source: embedded, url: 'http://10.0.0.1'}",

@@ -1,0 +1,54 @@
+"""Names of a fleet on JetStream: streams, subjects, keys. The streams themselves are defined in streams.json beside this."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+TASKS: Final = "RAE_TASKS"  # a work queue: a task leaves it when it is acknowledged, after its result is stored
+RESULTS: Final = "RAE_RESULTS"  # one result a task, the first; a second one is refused
+DEAD: Final = "RAE_DEAD"  # tasks that no node can run, as they came, with the reason
+NODES: Final = "RAE_NODES"  # the bucket of what nodes tell of themselves; what is not told again in time is gone
+NODES_STREAM: Final = f"KV_{NODES}"
+CONSUMER: Final = "nodes"  # what all nodes pull from, unless control.nats.consumer says otherwise
+BRIDGE: Final = "bridge"  # what a bridge reads results from
+
+ANY_RESULT: Final = "rae.results.*"
+REASON_HEADER: Final = "Rae-Reason"
+
+_PLAIN: Final = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def token(text: str) -> str:
+    """The text as one token of a subject; different texts give different tokens."""
+    return _PLAIN.sub(lambda m: "".join(f"={byte:02X}" for byte in m[0].encode("utf-8", "replace")), text)
+
+
+def task_subject(kind: str, task_id: str) -> str:
+    """Where a task is posted: at most one message lies there, so that a task cannot be queued twice."""
+    return f"rae.tasks.{token(kind)}.{task_id}"
+
+
+def result_subject(task_id: str) -> str:
+    """Where a task's one result is stored."""
+    return f"rae.results.{task_id}"
+
+
+def dead_subject(name: str) -> str:
+    """Where a task that cannot be run ends; `name` is its id, or its place in the queue."""
+    return f"rae.dead.{name}"
+
+
+def node_subject(node_id: str) -> str:
+    """Where a node tells of itself."""
+    return f"$KV.{NODES}.{token(node_id)}"
+
+
+def next_subject(stream: str, consumer: str) -> str:
+    """Where the next message is asked for."""
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+
+
+def inbox(user: str) -> str:
+    """Where answers for a user arrive; nobody else may listen there."""
+    return f"_INBOX.{token(user)}"

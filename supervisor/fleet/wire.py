@@ -1,0 +1,331 @@
+"""One connection to a NATS server, and the few things that a fleet needs of JetStream. The only file that knows nats-py.
+
+It never reconnects by itself: whoever uses it backs off and opens a new one, so that no request of an old connection is
+sent late on a new one. Every wait has an end. What goes wrong comes out as `Trouble`, with a reason in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from supervisor.fleet.layout import inbox, next_subject
+from supervisor.sources.transport import Trouble
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+
+ANSWER_S: Final = 5.0
+PING_S: Final = 30  # a connection that has died in silence is noticed after two of these, or by the next request
+ROUND_S: Final = 10.0  # a request for work is renewed so often: one that a server took along when it died is lost
+LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
+PER_SUBJECT: Final = "per subject"
+
+ACK: Final = b"+ACK"
+IN_PROGRESS: Final = b"+WPI"
+TERM: Final = b"+TERM"
+
+
+class Refused(Trouble):
+    """The server says no, and would again: a limit, a right, a name that is not there."""
+
+
+class Exists(Refused):
+    """Another message lies at that subject already, and it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a fleet's servers are, and as whom to come. `url` may name several, separated by commas."""
+
+    url: str
+    user: str = ""
+    password: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    connect_timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that is ours for as long as its lease. `reply`: where it is acknowledged; `count`: deliveries so far."""
+
+    data: bytes = field(repr=False)
+    reply: str
+    count: int
+    sequence: int
+
+
+class Wire:
+    """A connection. `on_lost(reason)` is called once when it ends by itself."""
+
+    def __init__(self, server: Server, *, name: str, on_lost: Callable[[str], None] = lambda reason: None) -> None:
+        self._server = server
+        self._name = name
+        self._on_lost = on_lost
+        self._client: Client | None = None
+        self._closing = False
+        self._error = ""
+
+    async def open(self) -> None:
+        """Connect to one of the servers.
+
+        Raises:
+            Trouble: none could be had.
+        """
+        from nats.aio.client import Client
+        from nats.errors import Error
+
+        server = self._server
+        urls = [url.strip() for url in server.url.split(",")]
+        context = await asyncio.to_thread(_context, server.ca_file) if any(u.startswith("tls:") for u in urls) else None
+        client = Client()
+
+        def password() -> str:
+            # asked for just before it is sent: never in the clear to a server that was to prove itself
+            if context is not None and not client._server_info.get("tls_required"):
+                raise Error("the server offers no TLS, and control.url says tls://")
+            return server.password or ""
+
+        login = {"user": server.user, "password": password} if server.password is not None else {}
+        try:
+            async with asyncio.timeout(server.connect_timeout_s * (len(urls) + 1)):
+                await client.connect(
+                    urls,
+                    name=self._name,
+                    tls=context,
+                    error_cb=self._told,
+                    closed_cb=self._closed,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=server.connect_timeout_s,  # type: ignore[arg-type]  # seconds, also fractions
+                    ping_interval=PING_S,
+                    inbox_prefix=inbox(server.user) if server.user else "_INBOX",
+                    **login,  # type: ignore[arg-type]  # nats-py types a callback for the password wrongly
+                )
+        except (Error, OSError, TimeoutError, ValueError) as error:
+            self._closing = True
+            with contextlib.suppress(Exception):
+                await client.close()
+            raise Trouble(self._why(error)) from None
+        self._client = client
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        self._closing = True
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(ANSWER_S):
+                    await client.close()
+
+    @property
+    def up(self) -> bool:
+        """It is connected, as far as is known."""
+        return self._client is not None and self._client.is_connected
+
+    @property
+    def url(self) -> str:
+        """The server that it is connected to; empty while it is not."""
+        url = self._client.connected_url if self._client is not None else None
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}" if url is not None else ""
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes of a message that this server takes."""
+        return self._client.max_payload if self._client is not None else 1 << 20
+
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float = ANSWER_S
+    ) -> Msg:
+        """The answer to a request.
+
+        Raises:
+            Trouble: there is none; the server may have acted all the same.
+        """
+        from nats.errors import Error, MaxPayloadError, NoRespondersError
+
+        client = self._connected()
+        try:
+            return await client.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+        except NoRespondersError:
+            raise Trouble(f"{self.url} has no stream for {_family(subject)}: set it up (deploy/fleet), or wait for its leader",
+                          sent=False) from None
+        except MaxPayloadError:
+            raise Refused(f"a message of {len(data)} bytes is more than {self.url} takes", status=413) from None
+        except (Error, OSError) as error:
+            denied = f" ({self._error})" if self._error else ""
+            self._error = ""
+            raise Trouble(f"{self.url or self._server.url} gives no answer for {_family(subject)}{denied}: "
+                          f"{type(error).__name__}") from None
+
+    async def api(self, name: str, body: Any = None) -> dict[str, Any]:
+        """A call of JetStream's own.
+
+        Raises:
+            Refused: the answer is an error.
+            Trouble: there is no answer.
+        """
+        msg = await self.request(f"$JS.API.{name}", b"" if body is None else json.dumps(body).encode())
+        return _answer(msg.data, name)
+
+    async def store(self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None = None) -> bool:
+        """Have a message stored once. False: this very one, by its id, was stored before.
+
+        Raises:
+            Exists: another one lies there, and it stands.
+            Trouble: it may be stored or not; the same call again finds out.
+        """
+        msg = await self.request(subject, data, headers={"Nats-Msg-Id": msg_id, **(headers or {})})
+        return not _answer(msg.data, _family(subject)).get("duplicate", False)
+
+    async def last(self, stream: str, subject: str) -> bytes | None:
+        """The last message there, None when there is none.
+
+        Raises:
+            Trouble: there is no answer.
+        """
+        msg = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
+        return None if (msg.headers or {}).get("Status") == "404" else msg.data
+
+    async def word(self, reply: str, word: bytes) -> None:
+        """Acknowledge, renew, give back or end a delivery, and be sure of it.
+
+        Raises:
+            Trouble: it may not have arrived.
+        """
+        await self.request(reply, word)
+
+    async def listen(self, subject: str, heard: Callable[[bytes], None]) -> None:
+        """Call `heard` with every message there, as long as the connection lasts."""
+
+        async def hear(msg: Msg) -> None:
+            heard(msg.data)
+
+        await self._connected().subscribe(subject, cb=hear)
+
+    async def pull(
+        self, stream: str, consumer: str, *, linger_s: Callable[[], float], enough: asyncio.Event
+    ) -> Delivery | None:
+        """One message: at once if there is one, else the first of the next `linger_s()` seconds (asked for again and again;
+        0: no more), or until `enough` is set. Whatever was on its way then is still returned.
+
+        Raises:
+            Trouble: the server does not answer.
+        """
+        from nats.errors import Error
+
+        client = self._connected()
+        answers: asyncio.Queue[Msg] = asyncio.Queue()
+        try:
+            box = client.new_inbox()
+            sub = await client.subscribe(box, cb=answers.put)
+            try:
+                found = await self._next(stream, consumer, box, answers, {"batch": 1, "no_wait": True}, ANSWER_S, enough)
+                if found is TimeoutError:
+                    raise Trouble(f"{self.url or self._server.url} gives no answer to the request for work")
+                while found is None and (left_s := linger_s()) > 0 and not enough.is_set():
+                    left_s = min(left_s, ROUND_S)
+                    wanted = {"batch": 1, "expires": max(1, int(left_s * 1e9))}
+                    found = await self._next(stream, consumer, box, answers, wanted, left_s + 1.0, enough)
+                    found = None if found is TimeoutError else found
+            finally:
+                # no interest, then everything that was sent before: nothing is left lying with us unseen
+                with contextlib.suppress(Error, OSError):
+                    await sub.drain()  # type: ignore[no-untyped-call]
+        except (Error, OSError) as error:
+            raise Trouble(f"{self._server.url}: the connection failed ({type(error).__name__})") from None
+        while not isinstance(found, Delivery) and not answers.empty():
+            found = _delivery(answers.get_nowait())
+        return found if isinstance(found, Delivery) else None
+
+    async def _next(
+        self,
+        stream: str,
+        consumer: str,
+        box: str,
+        answers: asyncio.Queue[Msg],
+        wanted: Mapping[str, Any],
+        wait_s: float,
+        enough: asyncio.Event,
+    ) -> Any:
+        await self._connected().publish(next_subject(stream, consumer), json.dumps(wanted).encode(), reply=box)
+        answer, stop = asyncio.ensure_future(answers.get()), asyncio.ensure_future(enough.wait())
+        try:
+            done, _ = await asyncio.wait({answer, stop}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if answer in done:
+                return _delivery(answer.result())
+            return None if stop in done else TimeoutError
+        finally:
+            answer.cancel()
+            stop.cancel()
+
+    def _connected(self) -> Client:
+        if self._client is None or not self._client.is_connected:
+            raise Trouble(f"not connected to {self._server.url}", sent=False)
+        return self._client
+
+    async def _told(self, error: Exception) -> None:
+        self._error = str(error).removeprefix("nats: ")[:200]
+
+    async def _closed(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._on_lost(f"{self._server.url}: the connection was lost" + (f" ({self._error})" if self._error else ""))
+
+    def _why(self, error: Exception) -> str:
+        told = self._error or str(error).removeprefix("nats: ")
+        if "Authorization" in told or "authorization" in told.lower():
+            advice = "check control.token and node.id" if self._server.password is not None else "set control.token"
+            return f"{self._server.url} refuses this user's key: {advice}"
+        if isinstance(error, TimeoutError) and not told:
+            told = f"no answer within {self._server.connect_timeout_s:g} s"
+        return f"{self._server.url} cannot be reached: {told or type(error).__name__}"
+
+
+def _answer(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise Trouble(f"the server answered {what} with something that is no answer of JetStream")
+    error = value.get("error")
+    if isinstance(error, dict):
+        text, code = str(error.get("description", "")), error.get("err_code")
+        if code == LIMIT_OF_STREAM and PER_SUBJECT in text:
+            raise Exists(f"{what}: there is one already")
+        if error.get("code") == 503:
+            raise Trouble(f"{what}: {text}")  # a full stream, no leader yet: it may do better soon
+        raise Refused(f"{what}: {text}", status=int(error.get("code", 0)))
+    return value
+
+
+def _delivery(msg: Msg) -> Delivery | None:
+    """The message as a delivery; None for a word of the server's (nothing there, time over)."""
+    if not msg.reply:
+        return None
+    # $JS.ACK.<stream>.<consumer>.<count>.<sequence>..., or with domain and account before the stream
+    words = msg.reply.split(".")
+    at = 4 if len(words) == 9 else 6
+    try:
+        return Delivery(msg.data, msg.reply, int(words[at]), int(words[at + 1]))
+    except (IndexError, ValueError):
+        return None
+
+
+def _family(subject: str) -> str:
+    """The subject without what belongs to one task."""
+    if subject.startswith("$JS.ACK"):
+        return "an acknowledgement"
+    return ".".join(subject.split(".")[: 5 if subject.startswith("$JS") else 2])
+
+
+def _context(ca_file: str | None) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=ca_file)

@@ -1,0 +1,121 @@
+"""A link that is kept: connect, keep, back off with full jitter, and give up when told to (R21). For any source."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never
+
+from states.observation import Link
+from supervisor.clock import Clock
+from supervisor.sources.backoff import Backoff
+from supervisor.sources.transport import Trouble
+
+Connect = Callable[[], Awaitable[None]]
+CONNECTING: Final = "connecting"
+
+
+class KeptLink:
+    """Runs `connect` once and `keep` again and again; says up, down or lost, and nobody else does.
+
+    `keep` returns when it is time to keep again, and raises `Trouble` when the link has failed; so does `connect`. Trouble
+    of a link that had proven sound (`keep` returned once) is tried again at once; any other waits, longer each time.
+    `changed(link, reason)` is told of every change, `parted()` whenever the link has gone down, to clear up.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        keep: Connect,
+        *,
+        clock: Clock,
+        backoff_max_s: float,
+        retry: bool,
+        changed: Callable[[Link, str], None],
+        parted: Connect,
+    ) -> None:
+        self._connect = connect
+        self._keep = keep
+        self._clock = clock
+        self._retry = retry
+        self._changed = changed
+        self._parted = parted
+        self._backoff = Backoff(backoff_max_s)
+        self._resumed = asyncio.Event()
+        self.link = Link.DOWN
+        self.since_s = clock.now_s()
+        self.reason = "not started"
+        self.next_try_s: float | None = None
+
+    async def run(self) -> None:
+        """For ever."""
+        self.say(Link.DOWN, CONNECTING)
+        while True:
+            retrying = AsyncRetrying(
+                retry=retry_if_exception_type(Trouble),
+                wait=self._backoff,
+                stop=stop_never if self._retry else stop_after_attempt(1),
+                sleep=self._pause,
+                before_sleep=self._will_retry,
+                reraise=True,
+            )
+            try:
+                await retrying(self._once)
+            except Trouble as trouble:
+                self._resumed.clear()
+                self.say(Link.LOST, f"{trouble.reason}; given up (execution.retry_on_disconnect: false) until resumed")
+                await self._resumed.wait()
+                self.say(Link.DOWN, CONNECTING)
+
+    def resume(self) -> None:
+        """Lift a link that was given up; cut short the wait for the next try."""
+        self._resumed.set()
+
+    def say(self, link: Link, reason: str, next_try_s: float | None = None) -> None:
+        """The link is now like that."""
+        changed = (link, reason) != (self.link, self.reason)
+        if link is not self.link:
+            self.since_s = self._clock.now_s()
+        self.link, self.reason, self.next_try_s = link, reason, next_try_s
+        if changed:
+            self._changed(link, reason)
+
+    async def _once(self) -> None:
+        proven = False
+        try:
+            await self._guarded(self._connect)
+            self.say(Link.UP, "")
+            while True:
+                await self._guarded(self._keep)
+                proven = True
+        except Trouble as trouble:
+            if not self._retry or not proven:
+                raise
+            self.say(Link.DOWN, trouble.reason)
+        finally:
+            await self._parted()
+
+    async def _guarded(self, work: Connect) -> None:
+        """No fault of ours ends the link's task in silence."""
+        try:
+            await work()
+        except Trouble:
+            raise
+        except Exception as error:  # noqa: BLE001
+            raise Trouble(f"the link could not be kept ({type(error).__name__})") from None
+
+    async def _pause(self, seconds: float) -> None:
+        self._resumed.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._resumed.wait()
+        except TimeoutError:
+            pass
+        self.next_try_s = None
+
+    def _will_retry(self, state: RetryCallState) -> None:
+        trouble = state.outcome.exception() if state.outcome else None
+        wait_s = state.next_action.sleep if state.next_action else 0.0
+        self.say(Link.DOWN, trouble.reason if isinstance(trouble, Trouble) else "", self._clock.now_s() + wait_s)

@@ -1,0 +1,297 @@
+"""Real nats-servers, one or a cluster, with the fleet's own streams; and JetStream sources at them. All die with the test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from states.observation import Link
+from supervisor.clock import SystemClock
+from supervisor.fleet import layout
+from supervisor.fleet.forms import Result, decode_result, encode_task
+from supervisor.fleet.setup import set_up
+from supervisor.fleet.wire import Server, Wire
+from supervisor.settings import Control
+from supervisor.sources.base import Availability, Claim
+from supervisor.sources.jetstream import JetStream
+
+DEADLINE_S = 30.0
+BINARY = shutil.which("nats-server")
+needs_server = pytest.mark.skipif(BINARY is None, reason="nats-server is not installed (Debian: apt install nats-server)")
+
+
+def free_port() -> int:
+    """A port that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_us() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+@dataclass
+class NatsServer:
+    """One server: `start`, `kill` and `start` again on the same store and port."""
+
+    folder: Path
+    name: str = "n1"
+    host: str = "127.0.0.1"
+    port: int = field(default_factory=free_port)
+    more: str = ""
+    prefix: Sequence[str] = ()  # what runs it elsewhere, such as a network namespace
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """For clients."""
+        return f"nats://{self.host}:{self.port}"
+
+    def start(self) -> NatsServer:
+        """Run it; returns when it accepts connections."""
+        assert BINARY is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / f"{self.name}.conf"
+        config.write_text(
+            f'server_name: "{self.name}"\nlisten: "{self.host}:{self.port}"\nmax_payload: 8MB\n{self.more}\n'
+            f'jetstream {{ store_dir: "{self.folder / self.name}", max_memory_store: 256MB, max_file_store: 4GB }}\n'
+        )
+        log = (self.folder / f"{self.name}.log").open("ab")
+        self.process = subprocess.Popen(
+            [*self.prefix, BINARY, "-c", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_us
+        )
+        log.close()
+        end_s = time.monotonic() + DEADLINE_S
+        while not self._ready():
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < end_s, f"nats-server {self.name} does not listen\n{self.log()}"
+            time.sleep(0.02)
+        return self
+
+    def _ready(self) -> bool:
+        if self.prefix:
+            return "Server is ready" in self.log()
+        with contextlib.suppress(OSError), socket.create_connection((self.host, self.port), 1):
+            return True
+        return False
+
+    def log(self) -> str:
+        """What it said."""
+        return (self.folder / f"{self.name}.log").read_text(errors="replace")
+
+    def kill(self) -> None:
+        """kill -9, as by a power cut."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
+    def cpu_s(self) -> float:
+        """CPU seconds that it has used."""
+        assert self.process is not None
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / 100
+
+
+@contextlib.contextmanager
+def nats_server(folder: Path, **more: Any) -> Iterator[NatsServer]:
+    """A server while the context lasts."""
+    server = NatsServer(folder, **more)
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def nats_cluster(folder: Path, hosts: Sequence[str] = ("127.0.0.1",) * 3, **more: Any) -> Iterator[list[NatsServer]]:
+    """Three servers that are one."""
+    routes = [(host, free_port()) for host in hosts]
+    urls = ", ".join(f'"nats-route://{host}:{port}"' for host, port in routes)
+    servers = [
+        NatsServer(
+            folder, name=f"n{n + 1}", host=host,
+            more=f'cluster {{ name: fleet, listen: "{host}:{port}", routes: [ {urls} ], no_advertise: true }}\n', **more,
+        )
+        for n, (host, port) in enumerate(routes)
+    ]
+    try:
+        for server in servers:
+            server.start()
+        yield servers
+    finally:
+        for server in servers:
+            server.kill()
+
+
+async def until(condition: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = DEADLINE_S) -> Any:
+    """The first true answer of `condition`; AssertionError with `what` was waited for after `timeout_s`."""
+    end_s = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        if time.monotonic() >= end_s:
+            raise AssertionError(f"not within {timeout_s:g} s: {what if isinstance(what, str) else what()}")
+        await asyncio.sleep(0.01)
+    return answer
+
+
+class Operator:
+    """The submitter's side, and whoever may do everything."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+
+    async def submit(self, kind: str = "echo", payload: Any = None, task_id: str | None = None) -> str:
+        """Queue a task; its id."""
+        claim = Claim(task_id or str(uuid4()), kind, payload or {})
+        await self.raw(encode_task(claim), kind, claim.id)
+        return claim.id
+
+    async def raw(self, data: bytes, kind: str = "echo", task_id: str | None = None) -> None:
+        """Queue these bytes as a task."""
+        name = task_id or str(uuid4())
+        await self.wire.store(layout.task_subject(kind, name), data, name)
+
+    async def result(self, task_id: str) -> Result | None:
+        """The stored result, if there is one."""
+        data = await self.wire.last(layout.RESULTS, layout.result_subject(task_id))
+        return None if data is None else decode_result(data)
+
+    async def settled(self, task_id: str, timeout_s: float = DEADLINE_S) -> Result:
+        """The result once it is stored."""
+        end_s = time.monotonic() + timeout_s
+        while (result := await self.result(task_id)) is None:
+            assert time.monotonic() < end_s, f"task {task_id} has no result after {timeout_s:g} s"
+            await asyncio.sleep(0.02)
+        return result
+
+    async def stream(self, name: str) -> dict[str, Any]:
+        """A stream's state."""
+        state: dict[str, Any] = (await self.wire.api(f"STREAM.INFO.{name}"))["state"]
+        return state
+
+    async def queue(self) -> tuple[int, int, int]:
+        """Tasks in the queue, those of them with a node, and results."""
+        info = await self.wire.api(f"CONSUMER.INFO.{layout.TASKS}.{layout.CONSUMER}")
+        tasks, results = await self.stream(layout.TASKS), await self.stream(layout.RESULTS)
+        return tasks["messages"], info["num_ack_pending"], results["messages"]
+
+
+@contextlib.asynccontextmanager
+async def operator(
+    url: str, *, replicas: int = 1, lease_s: float = 10.0, made: bool = False, server: Server | None = None, **consumer: Any
+) -> AsyncIterator[Operator]:
+    """The fleet's streams made (unless `made`), with this lease, and an operator at them."""
+    wire = Wire(server or Server(url), name="operator")
+    await wire.open()
+    try:
+        if not made:
+            end_s = time.monotonic() + DEADLINE_S
+            while True:  # a cluster wants a moment to elect its leaders
+                try:
+                    await set_up(wire, replicas, consumer={"ack_wait": int(lease_s * 1e9), **consumer})
+                    break
+                except Exception:
+                    if time.monotonic() > end_s:
+                        raise
+                    await asyncio.sleep(0.2)
+        yield Operator(wire)
+    finally:
+        await wire.close()
+
+
+class Rig:
+    """A source under test."""
+
+    def __init__(self, source: JetStream, events: list[dict[str, Any]]) -> None:
+        self.source = source
+        self.events = events
+
+    def names(self) -> list[str]:
+        """The events so far."""
+        return [event["event"] for event in self.events]
+
+    async def saw(self, name: str) -> dict[str, Any]:
+        """Wait for an event."""
+        await until(lambda: name in self.names(), lambda: f"event {name}, not {self.events}")
+        return next(event for event in self.events if event["event"] == name)
+
+    async def up(self) -> None:
+        """Wait for the link."""
+        await until(lambda: self.source.status.link is Link.UP, lambda: f"link up, not {self.source.status}")
+
+    async def poll(self) -> Claim | None:
+        """Ask until one poll has been answered; what it brought."""
+        await until(self.source.ask, lambda: f"a poll is started, not {self.source.status}")
+        await until(lambda: not self.source.asking, "the poll is over")
+        return self.source.take()
+
+    async def claim(self) -> Claim:
+        """A claim, for which is asked until there is one."""
+        end_s = time.monotonic() + DEADLINE_S
+        while (claim := await self.poll()) is None:
+            assert time.monotonic() < end_s, "no claim came"
+        return claim
+
+    async def delivered(self) -> None:
+        """Wait until the outbox is empty."""
+        await until(lambda: self.source.status.outbox == 0, lambda: f"outbox empty, not {self.source.status}")
+
+
+@contextlib.asynccontextmanager
+async def node(
+    url: str,
+    folder: Path,
+    *,
+    node_id: str = "node-1",
+    token: str | None = None,
+    types: Sequence[str] = ("echo", "sleep"),
+    heartbeat_s: float = 0.5,
+    poll_s: float = 1.0,
+    retry: bool = True,
+    stop_s: float | None = 5.0,
+    ready: bool = True,
+    describe: Callable[[], dict[str, Any]] = dict,
+    **control: Any,
+) -> AsyncIterator[Rig]:
+    """A started source. `stop_s` None: it ends as by a power cut, with nothing said and nothing given back."""
+    settings = Control(**{"source": "nats", "url": url, "connect_timeout_sec": 2, "backoff_max_sec": 0.2, **control})
+    events: list[dict[str, Any]] = []
+    source = JetStream(
+        settings, node_id=node_id, clock=SystemClock(), state_dir=folder / node_id, heartbeat_interval_s=heartbeat_s,
+        poll_interval_s=poll_s, retry_on_disconnect=retry, task_types=frozenset(types), token=token, describe=describe,
+        on_event=lambda kind, fields: events.append({"kind": kind, **fields}),
+    )
+    await source.start(lambda: None)
+    rig = Rig(source, events)
+    if ready:
+        source.announce(Availability.ONLINE)
+    try:
+        yield rig
+    finally:
+        if stop_s is None:
+            await cut(source)
+        else:
+            await source.stop(stop_s)
+
+
+async def cut(source: JetStream) -> None:
+    """As by a power cut: every task of the source ends at once, its connection too."""
+    tasks = [*source._work, *source._giving, *([source._poll] if source._poll is not None else [])]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await source._part()
