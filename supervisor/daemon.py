@@ -250,6 +250,7 @@ class Daemon:
             "blocked_by": [v.name for v in blocked_by(observation, memory, limits)],
             "unblock": unblock(observation, memory, limits),
             "task": task_of(observation.task),
+            "task_usage": self.node.minder.words(),
             "paused_until": self.node.will.paused_end(),
             "source": {
                 "kind": self.node.source_kind,

@@ -21,6 +21,7 @@ from supervisor.effects.workdir import Workdir
 from supervisor.executors import registry
 from supervisor.executors.base import Executor, StartFailed, StopFailed
 from supervisor.executors.containment import Containment, detect
+from supervisor.minder import Minder
 from supervisor.observer import Observer
 from supervisor.performer import Performer
 from supervisor.sensors.base import PresenceSensor, Wake
@@ -188,6 +189,13 @@ class Node:
         self.senses.observer.host = host_with_lock
 
     def _build_performer(self) -> None:
+        self.minder = Minder(
+            self.clock,
+            lambda: self.senses.gpu,
+            lambda: self.limits,
+            lambda: self.config.node.gpu,
+            lambda: self.config.node.tasks,
+        )
         self.performer = Performer(
             self.slot,
             self._inhibitor,
@@ -197,6 +205,7 @@ class Node:
             self.clock,
             self._wake,
             self._extend,
+            self.minder,
         )
 
     async def start(self) -> None:
@@ -280,6 +289,7 @@ class Node:
             self.will.hindrances["folders"] = await self.mend()
         if self.slot.task().phase is TaskPhase.CLAIMED:
             await self._check_gpu()
+        await self.performer.look_after()
         if self._pending and self._free:
             await self._rebuild(self.config)
 
@@ -361,7 +371,7 @@ class Node:
         At rest opens of its nodes tell of who comes; that somebody has gone is told by nothing, so it is looked for.
         """
         interval_s: float | None = None
-        if state is State.RUNNING:
+        if state is State.RUNNING or self.senses.gpu.own.left:
             interval_s = self.config.node.gpu.look_interval_sec
         elif not gpu_free:
             interval_s = max(GPU_AGAIN_S, self.config.node.gpu.look_interval_sec)

@@ -15,6 +15,7 @@ from supervisor.clock import Clock
 from supervisor.effects.inhibitor import Inhibitor, InhibitRefused
 from supervisor.effects.workdir import Workdir
 from supervisor.executors.base import Executor, StartFailed, StopFailed
+from supervisor.minder import Minder
 from supervisor.settings import TaskType
 from supervisor.slot import Slot
 
@@ -61,8 +62,10 @@ class Performer:
         clock: Clock,
         wake: Callable[[], None],
         extend: Callable[[float], None] = lambda _: None,
+        minder: Minder | None = None,
     ) -> None:
         self._slot = slot
+        self._minder = minder
         self.inhibitor = inhibitor
         self.workdir = workdir
         self._executor_of = executor_of
@@ -93,7 +96,7 @@ class Performer:
 
     async def _one(self, effect: Effect, plan: Plan) -> EffectResult:
         began_s = self._clock.now_s()
-        limit_s = DEADLINE_S[effect] + (self._grace_s(plan) if effect is Effect.STOP else 0.0)
+        limit_s = DEADLINE_S[effect] + (self._stop_s(plan) if effect is Effect.STOP else 0.0)
         self._extend(limit_s)
         try:
             async with asyncio.timeout(limit_s):
@@ -119,6 +122,8 @@ class Performer:
                 raise StartFailed(f"unknown task type {claim.type!r}; this node runs: {known}")
             slot.workdir = self.workdir.fresh(claim.id)
             slot.tree = await self._executor_of(task_type).start(claim, slot.workdir, self._wake)
+            if self._minder is not None:
+                self._minder.begin(claim.type, slot.tree, slot.workdir, slot.condemn)
         except (StartFailed, OSError) as failure:
             slot.failure = str(failure) or type(failure).__name__
             raise Failed(slot.failure) from failure
@@ -131,12 +136,32 @@ class Performer:
         tree = self._slot.tree
         if tree is None:
             return "nothing to stop"
+        began_s, minder = self._clock.now_s(), self._minder
+        if minder is not None:
+            minder.look_back()
         rungs = await tree.stop(self._grace_s(plan))
         if self._slot.claim is None:
             self._slot.tree = None
         else:
             self._slot.stopped = True
-        return rungs
+        if minder is None:
+            return rungs
+        minder.end()
+        vram = await minder.vram_freed(began_s, hurry=plan.row is not None and plan.row.id == "going-down")
+        return ", ".join(filter(None, (rungs, vram)))
+
+    def _stop_s(self, plan: Plan) -> float:
+        """What a stop may take on top: the type's grace, and the VRAM's."""
+        return self._grace_s(plan) + (self._minder.vram_limit_s if self._minder is not None else 0.0)
+
+    async def look_after(self) -> None:
+        """A task that has ended by itself: read its VRAM until it is free, or known to be held, before anything follows."""
+        slot, minder = self._slot, self._minder
+        if minder is None or slot.claim is None or slot.tree is None or slot.tree.alive or not minder.unread:
+            return
+        self._extend(minder.vram_limit_s)
+        minder.end()
+        slot.after = await minder.vram_freed(self._clock.now_s())
 
     def _grace_s(self, plan: Plan) -> float:
         claim = self._slot.claim
@@ -154,8 +179,14 @@ class Performer:
             slot.failure = f"timeout: stopped after {elapsed(limit_s)}, the most that this node gives (task_timeout_minutes)"
         result, error = slot.outcome()
         slot.source.settle(claim, result, error)
-        slot.close()
-        return "succeeded" if error is None else f"failed: {error}"
+        words = ["succeeded" if error is None else f"failed: {error}", slot.after]
+        self._close()
+        return ", ".join(filter(None, words))
+
+    def _close(self) -> None:
+        if self._minder is not None and (self._slot.tree is None or not self._slot.tree.alive):
+            self._minder.end()
+        self._slot.close()
 
     async def _hand_back(self, plan: Plan) -> str:
         slot = self._slot
@@ -163,9 +194,14 @@ class Performer:
         row = plan.row.id if plan.row is not None else ""
         # An owed hand-back comes without its row: the reason is the one of the first try.
         slot.why_back = why = WHY_BACK.get(row, slot.why_back or "no task can run here now")
+        if slot.fault:  # it would fail elsewhere as well
+            result, error = slot.outcome()
+            slot.source.settle(claim, result, error)
+            self._close()
+            return f"settled in place of that, failed: {error}"
         task_type = self._task_types().get(claim.type)
         slot.source.hand_back(claim, why, task_type.on_preempt if task_type else "resubmit")
-        slot.close()
+        self._close()
         return why
 
     async def _wipe(self, plan: Plan) -> str:

@@ -23,8 +23,14 @@ class Slot:
         self.tree: RunningTask | None = None
         self.workdir: Path | None = None
         self.failure = ""
+        self.fault = ""
+        self.after = ""
         self.why_back = ""
         self.stopped = False
+
+    def condemn(self, fault: str) -> None:
+        """The running task has failed by its own fault, in words, and is being stopped for it: it will not be handed back."""
+        self.fault = self.fault or fault
 
     def task(self) -> Task:
         """The task as the mind sees it: phase, id and type, never the payload (R6)."""
@@ -44,7 +50,7 @@ class Slot:
             return TaskPhase.CLAIMED
         if not self.tree.ended:
             return TaskPhase.RUNNING
-        return TaskPhase.ENDED if self.tree.error is None else TaskPhase.FAILED
+        return TaskPhase.FAILED if self.fault or self.tree.error is not None else TaskPhase.ENDED
 
     def take(self) -> Claim:
         """The claim in hand, taken from the source if it still waits there.
@@ -59,9 +65,11 @@ class Slot:
         return self.claim
 
     def outcome(self) -> tuple[Mapping[str, Any], str | None]:
-        """(result, error) of the task in hand, for settling."""
-        if self.failure:
-            return {}, self.failure
+        """(result, error) of the task in hand, for settling. Of one that was stopped for its own fault: how its process
+        ended, and the end of its stderr."""
+        if error := self.failure or self.fault:
+            told = {} if self.tree is None or self.tree.error is None else self.tree.result
+            return {name: value for name, value in told.items() if name in ("status", "stderr")}, error
         if self.tree is None:
             return {}, "the task never ran"
         return self.tree.result, self.tree.error
@@ -69,7 +77,7 @@ class Slot:
     def close(self) -> None:
         """The claim is settled or handed back; what is left of its processes and files stays in place."""
         self.claim = None
-        self.failure = self.why_back = ""
+        self.failure = self.fault = self.after = self.why_back = ""
         self.stopped = False
         if self.tree is not None and not self.tree.alive:
             self.tree = None

@@ -116,7 +116,7 @@ def judge(
         vram_gb = max(vram_gb, max(0, total - sum(c.vram for c in mine)) / GIB)
     gpu = Gpu(percent, vram_gb, len(foreign), foreign_names=tuple(called(pid, names.get(pid, Name())) for pid in foreign))
     told = [percents.get(pci, 0.0) for _, pci in task] if not foreign else []
-    used_gb = sum(c.vram for c, _ in task) / GIB
+    used_gb = max((sum(c.vram for c, at in task if at == card.pci) for card in chosen), default=0) / GIB
     return Use(gpu, rows=rows, own=Own(len({c.pid for c, _ in task}), used_gb, max(told, default=None)))
 
 

@@ -97,9 +97,9 @@ NameOf = Callable[[int], Name]
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What the node's own task does on the lent GPUs: processes with a context, GiB of all together, percent of the
-    busiest GPU (None: not told). `left` says in words what a task that is over still holds, since however short a time;
-    `left_by` are the processes among that, `unlisted` the GiB by UUID that no listed process holds beside the task."""
+    """What the node's own task does on the lent GPUs: processes with a context; GiB, and percent (None: not told), on that
+    GPU where it is most. `left` says in words what a task that is over still holds, since however short a time; `left_by`
+    are the processes among that, `unlisted` the GiB by UUID that no listed process holds beside the task."""
 
     processes: int = 0
     vram_gb: float = 0.0
@@ -220,7 +220,7 @@ def judge(
     mine = [p for d in lent for p in d.processes if p.pid in own]
     task = Own(
         len({p.pid for p in mine}),
-        sum(p.used or 0 for p in mine) / GIB,
+        max(sum(p.used or 0 for p in d.processes if p.pid in own) for d in lent) / GIB,
         max((percent for d in lent if (percent := _own_percent(d, own, bool(foreign))) is not None), default=None),
         ", ".join(words for words, _, _ in left),
         tuple(pid for _, pid, _ in left if pid),

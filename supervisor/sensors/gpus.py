@@ -145,13 +145,13 @@ class Gpus:
 
 
 def all_own(parts: Sequence[Own]) -> Own:
-    """The task's use of several GPUs as one: all memory together, the busiest GPU."""
+    """The task's use of several GPUs as one: the most of each."""
     if not parts:
         return NOTHING_OWN
     percents = [part.percent for part in parts if part.percent is not None]
     return Own(
         max(part.processes for part in parts),
-        sum(part.vram_gb for part in parts),
+        max(part.vram_gb for part in parts),
         max(percents, default=None),
         ", ".join(part.left for part in parts if part.left),
         tuple(pid for part in parts for pid in part.left_by),

@@ -1,0 +1,261 @@
+"""Minds the running task: what it uses, that it stays within its own limits, and when its VRAM is free again (R4, R23).
+
+A task over one of its limits is stopped at once, and fails by its own fault: `limit: memory 5.1 GiB, limit 4 GiB
+(tasks.render.max_memory_gb)`. That decides nothing about the node: to the mind it is a task that failed.
+
+Looks come once a second while a task runs, sooner while it is near a limit, and in a worker thread; the disk is walked
+more rarely, in a walk of its own, which may take long. VRAM and the GPU's load are the GPU sensor's last look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from states.limits import Limits
+from states.observation import Gpu, Reading
+from states.words import number
+from supervisor import usage
+from supervisor.clock import Clock
+from supervisor.executors.base import RunningTask, StopFailed
+from supervisor.sensors.gpu_use import Own
+from supervisor.settings import GpuSettings, TaskType
+
+LOOK_S: Final = 1.0
+SOON_S: Final = 0.2  # when more than half of a limit is used
+DISK_S: Final = 5.0
+DISK_SHARE: Final = 20  # a walk that took a second is followed by this many seconds without one
+VRAM_PAUSE_S: Final = (0.02, 0.05, 0.1, 0.2)  # between two looks at VRAM that is not free yet; the last one repeats
+VRAM_LOOK_S: Final = 1.0  # what one look at it may take
+VRAM_LATE_S: Final = 1.0  # after the time that it may take: one more look, which says that it is held
+VRAM_SLEEP_S: Final = 1.0  # before a sleep there is no time to wait longer
+
+
+class GpuEye(Protocol):
+    """What the GPU sensor tells."""
+
+    @property
+    def own(self) -> Own:
+        """What our task does there, by the last look."""
+        ...
+
+    async def refresh(self, timeout_s: float) -> Reading[Gpu]:
+        """Look now, and wait for the answer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the task uses now: GiB, percent of the busiest GPU; None: not known (yet), or no GPU."""
+
+    processes: int = 0
+    memory_gb: float = 0.0
+    disk_gb: float | None = None
+    vram_gb: float | None = None
+    gpu_percent: float | None = None
+
+
+@dataclass(slots=True)
+class _Minded:
+    """The task that is minded."""
+
+    kind: str
+    tree: RunningTask
+    workdir: Path
+    condemn: Callable[[str], None]
+
+
+class Minder:
+    """Minds one task at a time, from its start until its VRAM is free.
+
+    Args:
+        clock: the clock.
+        gpu: the GPU sensor of now.
+        limits, gpu_settings, task_types: what is in force now.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        gpu: Callable[[], GpuEye],
+        limits: Callable[[], Limits],
+        gpu_settings: Callable[[], GpuSettings],
+        task_types: Callable[[], Mapping[str, TaskType]],
+    ) -> None:
+        self._clock = clock
+        self._gpu = gpu
+        self._limits, self._gpu_settings, self._task_types = limits, gpu_settings, task_types
+        self._task: _Minded | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._walk: asyncio.Task[int] | None = None
+        self._walk_at_s = 0.0
+        self._on_gpu = False
+        self.usage = Usage()
+
+    def begin(self, kind: str, tree: RunningTask, workdir: Path, condemn: Callable[[str], None]) -> None:
+        """Mind a task that has just started; `condemn` is told the limit that it is over, before it is stopped."""
+        self.end()
+        self._task = _Minded(kind, tree, workdir, condemn)
+        self._on_gpu, self.usage = False, Usage()
+        self._walk_at_s = self._clock.now_s() + LOOK_S
+        self._watch = asyncio.get_running_loop().create_task(self._mind(self._task))
+
+    def end(self) -> None:
+        """Nothing is to be minded any more; what it has left of VRAM is still read by `vram_freed`."""
+        for job in (self._watch, self._walk):
+            if job is not None:
+                job.cancel()
+        self._watch = self._walk = self._task = None
+
+    def words(self) -> dict[str, Any] | None:
+        """For `status`: the task's use beside its limits; None while none is minded."""
+        if self._task is None or not self._task.tree.alive:
+            return None
+        use, limits = self.usage, self._limits()
+        kind = self._task_types().get(self._task.kind, TaskType())
+        return {
+            "processes": use.processes,
+            "max_processes": kind.max_processes,
+            "memory_gb": _rounded(use.memory_gb),
+            "max_memory_gb": kind.max_memory_gb,
+            "disk_gb": _rounded(use.disk_gb),
+            "max_disk_gb": kind.max_disk_gb,
+            "vram_gb": _rounded(use.vram_gb),
+            "max_vram_gb": limits.max_vram_gb if kind.max_vram_gb is None else kind.max_vram_gb,
+            "gpu_percent": _rounded(use.gpu_percent),
+            "max_gpu_percent": limits.max_gpu_percent,
+        }
+
+    # --- the limits
+
+    async def _mind(self, task: _Minded) -> None:
+        wait_s = 0.1  # a task that is over a limit at once is seen at once
+        while task.tree.alive:
+            await asyncio.sleep(wait_s)
+            fault, near = await self._look(task)
+            while fault and task.tree.alive:
+                task.condemn(f"limit: {fault}")
+                with contextlib.suppress(StopFailed):  # and again, until it is gone
+                    await task.tree.stop(0.0)
+            wait_s = SOON_S if near else LOOK_S
+
+    async def _look(self, task: _Minded) -> tuple[str, bool]:
+        """The limit that the task is over, in words, and whether it is near one."""
+        kind, limits = self._task_types().get(task.kind, TaskType()), self._limits()
+        enough = None if kind.max_memory_gb is None else kind.max_memory_gb * usage.GIB
+        processes, used = await asyncio.to_thread(_measure, task.tree, enough)
+        own = self._gpu().own
+        self._on_gpu = self._on_gpu or own.processes > 0
+        self.usage = Usage(
+            processes,
+            used / usage.GIB,
+            self._disk_gb(task, kind),
+            own.vram_gb if own.processes else None,
+            own.percent if own.processes else None,
+        )
+        name = f"tasks.{task.kind}"
+        vram = (limits.max_vram_gb, "safety") if kind.max_vram_gb is None else (kind.max_vram_gb, name)
+        shares = [
+            (self.usage.memory_gb, kind.max_memory_gb, "memory", " GiB", f"{name}.max_memory_gb"),
+            (own.vram_gb, vram[0], "VRAM", " GiB", f"{vram[1]}.max_vram_gb"),
+            (self.usage.disk_gb or 0.0, kind.max_disk_gb, "disk", " GiB", f"{name}.max_disk_gb"),
+            (float(processes), kind.max_processes, "processes", "", f"{name}.max_processes"),
+        ]
+        near = False
+        for value, limit, what, unit, setting in shares:
+            if limit is not None and value > limit:
+                return f"{what} {_over(value, limit)}{unit}, limit {number(limit)}{unit} ({setting})", True
+            near = near or (limit is not None and value > limit / 2)
+        return "", near
+
+    def _disk_gb(self, task: _Minded, kind: TaskType) -> float | None:
+        """The last walk's finding; begins the next one when it is time."""
+        found = self.usage.disk_gb
+        if self._walk is not None and self._walk.done():
+            walk, self._walk = self._walk, None
+            if not walk.cancelled() and walk.exception() is None:
+                found = walk.result() / usage.GIB
+        if self._walk is None and kind.max_disk_gb is not None and self._clock.now_s() >= self._walk_at_s:
+            self._walk = asyncio.get_running_loop().create_task(self._walk_disk(task))
+        return found
+
+    async def _walk_disk(self, task: _Minded) -> int:
+        began_s = self._clock.now_s()
+        try:
+            return await asyncio.to_thread(lambda: usage.disk(task.workdir, task.tree.pids()))
+        finally:
+            now_s = self._clock.now_s()
+            self._walk_at_s = now_s + max(DISK_S, DISK_SHARE * (now_s - began_s))
+
+    # --- VRAM after the end
+
+    def look_back(self) -> None:
+        """The task is about to be stopped: remember whether it is on the GPU."""
+        self._on_gpu = self._on_gpu or self._gpu().own.processes > 0
+
+    @property
+    def unread(self) -> bool:
+        """The last task was on the GPU, and it was not seen yet that its VRAM is free."""
+        return self._on_gpu
+
+    @property
+    def vram_limit_s(self) -> float:
+        """The most that `vram_freed` takes, seconds."""
+        return self._gpu_settings().vram_release_sec + VRAM_LATE_S + VRAM_LOOK_S
+
+    async def vram_freed(self, since_s: float, *, hurry: bool = False) -> str:
+        """Read VRAM until the task's is gone; says when, in words, counted from `since_s` (seconds of CLOCK_BOOTTIME), or
+        that it is still held, which the GPU's reading says from then on. Nothing for a task that was not on the GPU.
+
+        Args:
+            since_s: what the time is counted from.
+            hurry: the machine is about to sleep.
+        """
+        if not self._on_gpu:
+            return ""
+        self._on_gpu = False
+        wait_s = min(VRAM_SLEEP_S, self.vram_limit_s) if hurry else self._gpu_settings().vram_release_sec + VRAM_LATE_S
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + wait_s
+        pauses = iter(VRAM_PAUSE_S)
+        reading: Reading[Gpu] = Reading()
+        while True:
+            asked_s = self._clock.now_s()
+            reading = await self._gpu().refresh(max(0.05, min(VRAM_LOOK_S, until_s - loop.time())))
+            took_ms = (self._clock.now_s() - since_s) * 1000
+            gpu, left = reading.value, self._gpu().own.left
+            if gpu is not None and reading.read_at_s >= asked_s:
+                if not gpu.present or not left:
+                    return f"VRAM free after {took_ms:.0f} ms"
+                if gpu.held:
+                    break
+            elif gpu is None and self._gpu_settings().presence != "required":
+                return f"VRAM not readable ({reading.error}), and gpu.presence asks for no GPU"
+            if loop.time() >= until_s:
+                break
+            await asyncio.sleep(next(pauses, VRAM_PAUSE_S[-1]))
+        if reading.value is None:
+            return f"VRAM not readable: {reading.error}"
+        return f"VRAM still held after {took_ms:.0f} ms: {self._gpu().own.left or 'no look at it within this time'}"
+
+
+def _measure(tree: RunningTask, enough: float | None) -> tuple[int, int]:
+    """(number of processes, bytes of memory) of a tree. Blocks."""
+    pids = tree.pids()
+    return len(pids), usage.memory(pids, enough)
+
+
+def _over(value: float, limit: float) -> str:
+    """A value that is more than its limit, so that rounding does not make them alike: `4.001`, not `4`."""
+    for digits in (1, 2, 3, 4, 6):
+        if round(value, digits) > limit:
+            return f"{round(value, digits):.{digits}f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

@@ -1,0 +1,207 @@
+"""A task's own limits and its VRAM, with the real daemon: timeout, memory, disk, processes, VRAM, and VRAM that stays held.
+
+Each ends in a reason of its own, at the control node and in the journal. The GPU is the NVML stand-in.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.nvml_standin import GIB, StandIn, nvml_library, standin
+from support.running import ControlNode, Daemon, NodeFolder, control_node, daemon, until
+
+__all__ = ["nvml_library", "standin"]  # fixtures
+
+pytestmark = pytest.mark.slow
+
+PYTHON = sys.executable
+NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+GRUMBLE = "import os, time; os.write(2, b'about to hang \\x00 \\xff' * 1000); os.write(2, b' now'); time.sleep(1000)"
+MEMORY = "import sys, time; print('here it comes', file=sys.stderr, flush=True); hog = bytearray(300 << 20); time.sleep(1000)"
+FAMILY = "import os, time\nfor _ in range(9):\n    if os.fork() == 0: break\ntime.sleep(1000)"
+DISK = "import time; f = open('big', 'wb'); f.write(b'x' * (40 << 20)); f.flush(); time.sleep(1000)"
+DELETED = "import os, time; f = open('big', 'wb'); os.unlink('big'); f.write(b'x' * (40 << 20)); f.flush(); time.sleep(1000)"
+ON_GPU = {"gpu": {"presence": "required", "look_interval_sec": 0.2, "vram_release_sec": 0.6}}
+UNTIL_TOLD = {
+    "work": {
+        "argv": ["/bin/sh", "-c", "while ! test -e end; do sleep 0.05; done; echo '{}'"],
+        "on_yield": "kill",
+        "on_preempt": "fail",
+    }
+}
+
+
+def python(code: str, **more: Any) -> dict[str, Any]:
+    return {"argv": [PYTHON, "-S", "-c", code], "grace_sec": 0.5, **more}
+
+
+def failed(control: ControlNode, task: str) -> tuple[str, dict[str, Any]]:
+    """(error, result) of a task that fails."""
+    settled = control.settled(task)
+    print(f"  {settled['type']}: {settled['error']}  {str(settled['result'])[:100]}")
+    assert settled["status"] == "FAILED"
+    return settled["error"], settled["result"]
+
+
+def effects(node: Daemon, name: str) -> list[str]:
+    """What the journal says of each time that this effect was carried out."""
+    return [line["detail"] for line in node.folder.journal() if line.get("effect") == name]
+
+
+def test_a_task_over_a_limit_fails_by_its_own_fault_and_the_node_goes_on(tmp_path: Path) -> None:
+    tasks = {
+        "timeout": python(GRUMBLE, timeout_minutes=0.02),
+        "memory": python(MEMORY, max_memory_gb=0.1),
+        "family": python(FAMILY, max_processes=5),
+        "disk": python(DISK, max_disk_gb=0.02),
+        "deleted": python(DELETED, max_disk_gb=0.02),
+    }
+    words = {
+        "timeout": r"timeout: stopped after 1 s, the most that this node gives .*",
+        "memory": rf"limit: memory {NUMBER} GiB, limit 0\.1 GiB \(tasks\.memory\.max_memory_gb\)",
+        "family": r"limit: processes [0-9]+, limit 5 \(tasks\.family\.max_processes\)",
+        "disk": rf"limit: disk {NUMBER} GiB, limit 0\.02 GiB \(tasks\.disk\.max_disk_gb\)",
+        "deleted": rf"limit: disk {NUMBER} GiB, limit 0\.02 GiB \(tasks\.deleted\.max_disk_gb\)",
+    }
+    results = {}
+    with control_node() as control, daemon(NodeFolder.make(tmp_path, control.url, node={"tasks": tasks})) as node:
+        for kind, said in words.items():
+            error, results[kind] = failed(control, control.add(kind))
+            assert re.fullmatch(said, error)
+            assert results[kind]["status"] in (-9, -15)
+        assert control.settled(control.add("echo", {"n": 1}))["result"] == {"n": 1}
+        assert node.task_pids() == []
+        assert not any((tmp_path / "work").iterdir())
+        node.stop()
+    assert results["memory"]["stderr"] == "here it comes"
+    assert results["timeout"]["stderr"].endswith("about to hang \ufffd \ufffd now")
+    assert len(results["timeout"]["stderr"]) <= 8192
+    for said, detail in zip(words.values(), effects(node, "settle"), strict=False):
+        assert re.fullmatch(f"failed: {said}", detail)
+    assert effects(node, "hand_back") == []
+    node.folder.replays_clean()
+
+
+@pytest.mark.parametrize(
+    ("own", "safety", "words"),
+    [
+        (None, 14, r"limit: VRAM 15 GiB, limit 14 GiB \(safety\.max_vram_gb\)"),
+        (8, 14, r"limit: VRAM 15 GiB, limit 8 GiB \(tasks\.sleep\.max_vram_gb\)"),
+        (20, 14, ""),
+    ],
+)
+def test_a_task_over_its_vram(tmp_path: Path, standin: StandIn, own: float | None, safety: float, words: str) -> None:
+    """The limit of others' VRAM holds for a task too, unless its type has one of its own."""
+    with control_node() as control:
+        settings = {"tasks": {"sleep": {"max_vram_gb": own}}, **ON_GPU}
+        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_vram_gb": safety}}, settings)
+        with daemon(folder, env=standin.env) as node:
+            task = control.add("sleep")
+            pid = node.wait_for_task()
+            standin.shows(f"0.proc={pid}:{15 * GIB}:c", f"0.mem_used={15 * GIB}")
+            if words:
+                error, result = failed(control, task)
+                assert re.fullmatch(words, error)
+                assert result == {"status": -9}
+                assert effects(node, "hand_back") == []
+            else:
+                until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 15, lambda: f"15 GiB, not {node.ask()}")
+                assert node.state() == "RUNNING"
+            standin.shows()
+            node.stop()
+        folder.replays_clean()
+
+
+def held(node: Daemon) -> dict[str, dict[str, Any]]:
+    """The guards by name, once one says that VRAM is held."""
+
+    def look() -> Any:
+        guards = {guard["name"]: guard for guard in node.look().get("guards", [])}
+        return guards if "VRAM is still held" in guards.get("task_gone", {}).get("reason", "") else None
+
+    guards: dict[str, dict[str, Any]] = until(look, lambda: f"held VRAM, not {node.look()}")
+    return guards
+
+
+@pytest.mark.parametrize("how", ["killed", "ended", "leaked"])
+def test_held_vram_keeps_the_node_from_working_until_it_is_free(tmp_path: Path, standin: StandIn, how: str) -> None:
+    folder = NodeFolder.make(tmp_path / "node", node={"tasks": UNTIL_TOLD, "work": {"run_minutes": 5}, **ON_GPU})
+    with control_node() as control:
+        folder.write(node={"control": {"url": control.url}})
+        with daemon(folder, env=standin.env) as node:
+            task = control.add("work")
+            pid = node.wait_for_task()
+            standin.shows(f"0.proc={pid}:{2 * GIB}:c", f"0.mem_used={3 * GIB}", "0.mem_reserved=0")
+            until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 2, "its VRAM")
+            if how == "killed":
+                folder.cli("pause")
+                error, _ = failed(control, task)
+                assert error.startswith("preempted: automation was switched off")
+                folder.cli("resume")
+            else:
+                if how == "leaked":  # the driver forgets the process, and keeps its memory
+                    threading.Thread(target=leak, args=(node, standin)).start()
+                next((folder.path / "work").glob("task-*")).joinpath("end").touch()
+                assert control.settled(task)["status"] == "COMPLETED"
+            guards = held(node)
+            print(f"  {how}: {guards['task_gone']['reason']}")
+            whose = "by no listed process" if how == "leaked" else f"by pid {pid}, which is gone"
+            reason = f"VRAM is still held after the task: 2 GiB {whose} (gpu.vram_release_sec)"
+            assert [guards[name]["ok"] for name in ("task_gone", "gpu_free", "user_away")] == [False, False, True]
+            assert guards["task_gone"]["reason"] == guards["gpu_free"]["reason"] == reason
+            assert reason in " ".join(node.folder.cli("why").stdout.split())
+            waiting = control.add("echo")
+            assert node.state() in ("DISABLED", "COOLDOWN")
+            standin.shows()
+            assert control.settled(waiting)["status"] == "COMPLETED", "it recovers by itself"
+            node.stop()
+        said = effects(node, "stop" if how == "killed" else "settle")
+        print(f"  journal: {said[0]}")
+        assert re.search(rf"VRAM still held after [0-9]+ ms: 2 GiB {whose}", said[0])
+        folder.replays_clean()
+
+
+def leak(node: Daemon, standin: StandIn) -> None:
+    until(lambda: not node.task_pids(), "the task's end")
+    standin.shows(f"0.mem_used={3 * GIB}", "0.mem_reserved=0")
+
+
+@pytest.mark.parametrize("how", ["stopped", "ended"])
+def test_the_journal_says_when_the_vram_was_free(tmp_path: Path, standin: StandIn, how: str) -> None:
+    """A driver that takes a moment; the next task waits for it."""
+    gpu = {"gpu": {**ON_GPU["gpu"], "vram_release_sec": 20}}
+    folder = NodeFolder.make(tmp_path / "node", node={"tasks": UNTIL_TOLD, "work": {"run_minutes": 5}, **gpu})
+    with control_node() as control:
+        folder.write(node={"control": {"url": control.url}})
+        with daemon(folder, env=standin.env) as node:
+            task = control.add("work")
+            pid = node.wait_for_task()
+            standin.shows(f"0.proc={pid}:{2 * GIB}:c", f"0.mem_used={2 * GIB}")
+            until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 2, "its VRAM")
+
+            def give_back() -> None:
+                until(lambda: not node.task_pids(), "the task's end")
+                threading.Event().wait(0.3)
+                standin.shows()
+
+            driver = threading.Thread(target=give_back)
+            driver.start()
+            if how == "stopped":
+                folder.cli("pause", "1s")
+            else:
+                next((folder.path / "work").glob("task-*")).joinpath("end").touch()
+            control.settled(task)
+            driver.join()
+            assert control.settled(control.add("echo"))["status"] == "COMPLETED"
+            node.stop()
+        said = effects(node, "stop" if how == "stopped" else "settle")[0]
+        print(f"  {how}: {said}")
+        found = re.search(r"VRAM free after ([0-9]+) ms$", said)
+        assert found, said
+        assert int(found[1]) >= 200
+        folder.replays_clean()
