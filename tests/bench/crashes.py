@@ -61,7 +61,7 @@ class Worker(threading.Thread):
         runs.mkdir(parents=True)
         env = {"RUNS": str(runs), "MARK": MARK[::-1]}
         kinds = {
-            f"lasts-{i}": {"argv": ["/bin/bash", "-c", SCRIPT.format(s)], "env": env, "grace_sec": 0.2}
+            f"lasts-{i}": {"argv": ["/bin/bash", "-c", SCRIPT.format(s)], "env": dict(env), "grace_sec": 0.2}
             for i, s in enumerate(LASTS_S)
         }
         with control_node() as control:

@@ -46,6 +46,7 @@ from supervisor.node import Node  # noqa: E402
 from supervisor.observer import Observer  # noqa: E402
 from supervisor.performer import Performer  # noqa: E402
 from supervisor.sensors.base import Presence  # noqa: E402
+from supervisor.sensors.gpu_use import NOTHING_OWN  # noqa: E402
 from supervisor.slot import Slot  # noqa: E402
 from supervisor.sources.base import Availability, Claim, LinkStatus  # noqa: E402
 from supervisor.version import VERSION  # noqa: E402
@@ -320,6 +321,12 @@ class SimulatedTask:
         """See RunningTask."""
         return 0.0
 
+    async def freeze(self) -> str:
+        return "frozen 0 ms"
+
+    async def thaw(self) -> str:
+        return "thawed 0 ms"
+
     async def stop(self, grace_s: float) -> str:
         """See RunningTask."""
         self._timer.cancel()
@@ -434,7 +441,7 @@ class SimulatedNode(Node):
     def _build_senses(self, config: Config) -> None:
         super()._build_senses(config)
         signs = Signs(self._story, self._story_clock)
-        still = SimpleNamespace(demand=lambda _: None, release_delay=lambda: None, latest=signs.gpu)
+        still = SimpleNamespace(demand=lambda _: None, release_delay=lambda: None, latest=signs.gpu, own=NOTHING_OWN)
         observer = Observer([signs], signs.gpu, signs.cpu, signs.host, self._story_clock.now)  # type: ignore[list-item]
         self.senses = SimpleNamespace(observer=observer, gpu=still, sessions=still)  # type: ignore[assignment]
 
