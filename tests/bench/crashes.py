@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
 import re
 import subprocess
@@ -32,7 +33,7 @@ AGAIN = re.compile(r"resubmitted as ([0-9a-f-]{36})")
 # Every task leaves what a crash could leave: a file half written, a child in a session of its own, an orphan.
 SCRIPT = 'cat > "$HOME/half"; echo x >> "$RUNS/$RAE_TASK_ID"; setsid sleep 1000 & (sleep 1000 &); sleep {}; '
 SCRIPT += 'echo "{{\\"said\\": \\"RESULT-$(rev <<< $MARK)\\"}}"; echo "RESULT-$(rev <<< $MARK)" >&2'
-MARK = "5e6a0c1d9b"  # in payloads and results, and nowhere else
+MARK = os.urandom(8).hex()  # in payloads and, read backwards, in what makes results; nowhere else
 SEARCHED = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/log", "/var/lib/systemd", "/core", "/var/crash")
 LASTS_S = ("0", "0.05", "0.3", "2")
 
@@ -84,7 +85,7 @@ class Worker(threading.Thread):
             if self.random.random() < 0.75:  # a while after a task's folder was made, else at any instant of a life
                 with contextlib.suppress(AssertionError):
                     until(lambda: set(workdir.glob("task-*")) - old, "a task", 4)
-                time.sleep(self.random.choice((0.0, 0.02, 0.06, 0.4)) * self.random.random())
+                time.sleep(self.random.choice((0.0, 0.05, 0.2, 0.8)) * self.random.random())
             else:
                 time.sleep(self.random.uniform(0.1, 1.5))
             assert node.process.poll() is None, f"the daemon ended by itself: {node.said}"
