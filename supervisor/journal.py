@@ -11,13 +11,10 @@ the node remembers at that point, so that a replay can go on from there.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -28,12 +25,18 @@ from states.limits import Limits
 from states.memory import Memory
 from states.observation import Observation, Task, TaskPhase
 from supervisor.clock import Clock, iso
+from supervisor.dayfile import DayFile, pattern
+from supervisor.gist import gist
+from supervisor.journald import Journald
+from supervisor.textlog import TextLog
 from supervisor.vocabulary import see_of
 
 FORMAT: Final = 1
 ALIVE_EVERY_S: Final = 60.0
-DAY_S: Final = 86400.0
-_NAME = re.compile(r"^decisions-(\d{4}-\d{2}-\d{2})\.jsonl$")
+STEM: Final = "decisions"
+SUFFIX: Final = ".jsonl"
+RECENT: Final = 12
+_NAME: Final = pattern(STEM, SUFFIX)
 
 # The guard that says in words what one that only splits rows has judged.
 _TOLD_BY: Final = {host_staying.name: "host_fit", task_in_time.name: "task_over"}
@@ -45,20 +48,29 @@ def task_of(task: Task) -> dict[str, str] | None:
 
 
 class Journal:
-    """Appends lines to today's file in `folder`; `say` also gets each line's gist in words, for people and journald."""
+    """Appends lines to today's file in `folder`. What a line says in words goes to `text`, and to `journald` or else `say`;
+    the last such words, with their times, are `recent`."""
 
-    def __init__(self, folder: Path, clock: Clock, keep_days: int = 7, say: Callable[[str], None] = lambda _: None) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        clock: Clock,
+        keep_days: int = 7,
+        say: Callable[[str], None] = lambda _: None,
+        text: TextLog | None = None,
+        journald: Journald | None = None,
+    ) -> None:
+        self._file = DayFile(folder, STEM, SUFFIX, keep_days)
         self._clock = clock
-        self._keep_days = keep_days
         self._say = say
-        self._fd: int | None = None
-        self._day = ""
+        self._text = text
+        self._journald = journald
         self._last_line_s = float("-inf")
         self._tick = 0
         self._memory = Memory()
         self._lost = 0
-        self.trouble = ""
+        self._trouble = ""
+        self.recent: deque[tuple[str, str]] = deque(maxlen=RECENT)
 
     def start(self, version: str, limits: Limits, memory: Memory) -> None:
         """A new life of the daemon, with what it remembers and the limits that it goes by."""
@@ -114,6 +126,8 @@ class Journal:
     def alive(self, state: str, reason: str, seen: Observation | None = None, limits: Limits | None = None) -> None:
         """A sign of life, a minute apart at most: without it silence would say nothing. With what was seen, for curves."""
         if self._clock.now_s() - self._last_line_s >= ALIVE_EVERY_S:
+            if self._text is not None:
+                self._text.day(self._clock.wall_s(), reason)
             told: dict[str, Any] = {}
             if seen is not None and limits is not None:
                 told = {"observation": _short_see(see_of(seen, limits)), "at_s": seen.now_s}
@@ -125,77 +139,51 @@ class Journal:
 
     def write(self, kind: str, **fields: Any) -> None:
         """One line, at once; a failure is remembered and never raised."""
-        now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
-        stamp = {"v": FORMAT, "time": iso(wall_s), "boot_s": now_s}
-        lines = [{**stamp, "kind": kind, **fields}]
-        if self._lost:
-            lines.insert(0, {**stamp, "kind": "gap", "lost": self._lost, "why": self.trouble, "memory": asdict(self._memory)})
-        self._last_line_s = now_s
+        self._last_line_s, wall_s = self._clock.now_s(), self._clock.wall_s()
+        stamp = {"v": FORMAT, "time": iso(wall_s), "boot_s": self._last_line_s}
+        entry = {**stamp, "kind": kind, **fields}
+        trouble, lost = self._trouble, self._lost
         try:
-            self._open(wall_s)
-            for line in lines:
-                self._put(line)
-            self._lost, self.trouble = 0, ""
+            if lost:
+                self._put(wall_s, {**stamp, "kind": "gap", "lost": lost, "why": trouble, "memory": asdict(self._memory)})
+                self._lost = 0
+            self._put(wall_s, entry)
+            self._trouble = ""
         except OSError as error:
-            self._close()
             self._lost += 1
-            self.trouble = f"decisions cannot be logged in {self._folder}: {error.strerror or error}"
-        if gist := _gist(kind, fields):
-            self._say(gist)
+            self._trouble = f"decisions cannot be logged in {self._file.folder}: {error.strerror or error}"
+        if self._trouble and not trouble:
+            self._tell(wall_s, self._trouble, {"kind": "gap", "trouble": self._trouble})
+        if trouble and not self._trouble:
+            missing = "1 line is missing" if lost == 1 else f"{lost} lines are missing"
+            self._tell(wall_s, f"decisions are logged again in {self._file.folder}; {missing}", {"kind": "gap", "lost": lost})
+        if words := gist(kind, fields):
+            self._tell(wall_s, words, entry)
 
-    def _put(self, line: dict[str, Any]) -> None:
-        assert self._fd is not None
-        raw = json.dumps(line, allow_nan=False).encode() + b"\n"
-        if os.write(self._fd, raw) != len(raw):
-            raise OSError(errno.ENOSPC, "only a part of the line was written")
+    def _put(self, wall_s: float, line: dict[str, Any]) -> None:
+        self._file.append(wall_s, json.dumps(line, allow_nan=False).encode() + b"\n")
+
+    def _tell(self, wall_s: float, words: str, entry: dict[str, Any]) -> None:
+        """People, each by their own way: the text log, journald or else whoever started us, `rae-node top`."""
+        self.recent.append((iso(wall_s), words))
+        if self._text is not None:
+            self._text.say(wall_s, words)
+        sent = self._journald is not None and self._journald.send(words, entry)
+        if not sent and entry["kind"] != "start":  # who starts it by hand sees that it has started
+            self._say(words)
+
+    @property
+    def trouble(self) -> str:
+        """Why lines are being lost; empty while none is."""
+        return self._trouble or (self._text.trouble if self._text is not None else "")
 
     def close(self) -> None:
-        """Let go of the file."""
-        self._close()
-
-    def _open(self, wall_s: float) -> None:
-        day = _day(wall_s)
-        path = self._folder / f"decisions-{day}.jsonl"
-        if self._fd is not None and day == self._day and _same(self._fd, path):
-            return
-        self._close()
-        self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")  # a line torn by a power cut is closed, so that ours stands alone
-        if day != self._day:
-            self._day = day
-            self._forget_old(wall_s)
-
-    def _forget_old(self, wall_s: float) -> None:
-        """Today and the days before it, `keep_days` in all, are kept; noon is in no hour that a clock change skips."""
-        local = time.localtime(wall_s)
-        noon_s = time.mktime((local.tm_year, local.tm_mon, local.tm_mday, 12, 0, 0, 0, 0, -1))
-        oldest = _day(noon_s - (self._keep_days - 1) * DAY_S)
-        for name in os.listdir(self._folder):
-            if (match := _NAME.match(name)) and match[1] < oldest:
-                with contextlib.suppress(OSError):  # tomorrow again; today's line is what counts
-                    os.unlink(self._folder / name)
-
-    def _close(self) -> None:
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            with contextlib.suppress(OSError):  # a dying disk says so once more; the write has said it already
-                os.close(fd)
-
-
-def _same(fd: int, path: Path) -> bool:
-    """The open file is still the one at this path: a deleted or moved file takes lines silently."""
-    try:
-        here, there = os.fstat(fd), path.stat()
-    except FileNotFoundError:
-        return False
-    return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)
-
-
-def _day(wall_s: float) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(wall_s))
+        """Let go of the files."""
+        self._file.close()
+        if self._text is not None:
+            self._text.close()
+        if self._journald is not None:
+            self._journald.close()
 
 
 def _short_see(see: dict[str, Any]) -> dict[str, Any]:
@@ -220,50 +208,6 @@ def cause(plan: Plan) -> str:
     return ""
 
 
-def _gist(kind: str, fields: dict[str, Any]) -> str:
-    """The line in words, for people."""
-    match kind:
-        case "decision":
-            row = fields["row"] or "no row"
-            move = fields["from"] if fields["from"] == fields["to"] else f"{fields['from']} → {fields['to']}"
-            return _because(f"{move}: {row}" + _about(fields["task"] or {}, "({})"), fields["reason"])
-        case "effect":
-            mark = "done" if fields["ok"] else "FAILED"
-            return _because(f"  {fields['effect']} {mark} in {fields['took_s'] * 1000:.0f} ms", fields["detail"])
-        case "config":
-            return f"configuration refused: {fields['problem']}" if "problem" in fields else ""
-        case "link":
-            event = str(fields["event"])
-            where = fields.get("url", "") if event in ("up", "down", "lost") else ""
-            task = {"type": fields.get("type"), "id": fields.get("task")}
-            as_new = f" as {_short(fields['new_task'])}" if "new_task" in fields else ""
-            failed = " (failed)" if fields.get("error") else ""
-            text = f"link: {event}" + (f" {where}" if where else "") + _about(task, "{}") + as_new + failed
-            return _because(text, fields.get("reason", ""))
-        case "operator":
-            until = f" until {fields['until']}" if fields.get("until") and fields["until"] != "until resumed" else ""
-            return _because(f"operator: {fields['word']}{until}", fields.get("trouble", ""))
-        case "alive":
-            return f"presence: {fields['presence']}" if "presence" in fields else ""
-        case "stop":
-            return _because("stopped", fields["reason"])
-    return ""
-
-
-def _because(text: str, reason: str) -> str:
-    return f"{text}: {reason}" if reason else text
-
-
-def _about(task: Mapping[str, Any], form: str) -> str:
-    words = " ".join(filter(None, (task.get("type"), _short(task.get("id")))))
-    return " " + form.format(words) if words else ""
-
-
-def _short(task_id: str | None) -> str:
-    """Enough of an id to tell tasks apart; the file has it whole."""
-    return f"{task_id[:8]}…" if task_id and len(task_id) > 12 else task_id or ""
-
-
 def files(paths: Iterable[Path]) -> list[Path]:
     """Journal files in order of their day: files as given, folders by their `decisions-*.jsonl`."""
     found: list[Path] = []
@@ -282,7 +226,7 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, raw in enumerate(file, 1):
             try:
                 entry = json.loads(raw)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(entry, dict) and entry.get("v") == FORMAT and isinstance(entry.get("kind"), str):
                 yield number, entry

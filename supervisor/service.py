@@ -6,6 +6,7 @@ Imports no command line. Configuration errors are told before anything heavy is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import gc
@@ -29,9 +30,10 @@ LOCK_NAME: Final = "daemon.lock"
 
 
 def say(text: str) -> None:
-    """One line for people: journald's, or the terminal's."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line for people: journald's, or the terminal's. Nobody may listen any more; the node goes on."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def serve(folder: Path, *, unattended: bool = False) -> int:
@@ -142,7 +144,9 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     from supervisor.daemon import Daemon, InvariantBroken
     from supervisor.effects.systemd import Notifier
     from supervisor.journal import Journal
+    from supervisor.journald import of_service
     from supervisor.node import Node
+    from supervisor.textlog import TextLog
     from supervisor.version import VERSION
 
     clock, notifier = SystemClock(), Notifier()
@@ -159,7 +163,8 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     node.will.hindrances["folders"] = obstacles[0] if obstacles else ""
     # A task was in flight when the last life ended: the rest that it earned is not skipped (R4).
     memory = Memory(since_s=now_s, cooldown_from_s=now_s if _crashed(config.paths.state) else None)
-    journal = Journal(config.paths.logs, clock, config.node.logs.keep_days, say)
+    keep_days, journald = config.node.logs.keep_days, of_service(os.environ)
+    journal = Journal(config.paths.logs, clock, keep_days, say, TextLog(config.paths.logs, keep_days), journald)
     daemon = Daemon(node, Lifecycle(config.limits, memory=memory), journal, clock, notifier)
     node.on_event = daemon.event
     journal.start(VERSION, config.limits, memory)

@@ -97,7 +97,7 @@ def test_a_full_or_read_only_log_folder_does_not_stop_it(tmp_path: Path) -> None
         with daemon(folder, argv=[*box, *RAE_NODE, "run"]) as node:
             node.wait_for("READY")
             inside = Path(f"/proc/{node.pid}/root{logs}")
-            (journal,) = inside.iterdir()
+            (journal,) = inside.glob("decisions-*")
 
             def fill() -> None:
                 fd = os.open(inside / "ballast", os.O_WRONLY | os.O_CREAT)

@@ -127,7 +127,7 @@ def test_rotation_is_exercised(tmp_path: Path) -> None:
 
 def test_rotation_that_keeps_too_much_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = NodeFolder.make(tmp_path / "n")
-    monkeypatch.setattr("supervisor.journal.Journal._forget_old", lambda self, wall_s: None)
+    monkeypatch.setattr("supervisor.dayfile.DayFile._forget_old", lambda self, wall_s: None)
     assert inside.rotation(load(folder.path)).ok is False
 
 

@@ -1,0 +1,99 @@
+"""A file a day in one folder, kept so many days (R16): whole lines appended, a new file at local midnight.
+
+Whatever happens to folder or file meanwhile is looked at before each line: deleted, moved away, days off, a clock that
+changes. Nothing is made up for: what cannot be written is an OSError, for the caller to remember.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from pathlib import Path
+from typing import Final
+
+DAY_S: Final = 86400.0
+
+
+class DayFile:
+    """Appends to `folder`/`stem`-YYYY-MM-DD`suffix`; today's and the `keep_days` - 1 before it stay."""
+
+    def __init__(self, folder: Path, stem: str, suffix: str, keep_days: int) -> None:
+        self.folder = folder
+        self._stem, self._suffix = stem, suffix
+        self._keep_days = keep_days
+        self._name = pattern(stem, suffix)
+        self._fd: int | None = None
+        self._day = ""
+
+    def append(self, wall_s: float, raw: bytes) -> None:
+        """Write one line, with its line end, into the file of that time (seconds since the epoch).
+
+        Raises:
+            OSError: it is not there, or only a part of it.
+        """
+        try:
+            self._open(wall_s)
+            assert self._fd is not None
+            if os.write(self._fd, raw) != len(raw):
+                raise OSError(errno.ENOSPC, "only a part of the line was written")
+        except OSError:
+            self.close()
+            raise
+
+    def begun(self, wall_s: float) -> bool:
+        """The file of that time has been written to."""
+        return self._fd is not None and self._day == day_of(wall_s)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            with contextlib.suppress(OSError):  # a dying disk says so once more; the write has said it already
+                os.close(fd)
+
+    def _open(self, wall_s: float) -> None:
+        day = day_of(wall_s)
+        path = self.folder / f"{self._stem}-{day}{self._suffix}"
+        if self._fd is not None and day == self._day and _same(self._fd, path):
+            return
+        self.close()
+        self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            os.write(self._fd, b"\n")  # a line torn by a power cut is closed, so that ours stands alone
+        if day != self._day:
+            self._day = day
+            self._forget_old(wall_s)
+
+    def _forget_old(self, wall_s: float) -> None:
+        """Today and the days before it, `keep_days` in all, are kept; noon is in no hour that a clock change skips."""
+        local = time.localtime(wall_s)
+        noon_s = time.mktime((local.tm_year, local.tm_mon, local.tm_mday, 12, 0, 0, 0, 0, -1))
+        oldest = day_of(noon_s - (self._keep_days - 1) * DAY_S)
+        for name in os.listdir(self.folder):
+            if (match := self._name.match(name)) and match[1] < oldest:
+                with contextlib.suppress(OSError):  # tomorrow again; today's line is what counts
+                    os.unlink(self.folder / name)
+
+
+def pattern(stem: str, suffix: str) -> re.Pattern[str]:
+    """What the names of such files match; its group is the day."""
+    return re.compile(rf"^{re.escape(stem)}-(\d{{4}}-\d{{2}}-\d{{2}}){re.escape(suffix)}$")
+
+
+def day_of(wall_s: float) -> str:
+    """The local day of a time in seconds since the epoch."""
+    return time.strftime("%Y-%m-%d", time.localtime(wall_s))
+
+
+def _same(fd: int, path: Path) -> bool:
+    """The open file is still the one at this path: a deleted or moved file takes lines silently."""
+    try:
+        here, there = os.fstat(fd), path.stat()
+    except FileNotFoundError:
+        return False
+    return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)

@@ -1,0 +1,67 @@
+"""The gist of a journal line in words, for people: the terminal, the text log, journald, `rae-node top` (R16).
+
+One line each: what others put into a reason (a control node's answer, a task's id) cannot begin a second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+LONGEST: Final = 1000
+
+
+def gist(kind: str, fields: Mapping[str, Any]) -> str:
+    """The line in one line of words; empty where there is nothing to say."""
+    return one_line(_words(kind, fields))
+
+
+def one_line(text: str) -> str:
+    """`text` without line ends and other signs that a terminal obeys, and not too long."""
+    clean = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+    return clean if len(clean) <= LONGEST else clean[: LONGEST - 1] + "…"
+
+
+def _words(kind: str, fields: Mapping[str, Any]) -> str:
+    match kind:
+        case "start":
+            return f"rae-node {fields['version']} has started"
+        case "decision":
+            row = fields["row"] or "no row"
+            move = fields["from"] if fields["from"] == fields["to"] else f"{fields['from']} → {fields['to']}"
+            return _because(f"{move}: {row}" + _about(fields["task"] or {}, "({})"), fields["reason"])
+        case "effect":
+            mark = "done" if fields["ok"] else "FAILED"
+            return _because(f"  {fields['effect']} {mark} in {fields['took_s'] * 1000:.0f} ms", fields["detail"])
+        case "config":
+            return f"configuration refused: {fields['problem']}" if "problem" in fields else ""
+        case "link":
+            event = str(fields["event"])
+            where = fields.get("url", "") if event in ("up", "down", "lost") else ""
+            task = {"type": fields.get("type"), "id": fields.get("task")}
+            as_new = f" as {_short(fields['new_task'])}" if "new_task" in fields else ""
+            failed = " (failed)" if fields.get("error") else ""
+            text = f"link: {event}" + (f" {where}" if where else "") + _about(task, "{}") + as_new + failed
+            return _because(text, fields.get("reason", ""))
+        case "operator":
+            until = f" until {fields['until']}" if fields.get("until") and fields["until"] != "until resumed" else ""
+            return _because(f"operator: {fields['word']}{until}", fields.get("trouble", ""))
+        case "alive":
+            return f"presence: {fields['presence']}" if "presence" in fields else ""
+        case "stop":
+            return _because("stopped", fields["reason"])
+    return ""
+
+
+def _because(text: str, reason: str) -> str:
+    return f"{text}: {reason}" if reason else text
+
+
+def _about(task: Mapping[str, Any], form: str) -> str:
+    words = " ".join(filter(None, (task.get("type"), _short(task.get("id")))))
+    return " " + form.format(words) if words else ""
+
+
+def _short(task_id: str | None) -> str:
+    """Enough of an id to tell tasks apart; the file has it whole."""
+    return f"{task_id[:8]}…" if task_id and len(task_id) > 12 else task_id or ""

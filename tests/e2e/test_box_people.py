@@ -1,0 +1,85 @@
+"""The node on a real systemd as people meet it: journald's fields, the log files, and who may say a word without root."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+
+import pytest
+from support.running import NodeFolder
+from support.sysbox import SysBox, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.box]
+
+CONFIG = "/mnt/share/node"
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SysBox]:
+    """A node run by systemd as anna, with journald beside it; bob is in her group, carl is not."""
+    with SysBox(tmp_path_factory.mktemp("people")) as box:
+        for name in ("anna", "bob", "carl"):
+            box.add_user(name)
+        box.run("usermod", "-aG", "anna", "bob")
+        NodeFolder.make(box.share / "node")
+        box.run("chown", "-R", "anna:anna", CONFIG)
+        box.run(
+            "systemd-run", "-q", "--unit=rae-node", "-pType=notify", "-pUser=anna", "-pStandardError=journal",
+            "-EPYTHONPATH=" + box.env["PYTHONPATH"], box.python, "-m", "supervisor.service", "--config", CONFIG,
+        )
+        wait_for(lambda: '"READY"' in cli(box, "anna", "status", "--json")[1], lambda: box.sh("journalctl -o cat"), 30)
+        yield box
+
+
+def cli(box: SysBox, user: str, *words: str) -> tuple[int, str, str]:
+    done = box.run(box.python, "-m", "supervisor.cli.main", *words, "--config", CONFIG, user=user, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_decisions_reach_journald_with_their_fields(box: SysBox) -> None:
+    lines = [json.loads(line) for line in box.sh("journalctl -u rae-node -o json RAE_KIND=decision").splitlines()]
+    assert [line["RAE_ROW"] for line in lines[:2]] == ["switched-on", "safe"]
+    last = lines[1]
+    assert last["MESSAGE"] == "IDLE_WAIT → READY: safe"
+    assert (last["RAE_FROM"], last["RAE_TO"], last["RAE_GUARD_USER_AWAY"]) == ("IDLE_WAIT", "READY", "ok")
+    assert (last["PRIORITY"], last["SYSLOG_IDENTIFIER"], last["_SYSTEMD_UNIT"]) == ("6", "rae-node", "rae-node.service")
+    verbose = box.sh("journalctl -u rae-node -o verbose RAE_ROW=safe")
+    print(verbose)
+    assert "    RAE_TO=READY\n" in verbose
+    said = box.sh("journalctl -u rae-node -o cat").splitlines()
+    assert said.count("IDLE_WAIT → READY: safe") == 1, "nothing is said twice"
+
+
+def test_the_log_files_lie_beside_each_other(box: SysBox) -> None:
+    names = box.sh(f"ls {CONFIG}/logs").split()
+    assert [name[:9] for name in names] == ["decisions", "rae-node-"]
+    assert "  IDLE_WAIT → READY: safe\n" in box.sh(f"cat {CONFIG}/logs/rae-node-*.log")
+
+
+def test_members_of_the_nodes_group_say_a_word_without_root(box: SysBox) -> None:
+    code, out, errors = cli(box, "carl", "pause", "2h")
+    assert (code, out) == (1, "")
+    assert "only root, the node's user and members of its group" in errors
+    code, out, errors = cli(box, "bob", "pause", "2h")
+    assert (code, errors) == (0, "")
+    assert out.startswith("paused until ")
+    assert cli(box, "carl", "status")[1].startswith("DISABLED: paused until "), "anybody may look"
+    assert cli(box, "bob", "resume")[0] == 0
+    wait_for(lambda: cli(box, "carl", "status")[1].startswith("READY:"), "READY again", 30)
+
+
+def test_a_journald_that_hangs_or_is_gone_stops_nothing(box: SysBox) -> None:
+    journald = int(box.run("systemctl", "show", "-P", "MainPID", "systemd-journald").stdout)
+    box.run("kill", f"-{signal.SIGSTOP}", str(journald))
+    try:
+        for _ in range(30):
+            assert cli(box, "bob", "pause")[0] == 0
+            assert cli(box, "bob", "resume")[0] == 0
+    finally:
+        box.run("kill", f"-{signal.SIGCONT}", str(journald))
+    box.run("systemctl", "kill", "-s", "KILL", "systemd-journald")
+    assert cli(box, "bob", "pause")[0] == 0
+    assert cli(box, "bob", "resume")[0] == 0
+    wait_for(lambda: cli(box, "carl", "status")[1].startswith("READY:"), "READY again", 30)
+    wait_for(lambda: "operator: resume" in box.sh("journalctl -b -o cat -n 50"), "journald is back, and hears us", 20)
