@@ -19,6 +19,10 @@ class StartFailed(Exception):
     """The task could not be started; the text is the task's error, never a payload."""
 
 
+class FreezeFailed(Exception):
+    """The task could not be frozen or thawed; the text says why. Where freezing failed, it runs on."""
+
+
 class RunningTask(Protocol):
     """A task's process tree."""
 
@@ -48,6 +52,23 @@ class RunningTask(Protocol):
 
     def cpu_s(self) -> float:
         """CPU seconds used by the tree so far, of living and of reaped processes."""
+        ...
+
+    async def freeze(self) -> str:
+        """Stop all of its processes where they are, and see them stopped; in words ("frozen 2 ms"). They keep their memory,
+        VRAM too. A frozen task may be stopped like any other. Bounded by some seconds.
+
+        Raises:
+            FreezeFailed: not all of them stopped in time, or it is none that can be frozen: it runs on.
+        """
+        ...
+
+    async def thaw(self) -> str:
+        """Let it run on after `freeze`; in words. Of a task that was not frozen, or is gone: nothing happens.
+
+        Raises:
+            FreezeFailed: nobody answered; whether it runs is not known.
+        """
         ...
 
     async def stop(self, grace_s: float) -> str:

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import msgspec
 
 from supervisor.executors import containment as containing
 from supervisor.executors import holds
-from supervisor.executors.base import StartFailed, StopFailed, Wake
+from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed, Wake
 from supervisor.executors.containment import Containment
 from supervisor.executors.pipes import Pipes
 from supervisor.settings import TaskType
@@ -100,6 +101,7 @@ class CommandTask:
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._waiting: list[asyncio.Future[str]] = []  # of stop
+        self._on_ice: deque[asyncio.Future[str]] = deque()  # of freeze and thaw, in their order
         self._rescue: asyncio.Task[None] | None = None
         self._heard = b""
         self._keeper_over = False
@@ -141,6 +143,28 @@ class CommandTask:
         if self._alive:
             self._cpu_s = max(self._cpu_s, self._tree.cpu_s())
         return self._cpu_s
+
+    async def freeze(self) -> str:
+        """See RunningTask."""
+        if not self._alive:
+            raise FreezeFailed("it is gone already")
+        return await self._ice({"freeze": True})
+
+    async def thaw(self) -> str:
+        """See RunningTask."""
+        return await self._ice({"thaw": True}) if self._alive else "gone already"
+
+    async def _ice(self, order: Mapping[str, Any]) -> str:
+        """Have the keeper freeze or thaw."""
+        if not self._say(order):
+            raise FreezeFailed("its keeper was killed")
+        word: asyncio.Future[str] = self._loop.create_future()
+        self._on_ice.append(word)
+        try:
+            async with asyncio.timeout(ANSWER_LIMIT_S):
+                return await word
+        except TimeoutError:
+            raise FreezeFailed("its keeper did not answer") from None
 
     async def stop(self, grace_s: float) -> str:
         """See RunningTask. The keeper carries it out; when it does not answer, we do. It may be called again meanwhile:
@@ -278,6 +302,14 @@ class CommandTask:
                     self._started.set_exception(StartFailed(word["failed"]))
                 else:
                     self._started.set_result(None)
+        elif "ice" in word:
+            asked = self._on_ice.popleft()
+            if asked.done():  # nobody waits for it any more
+                return
+            if word["ok"]:
+                asked.set_result(word["ice"])
+            else:
+                asked.set_exception(FreezeFailed(word["ice"]))
         elif "left" in word:
             self._answer(StopFailed(f"still alive after the kill: {', '.join(word['left'])} ({word['rungs']})"))
         elif "gone" in word:
@@ -304,6 +336,9 @@ class CommandTask:
     def _let_go(self) -> None:
         """Be done with the keeper and the pipes."""
         self._alive = False
+        while self._on_ice:
+            if not (asked := self._on_ice.popleft()).done():
+                asked.set_exception(FreezeFailed("it ended meanwhile"))
         self._close_control()
         self._pipes.finish()
         self._reap()

@@ -9,8 +9,9 @@ A task runs as the same user and can kill its keeper. Its main process then dies
 which sees the keeper end, clears away what is left by cgroup and by the mark in the environment.
 
 Control protocol, one JSON object a line. From the daemon: the start order (see `Keeper.start`), then any number of
-{"stop": grace_s}. To the daemon: {"started": pid} or {"failed": reason}, {"left": [..]} for a kill that left something,
-and last {"gone": wait status or null, "cpu_s": …, "rungs": …}.
+{"stop": grace_s}, {"freeze": true} and {"thaw": true}. To the daemon: {"started": pid} or {"failed": reason}, {"left": [..]}
+for a kill that left something, an {"ice": words, "ok": bool} for each freeze and thaw, in their order, and last
+{"gone": wait status or null, "cpu_s": …, "rungs": …}.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Keeper:
         self.rungs: list[str] = []
         self.asked_s: float | None = None  # when a stop was ordered first
         self.kill_at_s: float | None = None
+        self.frozen = False  # by a freeze order
         self.tree = holds.hold(os.getpid(), None)
         self._buffer = b""
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -195,6 +197,28 @@ class Keeper:
             self.tree.thaw()
             self.rung("term")
 
+    def freeze(self) -> tuple[bool, str]:
+        """Freeze the tree until it is thawed or stopped; what cannot be frozen in time runs on."""
+        if self.asked_s is not None:
+            return False, "it is being stopped"
+        begun_s = time.monotonic()
+        self.frozen = self.tree.freeze(FREEZE_LIMIT_S)
+        took_ms = (time.monotonic() - begun_s) * 1000
+        if not self.frozen:
+            self.tree.relax()
+            self.tree.thaw()
+        return self.frozen, f"{'frozen' if self.frozen else 'not frozen, and thawed again after'} {took_ms:.0f} ms"
+
+    def thaw(self) -> tuple[bool, str]:
+        """Let a frozen tree run on, last in line again."""
+        if self.asked_s is not None or not self.frozen:
+            return True, "was not frozen" if self.asked_s is None else "it is being stopped"
+        begun_s = time.monotonic()
+        self.frozen = False
+        self.tree.relax()
+        self.tree.thaw()
+        return True, f"thawed {(time.monotonic() - begun_s) * 1000:.0f} ms"
+
     def kill(self) -> bool:
         """SIGKILL until nothing is left, for at most KILL_LIMIT_S seconds."""
         until_s = time.monotonic() + KILL_LIMIT_S
@@ -240,8 +264,12 @@ class Keeper:
                 self.kill_at_s = time.monotonic() + _AGAIN_S
 
     def obey(self, orders: list[dict[str, object]]) -> None:
-        """Carry out stop orders, and the one that is implied when the daemon is lost."""
+        """Carry out orders, and the stop that is implied when the daemon is lost."""
         for order in orders:
+            if "freeze" in order or "thaw" in order:
+                ok, words = self.freeze() if "freeze" in order else self.thaw()
+                self.tell(ice=words, ok=ok)
+                continue
             grace_s = order.get("stop")
             self.stop(grace_s if isinstance(grace_s, int | float) else 0.0)
         if self.daemon_lost:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.control_url import host_of, is_loopback
-from supervisor.executors.base import StartFailed, StopFailed, Wake
+from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed, Wake
 from supervisor.settings import TaskType
 from supervisor.sources.base import Claim
 
@@ -116,6 +116,14 @@ class OllamaTask:
     def begin(self) -> None:
         """Send the first request, in a task of its own."""
         self._job = self._loop.create_task(self._run())
+
+    async def freeze(self) -> str:
+        """See RunningTask: never. The model computes in Ollama's own processes, another user's, which serve others too."""
+        raise FreezeFailed("a request to Ollama cannot be frozen, only cut: the model computes in Ollama's own processes")
+
+    async def thaw(self) -> str:
+        """See RunningTask."""
+        return "was not frozen"
 
     async def stop(self, grace_s: float) -> str:
         """Cut the request, ask Ollama to unload, wait for that for three seconds at most.

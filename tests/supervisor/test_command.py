@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -18,7 +20,7 @@ from support.trees import alive, command, marked_with, pids_in, until_async
 
 from supervisor.effects.workdir import Workdir
 from supervisor.executors import command as command_module
-from supervisor.executors.base import StartFailed, StopFailed
+from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed
 from supervisor.executors.command import CommandExecutor, CommandTask
 from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment, detect
 from supervisor.settings import TaskType
@@ -277,7 +279,8 @@ def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: f
     run(held, tmp_path, body)
 
 
-def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path) -> None:
+@pytest.mark.parametrize("then", ["stop", "kill"])
+def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path, then: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
 
@@ -287,14 +290,66 @@ def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path)
     async def body(bench: Bench) -> None:
         task = await bench.start(*command("nasty", "12", str(out)))
         await until_async(lambda: len(pids_in(out)) == 12 and all(counters()))
-        tree = task._tree
-        assert tree.freeze(5.0)
-        before, used_s = counters(), task.cpu_s()
-        await asyncio.sleep(0.2)
-        assert counters() == before
-        assert task.cpu_s() - used_s < 0.05
-        tree.thaw()
-        await until_async(lambda: all(now != was for now, was in zip(counters(), before, strict=True)), what="all run on")
+        for _ in range(3):
+            assert re.fullmatch(r"frozen \d+ ms", await task.freeze())
+            before, used_s = counters(), task.cpu_s()
+            await asyncio.sleep(0.1)
+            assert counters() == before
+            assert task.cpu_s() - used_s < 0.05
+            assert re.fullmatch(r"thawed \d+ ms", await task.thaw())
+            await until_async(lambda: all(a != b for a, b in zip(counters(), before, strict=True)), what="all run on")  # noqa: B023
+        assert await task.thaw() == "was not frozen"
+        await task.freeze()
+        assert (await task.stop(0.2 if then == "stop" else 0)).startswith("frozen ")
+        assert not [pid for pid in pids_in(out) if alive(pid)]
+        assert await task.thaw() == "gone already"
+        with pytest.raises(FreezeFailed, match="it is gone already"):
+            await task.freeze()
+
+    run(held, tmp_path, body)
+
+
+def test_a_task_that_is_being_stopped_is_not_thawed(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done")
+        await until_async((bench.folder / "up").exists)
+        await task.freeze()
+        stopping = asyncio.create_task(task.stop(0.5))
+        await asyncio.sleep(0.05)
+        with pytest.raises(FreezeFailed, match="it is being stopped"):
+            await task.freeze()
+        assert await task.thaw() == "it is being stopped"
+        await stopping
+        assert not task.alive
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_freeze_without_a_keeper_fails_in_words(
+    held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
+) -> None:
+    monkeypatch.setattr(command_module, "ANSWER_LIMIT_S", 0.3)
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sleep", "1000")
+        os.kill(task._keeper.pid, blow)
+        with pytest.raises(FreezeFailed, match=r"its keeper (was killed|did not answer)|it ended|it is gone"):
+            await task.freeze()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(task._keeper.pid, signal.SIGCONT)
+
+    run(held, tmp_path, body)
+
+
+def test_a_freeze_given_up_does_not_confuse_the_next(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sleep", "1000")
+        given_up = asyncio.create_task(task.freeze())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        assert (await task.thaw()).startswith("thawed")
+        assert (await task.freeze()).startswith("frozen")
 
     run(held, tmp_path, body)
 

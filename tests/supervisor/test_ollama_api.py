@@ -14,7 +14,7 @@ import pytest
 from support.ollama_server import OllamaServer, answer, line
 
 from supervisor.executors import ollama_api
-from supervisor.executors.base import StartFailed
+from supervisor.executors.base import FreezeFailed, StartFailed
 from supervisor.executors.ollama_api import OllamaExecutor, OllamaTask
 from supervisor.settings import TaskType
 from supervisor.sources.base import Claim
@@ -162,5 +162,17 @@ def test_ollamas_processes_count_as_the_tasks(tmp_path: Path) -> None:
                     runner.kill()
             await task.stop(0)
             assert task.pids() == frozenset()
+
+    asyncio.run(go())
+
+
+def test_a_request_cannot_be_frozen() -> None:
+    async def go() -> None:
+        async with OllamaServer(lambda _: [None]) as server:
+            task, _ = await begin(server, "llm_inference", {"prompt": "hi"})
+            with pytest.raises(FreezeFailed, match="a request to Ollama cannot be frozen, only cut"):
+                await task.freeze()
+            assert await task.thaw() == "was not frozen"
+            await task.stop(0)
 
     asyncio.run(go())

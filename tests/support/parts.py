@@ -95,6 +95,12 @@ class ScriptedTask:
         """See RunningTask."""
         return 1.5
 
+    async def freeze(self) -> str:
+        return "frozen 0 ms"
+
+    async def thaw(self) -> str:
+        return "thawed 0 ms"
+
     async def stop(self, grace_s: float) -> str:
         """See RunningTask."""
         self.graces.append(grace_s)
