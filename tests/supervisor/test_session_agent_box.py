@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.desk import pty_login, session, sway, tell_manager, xvfb
 from support.displays import missing
 from support.login1 import eventually
 from support.sysbox import REPO, SysBox, wait_for
@@ -80,47 +79,15 @@ def beside(box: SysBox, story: Callable[[Node], Awaitable[None]], max_age_s: flo
     asyncio.run(run())
 
 
-@contextlib.contextmanager
-def session(box: SysBox, kind: str, seat: str = "seat0") -> Iterator[tuple[str, dict[str, str]]]:
-    """A session of anna's, and the environment of its programs."""
-    unit, number = box.open_session("anna", kind=kind, seat=seat)
-    uid = box.run("id", "-u", "anna").stdout.strip()
-    runtime = f"/run/user/{uid}"
-    env = {
-        "HOME": "/home/anna", "XDG_RUNTIME_DIR": runtime, "WLR_BACKENDS": "headless", "WLR_LIBINPUT_NO_DEVICES": "1",
-        "WLR_RENDERER": "pixman", "SWAYSOCK": f"{runtime}/sway.sock", "WAYLAND_DISPLAY": "wayland-1",
-    }  # fmt: skip
-    try:
-        yield number, env
-    finally:
-        box.close_session(unit, number)
-        wait_for(lambda: not box.sessions(), "no session")
-        box.run("systemctl", "stop", f"user@{uid}.service")  # or logind keeps it for ten seconds
-        wait_for(lambda: not (box.root / runtime.removeprefix("/")).exists(), "the end of the user's manager", 30)
-
-
-@contextlib.contextmanager
-def sway(box: SysBox, env: dict[str, str]) -> Iterator[None]:
-    (box.root / "home/anna/sway.conf").write_text("output HEADLESS-1 resolution 320x240\nxwayland disable\n")
-    settings = [f"-E{name}={value}" for name, value in env.items() if name != "WAYLAND_DISPLAY"]
-    start = ["systemd-run", "-q", "--unit=sway", "--collect", "-pUser=anna", "-pKillSignal=SIGKILL", *settings]
-    box.run(*start, "sway", "-c", "/home/anna/sway.conf")
-    try:
-        wait_for(lambda: box.run("swaymsg", "-q", user="anna", env=env, check=False).returncode == 0, "sway")
-        yield
-    finally:
-        box.run("systemctl", "stop", "sway")
-
-
 @pytest.mark.skipif(bool(missing("sway", "swaymsg", "wtype")), reason=missing("sway", "swaymsg", "wtype"))
 @pytest.mark.usefixtures("_installed")
 def test_a_wayland_login_is_watched_by_itself(box: SysBox) -> None:
     async def story(node: Node) -> None:
-        with session(box, "wayland") as (number, env):
+        with session(box, "anna", "wayland") as (number, env):
             await node.until(lambda p: "idle time unknown: the session agent finds no display" in p.present, "the agent")
-            with sway(box, env):
+            with sway(box, "anna", env) as press:
                 await node.until(lambda p: not p.present and "org_kde_kwin_idle on wayland-1" in p.sign, "away")
-                await asyncio.to_thread(box.run, "wtype", "a", user="anna", env=env)
+                await asyncio.to_thread(press)
                 await node.until(lambda p: f"session {number} of anna active on seat0 (org_kde" in p.present, "a key")
                 await node.until(lambda p: not p.present, "away again")
                 box.run("systemctl", "--user", "-M", "anna@", "kill", "-sKILL", UNIT)
@@ -140,7 +107,7 @@ def test_a_wayland_login_is_watched_by_itself(box: SysBox) -> None:
 @pytest.mark.usefixtures("_installed")
 def test_a_hung_compositor_is_no_proof(box: SysBox) -> None:
     async def story(node: Node) -> None:
-        with session(box, "wayland") as (_, env), sway(box, env):
+        with session(box, "anna", "wayland") as (_, env), sway(box, "anna", env):
             await node.until(lambda p: not p.present and "org_kde" in p.sign, "away")
             box.run("systemctl", "kill", "-sSTOP", "sway")
             await node.until(lambda p: "does not answer" in p.present, "unknown")
@@ -156,17 +123,13 @@ def test_an_x11_login_whose_display_the_users_manager_knows(box: SysBox) -> None
     """logind does not know it, as after startx: the session has told its manager."""
 
     async def story(node: Node) -> None:
-        with session(box, "x11") as (number, env):
-            server = box.popen("Xvfb", ":7", "-screen", "0", "320x240x24", "-nolisten", "tcp", user="anna", env=env,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-            wait_for((box.root / "tmp/.X11-unix/X7").exists, "Xvfb")
-            await node.until(lambda p: "the session agent finds no display" in p.present, "the agent, before it is told")
-            box.run("systemctl", "--user", "-M", "anna@", "set-environment", "DISPLAY=:7")
-            await node.until(lambda p: not p.present and "XSync IDLETIME of display :7" in p.sign, "away")
-            await asyncio.to_thread(box.run, "xdotool", "key", "a", user="anna", env={**env, "DISPLAY": ":7"})
-            await node.until(lambda p: f"session {number} of anna active on seat0 (XSync" in p.present, "a key")
-            box.run("pkill", "-KILL", "-x", "Xvfb")
-            server.wait(10)
+        with session(box, "anna", "x11") as (number, env):
+            with xvfb(box, "anna", env) as press:
+                await node.until(lambda p: "the session agent finds no display" in p.present, "the agent, before it is told")
+                tell_manager(box, "anna", DISPLAY=":7")
+                await node.until(lambda p: not p.present and "XSync IDLETIME of display :7" in p.sign, "away")
+                await asyncio.to_thread(press)
+                await node.until(lambda p: f"session {number} of anna active on seat0 (XSync" in p.present, "a key")
             await node.until(lambda p: "idle time unknown: display :7" in p.present, "the display's end")
 
     beside(box, story)
@@ -177,18 +140,12 @@ def test_typing_over_ssh_is_seen_at_once(box: SysBox) -> None:
     """A login on a pty of its own, as sshd makes it; the agent comes with it."""
 
     async def story(node: Node) -> None:
-        login = box.popen(
-            "script", "-qfec", "login -f anna", "/dev/null",
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert login.stdin
-        try:
+        with pty_login(box, "anna") as type_line:
             await eventually(lambda: node.desktop._reports, "the agent's report", 15)
             await asyncio.sleep(1)  # the shell has begun to read
             for _ in range(2):
                 begun_s = CLOCK.now_s()
-                login.stdin.write(b"true\n")
-                login.stdin.flush()
+                type_line()
 
                 def typed(begun_s: float = begun_s) -> bool:
                     now = node.desktop.latest(CLOCK.now_s())
@@ -196,8 +153,6 @@ def test_typing_over_ssh_is_seen_at_once(box: SysBox) -> None:
 
                 await eventually(typed, f"a keystroke; {node.desktop.describe()}", 3)
                 await asyncio.sleep(1.1)
-        finally:
-            login.communicate(b"exit\n")
         box.run("systemctl", "stop", "user-*.slice")  # or logind keeps the user's manager for ten seconds
         await eventually(lambda: not node.desktop._reports, "the agent's end with the last session", 30)
 

@@ -207,6 +207,7 @@ class Mutter(Display):
     def __init__(self, bus: str, runtime: Path) -> None:
         super().__init__()
         self.bus, self.runtime = bus, runtime
+        self._let_go: Callable[[], None] = lambda: None
         self.env = {
             "PATH": os.environ["PATH"], "HOME": str(runtime), "XDG_RUNTIME_DIR": str(runtime),
             "DBUS_SESSION_BUS_ADDRESS": bus, "GSETTINGS_BACKEND": "memory", "LIBGL_ALWAYS_SOFTWARE": "1",
@@ -218,6 +219,10 @@ class Mutter(Display):
         self.process = subprocess.Popen(argv, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda: self._call("GetIdletime") == 0, "mutter", 30)
         return self
+
+    def stop(self) -> None:
+        self._let_go()
+        super().stop()
 
     def _call(self, member: str) -> int:
         name = "org.gnome.Mutter.IdleMonitor"
@@ -234,6 +239,7 @@ class Mutter(Display):
         from dbus_fast.aio import MessageBus
 
         bus = await MessageBus(bus_address=self.bus, bus_type=BusType.SYSTEM).connect()
+        self._let_go = bus.disconnect
 
         async def ask(path: str, interface: str, member: str, signature: str = "", *body: object) -> list[Any]:
             answer = await bus.call(Message(MUTTER_REMOTE, path, interface, member, signature=signature, body=list(body)))
