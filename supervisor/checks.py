@@ -13,8 +13,8 @@ from states.observation import NO_TASK, Automation, Observation
 from supervisor.clock import SystemClock
 from supervisor.config import Config
 from supervisor.control import DaemonDown, DaemonMute, ask
-from supervisor.node import Senses
 from supervisor.observer import Source
+from supervisor.senses import Senses
 
 ASK_S: Final = 0.2
 

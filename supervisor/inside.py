@@ -29,9 +29,10 @@ from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
 from supervisor.executors.containment import TreeContainment, detect
 from supervisor.journal import Journal
-from supervisor.node import Senses, key_of
+from supervisor.node import key_of
 from supervisor.observer import Source
 from supervisor.offline.report import GPU, PERSON, UNATTENDED, Check
+from supervisor.senses import Senses
 from supervisor.sensors.base import Quality
 from supervisor.settings import Paths
 from supervisor.sources.token import TokenError

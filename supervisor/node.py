@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from states.memory import State
-from states.observation import NEVER, Host, Observation, Reading, TaskPhase
+from states.observation import Host, Observation, Reading, TaskPhase
 from supervisor.clock import Clock
-from supervisor.config import Config, ConfigErrors, fingerprint, in_hours, load
+from supervisor.config import Config, ConfigErrors, fingerprint, load
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor, ReleaseFailed
 from supervisor.effects.workdir import Workdir
@@ -22,17 +21,9 @@ from supervisor.executors import registry
 from supervisor.executors.base import Executor, StartFailed, StopFailed
 from supervisor.executors.containment import Containment, detect
 from supervisor.minder import Minder
-from supervisor.observer import Observer
 from supervisor.performer import Performer
-from supervisor.sensors.base import PresenceSensor, Wake
-from supervisor.sensors.desktop import Desktop
-from supervisor.sensors.gpus import Gpus
-from supervisor.sensors.host import HostSensor
-from supervisor.sensors.idle_detect import IdleDetect
-from supervisor.sensors.input import InputDevices
-from supervisor.sensors.metered import Metered
-from supervisor.sensors.sessions import Sessions
-from supervisor.sensors.terminals import Terminals
+from supervisor.senses import Senses
+from supervisor.sensors.base import Wake
 from supervisor.settings import TaskType
 from supervisor.slot import Slot
 from supervisor.sources.base import Source
@@ -43,7 +34,6 @@ from supervisor.will import Will
 if TYPE_CHECKING:
     from supervisor.metrics import Metrics
 
-START_S: Final = 3.0
 # The daemon's first tick does not wait for a driver to load: what has not been seen by then is unknown.
 FIRST_TICK_S: Final = 0.01
 # How often a GPU that is in use by others is looked at, to see that it is free again.
@@ -54,81 +44,6 @@ GPU_CHECK_S: Final = 1.0
 LIFE: Final = os.urandom(8).hex()
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
 SWEEP_AGAIN_S: Final = 10.0
-
-
-class Senses:
-    """All sensors of a configuration, and the observer over them; also used for one look without a daemon.
-
-    `daemon`: hold logind's delay locks, and count the start as a sign of the person: what only tells events (a game, a
-    switch of sessions) was not seen before it.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        clock: Clock,
-        own_pids: Callable[[], frozenset[int]] = frozenset,
-        own_cpu_s: Callable[[], float] = lambda: 0.0,
-        bus: SystemBus | None = None,
-        *,
-        daemon: bool = False,
-    ) -> None:
-        self.config = config
-        self.bus = bus or SystemBus()
-        presence: list[PresenceSensor] = []
-        self.desktop = Desktop(
-            clock,
-            config.node.presence,
-            owner=lambda session: self.sessions.owner(session),
-            name_of=lambda uid: self.sessions.name_of(uid),
-        )
-        self.sessions = Sessions(
-            self.bus, clock, config.node.presence, delay_locks=daemon, start_is_sign=daemon, proof=self.desktop.proof
-        )
-        if config.node.presence.sessions:
-            presence += [self.sessions, self.desktop]
-        if config.node.presence.terminals:
-            presence.append(Terminals(clock))
-        self.input: InputDevices | None = None
-        if (setting := config.node.presence).input != "off":
-            self.input = InputDevices(
-                clock,
-                required=setting.input == "required" or not presence,  # alone, it must not take "none" for "nobody"
-                dead_zone=setting.gamepad_dead_zone_percent / 100,
-                ignore_bumps=setting.ignore_bumps,
-            )
-            presence += [self.input, IdleDetect(clock)]
-        self.gpu = Gpus(clock, config.node.gpu, own_pids, max_age_s=config.limits.max_age_gpu_s)
-        self.host = HostSensor(
-            clock,
-            config.node.host,
-            own_cpu_s,
-            in_hours=lambda: in_hours(config.node.work, time.localtime(clock.wall_s())),
-            going_down=lambda: self.sessions.going_down,
-            own_pids=own_pids,
-            metered=None if config.node.host.allow_metered else Metered(self.bus),
-        )
-        first_sign_s = clock.now_s() if daemon else NEVER
-        settle_s = config.node.work.settle_sec if daemon else 0.0
-        self.observer = Observer(presence, self.gpu.latest, self.host.cpu, self.host.host, first_sign_s, settle_s)
-        self._starting: list[asyncio.Task[None]] = []
-
-    async def start(self, wake: Wake, patience_s: float = START_S) -> None:
-        """Start all sensors side by side; returns when all have looked, or after `patience_s` seconds: a sensor that
-        is not up yet is unknown until it is, and wakes the loop then."""
-        jobs = [self.sessions.start(wake), self.gpu.start(wake), self.host.start(wake)]
-        jobs += [s.start(wake) for s in self.observer.presence if s is not self.sessions]
-        self._starting = [asyncio.ensure_future(job) for job in jobs]
-        await asyncio.wait(self._starting, timeout=patience_s)
-
-    async def stop(self) -> None:
-        """Let go of everything."""
-        for job in self._starting:
-            job.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
-        jobs = [self.sessions.stop(), self.gpu.stop(), self.host.stop()]
-        jobs += [s.stop() for s in self.observer.presence if s is not self.sessions]
-        await asyncio.gather(*jobs, return_exceptions=True)
 
 
 class Node:

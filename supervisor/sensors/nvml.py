@@ -41,6 +41,9 @@ DISPLAY_CLASS: Final = "0x03"  # VGA, 3D and other display controllers
 NAP_S: Final = 25.0
 NAP_TRIES: Final = 2
 NO_NAP_S: Final = 600.0
+# A driver that has just been loaded shows 90 percent and more at first (T14). A first sample that is no higher than this is
+# none of those, and is believed at once: it can only err upwards.
+WAKING_PERCENT: Final = 10
 
 
 class PciGpus:
@@ -76,8 +79,8 @@ class PciGpus:
 
 
 class NvmlSensor(GpuWatch):
-    """The reading of the lent NVIDIA GPUs; `settle_s`: seconds between a new helper's first look and the first one that
-    is believed. The rest: see GpuWatch."""
+    """The reading of the lent NVIDIA GPUs; `settle_s`: seconds between a new helper's first look, if that shows a load,
+    and the first one that is believed. The rest: see GpuWatch."""
 
     name = "nvml"
 
@@ -189,7 +192,7 @@ class NvmlSensor(GpuWatch):
         self._failures, self._absent_in = 0, None
         self._looked_at_s = now_s
         fresh, self._fresh = self._fresh, False
-        if fresh and not use.gpu.foreign:
+        if fresh and not use.gpu.foreign and use.gpu.percent > WAKING_PERCENT:
             return self._look_in(self._settle_s)
         self._publish(use, now_s, "NVML" + (f" ({use.note})" if use.note else ""))
         if self._follow_up:

@@ -18,7 +18,7 @@ from support.clock import ManualClock
 from states.observation import NEVER
 from supervisor.clock import SystemClock
 from supervisor.config import load
-from supervisor.node import Senses
+from supervisor.senses import Senses
 from supervisor.sensors import input as input_module
 from supervisor.sensors.input import InputDevices
 from supervisor.sensors.input_device import (

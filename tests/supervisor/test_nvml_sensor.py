@@ -138,6 +138,24 @@ def test_a_quiet_gpu_is_free_and_wakes_nobody_again(standin: StandIn, world: Wor
     play(scene())
 
 
+@pytest.mark.parametrize(("percent", "believed"), [(0, True), (10, True), (11, False), (97, False)])
+def test_a_first_sample_that_shows_a_load_is_discarded(
+    standin: StandIn, world: World, percent: int, believed: bool
+) -> None:
+    """A driver that was just loaded shows 90 percent and more (T14); what is low cannot be that, and answers at once."""
+    standin.shows(f"0.util={percent}")
+
+    async def scene() -> None:
+        async with world.sensor(settle_s=60.0) as sensor:
+            assert (now(sensor).value is not None) is believed
+            if not believed:
+                sensor._look()  # the next one counts
+                await until(lambda: now(sensor).value is not None)
+            assert now(sensor).value == Gpu(percent)
+
+    play(scene())
+
+
 def test_who_is_on_it(standin: StandIn, world: World, stranger: subprocess.Popen[bytes]) -> None:
     """Others by name and pid; the task's own neither counted nor weighed; rows for doctor."""
     world.own = frozenset({os.getpid()})
