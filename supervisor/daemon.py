@@ -210,7 +210,8 @@ class Daemon:
         self._notifier.watchdog()
         for news in self.node.senses.observer.news():
             self.journal.presence(memory.state, self.status_line(), news)
-        self.journal.alive(memory.state, self.status_line(), self._last, self.mind.limits)
+        words = "; ".join(filter(None, (self.status_line(), self.node.minder.note())))
+        self.journal.alive(memory.state, words, self._last, self.mind.limits)
 
     def _wait_s(self) -> float:
         """Seconds until the next look is due by itself."""
@@ -268,7 +269,9 @@ class Daemon:
             "owed": list(memory.owed),
             "last_row": memory.last_row,
             "inhibitor": self.node.inhibitor_words(),
-            "notes": self.node.notes(self.journal.trouble, self.node.metrics.trouble if self.node.metrics else ""),
+            "notes": self.node.notes(
+                self.node.minder.note(), self.journal.trouble, self.node.metrics.trouble if self.node.metrics else ""
+            ),
             "status": self.status_line(),
         }
 

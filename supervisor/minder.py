@@ -3,6 +3,8 @@
 A task over one of its limits is stopped at once, and fails by its own fault: `limit: memory 5.1 GiB, limit 4 GiB
 (tasks.render.max_memory_gb)`. That decides nothing about the node: to the mind it is a task that failed.
 
+Its own GPU use is held under `safety.max_gpu_percent`, as the mean of any minute, by freezing it for moments (`duty`).
+
 Looks come once a second while a task runs, sooner while it is near a limit, and in a worker thread; the disk is walked
 more rarely, in a walk of its own, which may take long. VRAM and the GPU's load are the GPU sensor's last look.
 """
@@ -21,7 +23,8 @@ from states.observation import Gpu, Reading
 from states.words import number
 from supervisor import usage
 from supervisor.clock import Clock
-from supervisor.executors.base import RunningTask, StopFailed
+from supervisor.duty import Duty
+from supervisor.executors.base import FreezeFailed, RunningTask, StopFailed
 from supervisor.sensors.gpu_use import Own
 from supervisor.settings import GpuSettings, TaskType
 
@@ -29,6 +32,7 @@ LOOK_S: Final = 1.0
 SOON_S: Final = 0.2  # when more than half of a limit is used
 DISK_S: Final = 5.0
 DISK_SHARE: Final = 20  # a walk that took a second is followed by this many seconds without one
+TURN_LOOK_S: Final = 0.5  # what a look at the GPU may take before the task is frozen for its load
 VRAM_PAUSE_S: Final = (0.02, 0.05, 0.1, 0.2)  # between two looks at VRAM that is not free yet; the last one repeats
 VRAM_LOOK_S: Final = 1.0  # what one look at it may take
 VRAM_LATE_S: Final = 1.0  # after the time that it may take: one more look, which says that it is held
@@ -41,6 +45,10 @@ class GpuEye(Protocol):
     @property
     def own(self) -> Own:
         """What our task does there, by the last look."""
+        ...
+
+    def latest(self, now_s: float) -> Reading[Gpu]:
+        """The last look, and when it was."""
         ...
 
     async def refresh(self, timeout_s: float) -> Reading[Gpu]:
@@ -94,13 +102,16 @@ class Minder:
         self._walk: asyncio.Task[int] | None = None
         self._walk_at_s = 0.0
         self._on_gpu = False
+        self._duty: Duty | None = None
+        self._unheld = ""
         self.usage = Usage()
 
     def begin(self, kind: str, tree: RunningTask, workdir: Path, condemn: Callable[[str], None]) -> None:
         """Mind a task that has just started; `condemn` is told the limit that it is over, before it is stopped."""
         self.end()
         self._task = _Minded(kind, tree, workdir, condemn)
-        self._on_gpu, self.usage = False, Usage()
+        self._on_gpu, self.usage, self._unheld = False, Usage(), ""
+        self._duty = Duty(self._limits().max_gpu_percent, self._clock.now_s())
         self._walk_at_s = self._clock.now_s() + LOOK_S
         self._watch = asyncio.get_running_loop().create_task(self._mind(self._task))
 
@@ -128,7 +139,20 @@ class Minder:
             "max_vram_gb": limits.max_vram_gb if kind.max_vram_gb is None else kind.max_vram_gb,
             "gpu_percent": _rounded(use.gpu_percent),
             "max_gpu_percent": limits.max_gpu_percent,
+            "mean_gpu_percent": _rounded(self._duty.mean()) if self._duty is not None and use.gpu_percent is not None else None,
+            "frozen": self._duty is not None and self._duty.frozen,
         }
+
+    def note(self) -> str:
+        """How the task's GPU use is held down, in words; nothing where that is not needed."""
+        duty = self._duty
+        if duty is None or not (duty.rested_s or self._unheld):
+            return ""
+        limit = f"{number(self._limits().max_gpu_percent)} % (safety.max_gpu_percent)"
+        if self._unheld:
+            return f"the task's GPU use of {number(duty.load)} % cannot be held to {limit}: {self._unheld}"
+        paused = f"paused for {duty.rested_s:.0f} s in all"
+        return f"the task's GPU use is held to {limit}: {duty.mean():.0f} % in the last minute, {paused}"
 
     # --- the limits
 
@@ -141,7 +165,7 @@ class Minder:
                 task.condemn(f"limit: {fault}")
                 with contextlib.suppress(StopFailed):  # and again, until it is gone
                     await task.tree.stop(0.0)
-            wait_s = SOON_S if near else LOOK_S
+            wait_s = min(SOON_S if near else LOOK_S, await self._pace(task))
 
     async def _look(self, task: _Minded) -> tuple[str, bool]:
         """The limit that the task is over, in words, and whether it is near one."""
@@ -190,6 +214,32 @@ class Minder:
         finally:
             now_s = self._clock.now_s()
             self._walk_at_s = now_s + max(DISK_S, DISK_SHARE * (now_s - began_s))
+
+    async def _pace(self, task: _Minded) -> float:
+        """Freeze or thaw the task when its GPU use asks for it; returns seconds until that may be so again."""
+        duty, gpu = self._duty, self._gpu()
+        assert duty is not None
+        duty.limit = self._limits().max_gpu_percent
+        duty.advance(self._clock.now_s())
+        self._read_load(duty)
+        if duty.due and not duty.frozen:  # by its load of this moment
+            await gpu.refresh(TURN_LOOK_S)
+            self._read_load(duty)
+        if not duty.due or not task.tree.alive:
+            return max(0.05, duty.wait_s())
+        try:
+            await (task.tree.thaw() if duty.frozen else task.tree.freeze())
+        except FreezeFailed as failed:
+            self._unheld = str(failed)
+            return LOOK_S
+        self._unheld = ""
+        duty.turn(self._clock.now_s(), frozen=not duty.frozen)
+        return max(0.05, duty.wait_s())
+
+    def _read_load(self, duty: Duty) -> None:
+        reading, own = self._gpu().latest(self._clock.now_s()), self._gpu().own
+        if reading.value is not None:
+            duty.read(own.percent if own.processes else 0.0, reading.read_at_s)
 
     # --- VRAM after the end
 

@@ -146,9 +146,10 @@ class Performer:
             self._slot.stopped = True
         if minder is None:
             return rungs
+        note = minder.note()
         minder.end()
         vram = await minder.vram_freed(began_s, hurry=plan.row is not None and plan.row.id == "going-down")
-        return ", ".join(filter(None, (rungs, vram)))
+        return "; ".join(filter(None, (", ".join(filter(None, (rungs, vram))), note)))
 
     def _stop_s(self, plan: Plan) -> float:
         """What a stop may take on top: the type's grace, and the VRAM's."""
@@ -160,8 +161,9 @@ class Performer:
         if minder is None or slot.claim is None or slot.tree is None or slot.tree.alive or not minder.unread:
             return
         self._extend(minder.vram_limit_s)
+        note = minder.note()
         minder.end()
-        slot.after = await minder.vram_freed(self._clock.now_s())
+        slot.after = "; ".join(filter(None, (await minder.vram_freed(self._clock.now_s()), note)))
 
     def _grace_s(self, plan: Plan) -> float:
         claim = self._slot.claim
@@ -176,7 +178,9 @@ class Performer:
         claim = slot.take()
         if plan.row is not None and plan.row.id == "timed-out":
             limit_s = plan.limits.timeout_s(claim.type)
-            slot.failure = f"timeout: stopped after {elapsed(limit_s)}, the most that this node gives (task_timeout_minutes)"
+            own = limit_s < plan.limits.task_timeout_s
+            setting = f"tasks.{claim.type}.timeout_minutes" if own else "execution.task_timeout_minutes"
+            slot.failure = f"timeout: stopped after {elapsed(limit_s)}, the most that this node gives ({setting})"
         result, error = slot.outcome()
         slot.source.settle(claim, result, error)
         words = ["succeeded" if error is None else f"failed: {error}", slot.after]

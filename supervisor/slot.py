@@ -30,7 +30,8 @@ class Slot:
 
     def condemn(self, fault: str) -> None:
         """The running task has failed by its own fault, in words, and is being stopped for it: it will not be handed back."""
-        self.fault = self.fault or fault
+        if self.claim is not None and not self.stopped:  # else it is about to be over, or it is the last one's
+            self.fault = self.fault or fault
 
     def task(self) -> Task:
         """The task as the mind sees it: phase, id and type, never the payload (R6)."""

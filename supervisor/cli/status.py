@@ -67,9 +67,29 @@ def _watch(config: Path | None, as_json: bool) -> NoReturn:
         time.sleep(WATCH_S)
 
 
+def _usage(use: dict[str, Any]) -> str:
+    """What the task uses, each with its limit where it has one."""
+    parts = []
+    for name, words, unit in (
+        ("memory_gb", "memory", " GiB"),
+        ("vram_gb", "VRAM", " GiB"),
+        ("disk_gb", "disk", " GiB"),
+        ("processes", "processes", ""),
+    ):
+        if use[name] is not None:
+            limit = use[f"max_{name}"]
+            parts.append(f"{words} {use[name]:.4g}{unit}" + (f" of {limit:g}" if limit is not None else ""))
+    if use["mean_gpu_percent"] is not None:
+        now = "frozen now" if use["frozen"] else f"{use['gpu_percent'] or 0:.0f} % now"
+        parts.append(f"GPU {use['mean_gpu_percent']:.0f} % of {use['max_gpu_percent']:g} % in the last minute ({now})")
+    return ", ".join(parts)
+
+
 def _rest(answer: dict[str, Any]) -> list[tuple[str, str]]:
     task, source = answer["task"], answer["source"]
     lines = [("task", f"{task['type']} {task['id']}, {task['phase']}" if task else "none")]
+    if answer["task_usage"]:
+        lines.append(("it uses", _usage(answer["task_usage"])))
     link = f"{source['url']}: {source['link']} since {source['since']}"
     if source["reason"]:
         link += f", {source['reason']}"

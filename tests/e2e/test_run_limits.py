@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,73 @@ def test_the_journal_says_when_the_vram_was_free(tmp_path: Path, standin: StandI
         assert found, said
         assert int(found[1]) >= 200
         folder.replays_clean()
+
+
+def stopped(pid: int) -> bool:
+    """It is frozen, by signal or in its cgroup."""
+    try:
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT":
+            return True
+        place = re.search(r"0::(.*)", Path(f"/proc/{pid}/cgroup").read_text())
+        orders = [Path(f"/sys/fs/cgroup{at}{place[1] if place else '/'}/cgroup.freeze") for at in ("", "/unified")]
+        return any(order.read_text().strip() == "1" for order in orders if order.exists())
+    except OSError:
+        return False
+
+
+def test_gpu_use_is_held_under_its_limit_and_a_frozen_task_yields_at_once(tmp_path: Path, standin: StandIn) -> None:
+    with control_node() as control:
+        settings = {"tasks": {"sleep": {"grace_sec": 3}}, **ON_GPU}
+        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_gpu_percent": 40}}, settings)
+        with daemon(folder, env=standin.env) as node:
+            task = control.add("sleep")
+            pid = node.wait_for_task()
+            standin.shows(f"0.proc={pid}:{GIB}:c", f"0.mem_used={GIB}", f"0.putil={pid}:100", "0.util=100")
+            until(lambda: stopped(pid), "the first pause")
+            began_s, paused_s, at_s = time.monotonic(), 0.0, time.monotonic()
+            while (now_s := time.monotonic()) - began_s < 25:
+                paused_s += (now_s - at_s) if stopped(pid) else 0.0
+                at_s = now_s
+                time.sleep(0.01)
+            percent = 100 * (1 - paused_s / (at_s - began_s))
+            usage = node.ask()["task_usage"]
+            note = next(note for note in node.ask()["notes"] if "GPU use" in note)
+            print(f"  limit 40 %, ran {percent:.1f} % of the time; status: {usage['mean_gpu_percent']} %; {note}")
+            print("  " + next(line for line in folder.cli("status").stdout.splitlines() if line.startswith("it uses")))
+            assert 25 < percent < 42
+            assert usage["mean_gpu_percent"] < 42
+            assert note.startswith("the task's GPU use is held to 40 % (safety.max_gpu_percent): ")
+            assert node.state() == "RUNNING"
+            until(lambda: not stopped(pid), "it goes on")
+            until(lambda: stopped(pid), "it pauses again")
+            began_s = time.monotonic()
+            node.ask("pause", until=None)
+            until(lambda: not Path(f"/proc/{pid}").exists(), "it is gone", 2.5)
+            print(f"  frozen, then gone {1000 * (time.monotonic() - began_s):.0f} ms after the word")
+            standin.shows()
+            assert control.settled(task)["error"].startswith("preempted: ")
+            node.stop()
+        print(f"  journal: {effects(node, 'stop')[0]}")
+        assert "held to 40 %" in effects(node, "stop")[0]
+        folder.replays_clean()
+
+
+def test_a_task_under_the_limit_is_never_paused(tmp_path: Path, standin: StandIn) -> None:
+    """Also where the driver does not tell one process's load from another's."""
+    with control_node() as control:
+        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_gpu_percent": 40}}, ON_GPU)
+        with daemon(folder, env=standin.env) as node:
+            task = control.add("sleep")
+            pid = node.wait_for_task()
+            standin.shows(f"0.proc={pid}:{GIB}:c", f"0.mem_used={GIB}", "0.util=39")
+            until(lambda: (node.ask()["task_usage"] or {}).get("gpu_percent") == 39, "its load")
+            began_s = time.monotonic()
+            while time.monotonic() - began_s < 4:
+                assert not stopped(pid)
+                time.sleep(0.02)
+            standin.shows(f"0.proc={pid}:{GIB}:c", f"0.mem_used={GIB}", "0.util=90")
+            until(lambda: stopped(pid), "its first pause")
+            standin.shows()
+            node.ask("pause", until=None)
+            control.settled(task)
+            node.stop()

@@ -86,7 +86,13 @@ static ret_t procs(const char *b, int idx, char kind, unsigned *n, struct proc *
 struct util { unsigned pid; unsigned long long at; unsigned sm, mem, enc, dec; };
 static int stopped(unsigned pid) {
   char name[40], line[512]; snprintf(name, sizeof name, "/proc/%u/stat", pid); FILE *f = fopen(name, "re"); if (!f) return 1;
-  size_t n = fread(line, 1, sizeof line - 1, f); fclose(f); line[n] = 0; char *p = strrchr(line, ')'); return !p || strchr("TtZX", p[2]) != NULL;
+  size_t n = fread(line, 1, sizeof line - 1, f); fclose(f); line[n] = 0; char *p = strrchr(line, ')'); if (!p || strchr("TtZX", p[2])) return 1;
+  snprintf(name, sizeof name, "/proc/%u/cgroup", pid); if (!(f = fopen(name, "re"))) return 1; /* frozen in a cgroup */
+  n = fread(line, 1, sizeof line - 1, f); fclose(f); line[n] = 0; if (!(p = strstr(line, "0::"))) return 0;
+  char at[640]; p[strcspn(p, "\n")] = 0; for (int i = 0; i < 2; i++) {
+    snprintf(at, sizeof at, "/sys/fs/cgroup%s%s/cgroup.freeze", i ? "/unified" : "", p + 3);
+    if ((f = fopen(at, "re"))) { int c = fgetc(f); fclose(f); return c == '1'; } }
+  return 0;
 }
 ret_t nvmlDeviceGetProcessUtilization(nvmlDevice_t d, struct util *out, unsigned *n, unsigned long long since) {
   DEV("nvmlDeviceGetProcessUtilization") struct timespec t; clock_gettime(CLOCK_REALTIME, &t); unsigned have = 0, cap = *n, lines = 0; char w[32];
