@@ -1,17 +1,29 @@
-"""One look without a daemon: check-user and check-gpu (R9, R10), by the daemon's own sensors and the mind's own guards."""
+"""One look without a daemon: check-user and check-gpu (R9, R10), by the daemon's own sensors and the mind's own guards.
+
+    python -I -m supervisor.checks user|gpu [--json] [--config DIR]
+
+is what the doors check_user_idle.py and check_gpu_load.py run: as `rae-node check-user` and `check-gpu`, without loading the
+command line. Exit 0 = SAFE TO RUN, 1 = DO NOT RUN, and whatever goes wrong is the latter (R12).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from states.guards import Verdict, gpu_free, user_away
 from states.memory import Memory
 from states.observation import NO_TASK, Automation, Observation
+from states.words import number
 from supervisor.clock import SystemClock
-from supervisor.config import Config
+from supervisor.config import Config, ConfigErrors, find_folder, load
 from supervisor.control import DaemonDown, DaemonMute, ask
 from supervisor.observer import Source
 from supervisor.senses import Senses
@@ -122,3 +134,67 @@ def _source(source: Source) -> dict[str, Any]:
 
 def _line(name: str, value: float, limit: float, unit: str) -> dict[str, Any]:
     return {"name": name, "value": value, "limit": limit, "unit": unit, "ok": value <= limit}
+
+
+def answer(which: str, folder: Path | None, *, as_json: bool) -> int:
+    """Look at the `user` or the `gpu`, and print the answer; returns the exit code, 0 or 1."""
+    try:
+        look = check_user if which == "user" else check_gpu
+        check = asyncio.run(look(load(find_folder(folder))))
+    except ConfigErrors as errors:
+        check = Check(False, tuple(map(str, errors.problems)), ())
+    except Exception as error:  # noqa: BLE001 - unknown is unsafe (R12)
+        check = Check(False, (f"cannot look: {type(error).__name__}: {error}",), ())
+    if as_json:
+        sys.stdout.write(json.dumps(check.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        sys.stdout.write("\n".join(_lines(check)) + "\n")
+    return 0 if check.safe else 1
+
+
+def _lines(check: Check) -> Iterator[str]:
+    yield check.headline
+    for reading in check.readings:
+        if device := reading.get("device"):
+            yield "  device: " + ", ".join(f"{k} {v}" for k, v in device.items() if v not in (None, "", []))
+            continue
+        yield f"  {reading['name']}: {_value(reading)}"
+        yield from (f"    {detail}" for detail in reading.get("details", ()))
+
+
+def _value(reading: dict[str, Any]) -> str:
+    if "reason" in reading:
+        return str(reading.get("line", reading["reason"]))
+    return f"{number(reading['value'])} {reading['unit']}, limit {number(reading['limit'])} {reading['unit']}"
+
+
+def main(argv: list[str]) -> int:
+    """The doors' way in. Wrong usage is a "no" like any other."""
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog={"user": "check_user_idle.py", "gpu": "check_gpu_load.py"}.get(argv[0] if argv else "", "checks"),
+        description="Says whether it is safe to run: exit 0 = SAFE TO RUN, 1 = DO NOT RUN.",
+    )
+    parser.add_argument("which", choices=("user", "gpu"), help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--config", metavar="DIR", type=Path, help="folder with runtime.yaml and node.yaml")
+    try:
+        given = parser.parse_args(argv)
+    except SystemExit as end:
+        if end.code:
+            sys.stdout.write("DO NOT RUN: wrong usage, see --help\n")
+        return 1 if end.code else 0
+    try:
+        code = answer(given.which, given.config, as_json=given.json)
+        sys.stdout.flush()
+    except BrokenPipeError:  # a "no" that nobody read is no "yes"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        code = 1
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

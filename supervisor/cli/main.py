@@ -19,6 +19,7 @@ if sys.excepthook is sys.__excepthook__:
 
 import typer  # noqa: E402
 
+from supervisor.cli.bridge import bridge  # noqa: E402
 from supervisor.cli.check import check_gpu, check_user  # noqa: E402
 from supervisor.cli.common import ConfigOption, Exit, err, remember  # noqa: E402
 from supervisor.cli.config import app as config_app  # noqa: E402
@@ -28,11 +29,13 @@ from supervisor.cli.diagram import diagram  # noqa: E402
 from supervisor.cli.doctor import doctor, report, verify  # noqa: E402
 from supervisor.cli.dry_run import dry_run  # noqa: E402
 from supervisor.cli.enable import disable, enable  # noqa: E402
+from supervisor.cli.fleet import fleet  # noqa: E402
 from supervisor.cli.pause import pause, resume  # noqa: E402
 from supervisor.cli.record import record  # noqa: E402
 from supervisor.cli.replay import replay  # noqa: E402
 from supervisor.cli.run import run  # noqa: E402
 from supervisor.cli.status import status  # noqa: E402
+from supervisor.cli.submit import submit  # noqa: E402
 from supervisor.cli.timeline import timeline  # noqa: E402
 from supervisor.cli.whatif import whatif  # noqa: E402
 from supervisor.cli.why import why  # noqa: E402
@@ -72,18 +75,16 @@ def _root(
 
 
 live = (run, demo, control, status, why, pause, resume, check_user, check_gpu)
+fleets = (submit, fleet, bridge)
 installed = (report, verify, doctor, enable, disable)
-for command in (*live, *installed, dry_run, replay, record, timeline, whatif, diagram):
+for command in (*live, *fleets, *installed, dry_run, replay, record, timeline, whatif, diagram):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 
 
 def main() -> None:
     """The entry point. No traceback ever reaches a user; RAE_NODE_DEBUG=1 is for those who want it."""
-    code = _run()
-    if CHECKS.intersection(sys.argv[1:]) and code not in (Exit.YES, Exit.NO):
-        code = Exit.NO  # who asks whether it is safe knows yes and no alone (R9, R10)
-    sys.exit(code)
+    sys.exit(_run())
 
 
 def _run() -> int:
@@ -95,10 +96,7 @@ def _run() -> int:
         text, context = wrong.format_message(), wrong.ctx
         command = context.command_path if context is not None else "rae-node"
         # A command without the arguments that it needs shows its help; anything else is told in a line.
-        said = text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`"
-        err(said)
-        if CHECKS.intersection(sys.argv[1:]):
-            print(f"DO NOT RUN: {said}")
+        err(text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`")
         code = Exit.WRONG
     except BrokenPipeError:
         # Who reads us has seen enough. Nothing more may be written at exit either.
