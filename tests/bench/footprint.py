@@ -20,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,8 +161,19 @@ class Starts:
             self._socket.settimeout(20)
 
 
-async def bench(seconds: float) -> int:
-    """Set the stage, measure, judge."""
+@dataclass(frozen=True)
+class Stage:
+    """What an idle daemon sits in: a folder for all, the environment, the command, and logind."""
+
+    folder: Path
+    env: dict[str, str]
+    daemon: list[str]
+    logind: FakeLogin1
+
+
+@asynccontextmanager
+async def stage() -> AsyncIterator[Stage]:
+    """A session, a GPU that is awake, a control node that is up."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bus = stack.enter_context(PrivateBus(folder))
@@ -179,7 +190,14 @@ async def bench(seconds: float) -> int:
             await asyncio.sleep(0.05)
         shutil.copy(ROOT / "config" / "runtime.yaml", folder / "runtime.yaml")
         (folder / "node.yaml").write_text(NODE.format(url=url))
-        daemon = [*run, "supervisor.service", "--unattended", "--config", str(folder)]
+        yield Stage(folder, env, [*run, "supervisor.service", "--unattended", "--config", str(folder)], logind)
+        await logind.stop()
+
+
+async def bench(seconds: float) -> int:
+    """Set the stage, measure, judge."""
+    async with stage() as idle, AsyncExitStack() as stack:
+        folder, env, daemon = idle.folder, idle.env, idle.daemon
         bare = [sys.executable, "-I", "-c", FLOOR.format(imports="")]
         packages = [sys.executable, "-I", "-c", FLOOR.format(imports=REQUIRED)]
 
@@ -199,7 +217,6 @@ async def bench(seconds: float) -> int:
         helpers = [pid for pid in tree(pids["ours"]) if pid != pids["ours"]]
         largest = max((memory([pid])[1] for pid in helpers), default=0.0)
         rss, pss, uss = memory([pids["ours"]])
-        await logind.stop()
 
     ours, floor, full, boinc_use = uses["ours"], uses["bare"], uses["packages"], uses.get("boinc")
     rows = [

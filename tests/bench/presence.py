@@ -7,7 +7,8 @@ session agent has the source, also its process, its report over the control sock
 for the same signs, the bare limit of that source: a listener of ten lines on the same event. Then each source is broken
 for real, and what the node says of it is printed. Peers poll: BOINC every second, autosuspend every five.
 
-Exit 1 when short: beyond 3 × the limit + twice the driver's call + 1 ms, or when a source that broke did not block.
+Exit 1 when short: beyond 3 × the limit + 1 ms (p99: or 8 ms; what opens a GPU: 20 ms and a driver's call), or when a
+source that broke did not block.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/bench")]
 from presence_scenes import SCENES, Scene, Seen, Stage
 
 TIMES_THE_LIMIT = 3.0  # performance.md: decided within three times the ten-line program's time
-GRACE_S = 0.001  # what a scheduler of two shared cores adds to either side now and then
+GRACE_MS = 1.0  # what a scheduler of two shared cores adds to either side
+FLOOR_MS = {"p50": 0.0, "p99": 8.0}  # and now and then, to one of them alone (performance.md)
 PEERS = {"BOINC, a look each 1 s": 1.0, "autosuspend, a look each 5 s": 5.0}
 SURE_S = 0.3  # a source that broke blocks for so long at a stretch: it is no passing sign
 
@@ -92,13 +94,13 @@ def percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * part))] * 1e3
 
 
-def judge(row: dict[str, Any], taken: list[tuple[float, float]], call_s: float) -> None:
-    """The figures of a source, and whether they are short of the target."""
+def judge(row: dict[str, Any], taken: list[tuple[float, float]], within_ms: float) -> None:
+    """The figures of a source, and whether they are short of the target; `within_ms` is soon enough in any case."""
     row["signs"] = len(taken)
     row["ok"] = all(told["blocks"] for told in row["breaks"])
     for name, part in (("p50", 0.5), ("p99", 0.99)):
         ours, limit = (percentile([pair[side] for pair in taken], part) for side in (0, 1))
-        allowed = TIMES_THE_LIMIT * limit + call_s * 1e3 * 2 + GRACE_S * 1e3
+        allowed = max(TIMES_THE_LIMIT * limit + GRACE_MS, FLOOR_MS[name], within_ms)
         row |= {name: round(ours, 2), f"{name}_limit": round(limit, 2), f"{name}_ratio": round(ours / max(limit, 1e-3), 2)}
         row |= {f"{name}_target": round(allowed, 2)}
         row["ok"] = row["ok"] and ours <= allowed
@@ -113,7 +115,7 @@ async def play(scene: Scene, asked: int) -> dict[str, Any]:
     async with scene.stage(seen) as stage:
         taken = await signs(scene, stage, seen, max(3, round(asked * scene.share)))
         row["breaks"] = await broken(stage)
-        judge(row, taken, stage.call_s)
+        judge(row, taken, stage.within_ms)
     return row
 
 
