@@ -47,8 +47,8 @@ class Worker(threading.Thread):
         self.inhibitor, self.path = inhibitor, folder / f"node-{number}"
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
-        self.posted: list[str] = []
-        self.done = 0
+        self.posted = self.done = 0
+        self.open: list[tuple[str, int]] = []  # the last try of each task that is not done, and which one it is
 
     def run(self) -> None:
         """Kill, look, and in the end let it finish."""
@@ -72,13 +72,14 @@ class Worker(threading.Thread):
             if self.inhibitor != "none":
                 folder.environment = {}  # the system bus is the real one
             for _ in range(self.kills):
-                while len(self.posted) < self.done + 3:  # there is always something to do
-                    self.posted.append(control.add(self.random.choice(sorted(kinds)), {"said": f"PAYLOAD-{MARK}"}))
-                self._one(folder, control)
+                while len(self._left(control)) < 3:  # there is always something to do
+                    self.open.append((control.add(self.random.choice(sorted(kinds)), {"said": f"PAYLOAD-{MARK}"}), 1))
+                    self.posted += 1
+                self._one(folder)
                 self.done += 1
             self._finish(folder, control, runs)
 
-    def _one(self, folder: NodeFolder, control: ControlNode) -> None:
+    def _one(self, folder: NodeFolder) -> None:
         workdir = self.path / "work"
         old = set(workdir.glob("task-*"))
         with daemon(folder) as node:
@@ -112,8 +113,7 @@ class Worker(threading.Thread):
     def _finish(self, folder: NodeFolder, control: ControlNode, runs: Path) -> None:
         """One more life, not killed: what is there gets done. Then the books are read."""
         with daemon(folder) as node:
-            for first in self.posted:
-                self._read(control, first)
+            until(lambda: not self._left(control), lambda: f"all tasks done; open: {self.open}", 60)
             self.counts["the next start takes work again"] += 1
             node.stop()
         for path in runs.iterdir():
@@ -124,19 +124,24 @@ class Worker(threading.Thread):
         if left := [*(self.path / "work").iterdir(), *(self.path / "state").glob("task.json")]:
             self.faults.append(f"node {self.number}: left at the end: {left}")
 
-    def _read(self, control: ControlNode, first: str) -> None:
-        """A task's tries, from the first to the one that was done."""
-        name, tries = first, 1
+    def _left(self, control: ControlNode) -> list[tuple[str, int]]:
+        self.open = [last for task in self.open if (last := self._follow(control, *task)) is not None]
+        return self.open
+
+    def _follow(self, control: ControlNode, name: str, tries: int) -> tuple[str, int] | None:
+        """From this try of a task to its last; None once it is done, or a fault."""
         while True:
-            task = control.settled(name, 60)
+            task = control.task(name)
             if task["status"] == "COMPLETED":
                 self.counts["tasks done"] += 1
                 self.counts[f"tasks done at try {min(tries, 4)}{' or later' if tries >= 4 else ''}"] += 1
-                return
+                return None
+            if task["status"] != "FAILED":
+                return name, tries
             again = AGAIN.search(task["error"])
             if again is None or not task["error"].startswith("preempted:"):
                 self.faults.append(f"node {self.number}: task {name} ended as {task['error']!r}")
-                return
+                return None
             self.counts["tries given back with their note"] += 1
             name, tries = again[1], tries + 1
 
@@ -177,7 +182,7 @@ def crash(kills: int, workers: int, seed: int, inhibitor: str) -> int:
     figures = [(count, name) for name, count in sorted(counts.items())]
     for name, what in (("process", "processes"), ("work file", "work files"), ("lock", "sleep locks")):
         figures.append((sum(f"{name} left" in fault for fault in faults), f"kills that left {what}"))
-    figures.append((sum(len(worker.posted) for worker in busy) - counts["tasks done"], "tasks not done"))
+    figures.append((sum(worker.posted for worker in busy) - counts["tasks done"], "tasks not done"))
     figures.append((len(found), f"files with a word of a payload or a result, of {searched} searched"))
     figures.append((len(faults), "faults in all"))
     for count, name in figures:
