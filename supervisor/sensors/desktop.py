@@ -179,7 +179,7 @@ class Desktop:
         """Each session that an agent tells of, one line each, for people; what is not believed, and why."""
         now_s, lines = self._clock.now_s(), []
         for uid, report in self._reports.items():
-            for number, told in report.sessions.items():
+            for number in report.sessions:
                 if not self._owns(uid, number):
                     lines.append(f"session {number}: uid {uid} tells of it, but does not own it: not believed")
                     continue

@@ -38,6 +38,7 @@ MIN_WINDOW_S: Final = 0.5  # a shorter one is mostly the clock's own steps
 SAMPLES: Final = 40  # at most so many in a window
 SLOW_S: Final = 5.0  # batteries and temperatures are read no more often
 CPU_CHIPS: Final = ("coretemp", "k8temp", "k10temp", "zenpower", "via_cputemp", "soc_thermal")
+COOL_C: Final = 5.0
 PLAUSIBLE_C: Final = (-40.0, 150.0)
 
 FIRST_CPU: Final = "first measurement under way"
@@ -150,6 +151,7 @@ class HostSensor:
         self._meter = CpuMeter(settings.cpu_window_sec)
         self._slow: tuple[list[str], list[str]] = ([], [])
         self._slow_at_s = NEVER
+        self._hot = False
 
     async def start(self, wake: Wake) -> None:
         """Begin what takes its time: the site's checks, the question to NetworkManager. The rest needs no start."""
@@ -244,10 +246,18 @@ class HostSensor:
         except (OSError, ValueError) as error:
             errors.append(f"power supply cannot be read: {_line(error)}")
         hottest = max(temperatures(self._sys_root), default=None)
-        if hottest is not None and not hottest[0] <= self._settings.max_temperature_c:
-            limit = number(self._settings.max_temperature_c)
-            unfit.append(f"{hottest[1]} at {number(hottest[0])} °C, limit {limit} °C (host.max_temperature_c)")
+        if hottest is not None:
+            unfit += self._judge_heat(*hottest)
         return unfit, errors
+
+    def _judge_heat(self, celsius: float, chip: str) -> list[str]:
+        """Too hot at once above the limit, and no more once it has cooled by some degrees: else it would swing there."""
+        limit = self._settings.max_temperature_c
+        self._hot = not celsius <= (limit - COOL_C if self._hot else limit)
+        if not self._hot:
+            return []
+        until = "" if celsius > limit else f", to be {number(limit - COOL_C)} °C first"
+        return [f"{chip} at {number(celsius)} °C, limit {number(limit)} °C{until} (host.max_temperature_c)"]
 
     def _judge_power(self, fed: Power) -> list[str]:
         if fed.on_battery and self._settings.on_battery == "never":

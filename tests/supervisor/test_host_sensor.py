@@ -285,6 +285,22 @@ def test_heat(tmp_path: Path, chips: list[tuple[Any, ...]], reason: str) -> None
     assert (host.fit, host.reason) == (not reason, reason)
 
 
+def test_heat_that_swings_around_its_limit_is_one_heat(tmp_path: Path) -> None:
+    """Too hot above the limit, and until it has cooled by five degrees: the way down has a threshold of its own."""
+    chip(tmp_path, 0, "coretemp", 0)
+    (file,) = (tmp_path / "class/hwmon/hwmon0").glob("temp*_input")
+    machine, told = Machine(tmp_path), []
+    for celsius in (90, 95, 95.1, 94.9, 95.1, 92, 90.1, 90, 94.9, 95, 96):
+        file.write_text(str(int(celsius * 1000)))
+        machine.at_s += 5.0
+        host = machine.host()
+        assert isinstance(host, Host)
+        told.append(host.fit)
+        if celsius == 92:
+            assert host.reason == "coretemp at 92 °C, limit 95 °C, to be 90 °C first (host.max_temperature_c)"
+    assert told == [True, True, False, False, False, False, False, True, True, True, False]
+
+
 def test_memory_and_hours(machine: Machine) -> None:
     """Every reason is named, with the setting that would change it."""
     machine.memory = Memory(0.25 * GIB)
