@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import subprocess
 from pathlib import Path
@@ -50,7 +51,11 @@ def test_staged_it_writes_there_and_nowhere_else_and_takes_it_back(tmp_path: Pat
     assert {path.name for path in (home / "agent").iterdir()} == {
         "auto_runner.py", "check_user_idle.py", "check_gpu_load.py", "runtime.yaml", "node.yaml",
     }
-    assert "User=somebody-else\n" in (root / "etc/systemd/system/rae-node.service").read_text()
+    unit = (root / "etc/systemd/system/rae-node.service").read_text()
+    assert "User=somebody-else\n" in unit
+    here = {group.gr_name for group in grp.getgrall()}
+    groups = " ".join(name for name in ("video", "render", "input") if name in here)  # GPU nodes and input devices
+    assert (f"\nSupplementaryGroups={groups}\n" in unit) if groups else ("SupplementaryGroups=" not in unit)
     assert "@" not in (root / "etc/polkit-1/rules.d/50-rae-node.rules").read_text()
     assert (root / "etc/systemd/system/multi-user.target.wants/rae-node.service").is_symlink()
     assert os.readlink(home / "venv").startswith("versions/venv-")

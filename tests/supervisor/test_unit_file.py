@@ -26,6 +26,8 @@ TOO_OLD = {"CPUShares", "MemoryLimit", "BlockIOWeight", "StartLimitInterval", "P
         "RestartSec=15", "WatchdogSignal=SIGKILL", "LimitCORE=1", "KillMode=mixed", "Delegate=yes", "StartLimitIntervalSec=0",
         "LimitNICE=+0", "OOMPolicy=continue", "RuntimeDirectory=rae-node", "StateDirectory=rae-node", "User=@USER@",
         "WantedBy=multi-user.target",
+        # GPU nodes and input devices by the groups that own them; without these two lines it would see neither
+        "SupplementaryGroups=@GROUPS@", "DeviceAllow=char-* rw",
     ],
 )
 def test_it_says(setting: str) -> None:
@@ -53,7 +55,7 @@ def instance(tmp_path: Path) -> Path:
     """The unit as it is installed, with a program that is there."""
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze here")
-    text = UNIT.read_text().replace("@USER@", "daemon").replace("@GROUPS@", "video")
+    text = UNIT.read_text().replace("@USER@", "daemon").replace("@GROUPS@", "video render input")
     path = tmp_path / "rae-node.service"
     path.write_text(text)
     return path
