@@ -103,14 +103,15 @@ class Minder:
         self._walk_at_s = 0.0
         self._on_gpu = False
         self._duty: Duty | None = None
-        self._unheld = ""
+        self._unheld = self._trouble = ""
         self.usage = Usage()
 
     def begin(self, kind: str, tree: RunningTask, workdir: Path, condemn: Callable[[str], None]) -> None:
         """Mind a task that has just started; `condemn` is told the limit that it is over, before it is stopped."""
         self.end()
         self._task = _Minded(kind, tree, workdir, condemn)
-        self._on_gpu, self.usage, self._unheld = False, Usage(), ""
+        self._on_gpu, self.usage = False, Usage()
+        self._unheld = self._trouble = ""
         self._duty = Duty(self._limits().max_gpu_percent, self._clock.now_s())
         self._walk_at_s = self._clock.now_s() + LOOK_S
         self._watch = asyncio.get_running_loop().create_task(self._mind(self._task))
@@ -144,8 +145,10 @@ class Minder:
         }
 
     def note(self) -> str:
-        """How the task's GPU use is held down, in words; nothing where that is not needed."""
+        """How the task's GPU use is held down, in words, or what is wrong; nothing where nothing needs to be said."""
         duty = self._duty
+        if self._trouble:
+            return f"the task could not be looked after: {self._trouble}"
         if duty is None or not (duty.rested_s or self._unheld):
             return ""
         limit = f"{number(self._limits().max_gpu_percent)} % (safety.max_gpu_percent)"
@@ -160,12 +163,20 @@ class Minder:
         wait_s = 0.1  # a task that is over a limit at once is seen at once
         while task.tree.alive:
             await asyncio.sleep(wait_s)
-            fault, near = await self._look(task)
-            while fault and task.tree.alive:
-                task.condemn(f"limit: {fault}")
-                with contextlib.suppress(StopFailed):  # and again, until it is gone
-                    await task.tree.stop(0.0)
-            wait_s = min(SOON_S if near else LOOK_S, await self._pace(task))
+            try:
+                wait_s = await self._mind_once(task)
+                self._trouble = ""
+            except Exception as error:  # noqa: BLE001 - no fault of ours may end the watch: it is told, and tried again
+                self._trouble, wait_s = f"{type(error).__name__}: {error}", LOOK_S
+
+    async def _mind_once(self, task: _Minded) -> float:
+        """Look, and do what follows; returns seconds until the next look."""
+        fault, near = await self._look(task)
+        while fault and task.tree.alive:
+            task.condemn(f"limit: {fault}")
+            with contextlib.suppress(StopFailed):  # and again, until it is gone
+                await task.tree.stop(0.0)
+        return min(SOON_S if near else LOOK_S, await self._pace(task))
 
     async def _look(self, task: _Minded) -> tuple[str, bool]:
         """The limit that the task is over, in words, and whether it is near one."""
