@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
 ANSWER_S: Final = 5.0
+CLOSE_S: Final = 1.0
 PING_S: Final = 30  # a connection that has died in silence is noticed after two of these, or by the next request
 ROUND_S: Final = 10.0  # a request for work is renewed so often: one that a server took along when it died is lost
 LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
@@ -109,11 +110,12 @@ class Wire:
                     inbox_prefix=inbox(server.user) if server.user else "_INBOX",
                     **login,  # type: ignore[arg-type]  # nats-py types a callback for the password wrongly
                 )
+            if not client.is_connected:
+                raise ConnectionResetError("the server hung up")
         except (Error, OSError, TimeoutError, ValueError) as error:
             self._closing = True
-            with contextlib.suppress(Exception):
-                await client.close()
-            raise Trouble(self._why(error)) from None
+            await _let_go(client)
+            raise Trouble(self._why(error, bool((client._server_info or {}).get("auth_required")))) from None
         self._client = client
 
     async def close(self) -> None:
@@ -121,9 +123,7 @@ class Wire:
         self._closing = True
         client, self._client = self._client, None
         if client is not None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(ANSWER_S):
-                    await client.close()
+            await _let_go(client)
 
     @property
     def up(self) -> bool:
@@ -193,6 +193,26 @@ class Wire:
         """
         msg = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         return None if (msg.headers or {}).get("Status") == "404" else msg.data
+
+    async def everything(self, stream: str) -> list[bytes]:
+        """The last message of every subject of a stream.
+
+        Raises:
+            Trouble: the server does not answer.
+        """
+        found: dict[str, bytes] = {}
+        after = 0
+        while True:
+            wanted = json.dumps({"seq": after + 1, "next_by_subj": ">"}).encode()
+            msg = await self.request(f"$JS.API.DIRECT.GET.{stream}", wanted)
+            headers = msg.headers or {}
+            if headers.get("Status"):
+                return list(found.values())
+            try:
+                after = int(headers["Nats-Sequence"])
+            except (KeyError, ValueError):
+                raise Trouble(f"{self.url} does not tell what is in {stream}") from None
+            found[headers.get("Nats-Subject", "")] = msg.data
 
     async def word(self, reply: str, word: bytes) -> None:
         """Acknowledge, renew, give back or end a delivery, and be sure of it.
@@ -279,14 +299,22 @@ class Wire:
             self._closing = True
             self._on_lost(f"{self._server.url}: the connection was lost" + (f" ({self._error})" if self._error else ""))
 
-    def _why(self, error: Exception) -> str:
+    def _why(self, error: Exception, wants_key: bool) -> str:
         told = self._error or str(error).removeprefix("nats: ")
-        if "Authorization" in told or "authorization" in told.lower():
+        # a server that refuses a key hangs up at once, and its word for it may be lost with the connection
+        hung_up = wants_key and isinstance(error, ConnectionError)
+        if hung_up or "authorization" in told.lower():
             advice = "check control.token and node.id" if self._server.password is not None else "set control.token"
             return f"{self._server.url} refuses this user's key: {advice}"
         if isinstance(error, TimeoutError) and not told:
             told = f"no answer within {self._server.connect_timeout_s:g} s"
         return f"{self._server.url} cannot be reached: {told or type(error).__name__}"
+
+
+async def _let_go(client: Client) -> None:
+    with contextlib.suppress(Exception):  # a TLS connection that failed may never say that it is closed
+        async with asyncio.timeout(CLOSE_S):
+            await client.close()
 
 
 def _answer(data: bytes, what: str) -> dict[str, Any]:

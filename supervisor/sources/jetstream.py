@@ -239,7 +239,10 @@ class JetStream:
         """The link as it is."""
         link = self._link
         url = self._url or self._server.url
-        return LinkStatus(link.link, link.since_s, link.reason, link.next_try_s, "jetstream", url, len(self._outbox))
+        waiting = len(self._outbox)
+        return LinkStatus(
+            link.link, link.since_s, link.reason, link.next_try_s, "jetstream", url, waiting, link.error, link.error_s
+        )
 
     # --- the link
 

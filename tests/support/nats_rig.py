@@ -53,6 +53,7 @@ class NatsServer:
     host: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
     more: str = ""
+    config: Path | None = None  # of its own, in place of ours
     prefix: Sequence[str] = ()  # what runs it elsewhere, such as a network namespace
     process: subprocess.Popen[bytes] | None = None
 
@@ -65,11 +66,12 @@ class NatsServer:
         """Run it; returns when it accepts connections."""
         assert BINARY is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = self.folder / f"{self.name}.conf"
-        config.write_text(
-            f'server_name: "{self.name}"\nlisten: "{self.host}:{self.port}"\nmax_payload: 8MB\n{self.more}\n'
-            f'jetstream {{ store_dir: "{self.folder / self.name}", max_memory_store: 256MB, max_file_store: 4GB }}\n'
-        )
+        config = self.config or self.folder / f"{self.name}.conf"
+        if self.config is None:
+            config.write_text(
+                f'server_name: "{self.name}"\nlisten: "{self.host}:{self.port}"\nmax_payload: 8MB\n{self.more}\n'
+                f'jetstream {{ store_dir: "{self.folder / self.name}", max_memory_store: 256MB, max_file_store: 4GB }}\n'
+            )
         log = (self.folder / f"{self.name}.log").open("ab")
         self.process = subprocess.Popen(
             [*self.prefix, BINARY, "-c", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_die_with_us

@@ -1,0 +1,38 @@
+"""`rae-node bridge`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, configuration, leave
+from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption
+
+
+def bridge(
+    config: ConfigOption = None,
+    server: ServerOption = None,
+    user: UserOption = None,
+    password_file: PasswordOption = None,
+    ca_file: CaOption = None,
+    ahead: Annotated[
+        int, typer.Option("--ahead", metavar="N", min=1, max=300, help="Tasks taken from the control node and not done yet.")
+    ] = 100,
+) -> None:
+    """Take tasks from a RAE control node for a fleet on NATS, and post the results back.
+
+    Who submits to the control node (node.yaml: control) need not change anything. Leases, queueing anew and giving back
+    are the fleet's. Runs until Ctrl-C or SIGTERM; started again, it goes on where it was.
+    """
+    from supervisor.fleet.access import AccessError, server_of
+    from supervisor.fleet.bridge import main
+
+    settings = configuration(config)
+    if settings.node.control.source == "nats":
+        leave(Exit.WRONG, "node.yaml: control.source: found nats, allowed: rae (a bridge's other side is given by --server)")
+    try:
+        place = server_of(server, user, password_file, ca_file)
+    except AccessError as wrong:
+        leave(Exit.WRONG, str(wrong))
+    raise typer.Exit(main(settings, place, ahead))

@@ -1,0 +1,76 @@
+"""`rae-node submit`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, document, err, leave
+from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption, at_the_fleet
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON: a task, a list of tasks, or one a line. -: from stdin.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the results, and print each as it comes.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Wait, and count on stderr meanwhile.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Wait no longer than this.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+    server: ServerOption = None,
+    user: UserOption = None,
+    password_file: PasswordOption = None,
+    ca_file: CaOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Submit tasks to a fleet on NATS.
+
+    A task is `{"type": "echo", "payload": {"n": 1}}`; with an `id` (a UUID) of its own it is queued once, however often it
+    is submitted. Prints each task's id; with --wait its outcome.
+
+    Exit 1: a task failed, or --timeout is over. Exit 3: no server can be reached. Exit 4: it does not answer.
+    """
+    from supervisor.fleet import submit as fleet
+
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        tasks = fleet.read_tasks(text)
+    except OSError as error:
+        leave(Exit.WRONG, f"{file}: {error.strerror}")
+    except UnicodeDecodeError:
+        leave(Exit.WRONG, f"{file}: is not UTF-8")
+    except fleet.BadTasks as bad:
+        leave(Exit.WRONG, f"{file}: {bad}")
+    outcomes: dict[str, dict[str, Any]] = {
+        task.id: {"id": task.id, "type": task.type, "status": "SUBMITTED", "node": None, "result": None, "error": None}
+        for task in tasks
+    }
+
+    def came(result: Any) -> None:
+        told = {"status": result.status, "node": result.node, "result": dict(result.result), "error": result.error}
+        outcomes[result.id].update(told)
+        if not json:
+            print(f"{result.id} {result.status}" + (f": {result.error}" if result.error else ""), flush=True)
+        if watch:
+            over = [o["status"] for o in outcomes.values() if o["status"] != "SUBMITTED"]
+            err(f"{len(over)} of {len(outcomes)} done, {over.count('FAILED')} failed")
+
+    async def work(wire: Any) -> set[str]:
+        for again in await fleet.submit(wire, tasks):
+            err(f"{again} was queued already")
+        if not (wait or watch):
+            return set()
+        return await fleet.wait(wire, outcomes, timeout_s=timeout, came=came)
+
+    missing = at_the_fleet(work, server, user, password_file, ca_file)
+    if json:
+        document(list(outcomes.values()))
+    elif not (wait or watch):
+        print("\n".join(outcomes))
+    for task_id in sorted(missing):
+        err(f"{task_id} has no result after {timeout:g} s; it stays queued")
+    if missing or any(outcome["status"] == "FAILED" for outcome in outcomes.values()):
+        raise typer.Exit(Exit.NO)

@@ -1,0 +1,320 @@
+"""From a RAE control node to a fleet and back (R2, R21): its submitters see the same API, its tasks get leases.
+
+A task is noted (id and type, nothing else) before it is queued, and until the control node has its result. The fleet keeps
+the payload and the result; a bridge that was killed asks both sides what is missing and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from states.observation import Link
+from supervisor.clock import Clock, SystemClock
+from supervisor.fleet import layout, wire
+from supervisor.fleet.forms import Poison, Result, decode_result, encode_task
+from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
+from supervisor.sources import clean
+from supervisor.sources.base import Availability, Claim
+from supervisor.sources.link import KeptLink
+from supervisor.sources.note import Entry, Notes
+from supervisor.sources.outbox import KEPT, REFUSALS
+from supervisor.sources.rae_api import NoSuchPath, NoSuchThing, RaeApi
+from supervisor.sources.transport import Transport, Trouble
+
+if TYPE_CHECKING:
+    from supervisor.config import Config
+
+LINGER_S: Final = 20.0
+AGAIN_S: Final = 1.0  # between tries of what must succeed some time
+LAST_S: Final = 3.0
+
+
+class Bridge:
+    """Both links, and the tasks between them. `say(line)` is for people."""
+
+    def __init__(
+        self,
+        api: RaeApi,
+        server: Server,
+        notes: Notes,
+        *,
+        clock: Clock,
+        poll_interval_s: float,
+        heartbeat_interval_s: float,
+        backoff_max_s: float,
+        ahead: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._api = api
+        self._server = server
+        self._notes = notes
+        self._poll_interval_s = poll_interval_s
+        self._heartbeat_interval_s = heartbeat_interval_s
+        self._ahead = ahead
+        self._say = say
+        self._wire: Wire | None = None
+        self._lost = asyncio.Event()
+        self._on_the_way: dict[str, str] = {}  # id → type
+        self._changed = asyncio.Event()
+
+        def link(name: str, connect: Any, keep: Any, parted: Any) -> KeptLink:
+            def changed(link: Link, reason: str) -> None:
+                self._changed.set()
+                say(f"{name}: {link.value}" + (f": {reason}" if reason else ""))
+
+            return KeptLink(
+                connect, keep, clock=clock, backoff_max_s=backoff_max_s, retry=True, changed=changed, parted=parted
+            )
+
+        self.control = link("control node", self._register, self._heartbeat, self._nothing)
+        self.fleet = link("fleet", self._open, self._until_lost, self._close)
+
+    @property
+    def on_the_way(self) -> int:
+        """Tasks taken from the control node whose result it does not have yet."""
+        return len(self._on_the_way)
+
+    async def run(self) -> None:
+        """Until cancelled; then says OFFLINE, and leaves what is on the way to the next start."""
+        left, trouble = await self._notes.load()
+        if trouble:
+            self._say(trouble)
+        jobs = [self.control.run(), self.fleet.run(), self._bring(), self._take(left)]
+        work = [asyncio.ensure_future(job) for job in jobs]
+        try:
+            await asyncio.gather(*work)
+        finally:
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            with contextlib.suppress(Trouble, TimeoutError):
+                async with asyncio.timeout(LAST_S):
+                    await self._api.heartbeat(Availability.OFFLINE)
+
+    # --- the links
+
+    async def _register(self) -> None:
+        try:
+            await self._api.register()
+        except NoSuchPath:
+            await self._api.register()  # the dialect is looked for again, unless it is given
+        await self._api.heartbeat(self._availability)
+
+    async def _heartbeat(self) -> None:
+        await asyncio.sleep(self._heartbeat_interval_s)
+        try:
+            await self._api.heartbeat(self._availability)
+        except (NoSuchThing, NoSuchPath):
+            await self._register()
+
+    @property
+    def _availability(self) -> Availability:
+        welcome = self.fleet.link is Link.UP and len(self._on_the_way) < self._ahead
+        return Availability.ONLINE if welcome else Availability.BUSY
+
+    async def _open(self) -> None:
+        self._lost.clear()
+        self._wire = Wire(self._server, name="rae-node bridge", on_lost=lambda reason: self._lost.set())
+        await self._wire.open()
+        try:
+            await self._wire.api(f"CONSUMER.INFO.{layout.RESULTS}.{layout.BRIDGE}")
+        except Refused as missing:
+            raise Trouble(f"{self._wire.url} has no consumer {layout.BRIDGE}: {missing.reason}; see deploy/fleet") from None
+
+    async def _until_lost(self) -> None:
+        await self._lost.wait()
+        raise Trouble(f"{self._server.url}: the connection was lost")
+
+    async def _close(self) -> None:
+        link, self._wire = self._wire, None
+        if link is not None:
+            await link.close()
+
+    async def _nothing(self) -> None:
+        pass
+
+    def _need(self) -> Wire:
+        if self._wire is None or self.fleet.link is not Link.UP:
+            raise Trouble("the fleet cannot be reached", sent=False)
+        return self._wire
+
+    async def _both_up(self) -> None:
+        while self.control.link is not Link.UP or self.fleet.link is not Link.UP:
+            self._changed.clear()
+            await self._changed.wait()
+
+    # --- from the control node to the fleet
+
+    async def _take(self, left: tuple[Entry, ...]) -> None:
+        for entry in left:
+            self._on_the_way[entry.id] = entry.type
+        for entry in left:
+            await self._until_done(lambda entry=entry: self._go_on(entry))  # type: ignore[misc]
+        while True:
+            await self._both_up()
+            task = None
+            if len(self._on_the_way) < self._ahead:
+                try:
+                    task = await self._api.poll()
+                except Trouble as trouble:
+                    self._say(f"poll: {trouble.reason}" + ("; a task may be lost with that answer" if trouble.sent else ""))
+            if task is None:
+                await asyncio.sleep(self._poll_interval_s)
+                continue
+            await self._pass_on(task)
+
+    async def _pass_on(self, task: Mapping[str, Any]) -> None:
+        """Note the task, then queue it, however long that takes: the control node does not hand it out again."""
+        task_id, kind, payload, priority = str(task["id"]).lower(), task.get("type"), task.get("payload"), task.get("priority")
+        if not isinstance(kind, str) or not kind or not isinstance(payload, dict):
+            await self._until_done(lambda: self._post(Result(task_id, "", "", {}, "refused: it is no task")))
+            return
+        self._on_the_way[task_id] = kind
+        try:
+            await self._notes.put(Entry(task_id, kind))
+        except OSError as error:
+            self._say(f"{task_id}: could not be noted, a crash now would lose it: {error}")
+        claim = Claim(task_id, kind, payload, priority if type(priority) is int else 0)
+        await self._until_done(lambda: self._queue(claim))
+
+    async def _queue(self, claim: Claim) -> None:
+        try:
+            await self._need().store(layout.task_subject(claim.type, claim.id), encode_task(claim), claim.id)
+        except Exists:
+            pass
+        except Refused as refused:
+            await self._post(Result(claim.id, claim.type, "", {}, f"the fleet does not take this task: {refused.reason}"))
+            await self._settled(claim.id)
+            return
+        self._say(f"{claim.id}: queued")
+
+    async def _go_on(self, entry: Entry) -> None:
+        """A task that was on the way when the bridge ended: post its result, or see that it is queued."""
+        await self._both_up()
+        try:
+            task = await self._api.task(entry.id)
+        except NoSuchThing:
+            await self._settled(entry.id)
+            return
+        if task is not None and task.get("status") != "PROCESSING":
+            await self._settled(entry.id)
+            return
+        data = await self._need().last(layout.RESULTS, layout.result_subject(entry.id))
+        if data is not None:
+            await self._post(decode_result(data))
+            await self._settled(entry.id)
+        elif task is not None and isinstance(task.get("payload"), dict):
+            await self._queue(Claim(entry.id, str(task.get("type", entry.type)), task["payload"]))
+
+    # --- from the fleet to the control node
+
+    async def _bring(self) -> None:
+        while True:
+            try:
+                delivery = await self._need().pull(
+                    layout.RESULTS, layout.BRIDGE, linger_s=lambda: LINGER_S, enough=self._lost
+                )
+                if delivery is not None:
+                    await self._deliver(delivery)
+            except Trouble:
+                await asyncio.sleep(AGAIN_S)
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        """Post a result that is for the control node, and only then let the fleet forget that it was not."""
+        with contextlib.suppress(Poison):
+            result = decode_result(delivery.data)
+            if result.id in self._on_the_way:
+                await self._until_done(lambda: self._post(result))
+                await self._settled(result.id)
+        await self._need().word(delivery.reply, wire.ACK)
+
+    async def _post(self, result: Result) -> None:
+        """Have the control node take it. What it says no to for good becomes a failure with that reason, or is given up.
+
+        Raises:
+            Trouble: it did not take it now.
+        """
+        refusals = 0
+        body = {"task_id": result.id, "result": clean.mapping(result.result), "error": result.error}
+        while True:
+            try:
+                await self._api.result(result.id, clean.encode(body))
+            except Trouble as trouble:
+                refusals += trouble.status == 500
+                lasting = trouble.status is not None and 400 <= trouble.status < 500 and trouble.status not in KEPT
+                if isinstance(trouble, NoSuchPath) or not (lasting or refusals >= REFUSALS):
+                    if trouble.status != 500:
+                        raise
+                    await asyncio.sleep(AGAIN_S)
+                    continue
+                if isinstance(trouble, NoSuchThing) or body["result"] == {}:
+                    self._say(f"{result.id}: the control node does not take its outcome: {trouble.reason}")
+                    return
+                body = {**body, "result": {}, "error": f"the control node refused the result: {trouble.reason}"}
+                continue
+            self._say(f"{result.id}: {result.status}, by {result.node or 'nobody'}")
+            return
+
+    async def _settled(self, task_id: str) -> None:
+        self._on_the_way.pop(task_id, None)
+        try:
+            await self._notes.remove(task_id)
+        except OSError as error:
+            self._say(f"{task_id}: its note could not be removed: {error}")
+
+    async def _until_done(self, work: Callable[[], Any]) -> None:
+        """Try until it succeeds; the links say what is wrong meanwhile."""
+        while True:
+            try:
+                await work()
+            except Trouble:
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
+
+
+def main(config: Config, server: Server, ahead: int) -> int:
+    """`rae-node bridge`, until SIGTERM or SIGINT; the exit status."""
+    from supervisor.node import key_of
+    from supervisor.sources.token import TokenError
+
+    def say(line: str) -> None:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+    try:
+        key = key_of(config)
+    except TokenError as error:
+        say(str(error))
+        return 2
+    clock = SystemClock()
+    control, execution = config.node.control, config.runtime.execution
+    transport = Transport(control, clock, key)
+    api = RaeApi(transport, control, node_id=config.node_id, token=key, capabilities={"gpu": True, "fleet": True})
+
+    async def until_told() -> None:
+        bridge = Bridge(
+            api,
+            server,
+            Notes(config.paths.state / "bridge"),
+            clock=clock,
+            poll_interval_s=execution.poll_interval_sec,
+            heartbeat_interval_s=execution.heartbeat_interval_sec,
+            backoff_max_s=control.backoff_max_sec,
+            ahead=ahead,
+            say=say,
+        )
+        work = asyncio.ensure_future(bridge.run())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+        await transport.close()
+
+    asyncio.run(until_told())
+    return 0

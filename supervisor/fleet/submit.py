@@ -1,0 +1,125 @@
+"""Tasks into a fleet, and their results out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+from uuid import uuid4
+
+from supervisor.fleet import layout
+from supervisor.fleet.forms import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task
+from supervisor.fleet.wire import Exists, Wire
+from supervisor.sources.base import Claim
+from supervisor.sources.ids import is_id
+
+FIELDS: Final = frozenset({"id", "type", "payload", "priority"})
+AT_ONCE: Final = 64  # requests on their way
+LOOK_AGAIN_S: Final = 2.0  # what was not heard of is looked up
+
+
+class BadTasks(Exception):
+    """The text is not tasks; the message says where and why."""
+
+
+def read_tasks(text: str) -> list[Claim]:
+    """Tasks from JSON: one object, a list of them, or one a line; `type`, and if wanted `payload`, `priority`, `id` (a UUID).
+
+    Raises:
+        BadTasks: these are none.
+    """
+    try:
+        value = json.loads(text)
+        values = value if isinstance(value, list) else [value]
+    except (ValueError, RecursionError):
+        values = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                try:
+                    values.append(json.loads(line))
+                except (ValueError, RecursionError):
+                    raise BadTasks(f"line {number} is not JSON; a task is {{\"type\": \"echo\", \"payload\": {{}}}}") from None
+    if not values:
+        raise BadTasks('there is no task; one is {"type": "echo", "payload": {}}')
+    return [_task(value, number) for number, value in enumerate(values, 1)]
+
+
+def _task(value: Any, number: int) -> Claim:
+    def bad(what: str) -> BadTasks:
+        return BadTasks(f"task {number}: {what}")
+
+    if not isinstance(value, dict):
+        raise bad("found no object")
+    if unknown := sorted(set(value) - FIELDS):
+        raise bad(f"found {unknown[0]}, allowed: {', '.join(sorted(FIELDS))}")
+    kind, payload = value.get("type"), value.get("payload", {})
+    if not isinstance(kind, str) or not 0 < len(kind) <= MAX_TYPE_CHARS or not kind.isprintable():
+        raise bad(f"type: allowed: a text of 1 to {MAX_TYPE_CHARS} characters")
+    if not isinstance(payload, dict):
+        raise bad("payload: allowed: an object")
+    priority, task_id = value.get("priority", 0), value.get("id", str(uuid4()))
+    if type(priority) is not int:
+        raise bad("priority: allowed: a whole number")
+    if not is_id(task_id):
+        raise bad("id: allowed: a UUID")
+    return Claim(task_id.lower(), kind, payload, priority)
+
+
+async def submit(wire: Wire, tasks: Iterable[Claim]) -> list[str]:
+    """Queue them; the ids of those that were queued already, which is no fault.
+
+    Raises:
+        Trouble: one could not be queued, and with it maybe those after it; the same call again queues what is missing.
+    """
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(task: Claim) -> str | None:
+        async with gate:
+            try:
+                new = await wire.store(layout.task_subject(task.type, task.id), encode_task(task), task.id)
+            except Exists:
+                new = False
+            return None if new else task.id
+
+    return [task_id for task_id in await asyncio.gather(*map(one, tasks)) if task_id is not None]
+
+
+async def wait(
+    wire: Wire, ids: Iterable[str], *, timeout_s: float | None, came: Callable[[Result], None]
+) -> set[str]:
+    """Wait for results; `came` is told each once. Returns the ids without one after `timeout_s` seconds (None: for ever).
+
+    Raises:
+        Trouble: the servers are gone.
+    """
+    missing = set(ids)
+    news = asyncio.Event()
+
+    def heard(data: bytes) -> None:
+        try:
+            result = decode_result(data)
+        except Poison:
+            return
+        if result.id in missing:
+            missing.discard(result.id)
+            came(result)
+            news.set()
+
+    await wire.listen(layout.ANY_RESULT, heard)
+    end_s = None if timeout_s is None else time.monotonic() + timeout_s
+    while missing and (end_s is None or time.monotonic() < end_s):
+        # a result that came before we listened, or that was dropped on the way to us
+        for task_id in list(missing)[:AT_ONCE]:
+            if task_id in missing and (data := await wire.last(layout.RESULTS, layout.result_subject(task_id))) is not None:
+                heard(data)
+        news.clear()
+        pause_s = LOOK_AGAIN_S if end_s is None else max(0.0, min(LOOK_AGAIN_S, end_s - time.monotonic()))
+        if missing:
+            try:
+                async with asyncio.timeout(pause_s):
+                    await news.wait()
+            except TimeoutError:
+                pass
+    return missing

@@ -1,0 +1,219 @@
+"""Who may do what in a fleet: TLS, passwords, and the rights of each role, at a server configured by our own tool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support.nats_rig import NatsServer, free_port, needs_server, node, operator, until
+
+from states.observation import Link
+from supervisor.fleet import credentials, layout
+from supervisor.fleet.access import AccessError, server_of
+from supervisor.fleet.wire import Server, Wire
+from supervisor.sources.transport import Trouble
+
+pytestmark = [needs_server, pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")]
+
+
+@dataclass
+class Fleet:
+    """A server with TLS and users."""
+
+    server: NatsServer
+    keys: Path
+
+    @property
+    def url(self) -> str:
+        return f"tls://127.0.0.1:{self.server.port}"
+
+    def as_user(self, name: str, **changes: Any) -> Server:
+        """The way in for a user."""
+        password = (self.keys / "passwords" / name).read_text().strip()
+        return Server(**{"url": self.url, "user": name, "password": password, "ca_file": str(self.keys / "ca.pem"), **changes})
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    assert credentials.main([str(folder / "keys"), "--server", "127.0.0.1", "--node", "desk-1", "--node", "desk.2"]) == 0
+    port = free_port()
+    conf = folder / "keys" / "127.0.0.1.conf"
+    conf.write_text(
+        conf.read_text().replace("0.0.0.0:4222", f"127.0.0.1:{port}").replace("/var/lib/nats/jetstream", str(folder / "js"))
+    )
+
+    server = NatsServer(folder, name="configured", port=port, config=conf, prefix=("env", "-C", str(folder / "keys"))).start()
+    one = Fleet(server, folder / "keys")
+
+    async def prepared() -> None:
+        async with operator("", server=one.as_user("admin")):
+            pass
+
+    asyncio.run(prepared())
+    yield one
+    server.kill()
+
+
+def test_private_files_are_private_and_running_again_keeps_keys(fleet: Fleet, tmp_path: Path) -> None:
+    for path in fleet.keys.rglob("*"):
+        secret = path.suffix == ".key" or path.parent.name == "passwords" or path.name in ("users.conf", "users.json")
+        if path.is_file() and secret:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    folder = tmp_path / "k"
+    assert credentials.main([str(folder), "--node", "a"]) == 0
+    before = {path.name: path.read_text() for path in (folder / "passwords").iterdir()}
+    assert credentials.main([str(folder), "--node", "b", "--server", "x", "--server", "y", "--server", "z"]) == 0
+    after = {path.name: path.read_text() for path in (folder / "passwords").iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"b", "routes"}
+    assert (folder / "y.conf").read_text().count("nats-route://") == 3
+    assert '"a"' in (folder / "users.conf").read_text()
+
+
+def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
+    async def work() -> None:
+        key = fleet.as_user("desk.2").password
+        async with (
+            operator("", server=fleet.as_user("operator"), made=True) as boss,
+            node(fleet.url, tmp_path, node_id="desk.2", token=key, ca_file=str(fleet.keys / "ca.pem")) as rig,
+        ):
+            await rig.up()
+            task = await boss.submit()
+            rig.source.settle(await rig.claim(), {"n": 1}, None)
+            assert (await boss.settled(task)).node == "desk.2"
+            await boss.submit()
+            rig.source.hand_back(await rig.claim(), "back", "resubmit")
+            await rig.saw("handed-back")
+            rig.source.settle(await rig.claim(), {}, "failed")
+            await boss.raw(b"poison", task_id=str(uuid4()))
+            assert await rig.poll() is None
+            await rig.saw("dead-letter")
+            await rig.delivered()
+            from supervisor.fleet.overview import overview
+
+            seen = await overview(boss.wire)
+            assert [n["node"] for n in seen["nodes"]] == ["desk.2"]
+            assert seen["tasks"]["waiting"] == seen["tasks"]["running"] == 0
+
+    asyncio.run(asyncio.wait_for(work(), 90))
+
+
+FORBIDDEN = {
+    "post a task": "rae.tasks.echo.x",
+    "tell of another node": layout.node_subject("desk.2"),
+    "take from the registry": f"$JS.API.DIRECT.GET.{layout.NODES_STREAM}.{layout.node_subject('desk.2')}",
+    "read results": f"$JS.API.DIRECT.GET.{layout.RESULTS}.rae.results.x",
+    "read the queue": f"$JS.API.STREAM.MSG.GET.{layout.TASKS}",
+    "purge the queue": f"$JS.API.STREAM.PURGE.{layout.TASKS}",
+    "delete a stream": f"$JS.API.STREAM.DELETE.{layout.RESULTS}",
+    "change a consumer": f"$JS.API.CONSUMER.DURABLE.CREATE.{layout.TASKS}.nodes",
+    "make a consumer": f"$JS.API.CONSUMER.CREATE.{layout.RESULTS}",
+    "pull what is a bridge's": layout.next_subject(layout.RESULTS, layout.BRIDGE),
+    "acknowledge for a bridge": f"$JS.ACK.{layout.RESULTS}.bridge.1.1.1.1.0",
+    "list streams": "$JS.API.STREAM.NAMES",
+    "anything else": "x.y",
+}
+
+
+def test_a_node_can_do_no_more(fleet: Fleet) -> None:
+    """Each is refused by the server, and nothing of it has happened."""
+
+    async def work() -> None:
+        wire = Wire(fleet.as_user("desk-1"), name="desk-1")
+        await wire.open()
+        async with operator("", server=fleet.as_user("admin"), made=True) as boss:
+            before = {name: await boss.stream(name) for name in (layout.TASKS, layout.RESULTS, layout.NODES_STREAM)}
+            for what, subject in FORBIDDEN.items():
+                try:
+                    await wire.request(subject, b"{}", timeout_s=0.5)
+                except Trouble as trouble:
+                    assert "permissions violation" in trouble.reason.lower(), (what, trouble.reason)
+                else:
+                    pytest.fail(f"a node can {what}")
+            heard: list[bytes] = []
+            for subject in ("_INBOX.>", "_INBOX.desk=2E2.>", ">", "rae.results.*", "rae.tasks.>", "$KV.>"):
+                await wire.listen(subject, heard.append)
+            await boss.submit("none")
+            await boss.wire.api(f"STREAM.PURGE.{layout.TASKS}")
+            await asyncio.sleep(0.3)
+            assert heard == []
+            after = {name: await boss.stream(name) for name in before}
+            for name in before:
+                assert (before[name]["last_seq"], before[name]["messages"]) == (
+                    after[name]["last_seq"] - (name == layout.TASKS), after[name]["messages"],
+                ), name
+        await wire.close()
+
+    asyncio.run(asyncio.wait_for(work(), 90))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"password": "wrong"}, "refuses this user's key"),
+        ({"user": "desk.2"}, "refuses this user's key"),
+        ({"password": None}, "refuses this user's key"),
+        ({"ca_file": None}, "cannot be reached"),
+        ({"url": "tls://localhost:%PORT%"}, "cannot be reached"),
+    ],
+)
+def test_who_is_not_known_does_not_get_in(fleet: Fleet, changes: dict[str, Any], why: str) -> None:
+    given = {k: v.replace("%PORT%", str(fleet.server.port)) if isinstance(v, str) else v for k, v in changes.items()}
+
+    async def work() -> None:
+        with pytest.raises(Trouble, match=why):
+            await Wire(fleet.as_user("desk-1", **given), name="x").open()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_a_password_never_goes_in_the_clear_to_a_server_that_offers_no_tls(tmp_path: Path) -> None:
+    """Somebody in the middle who answers first, and asks for the password without TLS."""
+    got = bytearray()
+
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        info = {"server_id": "x", "version": "2.9.10", "proto": 1, "max_payload": 1 << 20, "auth_required": True}
+        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+        while data := await reader.read(4096):
+            got.extend(data)
+            writer.write(b"PONG\r\n")
+        writer.close()
+
+    async def work() -> None:
+        server = await asyncio.start_server(impostor, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Trouble, match="no TLS"):
+            await Wire(Server(f"tls://127.0.0.1:{port}", "desk-1", "very-secret"), name="x").open()
+        async with node(f"tls://127.0.0.1:{port}", tmp_path, token="very-secret") as rig:
+            await until(lambda: "no TLS" in rig.source.status.reason, lambda: rig.source.status.reason)
+            assert rig.source.status.link is Link.DOWN
+        server.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+    assert b"very-secret" not in got
+
+
+def test_the_way_in_for_an_operator(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("abc\n")
+    file.chmod(0o600)
+    environ = {"RAE_FLEET_SERVER": "tls://a:1,tls://b:1", "RAE_FLEET_USER": "boss", "RAE_FLEET_PASSWORD_FILE": str(file)}
+    assert server_of(None, None, None, None, environ) == Server("tls://a:1,tls://b:1", "boss", "abc")
+    assert server_of("nats://127.0.0.1:1", None, None, None, {}) == Server("nats://127.0.0.1:1")
+    for url in ("nats://example.org:4222", "http://127.0.0.1", "nats://a:b@127.0.0.1:1", "tls://", "nats://127.0.0.1:1,nats://8.8.8.8:1"):
+        with pytest.raises(AccessError, match="--server"):
+            server_of(url, None, None, None, {})
+    file.chmod(0o644)
+    with pytest.raises(AccessError, match="--password-file: .* can be read or changed by others"):
+        server_of(None, None, None, None, environ)
+    with pytest.raises(AccessError, match="needs --password-file"):
+        server_of(None, "boss", None, None, {})
