@@ -3,7 +3,8 @@
 Mutter (GNOME, which has no ext-idle-notify) tells of both ways by signals. `GetSessionIdleTime` of the ScreenSaver
 interface tells nothing by itself: it is asked every few seconds, only where a session has no other source; some answer
 in seconds and some in milliseconds, so that what two answers differ by must show which. Inhibitors are GNOME's and
-KDE's own lists, with their holders; a film's title is in neither (R16: only the name of the program is taken).
+KDE's own lists, with their holders; a film's title is in neither (R16: only the name of the program is taken). A game that
+has registered with gamemode is one more; asking never starts gamemode (T31), as no question here starts anything.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ GNOME_IDLE: Final = 8  # the flag of inhibitors that keep the session from idlin
 KDE: Final = "org.kde.Solid.PowerManagement.PolicyAgent"
 KDE_PATH: Final = "/org/kde/Solid/PowerManagement/PolicyAgent"
 KDE_SCREEN: Final = 4  # the policy of inhibitions that keep the screen on
+GAMEMODE: Final = "com.feralinteractive.GameMode"
+GAMEMODE_PATH: Final = "/com/feralinteractive/GameMode"
+PLAYING: Final = "gamemode"  # the holder's name, also for presence.ignore_inhibitors
 AGAIN_S: Final = 10.0
 POLL_S: Final = 5.0
 PROBE_S: Final = 1.5
@@ -46,14 +50,17 @@ class BusIdle:
         self._idle_watch = self._active_watch = 0
         self._gnome: tuple[str, ...] = ()
         self._kde: tuple[str, ...] = ()
+        self._playing: tuple[str, ...] = ()
         self._bus.watch(MUTTER, lambda owner: self._do(self._begin_mutter(owner)))
         self._saver_there = asyncio.Event()
         self._bus.watch(SAVER, lambda owner: self._saver_there.set() if owner else self._saver_there.clear())
         self._bus.watch(GNOME, lambda _: self._do(self._list_gnome()))
         self._bus.watch(KDE, lambda _: self._do(self._list_kde()))
+        self._bus.watch(GAMEMODE, lambda _: self._do(self._count_games()))
         self._bus.subscribe(MUTTER, MUTTER, "WatchFired", self._fired)
         self._bus.subscribe(GNOME, GNOME, "", lambda _: self._do(self._list_gnome()))
         self._bus.subscribe(KDE, KDE, "InhibitionsChanged", lambda _: self._do(self._list_kde()))
+        self._bus.subscribe(GAMEMODE, GAMEMODE, "", lambda _: self._do(self._count_games()))
 
     @property
     def reading(self) -> Idle | None:
@@ -63,7 +70,7 @@ class BusIdle:
     @property
     def inhibitors(self) -> tuple[str, ...]:
         """Who keeps the desktop from idling."""
-        return tuple(dict.fromkeys(self._gnome + self._kde))
+        return tuple(dict.fromkeys(self._gnome + self._kde + self._playing))
 
     async def run(self, changed: Callable[[], None]) -> None:
         """See `Source`; it goes on for as long as nobody cancels it."""
@@ -226,6 +233,18 @@ class BusIdle:
             held = ()
         if held != self._kde:
             self._kde = held
+            self._changed()
+
+    async def _count_games(self) -> None:
+        playing: tuple[str, ...] = ()
+        if self._bus.owner(GAMEMODE):
+            try:
+                games = (await self._bus.properties(GAMEMODE, GAMEMODE_PATH, GAMEMODE)).get("ClientCount")
+            except BusError:
+                games = None
+            playing = () if games == 0 and type(games) is int else (PLAYING,)  # one that does not say is not idle
+        if playing != self._playing:
+            self._playing = playing
             self._changed()
 
     async def _ask(

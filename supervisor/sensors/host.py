@@ -2,7 +2,7 @@
 
 Besides: programs beside which nothing may run, memory pressure, a metered network, and a site's own checks, each only
 where node.yaml asks for it. Whether the machine plays a game by gamemode's word is known on the person's own bus alone,
-which the daemon may not ask; its lock on idle is seen by the sessions, the game itself by host.exclusive_programs.
+which the daemon may not ask: the session agent does, and tells it among the desktop's inhibitors.
 
 Nothing here has a timer: samples are taken when the tick asks, and a CPU percentage is the average since an earlier
 one, so ticks that are rare still get an honest value. All of it together takes well under a millisecond; what may be

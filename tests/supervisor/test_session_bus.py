@@ -10,14 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dbus_fast import BusType, Message, MessageType
+from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio import MessageBus
 from support.displays import missing
 from support.login1 import PrivateBus, eventually
 
 from supervisor.agents import idle_bus
 from supervisor.agents.idle import boot_s
-from supervisor.agents.idle_bus import GNOME, GNOME_PATH, KDE, KDE_PATH, MUTTER, MUTTER_PATH, SAVER, BusIdle
+from supervisor.agents.idle_bus import (
+    GAMEMODE,
+    GAMEMODE_PATH,
+    GNOME,
+    GNOME_PATH,
+    KDE,
+    KDE_PATH,
+    MUTTER,
+    MUTTER_PATH,
+    PLAYING,
+    SAVER,
+    BusIdle,
+)
 
 QUIET_S = 0.3
 
@@ -41,6 +53,7 @@ class Service:
         if message.message_type is not MessageType.METHOD_CALL or message.member not in self.answers:
             return None
         self.asked.append(message.member)
+        assert message.flags & MessageFlag.NO_AUTOSTART, "no question may start a service (T31)"
         answer = self.answers[message.member]
         return Message.new_method_return(message, *(answer(message) if callable(answer) else answer))
 
@@ -211,6 +224,32 @@ def test_inhibitors_of_gnome_with_their_holders(tmp_path: Path) -> None:
         await eventually(lambda: source.inhibitors == ("org.example.Call",), "a call")
         await gnome.stop()
         await eventually(lambda: source.inhibitors == (), "the end of the session manager")
+
+    beside(tmp_path, story)
+
+
+def test_a_game_that_gamemode_knows_and_gamemode_is_never_started(tmp_path: Path) -> None:
+    """T31: the bus would start it for whoever calls it."""
+
+    async def story(address: str, source: BusIdle) -> None:
+        gamemode = Service(address, GAMEMODE)
+        games = {"ClientCount": Variant("i", 1)}
+        gamemode.answers = {"GetAll": lambda _: ("a{sv}", [games])}
+        await gamemode.start()
+        await eventually(lambda: source.inhibitors == (PLAYING,), "the game")
+        games["ClientCount"] = Variant("i", 0)
+        await gamemode.emit(GAMEMODE_PATH, "GameUnregistered", "io", 7, "/g/7")
+        await eventually(lambda: source.inhibitors == (), "its end")
+        games["ClientCount"] = Variant("i", 2)
+        await gamemode.emit(GAMEMODE_PATH, "GameRegistered", "io", 8, "/g/8")
+        await eventually(lambda: source.inhibitors == (PLAYING,), "two more")
+        del games["ClientCount"]
+        asked = len(gamemode.asked)
+        await gamemode.emit(GAMEMODE_PATH, "GameUnregistered", "io", 8, "/g/8")
+        await eventually(lambda: len(gamemode.asked) > asked, "the question")
+        assert source.inhibitors == (PLAYING,)  # it does not say how many any more: unknown is not idle
+        await gamemode.stop()
+        await eventually(lambda: source.inhibitors == (), "the end of gamemode")
 
     beside(tmp_path, story)
 
