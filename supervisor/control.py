@@ -28,7 +28,12 @@ SOCKET_NAME: Final = "control.sock"
 MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 1 << 20
 PEER_DEADLINE_S: Final = 2.0
-MAX_PEERS: Final = 64
+AGAIN_S: Final = 0.05  # between two tries of a client
+# So few are served at once that whatever they do holds up the loop for some milliseconds at most; others wait in the
+# kernel's queue. One that has not said its line when others wait is let go after PATIENCE_S: no crowd keeps them out.
+MAX_PEERS: Final = 16
+PATIENCE_S: Final = 0.05
+QUEUE: Final = 256
 MAX_TELLERS: Final = 64
 TELL_GAP_S: Final = 0.02  # between two lines that are heard: 50 a second
 _SO_PEERGROUPS: Final = 59
@@ -77,8 +82,11 @@ class ControlServer:
         self._hearings = hearings or {}
         self._tellers: dict[int, asyncio.StreamWriter] = {}  # by uid
         self._heard: set[asyncio.Task[Any]] = set()
-        self._server: asyncio.AbstractServer | None = None
-        self._peers: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._peers: dict[asyncio.StreamWriter, float] = {}  # since when, by the loop's time, each has said nothing
+        self._left = asyncio.Event()  # a peer
+        self._turn = asyncio.Lock()
 
     async def start(self) -> None:
         """Listen.
@@ -86,37 +94,72 @@ class ControlServer:
         Raises:
             OSError: the socket cannot be made there.
         """
-        if self._server is not None:
+        if self._listener is not None:
             return
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)  # we hold the lock of the folder, so it is a dead one
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with short_name(self._path) as name:
                 listener.bind(name)
             self._path.chmod(0o666)
-            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_REQUEST)
+            listener.listen(QUEUE)
         except OSError:
             listener.close()
             raise
+        self._listener, self._accepting = listener, asyncio.create_task(self._accept(listener))
 
     async def stop(self) -> None:
         """Close and remove the socket."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-            for writer in self._tellers.values():
-                writer.transport.abort()
-            if self._heard:
-                await asyncio.wait(self._heard, timeout=PEER_DEADLINE_S)
-            with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
+        if self._listener is None or self._accepting is None:
+            return
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        self._listener.close()
+        self._listener = None
+        for writer in self._tellers.values():
+            writer.transport.abort()
+        if self._heard:
+            await asyncio.wait(self._heard, timeout=PEER_DEADLINE_S)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """Let peers in, one a pass of the loop, and only as many as can be served at once."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                peer, _ = await loop.sock_accept(listener)
+            except OSError:  # no descriptor is left, or it has gone already
+                await asyncio.sleep(PATIENCE_S)
+                continue
+            await self._make_room(loop)
+            reader = asyncio.StreamReader(limit=MAX_REQUEST)
+            protocol = asyncio.StreamReaderProtocol(reader, self._serve)
+            try:
+                await loop.connect_accepted_socket(lambda protocol=protocol: protocol, peer)  # type: ignore[misc]
+            except OSError:
+                peer.close()
+
+    async def _make_room(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wait until one has left, or until the one that has said nothing for longest has had its time."""
+        while len(self._peers) >= MAX_PEERS:
+            oldest = min(self._peers, key=self._peers.__getitem__)
+            if (left_s := self._peers[oldest] + PATIENCE_S - loop.time()) <= 0:
+                self._leave(oldest)
+                oldest.transport.abort()
+                return
+            self._left.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left_s, PEER_DEADLINE_S)):
+                    await self._left.wait()
+
+    def _leave(self, writer: asyncio.StreamWriter) -> None:
+        if self._peers.pop(writer, None) is not None:
+            self._left.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._peers) >= MAX_PEERS:
-            # The one that has said nothing for longest is let go, so that no crowd keeps an honest asker out.
-            next(iter(self._peers)).transport.abort()
-        self._peers[writer] = None
+        self._peers[writer] = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(PEER_DEADLINE_S):
                 try:
@@ -125,13 +168,17 @@ class ControlServer:
                     return await self._say(writer, self._envelope(False, error=str(error)))
                 hearing = self._hearings.get(str(request["tell"])) if "tell" in request else None
                 if hearing is None:
-                    return await self._say(writer, self._answer(request, writer))
-            self._peers.pop(writer, None)
+                    self._peers[writer] = float("inf")
+                    async with self._turn:  # one answer a pass of the loop
+                        await asyncio.sleep(0)
+                        answer = self._answer(request, writer)
+                    return await self._say(writer, answer)
+            self._leave(writer)
             await self._hear(hearing, request, reader, writer)
         except (TimeoutError, OSError, ValueError):
             pass  # a peer that says nothing whole in time gets no answer; the node goes on
         finally:
-            self._peers.pop(writer, None)
+            self._leave(writer)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
     @staticmethod
@@ -242,23 +289,23 @@ def ask(
         DaemonMute: it may not be trusted, no whole answer within `timeout_s` seconds, or one of another version.
     """
     path = runtime / SOCKET_NAME
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-        until_s = time.monotonic() + timeout_s
-        peer.settimeout(timeout_s)
+    until_s = time.monotonic() + timeout_s
+    question = json.dumps({"v": PROTOCOL, "ask": name, **fields}).encode() + b"\n"
+    while True:
         try:
-            with short_name(path) as short:
-                peer.connect(short)
-            if trusted and peer_uid(peer) not in (0, runtime.stat().st_uid):
-                raise DaemonMute(f"whoever listens at {path} is neither root nor the folder's owner")
-            peer.sendall(json.dumps({"v": PROTOCOL, "ask": name, **fields}).encode() + b"\n")
-            raw = _read_line(peer, until_s)
+            raw = _exchange(runtime, question, until_s, trusted)
         except TimeoutError as error:
             raise DaemonMute(f"the daemon does not answer within {timeout_s:g} s; look at `journalctl -u rae-node`") from error
+        except (BlockingIOError, ConnectionResetError, BrokenPipeError):
+            raw = b""
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
                 hint = "start it with `systemctl start rae-node` or `rae-node run`"
                 raise DaemonDown(f"the daemon is not running (no answer at {path}); {hint}") from error
             raise DaemonMute(f"the daemon cannot be asked at {path}: {error.strerror or error}") from error
+        if raw or time.monotonic() + AGAIN_S >= until_s:
+            break
+        time.sleep(AGAIN_S)  # a crowd is at the door, and we were let go before we were heard
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -266,6 +313,19 @@ def ask(
     if not isinstance(answer, dict) or answer.get("v") != PROTOCOL:
         raise DaemonMute(f"the daemon at {path} is another version; restart it with `systemctl restart rae-node`")
     return answer
+
+
+def _exchange(runtime: Path, question: bytes, until_s: float, trusted: bool) -> bytes:
+    """One question, and what comes back for it; nothing when the daemon closed without a word."""
+    path = runtime / SOCKET_NAME
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.settimeout(max(AGAIN_S, until_s - time.monotonic()))
+        with short_name(path) as short:
+            peer.connect(short)
+        if trusted and peer_uid(peer) not in (0, runtime.stat().st_uid):
+            raise DaemonMute(f"whoever listens at {path} is neither root nor the folder's owner")
+        peer.sendall(question)
+        return _read_line(peer, until_s)
 
 
 def _read_line(peer: socket.socket, until_s: float) -> bytes:

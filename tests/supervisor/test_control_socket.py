@@ -7,6 +7,9 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -139,6 +142,35 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out(tmp_path: Path) -> Non
             writer.close()
 
 
+def test_two_hundred_clients_of_every_kind_do_not_hold_up_the_daemons_loop() -> None:
+    """Loosely, for the machine is shared: the bench's figure is the one to look at."""
+    bench = Path(__file__).parents[1] / "bench/crowd.py"
+    words = [sys.executable, str(bench), "--json", "--seconds", "3", "--rounds", "2"]
+    told = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, timeout=180).stdout)
+    assert min(seen["cpu_s"] for seen, _ in told["rounds"]) < 0.010, "computed at one go"
+    assert min(seen["loop_s"] for seen, _ in told["rounds"]) < 0.250, "blocked, or computed"
+    for _, crowd in told["rounds"]:
+        assert crowd["answered"] > 10
+        assert crowd.get("unanswered", 0) <= crowd["answered"] / 20
+
+
+def test_a_client_that_is_let_go_unheard_asks_again(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "control.sock"))
+        server.listen()
+
+        def serve() -> None:
+            for turn in range(3):
+                peer, _ = server.accept()
+                with peer:
+                    if turn == 2:
+                        peer.recv(4096)
+                        peer.sendall(b'{"v": 1, "ok": true}\n')
+
+        threading.Thread(target=serve, daemon=True).start()
+        assert ask(tmp_path, "status")["ok"] is True
+
+
 @in_loop
 async def test_a_crowd_that_asks_is_answered(tmp_path: Path) -> None:
     async with serving(tmp_path) as path:
@@ -182,8 +214,6 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 
 def test_a_trickling_daemon_is_given_up_in_time(tmp_path: Path) -> None:
-    import threading
-
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "control.sock"))
         server.listen()
