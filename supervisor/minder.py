@@ -5,7 +5,7 @@ A task over one of its limits is stopped at once, and fails by its own fault: `l
 
 Its own GPU use is held under `safety.max_gpu_percent`, as the mean of any minute, by freezing it for moments (`duty`).
 
-Looks come once a second while a task runs, sooner while it is near a limit, and in a worker thread; the disk is walked
+Looks come once a second while a task runs, sooner while it nears a limit fast, and in a worker thread; the disk is walked
 more rarely, in a walk of its own, which may take long. VRAM and the GPU's load are the GPU sensor's last look.
 """
 
@@ -29,14 +29,16 @@ from supervisor.sensors.gpu_use import Own
 from supervisor.settings import GpuSettings, TaskType
 
 LOOK_S: Final = 1.0
-SOON_S: Final = 0.2  # when more than half of a limit is used
+SOON_S: Final = 0.2  # when a limit would be reached within AHEAD_S at the pace of late
+AHEAD_S: Final = 3.0
 DISK_S: Final = 5.0
 DISK_SHARE: Final = 20  # a walk that took a second is followed by this many seconds without one
 TURN_LOOK_S: Final = 0.5  # what a look at the GPU may take before the task is frozen for its load
 VRAM_PAUSE_S: Final = (0.02, 0.05, 0.1, 0.2)  # between two looks at VRAM that is not free yet; the last one repeats
 VRAM_LOOK_S: Final = 1.0  # what one look at it may take
 VRAM_LATE_S: Final = 1.0  # after the time that it may take: one more look, which says that it is held
-VRAM_SLEEP_S: Final = 1.0  # before a sleep there is no time to wait longer
+VRAM_SLEEP_S: Final = 1.0  # before a sleep there is no time to wait longer,
+SLEEP_BY_S: Final = 4.5  # nor beyond so long after the order, for logind waits for five seconds (T26)
 
 
 class GpuEye(Protocol):
@@ -100,7 +102,7 @@ class Minder:
         self._task: _Minded | None = None
         self._watch: asyncio.Task[None] | None = None
         self._walk: asyncio.Task[int] | None = None
-        self._walk_at_s = 0.0
+        self._walk_at_s = self._looked_at_s = 0.0
         self._on_gpu = False
         self._duty: Duty | None = None
         self._unheld = self._trouble = ""
@@ -113,7 +115,8 @@ class Minder:
         self._on_gpu, self.usage = False, Usage()
         self._unheld = self._trouble = ""
         self._duty = Duty(self._limits().max_gpu_percent, self._clock.now_s())
-        self._walk_at_s = self._clock.now_s() + LOOK_S
+        self._looked_at_s = self._clock.now_s()
+        self._walk_at_s = self._looked_at_s + LOOK_S
         self._watch = asyncio.get_running_loop().create_task(self._mind(self._task))
 
     def end(self) -> None:
@@ -179,12 +182,13 @@ class Minder:
         return min(SOON_S if near else LOOK_S, await self._pace(task))
 
     async def _look(self, task: _Minded) -> tuple[str, bool]:
-        """The limit that the task is over, in words, and whether it is near one."""
+        """The limit that the task is over, in words, and whether it nears one fast."""
         kind, limits = self._task_types().get(task.kind, TaskType()), self._limits()
         enough = None if kind.max_memory_gb is None else kind.max_memory_gb * usage.GIB
         processes, used = await asyncio.to_thread(_measure, task.tree, enough)
-        own = self._gpu().own
-        self._on_gpu = self._on_gpu or own.processes > 0
+        own, before, before_s = self._gpu().own, self.usage, self._looked_at_s
+        self._on_gpu, self._looked_at_s = self._on_gpu or own.processes > 0, self._clock.now_s()
+        ahead = AHEAD_S / max(0.01, self._looked_at_s - before_s)
         self.usage = Usage(
             processes,
             used / usage.GIB,
@@ -195,16 +199,16 @@ class Minder:
         name = f"tasks.{task.kind}"
         vram = (limits.max_vram_gb, "safety") if kind.max_vram_gb is None else (kind.max_vram_gb, name)
         shares = [
-            (self.usage.memory_gb, kind.max_memory_gb, "memory", " GiB", f"{name}.max_memory_gb"),
-            (own.vram_gb, vram[0], "VRAM", " GiB", f"{vram[1]}.max_vram_gb"),
-            (self.usage.disk_gb or 0.0, kind.max_disk_gb, "disk", " GiB", f"{name}.max_disk_gb"),
-            (float(processes), kind.max_processes, "processes", "", f"{name}.max_processes"),
+            (self.usage.memory_gb, before.memory_gb, kind.max_memory_gb, "memory", " GiB", f"{name}.max_memory_gb"),
+            (float(processes), before.processes, kind.max_processes, "processes", "", f"{name}.max_processes"),
+            (own.vram_gb, own.vram_gb, vram[0], "VRAM", " GiB", f"{vram[1]}.max_vram_gb"),
+            (self.usage.disk_gb or 0.0, self.usage.disk_gb or 0.0, kind.max_disk_gb, "disk", " GiB", f"{name}.max_disk_gb"),
         ]
         near = False
-        for value, limit, what, unit, setting in shares:
+        for value, earlier, limit, what, unit, setting in shares:
             if limit is not None and value > limit:
                 return f"{what} {_over(value, limit)}{unit}, limit {number(limit)}{unit} ({setting})", True
-            near = near or (limit is not None and value > limit / 2)
+            near = near or (limit is not None and value + (value - earlier) * ahead > limit and value > earlier)
         return "", near
 
     def _disk_gb(self, task: _Minded, kind: TaskType) -> float | None:
@@ -279,7 +283,9 @@ class Minder:
         if not self._on_gpu:
             return ""
         self._on_gpu = False
-        wait_s = min(VRAM_SLEEP_S, self.vram_limit_s) if hurry else self._gpu_settings().vram_release_sec + VRAM_LATE_S
+        wait_s = self._gpu_settings().vram_release_sec + VRAM_LATE_S
+        if hurry:
+            wait_s = max(0.1, min(VRAM_SLEEP_S, wait_s, SLEEP_BY_S - (self._clock.now_s() - since_s)))
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s
         pauses = iter(VRAM_PAUSE_S)
