@@ -1,8 +1,10 @@
 """What would have happened with other limits: recorded journals through the pure mind again (R16, R17).
 
-What is assumed, for before and after alike: a task is always there, lasts `task_s`, and every effect succeeds at once;
-readings hold between lines, the person's last sign ages by itself (as in interface §5). Time in which the node wrote
-nothing for `SILENT_S` counts for nobody; a restart begins in DISABLED and loses the task in hand.
+What is assumed, for before and after alike: a task is always there while the control node can be reached, lasts `task_s`,
+and every effect succeeds at once; readings hold between lines, the person's last sign ages by itself (as in interface §5).
+A decision is written at the sign that led to it; where only a sign of life tells of a newer sign, the person is taken to
+have come half-way since the line before: too early as often as too late. Time in which the node wrote nothing for
+`SILENT_S` counts for nobody; a restart begins in DISABLED and loses the task in hand.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from states.effects import Effect
 from states.lifecycle import EffectResult, Lifecycle, Outcome
 from states.limits import Limits
 from states.memory import State
-from states.observation import NO_TASK, Observation, Task, TaskPhase
+from states.observation import NO_TASK, Link, Observation, Person, Task, TaskPhase
 from supervisor import journal
 from supervisor.vocabulary import observation_of
 
@@ -71,6 +73,8 @@ def load(paths: Iterable[Path]) -> Past:
                     seen = replace(observation_of(entry["observation"], at_s, source="journal"), task=NO_TASK)
                     if lives[-1] and at_s < lives[-1][-1].now_s:
                         lives.append([])
+                    if lives[-1] and (came := _came(lives[-1][-1], seen, entry["kind"] == "decision")) is not None:
+                        lives[-1].append(came)
                     lives[-1].append(seen)
     except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise WhatIfError(f"a line is not of the journal's form ({error}); `rae-node replay` names it") from None
@@ -78,6 +82,18 @@ def load(paths: Iterable[Path]) -> Past:
     if not kept:
         raise WhatIfError("no line says what was seen; name journals (decisions-*.jsonl) or a folder of them")
     return Past(kept, limits)
+
+
+def _came(before: Observation, after: Observation, decided: bool) -> Observation | None:
+    """The moment between two looks at which the person came, as far as it is known; readings are the earlier look's."""
+    was, now = before.person.value, after.person.value
+    if was is None or now is None or not now.last_sign_at_s > max(was.last_sign_at_s, before.now_s) + 1.0:
+        return None
+    at_s = min(now.last_sign_at_s, after.now_s)
+    if not decided:
+        at_s = (before.now_s + at_s) / 2
+    seen = _aged(before, at_s)
+    return replace(seen, person=replace(seen.person, value=Person(at_s, now.sign)))
 
 
 def live(past: Past, limits: Limits, task_s: float) -> Result:
@@ -136,10 +152,10 @@ def _settle(mind: Lifecycle, seen: Observation, task_s: float, result: Result) -
         memory = mind.memory
         task = NO_TASK
         if memory.state is State.READY:
-            task = _CLAIMED
+            task = _CLAIMED if seen.link is Link.UP else NO_TASK
         elif memory.state is State.RUNNING:
             if memory.started_at_s is None:
-                task = _CLAIMED
+                task = _CLAIMED if seen.link is Link.UP else NO_TASK
             else:
                 task = _ENDED if seen.now_s - memory.started_at_s >= task_s - 1e-3 else _RUNNING
         plan = mind.propose(seen if task is NO_TASK else replace(seen, task=task))

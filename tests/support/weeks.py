@@ -43,9 +43,9 @@ from supervisor.config import Config, load  # noqa: E402
 from supervisor.effects.systemd import Notifier  # noqa: E402
 from supervisor.journal import Journal, files  # noqa: E402
 from supervisor.node import Node  # noqa: E402
-from supervisor.observer import Observer  # noqa: E402
-from supervisor.performer import Performer  # noqa: E402
 from supervisor.sensors.base import Presence  # noqa: E402
+from supervisor.sensors.gpu_use import Own  # noqa: E402
+from supervisor.settings import TaskType  # noqa: E402
 from supervisor.sensors.gpu_use import NOTHING_OWN  # noqa: E402
 from supervisor.slot import Slot  # noqa: E402
 from supervisor.sources.base import Availability, Claim, LinkStatus  # noqa: E402
@@ -256,12 +256,12 @@ class Signs:
     name = "simulated"
 
     def __init__(self, story: Story, clock: StoryClock) -> None:
-        self._clock = clock
+        self.clock = clock
         self._there, self._gpu, self._cpu = Spans(story.there), Spans(story.gpu), Spans(story.cpu)
 
     def latest(self, now_s: float) -> Presence:
         """See PresenceSensor."""
-        wall = self._clock.wall
+        wall = self.clock.wall
         last = self._there.last(wall)
         if last is None:
             return Presence(self.name, now_s)
@@ -270,7 +270,7 @@ class Signs:
 
     def gpu(self, now_s: float) -> Reading[Gpu]:
         """A game, or next to nothing."""
-        wall = self._clock.wall
+        wall = self.clock.wall
         game = self._gpu.now(wall)
         if game is None:
             return Reading(Gpu(1 + 4 * _wobble(wall, 1), 0.6 + 0.5 * _wobble(wall, 2)), "", self.name, now_s)
@@ -281,7 +281,7 @@ class Signs:
 
     def cpu(self, now_s: float) -> Reading[Cpu]:
         """A load, a person's ordinary use, or next to nothing."""
-        wall = self._clock.wall
+        wall = self.clock.wall
         load = self._cpu.now(wall)
         if load is not None:
             return Reading(Cpu(load[2]), "", self.name, now_s)
@@ -291,6 +291,23 @@ class Signs:
     def host(self, now_s: float) -> Reading[Host]:
         """Always fit."""
         return Reading(Host(), "", self.name, now_s)
+
+
+class StillGpu:
+    """The GPU's own sensor, which nobody needs to wake: its readings are the story's."""
+
+    own = Own()
+
+    def __init__(self, signs: Signs) -> None:
+        self.latest = signs.gpu
+        self._signs = signs
+
+    def demand(self, interval_s: float | None) -> None:
+        """See Gpus."""
+
+    async def refresh(self, timeout_s: float) -> Reading[Gpu]:
+        """See Gpus."""
+        return self.latest(self._signs.clock.now)
 
 
 class SimulatedTask:
@@ -315,7 +332,7 @@ class SimulatedTask:
 
     def pids(self) -> frozenset[int]:
         """See RunningTask."""
-        return frozenset({7}) if self.alive else frozenset()
+        return frozenset()
 
     def cpu_s(self) -> float:
         """See RunningTask."""
@@ -440,24 +457,23 @@ class SimulatedNode(Node):
 
     def _build_senses(self, config: Config) -> None:
         super()._build_senses(config)
-        signs = Signs(self._story, self._story_clock)
-        still = SimpleNamespace(demand=lambda _: None, release_delay=lambda: None, latest=signs.gpu, own=NOTHING_OWN)
-        observer = Observer([signs], signs.gpu, signs.cpu, signs.host, self._story_clock.now)  # type: ignore[list-item]
-        self.senses = SimpleNamespace(observer=observer, gpu=still, sessions=still)  # type: ignore[assignment]
+        signs, senses = Signs(self._story, self._story_clock), self.senses
+        senses.observer.presence = (signs,)  # type: ignore[assignment]
+        senses.observer.gpu, senses.observer.cpu, senses.observer.host = signs.gpu, signs.cpu, signs.host
+        senses.gpu = StillGpu(signs)  # type: ignore[assignment]
 
     def _build_performer(self) -> None:
-        workdir, rng = self.workdir, self._supply.rng
-        executor = SimpleNamespace()
+        super()._build_performer()
+        self.minder.begin = lambda *_: None  # type: ignore[method-assign]
+
+    def _executor(self, task_type: TaskType) -> Any:
+        rng = self._supply.rng
 
         async def start(claim: Claim, folder: Path, wake: Callable[[], None]) -> SimulatedTask:
             seconds, fails = self.source.lasts  # type: ignore[attr-defined]
             return SimulatedTask(seconds, rng.uniform(0.02, 0.35), fails, wake)
 
-        executor.start = start
-        tasks = self.config.node.tasks
-        self.performer = Performer(
-            self.slot, self._inhibitor, workdir, lambda _: executor, lambda: tasks, self.clock, self._wake, self._extend
-        )
+        return SimpleNamespace(start=start)
 
 
 # --- living it
