@@ -66,11 +66,12 @@ class Hold(Generic[T]):
     def __init__(self, settle_s: float) -> None:
         self._settle_s = settle_s
         self._highest: list[tuple[float, T]] = []
+        self._over = False
 
     def highest(self, value: T, over: bool, now_s: float, most: Callable[[T, T], T]) -> T:
         """`value`, or the highest of those that were over their limit less than `settle_s` seconds ago."""
         self._highest = [(at_s, v) for at_s, v in self._highest if 0 <= now_s - at_s < self._settle_s]
-        held = value
+        held, self._over = value, over
         for _, v in self._highest:
             held = most(held, v)
         if over and self._settle_s > 0:
@@ -79,8 +80,10 @@ class Hold(Generic[T]):
         return held
 
     def due_s(self, now_s: float) -> float | None:
-        """Seconds until the next of them is forgotten; None: there is none."""
-        return min((max(0.0, at_s + self._settle_s - now_s) for at_s, _ in self._highest), default=None)
+        """Seconds until it has settled; None: it has, or is too high even now."""
+        if self._over or not self._highest:
+            return None
+        return max(0.0, self._highest[-1][0] + self._settle_s - now_s)
 
 
 class Observer:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from support.login1 import session
 
 from states.guards import cpu_free, gpu_free, user_away
+from states.lifecycle import Lifecycle
 from states.limits import Limits
 from states.memory import Memory
 from states.observation import NEVER, NO_TASK, Automation, Cpu, Gpu, Host, Reading
@@ -181,6 +182,7 @@ def test_too_much_counts_at_once_and_as_gone_only_when_it_has_settled() -> None:
     assert free(world.look()) == (True, True)
     world.cpu, world.gpu = 90.0, Gpu(95.0, 1.0)
     assert free(world.look(NOW_S + 1)) == (False, False)
+    assert world.observer.due_s(NOW_S + 1) is None  # too high even now: nothing to wait for
     world.cpu, world.gpu = 5.0, Gpu(4.0, 1.0)
     seen = world.look(NOW_S + 2)
     assert free(seen) == (False, False)
@@ -226,6 +228,25 @@ def test_a_load_that_swings_switches_no_more_often_than_it_settles(
             turns[index] += was[index] is False and now[index] is True
         was = now
     assert max(turns) <= 1 + (at_s - NOW_S) / settle_s
+
+
+@given(SETTLE_S, st.lists(st.tuples(st.floats(0.01, 20.0), LOADS), max_size=80))
+def test_the_machine_itself_does_not_flap(settle_s: float, story: list[tuple[float, float]]) -> None:
+    """The very table: a CPU load that swings as it likes leads out of READY no more often than once a `settle_s`; and a
+    loop that also wakes when it is told to is never kept busy by it."""
+    world, at_s = World(settle_s), NOW_S
+    world.says("terminals", last_sign_at_s=NOW_S - 2 * REQUIRED_S, sign="user active on pts/3", hands=True)
+    mind, left, ticks = Lifecycle(LIMITS, NOW_S), 0, 0
+    for step_s, cpu in story:
+        world.cpu, next_s = cpu, at_s + step_s
+        while at_s <= next_s:
+            plan = mind.propose(world.look(at_s))
+            mind.commit(plan)
+            left, ticks = left + (plan.row is not None and plan.row.id == "unsafe"), ticks + 1
+            due_s = None if plan.row else world.observer.due_s(at_s)
+            at_s += 0.01 if plan.row else step_s if due_s is None else max(0.01, due_s)
+    assert left <= 1 + (at_s - NOW_S) / settle_s
+    assert ticks <= 10 + 6 * len(story)
 
 
 # --- every source, for people
