@@ -114,8 +114,9 @@ class Wire:
                 raise ConnectionResetError("the server hung up")
         except (Error, OSError, TimeoutError, ValueError) as error:
             self._closing = True
+            why = self._why(error, bool((client._server_info or {}).get("auth_required")))
             await _let_go(client)
-            raise Trouble(self._why(error, bool((client._server_info or {}).get("auth_required")))) from None
+            raise Trouble(why) from None
         self._client = client
 
     async def close(self) -> None:

@@ -133,12 +133,9 @@ def test_a_node_can_do_no_more(fleet: Fleet) -> None:
         async with operator("", server=fleet.as_user("admin"), made=True) as boss:
             before = {name: await boss.stream(name) for name in (layout.TASKS, layout.RESULTS, layout.NODES_STREAM)}
             for what, subject in FORBIDDEN.items():
-                try:
+                print(what)
+                with pytest.raises(Trouble, match=r"(?i)permissions violation"):
                     await wire.request(subject, b"{}", timeout_s=0.5)
-                except Trouble as trouble:
-                    assert "permissions violation" in trouble.reason.lower(), (what, trouble.reason)
-                else:
-                    pytest.fail(f"a node can {what}")
             heard: list[bytes] = []
             for subject in ("_INBOX.>", "_INBOX.desk=2E2.>", ">", "rae.results.*", "rae.tasks.>", "$KV.>"):
                 await wire.listen(subject, heard.append)
@@ -213,7 +210,7 @@ def test_the_way_in_for_an_operator(tmp_path: Path) -> None:
         with pytest.raises(AccessError, match="--server"):
             server_of(url, None, None, None, {})
     file.chmod(0o644)
-    with pytest.raises(AccessError, match="--password-file: .* can be read or changed by others"):
+    with pytest.raises(AccessError, match=r"--password-file: .* can be read or changed by others"):
         server_of(None, None, None, None, environ)
     with pytest.raises(AccessError, match="needs --password-file"):
         server_of(None, "boss", None, None, {})

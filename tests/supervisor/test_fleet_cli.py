@@ -81,7 +81,8 @@ def test_a_killed_daemons_task_is_done_by_another_and_nothing_is_lost(server: Na
         nodes = {name: stack.enter_context(daemon(member(tmp_path, server, name, **slow))) for name in ("one", "two", "three")}
         ids = cli(server, "submit", "-", text='{"type": "slow"}\n{"type": "slow"}\n').stdout.split()
         assert len(ids) == 2
-        busy = until(lambda: [n for n in nodes.values() if (n.look().get("task") or {}).get("phase") == "running"], "a task runs")
+        running = lambda n: (n.look().get("task") or {}).get("phase") == "running"  # noqa: E731
+        busy = until(lambda: [n for n in nodes.values() if running(n)], "a task runs")
         busy[0].kill()
         again = "\n".join(json.dumps({"type": "slow", "id": task}) for task in ids)
         done = cli(server, "submit", "-", "--watch", "--timeout", "50", text=again)

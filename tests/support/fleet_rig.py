@@ -1,0 +1,258 @@
+"""Members of a fleet in one process: the product's loop, mind, performer and JetStream source; signs and tasks simulated.
+
+A member's person comes and goes as told, its task lasts as long as its payload says, its link is real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+from support.nats_rig import cut
+from support.weeks import SimulatedNode, SimulatedTask, Story, settings
+
+from states.lifecycle import Lifecycle
+from states.memory import Memory, State
+from states.observation import NEVER, Cpu, Gpu, Host, Reading
+from supervisor.clock import SystemClock
+from supervisor.config import Config
+from supervisor.daemon import Daemon
+from supervisor.effects.systemd import Notifier
+from supervisor.journal import Journal
+from supervisor.node import make_source
+from supervisor.observer import Observer
+from supervisor.performer import Performer
+from supervisor.sensors.base import Presence
+from supervisor.slot import Slot
+from supervisor.sources.base import Claim
+from supervisor.sources.jetstream import JetStream
+
+KIND = "work"
+
+
+class WallClock(SystemClock):
+    """Real time, also in the form that simulated signs read."""
+
+    @property
+    def now(self) -> float:
+        """Seconds of CLOCK_BOOTTIME."""
+        return self.now_s()
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+        return self.wall_s()
+
+
+@dataclass
+class Log:
+    """What happened in the fleet, by monotonic seconds."""
+
+    starts: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    delivered: Counter[str] = field(default_factory=Counter)  # results that this process knows to be stored, by task
+    events: Counter[str] = field(default_factory=Counter)
+    left: list[tuple[float, str]] = field(default_factory=list)  # tasks that lost their node, and when
+
+    def started(self, task_id: str, member: str) -> None:
+        """A task begins to run there."""
+        self.starts.setdefault(task_id, []).append((time.monotonic(), member))
+
+    def gaps(self) -> list[float]:
+        """Seconds from each loss of a node to the same task's next start, where it did start again."""
+        found = []
+        for when, task_id in self.left:
+            after = [at for at, _ in self.starts.get(task_id, []) if at > when]
+            if after:
+                found.append(min(after) - when)
+        return found
+
+
+class Desk:
+    """One machine's signs: nobody is there until somebody comes."""
+
+    name = "simulated"
+
+    def __init__(self, clock: WallClock) -> None:
+        self._clock = clock
+        self.there = False
+        self.last_s = NEVER
+
+    def latest(self, now_s: float) -> Presence:
+        """See PresenceSensor."""
+        return Presence(self.name, now_s, now_s if self.there else self.last_s, "user active on seat0")
+
+    def gpu(self, now_s: float) -> Reading[Gpu]:
+        """Free."""
+        return Reading(Gpu(1, 0.5), "", self.name, now_s)
+
+    def cpu(self, now_s: float) -> Reading[Cpu]:
+        """Free."""
+        return Reading(Cpu(3), "", self.name, now_s)
+
+    def host(self, now_s: float) -> Reading[Host]:
+        """Always fit."""
+        return Reading(Host(), "", self.name, now_s)
+
+
+class Lasting(JetStream):
+    """Knows how long the task in hand lasts."""
+
+    lasts: tuple[float, bool] = (0.0, False)
+
+    def take(self) -> Claim | None:
+        """See Source."""
+        claim = super().take()
+        if claim is not None:
+            self.lasts = (float(claim.payload.get("seconds", 0.0)), bool(claim.payload.get("fails")))
+        return claim
+
+
+class MemberNode(SimulatedNode):
+    """The product's node with a real link."""
+
+    def __init__(self, config: Config, clock: WallClock, wake: Callable[[], None], desk: Desk, log: Log) -> None:
+        self._desk, self._log = desk, log
+        super().__init__(config, clock, wake, Story(0, 0), SimpleNamespace(rng=None))  # type: ignore[arg-type]
+
+    def _build_source(self, config: Config) -> None:
+        self.will.hindrances["key"] = ""
+        source = make_source(
+            config, self.clock, None, lambda kind, fields: self.on_event(kind, fields), lambda: self.describe()
+        )
+        assert isinstance(source, JetStream)
+        source.__class__ = Lasting
+        self.source = source
+        self.slot = Slot(self.source)
+
+    def _build_senses(self, config: Config) -> None:
+        super()._build_senses(config)
+        desk = self._desk
+        self.senses.observer = Observer([desk], desk.gpu, desk.cpu, desk.host, NEVER)
+
+    def _build_performer(self) -> None:
+        super()._build_performer()
+        executor = SimpleNamespace()
+
+        async def start(claim: Claim, folder: Path, wake: Callable[[], None]) -> SimulatedTask:
+            self._log.started(claim.id, config.node_id)
+            seconds, fails = self.source.lasts  # type: ignore[attr-defined]
+            return SimulatedTask(seconds, 0.005, fails, wake)
+
+        config, executor.start = self.config, start
+        self.performer = Performer(
+            self.slot, self._inhibitor, self.workdir, lambda _: executor, lambda: self.config.node.tasks, self.clock,
+            self._wake, self._extend,
+        )
+
+
+class Quiet(Journal):
+    """A journal that keeps nothing: a thousand of them on one disk would be measured, and nothing else."""
+
+    def write(self, kind: str, **fields: Any) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Member:
+    """One node of the fleet."""
+
+    config: Config
+    log: Log
+    keep_journal: bool = False
+    clock: WallClock = field(default_factory=WallClock)
+
+    def __post_init__(self) -> None:
+        self.name = self.config.node_id
+        self.desk = Desk(self.clock)
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """As supervisor/service.py does it, but for the process around it."""
+        for path in (self.config.paths.logs, self.config.paths.state, self.config.paths.workdir):
+            path.mkdir(parents=True, exist_ok=True)
+        daemon: Daemon | None = None
+        self.node = node = MemberNode(self.config, self.clock, lambda: daemon.wake() if daemon else None, self.desk, self.log)
+        node.will.accept(True)
+        self.journal = (Journal if self.keep_journal else Quiet)(self.config.paths.logs, self.clock, keep_days=7)
+        memory = Memory(since_s=self.clock.now_s())
+        self.daemon = daemon = Daemon(node, Lifecycle(self.config.limits, memory=memory), self.journal, self.clock, Notifier({}))
+        node.on_event = self._event
+        self._running = asyncio.create_task(daemon.run())
+
+    def _event(self, kind: str, fields: dict[str, Any]) -> None:
+        self.log.events[fields.get("event", "")] += 1
+        if fields.get("event") == "delivered":
+            self.log.delivered[fields["task"]] += 1
+        self.daemon.event(kind, fields)
+
+    @property
+    def state(self) -> State:
+        """Its state."""
+        return self.daemon.mind.state
+
+    @property
+    def task(self) -> str:
+        """The id of the task that runs here, or nothing."""
+        claim = self.node.slot.claim
+        return claim.id if claim is not None and self.node.slot.tree is not None else ""
+
+    def person_comes(self) -> None:
+        """Somebody sits down."""
+        if self.task and self.state is State.RUNNING:
+            self.log.left.append((time.monotonic(), self.task))
+        self.desk.there = True
+        self.daemon.wake()
+
+    def person_goes(self) -> None:
+        """And leaves."""
+        self.desk.there, self.desk.last_s = False, self.clock.now_s()
+        self.daemon.wake()
+
+    async def stop(self) -> None:
+        """In order."""
+        self.daemon.stop("the test is over")
+        if self._running is not None:
+            await self._running
+        await self.node.source.stop(5.0)
+        self.journal.close()
+
+    async def die(self) -> None:
+        """As by a power cut."""
+        if self.task:
+            self.log.left.append((time.monotonic(), self.task))
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        if self.node.slot.tree is not None:
+            self.node.slot.tree._timer.cancel()  # type: ignore[attr-defined]
+        assert isinstance(self.node.source, JetStream)
+        await cut(self.node.source)
+        self.journal.close()
+
+
+def configs(folder: Path, names: list[str], url: str, **changes: float) -> list[Config]:
+    """Configurations of members, all read from one file; `changes` to runtime.yaml and node.yaml, dots as two underscores."""
+    quick = {
+        "safety.idle_required_minutes": 0.01, "safety.cooldown_minutes": 0.01, "execution.poll_interval_sec": 5,
+        "execution.heartbeat_interval_sec": 10, "work.run_minutes": 30,
+    }
+    base = settings(folder, folder / "logs", {**quick, **{name.replace("__", "."): value for name, value in changes.items()}})
+    made = []
+    for name in names:
+        node = msgspec.structs.replace(
+            base.node,
+            node=msgspec.structs.replace(base.node.node, id=name),
+            tasks={KIND: next(iter(base.node.tasks.values()))},
+            control=msgspec.structs.replace(base.node.control, source="nats", url=url, backoff_max_sec=2.0),
+        )
+        place = folder / "members" / name
+        paths = replace(base.paths, logs=place / "logs", state=place / "state", workdir=place / "work", runtime=place / "run")
+        made.append(replace(base, node=node, node_id=name, paths=paths))
+    return made
