@@ -46,7 +46,6 @@ from supervisor.node import Node  # noqa: E402
 from supervisor.sensors.base import Presence  # noqa: E402
 from supervisor.sensors.gpu_use import Own  # noqa: E402
 from supervisor.settings import TaskType  # noqa: E402
-from supervisor.sensors.gpu_use import NOTHING_OWN  # noqa: E402
 from supervisor.slot import Slot  # noqa: E402
 from supervisor.sources.base import Availability, Claim, LinkStatus  # noqa: E402
 from supervisor.version import VERSION  # noqa: E402
