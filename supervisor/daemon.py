@@ -262,6 +262,8 @@ class Daemon:
                 "next_try_s": None if link.next_try_s is None else max(0.0, round(link.next_try_s - now_s, 1)),
                 "dialect": link.dialect,
                 "outbox": link.outbox,
+                "error": link.error,
+                "error_at": None if link.error_s is None else iso(wall_s - (now_s - link.error_s)),
             },
             "version": VERSION,
             "presence": [source.as_dict() for source in self.node.senses.observer.sources(now_s)],

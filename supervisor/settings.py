@@ -204,6 +204,14 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
     max_answer_mb: Annotated[
         float, Meta(gt=0, le=256, description="MiB of one answer; more is refused: no server may fill the memory.")
     ] = 16.0
+    max_requests_per_sec: Annotated[
+        int,
+        Meta(
+            ge=1, le=1000,
+            description="Requests within any second, whatever they are for. Intervals and back-off keep far below it; this "
+            "bounds also what nobody thought of, and short tasks in a row.",
+        ),
+    ] = 20
     backoff_max_sec: Annotated[
         float, Meta(gt=0, le=3600, description="The longest pause between two tries while the control node is away.")
     ] = 300.0

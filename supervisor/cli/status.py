@@ -96,6 +96,8 @@ def _rest(answer: dict[str, Any]) -> list[tuple[str, str]]:
     if source["next_try_s"] is not None:
         link += f", next try in {source['next_try_s']:g} s"
     lines.append(("control node", link))
+    if source["error"] and source["error"] != source["reason"]:
+        lines.append(("last trouble", f"{source['error_at']}: {source['error']}"))
     if source["outbox"]:
         lines.append(("to deliver", f"{source['outbox']} outcomes"))
     if answer["paused_until"]:

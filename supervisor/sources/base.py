@@ -45,6 +45,8 @@ class LinkStatus:
     dialect: str = ""
     url: str = ""
     outbox: int = 0  # results and hand-backs not delivered yet
+    error: str = ""  # the last trouble on the way, also while the link is up again
+    error_s: float | None = None
 
 
 class Source(Protocol):

@@ -15,14 +15,18 @@ from supervisor.sources.transport import Trouble
 
 Connect = Callable[[], Awaitable[None]]
 CONNECTING: Final = "connecting"
+NOT_STARTED: Final = "not started"
+STOPPED: Final = "stopped"
+NO_TROUBLE: Final = frozenset({"", NOT_STARTED, CONNECTING, STOPPED})
 
 
 class KeptLink:
     """Runs `connect` once and `keep` again and again; says up, down or lost, and nobody else does.
 
     `keep` returns when it is time to keep again, and raises `Trouble` when the link has failed; so does `connect`. Trouble
-    of a link that had proven sound (`keep` returned once) is tried again at once; any other waits, longer each time.
-    `changed(link, reason)` is told of every change, `parted()` whenever the link has gone down, to clear up.
+    of a link that had proven sound (`keep` returned once, or its owner set `proven`) is tried again at once; any other
+    waits, longer each time, and one with a Retry-After always waits. `changed(link, reason)` is told of every change,
+    `parted()` whenever the link has gone down, to clear up.
     """
 
     def __init__(
@@ -46,8 +50,11 @@ class KeptLink:
         self._resumed = asyncio.Event()
         self.link = Link.DOWN
         self.since_s = clock.now_s()
-        self.reason = "not started"
+        self.reason = NOT_STARTED
         self.next_try_s: float | None = None
+        self.proven = False
+        self.error = ""
+        self.error_s: float | None = None
 
     async def run(self) -> None:
         """For ever."""
@@ -75,6 +82,8 @@ class KeptLink:
 
     def say(self, link: Link, reason: str, next_try_s: float | None = None) -> None:
         """The link is now like that."""
+        if reason not in NO_TROUBLE:
+            self.blame(reason)
         changed = (link, reason) != (self.link, self.reason)
         if link is not self.link:
             self.since_s = self._clock.now_s()
@@ -82,16 +91,20 @@ class KeptLink:
         if changed:
             self._changed(link, reason)
 
+    def blame(self, reason: str) -> None:
+        """There was trouble on the way, whatever it means for the link: `status` shows the last."""
+        self.error, self.error_s = reason, self._clock.now_s()
+
     async def _once(self) -> None:
-        proven = False
+        self.proven = False
         try:
             await self._guarded(self._connect)
             self.say(Link.UP, "")
             while True:
                 await self._guarded(self._keep)
-                proven = True
+                self.proven = True
         except Trouble as trouble:
-            if not self._retry or not proven:
+            if not self._retry or not self.proven or trouble.retry_after_s is not None:
                 raise
             self.say(Link.DOWN, trouble.reason)
         finally:

@@ -46,6 +46,9 @@ class Notes:
         self._entries: dict[str, Entry] = {}
         self._writing = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def __contains__(self, task_id: str) -> bool:
         return task_id in self._entries
 

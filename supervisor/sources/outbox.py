@@ -15,11 +15,10 @@ from supervisor.sources import clean
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Claim
 from supervisor.sources.note import UNKNOWN, Entry, Notes
-from supervisor.sources.rae_api import NoSuchPath, NoSuchThing, RaeApi, created_for_sure_not
+from supervisor.sources.rae_api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi, created_for_sure_not
 from supervisor.sources.transport import MIB, Trouble
 
 MAX_BODY_BYTES: Final = 64 * MIB  # the most that the real server was seen to take
-SMALL_BYTES: Final = 16 * 1024  # a bare reason fits
 REFUSALS: Final = 5  # so many 500s from a server that is sound otherwise, and it is the result that it cannot take
 LAST_PAUSE_S: Final = 0.5
 LOST_PATHS: Final = 3  # so many unknown paths, and this release has no way to post a task
@@ -53,13 +52,16 @@ class Item:
     node: str = ""
     repost: str | None = None
     body: bytes | None = field(default=None, repr=False)
+    bare: bool = False  # nothing but a reason is left of it
+    blind: bool = False  # it was posted, and the answer was lost
     refusals: int = 0
     lost_paths: int = 0
 
     @classmethod
     def settled(cls, claim: Claim, result: Mapping[str, Any], error: str | None) -> Item:
         """An outcome; `error` None: success."""
-        return cls(claim.id, claim.type, Step.RESULT, result=result, error=None if error is None else clean.reason(error))
+        words = None if error is None else clean.reason(error)
+        return cls(claim.id, claim.type, Step.RESULT, result=result, error=words, bare=error is not None and not result)
 
     @classmethod
     def handed_back(cls, claim: Claim, reason: str, on_preempt: str) -> Item:
@@ -80,6 +82,7 @@ class Item:
     def fail(self, error: str) -> None:
         """Make it a failure with this reason and no result."""
         self.step, self.error, self.result, self.payload, self.body = Step.RESULT, error, {}, {}, None
+        self.bare = True
 
     def encode(self) -> bytes:
         """The outcome as it is posted; a failure of its own when it is too large."""
@@ -94,8 +97,9 @@ class Item:
 class Outbox:
     """Delivers items by `api`, first in, first out.
 
-    `event(name, **fields)` is told what the journal should know, never a payload; `on_trouble` what is the link's fault;
-    `sound` tells whether the server is well otherwise; `on_preempt` how a type of task is given back.
+    `event(name, **fields)` is told what the journal should know, never a payload; `on_trouble` what is the link's fault,
+    `blame` the reason of any other trouble; `sound` tells whether the server is well otherwise; `on_preempt` how a type of
+    task is given back.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Outbox:
         on_preempt: Callable[[str], str],
         event: Event,
         on_trouble: Callable[[Trouble], None],
+        blame: Callable[[str], None],
         sound: Callable[[], Awaitable[bool]],
         wake: Callable[[], None],
     ) -> None:
@@ -116,6 +121,7 @@ class Outbox:
         self._on_preempt = on_preempt
         self._event = event
         self._on_trouble = on_trouble
+        self._blame = blame
         self._sound = sound
         self._wake = wake
         self._items: deque[Item] = deque()
@@ -202,8 +208,8 @@ class Outbox:
 
     def _report(self, state: RetryCallState) -> None:
         trouble = state.outcome.exception() if state.outcome else None
-        if isinstance(trouble, Trouble) and _is_the_links(trouble):
-            self._on_trouble(trouble)
+        if isinstance(trouble, Trouble):
+            (self._on_trouble(trouble) if _is_the_links(trouble) else self._blame(trouble.reason))
 
     async def _deliver(self, item: Item) -> None:
         """Go as far with an item as it goes; returns when nothing is left to do for it.
@@ -287,21 +293,43 @@ class Outbox:
             try:
                 await self._api.result(item.id, item.body)
             except Trouble as trouble:
-                if trouble.status == 413 and len(item.body) > SMALL_BYTES:
-                    item.fail(f"result too large for the control node: {len(item.body) / MIB:.2f} MiB")
-                    continue
+                if trouble.sent and (trouble.status is None or trouble.status >= BAD_GATEWAY):
+                    item.blind = True
                 if _is_final(trouble):
-                    self._event("outcome-lost", task=item.id, type=item.type, reason=trouble.reason)
-                    return
+                    if await self._has_it(item):
+                        break
+                    if isinstance(trouble, NoSuchThing) or item.bare:
+                        self._event("outcome-lost", task=item.id, type=item.type, reason=trouble.reason)
+                        return
+                    reason = f"the control node refused the result with status {trouble.status}"
+                    if trouble.status == 413:
+                        reason = f"result too large for the control node: {len(item.body) / MIB:.2f} MiB"
+                    self._replace(item, reason)
+                    continue
                 if trouble.status == 500 and await self._sound():
                     item.refusals += 1
+                    if item.refusals >= REFUSALS and await self._has_it(item):
+                        break
                     if item.refusals == REFUSALS:
-                        reason = f"the control node refused the outcome {REFUSALS} times with status 500"
-                        self._event("outcome-refused", task=item.id, type=item.type, reason=reason)
-                        item.fail(reason if item.error is None else f"{item.error} ({reason})")
+                        self._replace(item, f"the control node refused the outcome {REFUSALS} times with status 500")
                 raise
-            self._event("delivered", task=item.id, type=item.type, error=item.error is not None)
-            return
+            break
+        self._event("delivered", task=item.id, type=item.type, error=item.error is not None)
+
+    def _replace(self, item: Item, reason: str) -> None:
+        """The server will not take this outcome: say so in its place, so that no submitter waits for ever."""
+        self._event("outcome-refused", task=item.id, type=item.type, reason=reason)
+        item.fail(reason if item.error is None else f"{item.error} ({reason})")
+
+    async def _has_it(self, item: Item) -> bool:
+        """Whether an earlier post, whose answer was lost, has settled the task: then it must not be settled otherwise."""
+        if not item.blind:
+            return False
+        try:
+            task = await self._api.task(item.id)
+        except NoSuchThing:
+            return False
+        return task is not None and task.get("status") in ("COMPLETED", "FAILED")
 
 
 def _resubmitted(item: Item) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -27,7 +30,7 @@ class NoSuchThing(Trouble):
 
 
 class RaeApi:
-    """One control node. A call that gets no good answer raises `Trouble`; none is repeated here."""
+    """One control node. A call that gets no good answer raises `Trouble`; none is repeated here. One of a kind at a time."""
 
     def __init__(
         self, transport: Transport, settings: Control, *, node_id: str, token: str | None, capabilities: Mapping[str, Any]
@@ -39,6 +42,7 @@ class RaeApi:
         self._capabilities = capabilities
         self._dialect = configured(settings) or complete(settings)
         self._fixed = self._dialect is not None
+        self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by kind of request
         self.compute_id = ""  # what the server calls this node, from register
 
     @property
@@ -48,10 +52,16 @@ class RaeApi:
 
     async def paths(self) -> Dialect:
         """The dialect, looked for if it is not known: in the OpenAPI document, else by probing what changes nothing."""
-        if self._dialect is None:
-            found = await self._from_openapi() or await self._by_probing()
-            self._dialect = overridden(found, self._settings)
-        return self._dialect
+        async with self._one_at_a_time["dialect"]:
+            if self._dialect is None:
+                found = await self._from_openapi() or await self._by_probing()
+                self._dialect = overridden(found, self._settings)
+            return self._dialect
+
+    def new_life(self) -> None:
+        """Register as another life of this node from now on, where lives are told."""
+        if "life" in self._capabilities:
+            self._capabilities = {**self._capabilities, "life": os.urandom(8).hex()}
 
     async def register(self) -> None:
         """Make this node known; the server then calls it ONLINE, so a heartbeat with the truth must follow."""
@@ -114,7 +124,8 @@ class RaeApi:
     ) -> Any:
         if body is not None:
             content = clean.encode(body)
-        answer = await self._transport.request(method, path, query=query, content=content)
+        async with self._one_at_a_time[what]:
+            answer = await self._transport.request(method, path, query=query, content=content)
         try:
             return self._good(what, answer)
         except NoSuchPath:

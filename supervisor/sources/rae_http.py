@@ -12,20 +12,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never
-
 from states.observation import Link
 from supervisor.clock import Clock
 from supervisor.settings import Control
-from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
+from supervisor.sources.link import STOPPED, KeptLink
 from supervisor.sources.note import Entry, Notes
 from supervisor.sources.outbox import Item, Outbox
-from supervisor.sources.rae_api import NoSuchPath, NoSuchThing, RaeApi
+from supervisor.sources.rae_api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi
 from supervisor.sources.transport import Transport, Trouble
 
 EVENT_KIND: Final = "link"  # the journal's kind; the fields hold `event` and what belongs to it
 MAX_TYPE_CHARS: Final = 200
+OVER: Final = ("COMPLETED", "FAILED")
 
 
 class RaeHttp:
@@ -49,16 +48,22 @@ class RaeHttp:
         token: str | None,
         on_preempt: Callable[[str], str] = lambda kind: "resubmit",
     ) -> None:
-        self._clock = clock
         self._heartbeat_interval_s = heartbeat_interval_s
-        self._retry = retry_on_disconnect
         self._on_event = on_event
         self._on_preempt = on_preempt
         self._wake: Wake = lambda: None
         self._transport = Transport(settings, clock, token)
         self._api = RaeApi(self._transport, settings, node_id=node_id, token=token, capabilities=capabilities)
         self._notes = Notes(state_dir)
-        self._backoff = Backoff(settings.backoff_max_sec)
+        self._kept = KeptLink(
+            self._connect_anew,
+            self._keep,
+            clock=clock,
+            backoff_max_s=settings.backoff_max_sec,
+            retry=retry_on_disconnect,
+            changed=self._changed,
+            parted=self._part,
+        )
         self._outbox = Outbox(
             self._api,
             self._notes,
@@ -66,19 +71,15 @@ class RaeHttp:
             on_preempt=on_preempt,
             event=self._event,
             on_trouble=self._fail,
+            blame=self._kept.blame,
             sound=self._sound,
             wake=lambda: self._wake(),
         )
         self._availability = Availability.BUSY
-        self._link = Link.DOWN
-        self._since_s = clock.now_s()
-        self._reason = "not started"
-        self._next_try_s: float | None = None
         self._trouble: Trouble | None = None  # met by the poll or the outbox, for the link to deal with
-        self._proven = False  # since it is up, the link has also been seen working
+        self._poll_lost = False  # the server may have handed out a task that we do not know of
         self._note_trouble = False
         self._nudge = asyncio.Event()
-        self._resumed = asyncio.Event()
         self._connecting = asyncio.Lock()
         self._slot: Claim | None = None
         self._poll: asyncio.Task[None] | None = None
@@ -96,13 +97,13 @@ class RaeHttp:
         for entry in left:
             self._event("note-found", task=entry.id, type=entry.type, reason="the node stopped while it had this task")
             self._outbox.put(Item.left(entry))
-        self._set(Link.DOWN, "connecting")
-        self._work = [asyncio.create_task(self._live()), asyncio.create_task(self._outbox.run())]
+        self._work = [asyncio.create_task(self._kept.run()), asyncio.create_task(self._outbox.run())]
 
     async def stop(self, deadline_s: float) -> None:
         """Say OFFLINE and deliver what the outbox holds; a claim not taken is given back. Takes `deadline_s` at most."""
         self._stopping = True
         self._availability = Availability.OFFLINE
+        self._transport.lift()
         try:
             async with asyncio.timeout(deadline_s):
                 if self._work:
@@ -121,11 +122,13 @@ class RaeHttp:
             for task_id in self._outbox.ids:
                 self._event("undelivered", task=task_id, reason="the node stopped first; settled at its next start")
             await self._transport.close()
-            self._set(Link.DOWN, "stopped")
+            self._kept.say(Link.DOWN, STOPPED)
 
     def ask(self) -> bool:
-        """Start one poll; it is never repeated by itself, for a lost answer may have been a task."""
-        ready = self._link is Link.UP and not self._stopping and not self.crash_note
+        """Start one poll; it is never repeated by itself, for a lost answer may have been a task. After a lost one,
+        what is known must be settled first (see `_connect`)."""
+        ready = self._kept.link is Link.UP and not self._stopping and not self.crash_note
+        ready = ready and not (self._poll_lost and self._notes)
         if not ready or self._poll is not None or self._slot is not None:
             return False
         self._poll = asyncio.create_task(self._ask())
@@ -162,19 +165,23 @@ class RaeHttp:
 
     def resume(self) -> None:
         """Lift a link that was given up; cut short the wait for the next try."""
-        self._resumed.set()
+        self._transport.lift()
+        self._kept.resume()
 
     @property
     def status(self) -> LinkStatus:
         """The link as it is."""
+        link = self._kept
         return LinkStatus(
-            link=self._link,
-            since_s=self._since_s,
-            reason=self._reason,
-            next_try_s=self._next_try_s,
+            link=link.link,
+            since_s=link.since_s,
+            reason=link.reason,
+            next_try_s=link.next_try_s,
             dialect=self._api.dialect,
             url=self._transport.url,
             outbox=len(self._outbox),
+            error=link.error,
+            error_s=link.error_s,
         )
 
     @property
@@ -184,98 +191,55 @@ class RaeHttp:
 
     # --- the link
 
-    async def _live(self) -> None:
-        """Connect and keep the link, for ever."""
-        while True:
-            retrying = AsyncRetrying(
-                retry=retry_if_exception_type(Trouble),
-                wait=self._backoff,
-                stop=stop_never if self._retry else stop_after_attempt(1),
-                sleep=self._pause,
-                before_sleep=self._will_retry,
-                reraise=True,
-            )
-            try:
-                await retrying(self._connect_and_keep)
-            except Trouble as trouble:
-                self._outbox.close()
-                self._resumed.clear()
-                self._set(Link.LOST, f"{trouble.reason}; given up (execution.retry_on_disconnect: false) until resumed")
-                await self._resumed.wait()
-                self._set(Link.DOWN, "connecting")
-
-    async def _connect_and_keep(self) -> None:
-        """Connect, then heartbeat until there is trouble. Trouble of a link that had proven sound returns, so that the
-        next try comes at once; any other is raised, so that back-off grows.
-
-        Raises:
-            Trouble: the link failed.
-        """
+    async def _connect_anew(self) -> None:
         self._trouble = None
-        await self._guarded(self._connect)
-        self._proven = False
-        self._set(Link.UP, "")
-        self._outbox.registered()
-        try:
-            await self._guarded(self._keep)
-        except Trouble as trouble:
-            if not self._retry or not self._proven or trouble.retry_after_s is not None:
-                raise
-            self._set(Link.DOWN, trouble.reason)
+        await self._connect()
 
     async def _keep(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._heartbeat_interval_s):
-                    await self._nudge.wait()
-            except TimeoutError:
-                pass
-            self._nudge.clear()
-            if self._trouble is not None:
-                raise self._trouble
-            try:
-                await self._api.heartbeat(self._availability)
-            except (NoSuchThing, NoSuchPath):
-                await self._connect()
-            self._proven = True
+        """One interval, and the heartbeat at its end; sooner when there is news or trouble."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._heartbeat_interval_s):
+                await self._nudge.wait()
+        self._nudge.clear()
+        if self._trouble is not None:
+            raise self._trouble
+        try:
+            await self._api.heartbeat(self._availability)
+        except (NoSuchThing, NoSuchPath):
+            await self._connect()
 
     async def _connect(self) -> None:
-        """Find the dialect if need be, register, and tell the truth: register has called us ONLINE."""
+        """Find the dialect if need be, register, and tell the truth: register has called us ONLINE.
+
+        After a lost poll it is a new life of the node that registers, once every task that the old one knew of is settled:
+        a server that looks at lives takes back what else it handed to the old one.
+        """
         async with self._connecting:
+            if self._poll_lost and not self._notes:
+                self._api.new_life()
+                self._poll_lost = False
             try:
                 await self._api.register()
             except NoSuchPath:
                 await self._api.register()  # the dialect is looked for again, unless it is given
             await self._api.heartbeat(self._availability)
 
-    async def _guarded(self, work: Callable[[], Any]) -> None:
-        """No fault of ours ends the link's task in silence."""
-        try:
-            await work()
-        except Trouble:
-            raise
-        except Exception as error:  # noqa: BLE001
-            raise Trouble(f"the link could not be kept ({type(error).__name__})") from None
+    async def _part(self) -> None:
+        """No connection outlives its request: nothing to clear up."""
 
-    async def _pause(self, seconds: float) -> None:
-        self._resumed.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._resumed.wait()
-        except TimeoutError:
-            pass
-        self._next_try_s = None
-
-    def _will_retry(self, state: RetryCallState) -> None:
-        trouble = state.outcome.exception() if state.outcome else None
-        wait_s = state.next_action.sleep if state.next_action else 0.0
-        self._set(Link.DOWN, trouble.reason if isinstance(trouble, Trouble) else "", self._clock.now_s() + wait_s)
+    def _changed(self, link: Link, reason: str) -> None:
+        if link is Link.UP:
+            self._outbox.registered()
+        elif link is Link.LOST:
+            self._outbox.close()
+        self._event(link.value, reason=reason, url=self._transport.url, dialect=self._api.dialect)
+        self._wake()
 
     def _fail(self, trouble: Trouble) -> None:
         """The poll or the outbox met trouble: the link is down at once, and its task deals with it."""
-        if self._link is Link.UP and not self._stopping:
+        if self._kept.link is Link.UP and not self._stopping:
             self._trouble = trouble
-            self._set(Link.DOWN, trouble.reason)
+            self._kept.say(Link.DOWN, trouble.reason)
             self._nudge.set()
 
     async def _sound(self) -> bool:
@@ -286,24 +250,15 @@ class RaeHttp:
             return False
         return True
 
-    def _set(self, link: Link, reason: str, next_try_s: float | None = None) -> None:
-        changed = (link, reason) != (self._link, self._reason)
-        if link is not self._link:
-            self._since_s = self._clock.now_s()
-        self._link, self._reason, self._next_try_s = link, reason, next_try_s
-        if changed:
-            self._event(link.value, reason=reason, url=self._transport.url, dialect=self._api.dialect)
-            self._wake()
-
     # --- the poll
 
     async def _ask(self) -> None:
         try:
-            await self._guarded(self._poll_once)
+            await self._poll_once()
         except Trouble as trouble:
-            if trouble.sent and trouble.status is None:
-                self._event("poll-lost", reason=f"{trouble.reason}; a task may have been handed out with that answer")
             self._fail(trouble)
+        except Exception as error:  # noqa: BLE001  a poll that fails by a fault of ours is trouble too
+            self._fail(Trouble(f"the poll could not be made ({type(error).__name__})"))
         finally:
             self._poll = None
             self._wake()
@@ -311,14 +266,25 @@ class RaeHttp:
     async def _poll_once(self) -> None:
         if self._note_trouble and not await self._can_note():
             return
+        if self._poll_lost:  # the link was made anew while a task was not settled yet
+            await self._connect()
         try:
-            raw = await self._api.poll()
+            raw = await self._asked()
         except (NoSuchThing, NoSuchPath):  # nothing was handed out: it is safe to ask again, once
             await self._connect()
-            raw = await self._api.poll()
+            raw = await self._asked()
         if raw is not None:
             await self._accept(raw)
-        self._proven = True
+        self._kept.proven = True
+
+    async def _asked(self) -> dict[str, Any] | None:
+        try:
+            return await self._api.poll()
+        except Trouble as trouble:
+            if trouble.sent and (trouble.status is None or trouble.status >= BAD_GATEWAY):
+                self._poll_lost = True
+                self._event("poll-lost", reason=f"{trouble.reason}; a task may have been handed out with that answer")
+            raise
 
     async def _accept(self, raw: Mapping[str, Any]) -> None:
         """Note the task that was handed over, then let it be taken; what cannot be run is failed at once, with its reason."""
@@ -333,6 +299,9 @@ class RaeHttp:
         if claim.id in self._notes or claim.id in self._outbox:
             # Queued again while we were silent; the outcome that is on its way settles it.
             self._event("claim-ignored", task=claim.id, type=claim.type, reason="this node has the task already")
+            return
+        if (status := raw.get("status")) in OVER:
+            self._event("claim-ignored", task=claim.id, type=claim.type, reason=f"it is {status} already")
             return
         try:
             await self._notes.put(Entry(claim.id, claim.type, self._api.compute_id))

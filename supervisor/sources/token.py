@@ -51,6 +51,8 @@ def _private_file(path: Path) -> str:
             if status.st_mode & 0o077:
                 mode = f"{stat.S_IMODE(status.st_mode):04o}"
                 raise TokenError(f"{where} can be read or changed by others (mode {mode}); chmod 600 {path}")
+            if status.st_uid not in (0, os.geteuid()):
+                raise TokenError(f"{where} belongs to another user (uid {status.st_uid}), who can read it; chown it")
             return _text(file.read(MAX_BYTES + 1), where)
     except OSError as error:
         raise TokenError(f"{where} cannot be read: {error.strerror}") from None
@@ -64,6 +66,8 @@ def _credential(name: str, environ: Mapping[str, str], where: str) -> str:
         raise TokenError(f"{where} is not the name of a credential")
     try:
         with (Path(folder) / name).open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o007:  # systemd lets the service in by an ACL, shown as the group's bits
+                raise TokenError(f"{where} can be read or changed by all users; systemd's own credentials cannot")
             return _text(file.read(MAX_BYTES + 1), where)
     except OSError as error:
         raise TokenError(f"{where} cannot be read: {error.strerror}; see LoadCredential= in the unit") from None

@@ -7,15 +7,19 @@ import asyncio
 import errno
 import json
 import os
+import re
 import ssl
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from supervisor.clock import Clock
 from supervisor.settings import Control
+from supervisor.sources.backoff import RETRY_AFTER_MAX_S
 from supervisor.version import VERSION
 
 if TYPE_CHECKING:
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 
 MIB: Final = 1024 * 1024
 NOT_JSON: Final = object()
+COME_LATER: Final = (429, 503)  # with these, Retry-After is about the server, not about this request
+CONTENT_TYPE: Final = re.compile(r"[a-z0-9.+-]{1,50}/[a-z0-9.+-]{1,50}")
 
 
 class Trouble(Exception):
@@ -69,6 +75,12 @@ class Transport:
         if token is not None:
             self._headers["x-api-key"] = token
         self._client: httpx2.AsyncClient | None = None
+        self._sent_s: deque[float] = deque(maxlen=settings.max_requests_per_sec)
+        self._not_before_s = 0.0
+
+    def lift(self) -> None:
+        """Forget that the server asked to be left alone: the operator, or the end of the node, does not wait."""
+        self._not_before_s = 0.0
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -84,6 +96,7 @@ class Transport:
         Raises:
             Trouble: no usable answer within the deadline and the bounds.
         """
+        await self._turn()
         total_s = self._settings.total_timeout_sec
         client = self._client or await self._open()
         try:
@@ -95,6 +108,22 @@ class Transport:
             raise Trouble(f"no whole answer from {self.url} within {total_s:g} s (control.total_timeout_sec)") from None
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
             raise self._trouble(error) from None
+
+    async def _turn(self) -> None:
+        """Wait until one more request is within control.max_requests_per_sec, whatever asks for it.
+
+        Raises:
+            Trouble: the server asked to be left alone for longer.
+        """
+        now_s = self._clock.now_s()
+        if (left_s := self._not_before_s - now_s) > 0:
+            reason = f"{self.url} asked to be left alone for {left_s:.0f} s more (Retry-After)"
+            raise Trouble(reason, sent=False, retry_after_s=left_s)
+        full = len(self._sent_s) == self._sent_s.maxlen
+        turn_s = max(now_s, self._sent_s[0] + 1.0) if full else now_s
+        self._sent_s.append(turn_s)
+        if turn_s > now_s:
+            await asyncio.sleep(turn_s - now_s)
 
     async def _open(self) -> httpx2.AsyncClient:
         """Import the library and read the CAs, off the loop: both take tens of milliseconds."""
@@ -138,12 +167,11 @@ class Transport:
                 if len(body) > max_bytes:
                     limit = f"{self._settings.max_answer_mb:g} MiB (control.max_answer_mb)"
                     raise Trouble(f"{self.url} sent an answer of more than {limit}")
-            return Answer(
-                response.status_code,
-                _json(bytes(body)),
-                response.headers.get("content-type", "").partition(";")[0].strip()[:100],
-                self._retry_after_s(response.headers.get("retry-after")),
-            )
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            wait_s = self._retry_after_s(response.headers.get("retry-after"))
+            if wait_s is not None and response.status_code in COME_LATER:
+                self._not_before_s = self._clock.now_s() + min(wait_s, RETRY_AFTER_MAX_S)
+            return Answer(response.status_code, _json(bytes(body)), kind if CONTENT_TYPE.fullmatch(kind) else "", wait_s)
 
     def _retry_after_s(self, value: str | None) -> float | None:
         """Retry-After as seconds from now; it is a number of seconds or a date."""
@@ -153,7 +181,9 @@ class Transport:
         if value.isascii() and value.isdigit():
             return float(value[:9])
         try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - self._clock.wall_s())
+            date = parsedate_to_datetime(value)
+            date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)  # "-0000", or no zone: GMT is meant
+            return max(0.0, date.timestamp() - self._clock.wall_s())
         except (ValueError, OverflowError):
             return None
 

@@ -76,17 +76,17 @@ async def test_an_outcome_is_posted_until_it_is_confirmed(tmp_path: Path, fault:
         await rig.up()
 
 
-@pytest.mark.parametrize("fault", [s.status(400, {"error": {}}), s.status(404, {"error": {}}), s.status(422, {"error": {}})])
+@pytest.mark.parametrize(("status", "posts"), [(404, 1), (400, 2), (422, 2)])
 @in_loop
-async def test_what_the_server_says_no_to_for_good_is_lost_and_said(tmp_path: Path, fault: s.Fault) -> None:
+async def test_what_the_server_says_no_to_for_good_is_lost_and_said(tmp_path: Path, status: int, posts: int) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         server.add()
         claim = await rig.claim()
-        server.faults["result"].append(fault)
+        server.always["result"] = s.status(status, {"error": {}})
         rig.source.settle(claim, {"x": SENTINEL}, None)
         await rig.delivered()
-        assert len(server.of("result")) == 1
+        assert len(server.of("result")) == posts, "a bare failure is the last try"
         assert rig.names().count("outcome-lost") == 1
         assert rig.source.status.link is Link.UP
         assert rig.note == []
@@ -105,6 +105,25 @@ async def test_a_result_that_the_server_cannot_take_becomes_a_failure_that_says_
         task = server.task(task_id)
         assert (task["status"], task["result"]) == ("FAILED", {})
         assert "refused the outcome 5 times with status 500" in task["error"]
+
+
+@pytest.mark.parametrize("fault", [s.acted_then_closed, s.half, s.reset])
+@pytest.mark.parametrize("refusal", [422, 413, 500])
+@in_loop
+async def test_a_result_whose_answer_was_lost_is_not_made_a_failure_by_a_later_refusal(
+    tmp_path: Path, fault: s.Fault, refusal: int
+) -> None:
+    """The server has it: it is asked before the outcome would be replaced."""
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        task_id = server.add()
+        claim = await rig.claim()
+        server.faults["result"] += [fault, *[s.status(refusal, {"error": {}})] * outbox.REFUSALS]
+        rig.source.settle(claim, {"x": 1}, None)
+        await rig.delivered()
+        assert (server.task(task_id)["status"], server.task(task_id)["result"]) == ("COMPLETED", {"x": 1})
+        assert "delivered" in rig.names()
+        assert "outcome-refused" not in rig.names()
 
 
 @in_loop

@@ -8,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import time
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -164,54 +165,6 @@ async def test_it_never_polls_by_itself_and_holds_one_claim(tmp_path: Path) -> N
         assert len(server.of("poll")) == 2
 
 
-HOSTILE = {
-    "HTML with 200": s.raw(s.http(200, b"<html>sentinel-7f3a</html>", kind="text/html")),
-    "HTML that says JSON": s.raw(s.http(200, b"<html>sentinel-7f3a</html>")),
-    "half a JSON": s.raw(s.http(200, b'{"id": "7bc3cfb7')),
-    "no JSON type of ours": s.raw(s.http(200, b'["sentinel-7f3a"]')),
-    "no id": s.raw(s.http(200, b'{"type": "t", "payload": {}}')),
-    "an id that is a path": s.raw(s.http(200, b'{"id": "../../x", "type": "t", "payload": {}}')),
-    "NaN": s.raw(s.http(200, b"NaN")),
-    "not UTF-8": s.raw(s.http(200, b'"\xff"')),
-    "nested without end": s.raw(s.http(200, b"[" * 200_000)),
-    "40 MB": s.huge,
-    "a byte every 20 ms": s.trickle,
-    "silence": s.silent,
-    "a redirect": s.raw(s.http(302, b"", {"location": "/control/tasks_poll?node_id=node-1&again"})),
-    "reset in the answer": s.reset,
-    "half an answer": s.half,
-    "closed before the answer": s.closed,
-    "500": s.status(500, {"detail": "sentinel-7f3a"}),
-    "502 in HTML": s.raw(s.http(502, b"<html>", kind="text/html")),
-    "204": s.raw(b"HTTP/1.1 204 X\r\n\r\n"),
-    "400": s.status(400, {"detail": "x"}),
-    "gzip": s.raw(s.http(200, b"\x1f\x8b\x08", {"content-encoding": "gzip"})),
-    "not HTTP": s.raw(b"SSH-2.0-OpenSSH_9.2\r\n"),
-    "two lengths": s.raw(b"HTTP/1.1 200 X\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nnull"),
-    "5000 headers": s.raw(b"HTTP/1.1 200 X\r\n" + b"x: y\r\n" * 50_000 + b"\r\n"),
-}
-
-
-@pytest.mark.parametrize("call", ["poll", "register"])
-@pytest.mark.parametrize("fault", HOSTILE.values(), ids=HOSTILE.keys())
-@in_loop
-async def test_a_bad_answer_is_link_trouble_in_words_and_passes(tmp_path: Path, fault: s.Fault, call: str) -> None:
-    """Never an exception, never a claim; a poll is not repeated by itself; nothing of the answer is quoted."""
-    async with RaeServer().listening() as server:
-        server.faults[call].append(fault)
-        async with running(server, tmp_path, max_answer_mb=1, total_timeout_sec=0.4, read_timeout_sec=0.2) as rig:
-            if call == "poll":
-                await rig.up()
-                assert await rig.poll() is None
-            reason = await rig.down()
-            assert server.url in reason
-            assert "\n" not in reason
-            await rig.up()
-            assert len(server.of("poll")) == (call == "poll")
-            assert await rig.poll() is None
-        assert SENTINEL not in repr(rig.events)
-
-
 @in_loop
 async def test_an_extra_answer_is_not_taken_for_the_next_one(tmp_path: Path) -> None:
     claim = {"id": "7bc3cfb7-7654-4c30-a856-0f28b426b085", "type": "t", "payload": {}}
@@ -224,28 +177,124 @@ async def test_an_extra_answer_is_not_taken_for_the_next_one(tmp_path: Path) -> 
 
 
 @in_loop
-async def test_a_lost_poll_is_said_for_a_task_may_have_gone_with_it(tmp_path: Path) -> None:
+async def test_a_lost_poll_is_said_and_a_new_life_gets_the_task_back(tmp_path: Path) -> None:
+    """A server that looks at lives hands it out again; RAE's has no leases, and the journal names the loss."""
+    async with RaeServer().listening() as server, running(server, tmp_path, capabilities={"life": "first"}) as rig:
+        await rig.up()
+        waits = server.add()
+        first = await rig.claim()
+        server.faults["poll"].append(s.acted_then_closed)
+        lost = server.add()
+        assert await rig.poll() is None
+        await until(lambda: "poll-lost" in rig.names())
+        await rig.up()
+        server.always["result"] = s.status(503)
+        rig.source.settle(first, {}, None)
+        assert not rig.source.ask(), "the new life would take back what is on its way"
+        server.always.clear()
+        await rig.delivered()
+        assert (await rig.claim()).id == lost
+        assert server.task(waits)["status"] == "COMPLETED"
+        assert len({body["capabilities"]["life"] for body in server.of("register")}) == 2
+
+
+@in_loop
+async def test_a_lost_poll_is_a_loss_where_lives_are_not_told(tmp_path: Path) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         server.faults["poll"].append(s.acted_then_closed)
         server.add()
         assert await rig.poll() is None
-        await until(lambda: "poll-lost" in rig.names())
         await rig.up()
         assert await rig.poll() is None, "the server has handed it out"
+        assert rig.names().count("poll-lost") == 1
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("as_date", [False, True], ids=["seconds", "a date"])
 @in_loop
-async def test_retry_after_is_waited_for(tmp_path: Path) -> None:
+async def test_retry_after_is_waited_for_by_all_requests(tmp_path: Path, status: int, as_date: bool) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
-        server.faults["poll"].append(s.status(429, {"detail": "slow down"}, retry_after="1"))
+        server.add()
+        claim = await rig.claim()
+        asked = formatdate(time.time() + 2.5, usegmt=True) if as_date else "1"  # a date has whole seconds
+        server.faults["poll"].append(s.status(status, {"detail": "slow down"}, retry_after=asked))
         began_s = time.monotonic()
         assert await rig.poll() is None
         await until(lambda: rig.source.status.next_try_s)
-        assert "429" in rig.source.status.reason
+        calls = len(server.calls)
+        rig.source.settle(claim, {}, None)
+        assert str(status) in rig.source.status.reason
         await rig.up()
-        assert time.monotonic() - began_s >= 0.99
+        await rig.delivered()
+        assert server.times_s[calls] - began_s >= 0.99, "whatever comes next, the outcome too"
+
+
+@pytest.mark.parametrize("asked", ["soon", "-5", "1e9", "", "Tue, 99 Nov 2026 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 -0000"])
+@in_loop
+async def test_a_retry_after_that_says_nothing_is_none(tmp_path: Path, asked: str) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        server.faults["poll"].append(s.status(429, {}, retry_after=asked))
+        assert await rig.poll() is None
+        await rig.down()
+        await rig.up()
+
+
+@in_loop
+async def test_neither_the_operator_nor_the_end_waits_for_a_retry_after(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server:
+        async with running(server, tmp_path) as rig:
+            await rig.up()
+            server.add()
+            claim = await rig.claim()
+            for end in (False, True):
+                server.faults["poll"].append(s.status(429, {}, retry_after="3000"))
+                assert await rig.poll() is None
+                await until(lambda: rig.source.status.next_try_s)
+                if not end:
+                    rig.source.resume()
+                    await rig.up()
+            rig.source.settle(claim, {"x": 1}, None)
+        assert server.task(claim.id)["status"] == "COMPLETED"
+        assert server.of("heartbeat")[-1]["status"] == "OFFLINE"
+
+
+@in_loop
+async def test_no_second_holds_more_requests_than_are_allowed(tmp_path: Path) -> None:
+    """Also where each of them is due: heartbeats every 20 ms, a poll whenever one may be made."""
+    async with RaeServer().listening() as server, running(server, tmp_path, heartbeat_s=0.02, max_requests_per_sec=4) as rig:
+        await rig.up()
+        times = server.times_s
+        while len(times) < 12:
+            await rig.poll()
+    # what a request takes on its way may differ by a little
+    assert all(later - earlier > 0.9 for earlier, later in zip(times, times[4:], strict=False))
+
+
+@in_loop
+async def test_one_request_of_a_kind_is_in_flight(tmp_path: Path) -> None:
+    """The link's heartbeat and the one that tells whether the server is sound are one kind."""
+    flying: set[str] = set()
+    twice: list[str] = []
+
+    async def slow(x: s.Exchange) -> None:
+        kind = server.kind(server.requests[-1])
+        twice.extend([kind] if kind in flying else [])
+        flying.add(kind)
+        await asyncio.sleep(0.03)
+        flying.discard(kind)
+        x.writer.write(x.genuine())
+
+    server = RaeServer(always={"heartbeat": slow, "register": slow, "result": s.status(500)})
+    async with server.listening(), running(server, tmp_path, heartbeat_s=0.01) as rig:
+        await rig.up()
+        server.add()
+        rig.source.settle(await rig.claim(), {}, "failed")
+        await until(lambda: len(server.of("result")) > 4)
+        assert not twice
+        server.always.clear()
 
 
 @in_loop
@@ -362,5 +411,11 @@ async def test_the_status_says_since_when_and_where(tmp_path: Path) -> None:
         await rig.down()
         await rig.up()
         assert rig.source.status.since_s >= up.since_s
+        again = rig.source.status
+        assert (again.link, again.reason) == (Link.UP, "")
+        assert "broke off" in again.error, "the last trouble stays to be read"
+        assert up.error_s is None
+        assert again.error_s is not None
+        assert again.error_s <= again.since_s
     assert rig.source.status.reason == "stopped"
     assert all(event["kind"] == "link" for event in rig.events)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.rae_server import PATHS
 from tenacity import Future, RetryCallState, Retrying
 
+from supervisor.cli.status import _rest
 from supervisor.clock import SystemClock
 from supervisor.embedded.api import Api
 from supervisor.embedded.server import Request
@@ -193,6 +194,26 @@ def test_a_key_that_cannot_be_trusted_is_refused_in_one_line(
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_key_that_belongs_to_another_user_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "key", "s3cret")
+    os.chown(file, 12345, 0)
+    with pytest.raises(TokenError, match="belongs to another user"):
+        token(Control(token=Token(file=file)), {})
+
+
+def test_a_credential_that_all_can_read_is_none(tmp_path: Path) -> None:
+    """systemd's own are 0400, or 0440 where an ACL lets the service in."""
+    settings, environ = Control(token=Token(credential="key")), {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    for mode in (0o400, 0o440):
+        write(tmp_path / "key", "s3cret")
+        (tmp_path / "key").chmod(mode)
+        assert token(settings, environ) == "s3cret"
+    (tmp_path / "key").chmod(0o444)
+    with pytest.raises(TokenError, match="all users"):
+        token(settings, environ)
+
+
 # --- the note
 
 
@@ -311,3 +332,27 @@ def test_a_key_or_a_password_is_in_no_text() -> None:
     transport = Transport(settings, SystemClock(), "s3cret")
     assert transport.url == "http://127.0.0.1:1/rae"
     assert "s3cret" not in repr(transport)
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ({}, ["control node http://h: up since S"]),
+        ({"error": "e", "error_at": "T"}, ["control node http://h: up since S", "last trouble T: e"]),
+        (
+            {"link": "down", "reason": "e", "error": "e", "error_at": "T", "next_try_s": 2.5, "outbox": 3},
+            ["control node http://h: down since S, e, next try in 2.5 s", "to deliver 3 outcomes"],
+        ),
+        (
+            {"link": "down", "reason": "connecting", "error": "e", "error_at": "T"},
+            ["control node http://h: down since S, connecting", "last trouble T: e"],
+        ),
+    ],
+)
+def test_status_shows_the_link(source: dict[str, Any], lines: list[str]) -> None:
+    link = {"url": "http://h", "link": "up", "since": "S", "reason": "", "next_try_s": None, "outbox": 0}
+    told = {**link, "error": "", "error_at": None, **source}
+    rest = {"task": None, "task_usage": None, "paused_until": None, "inhibitor": "i", "notes": [], "version": "v"}
+    answer = {**rest, "source": told}
+    shown = [f"{name} {text}" for name, text in _rest(answer)]
+    assert [line for line in shown if line.startswith(("control", "last", "to deliver"))] == lines

@@ -74,11 +74,13 @@ async def running(
     heartbeat_s: float = 30.0,
     on_preempt: Callable[[str], str] = lambda kind: "resubmit",
     node_id: str = NODE_ID,
+    capabilities: dict[str, Any] | None = None,
     **control: Any,
 ) -> AsyncIterator[Rig]:
     """A started source. `stop_s` None: it ends as by a power cut, with nothing said and nothing delivered."""
     url = server if isinstance(server, str) else server.url
     times = {"connect_timeout_sec": 2, "read_timeout_sec": 0.5, "total_timeout_sec": 1, "backoff_max_sec": 0.02}
+    times["max_requests_per_sec"] = 1000
     settings = Control(**{"url": url, **times, **control})
     events: list[dict[str, Any]] = []
     source = RaeHttp(
@@ -88,7 +90,7 @@ async def running(
         state_dir=state_dir,
         heartbeat_interval_s=heartbeat_s,
         retry_on_disconnect=retry,
-        capabilities={"gpu": True},
+        capabilities=capabilities or {"gpu": True},
         on_event=lambda kind, fields: events.append({"kind": kind, **fields}),
         token=token,
         on_preempt=on_preempt,

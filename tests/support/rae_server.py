@@ -9,6 +9,7 @@ import json
 import socket
 import ssl
 import struct
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -144,6 +145,7 @@ class RaeServer:
     always: dict[str, Fault] = field(default_factory=dict)
     calls: list[tuple[str, Any]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
     url: str = ""
 
     def of(self, kind: str) -> list[Any]:
@@ -215,6 +217,7 @@ class RaeServer:
         request = Request(method, path, query, headers, body, "127.0.0.1")
         kind = self.kind(request)
         self.requests.append(request)
+        self.times_s.append(time.monotonic())
         self.calls.append((kind, json.loads(body) if body else query))
 
         def genuine() -> bytes:
