@@ -270,6 +270,7 @@ class Daemon:
             "contradictions": self.node.senses.observer.contradictions(now_s),
             "owed": list(memory.owed),
             "last_row": memory.last_row,
+            "recent": [{"time": when, "text": text} for when, text in self.journal.recent],
             "inhibitor": self.node.inhibitor_words(),
             "notes": self.node.notes(
                 self.node.minder.note(), self.journal.trouble, self.node.metrics.trouble if self.node.metrics else ""

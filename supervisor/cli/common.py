@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from enum import IntEnum
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -49,6 +52,33 @@ def leave(code: Exit, *lines: str) -> NoReturn:
     raise typer.Exit(code)
 
 
+def show(lines: list[str], *, one_screen: bool = False) -> None:
+    """Lines for people, on stdout. On a terminal they are folded under their own text; `one_screen`: and cut to fit it."""
+    if sys.stdout.isatty():
+        size = shutil.get_terminal_size()
+        lines = fit(lines, size.columns, size.lines - 1 if one_screen else None)
+    print("\n".join(lines))
+
+
+def fit(lines: list[str], width: int, height: int | None = None) -> list[str]:
+    """`lines` folded at `width`; if they are more than `height` then, the last long ones are cut short."""
+    folded = []
+    for line in lines:
+        column = _COLUMN.match(line)
+        indent = " " * (column.end() if column and column.end() < width // 2 else 0)
+        folded.append(wrap(line, max(20, width), subsequent_indent=indent) or [""])
+    for part in reversed(folded):
+        if height is None or sum(map(len, folded)) <= height:
+            break
+        if len(part) > 1:
+            part[:] = [part[0][: width - 1].rstrip() + "…"]
+    return [line for part in folded for line in part]
+
+
+# Where the text of a line begins, behind its mark and its name.
+_COLUMN = re.compile(r"^.{0,24} {2,}(?=\S)")
+
+
 def document(value: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
@@ -64,18 +94,24 @@ def configuration(folder: Path | None) -> Config:
         leave(Exit.WRONG, *map(str, errors.problems))
 
 
-def ask_daemon(folder: Path | None, name: str, **fields: Any) -> dict[str, Any]:
-    """The daemon's answer; exits 3 when it is down, 4 when it does not answer, 1 when it refuses."""
+def runtime_folder(folder: Path | None) -> Path:
+    """Where the daemon's socket is. Also with a broken configuration the daemon lives on, and is to be asked why."""
     from supervisor.config import find_folder
-    from supervisor.control import DaemonDown, DaemonMute, ask
     from supervisor.salvage import salvage
 
     place = find_folder(given(folder))
     if not place.is_dir():
         leave(Exit.WRONG, f"{place}: there is no such folder; name the one that holds runtime.yaml with --config")
+    return salvage(place).paths.runtime
+
+
+def ask_daemon(folder: Path | None, name: str, **fields: Any) -> dict[str, Any]:
+    """The daemon's answer; exits 3 when it is down, 4 when it does not answer, 1 when it refuses."""
+    from supervisor.control import DaemonDown, DaemonMute, ask
+
+    runtime = runtime_folder(folder)
     try:
-        # Also with a broken configuration the daemon lives on, and is to be asked why.
-        answer = ask(salvage(place).paths.runtime, name, **fields)
+        answer = ask(runtime, name, **fields)
     except DaemonDown as down:
         leave(Exit.DOWN, str(down))
     except DaemonMute as mute:

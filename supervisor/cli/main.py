@@ -37,6 +37,7 @@ from supervisor.cli.run import run  # noqa: E402
 from supervisor.cli.status import status  # noqa: E402
 from supervisor.cli.submit import submit  # noqa: E402
 from supervisor.cli.timeline import timeline  # noqa: E402
+from supervisor.cli.top import top  # noqa: E402
 from supervisor.cli.whatif import whatif  # noqa: E402
 from supervisor.cli.why import why  # noqa: E402
 from supervisor.version import VERSION  # noqa: E402
@@ -74,7 +75,7 @@ def _root(
     remember(config)
 
 
-live = (run, demo, control, status, why, pause, resume, check_user, check_gpu)
+live = (run, demo, control, status, why, top, pause, resume, check_user, check_gpu)
 fleets = (submit, fleet, bridge)
 installed = (report, verify, doctor, enable, disable)
 for command in (*live, *fleets, *installed, dry_run, replay, record, timeline, whatif, diagram):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document
+from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document, show
 
 KEYS = ("state", "since", "reason", "guards", "task", "paused_until", "source", "version")
 WATCH_S = 0.5
@@ -34,7 +34,7 @@ def status(
     if json:
         document(_public(answer))
     else:
-        print("\n".join(_screen(answer)))
+        show(_screen(answer), one_screen=True)
 
 
 def _public(answer: dict[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document
+from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document, show
 from supervisor.cli.status import MARK
 
+# What an ok guard says in its reason already.
+_SELF_EVIDENT = (True, "none", "ended", "failed", "gone", "claimed", None)
 # Somebody is there, nobody is, or the source cannot tell.
 PRESENT = {True: "no", False: "ok", None: "??"}
 
@@ -23,23 +25,18 @@ def why(config: ConfigOption = None, json: JsonOption = False) -> None:
         keys = ("state", "reason", "guards", "blocked_by", "unblock", "presence", "contradictions")
         document({key: answer[key] for key in keys})
         return
-    print(answer["status"])
-    print()
+    lines = [answer["status"], ""]
     blocked = set(answer["blocked_by"])
     for guard in answer["guards"]:
-        print(f"{'>' if guard['name'] in blocked else ' '} {MARK[guard['ok']]}  {guard['name']:<14} {guard['reason']}")
-        if details := _details(guard):
-            print(f"       {'':<14} {details}")
-    print()
-    print("Signs of the person, by source:")
+        lines.append(f"{'>' if guard['name'] in blocked else ' '} {MARK[guard['ok']]}  {guard['name']:<14} {guard['reason']}")
+        if not (guard["ok"] and guard["value"] in _SELF_EVIDENT) and (details := _details(guard)):
+            lines.append(f"       {'':<14} {details}")
+    lines += ["", "Signs of the person, by source:"]
     for source in answer["presence"]:
-        print(f"  {PRESENT[source['present']]}  {source['source']:<14} {source['line']}")
-        for detail in source["details"]:
-            print(f"       {'':<14} {detail}")
-    for text in answer["contradictions"]:
-        print(f"      {text}")
-    print()
-    print(f"To unblock it: {answer['unblock']}")
+        lines.append(f"  {PRESENT[source['present']]}  {source['source']:<14} {source['line']}")
+        lines += [f"       {'':<14} {detail}" for detail in source["details"]]
+    lines += [f"      {text}" for text in answer["contradictions"]]
+    show([*lines, "", f"To unblock it: {answer['unblock']}"])
 
 
 def _details(guard: dict[str, Any]) -> str:

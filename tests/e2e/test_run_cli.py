@@ -18,7 +18,8 @@ from support.running import RAE_NODE, ROOT, NodeFolder, daemon, until
 pytestmark = pytest.mark.slow
 
 COMMANDS = [
-    "run", "demo", "control", "status", "why", "pause", "resume", "check-user", "check-gpu", "dry-run", "replay", "diagram",
+    "run", "demo", "control", "status", "why", "top", "pause", "resume", "check-user", "check-gpu", "dry-run", "replay",
+    "record", "timeline", "whatif", "diagram",
     "config check", "config schema",
 ]
 WRONG = {
