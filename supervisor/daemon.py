@@ -167,7 +167,7 @@ class Daemon:
         elif any(r.effect is Effect.INHIBIT for r in outcome.results):
             self._vetoes = 0
         if (metrics := self.node.metrics) is not None:
-            metrics.tick(plan, outcome, memory, self.mind.limits, self.node.source.status.outbox)
+            metrics.tick(plan, outcome, memory, self.mind.limits, self.node.source.status)
         self._ask(fired, memory, now_s)
         self._must_hold(memory)
         self._tell(memory)

@@ -200,6 +200,8 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
         await socket.stop()
         journal.write("stop", state=daemon.mind.state, reason=node.will.stopping)
         journal.close()
+        if node.metrics is not None:
+            node.metrics.close()
     return 0
 
 
