@@ -261,3 +261,12 @@ def test_who_has_no_agent_is_there_until_what_why_says_is_done(node: Watched) ->
         stop = ["systemctl", "--user", "disable", "--now", AGENT]
         node.leaves(lambda: box.run(*stop, user="carla", env=env), "user-returned", "install the session agent")
     node.works()
+
+
+def test_nothing_fell_over_meanwhile(node: Watched) -> None:
+    """Through lost buses and killed desktops: one life, and no traceback of the node or of an agent."""
+    assert node.node.show("NRestarts", "ActiveState") == {"NRestarts": "0", "ActiveState": "active"}
+    journal = node.box.run("journalctl", "--no-pager", "-o", "cat").stdout
+    assert "rae-node" in journal
+    at = journal.find("Traceback")
+    assert at < 0, journal[at : at + 3000]
