@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, configuration, leave
-
-if TYPE_CHECKING:
-    from supervisor.offline.timeline import Timeline
+from supervisor.cli.picture import write_file, write_picture
 
 FORMS = (".html", ".svg", ".png")
 
@@ -38,8 +36,15 @@ def timeline(
         leave(Exit.WRONG, str(error))
     except OSError as error:
         leave(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
+    if out is not None and out.suffix.lower() == ".html":
+        from supervisor.offline.timeline_html import page
+
+        write_file(out, page(told).encode())
+        return
     if out is not None:
-        write(out, drawn(told, out.suffix.lower()))
+        from supervisor.offline.timeline_svg import picture
+
+        write_picture(out, lambda dark: picture(told, dark), 2.0 if len(told.days()) <= 10 else 1.5)
         return
     from rich.console import Console
 
@@ -48,27 +53,3 @@ def timeline(
     console = Console(highlight=False)
     for line in lines(told, console.width):
         console.print(line)
-
-
-def drawn(told: Timeline, form: str) -> bytes:
-    """The file's content; exit 2 where a picture cannot be drawn."""
-    from supervisor.offline.raster import PictureError
-
-    if form == ".html":
-        from supervisor.offline.timeline_html import page
-
-        return page(told).encode()
-    from supervisor.offline.timeline_svg import picture, png
-
-    try:
-        return picture(told).encode() if form == ".svg" else png(told)
-    except PictureError as error:
-        leave(Exit.WRONG, str(error))
-
-
-def write(out: Path, content: bytes) -> None:
-    """The file, or exit 2."""
-    try:
-        out.write_bytes(content)
-    except OSError as error:
-        leave(Exit.WRONG, f"{out}: cannot be written: {error.strerror}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, JsonOption, configuration, document, leave
+from supervisor.cli.picture import write_picture
 
 if TYPE_CHECKING:
     from states.limits import Limits
@@ -16,14 +18,22 @@ if TYPE_CHECKING:
 MAX_STEPS = 200
 
 
+def _setting(name: str) -> str:
+    """The whole name of a setting that can be asked about."""
+    from supervisor.offline.record import SETTINGS
+
+    known = next((full for full in SETTINGS if name in (full, full.partition(".")[2])), None)
+    if known is None:
+        leave(Exit.WRONG, f"{name}: is no setting that can be asked about; allowed: {', '.join(SETTINGS)}")
+    return known
+
+
 def _with(limits: Limits, name: str, value: str) -> Limits:
     """`limits` with one setting changed, judged by the rules of the files."""
     from supervisor.offline.record import SETTINGS
     from supervisor.offline.script import ScriptError, parse
 
-    known = next((full for full in SETTINGS if name in (full, full.partition(".")[2])), None)
-    if known is None:
-        leave(Exit.WRONG, f"{name}: is no setting that can be asked about; allowed: {', '.join(SETTINGS)}")
+    known = _setting(name)
     text = f"replay: 1\nsettings: {{{known}: {value}}}\nsteps: [{{at: 0s, expect: {{state: DISABLED}}}}]\n"
     try:
         field = SETTINGS[known][0]
@@ -52,6 +62,7 @@ def whatif(
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another limit; repeatable.")] = None,
     sweep: Annotated[str, typer.Option(metavar="NAME=FROM..TO[:STEP]", help="A line for each value: the trade-off.")] = "",
     task_minutes: Annotated[float, typer.Option(min=0.1, max=10080, help="How long each task is taken to last.")] = 20.0,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture of it (.svg, .png).")] = None,
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -60,9 +71,13 @@ def whatif(
     Example: `rae-node whatif --set safety.idle_required_minutes=5`, or `--sweep idle_required_minutes=2..30:4`.
     With --config DIR and no --set, the limits in that folder are the other ones.
 
-    Taken for granted, before and after alike: there is always a task, each as long as --task-minutes; readings hold
-    between two lines of the journal. Exit 2: a setting is wrong, or a journal cannot be read.
+    Taken for granted, before and after alike: there is always a task, each as long as --task-minutes, as long as the
+    control node can be reached; readings hold between two lines of the journal.
+
+    Exit 2: a setting is wrong, a journal cannot be read, or FILE cannot be written.
     """
+    if out is not None and out.suffix.lower() not in (".svg", ".png"):
+        leave(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in .svg or .png")
     from supervisor.offline.whatif import WhatIfError, as_json, as_rows, live, load
 
     try:
@@ -78,12 +93,23 @@ def whatif(
             leave(Exit.WRONG, f"--set: found {change!r}, allowed: NAME=VALUE, such as safety.idle_required_minutes=5")
         after = _with(after, name, value)
     asked = {"before": past.limits, "after": after}
+    values: list[str] = []
+    name, _, span = sweep.partition("=")
     if sweep:
-        name, _, span = sweep.partition("=")
-        asked = {f"{name}={value}": _with(after, name, value) for value in _values(span)}
+        values = _values(span)
+        asked = {f"{name}={value}": _with(after, name, value) for value in values}
     results = {name: live(past, limits, task_minutes * 60) for name, limits in asked.items()}
+    if out is not None:
+        from supervisor.offline.record import SETTINGS
+        from supervisor.offline.whatif_svg import Swept, picture
+
+        swept, told = None, f"tasks of {task_minutes:g} min, always there; {', '.join(changes or ())}".rstrip("; ")
+        if sweep:
+            field, per = SETTINGS[_setting(name)]
+            swept = Swept(_setting(name), tuple(map(float, values)), getattr(past.limits, field) / per)
+        write_picture(out, lambda dark: picture(results, swept, told, dark))
     if json:
         document(as_json(results))
-    else:
-        for line in as_rows(results):
+    elif out is None:
+        for line in as_rows(results, shutil.get_terminal_size().columns):
             print(line)

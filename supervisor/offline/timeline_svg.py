@@ -55,7 +55,15 @@ TILES: Final = {
     State.RUNNING: "",
     State.COOLDOWN: "M-2 2 L2 -2 M0 8 L8 0 M6 10 L10 6",
 }
-_HATCH: Final = TILES[State.COOLDOWN]
+# What stands for a state where its name has no room.
+LETTERS: Final = {
+    State.DISABLED: "D",
+    State.IDLE_WAIT: "I",
+    State.READY: "Y",
+    State.RUNNING: "R",
+    State.COOLDOWN: "C",
+}
+HATCH: Final = TILES[State.COOLDOWN]
 CURVES: Final = (("cpu", "CPU", "%"), ("gpu", "GPU", "%"), ("vram", "VRAM", "GiB"))
 
 _PERSON_FILL: Final = {
@@ -103,9 +111,9 @@ def patterns() -> str:
     parts = [
         tile(state, f'<rect width="8" height="8" fill="{FILLS[state]}"/>', "tile", TILES[state]) for state in State
     ]
-    parts.append(tile(GAP, '<rect class="gap-back" width="8" height="8"/>', "gap-tile", _HATCH))
-    parts.append(tile("back", '<rect class="back-back" width="8" height="8"/>', "back-tile", _HATCH))
-    parts.append(tile("left", "", "left-tile", _HATCH))
+    parts.append(tile(GAP, '<rect class="gap-back" width="8" height="8"/>', "gap-tile", HATCH))
+    parts.append(tile("back", '<rect class="back-back" width="8" height="8"/>', "back-tile", HATCH))
+    parts.append(tile("left", "", "left-tile", HATCH))
     parts.append(tile("unseen", "", "unseen-tile", "M2 2 h2 M6 6 h2"))
     return f"<defs>{''.join(parts)}</defs>"
 
@@ -130,7 +138,9 @@ def day(part: Timeline, begin: float, end: float, longest_s: float, place: str, 
         )
         name = "no record" if span.state == GAP else span.state
         if share > 0.009 and (share > 0.075 or span.state != GAP):  # its name where there is room, else the first letter
-            text, shown = (name, "name" if share > 0.24 else "name narrow") if share > 0.075 else (name[0], "name narrow mid")
+            text, shown = name, "name" if share > 0.24 else "name narrow"
+            if share <= 0.075:
+                text, shown = next((letter for state, letter in LETTERS.items() if state == name), "?"), "name narrow mid"
             at = x((span.begin + span.end) / 2 if len(text) == 1 else span.begin + 0.004 * longest_s)
             ink = " ink" if span.state == GAP else ""
             body += f'<text class="{shown}{ink}" x="{at}" y="{_STATE_Y + 18}">{escape(text)}</text>'
@@ -244,7 +254,7 @@ def swatch(place: str, kind: str) -> str:
 
 
 LEGEND: Final = (
-    *((str(state), str(state)) for state in State),
+    *((str(state), f"{state} ({letter})") for state, letter in LETTERS.items()),
     (GAP, "no record"),
     ("task", "task"),
     ("back", "task handed back (▼)"),
@@ -295,17 +305,6 @@ def picture(timeline: Timeline, dark: bool = True) -> str:
         f'font-family="{FONT}"><style>{STYLE}{dark_style() if dark else ""}</style>{patterns()}'
         f'<rect class="page" width="{width}" height="{height}"/>{"".join(body)}</svg>\n'
     )
-
-
-def png(timeline: Timeline) -> bytes:
-    """The picture in its light colours.
-
-    Raises:
-        PictureError: no font is installed.
-    """
-    from supervisor.offline.raster import rasterise
-
-    return rasterise(picture(timeline, dark=False), 2.0 if len(timeline.days()) <= 10 else 1.5)
 
 
 def _text(x: float, y: float, text: str, kind: str) -> str:

@@ -22,6 +22,7 @@ from states.limits import Limits
 from states.memory import State
 from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading
 from supervisor.journal import Journal
+from supervisor.offline.raster import rasterise
 from supervisor.offline.timeline import (
     AWAY,
     GAP,
@@ -37,7 +38,7 @@ from supervisor.offline.timeline import (
     summary_rows,
 )
 from supervisor.offline.timeline_html import page
-from supervisor.offline.timeline_svg import picture, png
+from supervisor.offline.timeline_svg import picture
 from supervisor.offline.timeline_text import lines
 
 CLI = (sys.executable, "-m", "supervisor.cli.main", "timeline")
@@ -261,7 +262,7 @@ def test_a_month_adds_up_and_is_drawn_in_time(kind: str) -> None:
     logs = weeks.lived(kind)
     began = time.monotonic()
     told = load([logs], 31)
-    drawn = (page(told), picture(told), png(told))
+    drawn = (page(told), picture(told), rasterise(picture(told, dark=False), 1.5))
     assert time.monotonic() - began < 10
     assert all(drawn)
     s = told.summary()

@@ -204,7 +204,7 @@ def test_it_is_told_apart_without_colours(opened: Open) -> None:
     )
     assert len(set(tiles)) == len(tiles) - 1  # a gap has the cooldown's lines, in grey on white, and says "no record"
     names = set(page.evaluate("[...document.querySelectorAll('svg.day .name')].map(e => e.textContent)"))
-    assert {"R", "C", "I", "READY", "DISABLED", "no record"} <= names
+    assert {"R", "C", "I", "Y", "READY", "DISABLED", "no record"} <= names
     lights = sorted(_light(colour) for colour in FILLS.values())
     assert lights[-1] - lights[0] > 0.3
 

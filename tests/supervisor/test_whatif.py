@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from support import weeks
@@ -14,6 +18,7 @@ from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, 
 from supervisor.journal import Journal
 from supervisor.offline import timeline
 from supervisor.offline.whatif import WhatIfError, live, load
+from supervisor.offline.whatif_svg import _round_up
 
 TASK_S = 1200.0
 SHORT = Limits(cooldown_s=600, run_s=0)
@@ -101,3 +106,55 @@ def test_a_task_needs_a_way_to_the_control_node(evening: Path) -> None:
     result = live(load([evening]), SHORT, 1200.0)
     assert (result.hours_worked, result.tasks_done) == (0, 0)
     assert result.hours_ready > 1.5
+
+
+# --- the command and its pictures
+
+
+def cli(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "supervisor.cli.main", "whatif", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "80"})
+
+
+def test_a_sweep_is_a_table_and_a_plot(evening: Path) -> None:
+    done = cli(str(evening), "--sweep", "idle_required_minutes=10..50:20", "--task-minutes", "1000")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    bars = {line.split()[0]: line.count("█") for line in lines[lines.index("hours worked") : lines.index("person met")] if line}
+    assert [float(line.split()[2]) for line in lines[1:4]] == pytest.approx([99.5 / 60, 59.5 / 60, 19.5 / 60], abs=0.01)
+    assert bars["idle_required_minutes=10"] > bars["idle_required_minutes=30"] > bars["idle_required_minutes=50"]
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize("words", [("--sweep", "cooldown_minutes=0..30:10"), ("--set", "safety.idle_required_minutes=30")])
+def test_the_picture(evening: Path, tmp_path: Path, words: tuple[str, str]) -> None:
+    for name, head in (("a.svg", b"<svg "), ("a.png", b"\x89PNG")):
+        done = cli(str(evening), *words, "--out", str(tmp_path / name))
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (tmp_path / name).read_bytes().startswith(head)
+    root = ElementTree.fromstring((tmp_path / "a.svg").read_text())
+    texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "Times a person was met" in texts
+    assert ("as it was" in texts) is (words[0] == "--sweep")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--out", "x.pdf"], "allowed: a name that ends in .svg or .png"),
+        (["--out", "/no/such/x.svg"], "cannot be written"),
+        (["--sweep", "idle_required_minutes=2"], "allowed: NAME=FROM..TO[:STEP]"),
+        (["--sweep", "nothing=2..3"], "is no setting that can be asked about"),
+        (["--set", "idle_required_minutes=0"], "found 0, allowed: a number > 0"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_2(evening: Path, words: list[str], said: str) -> None:
+    done = cli(str(evening), *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("value", "top"), [(0, 4), (1, 1), (3.9, 4), (4.1, 6), (99, 100), (101, 120), (336, 400)])
+def test_an_axis_ends_at_an_easy_number(value: float, top: float) -> None:
+    assert _round_up(value) == pytest.approx(top)
