@@ -148,6 +148,7 @@ class Node:
     def _executor(self, task_type: TaskType) -> Executor:
         if self.containment is None:
             raise StartFailed("it is not known yet what can hold a task")
+        self.containment.cpu_percent = self.limits.max_cpu_percent
         try:
             return registry.make(task_type.executor, task_type, self.containment)
         except registry.NoExecutor as missing:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import msgspec
 from supervisor.executors import containment as containing
 from supervisor.executors import holds
 from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed, Wake
-from supervisor.executors.containment import Containment
+from supervisor.executors.containment import Bounds, Containment
 from supervisor.executors.pipes import Pipes
 from supervisor.settings import TaskType
 from supervisor.sources.base import Claim
@@ -66,12 +66,21 @@ class CommandExecutor:
             raise StartFailed(f"the payload cannot be written as JSON ({type(error).__name__})") from None
         mark = containing.task_mark(workdir)
         try:
-            cgroup = self._containment.place(mark)
+            cgroup = self._containment.place(mark, self._bounds())
         except OSError as error:
             raise StartFailed(f"no cgroup for the task: {error.strerror}") from None
         task = CommandTask(mark, cgroup, payload, int(self._type.max_result_mb * _MIB), wake)
+        if (most_gb := self._type.max_memory_gb) is not None:
+            said = f"limit: memory: the kernel ended it at {most_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
+            task.ended_at["memory"] = said
         await task.start(workdir, {"argv": self._type.argv, "env": self._variables(claim, workdir, mark), "cwd": str(workdir)})
         return task
+
+    def _bounds(self) -> Bounds:
+        """The limits that the kernel holds where it can; the node looks after them in any case (see minder.py)."""
+        memory_gb = self._type.max_memory_gb
+        memory_bytes = None if memory_gb is None else int(memory_gb * (1 << 30))
+        return Bounds(self._containment.cpu_percent, memory_bytes, self._type.max_processes)
 
     def _variables(self, claim: Claim, workdir: Path, mark: str) -> dict[str, str]:
         """The task's whole environment: a named few, so that none of the daemon's secrets is among them."""
@@ -96,6 +105,7 @@ class CommandTask:
         self._mark = mark
         self._cgroup = cgroup
         self._payload = payload
+        self.ended_at: dict[str, str] = {}  # the error of one that the kernel ended at a limit, by limit
         self._max_result = max_result
         self._wake = wake
         self._loop = asyncio.get_running_loop()
@@ -315,7 +325,7 @@ class CommandTask:
         elif "gone" in word:
             self._cpu_s = max(self._cpu_s, word["cpu_s"])
             self._rungs = word["rungs"]
-            self._finish(word["gone"], None)
+            self._finish(word["gone"], None, word.get("over", ()))
 
     def _keeper_exited(self, exit_fd: int) -> None:
         self._loop.remove_reader(exit_fd)
@@ -345,12 +355,14 @@ class CommandTask:
 
     # The end.
 
-    def _finish(self, status: int | None, lost: str | None) -> None:
+    def _finish(self, status: int | None, lost: str | None, over: Sequence[str] = ()) -> None:
         """The tree is gone: read the outcome, tell whoever waits."""
         if not self._alive:
             return
         self._let_go()
         self._error, self._result = (lost, {}) if lost else judge(status, self._pipes, self._max_result)
+        if self._error is not None and over and status is not None and os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+            self._error = self.ended_at.get(over[0], f"limit: {over[0]}: ended by the kernel")
         self._answer(self._rungs or "gone")
         self._wake()
 

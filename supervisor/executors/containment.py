@@ -2,18 +2,23 @@
 
 `detect` proves before it promises: a cgroup counts only when a real process was put into a new one, frozen and killed
 there. `sweep` clears away, at start, what a crash has left.
+
+Controllers limit a cgroup's children only where it holds no process itself, so this process first moves into a leaf,
+`supervisor`, below the cgroup that is delegated to it. Which controllers there are is for whoever delegates to say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import signal
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from supervisor.executors import holds
 from supervisor.executors.base import StopFailed
@@ -21,24 +26,64 @@ from supervisor.executors.base import StopFailed
 TASK_VARIABLE = "RAE_NODE_TASK"
 KEEPER_VARIABLE = "RAE_NODE_KEEPER"  # the task's mark and the daemon's pid
 CGROUP_VARIABLE = "RAE_NODE_CGROUP"
+LEAF: Final = "supervisor"
+CONTROLLERS: Final = ("cpu", "memory", "pids")
 _PREFIX = "rae-task-"
 _PROBE = "rae-probe-"
 _PROBE_LIMIT_S = 2.0
 _ORPHAN_KEEPER_LIMIT_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a task may use, as far as its cgroup has the controller for it.
+
+    Args:
+        cpu_percent: of all processors together.
+        memory_bytes: of its processes together; None: no limit.
+        processes: at a time; None: no limit. The kernel counts threads, so it is held to a multiple.
+    """
+
+    cpu_percent: float = 100.0
+    memory_bytes: int | None = None
+    processes: int | None = None
+
+    def files(self, controllers: frozenset[str]) -> dict[str, str]:
+        """What is written where in the task's cgroup. Idle: it comes after everything else of its parent's."""
+        said: dict[str, str] = {}
+        if "cpu" in controllers:
+            said["cpu.idle"] = "1"
+            if self.cpu_percent < 100:
+                said["cpu.max"] = f"{int(self.cpu_percent / 100 * (os.cpu_count() or 1) * _PERIOD_US)} {_PERIOD_US}"
+        if "memory" in controllers:
+            said["memory.oom.group"] = "1"
+            if self.memory_bytes is not None:
+                said["memory.max"] = str(self.memory_bytes)
+        if "pids" in controllers and self.processes is not None:
+            said["pids.max"] = str(max(_THREADS_LEAST, self.processes * _THREADS_EACH))
+        return said
+
+
+_PERIOD_US = 100_000
+_THREADS_EACH, _THREADS_LEAST = 4, 1024
+
+
 class Containment(Protocol):
     """How tasks are held."""
+
+    cpu_percent: float
+    """Of all processors together, for a task that is placed from now on; held where there is a cpu controller."""
 
     def describe(self) -> str:
         """One honest line for `doctor`: what holds tasks, and what that cannot hold."""
         ...
 
-    def place(self, mark: str) -> str | None:
+    def place(self, mark: str, bounds: Bounds = ...) -> str | None:
         """Make the cgroup for one task and return its path; None where the keeper's tree is the place.
 
         Args:
             mark: the task's mark, see `task_mark`.
+            bounds: what it may use; held as far as there are controllers.
 
         Raises:
             OSError: it could not be made.
@@ -77,6 +122,7 @@ class TreeContainment:
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+        self.cpu_percent = 100.0
 
     def describe(self) -> str:
         """See Containment."""
@@ -85,7 +131,7 @@ class TreeContainment:
             "keeper and clears its environment could stay behind: give the service Delegate=yes"
         )
 
-    def place(self, mark: str) -> str | None:
+    def place(self, mark: str, bounds: Bounds = Bounds()) -> str | None:
         """See Containment."""
         return None
 
@@ -99,19 +145,39 @@ class CgroupContainment:
 
     Args:
         base: the delegated cgroup below which they are made.
+        controllers: those that are enabled for its children.
+        lacking: why there are not more of them, in words.
     """
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, controllers: frozenset[str] = frozenset(), lacking: str = "not delegated") -> None:
         self.base = base
+        self.controllers = controllers
+        self.lacking = lacking
+        self.cpu_percent = 100.0
 
     def describe(self) -> str:
         """See Containment."""
-        return f"a cgroup v2 of its own for each task, below {self.base} (tried: a process was frozen and killed there)"
+        had = [name for name in CONTROLLERS if name in self.controllers]
+        missing = [name for name in CONTROLLERS if name not in self.controllers]
+        said = [f"limited by the kernel: {', '.join(had)}"] if had else []
+        said += [f"not by it: {', '.join(missing)} ({self.lacking}); the node itself looks once a second"] if missing else []
+        tried = "tried: a process was frozen and killed there"
+        return f"a cgroup v2 of its own for each task, below {self.base} ({tried}); {'; '.join(said)}"
 
-    def place(self, mark: str) -> str | None:
+    def place(self, mark: str, bounds: Bounds = Bounds()) -> str | None:
         """See Containment."""
         path = f"{self.base}/{_PREFIX}{mark}"
         os.mkdir(path)
+        for name, value in bounds.files(self.controllers).items():
+            try:
+                holds.write(f"{path}/{name}", value)
+            except OSError as error:
+                if name == "cpu.idle":  # Linux 5.15
+                    with contextlib.suppress(OSError):
+                        holds.write(f"{path}/cpu.weight", "1")
+                elif name != "memory.oom.group":
+                    os.rmdir(path)
+                    raise OSError(error.errno, f"{name}: {error.strerror}") from None
         return path
 
     def sweep(self, root: Path, limit_s: float = 5.0) -> int:
@@ -127,19 +193,60 @@ def detect(mountinfo: str = "/proc/self/mountinfo", membership: str = "/proc/sel
         membership: where our own place in it is found.
     """
     try:
-        base = _delegated(mountinfo, membership)
+        base, at_root = _delegated(mountinfo, membership)
         _probe(base)
     except OSError as error:
         return TreeContainment(f"no cgroup v2 to use: {error.strerror or error}")
-    return CgroupContainment(base)
+    return CgroupContainment(base, *_divide(base, at_root=at_root))
+
+
+def _divide(base: str, *, at_root: bool) -> tuple[frozenset[str], str]:
+    """Move into the leaf, and enable the controllers for the tasks' cgroups beside it; which there are, and why not more.
+    At the root, which is not ours alone, everything stays as it is found."""
+    try:
+        offered = frozenset(holds.read(f"{base}/cgroup.controllers").decode().split()) & frozenset(CONTROLLERS)
+        if not at_root:
+            _into_leaf(base)
+            for name in offered - _enabled(base):
+                holds.write(f"{base}/cgroup.subtree_control", f"+{name}")
+        enabled = _enabled(base) & offered
+    except OSError as error:
+        busy = error.errno in (errno.EBUSY, errno.EOPNOTSUPP)
+        return frozenset(), "others' processes are in that cgroup too" if busy else error.strerror or str(error)
+    with contextlib.suppress(OSError):
+        holds.write(f"{base}/{LEAF}/cpu.weight", "10000")
+    return enabled, "not enabled at the root" if at_root and offered - enabled else "not delegated"
+
+
+def _enabled(base: str) -> frozenset[str]:
+    return frozenset(holds.read(f"{base}/cgroup.subtree_control").decode().split())
+
+
+def _into_leaf(base: str) -> None:
+    """This process and all that descend from it, out of `base` into its leaf; those born meanwhile in the next round."""
+    leaf = f"{base}/{LEAF}"
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(leaf)
+    for _ in range(_ROUNDS):
+        ours = {os.getpid(), *(process.pid for process in holds.descendants(os.getpid()) if process.living)}
+        there = ours & {int(word) for word in holds.read(f"{base}/cgroup.procs").split()}
+        if not there:
+            return
+        for pid in there:
+            with contextlib.suppress(ProcessLookupError):
+                holds.write(f"{leaf}/cgroup.procs", str(pid))
+
+
+_ROUNDS = 20
 
 
 def _refuse(reason: str) -> OSError:
     return OSError(0, reason)
 
 
-def _delegated(mountinfo: str, membership: str) -> str:
-    """Our own cgroup's folder, if it is ours to divide. Raises OSError with the reason otherwise."""
+def _delegated(mountinfo: str, membership: str) -> tuple[str, bool]:
+    """Our own cgroup's folder, if it is ours to divide, and whether it is the root of all that we see. Raises OSError with
+    the reason otherwise."""
     try:
         place = next(line[3:] for line in Path(membership).read_text().splitlines() if line.startswith("0::"))
     except StopIteration:
@@ -156,9 +263,9 @@ def _delegated(mountinfo: str, membership: str) -> str:
     if "/.." in place:
         raise _refuse("its own is outside of what it can see")
     own = mount + place.rstrip("/")
-    for folder in (own, os.path.dirname(own)) if os.path.basename(own) == "supervisor" else (own,):  # DelegateSubgroup=
+    for folder in (own, os.path.dirname(own)) if os.path.basename(own) == LEAF else (own,):  # we are there already
         if _is_ours(folder, at_root=place == "/"):
-            return folder
+            return folder, place == "/"
     raise _refuse(f"{own} is not delegated to uid {os.geteuid()}")
 
 

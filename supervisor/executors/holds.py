@@ -277,6 +277,10 @@ class TreeHold:
                 ticks += process.ticks + process.ticks_reaped
         return ticks / _TICKS_PER_S
 
+    def over(self) -> list[str]:
+        """The limits at which the kernel has ended processes: none is kept here."""
+        return []
+
     def remove(self) -> None:
         """Take away what holds an empty tree."""
 
@@ -289,6 +293,38 @@ class CgroupHold(TreeHold):
     def __init__(self, root: int, path: str) -> None:
         super().__init__(root)
         self.path = path
+        self._held_back: dict[str, str] = {}  # what `hurry` lifted, by file
+
+    def hurry(self) -> None:
+        """The same; first of all the cgroup as a whole, where it has a cpu controller: one that is idle, or has used up its
+        share of this period, does not get the processor to obey with."""
+        self.lift()
+        super().hurry()
+
+    def lift(self) -> None:
+        """The cgroup's own part of `hurry`: two writes, whatever it holds."""
+        for name, free in (("cpu.idle", "0"), ("cpu.max", "max")):
+            with contextlib.suppress(OSError):
+                before = read(f"{self.path}/{name}").decode().strip()
+                if before.split()[0] != free:
+                    write(f"{self.path}/{name}", free)
+                    self._held_back[name] = before
+
+    def relax(self) -> None:
+        """The same, with the cgroup as a whole."""
+        super().relax()
+        for name, value in self._held_back.items():
+            with contextlib.suppress(OSError):
+                write(f"{self.path}/{name}", value)
+        self._held_back.clear()
+
+    def over(self) -> list[str]:
+        """The limits at which the kernel has ended processes: `memory`."""
+        try:
+            counts = dict(line.split() for line in read(f"{self.path}/memory.events").decode().splitlines())
+        except (OSError, ValueError):
+            return []
+        return ["memory"] if int(counts.get("oom_kill", "0")) else []
 
     def _groups(self) -> list[str]:
         """This cgroup and those that the task made below it, deepest first."""
@@ -319,6 +355,7 @@ class CgroupHold(TreeHold):
     def freeze(self, limit_s: float) -> bool:
         """Order the freeze, and wait for the kernel's word that it is done."""
         try:
+            self.lift()
             write(f"{self.path}/cgroup.freeze", "1")
             self.hurry()
             fd = os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)

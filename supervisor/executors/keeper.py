@@ -11,7 +11,7 @@ which sees the keeper end, clears away what is left by cgroup and by the mark in
 Control protocol, one JSON object a line. From the daemon: the start order (see `Keeper.start`), then any number of
 {"stop": grace_s}, {"freeze": true} and {"thaw": true}. To the daemon: {"started": pid} or {"failed": reason}, {"left": [..]}
 for a kill that left something, an {"ice": words, "ok": bool} for each freeze and thaw, in their order, and last
-{"gone": wait status or null, "cpu_s": …, "rungs": …}.
+{"gone": wait status or null, "cpu_s": …, "rungs": …, "over": [limits at which the kernel ended it]}.
 """
 
 from __future__ import annotations
@@ -278,9 +278,9 @@ class Keeper:
     def finish(self) -> None:
         """The last word: how it ended."""
         self.rung("gone")
-        cpu_s = self.tree.cpu_s()
+        cpu_s, over = self.tree.cpu_s(), self.tree.over()
         self.tree.remove()
-        self.tell(gone=self.status, cpu_s=cpu_s, rungs=", ".join(self.rungs))
+        self.tell(gone=self.status, cpu_s=cpu_s, rungs=", ".join(self.rungs), over=over)
 
 
 def main(control: int, workdir: str) -> None:
