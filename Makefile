@@ -46,6 +46,7 @@ bench: ## Measure against the baselines; exit 1 where a target is missed
 	$(BIN)/python tests/bench/footprint.py
 	$(BIN)/python tests/bench/presence.py
 	$(BIN)/python tests/bench/quiet.py
+	$(BIN)/python tests/bench/whatif.py
 
 wheels: ## Everything that an installation without network needs, into build/wheels (deploy/install --wheels)
 	@deploy/wheels build/wheels

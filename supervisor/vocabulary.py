@@ -18,6 +18,8 @@ UNKNOWN: Final = "unknown"
 ABSENT: Final = "absent"
 GPU_FIELDS: Final = ("percent", "vram_gb", "foreign")
 READINGS: Final = ("user", "gpu", "cpu", "host")
+PHASES: Final = tuple(TaskPhase)
+LINKS: Final = tuple(Link)
 
 # "No sign was ever seen" as a number that JSON can hold: thirty thousand years.
 EVER_S: Final = 1e12
@@ -97,8 +99,8 @@ def observation_of(
         reading("gpu", _gpu_of(_value(see, "gpu"))),
         reading("cpu", _cpu_of(_value(see, "cpu"))),
         reading("host", _host_of(_value(see, "host"))),
-        Task(TaskPhase(_word(see, "task", tuple(TaskPhase))), task_id, task_type),
-        Link(_word(see, "link", tuple(Link))),
+        Task(TaskPhase(_word(see, "task", PHASES)), task_id, task_type),
+        Link(_word(see, "link", LINKS)),
     )
 
 

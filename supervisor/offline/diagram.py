@@ -16,6 +16,7 @@ from states.effects import LEAVE
 from states.guards import SAFE, Guard
 from states.memory import State
 from states.table import ROWS, Condition, Row
+from supervisor.offline.raster import FONT, PictureError, rasterise
 
 Format = Literal["mermaid", "dot", "svg", "png"]
 FORMATS: Final[tuple[Format, ...]] = ("mermaid", "dot", "svg", "png")
@@ -136,7 +137,6 @@ def _quoted(text: str) -> str:
 WIDTH: Final = 1320
 LEFT: Final = 70
 RIGHT: Final = 1250
-FONT: Final = "DejaVu Sans, Liberation Sans, Noto Sans, Verdana, Arial, sans-serif"
 
 STYLE: Final = """
   .page { fill: #ffffff }
@@ -357,20 +357,7 @@ def png(zoom: float = 2.0) -> bytes:
     Raises:
         DiagramError: no font is installed.
     """
-    import resvg_py
-
-    if not _has_font():
-        raise DiagramError("no font is installed, so the PNG would have no text; install fonts-dejavu-core, or ask for svg")
-    return bytes(resvg_py.svg_to_bytes(svg_string=svg(dark=False), zoom=zoom))
-
-
-def _has_font() -> bool:
-    """A word leaves a mark: without any font the renderer leaves texts out and says nothing."""
-    import resvg_py
-
-    frame = '<svg xmlns="http://www.w3.org/2000/svg" width="60" height="20" font-family="{}">{}</svg>'
-    blank, word = (
-        bytes(resvg_py.svg_to_bytes(svg_string=frame.format(FONT, content)))
-        for content in ("", '<text x="2" y="15" font-size="13">RUNNING</text>')
-    )
-    return blank != word
+    try:
+        return rasterise(svg(dark=False), zoom)
+    except PictureError as error:
+        raise DiagramError(str(error)) from None

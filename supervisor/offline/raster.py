@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from supervisor.offline.timeline_svg import FONT
+from typing import Final
+
+# A generic family alone is silently left out by the renderer.
+FONT: Final = "DejaVu Sans, Liberation Sans, Noto Sans, Verdana, Arial, sans-serif"
 
 
 class PictureError(Exception):

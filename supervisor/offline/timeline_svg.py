@@ -14,6 +14,7 @@ from xml.sax.saxutils import escape
 
 from states.limits import Limits
 from states.memory import State
+from supervisor.offline.raster import FONT
 from supervisor.offline.timeline import (
     AWAY,
     GAP,
@@ -32,7 +33,6 @@ from supervisor.offline.timeline import (
     task_words,
 )
 
-FONT: Final = "DejaVu Sans, Liberation Sans, Noto Sans, Verdana, Arial, sans-serif"
 HEIGHT: Final = 122  # of a day, in pixels
 _STATE_Y, _TASK_Y, _PERSON_Y, _LOAD_Y, _HOUR_Y = 8, 40, 54, 70, 116
 _STATE_H, _TASK_H, _PERSON_H, _LOAD_H = 28, 9, 9, 32

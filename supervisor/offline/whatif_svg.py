@@ -9,7 +9,8 @@ from typing import Final
 from xml.sax.saxutils import escape
 
 from states.words import number
-from supervisor.offline.timeline_svg import FONT, HATCH
+from supervisor.offline.raster import FONT
+from supervisor.offline.timeline_svg import HATCH
 from supervisor.offline.whatif import Result
 
 SUMS: Final = (
