@@ -52,6 +52,7 @@ BUMP_REST_S: Final = 900.0  # only after so long a rest may a motion be a bump
 BUMP_SAME_S: Final = 0.25  # what comes so soon is the same bump
 BUMP_AGAIN_S: Final = 1.0  # and what comes after it, but within this, is a person
 BUFFER: Final = 64 * EVENT.size
+BLIND_SIGN: Final = "no input device could be read until just now"
 ROUNDS: Final = 16  # buffers emptied at one look; more than the kernel keeps
 
 _MASK: Final = 0x40104593  # EVIOCSMASK
@@ -116,6 +117,7 @@ class InputDevices:
         self._devices: dict[str, _Open] = {}
         self._shut: dict[str, str] = {}  # devices of a person's that may not be read, and why
         self._sign_at_s, self._sign = NEVER, ""
+        self._blind = False  # it was said that nothing can be seen here
         self._listening = False
         self._timer: asyncio.TimerHandle | None = None
         self._resting: dict[str, asyncio.TimerHandle] = {}  # drifting devices, and when they are heard again
@@ -155,6 +157,7 @@ class InputDevices:
             self._listen()
         error = ""
         if self.required and not self._devices:
+            self._blind = True
             error = f"no input device can be read: {self._mend()}, or set presence.input to auto in node.yaml"
         sign = self._sign or ("" if self._devices else "no source: no input device can be read")
         quality = Quality.EVENT if self._devices else Quality.UNKNOWN
@@ -320,6 +323,8 @@ class InputDevices:
             _ask_for_less(fd)
             self._shut.pop(node, None)
             self._devices[node] = _Open(device, fd)
+        if self._blind and self._devices:  # who used one meanwhile is not known, so somebody may have
+            self._blind, self._sign_at_s, self._sign = False, self._clock.now_s(), BLIND_SIGN
 
     def _close(self, node: str) -> None:
         opened = self._devices.pop(node, None)
