@@ -59,6 +59,8 @@ def test_staged_it_writes_there_and_nowhere_else_and_takes_it_back(tmp_path: Pat
     assert "@" not in (root / "etc/polkit-1/rules.d/50-rae-node.rules").read_text()
     assert (root / "etc/systemd/system/multi-user.target.wants/rae-node.service").is_symlink()
     assert os.readlink(home / "venv").startswith("versions/venv-")
+    entries = {path.name for path in (root / "usr/local/share/applications").iterdir()}
+    assert entries == {"rae-node-pause.desktop", "rae-node-resume.desktop"}
     script = (home / "venv/bin/rae-node").read_text()
     assert str(tmp_path) not in script, "it runs where it will be, not where it was staged"
     assert not os.path.exists("/opt/rae-node/agent/auto_runner.py")

@@ -1,0 +1,79 @@
+"""The desktop entries for the person at the desk: sound, and what they start says the word and shows the answer."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.running import RAE_NODE, NodeFolder, daemon
+
+FOLDER = Path(__file__).parents[2] / "deploy/desktop"
+ENTRIES = sorted(path.name for path in FOLDER.iterdir())
+WORDS = {
+    ("rae-node-pause.desktop", "Desktop Entry"): "until `rae-node resume`",
+    ("rae-node-pause.desktop", "Desktop Action two-hours"): "paused until ",
+    ("rae-node-resume.desktop", "Desktop Entry"): "the node is on",
+}
+
+
+def commands(name: str) -> dict[str, list[str]]:
+    """Section → argv, by the rules of the desktop entry specification."""
+    parser = configparser.RawConfigParser(strict=True)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.read(FOLDER / name)
+    return {
+        section: unquoted(parser[section]["Exec"].replace("\\\\", "\\"))
+        for section in parser.sections() if "Exec" in parser[section]
+    }
+
+
+def unquoted(line: str) -> list[str]:
+    """The arguments of an Exec line; in quotes a backslash stands before ", `, $ and itself."""
+    found = re.findall(r'"((?:\\["`$\\]|[^"\\])*)"|(\S+)', line)
+    return [re.sub(r'\\(["`$\\])', r"\1", quoted) if quoted else bare for quoted, bare in found]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_validator_has_nothing_to_say(name: str) -> None:
+    if shutil.which("desktop-file-validate") is None:
+        pytest.skip("no desktop-file-validate here: apt-get install desktop-file-utils")
+    done = subprocess.run(["desktop-file-validate", str(FOLDER / name)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_every_command_is_tried_below() -> None:
+    assert {(name, section) for name in ENTRIES for section in commands(name)} == set(WORDS)
+
+
+@pytest.mark.slow
+def test_a_click_says_the_word_and_shows_the_answer(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path / "n")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, script in (
+        ("rae-node", f'exec {shlex.join(RAE_NODE)} "$@" --config {folder.path}'),
+        ("notify-send", f'printf "%s|" "$@" >> {tmp_path}/shown'),
+    ):
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    shown = tmp_path / "shown"
+    with daemon(folder) as node:
+        node.wait_for("READY")
+        for (name, section), answer in WORDS.items():
+            shown.unlink(missing_ok=True)
+            subprocess.run(commands(name)[section], env=env, check=True, timeout=60, cwd="/")
+            _, _, title, text, _ = shown.read_text().split("|")
+            assert title == "rae-node"
+            assert answer in text
+            node.wait_for("DISABLED" if "pause" in name else "READY")
+        node.kill()
+    shown.unlink()
+    subprocess.run(commands("rae-node-pause.desktop")["Desktop Entry"], env=env, check=True, timeout=60, cwd="/")
+    assert "the daemon is not running" in shown.read_text()
