@@ -76,15 +76,20 @@ class Daemon:
         self.node.reload()
 
     def pause(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The operator's word: lend nothing until `until` (seconds since the epoch), or until resumed (None).
+        """The operator's word: lend nothing until `until` (seconds since the epoch), or until resumed (None); with
+        `after_task`, from the end of the task in hand on.
 
         Raises:
             ValueError: `until` is no time in the future.
         """
-        until = request.get("until")
+        until, after_task = request.get("until"), request.get("after_task", False)
         if until is not None and (isinstance(until, bool) or not isinstance(until, int | float)):
             raise ValueError(f"until: found {until!r:.40}, allowed: seconds since the epoch, or null")
-        return self._word("pause", lambda: self.node.will.pause(until, ""))
+        if not isinstance(after_task, bool):
+            raise ValueError(f"after_task: found {after_task!r:.40}, allowed: true or false")
+        return self._word(
+            "pause", lambda: self.node.will.pause(until, "", after_task=after_task), after_task=after_task or None
+        )
 
     def resume(self, _request: dict[str, Any]) -> dict[str, Any]:
         """The operator's word: the pause is over, and a link that was given up is tried again (R21)."""
@@ -92,17 +97,18 @@ class Daemon:
         self._poll_soon()
         return self._word("resume", self.node.will.resume)
 
-    def _word(self, word: str, obey: Callable[[], None]) -> dict[str, Any]:
+    def _word(self, word: str, obey: Callable[[], None], **more: Any) -> dict[str, Any]:
         try:
             obey()
             trouble = ""
         except OSError as error:
             trouble = f"not kept over a restart: {error.filename}: {error.strerror}"
         until = self.node.will.paused_end()
-        self.event("operator", {"word": word, "until": until, **({"trouble": trouble} if trouble else {})})
+        more = {name: value for name, value in {**more, "trouble": trouble}.items() if value}
+        self.event("operator", {"word": word, "until": until, **more})
         self.wake()
         automation = self.node.will.automation(self._clock.now_s())
-        status = "the node is on" if automation.on else automation.reason
+        status = (self.node.will.finishing_words() or "the node is on") if automation.on else automation.reason
         return {"status": status + (f" ({trouble})" if trouble else "")}
 
     def _poll_soon(self) -> None:

@@ -90,6 +90,7 @@ class Node:
             config, self.clock, key, lambda kind, fields: self.on_event(kind, fields), lambda: self.describe()
         )
         self.slot = Slot(self.source)
+        self.will.in_hand = lambda: self.slot.claim is not None
 
     def _build_senses(self, config: Config) -> None:
         bus = SystemBus()
@@ -266,7 +267,7 @@ class Node:
     @property
     def may_ask(self) -> bool:
         """Nothing is in hand, and no change of the parts waits for that."""
-        return not self._pending and self.slot.empty
+        return not self._pending and self.slot.empty and not self.will.paused
 
     @property
     def source_kind(self) -> str:
@@ -315,7 +316,8 @@ class Node:
             (self._pending, "the new configuration takes effect when no task is in hand and every outcome is delivered"),
             (self._paths_at_start != self.config.paths, "other folders (paths in node.yaml) take effect at the next start"),
         ]
-        return [note for note in (*self.config.notes, held, *(text for true, text in later if true), *more) if note]
+        first = (*self.config.notes, self.will.finishing_words(), held)
+        return [note for note in (*first, *(text for true, text in later if true), *more) if note]
 
 
 # The settings that parts are made from; limits and task types are read at every use.

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,8 @@ LONGEST_S: Final = 10 * YEAR_S
 class Will:
     """What switches the node off, in this order: it is stopping, its files are broken, a pause, the file, a hindrance.
 
-    A pause is kept in the state folder and survives restarts; its end is a wall-clock time, for people mean one.
+    A pause is kept in the state folder and survives restarts; its end is a wall-clock time, for people mean one. One that
+    begins after the task in hand lets that task finish, and no other begin; a restart hands the task back, and it begins.
     """
 
     def __init__(self, state_dir: Path, clock: Clock) -> None:
@@ -34,6 +35,8 @@ class Will:
         self.paused_until: float | None = None
         self.paused_by = ""
         self.paused = False
+        self.after_task = False  # the pause waits for the task in hand
+        self.in_hand: Callable[[], bool] = lambda: False
         self._load()
 
     def automation(self, now_s: float) -> Automation:
@@ -45,20 +48,29 @@ class Will:
             return Automation(False, self.problems[0] + more, "configuration")
         if self.paused:
             left_s = None if self.paused_until is None else self.paused_until - self._clock.wall_s()
-            if left_s is None:
+            if left_s is not None and left_s <= 0:
+                with contextlib.suppress(OSError):  # the file says when the pause ended, so it may stay
+                    self.resume()
+            elif self.finishing:
+                pass
+            elif left_s is None:
                 return Automation(False, f"paused{self._by()}, until `rae-node resume`", "operator")
-            if left_s > 0:
+            else:
                 return Automation(False, f"paused{self._by()} until {self._end()}", "operator", now_s + left_s)
-            with contextlib.suppress(OSError):  # the file says when the pause ended, so it may stay
-                self.resume()
         if not self.enabled:
             return Automation(False, "automation.enabled is false in runtime.yaml", "runtime.yaml")
         if hindrance := next(filter(None, self.hindrances.values()), ""):
             return Automation(False, hindrance, "node")
         return Automation(True, source="runtime.yaml")
 
-    def pause(self, until: float | None, by: str) -> None:
-        """Pause until a wall-clock time (seconds since the epoch), or for good (None).
+    @property
+    def finishing(self) -> bool:
+        """The task in hand is the last one: then the pause begins."""
+        self.after_task = self.after_task and self.in_hand()
+        return self.paused and self.after_task
+
+    def pause(self, until: float | None, by: str, *, after_task: bool = False) -> None:
+        """Pause until a wall-clock time (seconds since the epoch), or for good (None); at once, or after the task in hand.
 
         Raises:
             ValueError: that is no time in the years to come.
@@ -67,10 +79,10 @@ class Will:
         now = self._clock.wall_s()
         if until is not None and not now < until <= now + LONGEST_S:
             raise ValueError(f"a pause ends in the future, within {LONGEST_S / YEAR_S:g} years, or not at all")
-        self.paused, self.paused_until, self.paused_by = True, until, by
+        self.paused, self.paused_until, self.paused_by, self.after_task = True, until, by, after_task
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         draft = self._path.with_suffix(".new")
-        draft.write_text(json.dumps({"v": 1, "until": until, "by": by}))
+        draft.write_text(json.dumps({"v": 1, "until": until, "by": by}))  # after a restart no task is in hand: paused
         os.replace(draft, self._path)
 
     def resume(self) -> None:
@@ -79,8 +91,15 @@ class Will:
         Raises:
             OSError: its file cannot be removed; the pause is over all the same until the next restart.
         """
-        self.paused, self.paused_until, self.paused_by = False, None, ""
+        self.paused, self.paused_until, self.paused_by, self.after_task = False, None, "", False
         self._path.unlink(missing_ok=True)
+
+    def finishing_words(self) -> str:
+        """For `status`; nothing when no pause waits for the task in hand."""
+        if not self.finishing:
+            return ""
+        end = "until `rae-node resume`" if self.paused_until is None else f"until {self._end()}"
+        return f"finishes the task in hand, takes no other, then pauses {end}"
 
     def paused_end(self) -> str | None:
         """When the pause ends, ISO 8601; `until resumed` without an end; None when there is no pause."""

@@ -15,15 +15,20 @@ _DURATION = re.compile(r"^(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.
 
 def pause(
     how_long: Annotated[list[str] | None, typer.Argument(metavar="[2h | until 18:00]", help="Default: until `resume`.")] = None,
+    after_task: Annotated[
+        bool, typer.Option("--after-task", help="Let the task in hand finish first; no other is taken.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Lend nothing for a while.
 
-    A running task is handed back at once. A pause survives restarts, and shows its end in `rae-node status`.
+    A running task is handed back at once; with --after-task it may finish, if nobody comes back before. A pause survives
+    restarts, and shows its end in `rae-node status`.
 
-    Examples: `rae-node pause`, `rae-node pause 2h`, `rae-node pause until 18:00`.
+    Examples: `rae-node pause`, `rae-node pause 2h`, `rae-node pause until 18:00`, `rae-node pause --after-task`.
     """
-    answer = ask_daemon(config, "pause", until=end_of(how_long or [], time.time()))
+    more = {"after_task": True} if after_task else {}
+    answer = ask_daemon(config, "pause", until=end_of(how_long or [], time.time()), **more)
     print(answer["status"])
 
 

@@ -119,3 +119,26 @@ def test_no_end_breaks_it(until: float) -> None:
             assert will.automation(clock.now).on
         will.paused_end()
         json.dumps(will.paused_end(), allow_nan=False)
+
+
+def test_a_pause_after_the_task_in_hand(tmp_path: Path) -> None:
+    clock, busy = ManualClock(), [True]
+    will = made(tmp_path, clock)
+    will.in_hand = lambda: busy[0]
+    will.pause(clock.wall + 60, "", after_task=True)
+    assert will.automation(clock.now).on
+    assert will.finishing
+    busy[0] = False
+    assert not will.automation(clock.now).on
+    busy[0] = True  # a claim that comes late begins nothing
+    assert not will.automation(clock.now).on
+    clock.go(61)
+    assert will.automation(clock.now).on
+    will.pause(clock.wall + 60, "", after_task=True)
+    assert not made(tmp_path, clock).automation(clock.now).on  # after a restart nothing is in hand
+    clock.go(61)
+    assert will.automation(clock.now).on  # its end came before the task's
+    assert not will.finishing
+    will.pause(None, "", after_task=True)
+    will.resume()
+    assert not will.finishing
