@@ -1,13 +1,19 @@
 """`rae-node diagram`."""
 
+from __future__ import annotations
+
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, leave
+from supervisor.cli.common import ConfigOption, Exit, ask_daemon, leave
+
+if TYPE_CHECKING:
+    from states.memory import State
+    from supervisor.offline.traffic import Traffic
 
 
 class Format(StrEnum):
@@ -22,15 +28,25 @@ class Format(StrEnum):
 def diagram(
     form: Annotated[Format, typer.Option("--format", help="mermaid, dot and svg are text, png is a picture.")] = Format.MERMAID,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: stdout.")] = None,
+    highlight: Annotated[bool, typer.Option("--highlight", help="Mark STATE, or where the live daemon is.")] = False,
+    state: Annotated[str, typer.Argument(metavar="[STATE]", help="With --highlight: this state, not the daemon's.")] = "",
+    logs: Annotated[list[Path] | None, typer.Option("--from", metavar="LOGS", help="Count journals; repeatable.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Draw the state machine from its table.
 
     Example: `rae-node diagram --format svg --out node.svg`. It is the very table that runs (R22).
-    """
-    from supervisor.offline.diagram import render
+    `--highlight` marks where the node is now, `--highlight READY` any state. `--from logs/` writes on each arrow how often
+    it was taken and after how long a stay, and into each state the time that the node spent there.
 
-    drawn = render(form.value)
+    Exit 2: a wrong state, or no journal. With --highlight alone, 3: the daemon is not running, 4: it does not answer.
+    """
+    from supervisor.offline.diagram import DiagramError, Layer, render
+
+    try:
+        drawn = render(form.value, Layer(_now(highlight, state, config), _counted(logs)))
+    except DiagramError as error:
+        leave(Exit.NO, str(error))
     if out is not None:
         try:
             out.write_bytes(drawn if isinstance(drawn, bytes) else drawn.encode())
@@ -42,3 +58,28 @@ def diagram(
         sys.stdout.buffer.write(drawn)
     else:
         print(drawn, end="" if drawn.endswith("\n") else "\n")
+
+
+def _now(highlight: bool, word: str, config: Path | None) -> State | None:
+    from states.memory import State
+
+    if word and not highlight:
+        leave(Exit.WRONG, f"diagram: found {word!r}; a state goes with --highlight")
+    if not highlight:
+        return None
+    if word and word.upper() not in tuple(State):
+        leave(Exit.WRONG, f"--highlight: found {word!r}, allowed: {', '.join(State)}")
+    return State(word.upper() if word else ask_daemon(config, "status")["state"])
+
+
+def _counted(logs: list[Path] | None) -> Traffic | None:
+    from supervisor.offline.traffic import TrafficError, count
+
+    if not logs:
+        return None
+    try:
+        return count(logs)
+    except TrafficError as error:
+        leave(Exit.WRONG, f"--from: {error}")
+    except OSError as error:
+        leave(Exit.WRONG, f"--from: {error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from xml.sax.saxutils import escape
 
 from states.effects import LEAVE
 from states.guards import SAFE, Guard
 from states.memory import State
 from states.table import ROWS, Condition, Row
+from states.words import elapsed
+
+if TYPE_CHECKING:
+    from supervisor.offline.traffic import Traffic
 from supervisor.offline.raster import FONT, PictureError, rasterise
 
 Format = Literal["mermaid", "dot", "svg", "png"]
@@ -24,6 +28,7 @@ FORMATS: Final[tuple[Format, ...]] = ("mermaid", "dot", "svg", "png")
 EXPORTED: Final[Mapping[str, Format]] = {"lifecycle.mmd": "mermaid", "lifecycle.dot": "dot", "lifecycle.svg": "svg"}
 
 MADE_FROM: Final = "made from states/table.py by `rae-node diagram`; not to be edited"
+ONE_ROW: Final = "A tick fires at most one row: the first in the table's order whose conditions all hold."
 BY_PHASE: Final = "by the task's phase"
 
 # Each guard claims something safe; the legend says what, in a few words.
@@ -48,17 +53,59 @@ class DiagramError(Exception):
     """The diagram cannot be drawn; the text says why and what to do."""
 
 
-def render(form: Format) -> str | bytes:
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What is laid over the bare table: the state that the node is in, and what journals counted on each arrow."""
+
+    now: State | None = None
+    traffic: Traffic | None = None
+
+    def row(self, source: State, row: Row) -> str:
+        """A row's label: its name, and how often it fired."""
+        return row.id if self.traffic is None else f"{row.id} ×{self.traffic.counts[source, row.id]}"
+
+    def never(self, source: State, row: Row) -> bool:
+        """The journals show no such step."""
+        return self.traffic is not None and not self.traffic.counts[source, row.id]
+
+    def stay(self, pair: tuple[State, State]) -> str:
+        """How long the node had been in the first state when it left by this arrow."""
+        typical_s = None if self.traffic is None else self.traffic.typical_s(pair)
+        return "" if typical_s is None else f"after {elapsed(typical_s)}"
+
+    def time(self, state: State) -> str:
+        """How long the node was in a state, all in all."""
+        if self.traffic is None:
+            return ""
+        return f"{elapsed(self.traffic.seconds[state])}, {100 * self.traffic.share(state):.0f} %"
+
+    def span(self) -> str:
+        """Which time the counts are of."""
+        if self.traffic is None:
+            return ""
+        first, last = (stamp.replace("T", " ") for stamp in (self.traffic.first, self.traffic.last))
+        return f"{first} to {last}: how often each row fired, and the median stay before"
+
+    def labels(self, pair: tuple[State, State], rows: list[Row]) -> list[str]:
+        """All that stands at an arrow."""
+        stay = self.stay(pair)
+        return [*(self.row(pair[0], row) for row in rows), *([stay] if stay else [])]
+
+
+BARE: Final = Layer()
+
+
+def render(form: Format, layer: Layer = BARE) -> str | bytes:
     """The diagram as text, or as the bytes of a PNG.
 
     Raises:
         DiagramError: a PNG, and no font is installed: its texts would silently be missing.
     """
     if form == "mermaid":
-        return mermaid()
+        return mermaid(layer)
     if form == "dot":
-        return dot()
-    return svg() if form == "svg" else png()
+        return dot(layer)
+    return svg(layer=layer) if form == "svg" else png(layer=layer)
 
 
 # --- what every form draws
@@ -103,14 +150,20 @@ def _tip(rows: Iterable[Row]) -> str:
 # --- text forms
 
 
-def mermaid() -> str:
+def mermaid(layer: Layer = BARE) -> str:
     """A Mermaid state diagram."""
-    lines = [f"%% {MADE_FROM}", "stateDiagram-v2", "    direction LR", "    [*] --> DISABLED"]
-    lines += [f"    {a} --> {b}: {'<br/>'.join(row.id for row in rows)}" for (a, b), rows in arrows().items()]
+    lines = [f"%% {MADE_FROM}", "stateDiagram-v2", "    direction LR"]
+    if layer.traffic is not None:
+        lines.insert(1, f"%% {layer.span()}")
+        lines += [f'    state "{state}<br/>{layer.time(state)}" as {state}' for state in State]
+    lines.append("    [*] --> DISABLED")
+    lines += [f"    {a} --> {b}: {'<br/>'.join(layer.labels((a, b), rows))}" for (a, b), rows in arrows().items()]
+    if layer.now is not None:
+        lines += ["    classDef now stroke-width:4px,font-weight:bold", f"    class {layer.now} now"]
     return "\n".join(lines) + "\n"
 
 
-def dot() -> str:
+def dot(layer: Layer = BARE) -> str:
     """A Graphviz digraph."""
     lines = [
         f"// {MADE_FROM}",
@@ -119,13 +172,21 @@ def dot() -> str:
         '    node [shape=box, style=rounded, fontname="DejaVu Sans"];',
         '    edge [fontname="DejaVu Sans", fontsize=10];',
         "    start [shape=point];",
-        *(f"    {state};" for state in State),
+        *(f"    {state}{_dot_state(state, layer)};" for state in State),
         f"    start -> {State.DISABLED};",
     ]
     for (a, b), rows in arrows().items():
-        label = r"\n".join(row.id for row in rows)
+        label = r"\n".join(layer.labels((a, b), rows))
         lines.append(f"    {a} -> {b} [label={_quoted(label)}, tooltip={_quoted(_tip(rows))}];")
     return "\n".join([*lines, "}"]) + "\n"
+
+
+def _dot_state(state: State, layer: Layer) -> str:
+    label = _quoted(rf"{state}\n{layer.time(state)}")
+    marks = [f"label={label}"] if layer.traffic is not None else []
+    if state is layer.now:
+        marks.append('penwidth=4, style="rounded,bold"')
+    return f" [{', '.join(marks)}]" if marks else ""
 
 
 def _quoted(text: str) -> str:
@@ -136,6 +197,7 @@ def _quoted(text: str) -> str:
 
 WIDTH: Final = 1320
 LEFT: Final = 70
+SIDE: Final = 60  # more room at both sides for counts of five digits
 RIGHT: Final = 1250
 
 STYLE: Final = """
@@ -159,6 +221,11 @@ STYLE: Final = """
   .READY { fill: #ddf4ff; stroke: #0969da }
   .RUNNING { fill: #dafbe1; stroke: #1a7f37 }
   .COOLDOWN { fill: #fff8c5; stroke: #9a6700 }
+"""
+LAYERED: Final = """
+  .now { stroke-width: 5 }
+  .never { opacity: 0.45 }
+  .stay { font-style: italic; font-size: 12px }
 """
 DARK: Final = """
   @media (prefers-color-scheme: dark) {
@@ -222,6 +289,7 @@ class Way:
     x: int
     y: int
     anchor: str = "mid"
+    lift: int = 0  # 1 where the labels end just above the arrow
 
 
 def _ways() -> dict[tuple[State, State], Way]:
@@ -243,11 +311,15 @@ def _ways() -> dict[tuple[State, State], Way]:
         (State.READY, State.DISABLED): up(ready),
         (State.RUNNING, State.DISABLED): up(running),
         (State.COOLDOWN, State.DISABLED): up(cool),
-        (State.IDLE_WAIT, State.READY): Way(f"M{idle.right} {half - 14} H{ready.x}", (idle.right + ready.x) // 2, half - 22),
+        (State.IDLE_WAIT, State.READY): Way(
+            f"M{idle.right} {half - 14} H{ready.x}", (idle.right + ready.x) // 2, half - 22, lift=1
+        ),
         (State.READY, State.IDLE_WAIT): Way(f"M{ready.x} {half + 14} H{idle.right}", (idle.right + ready.x) // 2, half + 32),
-        (State.READY, State.RUNNING): Way(f"M{ready.right} {half} H{running.x}", (ready.right + running.x) // 2, half - 8),
+        (State.READY, State.RUNNING): Way(
+            f"M{ready.right} {half} H{running.x}", (ready.right + running.x) // 2, half - 8, lift=1
+        ),
         (State.RUNNING, State.COOLDOWN): Way(
-            f"M{running.right} {half} H{cool.x}", (running.right + cool.x) // 2, half - 8 - stack
+            f"M{running.right} {half} H{cool.x}", (running.right + cool.x) // 2, half - 8 - stack, lift=1
         ),
         (State.RUNNING, State.RUNNING): Way(
             f"M{running.middle - 34} {running.bottom} c-6 56 74 56 68 0", running.middle, running.bottom + 62
@@ -256,11 +328,12 @@ def _ways() -> dict[tuple[State, State], Way]:
             f"M{cool.middle} {cool.bottom} V{_BACK_Y - 14} q0 14 -14 14 H{idle.middle + 14} q-14 0 -14 -14 V{idle.bottom}",
             (idle.middle + ready.middle) // 2 + 60,
             _BACK_Y - 8,
+            lift=1,
         ),
     }
 
 
-def svg(dark: bool = True) -> str:
+def svg(dark: bool = True, layer: Layer = BARE) -> str:
     """The diagram with its legend. `dark`: with colours of its own where the reader's screen is dark."""
     ways, pairs = _ways(), arrows()
     if ways.keys() != pairs.keys():
@@ -268,32 +341,44 @@ def svg(dark: bool = True) -> str:
         raise DiagramError(f"supervisor/offline/diagram.py has no place for {', '.join(missing)}; add it to _ways()")
     body: list[str] = [
         _text(LEFT, 42, "The life of the node", "title"),
-        _text(LEFT, 64, "A tick fires at most one row: the first in the table's order whose conditions all hold.", "note"),
+        _text(LEFT, 64, layer.span() or ONE_ROW, "note"),
         f'<circle class="tip" cx="34" cy="{BOXES[State.DISABLED].y + 25}" r="7"/>',
         f'<path class="edge" marker-end="url(#tip)" d="M41 {BOXES[State.DISABLED].y + 25} H{LEFT}"/>',
     ]
     for pair, rows in pairs.items():
         way = ways[pair]
+        kinds = [f"label {way.anchor}{' never' * layer.never(pair[0], row)}".strip() for row in rows] + [
+            f"label stay {way.anchor}".strip()
+        ]
+        lift = way.lift * _LINE if layer.stay(pair) else 0  # a stack that ends above its arrow grows upwards
         labels = "".join(
-            _text(way.x, way.y + n * _LINE, row.id, f"label {way.anchor}".strip()) for n, row in enumerate(rows)
+            _text(way.x, way.y - lift + n * _LINE, text, kind)
+            for n, (text, kind) in enumerate(zip(layer.labels(pair, rows), kinds, strict=False))
         )
         title = f"<title>{escape(f'{pair[0]} → {pair[1]}')}\n{escape(_tip(rows))}</title>"
         body.append(f'<g>{title}<path class="edge" marker-end="url(#tip)" d="{way.path}"/>{labels}</g>')
     for state, box in BOXES.items():
+        time = layer.time(state)
+        here = " now" if state is layer.now else ""
         body.append(
-            f'<rect class="box {state}" x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="12"/>'
-            + _text(box.middle, box.y + box.height // 2 + 6, state, "state")
+            f'<rect class="box {state}{here}" x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="12"/>'
+            + _text(box.middle, box.y + box.height // 2 + (-3 if time else 6), state, "state")
+            + (_text(box.middle, box.y + box.height // 2 + 16, time, "note mid") if time else "")
+            + (_text(box.x + 10, box.y - 7, "now", "head") if here else "")
         )
     height = _legend(body, 556)
+    side = SIDE if layer.traffic is not None else 0
+    left, width = -side, WIDTH + 2 * side
+    x = f' x="{left}"' if side else ""
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{left} 0 {width} {height}" width="{width}" height="{height}" '
             f'font-family="{FONT}" role="img" aria-label="The states of the node and what leads from one to another">',
             f"<!-- {MADE_FROM} -->",
-            f"<style>{STYLE}{DARK if dark else ''}</style>",
+            f"<style>{STYLE}{DARK if dark else ''}{LAYERED if layer != BARE else ''}</style>",
             '<defs><marker id="tip" viewBox="0 0 10 10" refX="10" refY="5" markerWidth="8" markerHeight="8" '
             'orient="auto"><path class="tip" d="M0 0 L10 5 L0 10 z"/></marker></defs>',
-            f'<rect class="page" width="{WIDTH}" height="{height}"/>',
+            f'<rect class="page"{x} width="{width}" height="{height}"/>',
             *body,
             "</svg>",
             "",
@@ -351,13 +436,13 @@ def _rule(y: int) -> str:
 # --- PNG
 
 
-def png(zoom: float = 2.0) -> bytes:
+def png(zoom: float = 2.0, layer: Layer = BARE) -> bytes:
     """The SVG in its light colours, `zoom` pixels to one.
 
     Raises:
         DiagramError: no font is installed.
     """
     try:
-        return rasterise(svg(dark=False), zoom)
+        return rasterise(svg(dark=False, layer=layer), zoom)
     except PictureError as error:
         raise DiagramError(str(error)) from None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from support import weeks
+from support.running import NodeFolder, daemon
 from transitions.extensions import GraphMachine
 
 from states import guards as guards_module
@@ -17,7 +22,9 @@ from states.lifecycle import Lifecycle
 from states.limits import Limits
 from states.memory import State
 from states.table import ROWS
-from supervisor.offline import diagram
+from supervisor.journal import files, read
+from supervisor.offline import diagram, traffic
+from supervisor.offline.traffic import Traffic
 
 FOLDER = Path(__file__).parents[2] / "diagrams"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -88,16 +95,29 @@ def test_svg_holds_every_state_row_reason_and_guard() -> None:
         assert guard.name in texts
 
 
-def test_nothing_in_the_svg_leaves_the_page() -> None:
-    root = ElementTree.fromstring(diagram.svg())
+def busy() -> Traffic:
+    """More than any real year."""
+    counts = Counter({(state, row.id): 12345 for row in ROWS for state in row.sources})
+    stays = {pair: [86400.0 * 33 + 3600 * 23] for pair in diagram.arrows()}
+    return Traffic(counts, stays, dict.fromkeys(State, 86400.0 * 73), "2026-10-05T00:00", "2026-10-12T00:00")
+
+
+LAYERS = {"bare": diagram.BARE, "now": diagram.Layer(State.RUNNING), "busy": diagram.Layer(State.READY, busy())}
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_nothing_in_the_svg_leaves_the_page(layer: diagram.Layer) -> None:
+    root = ElementTree.fromstring(diagram.svg(layer=layer))
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    begin = float(root.attrib["viewBox"].split()[0])
+    width += begin
     for text in root.iter(f"{SVG}text"):
         content, kind = text.text or "", text.attrib["class"].split()
         size = {"title": 20, "head": 14, "state": 16, "note": 12, "cell": 12, "id": 12}.get(kind[0], 13)
         long = len(content) * size * (0.70 if kind[0] in ("title", "head", "state", "id") else 0.62)
         x = float(text.attrib["x"])
         left = x - long if "end" in kind else x - long / 2 if "mid" in kind or kind[0] == "state" else x
-        assert left >= 0, f"{content!r} begins left of the page"
+        assert left >= begin, f"{content!r} begins left of the page"
         assert left + long <= width, f"{content!r} ends right of the page"
         assert 0 < float(text.attrib["y"]) < height
 
@@ -144,3 +164,100 @@ def test_png_without_a_font_is_refused_in_words(monkeypatch: pytest.MonkeyPatch)
 def test_png_needs_no_library_until_it_is_asked_for() -> None:
     code = "import sys, supervisor.offline.diagram; sys.exit('resvg_py' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, check=False).returncode == 0
+
+
+# --- what is laid over it
+
+
+@pytest.fixture(scope="module")
+def week() -> tuple[Traffic, list[dict[str, Any]]]:
+    """A week of an office, counted; and its journal's lines."""
+    with weeks.zone():
+        logs = weeks.lived("office", 7)
+        entries = [entry for path in files([logs]) for _, entry in read(path)]
+        return traffic.count([logs]), entries
+
+
+def test_counts_are_those_of_the_journal(week: tuple[Traffic, list[dict[str, Any]]]) -> None:
+    counted, entries = week
+    decisions = Counter((e["from"], e["row"]) for e in entries if e["kind"] == "decision" and e["row"])
+    assert {(str(state), row): n for (state, row), n in counted.counts.items()} == dict(decisions)
+    told = entries[-1]["boot_s"] - entries[0]["boot_s"]  # one life: it was never switched off
+    assert sum(counted.seconds.values()) == pytest.approx(told, abs=1)
+    cooldown_s = counted.typical_s((State.COOLDOWN, State.IDLE_WAIT))
+    assert cooldown_s == pytest.approx(900, abs=2), "the shipped cooldown"
+    assert counted.typical_s((State.READY, State.DISABLED)) is None
+
+
+def entry(kind: str, boot_s: float, **fields: Any) -> str:
+    return json.dumps({"v": 1, "time": "2026-10-05T10:00:00+02:00", "boot_s": boot_s, "kind": kind, **fields}) + "\n"
+
+
+def test_vetoes_power_cuts_and_gaps_are_no_steps(tmp_path: Path) -> None:
+    (tmp_path / "decisions-2026-10-05.jsonl").write_text(
+        entry("start", 10)
+        + entry("decision", 20, **{"from": "DISABLED", "row": "switched-on", "to": "IDLE_WAIT", "state": "IDLE_WAIT"})
+        + entry("decision", 50, **{"from": "IDLE_WAIT", "row": "safe", "to": "READY", "state": "READY"})
+        + entry("decision", 60, **{"from": "READY", "row": "task-claimed", "to": "RUNNING"})
+        + entry("effect", 60, effect="inhibit", ok=False)
+        + entry("effect", 61, effect="hand_back", ok=True, state="READY")
+        + entry("alive", 90, state="READY")
+        + '{"v": 1, "kind": "ali\n'
+        + entry("start", 5)  # the power was cut
+        + entry("decision", 6, **{"from": "DISABLED", "row": "switched-on", "to": "IDLE_WAIT", "state": "IDLE_WAIT"})
+        + entry("gap", 1000, lost=9, memory={"state": "READY"})
+        + entry("decision", 1010, **{"from": "READY", "row": "unsafe", "to": "IDLE_WAIT", "state": "IDLE_WAIT"})
+        + entry("stop", 1015)
+    )
+    counted = traffic.count([tmp_path])
+    assert counted.counts == {
+        (State.DISABLED, "switched-on"): 2, (State.IDLE_WAIT, "safe"): 1, (State.READY, "unsafe"): 1,
+    }
+    assert counted.stays == {(State.DISABLED, State.IDLE_WAIT): [10, 1], (State.IDLE_WAIT, State.READY): [30]}
+    assert counted.seconds == {
+        State.DISABLED: 11, State.IDLE_WAIT: 35, State.READY: 50, State.RUNNING: 0, State.COOLDOWN: 0,
+    }
+    with pytest.raises(traffic.TrafficError, match="no decision"):
+        traffic.count([])
+
+
+@pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
+def test_every_form_shows_counts_times_and_where_it_is(week: tuple[Traffic, list[dict[str, Any]]], form: Any) -> None:
+    counted, _ = week
+    drawn = str(diagram.render(form, diagram.Layer(State.COOLDOWN, counted)))
+    for (state, row), n in counted.counts.items():
+        assert f"{row} ×{n}" in drawn, state
+    assert "unsafe ×0" in drawn
+    assert "after 15 min" in drawn
+    mark = {"mermaid": "class COOLDOWN now", "dot": 'penwidth=4, style="rounded,bold"', "svg": 'class="box COOLDOWN now"'}
+    assert mark[form] in drawn
+    bare = str(diagram.render(form))
+    assert "×" not in bare
+    assert "after" not in bare or form == "svg"
+
+
+def test_the_command_marks_and_counts(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path)
+    assert "class READY now" in folder.cli("diagram", "--highlight", "ready").stdout
+    for words, code, says in (
+        (("--highlight",), 3, "not running"),
+        (("--highlight", "nowhere"), 2, "allowed: DISABLED, IDLE_WAIT"),
+        (("READY",), 2, "goes with --highlight"),
+        (("--from", str(tmp_path / "no-such")), 2, "No such file"),
+        (("--from", str(tmp_path)), 2, "no decision in these journals"),
+    ):
+        done = folder.cli("diagram", *words)
+        assert (done.returncode, done.stdout) == (code, ""), words
+        assert len(done.stderr.splitlines()) == 1
+        assert says in done.stderr
+
+
+@pytest.mark.slow
+def test_the_live_daemons_state_is_marked(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path)
+    with daemon(folder) as node:
+        node.wait_for("READY")
+        done = folder.cli("diagram", "--highlight", "--from", str(tmp_path / "logs"))
+        assert "class READY now" in done.stdout
+        assert "switched-on ×1" in done.stdout
+        node.stop()
