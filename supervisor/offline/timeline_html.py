@@ -30,7 +30,7 @@ from supervisor.offline.timeline import (
 from supervisor.offline.timeline_svg import CURVES, HEIGHT, LEGEND, STYLE, dark_style, day, patterns, swatch, tops_of
 from supervisor.version import VERSION
 
-ASSETS: Final = Path(__file__).parent / "assets"
+ASSETS: Final = Path(__file__).parent / "timeline-page"
 MOST_ROWS: Final = 1000
 _ACTS: Final = (("back", "◀ earlier"), ("on", "later ▶"), ("near", "zoom in"), ("far", "zoom out"), ("whole", "everything"))
 

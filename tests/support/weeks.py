@@ -631,6 +631,8 @@ def main() -> None:
     if given.tz:
         os.environ["TZ"] = given.tz
         time.tzset()
+    if given.out.is_dir() and files([given.out]):
+        parser.error(f"{given.out}: has journals already; name another folder")
     began = time.perf_counter()
     endless_s = None if given.endless is None else given.endless * 60
     written = live(given.kind, given.days, given.out, seed=given.seed, endless_s=endless_s)
