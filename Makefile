@@ -45,6 +45,7 @@ bench: ## Measure against the baselines; exit 1 where a target is missed
 	$(BIN)/python tests/bench/replay.py
 	$(BIN)/python tests/bench/footprint.py
 	$(BIN)/python tests/bench/presence.py
+	$(BIN)/python tests/bench/crowd.py
 	$(BIN)/python tests/bench/quiet.py
 	$(BIN)/python tests/bench/whatif.py
 

@@ -134,6 +134,14 @@ def test_enable_now_is_what_starts_it(node: Installed) -> None:
     assert {check["name"]: check["result"] for check in told["checks"]}["no open port"] == "passed"
 
 
+def test_its_sandbox_lets_journald_have_the_fields(node: Installed) -> None:
+    text = node.box.run("journalctl", "-u", UNIT, "-o", "json", "RAE_ROW=switched-on").stdout
+    line = json.loads(text.splitlines()[-1])
+    assert (line["MESSAGE"], line["RAE_TO"]) == ("DISABLED → IDLE_WAIT: switched-on", "IDLE_WAIT")
+    logs = node.box.sh("ls /opt/rae-node/logs").split()
+    assert [name[:9] for name in logs] == ["decisions", "rae-node-"]
+
+
 def test_it_runs_as_its_user_isolated_and_locked_in(node: Installed) -> None:
     pid = node.main_pid()
     cmdline = node.box.sh(f"tr '\\0' ' ' < /proc/{pid}/cmdline")
