@@ -253,7 +253,7 @@ class Agent:
             from supervisor.agents.idle_bus import BusIdle
 
             desktop = BusIdle(self._session_bus, self._quiet_s)
-            self._desktop = (desktop, Kept(desktop, self._changed))
+            self._desktop = (desktop, Kept(desktop, self._desktop_changed))
 
     async def _x_display(self, own: Own) -> str:
         if not own.display and self._desktop is not None:
@@ -295,6 +295,13 @@ class Agent:
 
     def _changed(self) -> None:
         self._teller.tell()
+
+    def _desktop_changed(self) -> None:
+        if self._desktop is not None and self._desktop[0].reading is None:
+            for kept in self._kept.values():  # the desktop that spoke for it is gone, and maybe its display with it
+                if isinstance(kept.fault, Lacking):
+                    kept.poke()
+        self._changed()
 
     def _typed(self) -> None:
         wait_s = self._typed_told_s + TYPED_GAP_S - boot_s()

@@ -28,3 +28,4 @@ def test_a_sign_is_seen_and_a_broken_source_blocks(scene: Scene) -> None:
     for told in row["breaks"]:
         assert told["blocks"], told
         assert told["says"]
+        assert "offers neither" not in told["says"], "what is dead offers nothing at all"
