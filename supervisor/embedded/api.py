@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 from uuid import UUID
 
+from supervisor.embedded import openapi
 from supervisor.embedded.server import Reply, Request
 from supervisor.embedded.store import ControlNode, NotFound, Unstorable
 
@@ -46,6 +47,7 @@ class _Route:
     method: str
     template: str
     handler: Callable[[Request, str], Any]
+    schema: Mapping[str, Any]
     status: int = HTTPStatus.OK
 
 
@@ -55,17 +57,17 @@ class Api:
     def __init__(self, node: ControlNode, *, prefix: str = "/control", poll: str = "/tasks_poll", lookup: bool = True) -> None:
         self._node = node
         routes = [
-            _Route("GET", "/health", lambda _request, _id: {"status": "healthy"}),
-            _Route("GET", "/openapi.json", lambda _request, _id: self._openapi()),
-            _Route("POST", prefix + "/nodes/register", self._register),
-            _Route("POST", prefix + "/nodes/heartbeat", self._heartbeat),
-            _Route("GET", prefix + "/nodes", lambda _request, _id: node.nodes()),
-            _Route("GET", prefix + poll, self._poll),
-            _Route("POST", prefix + "/tasks", self._create, HTTPStatus.CREATED),
-            _Route("POST", prefix + "/tasks/{task_id}/result", self._result),
+            _Route("GET", "/health", lambda _request, _id: {"status": "healthy"}, {"type": "object"}),
+            _Route("GET", "/openapi.json", lambda _request, _id: self._openapi(), {"type": "object"}),
+            _Route("POST", prefix + "/nodes/register", self._register, openapi.NODE),
+            _Route("POST", prefix + "/nodes/heartbeat", self._heartbeat, openapi.NODE),
+            _Route("GET", prefix + "/nodes", lambda _request, _id: node.nodes(), openapi.NODES),
+            _Route("GET", prefix + poll, self._poll, openapi.TASK_OR_NULL),
+            _Route("POST", prefix + "/tasks", self._create, openapi.TASK, HTTPStatus.CREATED),
+            _Route("POST", prefix + "/tasks/{task_id}/result", self._result, openapi.TASK),
         ]
         if lookup:
-            routes.append(_Route("GET", prefix + "/tasks/{task_id}", self._task))
+            routes.append(_Route("GET", prefix + "/tasks/{task_id}", self._task, openapi.TASK))
         self._routes = routes
         self._patterns = [(re.compile(route.template.replace("{task_id}", "([^/]+)")), route) for route in routes]
 
@@ -144,12 +146,8 @@ class Api:
         return self._node.finish(path_id, result, error)
 
     def _openapi(self) -> dict[str, Any]:
-        paths: dict[str, dict[str, Any]] = {}
-        for route in self._routes:
-            if route.template != "/openapi.json":
-                answers = {str(int(route.status)): {"description": "Successful Response"}}
-                paths.setdefault(route.template, {})[route.method.lower()] = {"responses": answers}
-        return {"openapi": "3.1.0", "info": {"title": "RAE control node, in memory", "version": "1"}, "paths": paths}
+        told = (route for route in self._routes if route.template != "/openapi.json")
+        return openapi.document((route.method, route.template, int(route.status), dict(route.schema)) for route in told)
 
 
 class _Body:
