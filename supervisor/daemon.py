@@ -279,7 +279,8 @@ class Daemon:
             "recent": [{"time": when, "text": text} for when, text in self.journal.recent],
             "inhibitor": self.node.inhibitor_words(),
             "notes": self.node.notes(
-                self.node.minder.note(), self.journal.trouble, self.node.metrics.trouble if self.node.metrics else ""
+                self.node.minder.note(), self.journal.trouble, self.node.metrics.trouble if self.node.metrics else "",
+                *self.node.senses.observer.contradictions(now_s),
             ),
             "status": self.status_line(),
         }

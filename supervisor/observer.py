@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 from states.limits import Limits
 from states.observation import (
     NEVER,
+    UNSEEN,
     Automation,
     Cpu,
     Gpu,
@@ -110,6 +111,8 @@ class Observer:
         self._last = Person(first_sign_s, "node started")
         self._held_gpu: Hold[Gpu] = Hold(settle_s)
         self._held_cpu: Hold[Cpu] = Hold(settle_s)
+        self._reports: list[Presence] = []
+        self._gpu: Reading[Gpu] = UNSEEN
         self._contradictions = Contradictions()
         self._news: list[str] = []
 
@@ -123,7 +126,7 @@ class Observer:
         link_reason: str = "",
     ) -> Observation:
         """One whole look at `now_s` (seconds of CLOCK_BOOTTIME)."""
-        gpu = _reading("GPU", self.gpu, now_s)
+        gpu = self._gpu = _reading("GPU", self.gpu, now_s)
         return Observation(
             now_s,
             automation,
@@ -141,13 +144,13 @@ class Observer:
         return [_report(sensor, now_s) for sensor in self.presence]
 
     def sources(self, now_s: float) -> list[Source]:
-        """Every source with its reading, time and quality, the GPU's processes among them; for people and scripts."""
+        """Every source with its reading, time and quality, the GPU's processes among them; for people and scripts. As of the
+        last look: a look takes the events that would else wake the loop, so it is the loop's alone."""
         found = []
-        for sensor in self.presence:
-            report = _report(sensor, now_s)
+        for sensor, report in zip(self.presence, self._reports, strict=False):
             describe: Callable[[], list[str]] = getattr(sensor, "describe", list)
             found.append(_source(report, now_s, describe()))
-        return [*found, _gpu_source(_reading("GPU", self.gpu, now_s), now_s)]
+        return [*found, _gpu_source(self._gpu, now_s)]
 
     def contradictions(self, now_s: float) -> list[str]:
         """What the last look found of sources that contradict each other, a line each."""
@@ -177,7 +180,7 @@ class Observer:
         return _held(reading, self._held_cpu.highest(reading.value, over, now_s, _most_of_cpus))
 
     def _person(self, now_s: float, gpu: Reading[Gpu], limits: Limits) -> Reading[Person]:
-        reports = self.reports(now_s)
+        reports = self._reports = self.reports(now_s)
         person, source, read_at_s = fuse(reports, now_s, self._last)
         if gpu.value is not None and gpu.value.foreign > 0:
             who = gpu.value.foreign_names[0] if gpu.value.foreign_names else "a process that is not RAE's"

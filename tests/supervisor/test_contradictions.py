@@ -252,6 +252,27 @@ def test_the_machine_itself_does_not_flap(settle_s: float, story: list[tuple[flo
 # --- every source, for people
 
 
+def test_who_asks_takes_no_event_away_from_the_loop() -> None:
+    """A look reads devices empty; one made for `why` would keep their first key from waking the loop."""
+    world, looks = World(), 0
+
+    class Counted:
+        name = "input"
+
+        def latest(self, now_s: float) -> Presence:
+            nonlocal looks
+            looks += 1
+            return Presence("input", now_s)
+
+    world.observer.presence = (Counted(),)
+    assert [source.source for source in world.observer.sources(NOW_S)] == ["gpu processes"]
+    world.observer.look(NOW_S, LIMITS, Automation(True), NO_TASK)
+    for later_s in (0.0, 1.0, 60.0):
+        assert [s.source for s in world.observer.sources(NOW_S + later_s)] == ["input", "gpu processes"]
+        world.observer.contradictions(NOW_S + later_s)
+    assert looks == 1
+
+
 def test_every_source_is_listed_with_reading_time_and_quality() -> None:
     world = World()
     world.says("logind", present="graphical session 3", quality=Quality.INFERRED)
@@ -263,7 +284,7 @@ def test_every_source_is_listed_with_reading_time_and_quality() -> None:
         ("logind", True, "inferred", "graphical session 3 (inferred, read 7 s ago)"),
         ("terminals", False, "polled", "user active on pts/3, 2 min ago (polled, read 7 s ago)"),
         ("input", None, "unknown", "no input device can be read (unknown, read 7 s ago)"),
-        ("gpu processes", False, "polled", "none that is not RAE's (polled)"),
+        ("gpu processes", False, "polled", "none that is not RAE's (polled, read 7 s ago)"),
     ]
     assert told[1].as_dict() == {
         "source": "terminals", "reading": "user active on pts/3", "present": False, "idle_s": 132.0, "age_s": 7.0,
