@@ -35,6 +35,7 @@ SCRIPT = 'cat > "$HOME/half"; echo x >> "$RUNS/$RAE_TASK_ID"; setsid sleep 1000 
 SCRIPT += 'echo "{{\\"said\\": \\"RESULT-$(rev <<< $MARK)\\"}}"; echo "RESULT-$(rev <<< $MARK)" >&2'
 MARK = os.urandom(8).hex()  # in payloads and, read backwards, in what makes results; nowhere else
 SEARCHED = ("/tmp", "/var/tmp", "/dev/shm", "/run", "/var/log", "/var/lib/systemd", "/core", "/var/crash")
+DONE = 30  # tasks that each node has done at least, in the end
 LASTS_S = ("0", "0.05", "0.3", "2")
 
 
@@ -112,6 +113,9 @@ class Worker(threading.Thread):
 
     def _finish(self, folder: NodeFolder, control: ControlNode, runs: Path) -> None:
         """One more life, not killed: what is there gets done. Then the books are read."""
+        while self.posted < DONE:
+            self.open.append((control.add("lasts-1", {"said": f"PAYLOAD-{MARK}"}), 1))
+            self.posted += 1
         with daemon(folder) as node:
             until(lambda: not self._left(control), lambda: f"all tasks done; open: {self.open}", 60)
             self.counts["the next start takes work again"] += 1
