@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document, show
+from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document, fit, show
 
 KEYS = ("state", "since", "reason", "guards", "task", "paused_until", "source", "version")
 WATCH_S = 0.5
@@ -57,7 +58,8 @@ def _watch(config: Path | None, as_json: bool) -> NoReturn:
 
         with Live(Text(""), auto_refresh=False, screen=True) as live:
             while True:
-                live.update(Text("\n".join(_screen(ask_daemon(config, "status")))), refresh=True)
+                lines = fit(_screen(ask_daemon(config, "status")), *shutil.get_terminal_size())
+                live.update(Text("\n".join(lines)), refresh=True)
                 time.sleep(WATCH_S)
     while True:
         answer = ask_daemon(config, "status")

@@ -23,8 +23,8 @@ HOURS: Final = 7200.0
 def top(config: ConfigOption = None) -> None:
     """Watch the node live: state, guards with their bars, task, link, last decisions.
 
-    Keys: `p` pauses, `2` pauses for two hours, `r` resumes, `q` quits. A bar shows how much of its limit a reading has
-    reached. Without a terminal use `rae-node status --watch`.
+    Keys: `p` pauses, `a` after the task in hand, `2` for two hours, `r` resumes, `q` quits. A bar shows how much of its
+    limit a reading has reached. Without a terminal use `rae-node status --watch`.
 
     Exit 3: the daemon is not running. Exit 4: it does not answer, or is another version.
     """
@@ -120,6 +120,8 @@ def _obey(keys: bytes, asker: _Asker) -> bool:
             return False
         if key == "p":
             asker.say("pause", until=None)
+        elif key == "a":
+            asker.say("pause", until=None, after_task=True)
         elif key == "2":
             asker.say("pause", until=time.time() + HOURS)
         elif key == "r":

@@ -17,7 +17,7 @@ from supervisor.cli.status import MARK
 
 BAR: Final = 12
 NAME: Final = 9
-KEYS: Final = "p pause   2 pause 2 h   r resume   q quit"
+KEYS: Final = "p pause  a after the task  2 two hours  r resume  q quit"
 
 
 @dataclass(frozen=True, slots=True)

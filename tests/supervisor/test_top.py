@@ -15,6 +15,7 @@ import pytest
 from support.running import RAE_NODE, NodeFolder, daemon
 from support.terminal import terminal
 
+from supervisor.cli.common import fit
 from supervisor.cli.top_view import BAR, KEYS, Seen, bar, screen
 
 GUARDS = ("automation_on", "user_away", "gpu_free", "cpu_free", "host_fit", "task_claimed", "task_over", "task_gone",
@@ -77,6 +78,20 @@ def test_bars(value: Any, limit: Any, full: int | None) -> None:
     assert bar(value, limit, plain=True) == (" " * BAR if full is None else "#" * full + "." * (BAR - full))
 
 
+NOTE = "note          " + "a word and another one " * 8
+
+
+@pytest.mark.parametrize(("lines", "height", "fitted"), [
+    (["short", "", "shorter"], None, ["short", "", "shorter"]),
+    (["  ok  user_away      " + "away " * 12], None, ["  ok  user_away      " + "away " * 7 + "away",
+                                                      " " * 21 + "away away away away"]),
+    ([NOTE, NOTE], 2, [NOTE[:59] + "…"] * 2),
+    (["a" * 90], None, ["a" * 60, "a" * 30]),
+])
+def test_lines_are_folded_under_their_own_text(lines: list[str], height: int | None, fitted: list[str]) -> None:
+    assert fit(lines, 60, height) == fitted
+
+
 # --- in a real terminal
 
 
@@ -92,6 +107,8 @@ def test_top_in_a_terminal(tmp_path: Path) -> None:
             assert "ok user_away" in shown
             window.press("2")
             window.wait(lambda text: text.startswith("DISABLED: paused until"), "a pause of two hours")
+            window.press("a")
+            window.wait(lambda text: "until `rae-node resume`" in text.splitlines()[0], "after the task, and there is none")
             window.press("p")
             window.wait(lambda text: "until `rae-node resume`" in text.splitlines()[0], "a pause without an end")
             window.press("r")
@@ -130,6 +147,8 @@ def test_status_and_why_fit_a_screen(tmp_path: Path) -> None:
         with terminal(tmp_path, [*RAE_NODE, "status", "--config", str(folder.path)]) as window:
             shown = window.wait(lambda text: "exit 0" in text, "status")
             assert shown.startswith("IDLE_WAIT: "), "one screen: the first line is still there"
+        with terminal(tmp_path, [*RAE_NODE, "status", "--watch", "--config", str(folder.path)]) as window:
+            window.wait(lambda text: text.startswith("IDLE_WAIT: ") and "version  " in text, "status --watch, whole")
         with terminal(tmp_path, [*RAE_NODE, "why", "--config", str(folder.path)], height=60) as window:
             shown = window.wait(lambda text: "exit 0" in text, "why")
             assert "To unblock it: " in shown
