@@ -50,6 +50,7 @@ def page(timeline: Timeline) -> str:
         )
     )
     span = f"{date(timeline.begin)} to {date(timeline.end - 1)}"
+    about = f"{span}, in local time ({_zone_name(timeline)})"
     return "".join(
         (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
@@ -57,7 +58,7 @@ def page(timeline: Timeline) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
             f"<title>rae-node timeline, {span}</title>",
             *(f"<style>{style}</style>" for style in styles),
-            f"</head><body><header><h1>What the node did</h1><p>{span}, in the node's local time</p></header><main>",
+            f"</head><body><header><h1>What the node did</h1><p>{about}</p></header><main>",
             '<section aria-label="Summary"><dl>',
             *(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in summary_rows(timeline)),
             "</dl></section>",
@@ -170,6 +171,11 @@ def _data(timeline: Timeline) -> str:
         values: Iterable[float | None] = (getattr(p, name) for p in points)
         data[name] = [None if v is None else round(v, 1) for v in values]
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _zone_name(timeline: Timeline) -> str:
+    names = {time.localtime(at).tm_zone for at in (timeline.begin, timeline.end)}
+    return escape("/".join(sorted(names)))
 
 
 def _zone(timeline: Timeline) -> Iterator[tuple[int, int]]:
