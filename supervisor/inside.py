@@ -27,6 +27,7 @@ from supervisor.config import Config, ConfigErrors, load
 from supervisor.crosschecks import loginctl, nvidia_smi
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
+from supervisor.executors import sandbox
 from supervisor.executors.containment import TreeContainment, detect
 from supervisor.journal import Journal
 from supervisor.node import key_of
@@ -45,7 +46,7 @@ DAY_S = 86400.0
 async def checks(config: Config) -> list[Check]:
     """All of them, side by side where they wait."""
     senses, lock = await asyncio.gather(_senses(config), sleep_lock(config))
-    return [*senses, lock, *folders(config), rotation(config), containment(), key(config), *programs(config)]
+    return [*senses, lock, *folders(config), rotation(config), containment(), key(config), *await programs(config)]
 
 
 async def _senses(config: Config) -> list[Check]:
@@ -216,15 +217,27 @@ def key(config: Config) -> Check:
     return Check("control node's key", UNATTENDED, True, "it can be read")
 
 
-def programs(config: Config) -> Iterator[Check]:
-    """Each task type's program is there for the service's user."""
+async def programs(config: Config) -> list[Check]:
+    """Each task type's program is there for the service's user, and its sandbox works; who runs anything is named."""
     if not config.node.tasks:
-        yield Check("task programs", UNATTENDED, None, "node.yaml names no task type yet (tasks)")
+        return [Check("task programs", UNATTENDED, None, "node.yaml names no task type yet (tasks)")]
+    found: list[Check] = []
     for name, task in config.node.tasks.items():
-        found = shutil.which(task.argv[0]) if task.argv else None
-        reason = f"{found} can be run" if found else f"{task.argv[:1]} cannot be run by {_user()} in the service"
-        mend = f"set tasks.{name}.argv in node.yaml; what lies in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
-        yield Check(f"task program: {name}", UNATTENDED, found is not None, reason, mend)
+        if task.executor == "command":
+            path = shutil.which(task.argv[0]) if task.argv else None
+            reason = f"{path} can be run" if path else f"{task.argv[:1]} cannot be run by {_user()} in the service"
+            mend = f"set tasks.{name}.argv in node.yaml; what lies in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
+            found.append(Check(f"task program: {name}", UNATTENDED, path is not None, reason, mend))
+        elif task.executor == "shell_command":
+            walls = "in a sandbox" if task.sandbox != "none" else "WITHOUT a sandbox"
+            reason = f"runs ANY command that the control node sends, as {_user()}, {walls}"
+            found.append(Check(f"shell commands: {name}", UNATTENDED, None, reason, "name the commands as types of their own"))
+        if task.sandbox == "bubblewrap":
+            with tempfile.TemporaryDirectory() as folder:
+                why = await sandbox.fault(task, Path(folder))
+            reason, _, mend = why.rpartition(": ") if why else ("tried: it works", "", "")
+            found.append(Check(f"sandbox: {name}", UNATTENDED, not why, reason, mend))
+    return found
 
 
 def _user() -> str:

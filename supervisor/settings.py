@@ -224,12 +224,34 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
         Filled,
         Meta(
             description="What runs the task. command: argv as a process. ollama_api: this machine's Ollama, for the types "
-            "llm_inference, quality_loop and code_verify_cycle (name ollama in gpu.own_processes then). Others as installed."
+            "llm_inference, quality_loop and code_verify_cycle (name ollama in gpu.own_processes then). shell_command: "
+            "DANGEROUS, see allow_any_command. Others as installed."
         ),
     ] = "command"
     argv: Annotated[
         list[str], Meta(description="The program and its arguments; no shell. It reads the payload as JSON on stdin.")
     ] = field(default_factory=list)
+    allow_any_command: Annotated[
+        bool,
+        Meta(
+            description="With executor: shell_command, which runs whatever text the control node sends, as the service's user. "
+            "RAE's queue knows no passwords: whoever reaches it then owns this account. Off unless this says true; better "
+            "name the commands as types of their own, at least set sandbox: bubblewrap."
+        ),
+    ] = False
+    sandbox: Annotated[
+        Literal["none", "bubblewrap"],
+        Meta(
+            description="bubblewrap: the task sees the system read-only, of its files the work folder alone, no other process, "
+            "no network (package bubblewrap; needs user namespaces, which the shipped unit forbids: see README). Without "
+            "it there, the type's tasks fail. none: the unit's own walls only."
+        ),
+    ] = "none"
+    sandbox_read: Annotated[
+        list[Filled],
+        Meta(description="With sandbox: further paths that the task may read, such as /opt/models; /usr it may anyway."),
+    ] = field(default_factory=list)
+    sandbox_network: Annotated[bool, Meta(description="With sandbox: whether the task may use the network.")] = False
     timeout_minutes: Annotated[
         Annotated[float, Meta(gt=0, le=10080)] | None,
         Meta(description="A tighter limit for this type. Nothing: execution.task_timeout_minutes, which always holds."),
@@ -493,7 +515,10 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     file: Annotated[
         Filled | None,
-        Meta(description="A .prom file in node_exporter's textfile folder, written whole. Nothing: no metrics."),
+        Meta(
+            description="A .prom file for node_exporter's textfile collector, written whole. The service may write below "
+            "/run/rae-node: name that folder as --collector.textfile.directory. Nothing: no metrics."
+        ),
     ] = None
 
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ _KEEPER = (
 )
 
 
+Outcome = tuple[str | None, Mapping[str, Any]]
+Judge = Callable[[int | None, Pipes, int], Outcome]
+
+
 class CommandExecutor:
     """Starts the command of one task type.
 
@@ -58,23 +62,38 @@ class CommandExecutor:
 
     async def start(self, claim: Claim, workdir: Path, wake: Wake) -> CommandTask:
         """See Executor."""
-        if not self._type.argv:
-            raise StartFailed(f"tasks.{claim.type}.argv is empty; name the command in node.yaml")
-        try:
-            payload = msgspec.json.encode(claim.payload)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise StartFailed(f"the payload cannot be written as JSON ({type(error).__name__})") from None
+        argv, given, more = self._order(claim, workdir)
         mark = containing.task_mark(workdir)
+        variables = {**more, **self._variables(claim, workdir, mark)}
+        spare = ""
+        if self._type.sandbox == "bubblewrap":
+            from supervisor.executors import sandbox
+
+            await sandbox.must_work(self._type, workdir)
+            argv, spare = [*sandbox.argv(self._type, workdir), *argv], sandbox.NAME
         try:
             cgroup = self._containment.place(mark, self._bounds())
         except OSError as error:
             raise StartFailed(f"no cgroup for the task: {error.strerror}") from None
-        task = CommandTask(mark, cgroup, payload, int(self._type.max_result_mb * _MIB), wake)
+        task = CommandTask(mark, cgroup, given, int(self._type.max_result_mb * _MIB), wake, self._judge)
         if (most_gb := self._type.max_memory_gb) is not None:
             said = f"limit: memory: the kernel ended it at {most_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
             task.ended_at["memory"] = said
-        await task.start(workdir, {"argv": self._type.argv, "env": self._variables(claim, workdir, mark), "cwd": str(workdir)})
+        await task.start(workdir, {"argv": argv, "env": variables, "cwd": str(workdir), "spare": spare})
         return task
+
+    def _order(self, claim: Claim, workdir: Path) -> tuple[list[str], bytes, dict[str, str]]:
+        """(argv, what is written to stdin, further variables) for this claim. Raises StartFailed."""
+        if not self._type.argv:
+            raise StartFailed(f"tasks.{claim.type}.argv is empty; name the command in node.yaml")
+        try:
+            return self._type.argv, msgspec.json.encode(claim.payload), {}
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StartFailed(f"the payload cannot be written as JSON ({type(error).__name__})") from None
+
+    def _judge(self, status: int | None, pipes: Pipes, max_result: int) -> Outcome:
+        """What becomes of what the command has left, see `judge`."""
+        return judge(status, pipes, max_result)
 
     def _bounds(self) -> Bounds:
         """The limits that the kernel holds where it can; the node looks after them in any case (see minder.py)."""
@@ -101,7 +120,10 @@ class CommandTask:
     """One running command; a RunningTask. The keeper's process is not reaped before the tree is gone, so that its number,
     by which the tree is found, stays its own."""
 
-    def __init__(self, mark: str, cgroup: str | None, payload: bytes, max_result: int, wake: Wake) -> None:
+    def __init__(
+        self, mark: str, cgroup: str | None, payload: bytes, max_result: int, wake: Wake, judge: Judge
+    ) -> None:
+        self._judge = judge
         self._mark = mark
         self._cgroup = cgroup
         self._payload = payload
@@ -360,7 +382,7 @@ class CommandTask:
         if not self._alive:
             return
         self._let_go()
-        self._error, self._result = (lost, {}) if lost else judge(status, self._pipes, self._max_result)
+        self._error, self._result = (lost, {}) if lost else self._judge(status, self._pipes, self._max_result)
         if self._error is not None and over and status is not None and os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
             self._error = self.ended_at.get(over[0], f"limit: {over[0]}: ended by the kernel")
         self._answer(self._rungs or "gone")
@@ -391,7 +413,7 @@ class CommandTask:
             self._finish(None, f"lost: stopped, for {reason}")
 
 
-def judge(status: int | None, pipes: Pipes, max_result: int) -> tuple[str | None, Mapping[str, Any]]:
+def judge(status: int | None, pipes: Pipes, max_result: int) -> Outcome:
     """A task's error (None: it succeeded) and result. The error begins with its kind (`exit:`, `signal:`, `result:`,
     `lost:`) and holds nothing that the task or its payload said (R6); a failed task's result is its `status` (exit code, or
     minus the signal's number) and the end of its `stderr`.
@@ -408,16 +430,21 @@ def judge(status: int | None, pipes: Pipes, max_result: int) -> tuple[str | None
     return error, result
 
 
-def _judge(status: int | None, pipes: Pipes, max_result: int) -> tuple[str | None, Mapping[str, Any]]:
+def fault(status: int | None, pipes: Pipes, max_result: int) -> str | None:
+    """What is wrong whatever the output says: too much of it, or how the main process ended."""
     if pipes.overflow:
-        return f"result: larger than {max_result / _MIB:g} MiB (max_result_mb)", {}
+        return f"result: larger than {max_result / _MIB:g} MiB (max_result_mb)"
     if status is None:
-        return "lost: its end was not seen", {}
+        return "lost: its end was not seen"
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return f"signal: {-code} ({_signal_name(-code)})", {}
-    if code > 0:
-        return f"exit: code {code}", {}
+        return f"signal: {-code} ({_signal_name(-code)})"
+    return f"exit: code {code}" if code else None
+
+
+def _judge(status: int | None, pipes: Pipes, max_result: int) -> Outcome:
+    if (wrong := fault(status, pipes, max_result)) is not None:
+        return wrong, {}
     if not pipes.out.strip():
         return None, {}
     try:

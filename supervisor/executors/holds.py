@@ -42,11 +42,12 @@ def write(path: str, text: str) -> None:
 class Process:
     """One line of /proc/PID/stat: what is needed of it."""
 
-    __slots__ = ("pid", "ppid", "started", "state", "ticks", "ticks_reaped")
+    __slots__ = ("name", "pid", "ppid", "started", "state", "ticks", "ticks_reaped")
 
     def __init__(self, pid: int, stat: bytes) -> None:
         fields = stat[stat.rindex(b")") + 2 :].split()
         self.pid = pid
+        self.name = stat[stat.index(b"(") + 1 : stat.rindex(b")")]
         self.state = fields[0].decode()
         self.ppid = int(fields[1])
         self.ticks = int(fields[11]) + int(fields[12])
@@ -252,10 +253,11 @@ class TreeHold:
         """Let it run on."""
         self.signal(signal.SIGCONT)
 
-    def signal(self, number: int) -> None:
-        """Signal everything once: sure to miss nothing only while it is frozen."""
+    def signal(self, number: int, spare: bytes = b"") -> None:
+        """Signal everything once, but what has the name `spare`: sure to miss nothing only while it is frozen."""
         for process in self.living():
-            send(process, number)
+            if not spare or process.name != spare:
+                send(process, number)
 
     def kill(self) -> None:
         """SIGKILL for everything; repeat until `living` is empty."""

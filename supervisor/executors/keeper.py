@@ -102,6 +102,7 @@ class Keeper:
         self.asked_s: float | None = None  # when a stop was ordered first
         self.kill_at_s: float | None = None
         self.frozen = False  # by a freeze order
+        self.spare = b""  # the name of what must not end before the task in it does: its sandbox
         self.tree = holds.hold(os.getpid(), None)
         self._buffer = b""
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -133,9 +134,10 @@ class Keeper:
         return [json.loads(line) for line in lines]
 
     def start(self, order: Mapping[str, object]) -> bool:
-        """Start the task: {"argv": [...], "env": {...}, "cwd": path, "cgroup": path or null}. Our standard streams
-        become the task's, and are closed here, so that they end when the task's last process does."""
+        """Start the task: {"argv": [...], "env": {...}, "cwd": path, "cgroup": path or null, "spare": name}. Our standard
+        streams become the task's, and are closed here, so that they end when the task's last process does."""
         cgroup = str(order["cgroup"]) if order["cgroup"] else None
+        self.spare = str(order.get("spare", "")).encode()
         self.tree = holds.hold(os.getpid(), cgroup)
         said_r, said_w = os.pipe2(os.O_CLOEXEC)
         keeper = os.getpid()
@@ -192,7 +194,7 @@ class Keeper:
         self.rung("frozen" if frozen else "not frozen")
         self.kill_at_s = time.monotonic() + grace_s
         if grace_s > 0:
-            self.tree.signal(signal.SIGTERM)
+            self.tree.signal(signal.SIGTERM, self.spare)
             self.tree.relax()
             self.tree.thaw()
             self.rung("term")

@@ -33,6 +33,7 @@ class Pipes:
         self._err = bytearray()
         self._ours: list[int] = []
         self._theirs: list[int] = []
+        self._stdin = self._stdout = self._stderr = -1
         try:
             for _ in range(3):
                 read_end, write_end = os.pipe2(os.O_CLOEXEC)
@@ -76,7 +77,7 @@ class Pipes:
 
     def finish(self) -> None:
         """Take what is still in the pipes, and close them; whoever else holds an end open is not waited for."""
-        for fd in self._ours[1:]:
+        for fd in (self._stdout, self._stderr):
             for _ in range(32):  # more than a pipe holds, unless somebody goes on writing
                 if fd not in self._ours or not self._collect(fd):
                     break

@@ -19,6 +19,7 @@ GROUP: Final = "rae_node.executors"
 BUILT_IN: Final = {
     "command": "supervisor.executors.command:CommandExecutor",
     "ollama_api": "supervisor.executors.ollama_api:OllamaExecutor",
+    "shell_command": "supervisor.executors.shell_command:ShellExecutor",
 }
 
 

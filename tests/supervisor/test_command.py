@@ -8,94 +8,20 @@ import json
 import os
 import re
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.task_bench import Bench, held, py, run
 from support.trees import alive, command, marked_with, pids_in, until_async
 
-from supervisor.effects.workdir import Workdir
 from supervisor.executors import command as command_module
 from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed
-from supervisor.executors.command import CommandExecutor, CommandTask
-from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment, detect
-from supervisor.settings import TaskType
-from supervisor.sources.base import Claim
+from supervisor.executors.containment import Containment, TreeContainment
 
-DETECTED = detect()
+__all__ = ["held"]
 SECRET = "sentinel-4711"
-
-
-@pytest.fixture(params=["cgroup", "tree"])
-def held(request: pytest.FixtureRequest) -> Containment:
-    """Both ways to hold a task."""
-    if request.param == "tree":
-        return TreeContainment("by choice")
-    if not isinstance(DETECTED, CgroupContainment):
-        pytest.skip(DETECTED.describe())
-    return DETECTED
-
-
-class Bench:
-    """Starts tasks, and knows their folders."""
-
-    def __init__(self, held: Containment, root: Path) -> None:
-        self.held = held
-        self.work = Workdir(root)
-        self.ended = asyncio.Event()
-        self.folder = Path()
-        self.tasks: list[CommandTask] = []
-
-    async def start(self, *argv: str, payload: Any = None, environment: Any = None, **fields: Any) -> CommandTask:
-        self.folder = self.work.fresh("one")
-        executor = CommandExecutor(TaskType(argv=list(argv), **fields), self.held, environment)
-        task = await executor.start(Claim("id-1", "kind", payload or {}), self.folder, self.ended.set)
-        self.tasks.append(task)
-        return task
-
-    async def outcome(self, *argv: str, **fields: Any) -> tuple[str | None, Any]:
-        task = await self.start(*argv, **fields)
-        async with asyncio.timeout(20):
-            await self.ended.wait()
-        assert task.ended
-        assert not task.alive
-        assert task.pids() == frozenset()
-        return task.error, task.result
-
-
-@asynccontextmanager
-async def bench(held: Containment, root: Path) -> AsyncIterator[Bench]:
-    """A bench that leaves no process, no cgroup and no open file behind, and proves it."""
-    files = len(os.listdir("/proc/self/fd"))
-    made = Bench(held, root)
-    try:
-        yield made
-    finally:
-        for task in made.tasks:
-            await task.stop(0)
-    await until_async(lambda: not marked_with(str(made.folder)), what="the keeper has gone")
-    await until_async(lambda: len(os.listdir("/proc/self/fd")) <= files, what="our files are closed")
-    assert not made.folder.exists() or not any(made.folder.iterdir())
-    if isinstance(held, CgroupContainment):
-        assert not [name for name in os.listdir(held.base) if made.folder.name in name]
-
-
-def run(held: Containment, tmp_path: Path, body: Callable[[Bench], Awaitable[None]]) -> None:
-    """Run `body` on a loop of its own."""
-
-    async def go() -> None:
-        async with bench(held, tmp_path / "work") as made:
-            await body(made)
-
-    asyncio.run(go())
-
-
-def py(code: str) -> list[str]:
-    return [sys.executable, "-I", "-S", "-c", code]
 
 
 OUTCOMES = [
@@ -136,6 +62,21 @@ def test_five_megabytes_there_and_back(held: Containment, tmp_path: Path) -> Non
     async def body(bench: Bench) -> None:
         payload = {"data": "x" * (5 << 20)}
         assert await bench.outcome("cat", payload=payload) == (None, payload)
+
+    run(held, tmp_path, body)
+
+
+def test_nothing_is_lost_of_a_task_that_ends_before_it_was_read(held: Containment, tmp_path: Path) -> None:
+    """Its last words are still in the pipe when its end is heard of, and its stdin was closed long before."""
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "cat > /dev/null; sleep 0.1; echo '{\"said\": true}'; echo oh >&2")
+        await asyncio.sleep(0.05)  # the payload is written, our end of stdin closed
+        for fd in (task._pipes._stdout, task._pipes._stderr):
+            asyncio.get_running_loop().remove_reader(fd)
+        async with asyncio.timeout(20):
+            await bench.ended.wait()
+        assert (task.error, task.result) == (None, {"said": True})
 
     run(held, tmp_path, body)
 

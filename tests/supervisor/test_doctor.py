@@ -134,7 +134,7 @@ def test_rotation_that_keeps_too_much_is_found(tmp_path: Path, monkeypatch: pyte
 def test_programs_and_keys(tmp_path: Path) -> None:
     node = {"tasks": {"gone": {"argv": ["/nowhere/at/all"]}}, "control": {"token": {"file": str(tmp_path / "key")}}}
     config = load(NodeFolder.make(tmp_path / "n", node=node).path)
-    checks = list(inside.programs(config))
+    checks = asyncio.run(inside.programs(config))
     assert of(checks, "task program: gone").ok is False
     assert of(checks, "task program: echo").ok is True
     assert inside.key(config).ok is False

@@ -10,6 +10,7 @@ from supervisor.config import ConfigErrors, load
 from supervisor.executors import ollama_api, registry
 from supervisor.executors.command import CommandExecutor
 from supervisor.executors.containment import TreeContainment
+from supervisor.executors.shell_command import ShellExecutor
 from supervisor.node_checks import OLLAMA_TYPES
 from supervisor.settings import TaskType
 from supervisor.shipped import runtime_yaml
@@ -35,7 +36,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_built_in_ones_are_there() -> None:
     kinds = {name: type(registry.make(name, TaskType(), HELD)) for name in registry.BUILT_IN}
-    assert kinds == {"command": CommandExecutor, "ollama_api": ollama_api.OllamaExecutor}
+    assert kinds == {
+        "command": CommandExecutor, "ollama_api": ollama_api.OllamaExecutor, "shell_command": ShellExecutor,
+    }  # fmt: skip
     assert OLLAMA_TYPES == ollama_api.TYPES
 
 
@@ -47,9 +50,14 @@ def test_a_sites_own_is_found(site: Path) -> None:
 
 TASKS = [
     ("{x: {executor: mine}}", ""),
-    ("{x: {executor: magic}}", "tasks.x.executor: found magic, allowed: command, ollama_api, broken, mine, not_one"),
+    ("{x: {executor: magic}}", "x.executor: found magic, allowed: command, ollama_api, shell_command, broken, mine, not_one"),
     ("{x: {executor: broken}}", "site_executor_4712:Gone cannot: ModuleNotFoundError: No module named 'no_such_module_4711'"),
     ("{x: {executor: not_one}}", "site_executor_4711:X is not one: it cannot be called"),
+    ("{x: {executor: shell_command}}", "x.executor: found shell_command, which runs any text that the control node "
+     "sends, without allow_any_command: true, allowed: command, with the program in argv"),
+    ("{x: {executor: shell_command, allow_any_command: true}}", ""),
+    ("{x: {executor: shell_command, allow_any_command: true, sandbox: bubblewrap, sandbox_network: true}}", ""),
+    ("{x: {argv: [a], sandbox: chroot}}", "tasks.x.sandbox: found chroot, allowed: one of none, bubblewrap"),
     ("{llm_inference: {executor: ollama_api}}", ""),
     ("{x: {executor: ollama_api}}", "tasks.x.executor: found ollama_api, allowed: for ollama_api the types llm_inference, "),
     ('{quality_loop: {executor: ollama_api, ollama_url: "http://10.0.0.1:1"}}', "allowed: an http URL of this machine"),
