@@ -85,7 +85,7 @@ def unblock(o: Observation, m: Memory, lim: Limits) -> str:
         "gpu_free": "free the GPU: " + first.reason,
         "cpu_free": "let the CPU load of others fall: " + first.reason,
         "host_fit": "mend the host: " + first.reason,
-        "task_gone": "end the task's last process: " + first.reason,
+        "task_gone": ("free the GPU: " if first.value == "held" else "end the task's last process: ") + first.reason,
     }
     return hints.get(first.name, first.reason)
 

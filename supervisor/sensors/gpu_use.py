@@ -31,6 +31,7 @@ from supervisor.settings import GpuSettings
 
 GIB: Final = 2**30
 UNEXPLAINED_GB: Final = 0.5  # less than this is the driver's own bookkeeping
+UNTOLD_PERCENT: Final = 30  # so much busier than all its processes together, and the driver does not really tell theirs
 LEAKED_GB: Final = 0.25  # as much more that no listed process holds than beside the task, and it is the task's
 RESERVED_GB: Final = 0.6  # what a driver reserves, where it cannot say (memory call of the first form)
 
@@ -262,7 +263,8 @@ def _own_percent(device: Device, own: Collection[int], foreign: bool) -> float |
     if not ours:
         return None
     told = [p.percent for p in ours if p.percent is not None]
-    if told and all(0 <= percent <= 100 for percent in told):
+    everybodys = sum(p.percent or 0 for p in device.processes)
+    if told and all(0 <= percent <= 100 for percent in told) and everybodys >= (device.percent or 0) - UNTOLD_PERCENT:
         return float(min(100, sum(told)))
     return None if foreign else float(device.percent or 0)
 

@@ -146,6 +146,7 @@ def test_what_a_task_has_left(
     [
         pytest.param([Process(10, "c", gib(10), 40), Process(20, "g", gib(1), 5)], 45, (1, 10.0, 40.0), id="told by process"),
         pytest.param([Process(10, "c", gib(10))], 45, (1, 10.0, 45.0), id="all of it is the task's where that is not told"),
+        pytest.param([Process(10, "c", gib(10), 0)], 95, (1, 10.0, 95.0), id="a driver that only seems to tell"),
         pytest.param([Process(10, "c", gib(10), 900)], 45, (1, 10.0, 45.0), id="nonsense is not told"),
         pytest.param([Process(10, "c", gib(10)), Process(30, "g", gib(1))], 45, (1, 10.0, None), id="nobody can part them"),
         pytest.param([Process(30, "g", gib(1))], 45, (0, 0.0, None), id="no context"),
