@@ -86,6 +86,7 @@ class Minder:
         clock: the clock.
         gpu: the GPU sensor of now.
         limits, gpu_settings, task_types: what is in force now.
+        going_down: the machine is about to sleep or shut down.
     """
 
     def __init__(
@@ -95,10 +96,12 @@ class Minder:
         limits: Callable[[], Limits],
         gpu_settings: Callable[[], GpuSettings],
         task_types: Callable[[], Mapping[str, TaskType]],
+        going_down: Callable[[], bool] = lambda: False,
     ) -> None:
         self._clock = clock
         self._gpu = gpu
         self._limits, self._gpu_settings, self._task_types = limits, gpu_settings, task_types
+        self._going_down = going_down
         self._task: _Minded | None = None
         self._watch: asyncio.Task[None] | None = None
         self._walk: asyncio.Task[int] | None = None
@@ -287,7 +290,8 @@ class Minder:
         if hurry:
             wait_s = max(0.1, min(VRAM_SLEEP_S, wait_s, SLEEP_BY_S - (self._clock.now_s() - since_s)))
         loop = asyncio.get_running_loop()
-        until_s = loop.time() + wait_s
+        began_s = loop.time()
+        until_s = began_s + wait_s
         pauses = iter(VRAM_PAUSE_S)
         reading: Reading[Gpu] = Reading()
         while True:
@@ -302,7 +306,7 @@ class Minder:
                     break
             elif gpu is None and self._gpu_settings().presence != "required":
                 return f"VRAM not readable ({reading.error}), and gpu.presence asks for no GPU"
-            if loop.time() >= until_s:
+            if loop.time() >= until_s or (self._going_down() and loop.time() - began_s >= VRAM_SLEEP_S):
                 break
             await asyncio.sleep(next(pauses, VRAM_PAUSE_S[-1]))
         if reading.value is None:

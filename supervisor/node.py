@@ -111,6 +111,7 @@ class Node:
             lambda: self.limits,
             lambda: self.config.node.gpu,
             lambda: self.config.node.tasks,
+            lambda: bool(self.senses.sessions.going_down),
         )
         self.performer = Performer(
             self.slot,
@@ -288,7 +289,7 @@ class Node:
         At rest opens of its nodes tell of who comes; that somebody has gone is told by nothing, so it is looked for.
         """
         interval_s: float | None = None
-        if state is State.RUNNING or self.senses.gpu.own.left:
+        if state is State.RUNNING or (gpu_free and self.senses.gpu.own.left):
             interval_s = self.config.node.gpu.look_interval_sec
         elif not gpu_free:
             interval_s = max(GPU_AGAIN_S, self.config.node.gpu.look_interval_sec)

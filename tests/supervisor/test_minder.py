@@ -187,6 +187,21 @@ def test_before_a_sleep_nobody_waits_for_the_driver(rig: Rig, monkeypatch: pytes
     assert CLOCK.now_s() - began_s < 2
 
 
+def test_a_sleep_that_comes_while_it_waits_ends_the_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minding, "VRAM_SLEEP_S", 0.1)
+    rig.settings[0] = GpuSettings(vram_release_sec=60)
+
+    async def story() -> str:
+        await rig.do("task-claimed", *START)
+        rig.gpu.looks = [(Gpu(), ON_GPU), (Gpu(), LEFT)]
+        stopping = asyncio.ensure_future(rig.do("user-returned", *OUT))
+        await until(lambda: rig.gpu.asked > 1)
+        rig.minder._going_down = lambda: True
+        return (await stopping)[0]
+
+    assert "VRAM still held after " in asyncio.run(story())
+
+
 def test_a_task_without_a_gpu_costs_no_look(rig: Rig) -> None:
     async def story() -> None:
         await rig.do("task-claimed", *START)
