@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from supervisor.executors import holds
+from supervisor.executors import holds, landlock
 from supervisor.executors.base import StopFailed
 
 TASK_VARIABLE = "RAE_NODE_TASK"
@@ -123,12 +123,13 @@ class TreeContainment:
     def __init__(self, reason: str) -> None:
         self.reason = reason
         self.cpu_percent = 100.0
+        self.walls = landlock.describe(landlock.abi())
 
     def describe(self) -> str:
         """See Containment."""
         return (
             f"process tree below a subreaper ({self.reason}); freezing takes longer under load, and a task that kills its "
-            "keeper and clears its environment could stay behind: give the service Delegate=yes"
+            f"keeper and clears its environment could stay behind: give the service Delegate=yes; {self.walls}"
         )
 
     def place(self, mark: str, bounds: Bounds = Bounds()) -> str | None:
@@ -154,6 +155,7 @@ class CgroupContainment:
         self.controllers = controllers
         self.lacking = lacking
         self.cpu_percent = 100.0
+        self.walls = landlock.describe(landlock.abi())
 
     def describe(self) -> str:
         """See Containment."""
@@ -162,7 +164,7 @@ class CgroupContainment:
         said = [f"limited by the kernel: {', '.join(had)}"] if had else []
         said += [f"not by it: {', '.join(missing)} ({self.lacking}); the node itself looks once a second"] if missing else []
         tried = "tried: a process was frozen and killed there"
-        return f"a cgroup v2 of its own for each task, below {self.base} ({tried}); {'; '.join(said)}"
+        return f"a cgroup v2 of its own for each task, below {self.base} ({tried}); {'; '.join(said)}; {self.walls}"
 
     def place(self, mark: str, bounds: Bounds = Bounds()) -> str | None:
         """See Containment."""

@@ -26,7 +26,7 @@ import signal
 import time
 from collections.abc import Mapping
 
-from supervisor.executors import holds
+from supervisor.executors import holds, landlock
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 FREEZE_LIMIT_S = 1.0  # a tree at idle priority beside a busy person took 1.7 s at worst; killing does not need the freeze
@@ -69,6 +69,8 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
     if os.getppid() != parent:
         os._exit(127)  # the keeper ended before the line above
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if not order.get("spare"):  # a sandbox makes mounts of its own, and keeps its processes among themselves
+        landlock.enter()
     if enter is not None:
         holds.write(f"{enter}/cgroup.procs", "0")
     with contextlib.suppress(OSError, ValueError):
