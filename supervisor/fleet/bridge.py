@@ -20,7 +20,7 @@ from supervisor.fleet.forms import Poison, Result, decode_result, encode_task
 from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
 from supervisor.sources import clean
 from supervisor.sources.base import Availability, Claim
-from supervisor.sources.link import KeptLink
+from supervisor.sources.link import KeptLink, end
 from supervisor.sources.note import Entry, Notes
 from supervisor.sources.outbox import KEPT, REFUSALS
 from supervisor.sources.rae_api import NoSuchPath, NoSuchThing, RaeApi
@@ -79,19 +79,20 @@ class Bridge:
         """Tasks taken from the control node whose result it does not have yet."""
         return len(self._on_the_way)
 
-    async def run(self) -> None:
-        """Until cancelled; then says OFFLINE, and leaves what is on the way to the next start."""
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until told to stop; then says OFFLINE, and leaves what is on the way to the next start."""
         left, trouble = await self._notes.load()
         if trouble:
             self._say(trouble)
         jobs = [self.control.run(), self.fleet.run(), self._bring(), self._take(left)]
-        work = [asyncio.ensure_future(job) for job in jobs]
+        work = [asyncio.create_task(job) for job in jobs]
+        told = asyncio.create_task(_until(stop))
         try:
-            await asyncio.gather(*work)
+            done, _ = await asyncio.wait({told, *work}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a fault of ours ends the bridge in words, not in silence
         finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+            await end(told, *work)
             with contextlib.suppress(Trouble, TimeoutError):
                 async with asyncio.timeout(LAST_S):
                     await self._api.heartbeat(Availability.OFFLINE)
@@ -278,6 +279,10 @@ class Bridge:
                 return
 
 
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
+
+
 def main(config: Config, server: Server, ahead: int) -> int:
     """`rae-node bridge`, until SIGTERM or SIGINT; the exit status."""
     from supervisor.node import key_of
@@ -309,11 +314,10 @@ def main(config: Config, server: Server, ahead: int) -> int:
             ahead=ahead,
             say=say,
         )
-        work = asyncio.ensure_future(bridge.run())
+        stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await bridge.run(stop)
         await transport.close()
 
     asyncio.run(until_told())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ANSWER_S: Final = 5.0
 CLOSE_S: Final = 1.0
+DRAIN_S: Final = 2.0
 PING_S: Final = 30  # a connection that has died in silence is noticed after two of these, or by the next request
 ROUND_S: Final = 10.0  # a request for work is renewed so often: one that a server took along when it died is lost
 LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
@@ -215,13 +216,13 @@ class Wire:
                 raise Trouble(f"{self.url} does not tell what is in {stream}") from None
             found[headers.get("Nats-Subject", "")] = msg.data
 
-    async def word(self, reply: str, word: bytes) -> None:
+    async def word(self, reply: str, word: bytes, timeout_s: float = ANSWER_S) -> None:
         """Acknowledge, renew, give back or end a delivery, and be sure of it.
 
         Raises:
             Trouble: it may not have arrived.
         """
-        await self.request(reply, word)
+        await self.request(reply, word, timeout_s=min(ANSWER_S, timeout_s))
 
     async def listen(self, subject: str, heard: Callable[[bytes], None]) -> None:
         """Call `heard` with every message there, as long as the connection lasts."""
@@ -258,8 +259,10 @@ class Wire:
                     found = None if found is TimeoutError else found
             finally:
                 # no interest, then everything that was sent before: nothing is left lying with us unseen
-                with contextlib.suppress(Error, OSError):
-                    await sub.drain()  # type: ignore[no-untyped-call]
+                # (a connection that ends meanwhile would have us wait for ever)
+                with contextlib.suppress(Error, OSError, TimeoutError):
+                    async with asyncio.timeout(DRAIN_S):
+                        await sub.drain()  # type: ignore[no-untyped-call]
         except (Error, OSError) as error:
             raise Trouble(f"{self._server.url}: the connection failed ({type(error).__name__})") from None
         while not isinstance(found, Delivery) and not answers.empty():

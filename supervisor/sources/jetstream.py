@@ -25,7 +25,7 @@ from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
 from supervisor.settings import Control
 from supervisor.sources import clean
 from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
-from supervisor.sources.link import KeptLink
+from supervisor.sources.link import KeptLink, end
 from supervisor.sources.note import Entry, Notes
 from supervisor.sources.transport import Trouble
 
@@ -113,6 +113,7 @@ class JetStream:
         self._slot: Claim | None = None
         self._leases: dict[str, Lease] = {}  # every task that is not settled or given back: waiting, in hand, in the outbox
         self._held = asyncio.Event()
+        self._renew_now = asyncio.Event()  # a link that was down has no time to lose
         self._outbox: list[Outcome] = []
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -157,9 +158,7 @@ class JetStream:
         except (TimeoutError, Trouble):
             pass
         finally:
-            for task in (*self._work, *self._giving, *([self._poll] if self._poll is not None else [])):
-                task.cancel()
-                await asyncio.wait([task])
+            await end(*self._work, *self._giving, *([self._poll] if self._poll is not None else []))
             for outcome in self._outbox:
                 self._event("undelivered", task=outcome.result.id, reason="the node stopped first; another node gets the task")
             await self._part()
@@ -261,6 +260,7 @@ class JetStream:
             raise Trouble(f"{self._url} describes its consumer {self._consumer} as none that is known") from None
         await self._tell()
         self._hurry.set()
+        self._renew_now.set()
 
     async def _keep(self) -> None:
         """One interval, and a sign of life at its end; sooner when there is news or trouble."""
@@ -378,7 +378,10 @@ class JetStream:
         """Renew what is held, in time for two more tries; sleeps while nothing is held."""
         while True:
             await self._held.wait()
-            await asyncio.sleep(max(0.05, self._lease_s / RENEWALS))
+            self._renew_now.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.05, self._lease_s / RENEWALS)):
+                    await self._renew_now.wait()
             leases = list(self._leases.values())
             if not leases:
                 self._held.clear()
@@ -393,7 +396,7 @@ class JetStream:
         if lease.lost or self._link.link is not Link.UP:
             return  # one that has lapsed may be another node's by now
         try:
-            await self._need().word(lease.reply, wire.IN_PROGRESS)
+            await self._need().word(lease.reply, wire.IN_PROGRESS, timeout_s=self._lease_s / RENEWALS)
             lease.ends_s = sent_s + self._lease_s
         except Trouble as trouble:
             self._fail(trouble)

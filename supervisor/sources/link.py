@@ -15,9 +15,20 @@ from supervisor.sources.transport import Trouble
 
 Connect = Callable[[], Awaitable[None]]
 CONNECTING: Final = "connecting"
+CANCEL_AGAIN_S: Final = 0.1
 NOT_STARTED: Final = "not started"
 STOPPED: Final = "stopped"
 NO_TROUBLE: Final = frozenset({"", NOT_STARTED, CONNECTING, STOPPED})
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel them, and see them ended. Once is not enough: up to Python 3.11 `asyncio.wait_for`, which nats-py uses, swallows a
+    cancellation that comes together with the answer."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
 class KeptLink:

@@ -212,8 +212,8 @@ NODE = [
     ),
     (
         "control: {source: nats}",
-        "node.yaml:1:10: control.url: found http://127.0.0.1:8000, allowed: nats://host:port or tls://host:port, several between "
-        "commas",
+        "node.yaml:1:10: control.url: found http://127.0.0.1:8000, allowed: nats://host:port or tls://host:port, several "
+        "between commas",
     ),
     (
         "control: {source: embedded, url: 'http://10.0.0.1'}",
@@ -225,6 +225,18 @@ NODE = [
         "node.yaml:1:33: control.token.env: found a second place for the key, beside control.token.file, "
         "allowed: at most one of file, credential, env",
     ),
+    (
+        'control: {source: nats, url: "nats://8.8.8.8:4222"}',
+        "node.yaml:1:30: control.url: found 'nats://8.8.8.8:4222', allowed: tls://, or nats:// to localhost or to a loopback, "
+        "private, link-local or Tailscale address",
+    ),
+    (
+        'control: {source: nats, url: "tls://a:1,tls://b:x@c:1"}',
+        "node.yaml:1:30: control.url: found a URL with a user name or password, allowed: a URL without user name, password, ? "
+        "and # (the key belongs into control.token)",
+    ),
+    ("control: {nats: {consumer: a.b}}", "node.yaml:1:28: control.nats.consumer: found a.b, allowed: 1 to 64 letters, digits, "
+     "dashes and underscores"),
     ("control: {token: {env: 1B}}", f"node.yaml:1:24: control.token.env: found 1B, allowed: {ENV}, or nothing"),
     ("tasks: []", "node.yaml:1:8: tasks: found a list, allowed: a mapping, each name a task type of 1 to 128 characters"),
     ("tasks: {x: {}}", "node.yaml:1:12: tasks.x.argv: found nothing, allowed: a list with the program first"),

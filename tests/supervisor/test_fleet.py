@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.fleet_rig import KIND, Log, Member, configs
@@ -83,7 +84,8 @@ def test_nodes_die_in_the_middle_of_work_and_nothing_is_lost(tmp_path: Path) -> 
                     await until(lambda m=member: m.task, "it runs")
                     await member.die()
                 await all_done(boss, tasks, log)
-                assert len(log.gaps()) == 2 and max(log.gaps()) < 10
+                assert len(log.gaps()) == 2
+                assert max(log.gaps()) < 10
 
     run(work())
 
@@ -127,7 +129,7 @@ def test_one_of_three_servers_dies_in_the_middle_of_work_and_nothing_is_lost(tmp
 
 @pytest.fixture
 def cut_network() -> Iterator[tuple[list[str], str, list[str]]]:
-    """A namespace for the server with two cables to us: how to run there, and the server's two addresses; (prefix, ns, hosts)."""
+    """A namespace for the server with two cables to us: how to run there, its name, and the server's two addresses."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     name, hosts = f"rae{os.getpid()}", []

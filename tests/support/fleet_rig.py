@@ -58,16 +58,18 @@ class Log:
     starts: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     delivered: Counter[str] = field(default_factory=Counter)  # results that this process knows to be stored, by task
     events: Counter[str] = field(default_factory=Counter)
-    left: list[tuple[float, str]] = field(default_factory=list)  # tasks that lost their node, and when
+    left: list[tuple[float, str, str]] = field(default_factory=list)  # when a task lost its node, its id, and by what
 
     def started(self, task_id: str, member: str) -> None:
         """A task begins to run there."""
         self.starts.setdefault(task_id, []).append((time.monotonic(), member))
 
-    def gaps(self) -> list[float]:
-        """Seconds from each loss of a node to the same task's next start, where it did start again."""
+    def gaps(self, why: str = "") -> list[float]:
+        """Seconds from each loss of a node ("return", "death") to the same task's next start, where it did start again."""
         found = []
-        for when, task_id in self.left:
+        for when, task_id, by in self.left:
+            if why not in ("", by):
+                continue
             after = [at for at, _ in self.starts.get(task_id, []) if at > when]
             if after:
                 found.append(min(after) - when)
@@ -181,8 +183,8 @@ class Member:
         self.node = node = MemberNode(self.config, self.clock, lambda: daemon.wake() if daemon else None, self.desk, self.log)
         node.will.accept(True)
         self.journal = (Journal if self.keep_journal else Quiet)(self.config.paths.logs, self.clock, keep_days=7)
-        memory = Memory(since_s=self.clock.now_s())
-        self.daemon = daemon = Daemon(node, Lifecycle(self.config.limits, memory=memory), self.journal, self.clock, Notifier({}))
+        mind = Lifecycle(self.config.limits, memory=Memory(since_s=self.clock.now_s()))
+        self.daemon = daemon = Daemon(node, mind, self.journal, self.clock, Notifier({}))
         node.on_event = self._event
         self._running = asyncio.create_task(daemon.run())
 
@@ -206,7 +208,7 @@ class Member:
     def person_comes(self) -> None:
         """Somebody sits down."""
         if self.task and self.state is State.RUNNING:
-            self.log.left.append((time.monotonic(), self.task))
+            self.log.left.append((time.monotonic(), self.task, "return"))
         self.desk.there = True
         self.daemon.wake()
 
@@ -226,7 +228,7 @@ class Member:
     async def die(self) -> None:
         """As by a power cut."""
         if self.task:
-            self.log.left.append((time.monotonic(), self.task))
+            self.log.left.append((time.monotonic(), self.task, "death"))
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)

@@ -27,6 +27,7 @@ from supervisor.fleet.wire import Server, Wire
 from supervisor.settings import Control
 from supervisor.sources.base import Availability, Claim
 from supervisor.sources.jetstream import JetStream
+from supervisor.sources.link import end
 
 DEADLINE_S = 30.0
 BINARY = shutil.which("nats-server")
@@ -292,8 +293,5 @@ async def node(
 
 async def cut(source: JetStream) -> None:
     """As by a power cut: every task of the source ends at once, its connection too."""
-    tasks = [*source._work, *source._giving, *([source._poll] if source._poll is not None else [])]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await end(*source._work, *source._giving, *([source._poll] if source._poll is not None else []))
     await source._part()
