@@ -160,8 +160,8 @@ class Timeline:
             spans=_cut(self.spans, begin, end),
             tasks=_cut(self.tasks, begin, end),
             person=_cut(self.person, begin, end),
-            points=[p for p in self.points if begin <= p.at < end],
-            marks=[m for m in self.marks if begin <= m.at < end],
+            points=[p for p in self.points if begin <= p.at and (p.at < end or end >= self.end)],
+            marks=[m for m in self.marks if begin <= m.at and (m.at < end or end >= self.end)],
             limits=[since for n, since in enumerate(self.limits) if self._in_force(n, begin, end)],
         )
 
@@ -252,6 +252,7 @@ class _Reader:
         self._first: float | None = None
         self._at = 0.0  # of the last line
         self._boot_s = 0.0
+        self._zero = 0.0  # of the clock since boot
         self._kind = ""
         self._reason = ""  # of the last stop
         self._span: Span | None = None
@@ -269,6 +270,10 @@ class _Reader:
         except (KeyError, TypeError, ValueError, OverflowError, OSError):
             self.left_out += 1
             return
+        # The stamp is to the second, the clock since boot is not: the stamp says where the one lies on the other.
+        if not abs(self._zero + boot_s - at) <= 1.01:
+            self._zero = at - boot_s
+        at = self._zero + boot_s
         self._pass(at, boot_s, entry)
         self._at, self._boot_s, self._kind = at, boot_s, entry["kind"]
         try:

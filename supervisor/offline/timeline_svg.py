@@ -38,6 +38,7 @@ _STATE_Y, _TASK_Y, _PERSON_Y, _LOAD_Y, _HOUR_Y = 8, 40, 54, 70, 116
 _STATE_H, _TASK_H, _PERSON_H, _LOAD_H = 28, 9, 9, 32
 _BIN_S: Final = 300.0  # the load is drawn by its highest reading in five minutes
 _LEAST: Final = 0.09  # percent of the width that anything has at least, about a pixel
+_BRIEF_S: Final = 1.0  # a stay shorter than this is in the sums and in the words of its neighbours, not on the band
 _TOP: Final = 1.25  # what the load's lane shows at most, as a share of the limit
 
 FILLS: Final = {
@@ -129,7 +130,8 @@ def day(part: Timeline, begin: float, end: float, longest_s: float, place: str, 
 
     out = [f'<svg {place} role="group" aria-label="{_attribute(date(begin))}">', *_hours(begin, end, x)]
     out.append('<g class="lane" role="group" aria-label="states">')
-    for span in sorted(part.spans, key=lambda s: s.end - s.begin < longest_s * _LEAST / 100):  # short stays lie on top
+    shown_spans = (s for s in part.spans if s.end - s.begin >= _BRIEF_S)
+    for span in sorted(shown_spans, key=lambda s: s.end - s.begin < longest_s * _LEAST / 100):  # short stays lie on top
         share = (span.end - span.begin) / longest_s
         kind = span.state if span.state in FILLS or span.state == GAP else GAP  # a state of another version has no colour
         body = (
