@@ -268,8 +268,10 @@ class Outbox:
             if before is None and created_for_sure_not(trouble):
                 item.repost = None
             item.lost_paths += isinstance(trouble, NoSuchPath)
-            if not _is_final(trouble) and item.lost_paths < LOST_PATHS:
+            item.refusals += trouble.status == 500 and await self._sound()
+            if not _is_final(trouble) and item.lost_paths < LOST_PATHS and item.refusals < REFUSALS:
                 raise
+            item.refusals = 0
             self._event("repost-refused", task=item.id, type=item.type, reason=trouble.reason)
             item.fail(f"preempted: {item.reason}; could not be resubmitted (status {trouble.status})")
             return
@@ -312,6 +314,9 @@ class Outbox:
                         break
                     if item.refusals == REFUSALS:
                         self._replace(item, f"the control node refused the outcome {REFUSALS} times with status 500")
+                    if item.refusals == 2 * REFUSALS:  # not even a bare failure: the others do not wait for it
+                        self._event("outcome-lost", task=item.id, type=item.type, reason=trouble.reason)
+                        return
                 raise
             break
         self._event("delivered", task=item.id, type=item.type, error=item.error is not None)

@@ -4,6 +4,7 @@ as `Trouble`, with a reason in words that never quotes the server: its errors ma
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 from supervisor.clock import Clock
 from supervisor.settings import Control
 from supervisor.sources.backoff import RETRY_AFTER_MAX_S
+from supervisor.sources.names import Names
 from supervisor.version import VERSION
 
 if TYPE_CHECKING:
@@ -62,10 +64,12 @@ class Transport:
         self._settings = settings
         self._clock = clock
         parts = _split(settings.url)
+        self._parts = parts = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/"))
         self._scheme = parts.scheme
-        self._base = parts.geturl().rstrip("/")
-        self.url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")  # for people: no password
+        self._names = Names()
+        self.url = parts.geturl()  # for people: no password
         self._headers = {
+            "host": parts.netloc,
             "accept": "application/json",
             "accept-encoding": "identity",
             "cache-control": "no-cache",
@@ -156,9 +160,43 @@ class Transport:
     async def _exchange(
         self, client: httpx2.AsyncClient, method: str, path: str, query: Mapping[str, str] | None, content: bytes | None
     ) -> Answer:
+        import httpx2
+
+        bases = await self._bases()
+        for base in bases[:-1]:
+            with contextlib.suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
+                return await self._at(base, client, method, path, query, content)
+        return await self._at(bases[-1], client, method, path, query, content)
+
+    async def _bases(self) -> list[str]:
+        """The URL by address, once for each that its host has."""
+        limit_s = self._settings.connect_timeout_sec
+        try:
+            async with asyncio.timeout(limit_s):
+                found = await self._names.addresses(self._parts.hostname or "")
+        except TimeoutError:
+            reason = f"{self.url}: its name was not resolved within {limit_s:g} s (control.connect_timeout_sec)"
+            raise Trouble(reason, sent=False) from None
+        except OSError:
+            raise Trouble(f"{self.url}: its name cannot be resolved", sent=False) from None
+        port = f":{self._parts.port}" if self._parts.port is not None else ""
+        hosts = (f"[{address}]" if ":" in address else address for address in found)
+        return [self._parts._replace(netloc=f"{host}{port}").geturl() for host in hosts]
+
+    async def _at(
+        self,
+        base: str,
+        client: httpx2.AsyncClient,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        content: bytes | None,
+    ) -> Answer:
         max_bytes = int(self._settings.max_answer_mb * MIB)
         headers = {"content-type": "application/json"} if content is not None else None
-        async with client.stream(method, self._base + path, params=query, content=content, headers=headers) as response:
+        name = {"sni_hostname": self._parts.hostname}  # the certificate must be the name's, whichever address answers
+        asked = client.stream(method, base + path, params=query, content=content, headers=headers, extensions=name)
+        async with asked as response:
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise Trouble(f"{self.url} sent an encoded answer that was not asked for")
             body = bytearray()
@@ -205,7 +243,9 @@ class Transport:
 def _split(url: str) -> SplitResult:
     """The URL's parts without query and fragment; all empty when it is none."""
     try:
-        return urlsplit(url)._replace(query="", fragment="")
+        parts = urlsplit(url)._replace(query="", fragment="")
+        _ = parts.port  # a bad one is found here
+        return parts
     except ValueError:
         return SplitResult("", "", "", "", "")
 
@@ -230,8 +270,6 @@ def _cause(error: BaseException) -> str:
             return "the TLS handshake failed"
         if isinstance(inner, OSError) and inner.errno is not None and inner.errno in errno.errorcode:
             return os.strerror(inner.errno).lower()
-        if isinstance(inner, OSError) and type(inner).__name__ == "gaierror":
-            return "its name cannot be resolved"
     return f"the request failed ({type(error).__name__})"
 
 

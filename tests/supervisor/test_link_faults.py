@@ -9,9 +9,11 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import rae_server as s
@@ -145,6 +147,42 @@ async def test_no_connection_at_all(tmp_path: Path, url: str, says: str) -> None
 
 
 @in_loop
+async def test_a_resolver_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread of its own waits, whatever is tried meanwhile; neither the workers nor the end wait for it."""
+    free, asked = threading.Event(), []
+
+    def hangs(host: str, *_: Any, **__: Any) -> list[Any]:
+        asked.append(host)
+        free.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "x")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    try:
+        async with running("http://control.test:8000", tmp_path, connect_timeout_sec=0.05) as rig:
+            assert "not resolved within 0.05 s (control.connect_timeout_sec)" in await rig.down()
+            began_s = rig.source.status.error_s
+            await until(lambda: rig.source.status.error_s != began_s, "another try")
+        assert asked == ["control.test"]
+        assert [t.daemon for t in threading.enumerate() if t.name == "resolves control.test"] == [True]
+    finally:
+        free.set()
+
+
+@in_loop
+async def test_each_address_of_a_name_is_tried_and_the_server_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.9", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    async with RaeServer().listening() as server:
+        port = server.url.rpartition(":")[2]
+        async with running(f"http://control.test:{port}/", tmp_path) as rig:
+            await rig.up()
+            assert rig.source.status.url == f"http://control.test:{port}"
+        assert {request.headers["host"] for request in server.requests} == {f"control.test:{port}"}
+
+
+@in_loop
 async def test_each_request_has_a_connection_of_its_own_and_says_so(tmp_path: Path) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
@@ -253,6 +291,22 @@ async def test_the_certificate_is_verified(
         else:
             assert trouble in await rig.down()
             assert server.requests == [], "nothing was sent, so no key either"
+
+
+@pytest.mark.parametrize(("leaf", "sound"), [("right", True), ("other name", False)])
+@in_loop
+async def test_the_certificate_must_be_of_the_name_in_the_url(
+    tmp_path: Path, authorities: dict[str, Authority], leaf: str, sound: bool
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authorities[leaf].leaf)
+    async with RaeServer().listening(tls=context) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        async with running(url, tmp_path, ca_file=str(authorities[leaf].ca)) as rig:
+            if sound:
+                await rig.up()
+            else:
+                assert "not trusted" in await rig.down()
 
 
 @pytest.mark.filterwarnings("ignore:.*TLSv1_1 is deprecated")

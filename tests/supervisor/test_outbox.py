@@ -264,6 +264,34 @@ async def test_a_task_that_cannot_be_posted_anew_is_failed(tmp_path: Path, fault
 
 
 @in_loop
+async def test_a_task_that_the_server_cannot_take_anew_holds_up_no_other(tmp_path: Path) -> None:
+    """For example one whose priority it cannot store: 500 each time, while it takes everything else."""
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        first, second = server.add(), server.add()
+        server.always["create"] = s.status(500)
+        rig.source.hand_back(await rig.claim(), "user returned", "resubmit")
+        rig.source.settle(await rig.claim(), {"x": 1}, None)
+        await rig.delivered()
+        assert server.task(first)["error"] == "preempted: user returned; could not be resubmitted (status 500)"
+        assert server.task(second)["result"] == {"x": 1}
+        assert len(server.of("create")) == outbox.REFUSALS
+
+
+@in_loop
+async def test_an_outcome_that_the_server_cannot_take_in_any_form_holds_up_no_other(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        first, second = server.add(), server.add()
+        server.faults["result"] += [s.status(500)] * 2 * outbox.REFUSALS
+        rig.source.settle(await rig.claim(), {"x": 1}, None)
+        rig.source.settle(await rig.claim(), {"x": 2}, None)
+        await rig.delivered()
+        assert [event["task"] for event in rig.events if event["event"] == "outcome-lost"] == [first]
+        assert server.task(second)["result"] == {"x": 2}
+
+
+@in_loop
 async def test_the_note_is_there_before_the_claim_and_holds_no_payload(tmp_path: Path) -> None:
     """Fault 5, and R6."""
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:

@@ -29,17 +29,20 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 from support import rae_server as s
 from support.bad_answers import TABLE, Bad
 from support.clock import ManualClock
 from support.running import control_node
 
+from supervisor.clock import SystemClock
 from supervisor.settings import Control, Execution
 from supervisor.sources.base import Availability, Claim
+from supervisor.sources.names import Names
 from supervisor.sources.rae_http import RaeHttp
 
-HOST: Final = "control.test"  # resolved by the loop, so that names can fail too
+HOST: Final = "control.test"
 SHARE: Final = 0.35  # of all requests that meet a fault
 PER_SEC: Final = 3  # control.max_requests_per_sec of the node in the storm: low enough to be felt
 QUEUE: Final = 4  # tasks that wait at the control node
@@ -63,6 +66,14 @@ class Time(ManualClock):
             yield
         finally:
             self.holders -= 1
+
+
+class RealTime(SystemClock):
+    """The kernel's time, for a proxy before a real daemon."""
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Time goes on all the same."""
+        return contextlib.nullcontext()
 
 
 class _Selector(selectors.DefaultSelector):
@@ -99,23 +110,16 @@ class _Inline(ThreadPoolExecutor):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """The event loop of made time. `resolve(host, port)` is its DNS: a port on loopback, or an error."""
+    """The event loop of made time."""
 
     def __init__(self, clock: Time) -> None:
         super().__init__(_Selector(clock))
         self._made = clock
-        self.resolve: Callable[[str, int], int] = lambda _host, port: port
         self.set_default_executor(_Inline(1))
 
     def time(self) -> float:
         """See AbstractEventLoop."""
         return self._made.now_s()
-
-    async def getaddrinfo(self, host: Any, port: Any, **_more: Any) -> Any:
-        """See AbstractEventLoop."""
-        host = host.decode() if isinstance(host, bytes) else host
-        port = self.resolve(host, int(port)) if host == HOST else int(port)
-        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
 
 
 @dataclass
@@ -153,7 +157,7 @@ class Proxy:
     """Passes requests on to the control node at `port`; a share of them meets a fault. It keeps the books of what the
     control node was really told."""
 
-    def __init__(self, port: int, clock: Time, rng: random.Random) -> None:
+    def __init__(self, port: int, clock: Time | RealTime, rng: random.Random, later_s: float = 120.0) -> None:
         self.port = port
         self.calm = False
         self.requests = 0
@@ -164,13 +168,14 @@ class Proxy:
         self.posted: set[str] = set()  # tasks that the node posted anew
         self._clock = clock
         self._rng = rng
+        self._later_s = later_s  # the most that a Retry-After asks for
         self._faults = self._all()
         self._weights = [RARE.get(name, 1.0) for name in self._faults]
 
     def _all(self) -> dict[str, Bad]:
         def later(status: int, as_date: bool) -> s.Fault:
             async def fault(x: s.Exchange) -> None:
-                wait_s = self._rng.uniform(1, 120)
+                wait_s = self._rng.uniform(0, self._later_s)
                 asked = formatdate(self._clock.wall_s() + wait_s, usegmt=True) if as_date else f"{wait_s:.0f}"
                 await s.status(status, {"detail": "later"}, retry_after=asked)(x)
 
@@ -186,18 +191,18 @@ class Proxy:
             "502 for what was done": Bad(TABLE["502"].fault, acts=True),
         }
 
-    def resolve(self, _host: str, port: int) -> int:
-        """DNS, which may fail by itself, or name a port where nobody listens. Every request begins here."""
+    async def resolve(self, _names: Names, _host: str) -> list[str]:
+        """DNS, which may fail by itself, or name an address where nobody listens. Every request begins here."""
         self.requests += 1
         self.per_second.count(self._clock.now_s())
         self.per_minute.count(self._clock.now_s())
         if self.calm or (drawn := self._rng.random()) >= SHARE / 20:
-            return port
+            return ["127.0.0.1"]
         if drawn < SHARE / 40:
             self.faults["no name"] += 1
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         self.faults["no connection"] += 1
-        return 9
+        return ["127.0.0.2"]
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, one request."""
@@ -292,12 +297,12 @@ class Storm:
     def run(self) -> None:
         """All of it."""
         loop = Loop(self.clock)
-        loop.resolve = self.proxy.resolve
         loop.set_exception_handler(lambda _loop, context: self.escaped.append(str(context.get("exception") or context)))
         alarm = _Alarm(self.escaped)
         logging.getLogger("asyncio").addHandler(alarm)
         try:
-            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            dns = mock.patch.object(Names, "addresses", lambda names, host: self.proxy.resolve(names, host))
+            with dns, asyncio.Runner(loop_factory=lambda: loop) as runner:
                 runner.run(self._live())
                 gc.collect()  # exceptions that nobody asked for are told of now
         finally:

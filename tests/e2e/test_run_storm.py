@@ -1,0 +1,93 @@
+"""A whole daemon behind a proxy that plays every fault at random: its tasks get done, and it says nothing but the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.running import RAE_NODE, NodeFolder, control_node, daemon, until
+from support.storm import Proxy, RealTime
+
+TASKS = 12
+LIMIT_S = 120.0
+QUICK = {"connect_timeout_sec": 2, "read_timeout_sec": 0.3, "total_timeout_sec": 0.6, "backoff_max_sec": 0.2}
+
+
+@contextmanager
+def stormy(port: int, seed: int) -> Iterator[tuple[str, Proxy]]:
+    """A proxy before the control node at `port`, in a thread and a loop of its own; its URL."""
+    proxy, loop = Proxy(port, RealTime(), random.Random(seed), later_s=0.5), asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(proxy.accept, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", proxy
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        server.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0.1))  # for what was cancelled to end
+        loop.close()
+
+
+def test_a_daemon_in_a_storm_does_its_tasks_and_stops_in_order(tmp_path: Path) -> None:
+    with control_node() as control, stormy(int(control.url.rpartition(":")[2]), 5) as (url, proxy):
+        folder = NodeFolder.make(tmp_path / "n", url, node={"control": {"url": url, **QUICK}, "work": {"run_minutes": 1}})
+        with daemon(folder) as node:
+            posted = [control.add("echo", {"n": n}) for n in range(TASKS)]
+
+            def lost() -> set[str]:
+                return {line["task"] for line in folder.journal() if line.get("event") == "outcome-lost"}
+
+            def left() -> set[str]:
+                told = lost()
+                return {i for i in posted if i not in told and control.task(i)["status"] not in ("COMPLETED", "FAILED")}
+
+            until(lambda: not left(), lambda: f"{left()} settled; {node.look().get('source')}", LIMIT_S)
+            source = node.ask()["source"]
+            assert source["error"], "there was trouble, and it can be read"
+            assert source["error_at"]
+            proxy.calm = True
+            until(lambda: node.ask()["source"]["link"] == "up", "the link, in the end")
+            assert node.stop() == 0
+        assert "Traceback" not in node.said
+        assert sum(proxy.faults.values()) > TASKS
+        assert all(len(outcomes) == 1 for task, outcomes in proxy.outcomes.items() if task not in lost())
+        done = [task for task in map(control.task, posted) if task["status"] == "COMPLETED"]
+        assert [task["result"] for task in done] == [task["payload"] for task in done]
+        assert len(done) >= TASKS / 2
+        assert control.call("GET", "/control/nodes") == [], "it said OFFLINE"
+        folder.replays_clean()
+
+
+def test_a_resolver_that_never_answers_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """glibc asks on for ten seconds and more; the node is gone at once."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0:
+        pytest.skip("needs root and a mount namespace, to have a resolver of its own")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mute:
+        address = f"127.53.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+        try:
+            mute.bind((address, 53))
+        except OSError as error:
+            pytest.skip(f"cannot listen on {address}:53: {error.strerror}")
+        resolver = tmp_path / "resolv.conf"
+        resolver.write_text(f"nameserver {address}\n")
+        folder = NodeFolder.make(tmp_path / "n", "https://control.example.org:8000")
+        inside = ("unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/resolv.conf && exec "$@"', str(resolver))
+        with daemon(folder, argv=(*inside, *RAE_NODE, "run")) as node:
+            node.wait_for("READY")
+            until(lambda: "not resolved within" in node.look().get("source", {}).get("error", ""), "a reason")
+            began_s = time.monotonic()
+            assert node.stop() == 0
+            assert time.monotonic() - began_s < 4
