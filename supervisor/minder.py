@@ -31,8 +31,8 @@ from supervisor.settings import GpuSettings, TaskType
 LOOK_S: Final = 1.0
 SOON_S: Final = 0.2  # when a limit would be reached within AHEAD_S at the pace of late
 AHEAD_S: Final = 3.0
-DISK_S: Final = 5.0
-DISK_SHARE: Final = 20  # a walk that took a second is followed by this many seconds without one
+DISK_S: Final = 1.0
+DISK_SHARE: Final = 20  # a walk is followed by so many times its own time without one
 TURN_LOOK_S: Final = 0.5  # what a look at the GPU may take before the task is frozen for its load
 VRAM_PAUSE_S: Final = (0.02, 0.05, 0.1, 0.2)  # between two looks at VRAM that is not free yet; the last one repeats
 VRAM_LOOK_S: Final = 1.0  # what one look at it may take
