@@ -22,7 +22,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SysBox]:
         for name in ("anna", "bob", "carl"):
             box.add_user(name)
         box.run("usermod", "-aG", "anna", "bob")
-        NodeFolder.make(box.share / "node")
+        NodeFolder.make(box.share / "node", node={"metrics": {"file": "run/rae_node.prom"}})
         box.run("chown", "-R", "anna:anna", CONFIG)
         box.run(
             "systemd-run", "-q", "--unit=rae-node", "-pType=notify", "-pUser=anna", "-pStandardError=journal",
@@ -55,6 +55,11 @@ def test_the_log_files_lie_beside_each_other(box: SysBox) -> None:
     names = box.sh(f"ls {CONFIG}/logs").split()
     assert [name[:9] for name in names] == ["decisions", "rae-node-"]
     assert "  IDLE_WAIT → READY: safe\n" in box.sh(f"cat {CONFIG}/logs/rae-node-*.log")
+
+
+def test_anybody_who_collects_metrics_may_read_them(box: SysBox) -> None:
+    text = box.run("cat", f"{CONFIG}/run/rae_node.prom", user="carl").stdout
+    assert 'rae_node_state{state="READY"} 1.0\n' in text
 
 
 def test_members_of_the_nodes_group_say_a_word_without_root(box: SysBox) -> None:

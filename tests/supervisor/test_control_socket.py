@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.control import MAX_PEERS, PROTOCOL, ControlServer, DaemonDown, DaemonMute, ask
+from supervisor.control import MAX_PEERS, PROTOCOL, ControlServer, DaemonDown, DaemonMute, ask, permitted
 
 
 def status(_request: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +169,30 @@ def test_a_client_that_is_let_go_unheard_asks_again(tmp_path: Path) -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         assert ask(tmp_path, "status")["ok"] is True
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("groups", "may"),
+    [([], False), ([7], False), ([os.getgid()], True), ([*range(60000, 60200), os.getgid()], True)],
+    ids=["no group", "another", "ours", "ours among many"],
+)
+def test_supplementary_groups_count(tmp_path: Path, groups: list[int], may: bool) -> None:
+    path = tmp_path / "s"
+    for place in (tmp_path, *tmp_path.parents):
+        place.chmod(place.stat().st_mode | 0o011)  # who is in a folder's group is not among the others
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        path.chmod(0o666)
+        server.listen()
+        server.settimeout(30)
+        become = f"import os, socket; os.setgroups({groups}); os.setgid(65534); os.setuid(65534)"
+        say = f"s = socket.socket(socket.AF_UNIX); s.connect({str(path)!r}); s.recv(1)"
+        with subprocess.Popen([sys.executable, "-I", "-c", f"{become}; {say}"]) as other:
+            peer, _ = server.accept()
+            with peer:
+                assert permitted(peer) is may
+            other.wait(30)
 
 
 @in_loop
