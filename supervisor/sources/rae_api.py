@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,15 +15,26 @@ from supervisor.sources import clean
 from supervisor.sources.base import Availability
 from supervisor.sources.dialects import DIALECTS, Dialect, complete, configured, from_openapi, overridden
 from supervisor.sources.ids import is_id, same_id
-from supervisor.sources.transport import NOT_JSON, Answer, Transport, Trouble
+from supervisor.sources.transport import NOT_JSON, Answer, TooMuch, Transport, Trouble
 
 NO_KEY: Final = "none"  # register wants an api_key; the server only stores its hash
 NIL_ID: Final = str(UUID(int=0))
 BAD_GATEWAY: Final = 502
+SMALL_BYTES: Final = 256 * 1024  # of an answer that is about this node: parsing it holds up the loop for a moment
+# The answers to a result and to a task's post give the task back whole, whatever its size; its id comes first and is enough.
+TASK_BEGINS: Final = re.compile(rb'\s*\{\s*"id"\s*:\s*"(?P<id>[0-9a-fA-F-]{36})"\s*,')
 
 
 class NoSuchPath(Trouble):
     """The server has no such route: another dialect, or another server."""
+
+
+class TooLarge(Trouble):
+    """A poll brought a task that is larger than what is read of an answer; its id was at the beginning."""
+
+    def __init__(self, task_id: str, reason: str) -> None:
+        super().__init__(reason, status=200)
+        self.task_id = task_id
 
 
 class NoSuchThing(Trouble):
@@ -67,7 +79,7 @@ class RaeApi:
         """Make this node known; the server then calls it ONLINE, so a heartbeat with the truth must follow."""
         paths = await self.paths()
         body = {"node_id": self._node_id, "api_key": self._token or NO_KEY, "capabilities": clean.mapping(self._capabilities)}
-        value = await self._call("register", "POST", paths.register, body)
+        value = await self._call("register", "POST", paths.register, body, max_bytes=SMALL_BYTES)
         if not isinstance(value, dict) or not isinstance(value.get("id"), str) or not value["id"]:
             raise self._malformed("register")
         self.compute_id = value["id"]
@@ -76,13 +88,23 @@ class RaeApi:
         """Tell whether work is welcome."""
         paths = await self.paths()
         body = {"node_id": self._node_id, "status": availability.value}
-        if not isinstance(await self._call("heartbeat", "POST", paths.heartbeat, body), dict):
+        if not isinstance(await self._call("heartbeat", "POST", paths.heartbeat, body, max_bytes=SMALL_BYTES), dict):
             raise self._malformed("heartbeat")
 
     async def poll(self) -> dict[str, Any] | None:
-        """Ask for a task; None: there is none. The server has handed it out even if the answer is lost on the way."""
+        """Ask for a task; None: there is none. The server has handed it out even if the answer is lost on the way.
+
+        Raises:
+            TooLarge: there is one that cannot be taken.
+            Trouble: no good answer.
+        """
         paths = await self.paths()
-        value = await self._call("poll", "GET", paths.poll, query={"node_id": self._node_id})
+        try:
+            value = await self._call("poll", "GET", paths.poll, query={"node_id": self._node_id})
+        except TooMuch as much:
+            if much.code == 200 and (begins := TASK_BEGINS.match(much.head)) and is_id(task_id := begins["id"].decode()):
+                raise TooLarge(task_id, much.reason) from None
+            raise
         if value is not None and (not isinstance(value, dict) or not is_id(value.get("id"))):
             raise self._malformed("poll")
         return value
@@ -100,7 +122,7 @@ class RaeApi:
     async def create(self, body: bytes) -> str:
         """Post a task (JSON object with type, payload, priority); its id."""
         paths = await self.paths()
-        value = await self._call("task post", "POST", paths.tasks, content=body)
+        value = await self._call("task post", "POST", paths.tasks, content=body, enough=TASK_BEGINS)
         if not isinstance(value, dict) or not is_id(value.get("id")):
             raise self._malformed("task post")
         return str(value["id"])
@@ -108,7 +130,8 @@ class RaeApi:
     async def result(self, task_id: str, body: bytes) -> None:
         """Post an outcome (JSON object with task_id, result, error)."""
         paths = await self.paths()
-        value = await self._call("result", "POST", paths.result.replace("{id}", task_id), content=body)
+        path = paths.result.replace("{id}", task_id)
+        value = await self._call("result", "POST", path, content=body, enough=TASK_BEGINS)
         if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
             raise self._malformed("result")
 
@@ -121,11 +144,15 @@ class RaeApi:
         *,
         query: Mapping[str, str] | None = None,
         content: bytes | None = None,
+        enough: re.Pattern[bytes] | None = None,
+        max_bytes: int | None = None,
     ) -> Any:
         if body is not None:
             content = clean.encode(body)
         async with self._one_at_a_time[what]:
-            answer = await self._transport.request(method, path, query=query, content=content)
+            answer = await self._transport.request(
+                method, path, query=query, content=content, enough=enough, max_bytes=max_bytes
+            )
         try:
             return self._good(what, answer)
         except NoSuchPath:

@@ -19,7 +19,7 @@ from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
 from supervisor.sources.link import STOPPED, KeptLink
 from supervisor.sources.note import Entry, Notes
 from supervisor.sources.outbox import Item, Outbox
-from supervisor.sources.rae_api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi
+from supervisor.sources.rae_api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi, TooLarge
 from supervisor.sources.transport import Transport, Trouble
 
 EVENT_KIND: Final = "link"  # the journal's kind; the fields hold `event` and what belongs to it
@@ -269,24 +269,27 @@ class RaeHttp:
         if self._poll_lost:  # the link was made anew while a task was not settled yet
             await self._connect()
         try:
-            raw = await self._asked()
+            await self._fetch()
         except (NoSuchThing, NoSuchPath):  # nothing was handed out: it is safe to ask again, once
             await self._connect()
-            raw = await self._asked()
-        if raw is not None:
-            await self._accept(raw)
+            await self._fetch()
         self._kept.proven = True
 
-    async def _asked(self) -> dict[str, Any] | None:
+    async def _fetch(self) -> None:
         try:
-            return await self._api.poll()
+            raw = await self._api.poll()
+        except TooLarge as large:  # what is known of it is enough to fail it
+            await self._accept({"id": large.task_id}, f"it is larger than this node reads: {large.reason}")
         except Trouble as trouble:
             if trouble.sent and (trouble.status is None or trouble.status >= BAD_GATEWAY):
                 self._poll_lost = True
                 self._event("poll-lost", reason=f"{trouble.reason}; a task may have been handed out with that answer")
             raise
+        else:
+            if raw is not None:
+                await self._accept(raw)
 
-    async def _accept(self, raw: Mapping[str, Any]) -> None:
+    async def _accept(self, raw: Mapping[str, Any], refusal: str = "") -> None:
         """Note the task that was handed over, then let it be taken; what cannot be run is failed at once, with its reason."""
         kind, payload, priority = raw.get("type"), raw.get("payload"), raw.get("priority")
         sound_type = isinstance(kind, str) and 0 < len(kind) <= MAX_TYPE_CHARS
@@ -303,18 +306,20 @@ class RaeHttp:
         if (status := raw.get("status")) in OVER:
             self._event("claim-ignored", task=claim.id, type=claim.type, reason=f"it is {status} already")
             return
+        if not refusal and not (sound_type and isinstance(payload, dict)):
+            refusal = "its payload is not an object" if sound_type else "it has no usable type"
         try:
             await self._notes.put(Entry(claim.id, claim.type, self._api.compute_id))
         except OSError as error:
             self._note_trouble = True
             reason = f"the note of the task in flight could not be kept: {_words(error)}"
             self._event("note-not-kept", task=claim.id, type=claim.type, reason=reason)
-            self._outbox.put(Item.handed_back(claim, reason, self._on_preempt(claim.type)))
-            return
-        if not sound_type or not isinstance(payload, dict):
-            reason = f"refused: {'its payload is not an object' if sound_type else 'it has no usable type'}"
-            self._event("claim-refused", task=claim.id, type=claim.type, reason=reason)
-            self._outbox.put(Item.settled(claim, {}, reason))
+            if not refusal:
+                self._outbox.put(Item.handed_back(claim, reason, self._on_preempt(claim.type)))
+                return
+        if refusal:
+            self._event("claim-refused", task=claim.id, type=claim.type, reason=f"refused: {refusal}")
+            self._outbox.put(Item.settled(claim, {}, f"refused: {refusal}"))
             return
         self._slot = claim
 

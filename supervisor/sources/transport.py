@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MIB: Final = 1024 * 1024
 NOT_JSON: Final = object()
+ENOUGH_BYTES: Final = 64 * 1024
 COME_LATER: Final = (429, 503)  # with these, Retry-After is about the server, not about this request
 CONTENT_TYPE: Final = re.compile(r"[a-z0-9.+-]{1,50}/[a-z0-9.+-]{1,50}")
 
@@ -45,6 +46,15 @@ class Trouble(Exception):
         self.status = status
         self.sent = sent
         self.retry_after_s = retry_after_s
+
+
+class TooMuch(Trouble):
+    """The answer is larger than allowed. `code`: its status; `head`: how it begins."""
+
+    def __init__(self, reason: str, code: int, head: bytes) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.head = head
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +103,30 @@ class Transport:
             self._client = None
 
     async def request(
-        self, method: str, path: str, *, query: Mapping[str, str] | None = None, content: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        enough: re.Pattern[bytes] | None = None,
+        max_bytes: int | None = None,
     ) -> Answer:
-        """One request, once, and its whole answer, whatever its status.
+        """One request, once, and its whole answer, whatever its status. Of a good answer that is long and begins with
+        `enough`, the rest is left: its value is then the pattern's named groups. `max_bytes` of an answer are read, or fewer
+        where control.max_answer_mb says so.
 
         Raises:
             Trouble: no usable answer within the deadline and the bounds.
         """
         await self._turn()
         total_s = self._settings.total_timeout_sec
+        limit = int(self._settings.max_answer_mb * MIB)
+        limit = limit if max_bytes is None else min(limit, max_bytes)
         client = self._client or await self._open()
         try:
             async with asyncio.timeout(total_s):
-                return await self._exchange(client, method, path, query, content)
+                return await self._exchange(client, method, path, query, content, enough, limit)
         except Trouble:
             raise
         except TimeoutError:
@@ -158,15 +179,22 @@ class Transport:
         )
 
     async def _exchange(
-        self, client: httpx2.AsyncClient, method: str, path: str, query: Mapping[str, str] | None, content: bytes | None
+        self,
+        client: httpx2.AsyncClient,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        content: bytes | None,
+        enough: re.Pattern[bytes] | None,
+        max_bytes: int,
     ) -> Answer:
         import httpx2
 
         bases = await self._bases()
         for base in bases[:-1]:
             with contextlib.suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
-                return await self._at(base, client, method, path, query, content)
-        return await self._at(bases[-1], client, method, path, query, content)
+                return await self._at(base, client, method, path, query, content, enough, max_bytes)
+        return await self._at(bases[-1], client, method, path, query, content, enough, max_bytes)
 
     async def _bases(self) -> list[str]:
         """The URL by address, once for each that its host has."""
@@ -191,8 +219,9 @@ class Transport:
         path: str,
         query: Mapping[str, str] | None,
         content: bytes | None,
+        enough: re.Pattern[bytes] | None,
+        max_bytes: int,
     ) -> Answer:
-        max_bytes = int(self._settings.max_answer_mb * MIB)
         headers = {"content-type": "application/json"} if content is not None else None
         name = {"sni_hostname": self._parts.hostname}  # the certificate must be the name's, whichever address answers
         asked = client.stream(method, base + path, params=query, content=content, headers=headers, extensions=name)
@@ -200,11 +229,14 @@ class Transport:
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise Trouble(f"{self.url} sent an encoded answer that was not asked for")
             body = bytearray()
+            good = response.status_code in (200, 201)
             async for chunk in response.aiter_raw():
                 body += chunk
+                if good and enough is not None and len(body) > ENOUGH_BYTES and (seen := enough.match(body)):
+                    return Answer(response.status_code, {name: text.decode() for name, text in seen.groupdict().items()})
                 if len(body) > max_bytes:
-                    limit = f"{self._settings.max_answer_mb:g} MiB (control.max_answer_mb)"
-                    raise Trouble(f"{self.url} sent an answer of more than {limit}")
+                    reason = f"{self.url} sent an answer of more than {max_bytes / MIB:g} MiB (control.max_answer_mb)"
+                    raise TooMuch(reason, response.status_code, bytes(body[:1024]))
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             wait_s = self._retry_after_s(response.headers.get("retry-after"))
             if wait_s is not None and response.status_code in COME_LATER:

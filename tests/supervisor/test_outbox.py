@@ -264,6 +264,37 @@ async def test_a_task_that_cannot_be_posted_anew_is_failed(tmp_path: Path, fault
 
 
 @in_loop
+async def test_an_answer_that_gives_a_large_result_back_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """The server answers with the whole task: more than control.max_answer_mb must not mean "not delivered"."""
+    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_mb=1, total_timeout_sec=10) as rig:
+        await rig.up()
+        done, back = server.add(), server.add("kind", {"p": "x" * 700_000})
+        first, second = await rig.claim(), await rig.claim()
+        rig.source.settle(first, {"x": "y" * 2_000_000}, None)
+        rig.source.hand_back(second, "user returned", "resubmit")
+        await rig.delivered()
+        assert len(server.task(done)["result"]["x"]) == 2_000_000
+        assert "resubmitted as" in server.task(back)["error"]
+        assert (len(server.of("result")), len(server.of("create"))) == (2, 1)
+        assert rig.source.status.error == ""
+
+
+@in_loop
+async def test_a_task_too_large_to_be_read_is_failed_by_the_id_at_its_beginning(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_mb=1) as rig:
+        await rig.up()
+        task_id = server.add("kind", {"p": SENTINEL + "x" * 2_000_000})
+        assert await rig.poll() is None
+        await rig.delivered()
+        task = server.task(task_id)
+        assert task["status"] == "FAILED"
+        assert "1 MiB (control.max_answer_mb)" in task["error"]
+        assert "poll-lost" not in rig.names()
+        assert rig.source.status.link is Link.UP
+        assert SENTINEL not in repr(rig.events)
+
+
+@in_loop
 async def test_a_task_that_the_server_cannot_take_anew_holds_up_no_other(tmp_path: Path) -> None:
     """For example one whose priority it cannot store: 500 each time, while it takes everything else."""
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
@@ -466,6 +497,25 @@ async def test_a_claim_that_cannot_be_noted_goes_back_and_no_other_is_asked_for(
         assert server.task(second)["status"] == "PENDING"
         full = False
         assert (await rig.claim()).id == second
+
+
+@in_loop
+async def test_a_claim_that_is_not_sound_is_not_posted_anew_even_if_it_cannot_be_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a part of it is known: posted anew, it would be another task."""
+    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_mb=1) as rig:
+        await rig.up()
+        task_id = server.add("kind", {"p": "x" * 2_000_000})
+
+        def full(self: Notes, path: Path, content: bytes) -> None:
+            raise OSError(28, FULL, str(path))
+
+        monkeypatch.setattr(Notes, "_replace", full)
+        assert await rig.poll() is None
+        await rig.delivered()
+        assert server.of("create") == []
+        assert "larger than this node reads" in server.task(task_id)["error"]
 
 
 @in_loop
