@@ -58,6 +58,18 @@ class TooMuch(Trouble):
 
 
 @dataclass(frozen=True, slots=True)
+class _Ask:
+    """One request, see `Transport.request`."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] | None
+    content: bytes | None = field(repr=False)
+    enough: re.Pattern[bytes] | None
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer; `value` is NOT_JSON when the body is not JSON."""
 
@@ -121,12 +133,12 @@ class Transport:
         """
         await self._turn()
         total_s = self._settings.total_timeout_sec
-        limit = int(self._settings.max_answer_mb * MIB)
-        limit = limit if max_bytes is None else min(limit, max_bytes)
+        most_bytes = int(self._settings.max_answer_mb * MIB)
+        ask = _Ask(method, path, query, content, enough, min(most_bytes, max_bytes or most_bytes))
         client = self._client or await self._open()
         try:
             async with asyncio.timeout(total_s):
-                return await self._exchange(client, method, path, query, content, enough, limit)
+                return await self._exchange(client, ask)
         except Trouble:
             raise
         except TimeoutError:
@@ -178,23 +190,14 @@ class Transport:
             headers=self._headers,
         )
 
-    async def _exchange(
-        self,
-        client: httpx2.AsyncClient,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        content: bytes | None,
-        enough: re.Pattern[bytes] | None,
-        max_bytes: int,
-    ) -> Answer:
+    async def _exchange(self, client: httpx2.AsyncClient, ask: _Ask) -> Answer:
         import httpx2
 
         bases = await self._bases()
         for base in bases[:-1]:
             with contextlib.suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
-                return await self._at(base, client, method, path, query, content, enough, max_bytes)
-        return await self._at(bases[-1], client, method, path, query, content, enough, max_bytes)
+                return await self._at(base, client, ask)
+        return await self._at(bases[-1], client, ask)
 
     async def _bases(self) -> list[str]:
         """The URL by address, once for each that its host has."""
@@ -211,31 +214,22 @@ class Transport:
         hosts = (f"[{address}]" if ":" in address else address for address in found)
         return [self._parts._replace(netloc=f"{host}{port}").geturl() for host in hosts]
 
-    async def _at(
-        self,
-        base: str,
-        client: httpx2.AsyncClient,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None,
-        content: bytes | None,
-        enough: re.Pattern[bytes] | None,
-        max_bytes: int,
-    ) -> Answer:
-        headers = {"content-type": "application/json"} if content is not None else None
+    async def _at(self, base: str, client: httpx2.AsyncClient, ask: _Ask) -> Answer:
+        headers = {"content-type": "application/json"} if ask.content is not None else None
         name = {"sni_hostname": self._parts.hostname}  # the certificate must be the name's, whichever address answers
-        asked = client.stream(method, base + path, params=query, content=content, headers=headers, extensions=name)
-        async with asked as response:
+        async with client.stream(
+            ask.method, base + ask.path, params=ask.query, content=ask.content, headers=headers, extensions=name
+        ) as response:
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise Trouble(f"{self.url} sent an encoded answer that was not asked for")
             body = bytearray()
             good = response.status_code in (200, 201)
             async for chunk in response.aiter_raw():
                 body += chunk
-                if good and enough is not None and len(body) > ENOUGH_BYTES and (seen := enough.match(body)):
+                if good and ask.enough is not None and len(body) > ENOUGH_BYTES and (seen := ask.enough.match(body)):
                     return Answer(response.status_code, {name: text.decode() for name, text in seen.groupdict().items()})
-                if len(body) > max_bytes:
-                    reason = f"{self.url} sent an answer of more than {max_bytes / MIB:g} MiB (control.max_answer_mb)"
+                if len(body) > ask.max_bytes:
+                    reason = f"{self.url} sent an answer of more than {ask.max_bytes / MIB:g} MiB (control.max_answer_mb)"
                     raise TooMuch(reason, response.status_code, bytes(body[:1024]))
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             wait_s = self._retry_after_s(response.headers.get("retry-after"))
