@@ -67,7 +67,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str | None, Any]] = {
     "fork_bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", {"max_processes": 200},
                   "limit: processes ", None),
     "stdout_flood": ("import os\nwhile True: os.write(1, b'x' * 65536)", {"max_result_mb": 1},
-                     "result: larger than 1 MiB", {}),
+                     "result: larger than 1 MiB", None),
     "stderr_flood": ("import os\nfor _ in range(600): os.write(2, b'y' * 65536)\nos._exit(3)", {}, "exit: code 3", None),
     "zombies": ("import os\nfor _ in range(300):\n    if os.fork() == 0: os._exit(0)\ntime.sleep(1000)",
                 {"timeout_minutes": 0.03}, "timeout: ", None),
@@ -75,7 +75,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str | None, Any]] = {
                    "time.sleep(1000)", {"max_memory_gb": 0.1}, "limit: memory ", None),
     "disk_hog": ("f = open('big', 'wb')\nfor _ in range(60): f.write(b'x' * (1 << 20))\nf.flush(); time.sleep(1000)",
                  {"max_disk_gb": 0.03}, "limit: disk ", None),
-    "many_files": ("import os\nfor n in range(10000):\n    if n % 100 == 0: os.makedirs(f'd{n}/' + 'e/' * 50, 0)\n"
+    "many_files": ("import os\nfor n in range(10000):\n    if n % 1000 == 0: os.makedirs(f'd{n}/' + 'e/' * 50, 0)\n"
                    "    open(f'f{n}', 'w').close()\nprint('{}')", {}, None, {}),
     "nul": ("import os\nos.write(1, b'{\"a\": \"x' + bytes([92]) + b'u0000y\"}')", {}, None, {"a": "x\ufffdy"}),
     "raw_nul": ("import os\nos.write(1, b'{\"a\": \"x\\x00y\"}')", {}, "result: not a JSON object: ", None),
@@ -110,7 +110,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     base = tmp_path_factory.mktemp("hostile")
     tasks = {
         name: {"argv": [sys.executable, "-I", "-S", "-c", "import time\n" + code], "grace_sec": 0.3, "env": {"M": "m-4711"},
-               "timeout_minutes": 1, **settings}
+               "timeout_minutes": 3, **settings}
         for name, (code, settings, _, _) in KINDS.items()
     }  # fmt: skip
     tasks["honest"] = {"argv": ["/bin/cat"], "env": {"M": "m-4711"}}
@@ -138,7 +138,7 @@ def test_it_is_settled_and_nothing_is_left(scene: Scene, kind: str) -> None:
         pytest.skip(scene.guard)
     if kind == "attacks_the_node" and landlock.abi() < 6:
         pytest.skip("signals to the node are open before Linux 6.12")
-    settled = scene.control.settled(scene.control.add(kind, {"hello": kind}), 90)  # at idle priority, on a busy machine
+    settled = scene.control.settled(scene.control.add(kind, {"hello": kind}), 200)  # at idle priority, on a busy machine
     assert settled["status"] == ("COMPLETED" if error is None else "FAILED"), settled["error"]
     assert (settled["error"] or "").startswith(error or ""), settled["error"]
     if result is not None:
