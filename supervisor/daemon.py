@@ -222,7 +222,7 @@ class Daemon:
     def _wait_s(self) -> float:
         """Seconds until the next look is due by itself."""
         memory, observation = self.mind.memory, self._last
-        busy = memory.state is State.RUNNING or memory.owed or not self.node.slot.empty
+        busy = memory.state is State.RUNNING or memory.owed or self.node.slot.in_hand
         wait_s = BUSY_S if busy else UNSEEN_S if observation.cpu.value is None else REST_S
         for verdict in blocked_by(observation, memory, self.mind.limits):
             if verdict.wait_s:

@@ -92,6 +92,11 @@ class Slot:
         return 0.0 if self.tree is None else self.tree.cpu_s()
 
     @property
+    def in_hand(self) -> bool:
+        """A task is handed over, or alive; a poll in flight is not one, and may last (a fleet's queue lets it wait)."""
+        return self.tree is not None or self.claim is not None or self.source.waiting is not None
+
+    @property
     def empty(self) -> bool:
         """Nothing is asked for, in hand, or alive."""
-        return self.tree is None and self.claim is None and self.source.waiting is None and not self.source.asking
+        return not self.in_hand and not self.source.asking
