@@ -73,14 +73,15 @@ def unblock(o: Observation, m: Memory, lim: Limits) -> str:
     """The one thing that would unblock the node, or what it is doing if nothing blocks it."""
     blocked = blocked_by(o, m, lim)
     if not blocked:
-        return "nothing blocks it"
+        return _missing(o, m)
     endless = [v for v in blocked if v.wait_s is None]
     first = endless[0] if endless else max(blocked, key=lambda v: v.wait_s or 0.0)
     if first.wait_s is not None:
         setting = {"user_away": "safety.idle_required_minutes", "cooldown_over": "safety.cooldown_minutes"}.get(first.name)
-        return f"wait {duration(first.wait_s)}" + (f" ({setting})" if setting else "")
+        sooner = ", or `rae-node resume`" if first.name == "automation_on" else ""
+        return f"wait {duration(first.wait_s)}{sooner}" + (f" ({setting})" if setting else "")
     hints = {
-        "automation_on": "switch automation on: mend or set automation.enabled in runtime.yaml, or `rae-node resume`",
+        "automation_on": _switch_on(first),
         "user_away": "make the person's signs readable: " + first.reason,
         "gpu_free": "free the GPU: " + first.reason,
         "cpu_free": "let the CPU load of others fall: " + first.reason,
@@ -90,3 +91,21 @@ def unblock(o: Observation, m: Memory, lim: Limits) -> str:
     return hints.get(first.name, first.reason)
 
 
+def _switch_on(verdict: Verdict) -> str:
+    """Each hand that switches automation off has one that switches it on."""
+    ways = {
+        "operator": "the node is stopping; start it again" if "resume" not in verdict.reason else "`rae-node resume`",
+        "configuration": f"mend the configuration: {verdict.reason}",
+        "runtime.yaml": "set automation.enabled to true in runtime.yaml",
+        "link": f"`rae-node resume` tries the control node again: {verdict.reason}",
+    }
+    return ways.get(verdict.source, verdict.reason)
+
+
+def _missing(o: Observation, m: Memory) -> str:
+    """What an unblocked node still waits for."""
+    if m.state is State.READY and m.veto:
+        return f"let a task start: {m.veto}"
+    if m.state is State.READY and o.link is not Link.UP:
+        return f"reach the control node: {o.link_reason or 'no answer yet'}"
+    return "nothing blocks it" + (", it waits for a task" if m.state is State.READY else "")
