@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -96,6 +98,22 @@ def test_a_quiet_day_of_both_is_under_a_megabyte(tmp_path: Path) -> None:
         journal.alive("IDLE_WAIT", "IDLE_WAIT: user active on seat0 2 min ago, 8 min to go")
         clock.go(ALIVE_EVERY_S)
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 1_000_000
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["somebody is there all day", "nobody, and no task"])
+def test_a_quiet_day_of_the_real_loop_is_under_a_megabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    monkeypatch.setattr(weeks, "Journal", lambda folder, clock, keep_days: Journal(folder, clock, 7, text=TextLog(folder)))
+    with weeks.zone():
+        begin, end = weeks.at(0, 0), weeks.at(1, 0) - 1
+        signs = [(begin + 60 * minute, begin + 60 * minute + 30) for minute in range(1440)] if there else []
+        clock, supply = weeks.StoryClock(begin), weeks.Supply(random.Random(1), filled_until=1e12)
+        life = weeks._life(weeks.settings(tmp_path, logs), clock, weeks.Story(begin, end, there=signs), supply, end, False)
+        with asyncio.Runner(loop_factory=lambda: weeks._loop(clock)) as runner:
+            runner.run(life)
+    assert len(list(logs.iterdir())) == 2
+    assert 100_000 < sum(path.stat().st_size for path in logs.iterdir()) < 1_000_000
 
 
 def test_no_reason_of_others_begins_a_line_of_its_own() -> None:
