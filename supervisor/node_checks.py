@@ -44,6 +44,8 @@ def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
             fault = url_fault(task.ollama_url)
             if fault or not task.ollama_url.startswith("http://") or not is_loopback(host_of(task.ollama_url)):
                 refuse(f"{path}.ollama_url", None, "an http URL of this machine (127.0.0.1, ::1, localhost)")
+        if task.notice.signal != "none" and task.on_yield == "terminate" and task.notice.deadline_sec >= task.grace_sec:
+            refuse(f"{path}.notice.deadline_sec", None, f"less than grace_sec ({task.grace_sec:g}), of which it is a part")
         if task.executor == "shell_command" and not task.allow_any_command:
             said = "shell_command, which runs any text that the control node sends,"
             refuse(f"{path}.executor", f"{said} without allow_any_command: true", "command, with the program in argv")

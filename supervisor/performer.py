@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from states.effects import VETOING, Effect
@@ -43,6 +44,10 @@ WHY_BACK: Final[Mapping[str, str]] = {
 
 # Before the machine sleeps, logind waits five seconds by default: leave one for the rest (T26).
 SLEEP_GRACE_S: Final = 4.0
+
+
+# Where the place that a task has saved comes back to it, in its payload.
+STATE_KEY: Final = "rae_state"
 
 
 class Failed(Exception):
@@ -204,9 +209,12 @@ class Performer:
             self._close()
             return f"settled in place of that, failed: {error}"
         task_type = self._task_types().get(claim.type)
+        state = None if slot.tree is None else slot.tree.state
+        if state is not None:
+            claim = replace(claim, payload={**claim.payload, STATE_KEY: state})
         slot.source.hand_back(claim, why, task_type.on_preempt if task_type else "resubmit")
         self._close()
-        return why
+        return why if state is None else f"{why}; with the place that it has saved"
 
     async def _wipe(self, plan: Plan) -> str:
         slot = self._slot

@@ -217,6 +217,22 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
     ] = 300.0
 
 
+class Notice(Struct, frozen=True, forbid_unknown_fields=True):
+    """A word before the end: a task that saves its place in time is resumed there, on this node or another."""
+
+    signal: Annotated[
+        Literal["none", "USR1", "USR2", "INT", "HUP"],
+        Meta(
+            description="What tells the task to save its place, as JSON of at most 64 KiB in rae-state.json in its work folder "
+            "(written under another name, then renamed). It goes back with the task, in memory only, and comes again as "
+            "`rae_state` in its payload. none: it is not asked; most tasks know no such signal and would die of it."
+        ),
+    ] = "none"
+    deadline_sec: Annotated[
+        float, Meta(gt=0, le=60, description="How long it may take for that; a part of grace_sec. SIGTERM follows.")
+    ] = 2.0
+
+
 class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     """What runs a task of this type, for how long, and what happens to it when the person is back."""
 
@@ -265,6 +281,7 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="What becomes of a task cut short: posted anew for another node, or failed as `preempted:`."),
     ] = "resubmit"
     grace_sec: Annotated[float, Meta(ge=0, le=60, description="Time between SIGTERM and SIGKILL.")] = 5.0
+    notice: Notice = field(default_factory=Notice)
     max_result_mb: Annotated[
         float, Meta(gt=0, le=64, description="MiB of output kept as the result; it lies in memory only.")
     ] = 8.0

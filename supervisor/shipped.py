@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,10 +46,15 @@ EXAMPLES: Final = """\
   llm_inference:
     executor: command
     argv: [/opt/rae-node/tasks/infer, --model, "deepseek-coder:6.7b"]
+    allow_any_command: false
+    sandbox: none
+    sandbox_read: []
+    sandbox_network: false
     timeout_minutes: 30
     on_yield: kill
     on_preempt: fail
     grace_sec: 0
+    notice: {signal: none}
     max_result_mb: 1
     max_memory_gb: 16
     max_vram_gb: 12
@@ -123,11 +129,20 @@ def _section(f: msgspec.structs.FieldInfo, indent: str) -> list[str]:
 def _tasks(f: msgspec.structs.FieldInfo) -> list[str]:
     """The table of task types is empty; what may stand in it is told, and shown by examples."""
     lines = [*_comment(description(f.type), ""), "# Each type has:"]
-    for inner in msgspec.structs.fields(TaskType):
-        text = f"{inner.name}: {_explained(inner.type)} Default: {_value(inner)}"
+    for name, inner in _flat(TaskType):
+        text = f"{name}: {_explained(inner.type)} Default: {_value(inner)}"
         lines += textwrap.wrap(text, WIDTH, initial_indent="#   ", subsequent_indent="#     ")
     lines += ["# Two examples; remove the {} and the # to use them:", f"{f.name}: {{}}"]
     return lines + ["#" + line for line in EXAMPLES.splitlines()]
+
+
+def _flat(kind: type[msgspec.Struct], before: str = "") -> Iterator[tuple[str, msgspec.structs.FieldInfo]]:
+    """The fields with their names, those of a section within it as `section.field`."""
+    for inner in msgspec.structs.fields(kind):
+        if isinstance(inner.type, type) and issubclass(inner.type, msgspec.Struct):
+            yield from _flat(inner.type, f"{before}{inner.name}.")
+        else:
+            yield f"{before}{inner.name}", inner
 
 
 def _comment(text: str, indent: str) -> list[str]:

@@ -46,6 +46,11 @@ class RunningTask(Protocol):
         """The result object; `{}` while there is none."""
         ...
 
+    @property
+    def state(self) -> Any:
+        """What a task that was stopped has saved of its place, JSON types; None: nothing. In memory only (R6)."""
+        ...
+
     def pids(self) -> frozenset[int]:
         """The processes of the tree now; what they use is not held against the node itself (R11)."""
         ...

@@ -79,7 +79,10 @@ class CommandExecutor:
         if (most_gb := self._type.max_memory_gb) is not None:
             said = f"limit: memory: the kernel ended it at {most_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
             task.ended_at["memory"] = said
-        await task.start(workdir, {"argv": argv, "env": variables, "cwd": str(workdir), "spare": spare})
+        notice = self._type.notice
+        word = None if notice.signal == "none" else [getattr(signal, f"SIG{notice.signal}"), notice.deadline_sec]
+        order = {"argv": argv, "env": variables, "cwd": str(workdir), "spare": spare, "notice": word}
+        await task.start(workdir, order)
         return task
 
     def _order(self, claim: Claim, workdir: Path) -> tuple[list[str], bytes, dict[str, str]]:
@@ -143,6 +146,7 @@ class CommandTask:
         self._alive = True
         self._error: str | None = None
         self._result: Mapping[str, Any] = {}
+        self._state: Any = None
 
     # What a RunningTask shows.
 
@@ -165,6 +169,11 @@ class CommandTask:
     def result(self) -> Mapping[str, Any]:
         """See RunningTask. Of a failed task: the end of its stderr, for the control node alone."""
         return self._result
+
+    @property
+    def state(self) -> Any:
+        """See RunningTask."""
+        return self._state
 
     def pids(self) -> frozenset[int]:
         """See RunningTask."""
@@ -347,6 +356,11 @@ class CommandTask:
         elif "gone" in word:
             self._cpu_s = max(self._cpu_s, word["cpu_s"])
             self._rungs = word["rungs"]
+            if (state := word.get("state")) is not None:
+                try:
+                    self._state = msgspec.json.decode(state)
+                except (msgspec.DecodeError, RecursionError):
+                    self._rungs += ", its state is not JSON"
             self._finish(word["gone"], None, word.get("over", ()))
 
     def _keeper_exited(self, exit_fd: int) -> None:

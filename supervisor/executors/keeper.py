@@ -11,7 +11,8 @@ which sees the keeper end, clears away what is left by cgroup and by the mark in
 Control protocol, one JSON object a line. From the daemon: the start order (see `Keeper.start`), then any number of
 {"stop": grace_s}, {"freeze": true} and {"thaw": true}. To the daemon: {"started": pid} or {"failed": reason}, {"left": [..]}
 for a kill that left something, an {"ice": words, "ok": bool} for each freeze and thaw, in their order, and last
-{"gone": wait status or null, "cpu_s": …, "rungs": …, "over": [limits at which the kernel ended it]}.
+{"gone": wait status or null, "cpu_s": …, "rungs": …, "over": [limits at which the kernel ended it],
+"state": text that it has saved, or null}.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import resource
 import select
 import signal
+import stat
 import time
 from collections.abc import Mapping
 
@@ -32,6 +34,8 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 FREEZE_LIMIT_S = 1.0  # a tree at idle priority beside a busy person took 1.7 s at worst; killing does not need the freeze
 KILL_LIMIT_S = 3.0  # then what is left is reported, and tried again
 _AGAIN_S = 0.5
+STATE_FILE, STATE_MOST = "rae-state.json", 1 << 16
+_LOOK_S = 0.02  # for that file, while it is waited for
 _LIBC = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the child of `_fork_into` must find the interpreter lock held
 _SYS_CLONE3, _CLONE_INTO_CGROUP = 435, 1 << 33  # one number on every architecture (clone(2))
 
@@ -104,6 +108,10 @@ class Keeper:
         self.asked_s: float | None = None  # when a stop was ordered first
         self.kill_at_s: float | None = None
         self.frozen = False  # by a freeze order
+        self.notice: tuple[int, float] | None = None  # signal, seconds: a word before the end
+        self.term_at_s: float | None = None  # it was given
+        self.noticed = False
+        self.state_file = ""
         self.spare = b""  # the name of what must not end before the task in it does: its sandbox
         self.tree = holds.hold(os.getpid(), None)
         self._buffer = b""
@@ -136,10 +144,14 @@ class Keeper:
         return [json.loads(line) for line in lines]
 
     def start(self, order: Mapping[str, object]) -> bool:
-        """Start the task: {"argv": [...], "env": {...}, "cwd": path, "cgroup": path or null, "spare": name}. Our standard
-        streams become the task's, and are closed here, so that they end when the task's last process does."""
+        """Start the task: {"argv": [...], "env": {...}, "cwd": path, "cgroup": path or null, "spare": name, "notice": [signal,
+        seconds] or null}. Our standard streams become the task's, and are closed here, so that they end when the task's
+        last process does."""
         cgroup = str(order["cgroup"]) if order["cgroup"] else None
         self.spare = str(order.get("spare", "")).encode()
+        self.state_file = f"{order['cwd']}/{STATE_FILE}"
+        notice = order.get("notice")
+        self.notice = (int(notice[0]), float(notice[1])) if isinstance(notice, list) else None
         self.tree = holds.hold(os.getpid(), cgroup)
         said_r, said_w = os.pipe2(os.O_CLOEXEC)
         keeper = os.getpid()
@@ -186,7 +198,8 @@ class Keeper:
             self.rungs.append(f"{text} {(time.monotonic() - self.asked_s) * 1000:.0f} ms")
 
     def stop(self, grace_s: float) -> None:
-        """Freeze at once; then SIGTERM with `grace_s` seconds to obey, or the kill. A later order can only shorten it."""
+        """Freeze at once; then the notice where one is wanted, SIGTERM with the rest of `grace_s` seconds to obey, and the
+        kill. A later order can only shorten it."""
         now_s = time.monotonic()
         if self.asked_s is not None:
             self.kill_at_s = min(now_s + grace_s, self.kill_at_s or now_s)
@@ -195,11 +208,48 @@ class Keeper:
         frozen = self.tree.freeze(FREEZE_LIMIT_S)
         self.rung("frozen" if frozen else "not frozen")
         self.kill_at_s = time.monotonic() + grace_s
-        if grace_s > 0:
-            self.tree.signal(signal.SIGTERM, self.spare)
-            self.tree.relax()
-            self.tree.thaw()
-            self.rung("term")
+        if grace_s > 0 and self.notice is not None:
+            self.noticed, self.term_at_s = True, time.monotonic() + min(self.notice[1], grace_s)
+            self.say(self.notice[0], "notice")
+        elif grace_s > 0:
+            self.say(signal.SIGTERM, "term")
+
+    def say(self, number: int, name: str) -> None:
+        """Signal the frozen tree and let it run on, last in line, to obey."""
+        self.tree.signal(number, self.spare)
+        self.tree.relax()
+        self.tree.thaw()
+        self.rung(name)
+
+    def saved(self) -> None:
+        """While the notice runs: once the state is there, or the time is up, SIGTERM."""
+        if self.term_at_s is None:
+            return
+        there = os.path.lexists(self.state_file)
+        if there or time.monotonic() >= self.term_at_s:
+            self.term_at_s = None
+            self.rung("state saved" if there else "no state")
+            self.tree.freeze(FREEZE_LIMIT_S)
+            self.say(signal.SIGTERM, "term")
+
+    def state(self) -> str | None:
+        """What the task has saved: a plain file of bounded length, as text."""
+        if not self.noticed:
+            return None
+        try:
+            fd = os.open(self.state_file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            seen = os.fstat(fd)
+            if not stat.S_ISREG(seen.st_mode) or seen.st_size > STATE_MOST:
+                self.rungs.append(f"its state is not a file of at most {STATE_MOST} bytes")
+                return None
+            return os.read(fd, STATE_MOST).decode()
+        except (OSError, UnicodeDecodeError):
+            return None
+        finally:
+            os.close(fd)
 
     def freeze(self) -> tuple[bool, str]:
         """Freeze the tree until it is thawed or stopped; what cannot be frozen in time runs on."""
@@ -254,10 +304,12 @@ class Keeper:
     def keep(self) -> None:
         """Until the tree is empty: obey the daemon, kill what outlives the main process, kill all without a daemon."""
         while True:
-            if self.wait(None if self.kill_at_s is None else self.kill_at_s - time.monotonic()):
+            limit_s = None if self.kill_at_s is None else self.kill_at_s - time.monotonic()
+            if self.wait(limit_s if limit_s is None or self.term_at_s is None else min(limit_s, _LOOK_S)):
                 self.obey(self.orders())
             if self.reap():
                 return
+            self.saved()
             over = self.kill_at_s is not None and time.monotonic() >= self.kill_at_s
             alone = self.main is None and self.asked_s is None  # a stop's grace is for the whole tree
             if over or alone:
@@ -282,9 +334,9 @@ class Keeper:
     def finish(self) -> None:
         """The last word: how it ended."""
         self.rung("gone")
-        cpu_s, over = self.tree.cpu_s(), self.tree.over()
+        cpu_s, over, state = self.tree.cpu_s(), self.tree.over(), self.state()
         self.tree.remove()
-        self.tell(gone=self.status, cpu_s=cpu_s, rungs=", ".join(self.rungs), over=over)
+        self.tell(gone=self.status, cpu_s=cpu_s, rungs=", ".join(self.rungs), over=over, state=state)
 
 
 def main(control: int, workdir: str) -> None:

@@ -105,6 +105,11 @@ class OllamaTask:
         """See RunningTask."""
         return {} if self._alive else self._result
 
+    @property
+    def state(self) -> Any:
+        """See RunningTask: an answer that was cut begins anew."""
+        return None
+
     def pids(self) -> frozenset[int]:
         """Ollama's processes, found by their program: what they use is the task's doing."""
         return self._processes.pids() if self._alive else frozenset()

@@ -248,16 +248,16 @@ NODE = [
     ("host: {checks: [a]}", "node.yaml:1:17: host.checks[0]: found a, allowed: a list, each item a text"),
     ("tasks: {x: {argv: [sleep, 10]}}", "node.yaml:1:27: tasks.x.argv[1]: found 10, allowed: a text (in quotes)"),
     ("tasks: {x: {argv: sleep 10}}", "node.yaml:1:19: tasks.x.argv: found sleep 10, allowed: a list, each item a text"),
-    ("tasks: {x: {executor: magic}}", "node.yaml:1:23: tasks.x.executor: found magic, allowed: command, ollama_api"),
+    ("tasks: {x: {executor: magic}}", "node.yaml:1:23: tasks.x.executor: found magic, allowed: command, ollama_api, shell_command"),
     ("tasks: {1: {argv: [a]}}", f"node.yaml:1:9: tasks: found 1 as a name, {TEXT_NAME}"),
     ("tasks: {'': {argv: [a]}}", "node.yaml:1:9: tasks: found the name '', allowed: a task type of 1 to 128 characters"),
     ("tasks: {x: {argv: [a], env: {A: yes}}}", "node.yaml:1:33: tasks.x.env.A: found yes, allowed: a text (in quotes)"),
     ("tasks: {x: {argv: [a], env: {B=C: x}}}", f"node.yaml:1:30: tasks.x.env: found the name B=C, allowed: {ENV}"),
     (
         "tasks: {x: {argv: [a], grace: 1}}",
-        "node.yaml:1:24: tasks.x.grace: found an unknown field, allowed: executor, argv, timeout_minutes, on_yield, "
-        "on_preempt, grace_sec, max_result_mb, max_memory_gb, max_vram_gb, max_disk_gb, max_processes, env, "
-        "ollama_url (did you mean grace_sec?)",
+        "node.yaml:1:24: tasks.x.grace: found an unknown field, allowed: executor, argv, allow_any_command, "
+        "sandbox, sandbox_read, sandbox_network, timeout_minutes, on_yield, on_preempt, grace_sec, notice, max_result_mb, "
+        "max_memory_gb, max_vram_gb, max_disk_gb, max_processes, env, ollama_url (did you mean grace_sec?)",
     ),
     ("work: {hours: [22:00]}", f"node.yaml:1:16: work.hours[0]: found 22:00, allowed: {HOURS}"),
     ("work: {hours: [08:00-12:00, 9:00-24:30]}", f"node.yaml:1:29: work.hours[1]: found 9:00-24:30, allowed: {HOURS}"),

@@ -95,6 +95,11 @@ class ScriptedTask:
         """See RunningTask."""
         return 1.5
 
+    @property
+    def state(self) -> Any:
+        """See RunningTask."""
+        return None
+
     async def freeze(self) -> str:
         return "frozen 0 ms"
 

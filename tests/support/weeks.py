@@ -337,6 +337,11 @@ class SimulatedTask:
         """See RunningTask."""
         return 0.0
 
+    @property
+    def state(self) -> Any:
+        """See RunningTask."""
+        return None
+
     async def freeze(self) -> str:
         return "frozen 0 ms"
 
