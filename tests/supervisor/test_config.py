@@ -248,7 +248,7 @@ NODE = [
     ("host: {checks: [a]}", "node.yaml:1:17: host.checks[0]: found a, allowed: a list, each item a text"),
     ("tasks: {x: {argv: [sleep, 10]}}", "node.yaml:1:27: tasks.x.argv[1]: found 10, allowed: a text (in quotes)"),
     ("tasks: {x: {argv: sleep 10}}", "node.yaml:1:19: tasks.x.argv: found sleep 10, allowed: a list, each item a text"),
-    ("tasks: {x: {executor: magic}}", "node.yaml:1:23: tasks.x.executor: found magic, allowed: command, ollama_api, shell_command"),
+    ("tasks: {x: {executor: bad}}", "node.yaml:1:23: tasks.x.executor: found bad, allowed: command, ollama_api, shell_command"),
     ("tasks: {1: {argv: [a]}}", f"node.yaml:1:9: tasks: found 1 as a name, {TEXT_NAME}"),
     ("tasks: {'': {argv: [a]}}", "node.yaml:1:9: tasks: found the name '', allowed: a task type of 1 to 128 characters"),
     ("tasks: {x: {argv: [a], env: {A: yes}}}", "node.yaml:1:33: tasks.x.env.A: found yes, allowed: a text (in quotes)"),
