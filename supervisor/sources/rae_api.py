@@ -20,6 +20,7 @@ from supervisor.sources.transport import NOT_JSON, Answer, TooMuch, Transport, T
 NO_KEY: Final = "none"  # register wants an api_key; the server only stores its hash
 NIL_ID: Final = str(UUID(int=0))
 BAD_GATEWAY: Final = 502
+MISREAD: Final = 422  # dialect A's poll, read by B to D as a look at a task with no id
 SMALL_BYTES: Final = 256 * 1024  # of an answer that is about this node: parsing it holds up the loop for a moment
 # The answers to a result and to a task's post give the task back whole, whatever its size; its id comes first and is enough.
 TASK_BEGINS: Final = re.compile(rb'\s*\{\s*"id"\s*:\s*"(?P<id>[0-9a-fA-F-]{36})"\s*,')
@@ -155,8 +156,9 @@ class RaeApi:
             )
         try:
             return self._good(what, answer)
-        except NoSuchPath:
-            if not self._fixed:
+        except Trouble as trouble:
+            mistaken = isinstance(trouble, NoSuchPath) or (what == "poll" and trouble.status == MISREAD)
+            if mistaken and not self._fixed:
                 self._dialect = None  # to be found again
             raise
 

@@ -201,7 +201,7 @@ class Conversation:
             )  # fmt: skip
             await source.start(lambda: None)
             source.announce(Availability.ONLINE)
-            end_s = self.clock.now_s() + 30 * HOUR_S
+            end_s = self.clock.now_s() + 5 * HOUR_S
             try:
                 while any(self.server.faults.values()) and self.clock.now_s() < end_s:
                     await self._step(source)
@@ -243,7 +243,7 @@ class Conversation:
     async def _recovers(self, source: RaeHttp) -> None:
         """From now on the server tells the truth: a task comes, and its result arrives."""
         task_id = self.server.add("kind", {"a": 1})
-        end_s = self.clock.now_s() + 30 * HOUR_S
+        end_s = self.clock.now_s() + 5 * HOUR_S
         while self.clock.now_s() < end_s:
             if source.ask():
                 while source.asking:

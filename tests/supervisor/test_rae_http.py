@@ -67,6 +67,20 @@ async def test_a_dialect_that_moves_is_found_again(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_a_dialect_that_was_mistaken_is_found_again(tmp_path: Path) -> None:
+    """One bad answer to the probe makes B look like A, whose poll B reads as a look at a task."""
+    async with RaeServer("B", openapi=False).listening() as server, running(server, tmp_path) as rig:
+        server.faults["task"].append(s.status(405))
+        await rig.up()
+        assert rig.source.status.dialect == "A"
+        assert await rig.poll() is None
+        assert "422" in await rig.down()
+        task_id = server.add()
+        assert (await rig.claim()).id == task_id
+        assert rig.source.status.dialect == "B"
+
+
+@in_loop
 async def test_with_a_key_every_call_carries_it_and_no_text_does(tmp_path: Path) -> None:
     """Fault 10."""
     async with RaeServer("A", key=SENTINEL).listening() as server, running(server, tmp_path, token=SENTINEL) as rig:
