@@ -24,7 +24,8 @@ TOO_OLD = {"CPUShares", "MemoryLimit", "BlockIOWeight", "StartLimitInterval", "P
     [
         "ExecStart=/usr/bin/python3 /opt/rae-node/agent/auto_runner.py", "Type=notify", "NotifyAccess=main", "Restart=always",
         "RestartSec=15", "WatchdogSignal=SIGKILL", "LimitCORE=1", "KillMode=mixed", "Delegate=memory pids",
-        "StartLimitIntervalSec=0", "LimitNICE=+0", "OOMPolicy=continue", "RuntimeDirectory=rae-node", "StateDirectory=rae-node", "User=@USER@",
+        "StartLimitIntervalSec=0", "LimitNICE=+0", "OOMPolicy=continue",
+        "RuntimeDirectory=rae-node", "StateDirectory=rae-node", "User=@USER@",
         "WantedBy=multi-user.target",
         # GPU nodes and input devices by the groups that own them; without these two lines it would see neither
         "SupplementaryGroups=@GROUPS@", "DeviceAllow=char-* rw",
