@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import sys
 import threading
 import time
@@ -24,16 +25,27 @@ def top(config: ConfigOption = None) -> None:
     """Watch the node live: state, guards with their bars, task, link, last decisions.
 
     Keys: `p` pauses, `a` after the task in hand, `2` for two hours, `r` resumes, `q` quits. A bar shows how much of its
-    limit a reading has reached. Without a terminal use `rae-node status --watch`.
+    limit a reading has reached. Without a terminal it is shown once; `rae-node status --watch` goes on.
 
     Exit 3: the daemon is not running. Exit 4: it does not answer, or is another version.
     """
-    if not (sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"):
-        leave(Exit.WRONG, "top draws on a terminal; without one use `rae-node status --watch`, or `--json`")
     first = ask_daemon(config, "status")
+    if not (sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"):
+        _once(first)
+        return
     code, trouble = _show(runtime_folder(config), first)
     if code is not Exit.YES:
         leave(code, trouble)
+
+
+def _once(answer: dict[str, Any]) -> None:
+    """One screen without keys, for a pipe or a terminal that cannot be drawn on."""
+    from supervisor.cli.top_view import Seen, screen
+
+    size = shutil.get_terminal_size()
+    plain = "utf" not in (sys.stdout.encoding or "").lower()
+    lines = [line.plain.rstrip() for line in screen(Seen(answer), "", size.columns, size.lines, plain=plain)[:-1]]
+    print("\n".join(lines).rstrip())
 
 
 class _Asker(threading.Thread):

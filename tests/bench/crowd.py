@@ -1,6 +1,6 @@
 """How late the daemon's loop is while 200 clients crowd its control socket, some of them up to no good.
 
-    python tests/bench/crowd.py [--clients 200] [--seconds 6] [--rounds 3] [--json]
+    python tests/bench/crowd.py [--clients 200] [--seconds 4] [--rounds 5] [--json]
 
 The real daemon in a process of its own; the clients in another: they ask for the status, send garbage and half requests,
 ask and never read, come and leave at once, as fast as they can. Inside the daemon a probe asks to be woken each 2 ms and
@@ -178,8 +178,8 @@ def main() -> int:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--config", help=argparse.SUPPRESS)

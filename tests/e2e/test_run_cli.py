@@ -22,8 +22,8 @@ COMMANDS = [
     "record", "timeline", "whatif", "diagram",
     "config check", "config schema",
 ]
-# Those that ask the daemon; `top` too, in tests/supervisor/test_top.py.
-CLIENTS = ["status", "status --json", "status --watch", "why", "pause", "pause 2h", "resume", "diagram --highlight"]
+# Those that ask the daemon.
+CLIENTS = ["status", "status --json", "status --watch", "why", "top", "pause", "pause 2h", "resume", "diagram --highlight"]
 WRONG = {
     "nope": "No such command",
     "status --nope": "No such option",

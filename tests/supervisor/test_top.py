@@ -155,10 +155,20 @@ def test_status_and_why_fit_a_screen(tmp_path: Path) -> None:
             assert "> ??  user_away" in shown or "> no  user_away" in shown
 
 
-def test_without_a_terminal_it_says_what_to_use(tmp_path: Path) -> None:
-    done = NodeFolder.make(tmp_path).cli("top")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "rae-node status --watch" in done.stderr
+@pytest.mark.slow
+def test_without_a_terminal_it_is_shown_once(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path)
+    done = folder.cli("top")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "not running" in done.stderr
+    with daemon(folder) as node:
+        node.wait_for("READY")
+        done = folder.cli("top")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("READY: ")
+        assert len(done.stdout.splitlines()) < 24
+        assert "\x1b" not in done.stdout
+        assert KEYS not in done.stdout
 
 
 @pytest.mark.slow
