@@ -235,7 +235,7 @@ async def programs(config: Config) -> list[Check]:
         if task.sandbox == "bubblewrap":
             with tempfile.TemporaryDirectory() as folder:
                 why = await sandbox.fault(task, Path(folder))
-            reason, _, mend = why.rpartition(": ") if why else ("tried: it works", "", "")
+            reason, _, mend = why.removeprefix("sandbox: ").partition(": ") if why else ("tried: it works", "", "")
             found.append(Check(f"sandbox: {name}", UNATTENDED, not why, reason, mend))
     return found
 

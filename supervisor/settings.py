@@ -259,8 +259,8 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["none", "bubblewrap"],
         Meta(
             description="bubblewrap: the task sees the system read-only, of its files the work folder alone, no other process, "
-            "no network (package bubblewrap; needs user namespaces, which the shipped unit forbids: see README). Without "
-            "it there, the type's tasks fail. none: the unit's own walls only."
+            "no network. It needs the package bubblewrap and a drop-in for the service, which `rae-node doctor` names; "
+            "without them, the type's tasks fail. none: the unit's own walls only."
         ),
     ] = "none"
     sandbox_read: Annotated[

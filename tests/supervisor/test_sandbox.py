@@ -110,7 +110,8 @@ def test_without_it_the_type_fails_with_the_mend(tmp_path: Path, monkeypatch: py
             await bench.start("/bin/true", sandbox="bubblewrap")
         assert str(failed.value) == (
             "sandbox: bubblewrap does not work here (No permissions to create a new namespace): "
-            "let the service make namespaces (README, Sandbox), or set sandbox: none"
+            "let the service (`systemctl edit rae-node`: [Service] RestrictNamespaces=no and SystemCallFilter=@mount capset), "
+            "or set sandbox: none"
         )
         (fake / "bwrap").write_text("#!/bin/sh\nexec /bin/sleep 1000\n")
         monkeypatch.setattr(sandbox, "TRY_S", 0.2)

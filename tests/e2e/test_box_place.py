@@ -1,0 +1,80 @@
+"""In the very place that the shipped unit makes, as an ordinary user, on a real systemd: the leaf beside the tasks' cgroups,
+the wall by Landlock, and the sandbox, which needs the drop-in that `doctor` names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support.installed import boot
+from support.sysbox import REPO, SysBox
+
+from supervisor.executors import landlock, sandbox
+
+pytestmark = [pytest.mark.slow, pytest.mark.box]
+# What makes no place, but runs something; ProtectHome= may hide the interpreter of these tests.
+NOT_PLACE = (
+    "Type", "NotifyAccess", "Exec", "User", "SupplementaryGroups", "Restart", "Timeout", "Watchdog", "LoadCredential",
+    "KillMode", "OOM", "RuntimeDirectory", "StateDirectory", "ProtectHome",
+)  # fmt: skip
+LOOK = """
+import asyncio, json, sys
+from pathlib import Path
+from supervisor.executors import landlock, sandbox
+from supervisor.executors.containment import detect
+from supervisor.settings import TaskType
+held = detect()
+print(json.dumps({
+    "held": held.describe(), "own": Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip(),
+    "base": getattr(held, "base", ""), "landlock": landlock.abi(),
+    "sandbox": asyncio.run(sandbox.fault(TaskType(sandbox="bubblewrap"), Path("/opt/rae-node/workdir"))),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SysBox]:
+    """A box with the service's user and folders."""
+    with boot(tmp_path_factory.mktemp("place")) as box:
+        box.add_user("anna")
+        box.sh("mkdir -p /opt/rae-node/workdir /opt/rae-node/logs; chown -R anna /opt/rae-node")
+        yield box
+
+
+def look(box: SysBox, *more: str) -> dict[str, Any]:
+    """What a process finds in that place, with these settings beside the unit's."""
+    service = (REPO / "deploy/rae-node.service").read_text().partition("[Service]")[2].partition("[Install]")[0]
+    settings = [line for line in service.splitlines() if "=" in line and not line.startswith(("#", *NOT_PLACE))]
+    properties = [f"-p{line}" for line in [*settings, "RuntimeMaxSec=30", *more]]
+    runner = ["systemd-run", "-q", "--wait", "--pipe", "--collect", "-pUser=anna", "--unit=place"]
+    environment = [f"-E{name}={value}" for name, value in box.env.items()]
+    done = box.run(*runner, *properties, *environment, box.python, "-c", LOOK)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_service_is_in_a_leaf_beside_its_tasks(box: SysBox) -> None:
+    found = look(box)
+    assert found["held"].startswith("a cgroup v2 of its own for each task, below /sys/fs/cgroup/system.slice/place.service (")
+    assert found["own"].endswith("/system.slice/place.service/supervisor")
+
+
+def test_the_wall_by_landlock_stands_there_too(box: SysBox) -> None:
+    if not landlock.abi():
+        pytest.skip("no Landlock in this kernel")
+    found = look(box)
+    assert found["landlock"] == landlock.abi()
+    assert found["held"].endswith(landlock.describe(landlock.abi()))
+
+
+def test_the_sandbox_needs_what_doctor_says(box: SysBox) -> None:
+    if not shutil.which(sandbox.NAME):
+        pytest.skip("no bubblewrap here")
+    refused = look(box)["sandbox"]
+    assert refused.startswith("sandbox: bubblewrap does not work here (No permissions to create new namespace")
+    assert refused.endswith(sandbox.PERMIT)
+    assert look(box, *sandbox.DROP_IN)["sandbox"] == ""
