@@ -144,6 +144,22 @@ def test_programs_and_keys(tmp_path: Path) -> None:
     assert "s3cret" not in inside.key(config).reason
 
 
+def test_shell_commands_and_sandboxes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = {"executor": "shell_command", "allow_any_command": True}
+    tasks = {"any": shell, "walled": {**shell, "sandbox": "bubblewrap"}, "llm_inference": {"executor": "ollama_api"}}
+    config = load(NodeFolder.make(tmp_path / "n", node={"tasks": tasks}).path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    checks = asyncio.run(inside.programs(config))
+    said = of(checks, "shell commands: any")
+    assert (said.ok, "runs ANY command that the control node sends" in said.reason) == (None, True)
+    assert said.reason.endswith(", WITHOUT a sandbox")
+    assert of(checks, "shell commands: walled").reason.endswith(", in a sandbox")
+    walls = of(checks, "sandbox: walled")
+    assert (walls.ok, walls.reason) == (False, "bubblewrap is not here")
+    assert "apt-get install bubblewrap" in walls.mend
+    assert not [check for check in checks if "llm_inference" in check.name]  # it has no program
+
+
 def test_no_lock_is_wanted_where_none_is_configured(tmp_path: Path) -> None:
     config = load(NodeFolder.make(tmp_path / "n").path)
     check = asyncio.run(inside.sleep_lock(config))
