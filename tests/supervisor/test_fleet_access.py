@@ -6,6 +6,8 @@ import asyncio
 import json
 import shutil
 import stat
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.nats_rig import NatsServer, free_port, needs_server, node, operator, until
+from support.nats_rig import NatsServer, Operator, free_port, needs_server, node, operator, until
 
 from states.observation import Link
 from supervisor.fleet import credentials, layout
@@ -214,3 +216,71 @@ def test_the_way_in_for_an_operator(tmp_path: Path) -> None:
         server_of(None, None, None, None, environ)
     with pytest.raises(AccessError, match="needs --password-file"):
         server_of(None, "boss", None, None, {})
+
+
+def test_three_servers_start_from_the_tools_own_files_as_the_readme_says(tmp_path: Path) -> None:
+    """TLS between them too; streams in three copies; an operator and a node come in by what the tool has written for them."""
+    root = Path(__file__).resolve().parents[2]
+    keys, hosts = tmp_path / "keys", ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+    words = [word for host in hosts for word in ("--server", host)]
+    tool = [str(root / "deploy/fleet/credentials"), str(keys), *words, "--node", "desk-1", "--store", str(tmp_path / "js-%h")]
+    subprocess.run(tool, check=True, capture_output=True)
+    ports = free_port(), free_port()
+    servers = []
+    try:
+        for host in hosts:
+            conf = keys / f"{host}.conf"
+            text = conf.read_text().replace("%h", host).replace("0.0.0.0", host)
+            for port, free in zip((":4222", ":6222"), ports, strict=True):
+                text = text.replace(port, f":{free}")
+            conf.write_text(text)
+            prefix = ("env", "-C", str(keys))
+            servers.append(NatsServer(tmp_path, name=host, host=host, port=ports[0], config=conf, prefix=prefix))
+        for server in servers:
+            server.start()
+        url = ",".join(f"tls://{host}:{ports[0]}" for host in hosts)
+        admin = ["--server", url, "--user", "admin", "--password-file", str(keys / "passwords/admin"), "--ca-file",
+                 str(keys / "ca.pem"), "--replicas", "3"]
+        for _ in range(60):  # leaders are elected first
+            done = subprocess.run([str(root / "deploy" / "fleet" / "setup"), *admin], capture_output=True, text=True)
+            if done.returncode == 0:
+                break
+            time.sleep(0.5)
+        assert "stream RAE_TASKS, 3 replica(s)" in done.stdout, done.stderr + "\n".join(s.log()[-2000:] for s in servers)
+
+        async def work() -> None:
+            def secret(name: str) -> str:
+                return (keys / "passwords" / name).read_text().strip()
+
+            ca = str(keys / "ca.pem")
+            boss = Server(url, "operator", secret("operator"), ca)
+            async with (
+                operator("", server=boss, made=True) as fleet,
+                node(url, tmp_path, node_id="desk-1", token=secret("desk-1"), ca_file=ca) as rig,
+            ):
+                await rig.up()
+                servers[0].kill()
+                task = await _persist(fleet)
+                rig.source.settle(await rig.claim(), {"n": 3}, None)
+                assert (await fleet.settled(task)).result == {"n": 3}
+
+        asyncio.run(asyncio.wait_for(work(), 90))
+    finally:
+        for server in servers:
+            server.kill()
+
+
+async def _persist(fleet: Operator) -> str:
+    """Submit through the end of a server: the same id, by whichever server is there."""
+    task = str(uuid4())
+    for _ in range(100):
+        try:
+            if not fleet.wire.up:
+                await fleet.wire.close()
+                fresh = Wire(fleet.wire._server, name="operator")
+                await fresh.open()
+                fleet.wire = fresh
+            return await fleet.submit("echo", {}, task)
+        except Trouble:
+            await asyncio.sleep(0.2)
+    raise AssertionError("no server took the task")
