@@ -116,7 +116,7 @@ def test_a_tampered_journal_is_told(tmp_path: Path) -> None:
     with control_node() as control, daemon(NodeFolder.make(tmp_path, control.url)) as node:
         control.settled(control.add("echo"))
         node.stop()
-    (journal,) = (tmp_path / "logs").iterdir()
+    (journal,) = (tmp_path / "logs").glob("decisions-*.jsonl")
     text = journal.read_text()
     changes = {
         '"row": "safe"': '"row": "unsafe"',
