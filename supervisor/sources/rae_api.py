@@ -20,6 +20,7 @@ from supervisor.sources.transport import NOT_JSON, Answer, TooMuch, Transport, T
 NO_KEY: Final = "none"  # register wants an api_key; the server only stores its hash
 NIL_ID: Final = str(UUID(int=0))
 BAD_GATEWAY: Final = 502
+MAX_ID_CHARS: Final = 200  # of what the server calls this node: it goes into the note
 MISREAD: Final = 422  # dialect A's poll, read by B to D as a look at a task with no id
 SMALL_BYTES: Final = 256 * 1024  # of an answer that is about this node: parsing it holds up the loop for a moment
 # The answers to a result and to a task's post give the task back whole, whatever its size; its id comes first and is enough.
@@ -81,9 +82,10 @@ class RaeApi:
         paths = await self.paths()
         body = {"node_id": self._node_id, "api_key": self._token or NO_KEY, "capabilities": clean.mapping(self._capabilities)}
         value = await self._call("register", "POST", paths.register, body, max_bytes=SMALL_BYTES)
-        if not isinstance(value, dict) or not isinstance(value.get("id"), str) or not value["id"]:
+        compute_id = value.get("id") if isinstance(value, dict) else None
+        if not isinstance(compute_id, str) or not 0 < len(compute_id) <= MAX_ID_CHARS:
             raise self._malformed("register")
-        self.compute_id = value["id"]
+        self.compute_id = compute_id
 
     async def heartbeat(self, availability: Availability) -> None:
         """Tell whether work is welcome."""

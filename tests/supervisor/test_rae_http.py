@@ -81,6 +81,15 @@ async def test_a_dialect_that_was_mistaken_is_found_again(tmp_path: Path) -> Non
 
 
 @in_loop
+async def test_a_name_for_this_node_that_would_burst_the_note_is_none(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server:
+        server.faults["register"].append(s.raw(s.http(200, json.dumps({"id": "x" * 70_000}).encode())))
+        async with running(server, tmp_path) as rig:
+            assert "something else than the contract says" in await rig.down()
+            await rig.up()
+
+
+@in_loop
 async def test_with_a_key_every_call_carries_it_and_no_text_does(tmp_path: Path) -> None:
     """Fault 10."""
     async with RaeServer("A", key=SENTINEL).listening() as server, running(server, tmp_path, token=SENTINEL) as rig:
