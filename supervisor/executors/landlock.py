@@ -1,5 +1,6 @@
 """A wall between a task and what runs as the same user: by Landlock it can neither trace other processes, so that the
-daemon's memory and environment are closed to it, nor, from Linux 6.12 on, signal them (R4). Standard library only.
+daemon's memory and environment are closed to it, nor, from Linux 6.12 on, signal them (R4), nor listen to the keyboard
+where the service may (R6). Standard library only.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import sys
 _LIBC = ctypes.PyDLL(None, use_errno=True)
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # one number on every architecture
 _VERSION, _PATH_BENEATH = 1, 1
-_REFER = 1 << 13  # renaming between folders: must be handled to be allowed, and is the one thing that we handle
+_WRITE_FILE, _READ_FILE = 1 << 1, 1 << 2
+_REFER = 1 << 13  # renaming between folders: must be handled to be allowed
 _SCOPE_SIGNAL = 1 << 1
 _SCOPED_ABI, _REFER_ABI = 6, 2
+INPUT = "/dev/input"
 
 
 def abi() -> int:
@@ -30,30 +33,63 @@ def describe(found: int) -> str:
     return f"{weaker} (Landlock keeps it from tracing)" if found >= _REFER_ABI else f"{weaker}, and trace it (no Landlock)"
 
 
-def enter() -> None:
-    """Put this process, and all that descend from it, behind the wall, as far as the kernel can; needs no_new_privs."""
+def enter(closed: str = INPUT) -> None:
+    """Put this process, and all that descend from it, behind the wall, as far as the kernel can; needs no_new_privs.
+
+    Args:
+        closed: a folder whose files it can neither read nor write any more, if it could until now. The service may read
+            input devices to see when they were used; a task that may is a key logger. What is made beside that folder or
+            the folders above it later on, such as a new device node, is closed too.
+    """
     found = abi()
-    if found >= _SCOPED_ABI:  # struct landlock_ruleset_attr: handled_access_fs, handled_access_net, scoped
-        attributes, size = (ctypes.c_uint64 * 3)(0, 0, _SCOPE_SIGNAL), 24
-    elif found >= _REFER_ABI:
-        attributes, size = (ctypes.c_uint64 * 3)(_REFER, 0, 0), 8
-    else:
+    if found < _REFER_ABI:
         return
+    close = _has_open_files(closed)
+    # struct landlock_ruleset_attr: handled_access_fs, handled_access_net, scoped
+    handled = _REFER | (_READ_FILE | _WRITE_FILE if close else 0)
+    if found >= _SCOPED_ABI:
+        attributes, size = (ctypes.c_uint64 * 3)(handled if close else 0, 0, _SCOPE_SIGNAL), 24
+    else:
+        attributes, size = (ctypes.c_uint64 * 3)(handled, 0, 0), 8
     ruleset = _LIBC.syscall(_CREATE, ctypes.byref(attributes), size, 0)
     if ruleset < 0:
         return
     try:
-        if found >= _SCOPED_ABI or _allow_everywhere(ruleset):
+        if not attributes[0] or _allow(ruleset, "/", _REFER):  # renaming stays as it was
+            if close:
+                for path in _all_but(closed):
+                    _allow(ruleset, path, _READ_FILE | _WRITE_FILE)
             _LIBC.syscall(_RESTRICT, ruleset, 0)
     finally:
         os.close(ruleset)
 
 
-def _allow_everywhere(ruleset: int) -> bool:
-    """Renaming stays as it was."""
-    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+def _has_open_files(folder: str) -> bool:
+    """Whether this process can read or write something there."""
     try:
-        rule = _REFER.to_bytes(8, sys.byteorder) + root.to_bytes(4, sys.byteorder)  # struct landlock_path_beneath_attr
+        return any(os.access(entry.path, os.R_OK) or os.access(entry.path, os.W_OK) for entry in os.scandir(folder))
+    except OSError:
+        return False
+
+
+def _all_but(folder: str) -> list[str]:
+    """Everything beside it, and beside each folder that it is in."""
+    beside = []
+    while folder != "/":
+        above = os.path.dirname(folder)
+        beside += [entry.path for entry in os.scandir(above) if entry.path != folder]
+        folder = above
+    return beside
+
+
+def _allow(ruleset: int, path: str, access: int) -> bool:
+    """These rights on a path and what is below it; not on one that is gone, nor on where a symbolic link leads."""
+    try:
+        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        rule = access.to_bytes(8, sys.byteorder) + place.to_bytes(4, sys.byteorder)  # struct landlock_path_beneath_attr
         return bool(_LIBC.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0) == 0)
     finally:
-        os.close(root)
+        os.close(place)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +109,43 @@ def test_where_there_is_none_nothing_changes(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     landlock.enter()
     os.kill(os.getppid(), 0)
+
+
+CLOSING = """
+import ctypes, json, os, sys
+from pathlib import Path
+from supervisor.executors import landlock
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+if len(sys.argv) > 2:
+    landlock.abi = lambda: int(sys.argv[2])
+here = Path(sys.argv[1])
+landlock.enter(str(here / "dev/input"))
+def does(what):
+    try:
+        what()
+        return "done"
+    except OSError as error:
+        return error.strerror
+print(json.dumps({
+    "listen": does((here / "dev/input/event0").read_bytes),
+    "inject": does(lambda: (here / "dev/input/event0").write_bytes(b"")),
+    "device": does((here / "dev/nvidia0").read_bytes), "file": does(lambda: (here / "work/new").write_text("x")),
+    "null": does(Path("/dev/null").read_bytes), "proc": does(Path("/proc/self/stat").read_bytes),
+    "rename": does(lambda: os.rename(here / "work/a/file", here / "work/file")), "run": os.system("/bin/true"),
+}))
+"""
+
+
+@pytest.mark.parametrize("version", [[], ["3"]], ids=["this kernel", "an older one"])
+@pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
+def test_a_task_cannot_listen_to_the_keyboard(version: list[str], tmp_path: Path) -> None:
+    (tmp_path / "dev/input").mkdir(parents=True)
+    (tmp_path / "work/a").mkdir(parents=True)
+    for name in ("dev/input/event0", "dev/nvidia0", "work/a/file"):
+        (tmp_path / name).touch()
+    root = Path(landlock.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", CLOSING, str(tmp_path), *version], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    no = "Permission denied"
+    open_ = dict.fromkeys(("device", "file", "null", "proc", "rename"), "done")
+    assert json.loads(done.stdout) == {"listen": no, "inject": no, **open_, "run": 0}

@@ -205,11 +205,11 @@ def test_a_gap_says_what_the_node_remembered(tmp_path: Path, monkeypatch: pytest
     """The daemon's journal could not write for a while; what came after is judged all the same."""
     real, lost = Journal._put, {"n": 0}
 
-    def put(self: Journal, line: dict[str, Any]) -> None:
+    def put(self: Journal, wall_s: float, line: dict[str, Any]) -> None:
         lost["n"] += 1
         if 6 <= lost["n"] <= 8:
             raise OSError(28, "No space left on device")
-        real(self, line)
+        real(self, wall_s, line)
 
     monkeypatch.setattr(Journal, "_put", put)
     path = record(parse((FOLDER / "everything-refused.yaml").read_text(), "s"), tmp_path, Clock())
