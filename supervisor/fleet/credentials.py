@@ -81,6 +81,8 @@ def rights(role: str, user: str, consumer: str = layout.CONSUMER) -> dict[str, A
         f"$JS.ACK.{layout.TASKS}.{consumer}.>",
         layout.ANY_RESULT,
         "rae.dead.*",
+        layout.place_subject("*"),
+        f"{api}.DIRECT.GET.{layout.PLACES}.{layout.place_subject('*')}",
         layout.node_subject(user),
     ]
     return {"publish": {"allow": send}, "subscribe": {"allow": [mine]}}

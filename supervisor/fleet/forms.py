@@ -69,6 +69,15 @@ def decode_task(data: bytes) -> Claim:
     return Claim(task_id, kind, payload, priority or 0)
 
 
+def decode_place(data: bytes) -> dict[str, Any]:
+    """What a task has saved, to be laid over its payload.
+
+    Raises:
+        Poison: it is none.
+    """
+    return _object(data, "the place")
+
+
 def decode_result(data: bytes) -> Result:
     """The result.
 

@@ -8,6 +8,7 @@ from typing import Final
 TASKS: Final = "RAE_TASKS"  # a work queue: a task leaves it when it is acknowledged, after its result is stored
 RESULTS: Final = "RAE_RESULTS"  # one result a task, the first; a second one is refused
 DEAD: Final = "RAE_DEAD"  # tasks that no node can run, as they came, with the reason
+PLACES: Final = "RAE_PLACES"  # how far a task had come when it was given back; the last one of each
 NODES: Final = "RAE_NODES"  # the bucket of what nodes tell of themselves; what is not told again in time is gone
 NODES_STREAM: Final = f"KV_{NODES}"
 CONSUMER: Final = "nodes"  # what all nodes pull from, unless control.nats.consumer says otherwise
@@ -37,6 +38,11 @@ def result_subject(task_id: str) -> str:
 def dead_subject(name: str) -> str:
     """Where a task that cannot be run ends; `name` is its id, or its place in the queue."""
     return f"rae.dead.{name}"
+
+
+def place_subject(task_id: str) -> str:
+    """Where a task's saved place lies for the node that has it next."""
+    return f"rae.places.{task_id}"
 
 
 def node_subject(node_id: str) -> str:

@@ -12,14 +12,14 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from states.observation import Link
 from supervisor.clock import Clock
 from supervisor.fleet import layout, wire
-from supervisor.fleet.forms import Poison, Result, decode_task
+from supervisor.fleet.forms import Poison, Result, decode_place, decode_task
 from supervisor.fleet.registry import entry
 from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
 from supervisor.settings import Control
@@ -212,7 +212,7 @@ class JetStream:
             self._event("outcome-ignored", task=claim.id, type=claim.type, reason="the task has an outcome already")
             return
         self.counts["handed_back"] += 1
-        self._giving.add(task := asyncio.create_task(self._give_back(lease, clean.reason(reason))))
+        self._giving.add(task := asyncio.create_task(self._give_back(lease, claim, clean.reason(reason))))
         task.add_done_callback(self._giving.discard)
 
     def announce(self, availability: Availability) -> None:
@@ -352,6 +352,8 @@ class JetStream:
             await link.word(delivery.reply, UNFIT_DELAY)
             self._event("claim-passed-on", task=claim.id, type=claim.type, reason="this node does not run this type")
             return
+        if delivery.count > 1:
+            claim = await self._with_its_place(claim)
         self._leases[claim.id] = Lease(claim, delivery.reply, delivery.count, now_s + self._lease_s)
         self._held.set()
         try:
@@ -359,6 +361,14 @@ class JetStream:
         except OSError as error:
             self._event("note-not-kept", task=claim.id, type=claim.type, reason=str(error))
         self._slot = claim
+
+    async def _with_its_place(self, claim: Claim) -> Claim:
+        """The task with what it had saved when it was given back. Without it, it begins anew, which is always right."""
+        try:
+            data = await self._need().last(layout.PLACES, layout.place_subject(claim.id))
+            return claim if data is None else replace(claim, payload={**claim.payload, **decode_place(data)})
+        except (Trouble, Poison):
+            return claim
 
     async def _bury(self, delivery: Delivery, reason: str, task_id: str, kind: str) -> None:
         """Nobody can run it: keep it where an operator finds it, tell its submitter, and end it."""
@@ -401,17 +411,29 @@ class JetStream:
         except Trouble as trouble:
             self._fail(trouble)
 
-    async def _give_back(self, lease: Lease, reason: str) -> None:
-        """Now, while the lease is surely ours; else its end does the same, a little later."""
-        claim, word = lease.claim, "handed-back"
+    async def _give_back(self, lease: Lease, claim: Claim, reason: str) -> None:
+        """Now, while the lease is surely ours; else its end does the same, a little later. What is new in the payload is the
+        place that the task has saved: it goes ahead, for the node that has the task next."""
+        place = {key: value for key, value in claim.payload.items() if lease.claim.payload.get(key) != value}
+        word = "handed-back"
         try:
             if lease.lost or self._clock.now_s() > lease.ends_s - LAST_MOMENT_S:
                 raise Trouble("its lease has ended")
+            if place:
+                await self._save(claim, place, lease.count)
             await self._need().word(lease.reply, GIVE_BACK)
         except Trouble as trouble:
             word, reason = "handed-back-by-lease", f"{reason}; {trouble.reason}"
         self._event(word, task=claim.id, type=claim.type, reason=reason)
         await self._unnote(claim.id)
+
+    async def _save(self, claim: Claim, place: Mapping[str, Any], count: int) -> None:
+        body = await asyncio.to_thread(lambda: clean.encode(clean.mapping(place)))
+        try:
+            msg_id = f"{claim.id}.{layout.token(self._node_id)}.{count}"
+            await self._need().store(layout.place_subject(claim.id), body, msg_id)
+        except Trouble as trouble:
+            self._event("place-lost", task=claim.id, type=claim.type, reason=f"it begins anew: {trouble.reason}")
 
     # --- the way back
 

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -93,9 +93,13 @@ def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
             rig.source.settle(await rig.claim(), {"n": 1}, None)
             assert (await boss.settled(task)).node == "desk.2"
             await boss.submit()
-            rig.source.hand_back(await rig.claim(), "back", "resubmit")
+            claim = await rig.claim()
+            rig.source.hand_back(replace(claim, payload={"rae_state": 7}), "back", "resubmit")
             await rig.saw("handed-back")
-            rig.source.settle(await rig.claim(), {}, "failed")
+            assert "place-lost" not in rig.names()
+            claim = await rig.claim()
+            assert claim.payload == {"rae_state": 7}
+            rig.source.settle(claim, {}, "failed")
             await boss.raw(b"poison", task_id=str(uuid4()))
             assert await rig.poll() is None
             await rig.saw("dead-letter")
@@ -114,6 +118,7 @@ FORBIDDEN = {
     "tell of another node": layout.node_subject("desk.2"),
     "take from the registry": f"$JS.API.DIRECT.GET.{layout.NODES_STREAM}.{layout.node_subject('desk.2')}",
     "read results": f"$JS.API.DIRECT.GET.{layout.RESULTS}.rae.results.x",
+    "list places": f"$JS.API.DIRECT.GET.{layout.PLACES}",
     "read the queue": f"$JS.API.STREAM.MSG.GET.{layout.TASKS}",
     "purge the queue": f"$JS.API.STREAM.PURGE.{layout.TASKS}",
     "delete a stream": f"$JS.API.STREAM.DELETE.{layout.RESULTS}",

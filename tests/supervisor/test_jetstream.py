@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -119,6 +120,34 @@ def test_given_back_it_goes_on_elsewhere_within_a_moment(server: NatsServer, tmp
             two.source.settle(taken, {}, None)
             assert (await fleet.settled(task)).node == "two"
             assert (await one.saw("handed-back"))["reason"] == "the person came back"
+
+    run(work())
+
+
+def test_what_a_task_has_saved_goes_with_it_to_the_next_node(server: NatsServer, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with (
+            operator(server.url, lease_s=30) as fleet,
+            node(server.url, tmp_path, node_id="one") as one,
+            node(server.url, tmp_path, node_id="two") as two,
+        ):
+            task = await fleet.submit("sleep", {"n": 1})
+            for place, (here, there) in enumerate([(one, two), (two, one), (one, two)]):
+                claim = await here.claim()
+                assert claim.payload == ({"n": 1} if not place else {"n": 1, "rae_state": {"step": place - 1}})
+                saved = replace(claim, payload={**claim.payload, "rae_state": {"step": place}})
+                here.source.hand_back(saved, "the person came back", "resubmit")
+                assert there.source.waiting is None
+            last = await two.claim()
+            assert last.payload == {"n": 1, "rae_state": {"step": 2}}
+            # what cannot be saved is lost, and the task is given back all the same
+            await fleet.wire.api(f"STREAM.DELETE.{layout.PLACES}")
+            two.source.hand_back(replace(last, payload={**last.payload, "rae_state": {"step": 9}}), "back", "resubmit")
+            await two.saw("place-lost")
+            again = await one.claim()
+            assert (again.id, again.payload) == (task, {"n": 1})
+            one.source.settle(again, {}, None)
+            assert (await fleet.settled(task)).node == "one"
 
     run(work())
 
