@@ -65,7 +65,7 @@ class Bounds:
 
 
 _PERIOD_US = 100_000
-_THREADS_EACH, _THREADS_LEAST = 4, 1024
+_THREADS_EACH, _THREADS_LEAST = 16, 1024
 
 
 class Containment(Protocol):

@@ -41,7 +41,7 @@ def test_limits_are_held_by_the_kernel(tmp_path: Path) -> None:
     found = inside(tmp_path, "limits")
     assert found["memory"] == "limit: memory: the kernel ended it at 0.0625 GiB (tasks.kind.max_memory_gb)"
     assert found["files"] == {
-        "memory.max": str(1 << 29), "memory.oom.group": "1", "pids.max": "1200", "cpu.max": "max 100000", "cpu.idle": "1",
+        "memory.max": str(1 << 29), "memory.oom.group": "1", "pids.max": "4800", "cpu.max": "max 100000", "cpu.idle": "1",
     }  # fmt: skip
     assert found["bomb"] == [None, {"born": 1023, "refused": 1}]
     assert 30 < found["cpu_percent"] < 50  # of 40, on one processor
@@ -59,7 +59,7 @@ def test_an_idle_tree_is_frozen_beside_a_busy_person(tmp_path: Path, record_prop
 FILES = [
     (Bounds(), ALL, {"cpu.idle": "1", "memory.oom.group": "1"}),
     (Bounds(memory_bytes=7, processes=1000), ALL, {
-        "cpu.idle": "1", "memory.oom.group": "1", "memory.max": "7", "pids.max": "4000",
+        "cpu.idle": "1", "memory.oom.group": "1", "memory.max": "7", "pids.max": "16000",
     }),
     (Bounds(processes=3), frozenset({"pids"}), {"pids.max": "1024"}),
     (Bounds(80.0, 7, 3), frozenset(), {}),
