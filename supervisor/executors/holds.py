@@ -144,17 +144,23 @@ def environment(pid: int) -> dict[bytes, bytes]:
     return dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
 
 
-def _set_nice(tids: list[int], nice: int) -> None:
-    """Ordinary scheduling at `nice` for these threads; stops at the first refusal (a plain user may not go back up)."""
+def _set_nice(tids: list[int], nice: int, *, idle: bool = False) -> bool:
+    """Ordinary scheduling at `nice`, or the idle class, for these threads; whether one of them was in the idle class. Stops
+    at the first refusal (a plain user may not go back up)."""
+    were_idle = False
     for tid in tids:
         try:
             if os.sched_getscheduler(tid) != os.SCHED_OTHER:
+                were_idle = True
                 os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
             os.setpriority(os.PRIO_PROCESS, tid, nice)
+            if idle:
+                os.sched_setscheduler(tid, os.SCHED_IDLE, os.sched_param(0))
         except ProcessLookupError:
             continue
         except OSError:
-            return
+            break
+    return were_idle
 
 
 def _threads(pids: list[int]) -> list[int]:
@@ -188,6 +194,7 @@ class TreeHold:
 
     def __init__(self, root: int) -> None:
         self.root = root
+        self._idle = False  # it was in the idle class before it was hurried
 
     def pids(self) -> frozenset[int]:
         """The processes now."""
@@ -214,12 +221,13 @@ class TreeHold:
         not before, so that it does not compete with him who gives it."""
         self._prioritize(self.threads(), 0)
 
-    def relax(self) -> None:
-        """Put the tree behind everything else again."""
-        self._prioritize(self.threads(), 19)
+    def relax(self, *, idle: bool = False) -> None:
+        """Put the tree behind everything else again; with `idle` as far as it was before, where it may not get a turn for a
+        long time, as one that is about to end must."""
+        self._prioritize(self.threads(), 19, idle=idle and self._idle)
 
-    def _prioritize(self, threads: list[int], nice: int) -> None:
-        _set_nice(threads, nice)
+    def _prioritize(self, threads: list[int], nice: int, *, idle: bool = False) -> None:
+        self._idle = _set_nice(threads, nice, idle=idle) or self._idle
         for leader in sorted(threads)[:1]:  # the task's own session; those that it made since were never put back
             with contextlib.suppress(OSError):
                 write(f"/proc/{leader}/autogroup", str(nice))
@@ -312,9 +320,9 @@ class CgroupHold(TreeHold):
                     write(f"{self.path}/{name}", free)
                     self._held_back[name] = before
 
-    def relax(self) -> None:
+    def relax(self, *, idle: bool = False) -> None:
         """The same, with the cgroup as a whole."""
-        super().relax()
+        super().relax(idle=idle)
         for name, value in self._held_back.items():
             with contextlib.suppress(OSError):
                 write(f"{self.path}/{name}", value)

@@ -259,7 +259,7 @@ class Keeper:
         self.frozen = self.tree.freeze(FREEZE_LIMIT_S)
         took_ms = (time.monotonic() - begun_s) * 1000
         if not self.frozen:
-            self.tree.relax()
+            self.tree.relax(idle=True)
             self.tree.thaw()
         return self.frozen, f"{'frozen' if self.frozen else 'not frozen, and thawed again after'} {took_ms:.0f} ms"
 
@@ -269,7 +269,7 @@ class Keeper:
             return True, "was not frozen" if self.asked_s is None else "it is being stopped"
         begun_s = time.monotonic()
         self.frozen = False
-        self.tree.relax()
+        self.tree.relax(idle=True)
         self.tree.thaw()
         return True, f"thawed {(time.monotonic() - begun_s) * 1000:.0f} ms"
 

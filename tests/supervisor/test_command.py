@@ -240,6 +240,8 @@ def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path,
             assert re.fullmatch(r"thawed \d+ ms", await task.thaw())
             await until_async(lambda: all(a != b for a, b in zip(counters(), before, strict=True)), what="all run on")  # noqa: B023
         assert await task.thaw() == "was not frozen"
+        if os.geteuid() == 0:  # as last in line as it was born
+            assert {os.sched_getscheduler(pid) for pid in pids_in(out)} == {os.SCHED_IDLE}
         await task.freeze()
         assert (await task.stop(0.2 if then == "stop" else 0)).startswith("frozen ")
         assert not [pid for pid in pids_in(out) if alive(pid)]
