@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,6 +52,9 @@ def look(box: SysBox, *more: str) -> dict[str, Any]:
     settings = [line for line in service.splitlines() if "=" in line and not line.startswith(("#", *NOT_PLACE))]
     properties = [f"-p{line}" for line in [*settings, "RuntimeMaxSec=30", *more]]
     runner = ["systemd-run", "-q", "--wait", "--pipe", "--collect", "-pUser=anna", "--unit=place"]
+    # PrivateTmp= hides a checkout that lies in /tmp.
+    mine = {str(p) for p in (REPO, sys.prefix, sys.base_prefix) if str(p).startswith("/tmp/")}
+    properties += [f"-pBindReadOnlyPaths={path}" for path in sorted(mine)]
     environment = [f"-E{name}={value}" for name, value in box.env.items()]
     done = box.run(*runner, *properties, *environment, box.python, "-c", LOOK)
     found: dict[str, Any] = json.loads(done.stdout)

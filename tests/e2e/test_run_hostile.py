@@ -81,7 +81,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str | None, Any]] = {
     "raw_nul": ("import os\nos.write(1, b'{\"a\": \"x\\x00y\"}')", {}, "result: not a JSON object: ", None),
     "not_utf_8": ("import os\nos.write(1, b'{\"a\": \"\\xff\\xfe\"}')", {}, "result: not a JSON object: it is not UTF-8", {}),
     "huge_result": ("import os\nos.write(1, b'{\"a\": \"')\nfor _ in range(200): os.write(1, b'x' * (1 << 20))\n"
-                    "os.write(1, b'\"}')", {}, "result: larger than 8 MiB", {}),
+                    "os.write(1, b'\"}')", {}, "result: larger than 8 MiB", None),
     "stops_itself": ("import os\nos.kill(os.getpid(), 19)", {"timeout_minutes": 0.02}, "timeout: ", None),
     "closes_stdin": ("import os\nos.close(0); time.sleep(0.1); print('{}')", {}, None, {}),
     "attacks_the_node": (ATTACK, {}, None, {"traced": [-1, -1], "signalled": 0}),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Held:
 
     def __init__(self, held: CgroupContainment) -> None:
         self.held = held
-        self.root = Path("/tmp/work")
+        self.root = Path(tempfile.gettempdir(), "work")
         self.ended = asyncio.Event()
         self.count = 0
 

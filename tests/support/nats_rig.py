@@ -28,6 +28,7 @@ from supervisor.settings import Control
 from supervisor.sources.base import Availability, Claim
 from supervisor.sources.jetstream import JetStream
 from supervisor.sources.link import end
+from supervisor.sources.transport import Trouble
 
 DEADLINE_S = 30.0
 BINARY = shutil.which("nats-server")
@@ -183,12 +184,23 @@ class Operator:
 
     async def stream(self, name: str) -> dict[str, Any]:
         """A stream's state."""
-        state: dict[str, Any] = (await self.wire.api(f"STREAM.INFO.{name}"))["state"]
+        state: dict[str, Any] = (await self.ask(f"STREAM.INFO.{name}"))["state"]
         return state
+
+    async def ask(self, name: str) -> dict[str, Any]:
+        """An answer of the servers, which give none while they elect a leader."""
+        end_s = time.monotonic() + 60
+        while True:
+            try:
+                return await self.wire.api(name)
+            except Trouble:
+                if time.monotonic() > end_s:
+                    raise
+                await asyncio.sleep(0.1)
 
     async def queue(self) -> tuple[int, int, int]:
         """Tasks in the queue, those of them with a node, and results."""
-        info = await self.wire.api(f"CONSUMER.INFO.{layout.TASKS}.{layout.CONSUMER}")
+        info = await self.ask(f"CONSUMER.INFO.{layout.TASKS}.{layout.CONSUMER}")
         tasks, results = await self.stream(layout.TASKS), await self.stream(layout.RESULTS)
         return tasks["messages"], info["num_ack_pending"], results["messages"]
 

@@ -18,8 +18,8 @@ from typing import Any
 KERNEL = "linux.uml"
 BEGIN, END = "---begin---", "---end---"
 _INIT = """#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={path}
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp; mount -t tmpfs run /run
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR={tmp} PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={path}
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp {tmp}; mount -t tmpfs run /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 echo {begin}; {program} 2>&1; echo {end}
 echo o > /proc/sysrq-trigger; sleep 10
@@ -40,7 +40,9 @@ def run(base: Path, *words: str, memory: str = "768M", timeout_s: float = 240.0)
     """
     script, root = base / "init", Path(__file__).resolve().parents[2]
     program = f"{sys.executable} {' '.join(words)}"
-    script.write_text(_INIT.format(path=f"{root}:{root}/tests", begin=BEGIN, end=END, program=program))
+    hidden = any(str(path).startswith("/tmp/") for path in (root, sys.executable))
+    place = {"path": f"{root}:{root}/tests", "tmp": "/mnt" if hidden else "/tmp"}
+    script.write_text(_INIT.format(**place, begin=BEGIN, end=END, program=program))
     script.chmod(0o755)
     argv = [KERNEL, "rootfstype=hostfs", "rootflags=/", "ro", f"mem={memory}", f"init={script}", "con=null", "con0=fd:0,fd:1"]
     with subprocess.Popen(
