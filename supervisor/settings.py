@@ -209,9 +209,9 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             ge=1, le=1000,
             description="Requests within any second, whatever they are for. Intervals and back-off keep far below it; this "
-            "bounds also what nobody thought of, and short tasks in a row.",
+            "bounds also what nobody thought of, and short tasks in a row: each takes two.",
         ),
-    ] = 20
+    ] = 100
     backoff_max_sec: Annotated[
         float, Meta(gt=0, le=3600, description="The longest pause between two tries while the control node is away.")
     ] = 300.0
