@@ -101,7 +101,7 @@ def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
     box = node.box
     before = box.sh("find /opt/rae-node /etc /var/lib/rae-node -printf '%p %m %u %s %T@\\n' 2>/dev/null || true")
     box.run("systemctl", "disable", UNIT)
-    box.sh("mv /etc/polkit-1/rules.d/50-rae-node.rules /root/")
+    box.sh("mv /etc/polkit-1/rules.d/50-rae-node.rules /var/tmp/")
     wait_for(lambda: node.cli("report").stdout.count("; run") == 2, lambda: node.cli("report").stdout)
     report = node.cli("report")
     assert report.returncode == 1
@@ -109,7 +109,7 @@ def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
     assert "enabled: the unit is disabled; run `sudo rae-node enable`\n" in report.stdout
     assert f"sleep lock: polkit refuses the lock org.freedesktop.login1.inhibit-block-sleep to {USER}; run the" in report.stdout
     assert report.stdout.endswith("\nNOT READY\n")
-    box.sh("mv /root/50-rae-node.rules /etc/polkit-1/rules.d/")
+    box.sh("mv /var/tmp/50-rae-node.rules /etc/polkit-1/rules.d/")
     enabled = node.cli("enable")
     assert (enabled.returncode, enabled.stderr) == (0, "")
     assert node.show("ActiveState") == {"ActiveState": "inactive"}
