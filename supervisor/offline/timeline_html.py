@@ -15,19 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 from xml.sax.saxutils import escape
 
-from supervisor.offline.timeline import (
-    Timeline,
-    clock,
-    date,
-    day_words,
-    gaps,
-    hours,
-    quick,
-    short,
-    steps,
-    summary_rows,
-)
+from supervisor.offline.timeline import Timeline, gaps, steps
 from supervisor.offline.timeline_svg import CURVES, HEIGHT, LEGEND, STYLE, dark_style, day, patterns, swatch, tops_of
+from supervisor.offline.timeline_words import clock, date, day_words, hours, quick, short, summary_rows
 from supervisor.version import VERSION
 
 ASSETS: Final = Path(__file__).parent / "timeline-page"

@@ -15,23 +15,9 @@ from xml.sax.saxutils import escape
 from states.limits import Limits
 from states.memory import State
 from supervisor.offline.raster import FONT
-from supervisor.offline.timeline import (
-    AWAY,
-    GAP,
-    HERE,
-    LEFT,
-    UNSEEN,
-    Point,
-    Timeline,
-    clock,
-    date,
-    day_words,
-    person_words,
-    span_words,
-    steps,
-    summary_rows,
-    task_words,
-)
+from supervisor.offline.timeline import Timeline, steps
+from supervisor.offline.timeline_spans import AWAY, GAP, HERE, LEFT, UNSEEN, Point
+from supervisor.offline.timeline_words import clock, date, day_words, person_words, span_words, summary_rows, task_words
 
 HEIGHT: Final = 122  # of a day, in pixels
 _STATE_Y, _TASK_Y, _PERSON_Y, _LOAD_Y, _HOUR_Y = 8, 40, 54, 70, 116

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from states.memory import State
-from supervisor.offline.timeline import GAP, HERE, LEFT, UNSEEN, Timeline, date, day_words, summary_rows
+from supervisor.offline.timeline import Timeline
+from supervisor.offline.timeline_spans import GAP, HERE, LEFT, UNSEEN
+from supervisor.offline.timeline_words import date, day_words, summary_rows
 
 if TYPE_CHECKING:
     from rich.text import Text

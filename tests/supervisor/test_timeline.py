@@ -23,23 +23,12 @@ from states.memory import State
 from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading
 from supervisor.journal import Journal
 from supervisor.offline.raster import rasterise
-from supervisor.offline.timeline import (
-    AWAY,
-    GAP,
-    HERE,
-    LEFT,
-    UNSEEN,
-    Timeline,
-    TimelineError,
-    hours,
-    load,
-    quick,
-    span_words,
-    summary_rows,
-)
+from supervisor.offline.timeline import Timeline, TimelineError, load
 from supervisor.offline.timeline_html import page
+from supervisor.offline.timeline_spans import AWAY, GAP, HERE, LEFT, UNSEEN
 from supervisor.offline.timeline_svg import picture
 from supervisor.offline.timeline_text import lines
+from supervisor.offline.timeline_words import hours, quick, span_words, summary_rows
 
 CLI = (sys.executable, "-m", "supervisor.cli.main", "timeline")
 UTC_DAY = 1_799_971_200.0  # 2027-01-15T00:00:00Z
