@@ -124,13 +124,13 @@ def plain(folder: Path) -> Plain | None:
 
 def _nasty(count: int, folder: str, seconds: float) -> None:
     """Workers that count in a file; every other one is double-forked into a session of its own. All ignore SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # before the first worker can be seen
     for number in range(count):
         if os.fork() == 0:
             if number % 2:
                 os.setsid()
                 if os.fork():
                     os._exit(0)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             path = f"{folder}/{os.getpid()}"
             with open(path, "w") as file:
                 while True:
@@ -139,7 +139,6 @@ def _nasty(count: int, folder: str, seconds: float) -> None:
                     file.flush()
                     sum(range(3000))
                     time.sleep(0.002)  # the machine is shared, and the tree at idle priority
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(seconds)
     print("{}")
 
