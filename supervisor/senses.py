@@ -14,6 +14,7 @@ from supervisor.dbus import SystemBus
 from supervisor.observer import Observer
 from supervisor.sensors.base import PresenceSensor, Wake
 from supervisor.sensors.desktop import Desktop
+from supervisor.sensors.gpu_watch import Setup
 from supervisor.sensors.gpus import Gpus
 from supervisor.sensors.host import HostSensor
 from supervisor.sensors.idle_detect import IdleDetect
@@ -67,7 +68,7 @@ class Senses:
                 ignore_bumps=setting.ignore_bumps,
             )
             presence += [self.input, IdleDetect(clock)]
-        self.gpu = Gpus(clock, config.node.gpu, own_pids, max_age_s=config.limits.max_age_gpu_s)
+        self.gpu = Gpus(Setup(clock, config.node.gpu, own_pids, config.limits.max_age_gpu_s))
         self.host = HostSensor(
             clock,
             config.node.host,

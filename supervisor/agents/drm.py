@@ -1,10 +1,7 @@
 """Looks at AMD and Intel GPUs for the daemon, in a process that may be left behind: a driver can hang under a read (R12).
 
-It reads sysfs and the DRM part of /proc/PID/fdinfo, and nothing else. It answers one JSON line on stdout for each line
-`look` on stdin, ends when stdin ends, and dies with its parent. It is started by path, isolated (`python -I drm.py
-PARENT_PID [SYS PROC DEV]`), so it imports nothing of ours: the standard library only.
-
-An answer is `{"at_s": float, "devices": [...]}`; `at_s` is of a clock that only goes forward. A device has `pci, driver,
+It reads sysfs and the DRM part of /proc/PID/fdinfo, and nothing else. How it is started, and ends: `answering`. The
+answer to `look` is `{"at_s": float, "devices": [...]}`; `at_s` is of a clock that only goes forward. A device has `pci, driver,
 asleep, error, percent, idle_ms, total, used, clients [{pid, vram, busy}], hidden [pid]`. A GPU that is asleep is not
 read any further, so that it sleeps on (T15). `percent` is amdgpu's own; Intel's tell instead for how many milliseconds
 they have been idle since boot, the busiest part of each. Sizes are bytes, null where the driver does not say. `vram` is
@@ -15,18 +12,15 @@ own are not among them: the totals count them.
 
 from __future__ import annotations
 
-import ctypes
 import glob
-import json
 import os
 import re
-import signal
 import struct
-import sys
 import time
 from typing import Any, Final
 
-PR_SET_PDEATHSIG: Final = 1
+from supervisor.agents import answering
+
 DRIVERS: Final = ("amdgpu", "i915", "xe")
 CARD: Final = re.compile(r"card[0-9]+")
 IDLE: Final = ("gt/gt*/rc6_residency_ms", "device/tile*/gt*/gtidle/idle_residency_ms", "power/rc6_residency_ms")
@@ -208,26 +202,7 @@ class Looker:
         return list(found.items())
 
 
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent dies, also if that has happened already."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(0)
-
-
-def main() -> None:
-    """Answer until stdin ends."""
-    if len(sys.argv) > 1:
-        die_with(int(sys.argv[1]))
-    looker = Looker(*(sys.argv[2:5] if len(sys.argv) >= 5 else ("/sys", "/proc", "/dev")))
-    try:
-        for line in sys.stdin:
-            if line.strip() == "look":
-                sys.stdout.write(json.dumps(looker.look()) + "\n")
-                sys.stdout.flush()
-    except (BrokenPipeError, KeyboardInterrupt):
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: list[str]) -> None:
+    """Answer until stdin ends; `arguments`: the parent's pid, and the roots of sysfs, /proc and /dev."""
+    answering.die_with(int(arguments[0]))
+    answering.answer({"look": Looker(*arguments[1:4]).look})

@@ -1,11 +1,9 @@
 """Holds NVML for the daemon, in a process that may be left behind: a driver call can hang in the kernel (R12).
 
 A stuck thread would keep the daemon from being restarted, and an open NVML handle keeps a laptop's GPU awake; the end
-of this process closes every handle. It answers one JSON line on stdout for each line `look` on stdin, ends when stdin
-ends, and dies with its parent. It is started by path, isolated (`python -I gpu.py PARENT_PID`), so it imports nothing
-of ours: the standard library and pynvml.
+of this process closes every handle. How it is started, and ends: `answering`.
 
-An answer is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. `error` (in words) says that nothing
+The answer to `look` is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. `error` (in words) says that nothing
 can be said of any GPU; `library` is false when libnvidia-ml.so.1 does not load. A device has `uuid, name, percent,
 total, used, reserved, temperature_c, throttled, xid, mig, processes [{pid, kind, used, percent}], error`: sizes in bytes,
 kind `c` (compute), `g` (graphics) or `cg`, a process's `percent` how busy it has kept the GPU of late, null where the
@@ -16,17 +14,12 @@ fields prove nothing.
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
-import signal
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 import pynvml as nvml
 
-PR_SET_PDEATHSIG: Final = 1
+from supervisor.agents import answering
 
 # What the driver's codes mean to the machine's owner; other codes keep NVML's own words.
 WORDS: Final[dict[int, str]] = {
@@ -209,26 +202,7 @@ class Looker:
         return answer
 
 
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent dies, also if that has happened already."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(0)
-
-
-def main() -> None:
-    """Answer until stdin ends."""
-    if len(sys.argv) > 1:
-        die_with(int(sys.argv[1]))
-    looker = Looker()
-    try:
-        for line in sys.stdin:
-            if line.strip() == "look":
-                sys.stdout.write(json.dumps(looker.look()) + "\n")
-                sys.stdout.flush()
-    except (BrokenPipeError, KeyboardInterrupt):
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: list[str]) -> None:
+    """Answer until stdin ends; `arguments`: the parent's pid."""
+    answering.die_with(int(arguments[0]))
+    answering.answer({"look": Looker().look})

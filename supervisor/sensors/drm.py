@@ -11,52 +11,31 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from inotify_simple import flags
 
 from states.observation import Gpu
-from supervisor.clock import Clock
 from supervisor.sensors.drm_cards import Cards
 from supervisor.sensors.drm_use import Look, busy_percent, judge
 from supervisor.sensors.gpu_use import Use
-from supervisor.sensors.gpu_watch import ABSENT, GpuWatch, suspended_s
-from supervisor.sensors.process import Name, name_of
-from supervisor.settings import GpuSettings
+from supervisor.sensors.gpu_watch import ABSENT, GpuWatch, Setup
 
-AGENT: Final = Path(__file__).resolve().parents[1] / "agents" / "drm.py"
 NODE: Final = re.compile(r"(?:card|renderD)[0-9]+")
 AGAIN_S: Final = 0.3  # until the second look, where one look does not tell how busy a card is
-SLOW_S: Final = 5.0  # a GPU that wakes up holds reads up
 
 
 class DrmSensor(GpuWatch):
     """The reading of the lent AMD or Intel GPUs; see GpuWatch."""
 
     name = "drm"
+    driver = "GPU's"
+    agent = "drm"
 
-    def __init__(
-        self,
-        clock: Clock,
-        settings: GpuSettings,
-        own_pids: Callable[[], frozenset[int]],
-        *,
-        proc_root: Path = Path("/proc"),
-        sys_root: Path = Path("/sys"),
-        dev_root: Path = Path("/dev"),
-        max_age_s: float = 30.0,
-        deadline_s: float = 3.0,
-        suspended_s: Callable[[], float] = suspended_s,
-    ) -> None:
-        super().__init__(
-            clock, settings, own_pids, agent=AGENT, arguments=(str(sys_root), str(proc_root), str(dev_root)),
-            driver="GPU's", nodes=dev_root / "dri", proc_root=proc_root, max_age_s=max_age_s, deadline_s=deadline_s,
-            first_deadline_s=deadline_s + SLOW_S, suspended_s=suspended_s,
-        )  # fmt: skip
-        self._cards = Cards(sys_root)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup, setup.dev_root / "dri", str(setup.sys_root), str(setup.proc_root), str(setup.dev_root))
+        self._cards = Cards(setup.sys_root)
         self._before: Look | None = None
         self._asleep = False
 
@@ -120,7 +99,6 @@ class DrmSensor(GpuWatch):
         cards = [card for card in look.devices if card.pci in lent]
         if len(cards) < len(lent):
             return self._failed(f"GPU {lent[0]} is not shown by its driver any more")
-        percents: dict[str, float] = {}
         try:
             told = {card.pci: busy_percent(before, look, card) for card in cards}
         except ValueError as error:
@@ -134,9 +112,6 @@ class DrmSensor(GpuWatch):
         self._failures, self._looked_at_s = 0, now_s
         self._publish(use, now_s, "DRM")
         return self._look_in(self._follow_up.pop(0) if self._follow_up else self._interval_s)
-
-    def _name_of(self, pid: int) -> Name:
-        return name_of(self._proc_root, pid)
 
     # --- nodes of the GPU in /dev/dri
 

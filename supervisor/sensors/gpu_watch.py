@@ -18,19 +18,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from inotify_simple import INotify, flags
 
 from states.observation import NEVER, Gpu, Reading
+from supervisor.agents import answering
 from supervisor.clock import Clock
 from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu_use import NOTHING_OWN, Own, Use
 from supervisor.sensors.helper import Helper
+from supervisor.sensors.process import Name, name_of
 from supervisor.settings import GpuSettings
 
 FOLLOW_UP_S: Final = (0.25, 0.75, 1.5)  # looks after an open, each so long after the one before
@@ -47,46 +50,54 @@ def suspended_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
-class GpuWatch:
-    """The life of a GPU sensor; what it looks at is its subclass's.
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a GPU sensor is made with.
 
-    Args:
-        clock: the clock.
-        settings: `gpu` of node.yaml.
-        own_pids: the processes of the node's task now.
-        agent: the helper's program, which is given our pid and `arguments`.
-        driver: what to call the driver in words.
-        nodes: the folder in which the GPU's nodes are.
-        max_age_s: how old a reading may be before it proves nothing.
-        deadline_s: seconds within which the helper must answer; its first call, which may load the driver, has
-            `first_deadline_s`.
+    clock: the clock.
+    settings: `gpu` of node.yaml.
+    own_pids: the processes of the node's task now.
+    max_age_s: how old a reading may be before it proves nothing.
+    deadline_s: seconds within which the helper must answer; its first call, which may load the driver or wake the GPU, has
+        `first_deadline_s`.
+    settle_s: seconds between a new helper's first look, if that shows a load, and the first one that is believed.
     """
 
-    name = "gpu"
+    clock: Clock
+    settings: GpuSettings
+    own_pids: Callable[[], frozenset[int]]
+    max_age_s: float = 30.0
+    proc_root: Path = Path("/proc")
+    sys_root: Path = Path("/sys")
+    dev_root: Path = Path("/dev")
+    deadline_s: float = 3.0
+    first_deadline_s: float = 10.0
+    settle_s: float = 0.2
+    suspended_s: Callable[[], float] = suspended_s
 
-    def __init__(
-        self,
-        clock: Clock,
-        settings: GpuSettings,
-        own_pids: Callable[[], frozenset[int]],
-        *,
-        agent: Path,
-        arguments: Sequence[str] = (),
-        driver: str,
-        nodes: Path,
-        proc_root: Path,
-        max_age_s: float,
-        deadline_s: float,
-        first_deadline_s: float,
-        suspended_s: Callable[[], float],
-    ) -> None:
-        self._clock, self._settings, self._own_pids = clock, settings, own_pids
-        self._agent, self._arguments = agent, list(arguments)
-        self._driver_name, self._node_folder, self._proc_root = driver, nodes, proc_root
-        self._rest_s = max_age_s * 5 / 6
-        self._deadline_s, self._first_deadline_s = deadline_s, first_deadline_s
-        self._suspended_s = suspended_s
-        self._slept_s = suspended_s()
+
+class GpuWatch(ABC):
+    """The life of a GPU sensor; what it looks at is its subclass's: `driver` is what to call the driver in words, `agent`
+    the helper's module.
+
+    Args:
+        setup: what it is made with.
+        nodes: the folder in which the GPU's nodes are.
+        arguments: what the helper is given.
+    """
+
+    name: ClassVar[str] = "gpu"
+    driver: ClassVar[str]
+    agent: ClassVar[str]
+
+    def __init__(self, setup: Setup, nodes: Path, *arguments: str) -> None:
+        self._clock, self._settings, self._own_pids = setup.clock, setup.settings, setup.own_pids
+        self._arguments = arguments
+        self._node_folder, self._proc_root = nodes, setup.proc_root
+        self._rest_s = setup.max_age_s * 5 / 6
+        self._deadline_s, self._first_deadline_s = setup.deadline_s, setup.first_deadline_s
+        self._suspended_s = setup.suspended_s
+        self._slept_s = setup.suspended_s()
         self._interval_s = self._rest_s
         self._wake: Wake = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,30 +118,31 @@ class GpuWatch:
 
     # --- what a subclass says
 
+    @abstractmethod
     def describe(self) -> list[dict[str, Any]]:
         """One row a GPU for doctor and check-gpu."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _glance(self, now_s: float) -> bool:
         """Whether every GPU is asleep, which proves that nobody uses one; must wake none and cost next to nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _glanced(self, now_s: float) -> None:
         """At each look of the tick, while no question is under way."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _question(self) -> bytes:
         """The line that the helper is asked; called just before, so a subclass may note that it does not rest."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take(self, line: bytes, now_s: float) -> None:
         """The helper's answer: publish, or fail, and say when to look again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_node(self, name: str) -> bool:
         """Whether a file in the folder of nodes is the GPU's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _watch_nodes(self) -> None:
         """Watch for opens, where they are not seen in the folder anyway."""
 
@@ -241,15 +253,14 @@ class GpuWatch:
         if self._left is not None and not self._left.gone:
             if self._left.stuck:
                 hung = f"process {self._left.pid} cannot be killed; reboot if it stays so"
-                self._failed(f"the {self._driver_name} driver hangs: {hung}")
+                self._failed(f"the {self.driver} driver hangs: {hung}")
             else:
                 self._look_in(0.05)
             return
         if self._helper is None:
             self._fresh = True
-            argv = [sys.executable, "-I", str(self._agent), str(os.getpid()), *self._arguments]
             try:
-                self._helper = Helper(argv, self._answered, self._helper_failed)
+                self._helper = Helper(answering.command(self.agent, *self._arguments), self._answered, self._helper_failed)
             except OSError as error:
                 self._failed(f"the GPU helper cannot be started: {error.strerror}")
                 return
@@ -282,7 +293,7 @@ class GpuWatch:
             self._helper.kill()
             self._left, self._helper = self._helper, None
         hung = self._left is not None and self._left.hung
-        self._failed(f"the {self._driver_name} driver hangs: {reason}" if hung else f"the GPU helper failed: {reason}")
+        self._failed(f"the {self.driver} driver hangs: {reason}" if hung else f"the GPU helper failed: {reason}")
 
     def _failed(self, reason: str) -> None:
         """Publish the error, and try again later, later each time."""
@@ -315,6 +326,9 @@ class GpuWatch:
         """See `gpu_use.judge`."""
         return {pid: now_s - seen_s for pid, seen_s in self._lately.items()}
 
+    def _name_of(self, pid: int) -> Name:
+        return name_of(self._proc_root, pid)
+
     # --- nodes of the GPU in /dev
 
     def _watch(self) -> None:
@@ -346,6 +360,7 @@ class GpuWatch:
         self._look()
         self._wake()
 
+    @abstractmethod
     def _surprised(self) -> None:
         """Something new is there: what was concluded from its absence is over."""
 

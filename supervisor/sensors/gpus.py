@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from msgspec.structs import replace
+from msgspec import structs
 
 from states.observation import Gpu, Reading
-from supervisor.clock import Clock
 from supervisor.sensors.base import Wake
 from supervisor.sensors.drm_cards import Cards
 from supervisor.sensors.gpu_use import NOTHING_OWN, Own
-from supervisor.sensors.gpu_watch import GpuWatch
+from supervisor.sensors.gpu_watch import GpuWatch, Setup
 from supervisor.sensors.nvml import NvmlSensor
-from supervisor.settings import GpuSettings
 
 PCI_ADDRESS: Final = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
@@ -32,34 +30,18 @@ class Gpus:
 
     name = "gpu"
 
-    def __init__(
-        self,
-        clock: Clock,
-        settings: GpuSettings,
-        own_pids: Callable[[], frozenset[int]],
-        *,
-        max_age_s: float = 30.0,
-        proc_root: Path = Path("/proc"),
-        sys_root: Path = Path("/sys"),
-        dev_root: Path = Path("/dev"),
-    ) -> None:
-        self._settings = settings
-        pci = [entry for entry in settings.lend if PCI_ADDRESS.fullmatch(entry)]
-        uuids = [entry for entry in settings.lend if entry not in pci]
-        self.nvml = NvmlSensor(
-            clock, replace(settings, lend=uuids), own_pids, max_age_s=max_age_s,
-            proc_root=proc_root, sys_root=sys_root, dev_root=dev_root,
-        )  # fmt: skip
-        self._cards = Cards(sys_root)
+    def __init__(self, setup: Setup) -> None:
+        self._settings = setup.settings
+        pci = [entry for entry in self._settings.lend if PCI_ADDRESS.fullmatch(entry)]
+        uuids = [entry for entry in self._settings.lend if entry not in pci]
+        self.nvml = NvmlSensor(replace(setup, settings=structs.replace(setup.settings, lend=uuids)))
+        self._cards = Cards(setup.sys_root)
         self._interval_s: float | None = None
 
         def make_drm() -> GpuWatch:
             from supervisor.sensors.drm import DrmSensor  # most machines with an NVIDIA GPU never need it
 
-            return DrmSensor(
-                clock, replace(settings, lend=pci), own_pids, max_age_s=max_age_s,
-                proc_root=proc_root, sys_root=sys_root, dev_root=dev_root,
-            )  # fmt: skip
+            return DrmSensor(replace(setup, settings=structs.replace(setup.settings, lend=pci)))
 
         self._make_drm = make_drm
         self._drm: GpuWatch | None = None

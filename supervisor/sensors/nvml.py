@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,13 +27,9 @@ import msgspec
 from inotify_simple import flags
 
 from states.observation import NEVER, Gpu, Reading
-from supervisor.clock import Clock
 from supervisor.sensors.gpu_use import Answer, Device, Use, judge
-from supervisor.sensors.gpu_watch import ABSENT, GpuWatch, suspended_s
-from supervisor.sensors.process import Name, name_of
-from supervisor.settings import GpuSettings
+from supervisor.sensors.gpu_watch import ABSENT, GpuWatch, Setup
 
-AGENT: Final = Path(__file__).resolve().parents[1] / "agents" / "gpu.py"
 LIBRARY: Final = "libnvidia-ml.so.1"
 NVIDIA: Final = "0x10de"
 DISPLAY_CLASS: Final = "0x03"  # VGA, 3D and other display controllers
@@ -79,32 +75,16 @@ class PciGpus:
 
 
 class NvmlSensor(GpuWatch):
-    """The reading of the lent NVIDIA GPUs; `settle_s`: seconds between a new helper's first look, if that shows a load,
-    and the first one that is believed. The rest: see GpuWatch."""
+    """The reading of the lent NVIDIA GPUs; see GpuWatch."""
 
     name = "nvml"
+    driver = "NVIDIA"
+    agent = "gpu"
 
-    def __init__(
-        self,
-        clock: Clock,
-        settings: GpuSettings,
-        own_pids: Callable[[], frozenset[int]],
-        *,
-        proc_root: Path = Path("/proc"),
-        sys_root: Path = Path("/sys"),
-        dev_root: Path = Path("/dev"),
-        max_age_s: float = 30.0,
-        deadline_s: float = 3.0,
-        first_deadline_s: float = 10.0,
-        settle_s: float = 0.2,
-        suspended_s: Callable[[], float] = suspended_s,
-    ) -> None:
-        super().__init__(
-            clock, settings, own_pids, agent=AGENT, driver="NVIDIA", nodes=dev_root, proc_root=proc_root,
-            max_age_s=max_age_s, deadline_s=deadline_s, first_deadline_s=first_deadline_s, suspended_s=suspended_s,
-        )  # fmt: skip
-        self._pci = PciGpus(sys_root)
-        self._settle_s = settle_s
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup, setup.dev_root)
+        self._pci = PciGpus(setup.sys_root)
+        self._settle_s = setup.settle_s
         self._driver = ""
         self._unlisted: Mapping[str, float] = {}  # beside the last task; see `gpu_use.judge`
         self._absent_in: object = None  # the surroundings in which there was no GPU
@@ -213,9 +193,6 @@ class NvmlSensor(GpuWatch):
     def _failed(self, reason: str) -> None:
         self._absent_in, self._napping = None, False
         super()._failed(reason)
-
-    def _name_of(self, pid: int) -> Name:
-        return name_of(self._proc_root, pid)
 
     # --- nodes of the GPU in /dev, and where the library may appear
 

@@ -45,6 +45,7 @@ from supervisor.sensors import input as input_sensor
 from supervisor.sensors import terminals
 from supervisor.sensors.base import Presence, PresenceSensor
 from supervisor.sensors.desktop import Desktop
+from supervisor.sensors.gpu_watch import Setup
 from supervisor.sensors.idle_detect import TIMES, IdleDetect
 from supervisor.sensors.input import InputDevices
 from supervisor.sensors.input_device import EV_ABS, EV_KEY, EV_REL, EVENT
@@ -737,7 +738,7 @@ async def gaming(seen: Seen) -> AsyncIterator[Stage]:
         (sysfs / "bus/pci/devices").mkdir(parents=True)
         node = dev / "nvidia0"
         node.touch()
-        sensor = NvmlSensor(CLOCK, GpuSettings(), frozenset, dev_root=dev, sys_root=sysfs, settle_s=0.02)
+        sensor = NvmlSensor(Setup(CLOCK, GpuSettings(), frozenset, dev_root=dev, sys_root=sysfs, settle_s=0.02))
         decider = Decider([Quiet()], sensor.latest)
         await sensor.start(decider.wake)
         await eventually(lambda: sensor.latest(CLOCK.now_s()).value is not None, "the first reading", 10)

@@ -59,8 +59,8 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     )),
     "T12": ("idle_detect's two times are read torn", ("supervisor/test_idle_detect.py::test_both_times_must_be_plausible",)),
     "T13": ("a query wakes a sleeping GPU", (
-        "supervisor/test_nvml_sensor.py::test_a_sleeping_gpu_is_free_without_nvml",
-        "supervisor/test_nvml_sensor.py::test_a_quiet_gpu_that_may_sleep_is_left_alone",
+        "supervisor/test_nvml_life.py::test_a_sleeping_gpu_is_free_without_nvml",
+        "supervisor/test_nvml_life.py::test_a_quiet_gpu_that_may_sleep_is_left_alone",
         "supervisor/test_crosschecks.py::test_a_gpu_that_sleeps_is_not_woken_to_be_compared",
     )),
     "T14": ("a driver just loaded shows 90 percent and more", (
@@ -72,8 +72,8 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "supervisor/test_drm.py::test_what_a_driver_cannot_say_is_unknown_and_tried_again",
     )),
     "T16": ("other users' fdinfo is hidden: unknown, not empty", (
-        "supervisor/test_drm.py::test_another_users_process_is_hidden_from_who_is_not_root",
-        "supervisor/test_drm.py::test_who_cannot_be_looked_into_counts_only_with_the_right_to_open_it",
+        "supervisor/test_drm_helper.py::test_another_users_process_is_hidden_from_who_is_not_root",
+        "supervisor/test_drm_helper.py::test_who_cannot_be_looked_into_counts_only_with_the_right_to_open_it",
     )),
     "T17": ("games are in the graphics list; a compositor may hold gigabytes", (
         "supervisor/test_nvml_judgement.py::test_a_look",
@@ -86,8 +86,8 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
         "supervisor/test_nvml_judgement.py::test_what_cannot_be_believed_is_unknown",
     )),
     "T20": ("driver calls hang in the kernel", (
-        "supervisor/test_nvml_sensor.py::test_a_call_that_hangs_is_abandoned",
-        "supervisor/test_nvml_sensor.py::test_a_helper_that_cannot_be_killed_is_left_alone",
+        "supervisor/test_nvml_life.py::test_a_call_that_hangs_is_abandoned",
+        "supervisor/test_nvml_life.py::test_a_helper_that_cannot_be_killed_is_left_alone",
     )),
     "T21": ("library and module of different versions: its own reason", (
         "supervisor/test_nvml_sensor.py::test_what_nvml_cannot_say_is_unknown_with_the_reason", "doctor: nvidia-smi",
@@ -115,7 +115,7 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     )),
     "T28": ("no frozen CUDA task across a suspend", (
         "supervisor/test_performer.py::test_the_grace_is_the_types_and_short_before_a_sleep",
-        "supervisor/test_nvml_sensor.py::test_after_a_suspend_nothing_is_known_until_a_new_helper_has_looked",
+        "supervisor/test_nvml_life.py::test_after_a_suspend_nothing_is_known_until_a_new_helper_has_looked",
     )),
     "T29": ("a watchdog's abort would dump the task's data", ("supervisor/test_unit_file.py::test_it_says",)),
     "T30": ("children born during a kill", ("supervisor/test_containment.py::test_hoppers_as_that_user",)),

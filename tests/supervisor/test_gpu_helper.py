@@ -1,0 +1,111 @@
+"""A helper process: the program by itself, and what the daemon does with one that misbehaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from support.gpu_rig import NvidiaMachine, helpers, nvidia, play, until
+from support.nvml_standin import StandIn, nvml_library, standin
+
+from supervisor.agents import answering
+from supervisor.sensors.helper import Helper
+
+__all__ = ["nvidia", "nvml_library", "standin"]  # fixtures
+
+
+def ask_alone(text: str, parent: int) -> subprocess.CompletedProcess[str]:
+    """The program without a daemon, with `text` as its stdin."""
+    argv = [*answering.command("gpu")[:-1], str(parent)]
+    return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=10)
+
+
+def test_the_helper_answers_each_line_and_ends_with_its_input(standin: StandIn) -> None:
+    """The program by itself: one JSON line a request, nothing else."""
+    run = ask_alone("look\nwhat\nlook\n", os.getpid())
+    answers = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [run.returncode, run.stderr, len(answers)] == [0, "", 2]
+    assert answers[0]["devices"][0]["uuid"] == "GPU-fake-0"
+
+
+def test_the_helper_dies_with_its_parent(standin: StandIn, tmp_path: Path) -> None:
+    """Also when the parent is killed and the pipes stay open elsewhere; a stranger's child ends at once."""
+    script = (
+        "import os, signal, subprocess, sys\n"
+        f"sys.path.append({answering.ROOT!r}); from supervisor.agents import answering\n"
+        "p = subprocess.Popen(answering.command('gpu'), stdin=0, stdout=subprocess.PIPE)\n"
+        "p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        parent.stdin.write("look\n")
+        parent.stdin.flush()
+        pid = int(parent.stdout.readline())
+        parent.wait(10)
+        end_s = time.monotonic() + 5
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        parent.stdin.close()
+    orphan = ask_alone("look\n", os.getppid())
+    assert [orphan.returncode, orphan.stdout] == [0, ""]
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("print('not asked', flush=True); input()", "it spoke without being asked"),
+        ("input(); print('x' * 3000000, flush=True); input()", "its answer is too long"),
+        ("import sys; input(); sys.exit('broken installation')", "it ended: broken installation"),
+        ("input(); import time; time.sleep(60)", "no answer within 1 s"),
+    ],
+)
+def test_a_helper_that_misbehaves_is_killed_with_a_reason(program: str, reason: str) -> None:
+    """Whatever it does, the loop gets one line of words and no exception."""
+    reasons: list[str] = []
+
+    async def scene() -> None:
+        helper = Helper([sys.executable, "-c", program], lambda line: None, reasons.append)
+        if "not asked" not in reason and "without" not in reason:
+            helper.ask(b"look\n", 1.0)
+        await until(lambda: reasons)
+        assert await helper.wait(5)
+        assert not helper.stuck
+
+    play(scene())
+    assert reasons == [reason]
+
+
+def test_stderr_never_blocks_the_helper() -> None:
+    """More than a pipe holds is drained, and only its end is kept."""
+    lines: list[bytes] = []
+    program = "import sys; input(); sys.stderr.write('noise ' * 100000); print('done', flush=True); input()"
+
+    async def scene() -> None:
+        helper = Helper([sys.executable, "-c", program], lines.append, lines.append)  # type: ignore[arg-type]
+        helper.ask(b"look\n", 5.0)
+        await until(lambda: lines)
+        helper.end()
+        assert await helper.wait(5)
+
+    play(scene())
+    assert lines == [b"done"]
+
+
+def test_signals_are_the_daemons_business(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """A Ctrl-C at the terminal of the daemon does not reach the helper: it leads a session of its own."""
+
+    async def scene() -> None:
+        async with nvidia.sensor():
+            (one,) = helpers()
+            assert os.getsid(one.pid) == one.pid
+
+    play(scene())

@@ -1,0 +1,201 @@
+"""When the NVML sensor looks and when it rests; helpers that hang, die or cannot be killed; a suspend."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+
+import pytest
+from support.gpu_rig import NvidiaMachine, helpers, now, nvidia, play, soon_again, stranger, until
+from support.nvml_standin import GIB, StandIn, nvml_library, standin
+
+from states.observation import Gpu
+from supervisor.sensors import helper as helper_module
+from supervisor.sensors import nvml
+from supervisor.sensors.helper import Helper
+
+__all__ = ["nvidia", "nvml_library", "soon_again", "standin", "stranger"]  # fixtures
+
+pytestmark = pytest.mark.usefixtures("soon_again")
+
+
+def test_a_call_that_hangs_is_abandoned(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Unknown after the deadline, the loop free meanwhile, the helper gone, and a new one when the driver answers."""
+    standin.shows()
+
+    async def scene() -> None:
+        async with nvidia.sensor(deadline_s=0.2, first_deadline_s=0.2) as sensor:
+            assert now(sensor).value == Gpu()
+            (old,) = helpers()
+            standin.shows("delay.nvmlDeviceGetUtilizationRates=60000")
+            began_s, late_s = time.monotonic(), 0.0
+            sensor.demand(0.2)
+            while now(sensor).value is not None:
+                before_s = time.monotonic()
+                await asyncio.sleep(0)
+                late_s = max(late_s, time.monotonic() - before_s)
+                assert before_s - began_s < 3
+            assert now(sensor).error == "the NVIDIA driver hangs: no answer within 0.2 s"
+            assert late_s < 0.1
+            await until(lambda: old not in helpers())
+            standin.shows()
+            await until(lambda: now(sensor).value == Gpu())
+
+    play(scene())
+
+
+def test_a_helper_that_cannot_be_killed_is_left_alone(
+    standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uninterruptible sleep (here: a kill that is not sent): no second helper while the first is there."""
+    monkeypatch.setattr(helper_module, "END_S", 0.1)
+    standin.shows("delay.nvmlInit=60000")
+    kill = Helper.kill
+
+    async def scene() -> None:
+        async with nvidia.sensor(first_deadline_s=0.2) as sensor:
+            assert "hangs" in now(sensor).error
+            await until(lambda: "cannot be killed" in now(sensor).error)
+            (stuck,) = helpers()
+            assert f"process {stuck.pid} cannot be killed" in now(sensor).error
+            monkeypatch.setattr(Helper, "kill", kill)
+            stuck.kill()
+            standin.shows()
+            await until(lambda: now(sensor).value == Gpu())
+
+    monkeypatch.setattr(Helper, "kill", lambda self: self._close())
+    play(scene())
+
+
+def test_a_helper_that_dies_is_replaced(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Unknown, with the reason, until the next one has answered."""
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            helpers()[0].kill()
+            await until(lambda: now(sensor).error)
+            assert now(sensor).error == "the GPU helper failed: it ended"
+            await until(lambda: now(sensor).value == Gpu())
+
+    play(scene())
+
+
+def test_a_sleeping_gpu_is_free_without_nvml(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """PCI's runtime status proves it, again at each look; awake, it is asked."""
+    nvidia.pci("suspended", "auto")
+    standin.shows("0.util=50")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            first = now(sensor)
+            assert (Gpu(), "PCI runtime_status (asleep)") == (first.value, first.source)
+            assert sensor.describe() == [{"pci": "0000:01:00.0", "power": "suspended"}]
+            await until(lambda: now(sensor).read_at_s > first.read_at_s)
+            assert helpers() == []
+            nvidia.pci("active", "auto")
+            await until(lambda: now(sensor).value == Gpu(50))
+            nvidia.pci("suspended", "auto")
+            assert now(sensor).value == Gpu()
+            await until(lambda: not helpers())
+
+    play(scene())
+
+
+def test_a_sleeping_device_of_another_driver_proves_nothing(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Lent to a virtual machine, or without driver: asleep for other reasons."""
+    nvidia.pci("suspended", "auto", driver="vfio-pci")
+    standin.shows("0.util=50")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            assert now(sensor).value == Gpu(50)
+
+    play(scene())
+
+
+def test_a_quiet_gpu_that_may_sleep_is_left_alone(
+    standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The helper goes, so that its handle keeps nothing awake; one that stays awake all the same is watched again."""
+    monkeypatch.setattr(nvml, "NAP_S", 0.2)
+    nvidia.pci("active", "auto")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            sensor.demand(0.2)
+            assert now(sensor).value == Gpu()
+            await until(lambda: not helpers())
+            looks: set[float] = set()
+            await until(lambda: looks.add(now(sensor).read_at_s) or len(looks) > 3)  # two naps in vain, then it stays
+            assert len(helpers()) == 1
+
+    play(scene())
+
+
+def test_an_open_of_a_node_is_looked_at_at_once(
+    standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes]
+) -> None:
+    """Also what comes a moment after the open, as a context does; a node that appears is watched too."""
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            (nvidia.dev / "nvidia0").touch()
+            await until(lambda: nvidia.wakes >= 2)
+            await until(lambda: not sensor._follow_up)
+            wakes = nvidia.wakes
+            (nvidia.dev / "nvidia0").open().close()
+            await until(lambda: nvidia.wakes > wakes)
+            standin.shows(f"0.proc={stranger.pid}:{GIB}:g", f"0.mem_used={GIB}")
+            await until(lambda: now(sensor).value == Gpu(0, 1.0, 1, True, (f"sleep (pid {stranger.pid})",)))
+
+    play(scene())
+
+
+def test_demand_decides_how_often(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Rarely by itself; every so many seconds when asked to."""
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            standin.shows("0.util=50")
+            sensor.demand(None)
+            assert sensor._timer
+            assert sensor._timer.when() - asyncio.get_running_loop().time() > 20
+            sensor.demand(0.2)
+            await until(lambda: now(sensor).value == Gpu(50))
+
+    play(scene())
+
+
+def test_after_a_suspend_nothing_is_known_until_a_new_helper_has_looked(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """What was read before proves nothing; the old helper's handles neither."""
+    slept_s = 0.0
+
+    async def scene() -> None:
+        nonlocal slept_s
+        async with nvidia.sensor(suspended_s=lambda: slept_s) as sensor:
+            assert now(sensor).value == Gpu()
+            before = {helper.pid for helper in helpers()}
+            slept_s = 0.5
+            assert now(sensor).value == Gpu()
+            slept_s = 3600.0
+            assert (now(sensor).value, now(sensor).error) == (None, "not looked at since the machine woke up")
+            await until(lambda: now(sensor).value == Gpu())
+            assert not before & {helper.pid for helper in helpers()}
+
+    play(scene())
+
+
+def test_a_driver_that_is_not_back_after_a_suspend_is_its_own_reason(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    slept_s = 0.0
+
+    async def scene() -> None:
+        nonlocal slept_s
+        async with nvidia.sensor(suspended_s=lambda: slept_s) as sensor:
+            standin.shows("err.nvmlInit=9")
+            slept_s = 60.0
+            await until(lambda: "the NVIDIA driver is not loaded" in now(sensor).error)
+            standin.shows()
+            await until(lambda: now(sensor).value == Gpu())
+
+    play(scene())
