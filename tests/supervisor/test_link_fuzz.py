@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import rae_server as s
+from support.clock import MadeLoop, ManualClock
 from support.rae_server import RaeServer
-from support.storm import Loop, Time
 
 from states.observation import Link
 from supervisor.clock import SystemClock
@@ -173,7 +174,7 @@ class Conversation:
     """A node and a control node that says what the script tells it to, and then the truth."""
 
     def __init__(self, script: dict[str, list[tuple[int, dict[str, str], bytes]]], ends: list[str], state: Path) -> None:
-        self.clock = Time()
+        self.clock = ManualClock(wall=time.time())
         self.ends = ends
         self.allowed = sound_tasks(script["poll"])
         self.server = RaeServer()
@@ -185,7 +186,7 @@ class Conversation:
 
     def run(self) -> None:
         """All of it, in made time."""
-        loop = Loop(self.clock)
+        loop = MadeLoop(self.clock, sockets=True)
         loop.set_exception_handler(lambda _loop, context: self.escaped.append(str(context)))
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             runner.run(self._talk())

@@ -16,15 +16,13 @@ import json
 import logging
 import os
 import random
-import selectors
 import socket
 import struct
 import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -33,7 +31,7 @@ from unittest import mock
 
 from support import rae_server as s
 from support.bad_answers import TABLE, Bad
-from support.clock import ManualClock
+from support.clock import MadeLoop, ManualClock
 from support.running import control_node
 
 from supervisor.clock import SystemClock
@@ -51,75 +49,12 @@ CALM_S: Final = 12 * 3600.0  # for the rest, once the storm is over
 BIG: Final = 300_000  # bytes of some results, so that a request can be cut in its middle
 
 
-class Time(ManualClock):
-    """Made time; `held` while somebody in real time is waited for."""
-
-    def __init__(self) -> None:
-        super().__init__(wall=time.time())
-        self.holders = 0
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Let no time pass."""
-        self.holders += 1
-        try:
-            yield
-        finally:
-            self.holders -= 1
-
-
 class RealTime(SystemClock):
     """The kernel's time, for a proxy before a real daemon."""
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """Time goes on all the same."""
         return contextlib.nullcontext()
-
-
-class _Selector(selectors.DefaultSelector):
-    def __init__(self, clock: Time) -> None:
-        super().__init__()
-        self._clock = clock
-
-    def select(self, timeout: float | None = None) -> Any:
-        """See BaseSelector."""
-        events = super().select(0)
-        if events or (timeout is not None and timeout <= 0):
-            return events
-        if self._clock.holders:
-            return super().select(0.05)
-        time.sleep(1e-4)  # what was sent over loopback a moment ago is there now
-        if not (events := super().select(0)):
-            if timeout is None:
-                raise RuntimeError("nothing would ever happen again")
-            self._clock.go(max(timeout, 1e-6))
-        return events
-
-
-class _Inline(ThreadPoolExecutor):
-    """A worker thread's work, done here: no time passes meanwhile."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """See Executor."""
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # handed to who waits, as a thread would
-            future.set_exception(error)
-        return future
-
-
-class Loop(asyncio.SelectorEventLoop):
-    """The event loop of made time."""
-
-    def __init__(self, clock: Time) -> None:
-        super().__init__(_Selector(clock))
-        self._made = clock
-        self.set_default_executor(_Inline(1))
-
-    def time(self) -> float:
-        """See AbstractEventLoop."""
-        return self._made.now_s()
 
 
 @dataclass
@@ -157,7 +92,7 @@ class Proxy:
     """Passes requests on to the control node at `port`; a share of them meets a fault. It keeps the books of what the
     control node was really told."""
 
-    def __init__(self, port: int, clock: Time | RealTime, rng: random.Random, later_s: float = 120.0) -> None:
+    def __init__(self, port: int, clock: ManualClock | RealTime, rng: random.Random, later_s: float = 120.0) -> None:
         self.port = port
         self.calm = False
         self.requests = 0
@@ -266,7 +201,7 @@ class Storm:
 
     def __init__(self, requests: int, seed: int, port: int, state: Path, say: Callable[[str], None]) -> None:
         self.rng = random.Random(seed)
-        self.clock = Time()
+        self.clock = ManualClock(wall=time.time())
         self.proxy = Proxy(port, self.clock, random.Random(f"proxy {seed}"))
         self.target = requests
         self.events: Counter[str] = Counter()
@@ -296,7 +231,7 @@ class Storm:
 
     def run(self) -> None:
         """All of it."""
-        loop = Loop(self.clock)
+        loop = MadeLoop(self.clock, sockets=True)
         loop.set_exception_handler(lambda _loop, context: self.escaped.append(str(context.get("exception") or context)))
         alarm = _Alarm(self.escaped)
         logging.getLogger("asyncio").addHandler(alarm)
