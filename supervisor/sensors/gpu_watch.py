@@ -323,7 +323,7 @@ class GpuWatch(ABC):
         return own
 
     def _lately_own(self, now_s: float) -> dict[int, float]:
-        """See `gpu_use.judge`."""
+        """See `nvml_use.judge`."""
         return {pid: now_s - seen_s for pid, seen_s in self._lately.items()}
 
     def _name_of(self, pid: int) -> Name:

@@ -4,7 +4,7 @@ Who knows what, in this order:
 1. PCI's sysfs: a GPU whose `power/runtime_status` is `suspended` is used by nobody; no NVML then, and no helper. The
    reverse proves nothing, and a missing PCI device neither (WSL2 has none).
 2. the helper (supervisor/agents/gpu.py), which alone loads NVML; whether the library loads is its finding.
-3. `gpu_use` judges what it said.
+3. `nvml_use` judges what it said.
 When it looks, and what becomes of a helper that hangs, is in `gpu_watch`.
 
 A GPU that may sleep (`power/control` is `auto`) and is quiet gets the chance to: the helper is ended for up to
@@ -27,8 +27,9 @@ import msgspec
 from inotify_simple import flags
 
 from states.observation import NEVER, Gpu, Reading
-from supervisor.sensors.gpu_use import Answer, Device, Use, judge
+from supervisor.sensors.gpu_use import Use
 from supervisor.sensors.gpu_watch import ABSENT, GpuWatch, Setup
+from supervisor.sensors.nvml_use import Answer, Device, judge
 
 LIBRARY: Final = "libnvidia-ml.so.1"
 NVIDIA: Final = "0x10de"
@@ -86,7 +87,7 @@ class NvmlSensor(GpuWatch):
         self._pci = PciGpus(setup.sys_root)
         self._settle_s = setup.settle_s
         self._driver = ""
-        self._unlisted: Mapping[str, float] = {}  # beside the last task; see `gpu_use.judge`
+        self._unlisted: Mapping[str, float] = {}  # beside the last task; see `nvml_use.judge`
         self._absent_in: object = None  # the surroundings in which there was no GPU
         self._asleep = False
         self._naps, self._no_nap_until_s, self._napping = 0, NEVER, False

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.sensors.gpu_use import GIB, Device, Process, Use, Whose, judge
+from supervisor.sensors.gpu_use import GIB, Use, Whose
+from supervisor.sensors.nvml_use import Device, Process, judge
 from supervisor.sensors.process import Name, listed, printable
 from supervisor.settings import GpuSettings
 
