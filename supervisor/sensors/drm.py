@@ -105,7 +105,9 @@ class DrmSensor(GpuWatch):
             return self._failed(str(error))
         percents = {pci: percent for pci, percent in told.items() if percent is not None}
         own = self._remember_own(now_s)
-        use = judge(look.devices, lent, percents, own, self._lately_own(now_s), self._name_of, self._settings)
+        lately = self._lately_own(now_s)
+        use = judge(look.devices, lent, percents, own, lately, self._name_of, self._settings, self._unlisted)
+        self._note_left(use, own)
         self._fresh = False
         if use.gpu is not None and not use.gpu.foreign and len(percents) < len(told):
             return self._look_in(AGAIN_S)

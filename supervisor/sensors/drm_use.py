@@ -4,6 +4,11 @@ Whose a process is, is judged as with NVIDIA's (`gpu_use`). What is different: o
 into (T16). One that may have the GPU open and is no display server makes the reading unknown. A display server that is
 hidden is harmless while all memory that nobody else explains is under `gpu.display_cap_gb`; a GPU without memory of its
 own has nothing to cap. How busy an Intel GPU is, is the share of time in which it was not idle, between two looks.
+
+Whether a task that is over has given its VRAM back is told by amdgpu's own total (`mem_info_vram_used`) beside what all
+processes have of it: what nobody has, and did not have beside the task either, is still the task's. What a process that
+cannot be looked into has is among that, since nobody can tell it from a leak. Intel's drivers tell no total: of theirs
+only what is listed is known (a model server that has not unloaded).
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from states.observation import Gpu
-from supervisor.sensors.gpu_use import GIB, NameOf, Own, Use, Whose, called, whose
+from supervisor.sensors.gpu_use import GIB, NameOf, Own, Use, Whose, called, leaked, left_behind, still_held, whose
 from supervisor.sensors.process import Name
 from supervisor.settings import GpuSettings
 
@@ -84,8 +89,9 @@ def judge(
     lately: Mapping[int, float],
     name_of: NameOf,
     settings: GpuSettings,
+    unlisted: Mapping[str, float] | None = None,
 ) -> Use:
-    """The lent cards without the node's own task (R9, R10), as `gpu_use.judge`.
+    """The lent cards without the node's own task (R9, R10), as `nvml_use.judge`.
 
     Args:
         cards: all that the kernel shows.
@@ -109,15 +115,36 @@ def judge(
     percent, vram_gb = 0.0, 0.0
     task = [(c, card.pci) for card in chosen for c in card.clients if c.pid in own and c.busy]
     for card in chosen:
-        mine = [c for c in card.clients if side.get(c.pid) is Whose.OWN]
-        ours_busy = bool(own) and any(c.busy for c in mine)
+        ours = [c for c in card.clients if side.get(c.pid) is Whose.OWN]
+        ours_busy = bool(own) and any(c.busy for c in ours)
         percent = max(percent, 0.0 if ours_busy and not foreign else percents.get(card.pci, 0.0))
         total = card.used if card.used is not None else sum(c.vram for c in card.clients)
-        vram_gb = max(vram_gb, max(0, total - sum(c.vram for c in mine)) / GIB)
-    gpu = Gpu(percent, vram_gb, len(foreign), foreign_names=tuple(called(pid, names.get(pid, Name())) for pid in foreign))
+        vram_gb = max(vram_gb, max(0, total - sum(c.vram for c in ours)) / GIB)
+    nobodys = {
+        card.pci: (card.used - sum(c.vram for c in card.clients)) / GIB for card in chosen if card.used is not None
+    }
+    left = left_behind(((c.pid, c.vram) for card in chosen for c in card.clients if c.busy), own, lately, names, side)
+    if not own:
+        by = "no process that can be looked into" if any(card.hidden for card in chosen) else "no listed process"
+        left += leaked(nobodys, unlisted or {}, lately, by)
+    gpu = Gpu(
+        percent,
+        vram_gb,
+        len(foreign),
+        foreign_names=tuple(called(pid, names.get(pid, Name())) for pid in foreign),
+        held=still_held(left, settings),
+    )
     told = [percents.get(pci, 0.0) for _, pci in task] if not foreign else []
     used_gb = max((sum(c.vram for c, at in task if at == card.pci) for card in chosen), default=0) / GIB
-    return Use(gpu, rows=rows, own=Own(len({c.pid for c, _ in task}), used_gb, max(told, default=None)))
+    mine = Own(
+        len({c.pid for c, _ in task}),
+        used_gb,
+        max(told, default=None),
+        ", ".join(it.words for it in left),
+        tuple(it.pid for it in left if it.pid),
+        nobodys if task else {},
+    )
+    return Use(gpu, rows=rows, own=mine)
 
 
 def _over_cap(

@@ -45,7 +45,7 @@ NameOf = Callable[[int], Name]
 class Own:
     """What the node's own task does on the lent GPUs: processes with a context; GiB, and percent (None: not told), on that
     GPU where it is most. `left` says in words what a task that is over still holds, since however short a time; `left_by`
-    are the processes among that, `unlisted` the GiB by UUID that no listed process holds beside the task."""
+    are the processes among that, `unlisted` the GiB by GPU that no listed process holds beside the task."""
 
     processes: int = 0
     vram_gb: float = 0.0

@@ -20,7 +20,7 @@ import contextlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -112,6 +112,8 @@ class GpuWatch(ABC):
         self._follow_up: list[float] = []
         self._looked_at_s = NEVER
         self._lately: dict[int, float] = {}
+        self._left_by: tuple[int, ...] = ()
+        self._unlisted: Mapping[str, float] = {}  # beside the last task
         self._inotify: INotify | None = None
         self._watched: dict[int, str] = {}
         self._folder_wd = -1
@@ -317,10 +319,18 @@ class GpuWatch(ABC):
     def _remember_own(self, now_s: float) -> frozenset[int]:
         own = self._own_pids()
         if own or self._lately:
-            left = self._use.own.left_by
+            left = self._left_by
             self._lately = {pid: at_s for pid, at_s in self._lately.items() if now_s - at_s <= REMNANT_S or pid in left}
             self._lately |= dict.fromkeys(own, now_s)
         return own
+
+    def _note_left(self, use: Use, own: Collection[int]) -> None:
+        """Remember what the last task left, and what was held beside it, until a look shows that nothing is left."""
+        if use.gpu is None:
+            return
+        self._left_by = use.own.left_by
+        if own or not use.own.left:
+            self._unlisted = use.own.unlisted or (self._unlisted if own else {})
 
     def _lately_own(self, now_s: float) -> dict[int, float]:
         """See `nvml_use.judge`."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,7 +86,6 @@ class NvmlSensor(GpuWatch):
         self._pci = PciGpus(setup.sys_root)
         self._settle_s = setup.settle_s
         self._driver = ""
-        self._unlisted: Mapping[str, float] = {}  # beside the last task; see `nvml_use.judge`
         self._absent_in: object = None  # the surroundings in which there was no GPU
         self._asleep = False
         self._naps, self._no_nap_until_s, self._napping = 0, NEVER, False
@@ -164,8 +162,7 @@ class NvmlSensor(GpuWatch):
     def _judge(self, devices: tuple[Device, ...], now_s: float) -> None:
         own = self._remember_own(now_s)
         use = judge(devices, own, self._lately_own(now_s), self._name_of, self._settings, self._unlisted)
-        if use.gpu is not None and (own or not use.own.left):
-            self._unlisted = use.own.unlisted or (self._unlisted if own else {})
+        self._note_left(use, own)
         if use.gpu is None:
             self._use = use
             self._end_helper()  # NVML must be loaded anew before a lost GPU can come back

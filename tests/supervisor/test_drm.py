@@ -55,6 +55,36 @@ def test_the_own_task_is_not_held_against_itself(world: DrmMachine) -> None:
     play(scene())
 
 
+def test_a_task_must_give_its_memory_back(world: DrmMachine) -> None:
+    """What the driver keeps of a task that is over blocks once it is late, also across a failure, until it is free."""
+    device = world.amd(percent=100, used=10 * GIB)
+    world.process(4002, "worker", context(vram_kib=9 << 20, engine_ns=1))
+    world.own = frozenset({4002})
+
+    async def scene() -> None:
+        async with world.sensor(GpuSettings(vram_release_sec=0.5)) as sensor:
+            sensor.demand(0.2)
+            assert (now(sensor).value, sensor.own.vram_gb, sensor.own.left) == (Gpu(0, 1), 9, "")
+            shutil.rmtree(world.proc / "4002")
+            world.own = frozenset()
+            world.write(device, "mem_info_vram_used", 3 * GIB)
+            world.write(device, "gpu_busy_percent", 0)
+            assert (await sensor.refresh(3)).value == Gpu(0, 3)
+            assert sensor.own.left == "2 GiB by no listed process"
+            await until(lambda: (seen := now(sensor).value) is not None and seen.held == "2 GiB by no listed process")
+            world.write(device, "gpu_busy_percent", "")
+            await until(lambda: now(sensor).value is None)
+            world.write(device, "gpu_busy_percent", 0)
+            await until(lambda: now(sensor).value == Gpu(0, 3, held="2 GiB by no listed process"))
+            world.write(device, "mem_info_vram_used", GIB)
+            await until(lambda: now(sensor).value == Gpu(0, 1))
+            assert sensor.own.left == ""
+            world.write(device, "mem_info_vram_used", 3 * GIB)  # somebody else's by now
+            await until(lambda: now(sensor).value == Gpu(0, 3))
+
+    play(scene())
+
+
 @pytest.mark.parametrize(
     ("driver", "file"),
     [("i915", "drm/card0/gt/gt0/rc6_residency_ms"), ("xe", "tile0/gt0/gtidle/idle_residency_ms")],

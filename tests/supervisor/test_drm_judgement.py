@@ -79,6 +79,51 @@ def test_whose_it_is(found: tuple[Gpu | None, str], gpu: Gpu | None, error: str)
     assert bool(found[1]) is bool(error)
 
 
+LATE, EARLY = {77: 5.0}, {77: 4.9}
+
+
+@pytest.mark.parametrize(
+    ("card", "lately", "unlisted", "left", "held"),
+    [
+        pytest.param(amd(used=0.5), LATE, {AMD: 0.4}, "", False, id="given back"),
+        pytest.param(amd(client(77, 2), used=2), EARLY, {}, "2 GiB by pid 77, which is gone", False, id="just gone"),
+        pytest.param(amd(client(77, 2), used=2), LATE, {}, "2 GiB by pid 77, which is gone", True, id="gone for too long"),
+        pytest.param(amd(client(77, busy=False)), LATE, {}, "", False, id="open, and never used"),
+        pytest.param(amd(used=3), EARLY, {AMD: 1.0}, "2 GiB by no listed process", False, id="a driver that is late"),
+        pytest.param(amd(used=3), LATE, {AMD: 1.0}, "2 GiB by no listed process", True, id="a driver that leaks"),
+        pytest.param(amd(used=3), {}, {AMD: 1.0}, "2 GiB by no listed process", True, id="a leak of long ago"),
+        pytest.param(amd(used=1.2), LATE, {AMD: 1.0}, "", False, id="the driver's bookkeeping"),
+        pytest.param(amd(client(20, 1), used=2), LATE, {AMD: 1.0}, "", False, id="somebody else, who is listed"),
+        pytest.param(
+            amd(used=1.5, hidden=(21,)), LATE, {AMD: 1.0}, "0.5 GiB by no process that can be looked into", True,
+            id="who cannot be looked into explains nothing",
+        ),
+        pytest.param(amd(client(40, 8), used=8), {40: 9.0}, {}, "8 GiB by model (pid 40)", True, id="a server keeps it"),
+        pytest.param(amd(client(40, 0.4), used=0.4), {40: 9.0}, {}, "", False, id="a server's own small context"),
+        pytest.param(amd(client(40, 8), used=8), {}, {}, "", False, id="a server that no task of late has used"),
+        pytest.param(Card(INTEL, "xe", clients=(client(40, 8),)), {40: 9.0}, {}, "8 GiB by model (pid 40)", True, id="Intel's"),
+        pytest.param(Card(AMD, "amdgpu", asleep=True), LATE, {AMD: 1.0}, "", False, id="asleep"),
+    ],
+)  # fmt: skip
+def test_what_a_task_has_left(
+    card: Card, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
+) -> None:
+    """Told at once; it blocks, with that reason, when it is held longer than gpu.vram_release_sec."""
+    settings = GpuSettings(own_units=["ollama.service"])
+    names = {**NAMES, 77: Name()}
+    use = judge([card], {card.pci}, {}, frozenset(), lately, lambda pid: names[pid], settings, unlisted)
+    assert use.gpu is not None
+    assert (use.own.left, use.gpu.held) == (left, left if held else "")
+
+
+def test_what_was_there_beside_the_task_is_not_the_tasks() -> None:
+    """Its last look tells; of a GPU whose driver tells no total, nothing is remembered."""
+    beside = amd(client(10, 4), client(20, 1), used=6)
+    other = Card(INTEL, "xe", clients=(client(10, 1),))
+    use = judge([beside, other], {AMD, INTEL}, {}, {10}, {10: 0.0}, NAMES.__getitem__, GpuSettings())
+    assert (use.own.unlisted, use.own.left) == ({AMD: 1.0}, "")
+
+
 @pytest.mark.parametrize(
     ("before", "after", "seconds", "percent"),
     [
