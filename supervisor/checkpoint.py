@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -58,11 +59,14 @@ class Checkpointer:
         """Empty: may be used, as far as was seen. Else why not, and what to do."""
         self.words = ""
         """What there is, for the journal: `CUDA 13.0`."""
+        self.restored = False
+        """The last order that was carried out gave the task its VRAM back. With the open kernel module the end of such a
+        process has been seen to hang the machine, unless its VRAM was taken out again before (T22)."""
 
     async def begin(self, limit_s: float = BEGIN_S) -> None:
         """A task starts that may be checkpointed: have the helper ready, and see whether the checkpoint can be used
         (`problem`). Never raises, but for cancellation; takes `limit_s` seconds at most, and may run beside the task."""
-        self._unsure = ""
+        self._unsure, self.restored = "", False
         try:
             with contextlib.suppress(CheckpointFailed):  # as `problem` says
                 async with asyncio.timeout(limit_s), self._lock:
@@ -85,7 +89,9 @@ class Checkpointer:
         """
         if no_room := next(self._no_room(pids, vram_gb), ""):
             raise CheckpointFailed(no_room, usable=True)
-        return await self._order(lambda left_s: f"out {left_s * ANSWER_SHARE * 1000:.0f}", pids, limit_s)
+        words = await self._order(lambda left_s: f"out {left_s * ANSWER_SHARE * 1000:.0f}", pids, limit_s)
+        self.restored = False
+        return words
 
     async def back(self, pids: Collection[int], limit_s: float) -> str:
         """Give the processes their VRAM back, within `limit_s` seconds; in words ("VRAM back 80 ms, unlocked 1 ms"). They must
@@ -94,9 +100,12 @@ class Checkpointer:
         See first that so much VRAM is free: a restore without room never succeeds again.
 
         Raises:
-            CheckpointFailed: see there.
+            CheckpointFailed: see there; `usable` here means that nothing was done: the VRAM is out yet, and this may be
+                tried once more.
         """
-        return await self._order(lambda left_s: "back", pids, limit_s)
+        words = await self._order(lambda left_s: "back", pids, limit_s)
+        self.restored = True
+        return words
 
     async def end(self) -> None:
         """The task is over: let the helper go, without waiting for it."""
@@ -137,7 +146,7 @@ class Checkpointer:
 
     async def _ready(self, limit_s: float) -> None:
         """A helper that has CUDA up, now; the reason why not is also the `problem`."""
-        if self._helper is not None and not self.problem:
+        if self._helper is not None and not self.problem and not _dead(self._helper.pid):
             return
         self._drop()
         self.problem = unusable(self._proc_root, self._sys_root)
@@ -215,6 +224,14 @@ class Checkpointer:
                     yield f"{vram_gb:.1f} GiB of VRAM have no room in {limit}"
 
 
+def _dead(child: int) -> bool:
+    """It has ended, though the loop may not have seen that yet."""
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
 def _meminfo_gb(proc_root: Path) -> float | None:
     with contextlib.suppress(OSError):
         found = re.search(r"^MemAvailable:\s+(\d+) kB", (proc_root / "meminfo").read_text(), re.MULTILINE)
@@ -250,6 +267,13 @@ def driver_version(proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys"
             if found := re.search(r"(?:^|\s)(\d{3,}\.\d[\d.]*)", path.read_text(errors="replace")):
                 return found[1]
     return ""
+
+
+def open_module(proc_root: Path = Path("/proc")) -> bool:
+    """The driver's kernel module is NVIDIA's open one."""
+    with contextlib.suppress(OSError):
+        return "Open Kernel Module" in (proc_root / "driver/nvidia/version").read_text(errors="replace")
+    return False
 
 
 def bindings_there() -> bool:

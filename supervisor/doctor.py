@@ -76,7 +76,7 @@ async def examine(folder: Path) -> list[Check]:
     found, opened = await asyncio.gather(inside(config, says), doors())
     return [
         *checks, *settings(config), *unit(says), boot(config, says), rotated, session_agent(), *opened, rehearsal(config),
-        *found, listeners(says), daemon(config, says),
+        *found, checkpoint(config), listeners(says), daemon(config, says),
     ]
 
 
@@ -216,6 +216,24 @@ def rehearsal(config: Config) -> Check:
     right = f"{len(cases)} cases as required, {sum(case.allowed for case in cases)} allowed"
     reason = f"comes out wrong: {wrong[0]}" if wrong else right
     return Check("dry run", UNATTENDED, not wrong, reason, "run `rae-node dry-run`, and report this as a fault")
+
+
+def checkpoint(config: Config, proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> Check:
+    """A task's VRAM can be moved out of the way, where a type asks for that; looked at without the driver."""
+    from supervisor.checkpoint import driver_version, open_module, unusable
+
+    name = "CUDA checkpoint"
+    asking = [kind for kind, task in config.node.tasks.items() if getattr(task, "checkpoint", "none") == "cuda"]
+    if not asking:
+        return Check(name, UNATTENDED, None, "no task type asks for it (tasks.<type>.checkpoint)")
+    reason, _, mend = unusable(proc_root, sys_root).partition(": ")
+    if reason:
+        ask = "asks" if len(asking) == 1 else "ask"
+        return Check(name, UNATTENDED, False, f"{', '.join(asking)} {ask} for it, but {reason}", mend)
+    hangs = "with which the end of a task that had its VRAM back has been seen to hang a machine"
+    caution = f" with the open kernel module, {hangs}" if open_module(proc_root) else ""
+    version = driver_version(proc_root, sys_root) + caution
+    return Check(name, UNATTENDED, True, f"can be used by {', '.join(asking)}: NVIDIA driver {version}")
 
 
 # --- as the service's user
