@@ -13,6 +13,7 @@ only what is listed is known (a model server that has not unloaded).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -35,14 +36,14 @@ class Client(Struct, frozen=True):
 
 
 class Card(Struct, frozen=True):
-    """One GPU as the kernel shows it, sizes in bytes; with `error` its load is not known."""
+    """One GPU as the kernel shows it, sizes in bytes, how long each part has been idle; with `error` it is not known."""
 
     pci: str
     driver: str
     asleep: bool = False
     error: str = ""
     percent: int | None = None
-    idle_ms: int | None = None
+    idle_ms: dict[str, int] = {}
     total: int | None = None
     used: int | None = None
     clients: tuple[Client, ...] = ()
@@ -70,12 +71,12 @@ def busy_percent(before: Look | None, now: Look, card: Card) -> float | None:
         if not 0 <= card.percent <= 100:
             raise ValueError(f"impossible utilisation ({card.percent} %)")
         return float(card.percent)
-    if card.idle_ms is None:
+    if not card.idle_ms:
         raise ValueError(f"its driver ({card.driver}) does not tell how busy it is")
     earlier = {c.pci: c for c in before.devices}.get(card.pci) if before is not None else None
-    if before is None or earlier is None or earlier.idle_ms is None or now.at_s - before.at_s < MIN_WINDOW_S:
+    if before is None or earlier is None or now.at_s - before.at_s < MIN_WINDOW_S:
         return None
-    idle_s = (card.idle_ms - earlier.idle_ms) / 1000
+    idle_s = min(ms - earlier.idle_ms.get(part, math.inf) for part, ms in card.idle_ms.items()) / 1000
     if idle_s < 0:  # the driver was loaded anew
         return None
     return min(100.0, max(0.0, 100.0 * (1.0 - idle_s / (now.at_s - before.at_s))))

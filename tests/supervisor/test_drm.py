@@ -109,7 +109,9 @@ def test_an_intel_gpu_is_busy_while_it_is_not_idle(driver: str, file: str, world
 
     async def be_idle() -> None:
         while True:
-            world.write(device, file, int((time.monotonic() - began_s) * 1000))
+            idle_ms = int((time.monotonic() - began_s) * 1000)
+            world.write(device, file, idle_ms)
+            world.write(device, file.replace("gt0", "gt1"), 10**9 + idle_ms)
             await asyncio.sleep(0.005)
 
     play(scene())

@@ -137,10 +137,17 @@ def test_what_was_there_beside_the_task_is_not_the_tasks() -> None:
     ],
 )
 def test_idle_times_tell_how_busy_it_was(before: int | None, after: int, seconds: float, percent: float | None) -> None:
-    then = Look(10.0, (Card(INTEL, "i915", idle_ms=before),))
-    card = Card(INTEL, "i915", idle_ms=after)
+    then = Look(10.0, (Card(INTEL, "i915", idle_ms={} if before is None else {"gt0": before}),))
+    card = Card(INTEL, "i915", idle_ms={"gt0": after})
     assert busy_percent(then, Look(10.0 + seconds, (card,)), card) == percent
     assert busy_percent(None, Look(10.0 + seconds, (card,)), card) is None
+
+
+def test_the_busiest_part_counts_whatever_it_did_before() -> None:
+    """The media part is fully busy now, but has been idle far longer since boot than the other."""
+    then = Look(10.0, (Card(INTEL, "i915", idle_ms={"gt0": 1_000, "gt1": 90_000}),))
+    card = Card(INTEL, "i915", idle_ms={"gt0": 2_000, "gt1": 90_000})
+    assert busy_percent(then, Look(11.0, (card,)), card) == 100.0
 
 
 def test_a_driver_that_tells_nothing_is_unknown() -> None:
