@@ -1,13 +1,11 @@
 """The control node over HTTP as a source of tasks: the link, the poll, the one claim, and the way back (R1, R2, R20, R21).
 
-Three things go on side by side, all in the loop: the link (find the dialect, register, heartbeat, back off), at most one
-poll, and the outbox's worker. What one of them meets on the way the link is told, and it alone says up, down or lost.
+The link (see linked.py) finds the dialect, registers and gives heartbeats; the outbox's worker is the way back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,20 +13,20 @@ from typing import Any, Final
 from states.observation import Link
 from supervisor.clock import Clock
 from supervisor.settings import Control
-from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
-from supervisor.sources.link import STOPPED, KeptLink
-from supervisor.sources.note import Entry, Notes
+from supervisor.sources.base import Availability, Claim, Wake
+from supervisor.sources.link import STOPPED, end
+from supervisor.sources.linked import LinkedSource
+from supervisor.sources.note import Entry
 from supervisor.sources.outbox import Item, Outbox
 from supervisor.sources.rae_api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi, TooLarge
 from supervisor.sources.transport import Transport, Trouble
 
-EVENT_KIND: Final = "link"  # the journal's kind; the fields hold `event` and what belongs to it
 MAX_TYPE_CHARS: Final = 200
 OVER: Final = ("COMPLETED", "FAILED")
 
 
-class RaeHttp:
-    """A `Source`. `on_event(kind, fields)` is for the journal: link changes, deliveries, what was lost; never a payload.
+class RaeHttp(LinkedSource):
+    """A `Source`.
 
     `capabilities` is what register tells of this machine, `on_preempt` how a type of task is given back ("resubmit" or
     "fail"). With `retry_on_disconnect` False the first failure gives the link up until `resume` (R21).
@@ -48,22 +46,17 @@ class RaeHttp:
         token: str | None,
         on_preempt: Callable[[str], str] = lambda kind: "resubmit",
     ) -> None:
-        self._heartbeat_interval_s = heartbeat_interval_s
-        self._on_event = on_event
+        super().__init__(
+            settings,
+            clock=clock,
+            state_dir=state_dir,
+            heartbeat_interval_s=heartbeat_interval_s,
+            retry_on_disconnect=retry_on_disconnect,
+            on_event=on_event,
+        )
         self._on_preempt = on_preempt
-        self._wake: Wake = lambda: None
         self._transport = Transport(settings, clock, token)
         self._api = RaeApi(self._transport, settings, node_id=node_id, token=token, capabilities=capabilities)
-        self._notes = Notes(state_dir)
-        self._kept = KeptLink(
-            self._connect_anew,
-            self._keep,
-            clock=clock,
-            backoff_max_s=settings.backoff_max_sec,
-            retry=retry_on_disconnect,
-            changed=self._changed,
-            parted=self._part,
-        )
         self._outbox = Outbox(
             self._api,
             self._notes,
@@ -71,33 +64,23 @@ class RaeHttp:
             on_preempt=on_preempt,
             event=self._event,
             on_trouble=self._fail,
-            blame=self._kept.blame,
+            blame=self._link.blame,
             sound=self._sound,
             wake=lambda: self._wake(),
         )
-        self._availability = Availability.BUSY
-        self._trouble: Trouble | None = None  # met by the poll or the outbox, for the link to deal with
         self._poll_lost = False  # the server may have handed out a task that we do not know of
         self._note_trouble = False
-        self._nudge = asyncio.Event()
         self._connecting = asyncio.Lock()
-        self._slot: Claim | None = None
-        self._poll: asyncio.Task[None] | None = None
-        self._work: list[asyncio.Task[None]] = []
-        self._stopping = False
 
     # --- the protocol
 
     async def start(self, wake: Wake) -> None:
         """Begin; the work goes on in tasks of its own."""
         self._wake = wake
-        left, trouble = await self._notes.load()
-        if trouble:
-            self._event("note-unreadable", reason=trouble)
-        for entry in left:
+        for entry in await self._left_noted():
             self._event("note-found", task=entry.id, type=entry.type, reason="the node stopped while it had this task")
             self._outbox.put(Item.left(entry))
-        self._work = [asyncio.create_task(self._kept.run()), asyncio.create_task(self._outbox.run())]
+        self._work = [asyncio.create_task(self._link.run()), asyncio.create_task(self._outbox.run())]
 
     async def stop(self, deadline_s: float) -> None:
         """Say OFFLINE and deliver what the outbox holds; a claim not taken is given back. Takes `deadline_s` at most."""
@@ -107,7 +90,7 @@ class RaeHttp:
         try:
             async with asyncio.timeout(deadline_s):
                 if self._work:
-                    await self._end(self._work[0])
+                    await end(self._work[0])
                     self._outbox.open()
                     await asyncio.gather(self._give_back_unasked(deadline_s / 2), self._say_offline())
                     if self._api.compute_id or not self.crash_note:  # a left task needs a server that was reached
@@ -116,38 +99,14 @@ class RaeHttp:
             pass
         finally:
             if self._poll is not None:
-                await self._end(self._poll)
-            for task in self._work:
-                await self._end(task)
+                reason = "the node stopped before its answer came; a task may have been handed out with that answer"
+                self._event("poll-lost", reason=reason)
+                await end(self._poll)
+            await end(*self._work)
             for task_id in self._outbox.ids:
                 self._event("undelivered", task=task_id, reason="the node stopped first; settled at its next start")
             await self._transport.close()
-            self._kept.say(Link.DOWN, STOPPED)
-
-    def ask(self) -> bool:
-        """Start one poll; it is never repeated by itself, for a lost answer may have been a task. After a lost one,
-        what is known must be settled first (see `_connect`)."""
-        ready = self._kept.link is Link.UP and not self._stopping and not self.crash_note
-        ready = ready and not (self._poll_lost and self._notes)
-        if not ready or self._poll is not None or self._slot is not None:
-            return False
-        self._poll = asyncio.create_task(self._ask())
-        return True
-
-    @property
-    def asking(self) -> bool:
-        """A poll is in flight."""
-        return self._poll is not None
-
-    def take(self) -> Claim | None:
-        """The claim that the last poll brought, once."""
-        claim, self._slot = self._slot, None
-        return claim
-
-    @property
-    def waiting(self) -> Claim | None:
-        """The claim that `take` would give."""
-        return self._slot
+            self._link.say(Link.DOWN, STOPPED)
 
     def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
         """Put the outcome into the outbox."""
@@ -157,32 +116,10 @@ class RaeHttp:
         """Put the giving back into the outbox; a claim not taken yet no longer waits."""
         self._put(Item.handed_back(claim, reason, on_preempt))
 
-    def announce(self, availability: Availability) -> None:
-        """What heartbeats say; a change is told at once."""
-        if availability is not self._availability and not self._stopping:
-            self._availability = availability
-            self._nudge.set()
-
     def resume(self) -> None:
-        """Lift a link that was given up; cut short the wait for the next try."""
+        """See LinkedSource; what the server asked for is forgotten too."""
         self._transport.lift()
-        self._kept.resume()
-
-    @property
-    def status(self) -> LinkStatus:
-        """The link as it is."""
-        link = self._kept
-        return LinkStatus(
-            link=link.link,
-            since_s=link.since_s,
-            reason=link.reason,
-            next_try_s=link.next_try_s,
-            dialect=self._api.dialect,
-            url=self._transport.url,
-            outbox=len(self._outbox),
-            error=link.error,
-            error_s=link.error_s,
-        )
+        super().resume()
 
     @property
     def crash_note(self) -> bool:
@@ -191,18 +128,19 @@ class RaeHttp:
 
     # --- the link
 
-    async def _connect_anew(self) -> None:
-        self._trouble = None
-        await self._connect()
+    @property
+    def _url(self) -> str:
+        return self._transport.url
 
-    async def _keep(self) -> None:
-        """One interval, and the heartbeat at its end; sooner when there is news or trouble."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._heartbeat_interval_s):
-                await self._nudge.wait()
-        self._nudge.clear()
-        if self._trouble is not None:
-            raise self._trouble
+    @property
+    def _dialect(self) -> str:
+        return self._api.dialect
+
+    @property
+    def _undelivered(self) -> int:
+        return len(self._outbox)
+
+    async def _beat(self) -> None:
         try:
             await self._api.heartbeat(self._availability)
         except (NoSuchThing, NoSuchPath):
@@ -232,15 +170,7 @@ class RaeHttp:
             self._outbox.registered()
         elif link is Link.LOST:
             self._outbox.close()
-        self._event(link.value, reason=reason, url=self._transport.url, dialect=self._api.dialect)
-        self._wake()
-
-    def _fail(self, trouble: Trouble) -> None:
-        """The poll or the outbox met trouble: the link is down at once, and its task deals with it."""
-        if self._kept.link is Link.UP and not self._stopping:
-            self._trouble = trouble
-            self._kept.say(Link.DOWN, trouble.reason)
-            self._nudge.set()
+        super()._changed(link, reason)
 
     async def _sound(self) -> bool:
         """Whether the server takes a heartbeat right now."""
@@ -252,16 +182,10 @@ class RaeHttp:
 
     # --- the poll
 
-    async def _ask(self) -> None:
-        try:
-            await self._poll_once()
-        except Trouble as trouble:
-            self._fail(trouble)
-        except Exception as error:  # noqa: BLE001  a poll that fails by a fault of ours is trouble too
-            self._fail(Trouble(f"the poll could not be made ({type(error).__name__})"))
-        finally:
-            self._poll = None
-            self._wake()
+    def _may_ask(self) -> bool:
+        """A poll is never repeated by itself, for a lost answer may have been a task. After a lost one, what is known must
+        be settled first (see `_connect`)."""
+        return super()._may_ask() and not self.crash_note and not (self._poll_lost and self._notes)
 
     async def _poll_once(self) -> None:
         if self._note_trouble and not await self._can_note():
@@ -273,7 +197,7 @@ class RaeHttp:
         except (NoSuchThing, NoSuchPath):  # nothing was handed out: it is safe to ask again, once
             await self._connect()
             await self._fetch()
-        self._kept.proven = True
+        self._link.proven = True
 
     async def _fetch(self) -> None:
         try:
@@ -336,8 +260,7 @@ class RaeHttp:
     # --- the way back
 
     def _put(self, item: Item) -> None:
-        if self._slot is not None and self._slot.id == item.id:
-            self._slot = None
+        self._no_longer_waits(item.id)
         self._outbox.put(item)
 
     async def _give_back_unasked(self, wait_s: float) -> None:
@@ -350,14 +273,6 @@ class RaeHttp:
     async def _say_offline(self) -> None:
         if self._api.compute_id:
             await self._sound()
-
-    async def _end(self, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        await asyncio.wait([task])
-
-    def _event(self, event: str, **fields: Any) -> None:
-        with contextlib.suppress(Exception):  # a journal that fails must not end the link
-            self._on_event(EVENT_KIND, {"event": event, **fields})
 
 
 def _words(error: OSError) -> str:

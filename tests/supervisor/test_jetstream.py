@@ -263,7 +263,7 @@ def test_done_on_both_sides_of_a_cut_the_first_result_stands_and_the_second_is_k
         ):
             task = await fleet.submit()
             claim = await one.claim()
-            one.source._lease_s = 1e9  # it does not know that nobody hears its renewals
+            one.source._leases.length_s = 1e9  # it does not know that nobody hears its renewals
             again = await two.claim()
             assert again.id == task
             two.source.settle(again, {"by": 2}, None)
@@ -351,7 +351,7 @@ def test_a_result_that_is_too_large_for_the_fleet_is_a_failure_with_that_reason(
 def test_the_outbox_is_bounded_by_asking_for_no_more(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("supervisor.sources.jetstream.MAX_WAITING", 1)
+    monkeypatch.setattr("supervisor.sources.linked.MAX_WAITING", 1)
 
     async def work() -> None:
         async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:

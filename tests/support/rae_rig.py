@@ -14,6 +14,7 @@ from states.observation import Link
 from supervisor.clock import SystemClock
 from supervisor.settings import Control
 from supervisor.sources.base import Claim
+from supervisor.sources.link import end
 from supervisor.sources.rae_http import RaeHttp
 
 NODE_ID = "node-1"
@@ -100,7 +101,6 @@ async def running(
         yield Rig(source, events, state_dir)
     finally:
         if stop_s is None:
-            for task in source._work:
-                await source._end(task)
+            await end(*source._work)
         else:
             await source.stop(stop_s)

@@ -1,0 +1,156 @@
+"""Results on their way into a fleet (R21): in memory until the fleet has them, first in, first out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from states.observation import Link
+from supervisor.fleet import layout, wire
+from supervisor.fleet.forms import Result
+from supervisor.fleet.wire import Exists, Refused, Wire
+from supervisor.sources.leases import Lease
+from supervisor.sources.link import KeptLink
+from supervisor.sources.transport import MIB, Trouble
+
+REMEMBERED: Final = 512  # tasks whose results are stored, should one be delivered once more
+PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries to deliver while the link is up
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A result on its way."""
+
+    lease: Lease
+    result: Result
+    body: bytes = b""
+
+
+class Results:
+    """Stores results by `need()`, which gives the connection or raises Trouble.
+
+    `settled(task_id)` is awaited when a task is over for this node; `second()` is called when another node's result was
+    first; `fail` is told of trouble; `event(name, **fields)` is for the journal, never a payload.
+    """
+
+    def __init__(
+        self,
+        link: KeptLink,
+        need: Callable[[], Wire],
+        *,
+        settled: Callable[[str], Awaitable[None]],
+        second: Callable[[], None],
+        fail: Callable[[Trouble], None],
+        event: Callable[..., None],
+    ) -> None:
+        self._link = link
+        self._need = need
+        self._settled = settled
+        self._second = second
+        self._fail = fail
+        self._event = event
+        self._waiting: list[Outcome] = []
+        self._filled = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+        self._hurry = asyncio.Event()
+        self._last = False
+        self._done: OrderedDict[str, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def ids(self) -> list[str]:
+        """The tasks whose results are not stored."""
+        return [outcome.result.id for outcome in self._waiting]
+
+    def stored(self, task_id: str) -> bool:
+        """This node has stored the task's result, as far as it remembers."""
+        return task_id in self._done
+
+    def put(self, lease: Lease, result: Result) -> None:
+        """Take a result."""
+        self._waiting.append(Outcome(lease, result))
+        self._emptied.clear()
+        self._filled.set()
+
+    def hurry(self) -> None:
+        """The link is back: try now."""
+        self._hurry.set()
+
+    async def last_chance(self) -> None:
+        """Deliver until everything is delivered, or cancelled: the node stops."""
+        self._last = True
+        self.hurry()
+        await self._emptied.wait()
+
+    async def run(self) -> None:
+        """Deliver for ever."""
+        failures = 0
+        while True:
+            await self._filled.wait()
+            outcome = self._waiting[0]
+            try:
+                if self._link.link is not Link.UP and not self._last:
+                    raise Trouble(self._link.reason)
+                await self._deliver(outcome)
+                failures = 0
+            except Trouble as trouble:
+                if isinstance(trouble, Refused) and self._replaced(outcome, trouble):
+                    continue
+                self._hurry.clear()
+                self._fail(trouble)
+                pause_s = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
+                failures += 1
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s if self._link.link is Link.UP or self._last else None):
+                        await self._hurry.wait()
+                continue
+            except Exception as error:  # noqa: BLE001  one outcome must not hold up all others
+                reason = f"it could not be delivered ({type(error).__name__})"
+                self._event("outcome-lost", task=outcome.result.id, reason=f"{reason}; another node gets the task")
+            self._waiting.pop(0)
+            await self._settled(outcome.result.id)
+            if not self._waiting:
+                self._filled.clear()
+                self._emptied.set()
+
+    async def _deliver(self, outcome: Outcome) -> None:
+        """Store the result, then acknowledge the task: a node that dies between the two has it acknowledged by the next."""
+        link, result = self._need(), outcome.result
+        if not outcome.body:
+            outcome.body = await asyncio.to_thread(result.encode)
+        if len(outcome.body) > link.max_payload:
+            error = f"result too large: {len(outcome.body) / MIB:.2f} MiB, the fleet takes {link.max_payload / MIB:.2f} MiB"
+            outcome.result = result = Result(result.id, result.type, result.node, {}, error)
+            outcome.body = result.encode()
+        first = True
+        try:
+            # the message id holds the node: what this node sends again is the same, what another sends is a second one
+            await link.store(layout.result_subject(result.id), outcome.body, f"{result.id}.{layout.token(result.node)}")
+        except Exists:
+            first = False
+        await link.word(outcome.lease.reply, wire.ACK)
+        self._done[result.id] = None
+        while len(self._done) > REMEMBERED:
+            self._done.popitem(last=False)
+        if first:
+            self._event("delivered", task=result.id, type=result.type, error=result.error is not None)
+            return
+        self._second()
+        reason = "another node's result was first, and stands; this one is dropped"
+        self._event("done-twice", task=result.id, type=result.type, reason=reason)
+
+    def _replaced(self, outcome: Outcome, refused: Refused) -> bool:
+        """The fleet says no to this result for good: its reason is the outcome then. False: it was just that."""
+        result, error = outcome.result, f"the fleet refused the result: {refused.reason}"
+        if result.error == error:
+            return False
+        self._event("outcome-refused", task=result.id, type=result.type, reason=refused.reason)
+        outcome.result, outcome.body = Result(result.id, result.type, result.node, {}, error), b""
+        return True
