@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support import weeks
 from support.bench import Row, verdict
 from support.running import NodeFolder, control_node, daemon, until
+from support.stories import KINDS, zone
 
 LENGTHS_S = {"20-s tasks": (20.0, 0.90), "2-min tasks": (120.0, 0.98), "60-min tasks": (3600.0, 0.98)}
 OVERHEAD_MS = 50.0
@@ -62,7 +63,7 @@ def lived(kind: str, days: int) -> list[Row]:
     rows = []
     for name, (seconds, target) in LENGTHS_S.items():
         print(f"{days} days of {kind} with {name} …", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(prefix="usefulness-") as folder, weeks.zone():
+        with tempfile.TemporaryDirectory(prefix="usefulness-") as folder, zone():
             safe, worked, done = shares(weeks.live(kind, days, Path(folder), endless_s=seconds))
         rows.append(Row(f"share worked, {name}", worked, safe, target, note=f"hours of a safe week; {done} tasks done"))
     return rows
@@ -103,7 +104,7 @@ def _seconds(stamp: str) -> float:
 def main() -> int:
     """Parse, live, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=sorted(weeks.KINDS), default="office")
+    parser.add_argument("--kind", choices=sorted(KINDS), default="office")
     parser.add_argument("--days", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=200)
     given = parser.parse_args()

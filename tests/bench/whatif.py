@@ -22,6 +22,7 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support import weeks
 from support.bench import Row, verdict
+from support.stories import zone
 
 from supervisor.offline import timeline, timeline_html, whatif
 
@@ -43,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--days", type=int, default=7)
     days = parser.parse_args().days
-    with tempfile.TemporaryDirectory() as folder, weeks.zone():
+    with tempfile.TemporaryDirectory() as folder, zone():
         logs = Path(folder) / "logs"
         paths = weeks.live("office", days, logs)
         lines = sum(path.read_bytes().count(b"\n") for path in paths)

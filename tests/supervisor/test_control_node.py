@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.clock import ManualClock
 from support.rae_server import in_loop, until
 
 from supervisor.embedded.api import Api
@@ -25,23 +26,11 @@ NIL = "00000000-0000-0000-0000-000000000000"
 REGISTER = {"node_id": "n1", "api_key": "k", "capabilities": {"gpu": True}}
 
 
-class Hand:
-    """A clock that a test sets."""
-
-    now = 1000.0
-
-    def now_s(self) -> float:
-        return self.now
-
-    def wall_s(self) -> float:
-        return 1_700_000_000.0 + self.now
-
-
 class Client:
     """Asks the API as a server would hand it over."""
 
     def __init__(self, **kwargs: Any) -> None:
-        self.clock = Hand()
+        self.clock = ManualClock()
         self.node = ControlNode(self.clock, **kwargs)
         self.api = Api(self.node)
 
@@ -175,10 +164,10 @@ def test_nodes_lists_those_online_and_heard_of_within_five_minutes() -> None:
     for name in ("a", "b", "c"):
         c.registered(name)
     c("POST /nodes/heartbeat", {"node_id": "b", "status": "BUSY"})
-    c.clock.now += 299
+    c.clock.go(299)
     c("POST /nodes/heartbeat", {"node_id": "c", "status": "ONLINE"})
     assert [node["node_id"] for node in c("GET /nodes").value] == ["a", "c"]
-    c.clock.now += 1
+    c.clock.go(1)
     assert [node["node_id"] for node in c("GET /nodes").value] == ["c"]
 
 
@@ -188,10 +177,10 @@ def test_a_silent_nodes_task_is_pending_again_and_a_heartbeat_prevents_it() -> N
     c.registered("here")
     lost, kept = c.added(), c.added()
     assert (c.polled("gone"), c.polled("here")) == (lost, kept)
-    c.clock.now += 119
+    c.clock.go(119)
     c("POST /nodes/heartbeat", {"node_id": "here", "status": "BUSY"})
     assert c.polled("here") is None
-    c.clock.now += 1
+    c.clock.go(1)
     assert c.polled("here") == lost
     assert c(f"GET /tasks/{kept}").value["status"] == "PROCESSING"
 
@@ -233,7 +222,7 @@ def test_the_openapi_document_shows_one_register_and_one_poll() -> None:
 @contextlib.asynccontextmanager
 async def served(handler: Any = None, timeouts: Timeouts | None = None) -> AsyncIterator[tuple[str, int]]:
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    api = handler or Api(ControlNode(Hand()))
+    api = handler or Api(ControlNode(ManualClock()))
     server = asyncio.ensure_future(listen(api, "127.0.0.1", 0, url.set_result, timeouts=timeouts))
     try:
         port = int((await url).rpartition(":")[2])

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from support import weeks
 from support.running import NodeFolder, daemon
+from support.stories import zone
 from transitions.extensions import GraphMachine
 
 from states import guards as guards_module
@@ -172,7 +173,7 @@ def test_png_needs_no_library_until_it_is_asked_for() -> None:
 @pytest.fixture(scope="module")
 def week() -> tuple[Traffic, list[dict[str, Any]]]:
     """A week of an office, counted; and its journal's lines."""
-    with weeks.zone():
+    with zone():
         logs = weeks.lived("office", 7)
         entries = [entry for path in files([logs]) for _, entry in read(path)]
         return traffic.count([logs]), entries

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import random
@@ -20,6 +19,8 @@ from typing import Any
 import pytest
 from support import weeks
 from support.clock import ManualClock
+from support.simulated import Supply
+from support.stories import FIRST_DAY, Story, at, zone
 
 from states.limits import Limits
 from states.memory import Memory
@@ -105,13 +106,11 @@ def test_a_quiet_day_of_the_real_loop_is_under_a_megabyte(tmp_path: Path, monkey
     logs = tmp_path / "logs"
     logs.mkdir()
     monkeypatch.setattr(weeks, "Journal", lambda folder, clock, keep_days: Journal(folder, clock, 7, text=TextLog(folder)))
-    with weeks.zone():
-        begin, end = weeks.at(0, 0), weeks.at(1, 0) - 1
+    with zone():
+        begin, end = at(0, 0), at(1, 0) - 1
         signs = [(begin + 60 * minute, begin + 60 * minute + 30) for minute in range(1440)] if there else []
-        clock, supply = weeks.StoryClock(begin), weeks.Supply(random.Random(1), filled_until=1e12)
-        life = weeks._life(weeks.settings(tmp_path, logs), clock, weeks.Story(begin, end, there=signs), supply, end, False)
-        with asyncio.Runner(loop_factory=lambda: weeks._loop(clock)) as runner:
-            runner.run(life)
+        clock, supply = ManualClock(weeks.UP_S, begin), Supply(random.Random(1), filled_until=1e12)
+        weeks.live_once(weeks.settings(tmp_path, logs), clock, Story(begin, end, there=signs), supply, end)
     assert len(list(logs.iterdir())) == 2
     assert 100_000 < sum(path.stat().st_size for path in logs.iterdir()) < 1_000_000
 
@@ -297,7 +296,7 @@ TEARS = {
 def past(logs: Path) -> tuple[Any, ...]:
     """What every reader of journals makes of a folder."""
     lived = load_past([logs])
-    last = datetime(*weeks.FIRST_DAY, 23, 0, tzinfo=timezone(timedelta(hours=2)))
+    last = datetime(*FIRST_DAY, 23, 0, tzinfo=timezone(timedelta(hours=2)))
     told = load_timeline([logs], 7)
     return (
         [(r.ok, r.steps) for r in replay_files([logs])],
@@ -309,7 +308,7 @@ def past(logs: Path) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("tear", TEARS)
 def test_every_reader_leaves_a_torn_last_line_out(tmp_path: Path, tear: str) -> None:
-    with weeks.zone():
+    with zone():
         whole = weeks.lived("office", 2)
         expected = past(whole)
         logs = tmp_path / "logs"

@@ -15,8 +15,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from support import weeks
+from support import stories, weeks
 from support.clock import ManualClock
+from support.stories import KINDS, ZONE
 
 from states.limits import Limits
 from states.memory import State
@@ -36,7 +37,7 @@ UTC_DAY = 1_799_971_200.0  # 2027-01-15T00:00:00Z
 
 @pytest.fixture(autouse=True)
 def local_time() -> Iterator[None]:
-    with weeks.zone():
+    with stories.zone():
         yield
 
 
@@ -220,14 +221,14 @@ def test_what_the_journal_says_is_never_markup(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("zone", "start", "hours_of_days"),
     [
-        (weeks.ZONE, 1_792_792_800, [24, 25, 24]),  # 2026-10-23T22:00:00Z: clocks go back on the 25th
-        (weeks.ZONE, 1_774_652_400, [24, 23, 24]),  # 2026-03-27T23:00:00Z: forward on the 29th
+        (ZONE, 1_792_792_800, [24, 25, 24]),  # 2026-10-23T22:00:00Z: clocks go back on the 25th
+        (ZONE, 1_774_652_400, [24, 23, 24]),  # 2026-03-27T23:00:00Z: forward on the 29th
         ("EET-2EEST,M4.5.5/0,M10.5.4/24", 1_776_895_200, [24, 23, 24]),  # midnight itself is skipped
         ("UTC0", 1_792_800_000, [24, 24, 24]),
     ],
 )
 def test_days_are_the_clock_s(tmp_path: Path, zone: str, start: int, hours_of_days: list[int]) -> None:
-    with weeks.zone(zone):
+    with stories.zone(zone):
         told = Diary(tmp_path, start + 60).start().alive("IDLE_WAIT", 5, 71 * 3600).told(7)
         days = told.days()
         assert [round((b - a) / 3600) for a, b in days][:3] == hours_of_days
@@ -246,7 +247,7 @@ def test_only_the_last_days(tmp_path: Path) -> None:
     assert told.spans[0].state == GAP
 
 
-@pytest.mark.parametrize("kind", weeks.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_month_adds_up_and_is_drawn_in_time(kind: str) -> None:
     logs = weeks.lived(kind)
     began = time.process_time()

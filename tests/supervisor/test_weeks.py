@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support import weeks
+from support.stories import KINDS, at, zone
 
 from supervisor.journal import files, read
 from supervisor.offline.replay import replay_files
@@ -17,7 +18,7 @@ from supervisor.offline.replay import replay_files
 
 @pytest.fixture(autouse=True)
 def local_time() -> Iterator[None]:
-    with weeks.zone():
+    with zone():
         yield
 
 
@@ -39,10 +40,10 @@ def hours_by_clock(folder: Path, state: str, days: range) -> dict[int, int]:
 def _dates(days: range) -> list[tuple[int, int, int]]:
     import time
 
-    return [time.localtime(weeks.at(day, 12))[:3] for day in days]
+    return [time.localtime(at(day, 12))[:3] for day in days]
 
 
-@pytest.mark.parametrize("kind", weeks.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_same_seed_gives_the_same_lines(tmp_path: Path, kind: str) -> None:
     for name in ("a", "b"):
         weeks.live(kind, 2, tmp_path / name)
@@ -51,7 +52,7 @@ def test_the_same_seed_gives_the_same_lines(tmp_path: Path, kind: str) -> None:
     assert entries(tmp_path / "a") != entries(tmp_path / "c")
 
 
-@pytest.mark.parametrize("kind", weeks.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_today_s_mind_decides_as_the_month_says(kind: str) -> None:
     reports = list(replay_files(files([weeks.lived(kind)])))
     assert all(report.ok for report in reports), [r for r in reports if not r.ok][:1]

@@ -16,7 +16,9 @@ from typing import Any
 
 import msgspec
 from support.nats_rig import cut
-from support.weeks import SimulatedNode, SimulatedTask, Story, settings
+from support.simulated import SimulatedNode, SimulatedTask
+from support.stories import Story
+from support.weeks import settings
 
 from states.lifecycle import Lifecycle
 from states.memory import Memory, State

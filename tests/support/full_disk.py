@@ -8,9 +8,7 @@ the middle of a task, stays for two minutes, and leaves. Prints one JSON documen
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import functools
 import json
 import os
 import random
@@ -26,6 +24,9 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support import weeks  # noqa: E402
+from support.clock import ManualClock  # noqa: E402
+from support.simulated import Supply  # noqa: E402
+from support.stories import Story, at  # noqa: E402
 
 from supervisor.clock import Clock  # noqa: E402
 from supervisor.journal import Journal, files, read  # noqa: E402
@@ -37,13 +38,13 @@ BACK_S, GONE_S = 40 * 60.0 + 7, 42 * 60.0
 
 
 @dataclass
-class Eventful(weeks.StoryClock):
+class Eventful(ManualClock):
     """Does things on the way, by seconds since the beginning."""
 
     todo: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
     def go(self, seconds: float) -> None:
-        """See StoryClock."""
+        """See ManualClock."""
         super().go(seconds)
         while self.todo and self.wall >= self.todo[0][0]:
             self.todo.pop(0)[1]()
@@ -61,12 +62,12 @@ def fill(folder: Path) -> None:
 
 def hour(logs: Path) -> dict[str, Any]:
     """Live it; what was said (seconds since the beginning, words), and what is in the files."""
-    begin = weeks.at(0, 9)
-    story = weeks.Story(begin, begin + END_S, there=[(begin, begin + 1), (begin + BACK_S, begin + GONE_S)])
+    begin = at(0, 9)
+    story = Story(begin, begin + END_S, there=[(begin, begin + 1), (begin + BACK_S, begin + GONE_S)])
     todo: list[tuple[float, Callable[[], None]]] = [
         (begin + FULL_S, lambda: fill(logs)), (begin + FREED_S, (logs / "ballast").unlink),
     ]
-    clock = Eventful(begin, todo=todo)
+    clock = Eventful(weeks.UP_S, begin, todo=todo)
     said: list[tuple[float, str]] = []
     journals: list[Journal] = []
 
@@ -77,13 +78,12 @@ def hour(logs: Path) -> dict[str, Any]:
         return journals[0]
 
     weeks.Journal = journal  # type: ignore[assignment, misc]
-    supply = weeks.Supply(random.Random(1), endless=True, task_s=170.0)
+    supply = Supply(random.Random(1), endless=True, task_s=170.0)
     troubles: list[str] = []
     clock.todo.insert(1, (begin + FULL_S + 300, lambda: troubles.append(journals[0].trouble)))
     with tempfile.TemporaryDirectory() as scratch:
         config = weeks.settings(Path(scratch), logs, None)
-        with asyncio.Runner(loop_factory=functools.partial(weeks._loop, clock)) as runner:
-            runner.run(weeks._life(config, clock, story, supply, begin + END_S, cut=False))
+        weeks.live_once(config, clock, story, supply, begin + END_S)
     troubles.append(journals[0].trouble)
     paths = files([logs])
     return {

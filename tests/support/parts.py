@@ -24,16 +24,11 @@ async def for_ever() -> None:
     await asyncio.Event().wait()
 
 
-@dataclass
-class ScriptedSource:
-    """A source without a link; what it is given is in `outbox`."""
+class Unlinked:
+    """What a source without a link need not do. See Source."""
 
+    crash_note = False
     waiting: Claim | None = None
-    asking: bool = False
-    outbox: list[tuple[Any, ...]] = field(default_factory=list)
-    fault: Exception | None = None
-    crash_note: bool = False
-    status: LinkStatus = field(default_factory=LinkStatus)
 
     async def start(self, wake: Wake) -> None:
         """Nothing to start."""
@@ -41,15 +36,64 @@ class ScriptedSource:
     async def stop(self, deadline_s: float) -> None:
         """Nothing to stop."""
 
-    def ask(self) -> bool:
-        """A poll that goes on until the test answers it."""
-        self.asking = True
-        return True
-
     def take(self) -> Claim | None:
         """See Source."""
         taken, self.waiting = self.waiting, None
         return taken
+
+    def announce(self, availability: Availability) -> None:
+        """Nobody hears it."""
+
+    def resume(self) -> None:
+        """Nothing was given up."""
+
+
+class Treeless:
+    """What a task without processes says. See RunningTask."""
+
+    alive = True
+
+    @property
+    def ended(self) -> bool:
+        """See RunningTask."""
+        return not self.alive
+
+    def pids(self) -> frozenset[int]:
+        """None."""
+        return frozenset()
+
+    def cpu_s(self) -> float:
+        """It costs nothing."""
+        return 0.0
+
+    @property
+    def state(self) -> Any:
+        """It has saved nothing."""
+        return None
+
+    async def freeze(self) -> str:
+        """At once."""
+        return "frozen 0 ms"
+
+    async def thaw(self) -> str:
+        """At once."""
+        return "thawed 0 ms"
+
+
+@dataclass
+class ScriptedSource(Unlinked):
+    """A source without a link; what it is given is in `outbox`."""
+
+    waiting: Claim | None = None
+    asking: bool = False
+    outbox: list[tuple[Any, ...]] = field(default_factory=list)
+    fault: Exception | None = None
+    status: LinkStatus = field(default_factory=LinkStatus)
+
+    def ask(self) -> bool:
+        """A poll that goes on until the test answers it."""
+        self.asking = True
+        return True
 
     def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
         """See Source."""
@@ -64,15 +108,9 @@ class ScriptedSource:
             raise self.fault
         self.outbox.append(outcome)
 
-    def announce(self, availability: Availability) -> None:
-        """Nobody hears it."""
-
-    def resume(self) -> None:
-        """Nothing was given up."""
-
 
 @dataclass
-class ScriptedTask:
+class ScriptedTask(Treeless):
     """A process tree that is not one."""
 
     alive: bool = True
@@ -82,11 +120,6 @@ class ScriptedTask:
     stop_hangs: bool = False
     graces: list[float] = field(default_factory=list)
 
-    @property
-    def ended(self) -> bool:
-        """See RunningTask."""
-        return not self.alive
-
     def pids(self) -> frozenset[int]:
         """See RunningTask."""
         return frozenset({7}) if self.alive else frozenset()
@@ -94,17 +127,6 @@ class ScriptedTask:
     def cpu_s(self) -> float:
         """See RunningTask."""
         return 1.5
-
-    @property
-    def state(self) -> Any:
-        """See RunningTask."""
-        return None
-
-    async def freeze(self) -> str:
-        return "frozen 0 ms"
-
-    async def thaw(self) -> str:
-        return "thawed 0 ms"
 
     async def stop(self, grace_s: float) -> str:
         """See RunningTask."""
