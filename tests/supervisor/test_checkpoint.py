@@ -67,6 +67,14 @@ def helpers() -> list[psutil.Process]:
     return found
 
 
+def ended(process: psutil.Process) -> bool:
+    """It is a zombie, or was reaped: one that has no command line any more may hold its pipes open yet."""
+    try:
+        return process.status() == "zombie"
+    except psutil.NoSuchProcess:
+        return True
+
+
 def run(scene: Coroutine[Any, Any, None]) -> None:
     """One scene, within a time in which even a busy machine has done with it."""
 
@@ -388,7 +396,7 @@ def test_the_helper_dies(cuda: CudaStandIn, spawn: Callable[[int], list[int]], b
                 assert failure.value.usable is usable
             else:
                 helper.kill()
-                await until(lambda: not helpers(), "its end")
+                await until(lambda: ended(helper), "its end")
                 assert (await there.out([pid], PATIENCE_S)).startswith("locked ")
                 assert helpers() != [helper]
 
