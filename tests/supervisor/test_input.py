@@ -1,4 +1,4 @@
-"""Input devices: made-up nodes (FIFOs of struct input_event) and a made-up sysfs; the times come out, and nothing else."""
+"""The sensor of input devices, on made-up ones: the times come out, and nothing else (R9)."""
 
 from __future__ import annotations
 
@@ -6,116 +6,24 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support.clock import ManualClock
+from support.input_world import KEY, SYN, World, event, world
 
 from states.observation import NEVER
 from supervisor.clock import SystemClock
 from supervisor.config import load
 from supervisor.senses import Senses
 from supervisor.sensors import input as input_module
-from supervisor.sensors.input import InputDevices
-from supervisor.sensors.input_device import (
-    EV_ABS,
-    EV_KEY,
-    EV_REL,
-    EV_SYN,
-    EVENT,
-    WORD_BITS,
-    Axis,
-    Kind,
-    bits,
-    bumped,
-    describe,
-    kind_of,
-    pressed,
-)
+from supervisor.sensors.input_device import EV_ABS, EV_KEY, EV_REL
 
+__all__ = ["world"]
 SENTINEL = 0x2A7  # a code that nothing else here has
 SECRET = 1_193_046_471  # a value that nothing else here has
-LETTERS = range(1, 120)
-PAD_KEYS = (0x130, 0x131, 0x133)
-MOUSE_KEYS = (0x110, 0x111)
-STICK = Axis(-32768, 32767)
-
-
-def event(kind: int, code: int, value: int) -> bytes:
-    return EVENT.pack(1_700_000_000, 0, kind, code, value)
-
-
-SYN = event(EV_SYN, 0, 0)
-KEY = event(EV_KEY, 30, 1) + SYN
-
-
-def bitmap(numbers: Iterable[int]) -> str:
-    """As the kernel writes it."""
-    value = sum(1 << n for n in set(numbers))
-    words = []
-    while value:
-        words.append(f"{value & (1 << WORD_BITS) - 1:x}")
-        value >>= WORD_BITS
-    return " ".join(reversed(words)) or "0"
-
-
-class World:
-    """Roots of /dev and sysfs, with a writing end for each device."""
-
-    def __init__(self, folder: Path) -> None:
-        self.dev, self.sys = folder / "dev", folder / "sys"
-        (self.dev / "input").mkdir(parents=True)
-        self.writers: dict[str, int] = {}
-        self.wakes = 0
-        self.clock: Any = SystemClock()
-
-    def plug(
-        self, node: str, name: str = "Device", keys: Iterable[int] = (), rels: Iterable[int] = (),
-        axes: Iterable[int] = (), properties: Iterable[int] = (),
-    ) -> None:
-        device = self.sys / "class/input" / node / "device"
-        (device / "capabilities").mkdir(parents=True)
-        (device / "name").write_text(f"{name}\n")
-        (device / "properties").write_text(f"{bitmap(properties)}\n")
-        for what, numbers in (("key", keys), ("rel", rels), ("abs", axes)):
-            (device / "capabilities" / what).write_text(f"{bitmap(numbers)}\n")
-        path = self.dev / "input" / node
-        os.mkfifo(path)
-        self.writers[node] = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-
-    def keyboard(self, node: str = "event0") -> None:
-        self.plug(node, "Board", keys=LETTERS)
-
-    def mouse(self, node: str = "event1") -> None:
-        self.plug(node, "Mouse", keys=MOUSE_KEYS, rels=(0, 1, 8))
-
-    def pad(self, node: str = "event7") -> None:
-        self.plug(node, "Pad", keys=PAD_KEYS, axes=(0, 1, 2, 5, 16))
-
-    def send(self, node: str, data: bytes) -> None:
-        os.write(self.writers[node], data)
-
-    @contextlib.asynccontextmanager
-    async def sensor(self, **options: Any) -> AsyncIterator[InputDevices]:
-        options.setdefault("axis_of", lambda _fd, _code: STICK)
-        sensor = InputDevices(self.clock, dev_root=self.dev, sys_root=self.sys, **options)
-        await sensor.start(self._wake)
-        try:
-            yield sensor
-        finally:
-            await sensor.stop()
-
-    def _wake(self) -> None:
-        self.wakes += 1
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
 
 
 async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
@@ -146,100 +54,6 @@ def numbers_in(thing: Any, seen: set[int]) -> Iterator[float]:
 
 def play(scene: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scene, 20))
-
-
-# --- what a device is
-
-
-@pytest.mark.parametrize(
-    ("keys", "rels", "axes", "properties", "kind"),
-    [
-        pytest.param(LETTERS, (), (), (), Kind.KEYBOARD, id="keyboard"),
-        pytest.param((113, 114, 115, 164), (), (), (), Kind.KEYBOARD, id="media keys"),
-        pytest.param((0x161, 0x166), (), (), (), Kind.KEYBOARD, id="remote control"),
-        pytest.param(MOUSE_KEYS, (0, 1, 8), (), (), Kind.POINTER, id="mouse"),
-        pytest.param((*MOUSE_KEYS, 0x120), (0, 1), (), (), Kind.POINTER, id="mouse with odd buttons"),
-        pytest.param(MOUSE_KEYS, (8,), (0, 1), (), Kind.POINTER, id="tablet of a virtual machine"),
-        pytest.param((), (7,), (), (), Kind.POINTER, id="dial"),
-        pytest.param((0x110, 0x145, 0x14A), (), (0, 1, 0x35, 0x36), (0, 2), Kind.TOUCH, id="touchpad"),
-        pytest.param((0x14A,), (), (0, 1), (1,), Kind.TOUCH, id="touchscreen"),
-        pytest.param((0x140, 0x14B, 0x14A), (), (0, 1, 24), (), Kind.TABLET, id="pen"),
-        pytest.param(PAD_KEYS, (), (0, 1, 2), (), Kind.GAMEPAD, id="gamepad"),
-        pytest.param((0x120, 0x121), (), (0, 1, 6), (), Kind.GAMEPAD, id="joystick"),
-        pytest.param((), (), (0, 1, 2, 3, 4, 5), (6,), Kind.NONE, id="motion sensor of a gamepad"),
-        pytest.param((), (), (0, 1, 2), (), Kind.NONE, id="accelerometer"),
-        pytest.param((116,), (), (), (), Kind.NONE, id="power button"),
-        pytest.param((142, 143), (), (), (), Kind.NONE, id="sleep button"),
-        pytest.param((224, 225, 227, 241, 242, 243, 244, 245), (), (), (), Kind.NONE, id="video bus"),
-        pytest.param((238, 247), (), (), (), Kind.NONE, id="radio switch"),
-        pytest.param((), (), (), (), Kind.NONE, id="lid switch, jack, speaker"),
-    ],
-)
-def test_the_kind_follows_from_the_capabilities(
-    keys: Any, rels: Any, axes: Any, properties: Any, kind: Kind, world: World
-) -> None:
-    assert kind_of(frozenset(keys), frozenset(rels), frozenset(axes), frozenset(properties)) is kind
-    world.plug("event3", "It's\x07 a thing", keys, rels, axes, properties)
-    device = describe(world.sys / "class/input", "event3")
-    assert device is not None
-    assert (device.kind, device.name) == (kind, "It s  a thing")
-
-
-@given(st.frozensets(st.integers(0, 0x2FF)))
-def test_a_bitmap_is_read_as_the_kernel_writes_it(numbers: frozenset[int]) -> None:
-    assert bits(bitmap(numbers)) == numbers
-
-
-# --- what events say
-
-
-@pytest.mark.parametrize(
-    ("kind", "code", "value", "sign"),
-    [
-        pytest.param(EV_KEY, 0x130, 1, True, id="button"),
-        pytest.param(EV_KEY, 0x130, 0, True, id="button let go"),
-        pytest.param(EV_ABS, 0, 900, False, id="stick drifts"),
-        pytest.param(EV_ABS, 0, -8100, False, id="stick drifts far"),
-        pytest.param(EV_ABS, 0, -8400, True, id="stick moves"),
-        pytest.param(EV_ABS, 1, 32767, True, id="stick at its end"),
-        pytest.param(EV_ABS, 2, -32768, False, id="trigger rests"),
-        pytest.param(EV_ABS, 2, 100, False, id="second stick on a trigger's axis rests"),
-        pytest.param(EV_ABS, 2, -16000, True, id="trigger on its way"),
-        pytest.param(EV_ABS, 16, 1, True, id="hat"),
-        pytest.param(EV_ABS, 16, 0, False, id="hat let go"),
-        pytest.param(EV_SYN, 3, 0, False, id="events were lost"),
-        pytest.param(4, 4, 0x90001, False, id="scan code"),
-    ],
-)
-def test_a_gamepad_shows_a_person_beyond_the_dead_zone(kind: int, code: int, value: int, sign: bool) -> None:
-    assert pressed(memoryview(event(kind, code, value) + SYN), lambda _: STICK, 0.25) is sign
-
-
-def test_an_axis_that_does_not_say_its_range_is_held() -> None:
-    assert pressed(memoryview(event(EV_ABS, 0, 1)), lambda _: None, 0.25)
-
-
-@pytest.mark.parametrize(
-    ("data", "bump"),
-    [
-        (event(EV_REL, 0, 7) + event(EV_REL, 1, -8) + SYN, True),
-        (event(EV_REL, 0, 8) + event(EV_REL, 1, -8) + SYN, False),
-        (event(EV_REL, 0, 1) + event(EV_KEY, 0x110, 1) + SYN, False),
-        (event(EV_REL, 8, 1) + SYN, False),
-        (event(EV_SYN, 3, 0), False),
-    ],
-)
-def test_a_bump_is_a_short_motion_alone(data: bytes, bump: bool) -> None:
-    assert bumped(memoryview(data), 16) is bump
-
-
-@given(st.binary(max_size=EVENT.size * 9), st.integers(-(2**31), 2**31 - 1), st.integers(-(2**31), 2**31 - 1))
-def test_no_bytes_break_the_parser(data: bytes, least: int, most: int) -> None:
-    assert pressed(memoryview(data), lambda _: Axis(least, most), 0.25) in (True, False)
-    assert bumped(memoryview(data), 16) in (True, False)
-
-
-# --- the sensor
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     )),
     "T11": ("a drifting stick is nobody", (
         "supervisor/test_input.py::test_a_drifting_stick_is_nobody_and_costs_little",
-        "supervisor/test_input.py::test_a_gamepad_shows_a_person_beyond_the_dead_zone",
+        "supervisor/test_input_device.py::test_a_gamepad_shows_a_person_beyond_the_dead_zone",
     )),
     "T12": ("idle_detect's two times are read torn", ("supervisor/test_idle_detect.py::test_both_times_must_be_plausible",)),
     "T13": ("a query wakes a sleeping GPU", (
