@@ -33,6 +33,8 @@ SILENCE_S: Final = 300.0  # between two pieces of an answer: a large model takes
 CUT_S: Final = 1.0
 UNLOAD_S: Final = 3.0
 LOOK_AGAIN_S: Final = 2.0  # how long a list of Ollama's processes is good for
+LINE_MORE_BYTES: Final = 4 << 20  # of a line, beside its text: the last one holds numbers for the whole talk
+SMALL_BYTES: Final = 1 << 20  # of an answer about loading
 KEEP_ALIVE: Final = "1m"  # should the daemon be killed, Ollama unloads the model by itself
 _MIB: Final = 1 << 20
 _TICK: Final = os.sysconf("SC_CLK_TCK")
@@ -203,13 +205,13 @@ class OllamaTask:
 
     async def _generate(self, client: httpx2.AsyncClient, model: str, prompt: str, system: str = "") -> str:
         """One whole answer of a model."""
-        if model.endswith(("-cloud", ":cloud")):
+        if model.strip().lower().endswith(("-cloud", ":cloud")):
             raise OllamaFailed("model refused", "a cloud model would send the task's data out of this machine")
         self._used.add(model)
         order = {"model": model, "prompt": prompt, "stream": True, "keep_alive": KEEP_ALIVE}
         body = json.dumps({**order, "system": system} if system else order).encode()
         said: list[str] = []
-        size, rest = 0, b""
+        size, rest = 0, bytearray()
         async with client.stream("POST", f"{self._url}/api/generate", content=body) as response:
             if response.status_code == 404:
                 raise OllamaFailed("model missing", "Ollama does not have the model; `ollama list` shows what it has")
@@ -219,11 +221,16 @@ class OllamaTask:
                 size += len(chunk)
                 if size > 16 * self._max:  # each piece of text comes in a line of some hundred bytes
                     raise OllamaFailed("too large", f"the stream is longer than {16 * self._max} bytes")
-                *lines, rest = (rest + chunk).split(b"\n")
+                *lines, left = chunk.split(b"\n")
                 for line in lines:
-                    if line.strip() and self._hear(line, said):
+                    rest += line
+                    if rest.strip() and self._hear(bytes(rest), said):
                         return "".join(said)
-        if rest.strip() and self._hear(rest, said):
+                    rest.clear()
+                rest += left
+                if len(rest) > self._max + LINE_MORE_BYTES:
+                    raise OllamaFailed("too large", f"a line of the stream is longer than {self._max + LINE_MORE_BYTES} bytes")
+        if rest.strip() and self._hear(bytes(rest), said):
             return "".join(said)
         raise OllamaFailed("stream broken", "Ollama's answer ended before the model was done")
 
@@ -253,7 +260,8 @@ class OllamaTask:
         try:
             async with asyncio.timeout(UNLOAD_S), await asyncio.to_thread(_client) as client:
                 for model in self._used:
-                    await client.post(f"{self._url}/api/generate", content=json.dumps({"model": model, "keep_alive": 0}))
+                    order = json.dumps({"model": model, "keep_alive": 0}).encode()
+                    await _beginning(client, "POST", f"{self._url}/api/generate", order)
                 while self._used & await self._loaded(client):  # noqa: ASYNC110 - Ollama tells no event
                     await asyncio.sleep(0.1)
         except TimeoutError:
@@ -263,7 +271,7 @@ class OllamaTask:
         return "unloaded"
 
     async def _loaded(self, client: httpx2.AsyncClient) -> set[str]:
-        answer = (await client.get(f"{self._url}/api/ps")).json()
+        answer = json.loads(await _beginning(client, "GET", f"{self._url}/api/ps"))
         names = {str(model.get("name", "")) for model in answer.get("models", [])}
         return names | {name.removesuffix(":latest") for name in names}
 
@@ -325,6 +333,17 @@ def _client() -> httpx2.AsyncClient:
         follow_redirects=False,
         headers={"content-type": "application/json", "accept-encoding": "identity"},
     )
+
+
+async def _beginning(client: httpx2.AsyncClient, method: str, url: str, content: bytes | None = None) -> bytes:
+    """An answer, or the beginning of one that is longer than SMALL_BYTES."""
+    body = bytearray()
+    async with client.stream(method, url, content=content) as response:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > SMALL_BYTES:
+                break
+    return bytes(body)
 
 
 def _trouble(error: Exception) -> tuple[str, str]:

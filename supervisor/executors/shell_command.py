@@ -36,7 +36,9 @@ class ShellExecutor(CommandExecutor):
         command = claim.payload.get("command")
         if not isinstance(command, str) or not command.strip():
             raise StartFailed("bad payload: it has no command")
-        if "\0" in command or len(command.encode(errors="replace")) > _LONGEST:
+        if not _sound(command):
+            raise StartFailed("bad payload: its command holds a NUL, or half a character")
+        if len(command.encode()) > _LONGEST:
             raise StartFailed(f"bad payload: its command holds a NUL, or is longer than {_LONGEST} bytes")
         place = _below(workdir, claim.payload.get("cwd"))
         variables = {**_variables(claim.payload.get("env")), "RAE_COMMAND": command, "RAE_CWD": place}
@@ -54,14 +56,26 @@ class ShellExecutor(CommandExecutor):
         return wrong, result
 
 
+def _sound(text: str) -> bool:
+    """The kernel can take it: no NUL, and it can be written as UTF-8."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def _below(workdir: Path, cwd: object) -> str:
     """The folder to begin in; nothing but the work folder and what is below it."""
     if cwd is None:
         return str(workdir)
-    place = os.path.normpath(os.path.join(workdir, cwd)) if isinstance(cwd, str) and "\0" not in cwd else ""
+    place = os.path.normpath(os.path.join(workdir, cwd)) if isinstance(cwd, str) and _sound(cwd) else ""
     if place != str(workdir) and not place.startswith(f"{workdir}/"):
         raise StartFailed("bad payload: its cwd is not a folder below the task's own work folder")
-    os.makedirs(place, mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(place, mode=0o700, exist_ok=True)
+    except (OSError, RecursionError) as error:  # whose own words would hold the path
+        why = error.strerror if isinstance(error, OSError) else "too deep"
+        raise StartFailed(f"bad payload: its cwd cannot be made: {why}") from None
     return place
 
 
@@ -71,6 +85,6 @@ def _variables(env: object) -> dict[str, str]:
     if not isinstance(env, Mapping):
         raise StartFailed("bad payload: its env is not an object")
     for name, value in env.items():
-        if not _NAME.fullmatch(str(name)) or not isinstance(value, str) or "\0" in value:
+        if not _NAME.fullmatch(str(name)) or not isinstance(value, str) or not _sound(value):
             raise StartFailed("bad payload: its env is not an object of names and texts")
     return {str(name): str(value) for name, value in env.items()}

@@ -27,8 +27,12 @@ class Names:
             return [host]
         asked = self._asked.get(host)
         if asked is None or asked.done():
-            asked = self._asked[host] = asyncio.get_running_loop().create_future()
-            threading.Thread(target=_look_up, args=(host, asked), name=f"resolves {host}", daemon=True).start()
+            asked = asyncio.get_running_loop().create_future()
+            try:
+                threading.Thread(target=_look_up, args=(host, asked), name=f"resolves {host}", daemon=True).start()
+            except RuntimeError:
+                raise OSError("no thread is to be had") from None
+            self._asked[host] = asked
         found = await asyncio.shield(asked)
         if isinstance(found, OSError):
             raise found

@@ -15,13 +15,14 @@ from supervisor.sources import clean
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Claim
 from supervisor.sources.note import UNKNOWN, Entry, Notes
-from supervisor.sources.rae_api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi, created_for_sure_not
+from supervisor.sources.rae_api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi, TooLarge, created_for_sure_not
 from supervisor.sources.transport import MIB, Trouble
 
 MAX_BODY_BYTES: Final = 64 * MIB  # the most that the real server was seen to take
 REFUSALS: Final = 5  # so many 500s from a server that is sound otherwise, and it is the result that it cannot take
 LAST_PAUSE_S: Final = 0.5
 LOST_PATHS: Final = 3  # so many unknown paths, and this release has no way to post a task
+OVER: Final = ("COMPLETED", "FAILED")
 KEPT: Final = (401, 403, 405, 408, 421, 425, 429)  # 4xx that say nothing about the outcome: it is kept and tried again
 
 Event = Callable[..., None]
@@ -238,6 +239,14 @@ class Outbox:
         except NoSuchThing:
             self._event("note-removed", task=item.id, type=item.type, reason="the control node does not know the task")
             return False
+        except Trouble as trouble:
+            if isinstance(trouble, TooLarge) and trouble.state in OVER:
+                self._event("note-removed", task=item.id, type=item.type, reason=f"it is {trouble.state} already")
+                return False
+            item.refusals += trouble.status == 500 and await self._sound()
+            if not (isinstance(trouble, TooLarge) or _is_final(trouble) or item.refusals >= REFUSALS):
+                raise
+            item.refusals, task = 0, None  # what cannot be looked at cannot be posted anew; it must not be waited for
         if task is not None:
             ours = task.get("assigned_node_id") in {self._api.compute_id, item.node} - {""}
             if task.get("status") != "PROCESSING" or not ours:
@@ -334,7 +343,9 @@ class Outbox:
             task = await self._api.task(item.id)
         except NoSuchThing:
             return False
-        return task is not None and task.get("status") in ("COMPLETED", "FAILED")
+        except TooLarge as large:
+            return large.state in OVER
+        return task is not None and task.get("status") in OVER
 
 
 def _resubmitted(item: Item) -> str:

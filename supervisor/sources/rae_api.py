@@ -25,6 +25,10 @@ MISREAD: Final = 422  # dialect A's poll, read by B to D as a look at a task wit
 SMALL_BYTES: Final = 256 * 1024  # of an answer that is about this node: parsing it holds up the loop for a moment
 # The answers to a result and to a task's post give the task back whole, whatever its size; its id comes first and is enough.
 TASK_BEGINS: Final = re.compile(rb'\s*\{\s*"id"\s*:\s*"(?P<id>[0-9a-fA-F-]{36})"\s*,')
+# Of a task that is too large to be read, its state: it stands before what makes it large.
+ITS_STATE: Final = re.compile(
+    TASK_BEGINS.pattern + rb'\s*"type"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*"status"\s*:\s*"(?P<state>[A-Z]+)"'
+)
 
 
 class NoSuchPath(Trouble):
@@ -32,11 +36,12 @@ class NoSuchPath(Trouble):
 
 
 class TooLarge(Trouble):
-    """A poll brought a task that is larger than what is read of an answer; its id was at the beginning."""
+    """A task is larger than what is read of an answer; its id was at the beginning, `state` too if it is not empty."""
 
-    def __init__(self, task_id: str, reason: str) -> None:
+    def __init__(self, task_id: str, reason: str, state: str) -> None:
         super().__init__(reason, status=200)
         self.task_id = task_id
+        self.state = state
 
 
 class NoSuchThing(Trouble):
@@ -105,19 +110,26 @@ class RaeApi:
         try:
             value = await self._call("poll", "GET", paths.poll, query={"node_id": self._node_id})
         except TooMuch as much:
-            if much.code == 200 and (begins := TASK_BEGINS.match(much.head)) and is_id(task_id := begins["id"].decode()):
-                raise TooLarge(task_id, much.reason) from None
-            raise
+            raise _too_large(much) or much from None
         if value is not None and (not isinstance(value, dict) or not is_id(value.get("id"))):
             raise self._malformed("poll")
         return value
 
     async def task(self, task_id: str) -> dict[str, Any] | None:
-        """A task as the server has it; None: this dialect cannot look one up."""
+        """A task as the server has it; None: this dialect cannot look one up.
+
+        Raises:
+            TooLarge: it cannot be read.
+            Trouble: no good answer.
+        """
         paths = await self.paths()
         if paths.task is None:
             return None
-        value = await self._call("task", "GET", paths.task.replace("{id}", task_id))
+        try:
+            value = await self._call("task", "GET", paths.task.replace("{id}", task_id))
+        except TooMuch as much:
+            large = _too_large(much)
+            raise large if large is not None and same_id(large.task_id, task_id) else much from None
         if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
             raise self._malformed("task")
         return value
@@ -222,6 +234,15 @@ class RaeApi:
 def created_for_sure_not(trouble: Trouble) -> bool:
     """The server has surely not taken what was posted: it was never sent, or the server itself said no."""
     return not trouble.sent or (trouble.status is not None and trouble.status < BAD_GATEWAY)
+
+
+def _too_large(much: TooMuch) -> TooLarge | None:
+    """The task whose answer was too much; None: it does not begin as one."""
+    begins = TASK_BEGINS.match(much.head)
+    if much.code != 200 or begins is None or not is_id(task_id := begins["id"].decode()):
+        return None
+    its = ITS_STATE.match(much.head)
+    return TooLarge(task_id, much.reason, its["state"].decode() if its else "")
 
 
 def _knows_route(value: Any) -> bool:

@@ -17,12 +17,11 @@ from supervisor.sources.base import Availability, Claim, Wake
 from supervisor.sources.link import STOPPED, end
 from supervisor.sources.linked import LinkedSource
 from supervisor.sources.note import Entry
-from supervisor.sources.outbox import Item, Outbox
+from supervisor.sources.outbox import OVER, Item, Outbox
 from supervisor.sources.rae_api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi, TooLarge
 from supervisor.sources.transport import Transport, Trouble
 
 MAX_TYPE_CHARS: Final = 200
-OVER: Final = ("COMPLETED", "FAILED")
 
 
 class RaeHttp(LinkedSource):

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import re
 import ssl
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, urlsplit
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 MIB: Final = 1024 * 1024
 NOT_JSON: Final = object()
+SPREAD_S: Final = 10.0  # who is told to come back at a time comes up to this much later, so that not all come at once
 ENOUGH_BYTES: Final = 64 * 1024
 COME_LATER: Final = (429, 503)  # with these, Retry-After is about the server, not about this request
 CONTENT_TYPE: Final = re.compile(r"[a-z0-9.+-]{1,50}/[a-z0-9.+-]{1,50}")
@@ -188,6 +191,7 @@ class Transport:
             trust_env=False,
             follow_redirects=False,
             headers=self._headers,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each would make every request longer
         )
 
     async def _exchange(self, client: httpx2.AsyncClient, ask: _Ask) -> Answer:
@@ -233,8 +237,11 @@ class Transport:
                     raise TooMuch(reason, response.status_code, bytes(body[:1024]))
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             wait_s = self._retry_after_s(response.headers.get("retry-after"))
-            if wait_s is not None and response.status_code in COME_LATER:
-                self._not_before_s = self._clock.now_s() + min(wait_s, RETRY_AFTER_MAX_S)
+            if wait_s is not None:
+                wait_s = min(wait_s, RETRY_AFTER_MAX_S)
+                wait_s += random.uniform(0.0, min(wait_s, SPREAD_S))  # noqa: S311  not a secret
+                if response.status_code in COME_LATER:
+                    self._not_before_s = self._clock.now_s() + wait_s
             return Answer(response.status_code, _json(bytes(body)), kind if CONTENT_TYPE.fullmatch(kind) else "", wait_s)
 
     def _retry_after_s(self, value: str | None) -> float | None:

@@ -84,6 +84,10 @@ FAILURES = [
     pytest.param({}, 200, [], "bad payload: it has no prompt", id="no-prompt"),
     pytest.param({"prompt": ["a"]}, 200, [], "bad payload: its prompt is not a text", id="prompt-of-another-type"),
     pytest.param({"prompt": SECRET, "model": "big:120b-cloud"}, 200, [], "model refused: ", id="cloud"),
+    pytest.param({"prompt": SECRET, "model": "Big:120B-Cloud "}, 200, [], "model refused: ", id="cloud-in-capitals"),
+    pytest.param({"prompt": SECRET}, 200, [b'{"n": %b}\n' % (b"9" * 5000)], "stream broken: ", id="a-huge-number"),
+    pytest.param({"prompt": SECRET}, 200, [b"[" * 100_000 + b"\n"], "stream broken: ", id="nested-without-end"),
+    pytest.param({"prompt": SECRET}, 200, [b'{"response": "\xff"}\n'], "stream broken: ", id="not-utf-8"),
 ]
 
 
@@ -176,3 +180,34 @@ def test_a_request_cannot_be_frozen() -> None:
             await task.stop(0)
 
     asyncio.run(go())
+
+
+def test_a_line_without_an_end_is_not_read_for_long() -> None:
+    """Neither the memory nor the loop belongs to a server that sends one."""
+
+    async def go() -> None:
+        flood: list[bytes | None] = [b"x" * (1 << 20)] * 64
+        async with OllamaServer(lambda _: flood) as server:
+            error, _ = await outcome(server, "llm_inference", {"prompt": "hi"}, max_result_mb=4)
+            assert error is not None
+            assert error.startswith("too large: ")
+            assert server.pieces < 32
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("path", ["/api/ps", "unload"])
+def test_unloading_reads_no_endless_answer(path: str) -> None:
+    async def go() -> None:
+        async with OllamaServer(lambda _: answer("a"), floods=path) as server:
+            assert await outcome(server, "llm_inference", {"prompt": "hi"}) == (None, {"status": "success", "response": "a"})
+            await asyncio.wait_for(server.left.wait(), 20)
+            assert server.pieces < 32
+
+    asyncio.run(go())
+
+
+def test_half_a_character_in_an_answer_goes_through() -> None:
+    error, result, _ = run("llm_inference", {"prompt": "hi \ud800"}, lambda _: [b'{"response": "a\\ud800", "done": true}\n'])
+    assert error is None
+    assert result["response"] == "a\ud800"

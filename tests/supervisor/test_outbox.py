@@ -16,6 +16,7 @@ from support.rae_server import RaeServer, in_loop, until
 from states.observation import Link
 from supervisor.sources import outbox
 from supervisor.sources.base import Claim
+from supervisor.sources.linked import MAX_WAITING
 from supervisor.sources.note import UNKNOWN, Entry, Notes
 
 SENTINEL = "sentinel-7f3a"
@@ -462,6 +463,60 @@ async def test_settling_a_crash_survives_trouble(tmp_path: Path) -> None:
         async with running(server, tmp_path) as rig:
             await rig.delivered()
         assert server.task(task_id)["status"] == "FAILED"
+
+
+@in_loop
+async def test_a_left_task_that_is_too_large_to_be_looked_at_holds_up_no_other(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server:
+        task_id = await crashed(server, tmp_path, payload={"p": SENTINEL + "x" * 2_000_000})
+        async with running(server, tmp_path, max_answer_mb=1) as rig:
+            await rig.delivered()
+            assert server.task(task_id)["error"] == "preempted: node restarted while it had the task"
+            await rig.up()
+            other = server.add()
+            assert (await rig.claim()).id == other
+            assert SENTINEL not in repr(rig.events)
+
+
+@in_loop
+async def test_a_left_task_that_is_over_and_too_large_to_be_looked_at_stays_as_it_is(tmp_path: Path) -> None:
+    async with RaeServer().listening() as server:
+        task_id = await crashed(server, tmp_path, payload={"p": "x" * 2_000_000})
+        next(iter(server.node._tasks.values())).status = "COMPLETED"
+        async with running(server, tmp_path, max_answer_mb=1) as rig:
+            await rig.delivered()
+            assert server.of("result") == []
+            assert server.task(task_id)["status"] == "COMPLETED"
+            assert rig.note == []
+
+
+@pytest.mark.parametrize("status", [400, 410, 422, 500])
+@in_loop
+async def test_a_left_task_that_the_server_cannot_show_is_failed(tmp_path: Path, status: int) -> None:
+    """Or the node would ask for nothing any more."""
+    async with RaeServer(always={"task": s.status(status)}).listening() as server:
+        task_id = await crashed(server, tmp_path)
+        async with running(server, tmp_path) as rig:
+            await rig.delivered()
+            assert server.task(task_id)["error"] == "preempted: node restarted while it had the task"
+            assert not rig.source.crash_note
+
+
+@in_loop
+async def test_outcomes_that_nobody_takes_do_not_pile_up(tmp_path: Path) -> None:
+    """The link is sound and hands out tasks, but their results are put off for ever."""
+    async with RaeServer(always={"result": s.status(429)}).listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        for _ in range(MAX_WAITING + 1):
+            server.add()
+        for _ in range(MAX_WAITING):
+            rig.source.settle(await rig.claim(), {"x": 1}, None)
+        assert rig.source.status.link is Link.UP
+        assert not rig.source.ask()
+        assert rig.source.status.outbox == MAX_WAITING
+        server.always.clear()
+        await rig.delivered()
+        assert await rig.claim()
 
 
 @in_loop

@@ -442,3 +442,37 @@ async def test_the_status_says_since_when_and_where(tmp_path: Path) -> None:
         assert again.error_s <= again.since_s
     assert rig.source.status.reason == "stopped"
     assert all(event["kind"] == "link" for event in rig.events)
+
+
+@in_loop
+async def test_cookies_are_neither_kept_nor_sent(tmp_path: Path) -> None:
+    """A gateway that sets one with each answer would make every request a little longer, until none is taken any more."""
+    async with RaeServer().listening() as server:
+        for n in range(5):
+            server.faults["heartbeat"].append(s.status(200, {}, set_cookie=f"session{n}={'x' * 100}; Path=/"))
+        async with running(server, tmp_path, heartbeat_s=0.02) as rig:
+            await rig.up()
+            await until(lambda: len(server.of("heartbeat")) > 8)
+        assert not [request for request in server.requests if "cookie" in request.headers]
+
+
+@in_loop
+async def test_a_poll_that_is_cut_by_the_end_of_the_node_is_said(tmp_path: Path) -> None:
+    async with RaeServer(always={"poll": s.silent}).listening() as server:
+        async with running(server, tmp_path, stop_s=0.2, read_timeout_sec=20, total_timeout_sec=20) as rig:
+            await rig.up()
+            assert rig.source.ask()
+            await until(lambda: server.of("poll"))
+        assert rig.names().count("poll-lost") == 1
+
+
+@in_loop
+async def test_nodes_that_are_told_to_come_back_later_do_not_come_back_as_one(tmp_path: Path) -> None:
+    async with RaeServer(always={"register": s.status(503, {}, retry_after="100")}).listening() as server:
+        waits = []
+        for n in range(8):
+            async with running(server, tmp_path / str(n), stop_s=0.1) as rig:
+                await until(lambda: rig.source.status.next_try_s, "a next try")
+                waits.append((rig.source.status.next_try_s or 0.0) - rig.source._clock.now_s())
+        assert all(99 < wait_s <= 110 for wait_s in waits)
+        assert max(waits) - min(waits) > 0.5

@@ -56,6 +56,11 @@ REFUSED = [
     ({"command": "ls", "cwd": "/etc"}, "bad payload: its cwd is not a folder below"),
     ({"command": "ls", "cwd": "../other"}, "bad payload: its cwd is not a folder below"),
     ({"command": "ls", "cwd": 7}, "bad payload: its cwd is not a folder below"),
+    ({"command": "ls", "cwd": SECRET * 30}, "bad payload: its cwd cannot be made"),
+    ({"command": "ls", "cwd": "x/" * 3000}, "bad payload: its cwd cannot be made"),
+    ({"command": "ls", "cwd": "x\ud800"}, "bad payload: its cwd is not a folder below"),
+    ({"command": "echo \ud800"}, "bad payload: its command holds a NUL, or half a character"),
+    ({"command": "ls", "env": {"A": "\ud800"}}, "bad payload: its env is not an object of names and texts"),
     ({"command": "ls", "env": ["A=b"]}, "bad payload: its env is not an object"),
     ({"command": "ls", "env": {"A": 1}}, "bad payload: its env is not an object of names and texts"),
     ({"command": "ls", "env": {"A=": "1"}}, "bad payload: its env is not an object of names and texts"),
@@ -69,6 +74,7 @@ def test_what_makes_no_sense_is_not_started(tmp_path: Path, payload: Any, reason
         with pytest.raises(StartFailed) as failed:
             await bench.start(payload=payload, allow_any_command=True)
         assert str(failed.value).startswith(reason)
+        assert SECRET not in str(failed.value)
 
     run(TreeContainment("by choice"), tmp_path, body)
 

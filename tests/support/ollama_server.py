@@ -11,15 +11,23 @@ from typing import Any
 class OllamaServer:
     """Answers by `says` (model → pieces of the answer, as raw lines), and remembers what it was asked.
 
-    A piece of None waits until the client is gone. `sticky`: a model is not unloaded when asked.
+    A piece of None waits until the client is gone. `sticky`: a model is not unloaded when asked. `floods`: what is answered
+    without end, "/api/ps" or "unload". `pieces`: those of the last long answer that the client has let us send.
     """
 
     def __init__(
-        self, says: Callable[[dict[str, Any]], list[bytes | None]], *, status: int = 200, sticky: bool = False
+        self,
+        says: Callable[[dict[str, Any]], list[bytes | None]],
+        *,
+        status: int = 200,
+        sticky: bool = False,
+        floods: str = "",
     ) -> None:
         self.says = says
         self.status = status
         self.sticky = sticky
+        self.floods = floods
+        self.pieces = 0
         self.asked: list[dict[str, Any]] = []
         self.loaded: set[str] = set()
         self.unloaded: list[str] = []
@@ -48,10 +56,14 @@ class OllamaServer:
 
     async def _answer(self, path: str, body: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if path == "/api/ps":
+            if self.floods == path:
+                return await self._flood(writer)
             return self._whole(writer, {"models": [{"name": name} for name in sorted(self.loaded)]})
         order = json.loads(body)
         if "prompt" not in order:
             self.unloaded.append(order["model"])
+            if self.floods == "unload":
+                return await self._flood(writer)
             if not self.sticky:
                 self.loaded.discard(order["model"])
             return self._whole(writer, {"model": order["model"], "done": True, "done_reason": "unload"})
@@ -68,9 +80,18 @@ class OllamaServer:
                 return None
             writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             await writer.drain()
+            self.pieces += 1
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return None
+
+    async def _flood(self, writer: asyncio.StreamWriter) -> None:
+        self.pieces = 0
+        writer.write(b"HTTP/1.1 200 X\r\nconnection: close\r\n\r\n[")
+        while True:  # until the client has gone
+            writer.write(b"1," * (1 << 19))
+            await writer.drain()
+            self.pieces += 1
 
     def _whole(self, writer: asyncio.StreamWriter, value: Any, status: int = 200) -> None:
         data = json.dumps(value).encode()
