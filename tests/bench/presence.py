@@ -25,7 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/bench")]
-from presence_scenes import SCENES, Scene, Seen, Stage
+from scenes.stage import Scene, Seen, Stage
+from scenes.table import SCENES
 
 TIMES_THE_LIMIT = 3.0  # performance.md: decided within three times the ten-line program's time
 GRACE_MS = 1.0  # what a scheduler of two shared cores adds to either side
