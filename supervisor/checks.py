@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from states.guards import Verdict, gpu_free, user_away
 from states.memory import Memory
 from states.observation import NO_TASK, Automation, Observation
 from states.words import number
+from supervisor import stdout
 from supervisor.clock import SystemClock
 from supervisor.config import Config, ConfigErrors, find_folder, load
 from supervisor.control import DaemonDown, DaemonMute, ask
@@ -146,7 +145,7 @@ def answer(which: str, folder: Path | None, *, as_json: bool) -> int:
     except Exception as error:  # noqa: BLE001 - unknown is unsafe (R12)
         check = Check(False, (f"cannot look: {type(error).__name__}: {error}",), ())
     if as_json:
-        sys.stdout.write(json.dumps(check.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(stdout.document(check.as_dict()) + "\n")
     else:
         sys.stdout.write("\n".join(_lines(check)) + "\n")
     return 0 if check.safe else 1
@@ -185,11 +184,14 @@ def main(argv: list[str]) -> int:
         if end.code:
             sys.stdout.write("DO NOT RUN: wrong usage, see --help\n")
         return 1 if end.code else 0
+    stdout.prepare()
     try:
         code = answer(given.which, given.config, as_json=given.json)
         sys.stdout.flush()
-    except BrokenPipeError:  # a "no" that nobody read is no "yes"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1 if stdout.left() else code  # a "no" that nobody read is no "yes"
+    except stdout.Unwritable as full:
+        stdout.drop()
+        sys.stderr.write(f"{full.strerror}\n")
         code = 1
     except KeyboardInterrupt:
         code = 1

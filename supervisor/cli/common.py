@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -12,6 +11,8 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from supervisor import stdout
 
 if TYPE_CHECKING:
     from supervisor.config import Config
@@ -81,7 +82,7 @@ _COLUMN = re.compile(r"^.{0,24} {2,}(?=\S)")
 
 def document(value: Any) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(stdout.document(value))
 
 
 def configuration(folder: Path | None) -> Config:

@@ -56,8 +56,8 @@ def diagram(
         if sys.stdout.isatty():
             leave(Exit.WRONG, "a PNG is no text: name a file with --out, or redirect stdout")
         sys.stdout.buffer.write(drawn)
-    else:
-        print(drawn, end="" if drawn.endswith("\n") else "\n")
+    else:  # a file of its own, whatever the locale: UTF-8
+        sys.stdout.buffer.write(drawn.encode() if drawn.endswith("\n") else drawn.encode() + b"\n")
 
 
 def _now(highlight: bool, word: str, config: Path | None) -> State | None:

@@ -36,7 +36,7 @@ def enable(
     print(f"rae-node is {' and '.join(done)}; {then}")
 
 
-def disable() -> None:
+def disable(config: ConfigOption = None) -> None:
     """Stop the service, and keep it from starting at boot.
 
     A running task is stopped and handed back first. Needs root: `sudo rae-node disable`.

@@ -19,6 +19,7 @@ if sys.excepthook is sys.__excepthook__:
 
 import typer  # noqa: E402
 
+from supervisor import stdout  # noqa: E402
 from supervisor.cli.bridge import bridge  # noqa: E402
 from supervisor.cli.check import check_gpu, check_user  # noqa: E402
 from supervisor.cli.common import ConfigOption, Exit, err, remember  # noqa: E402
@@ -46,6 +47,7 @@ from supervisor.version import VERSION  # noqa: E402
 UsageError: Any = typer.BadParameter.__base__
 
 CHECKS = frozenset({"check-user", "check-gpu"})
+ENDLESS = frozenset({"demo", "top", "--watch", "-w"})  # these end with their reader
 
 app = typer.Typer(
     name="rae-node",
@@ -90,19 +92,28 @@ def main() -> None:
 
 def _run() -> int:
     code: int | None = None
+    stdout.prepare(patient=not ENDLESS.intersection(sys.argv[1:]))
     try:
         code = app(standalone_mode=False, prog_name="rae-node")
         sys.stdout.flush()
+        if stdout.left() and CHECKS.intersection(sys.argv[1:]):
+            code = Exit.NO  # a "no" that nobody read is no "yes"
     except UsageError as wrong:
         text, context = wrong.format_message(), wrong.ctx
         command = context.command_path if context is not None else "rae-node"
         # A command without the arguments that it needs shows its help; anything else is told in a line.
         err(text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`")
         code = Exit.WRONG
-    except BrokenPipeError:
-        # Who reads us has seen enough. Nothing more may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.NO if CHECKS.intersection(sys.argv[1:]) else code  # a "no" that nobody read is no "yes"
+    except stdout.Unwritable as full:
+        stdout.drop()
+        err(f"{full.strerror}; send it to a place that can take it")
+        code = Exit.NO
+    except (BrokenPipeError, SystemExit) as end:
+        # Typer has its own way of ending when the reader is gone.
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+            raise
+        stdout.drop()
+        code = Exit.NO if "demo" in sys.argv else Exit.YES
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED
     except Exception as error:

@@ -36,10 +36,10 @@ def record(
 
     try:
         text, note = cut(logs or [configuration(config).paths.logs], _time(since, "--from"), _time(until, "--to"))
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     except RecordError as error:
         leave(Exit.WRONG, str(error))
     except OSError as error:
-        leave(Exit.WRONG, f"{error.filename}: {error.strerror}")
+        leave(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl), and a FILE to write")
     if note:
         err(f"{file}: {note}")

@@ -36,7 +36,7 @@ def submit(
     from supervisor.fleet import submit as fleet
 
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
         tasks = fleet.read_tasks(text)
     except OSError as error:
         leave(Exit.WRONG, f"{file}: {error.strerror}")

@@ -85,7 +85,7 @@ def whatif(
     except WhatIfError as error:
         leave(Exit.WRONG, str(error))
     except OSError as error:
-        leave(Exit.WRONG, f"{error.filename}: {error.strerror}")
+        leave(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
     after = past.limits if changes or config is None else configuration(config).limits
     for change in changes or ():
         name, equals, value = change.partition("=")
