@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,6 @@ def timeline(
 
     from supervisor.offline.timeline_text import lines
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=shutil.get_terminal_size().columns)  # of a dumb terminal too
     for line in lines(told, console.width):
         console.print(line)

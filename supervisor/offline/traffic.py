@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from states.memory import State
 from states.table import ROWS
 from supervisor import journal
 
 _KNOWN = {row.id: row for row in ROWS}
+LATEST_S: Final = 1e11  # since boot; no machine is up for 3000 years
 
 
 class TrafficError(Exception):
@@ -79,7 +80,7 @@ def count(paths: Iterable[Path]) -> Traffic:
 
 def _take(entry: dict[str, Any], traffic: Traffic, life: _Life) -> None:
     kind, now_s = entry["kind"], entry.get("boot_s")
-    if isinstance(now_s, bool) or not isinstance(now_s, int | float):
+    if isinstance(now_s, bool) or not isinstance(now_s, int | float) or not abs(now_s) < LATEST_S:
         return
     stamp = str(entry.get("time", ""))[:16]
     traffic.first, traffic.last = traffic.first or stamp, stamp
@@ -93,7 +94,8 @@ def _take(entry: dict[str, Any], traffic: Traffic, life: _Life) -> None:
         return
     life.reached(now_s, traffic)
     if kind == "decision":
-        life.fired = entry if entry.get("row") in _KNOWN else None
+        row = entry.get("row")
+        life.fired = entry if isinstance(row, str) and row in _KNOWN else None
     if kind in ("decision", "effect") and life.fired is not None and (after := _state(entry.get("state"))) is not None:
         _fire(life.fired, after, now_s, traffic, life)
         life.fired = None

@@ -222,6 +222,15 @@ def test_vetoes_power_cuts_and_gaps_are_no_steps(tmp_path: Path) -> None:
         traffic.count([])
 
 
+@pytest.mark.parametrize("change", [{"boot_s": 10**400}, {"boot_s": None}, {"row": {}}, {"row": ["safe"]}, {"from": {}}, {"to": 1}])
+def test_a_line_of_another_form_is_not_counted(tmp_path: Path, change: dict[str, object]) -> None:
+    line = {"v": 1, "kind": "decision", "time": "2026-11-24T12:00:00+00:00", "boot_s": 5.0, "from": "DISABLED",
+            "row": "switched-on", "to": "IDLE_WAIT", "state": "IDLE_WAIT"}  # fmt: skip
+    (tmp_path / "decisions-2026-11-24.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (line | change, line)))
+    told = traffic.count([tmp_path])
+    assert told.counts == {(State.DISABLED, "switched-on"): 2 if change == {"to": 1} else 1}
+
+
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
 def test_every_form_shows_counts_times_and_where_it_is(week: tuple[Traffic, list[dict[str, Any]]], form: Any) -> None:
     counted, _ = week
