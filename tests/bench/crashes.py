@@ -26,7 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
-from support.running import ControlNode, NodeFolder, control_node, daemon, until
+from support.running import ControlNode, NodeFolder, control_node, daemon
+from support.waiting import until
 
 GONE_S = 10.0  # a keeper freezes, kills and wipes after its daemon; a busy machine gets time for it
 AGAIN = re.compile(r"resubmitted as ([0-9a-f-]{36})")

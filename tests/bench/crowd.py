@@ -145,7 +145,8 @@ async def crowd(path: str, kinds: tuple[str, ...], clients: int, seconds: float)
 
 def measure(clients: int, seconds: float, rounds: int) -> list[tuple[dict[str, Any], dict[str, int]]]:
     """(the loop's lateness, the crowd's own story), alone first, then round by round."""
-    from support.running import NodeFolder, daemon, until
+    from support.running import NodeFolder, daemon
+    from support.waiting import until
 
     found: list[tuple[dict[str, Any], dict[str, int]]] = []
     with tempfile.TemporaryDirectory() as scratch:

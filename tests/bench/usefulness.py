@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support import weeks
 from support.bench import Row, verdict
-from support.running import NodeFolder, control_node, daemon, until
+from support.running import NodeFolder, control_node, daemon
 from support.stories import KINDS, zone
+from support.waiting import until
 
 LENGTHS_S = {"20-s tasks": (20.0, 0.90), "2-min tasks": (120.0, 0.98), "60-min tasks": (3600.0, 0.98)}
 OVERHEAD_MS = 50.0

@@ -33,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from inotify_simple import INotify, flags
-from support.login1 import eventually
+from support.waiting import eventually
 
 from states.lifecycle import Lifecycle
 from states.limits import Limits

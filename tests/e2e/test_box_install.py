@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from support.installed import INSTALL, RAE_NODE, UNIT, USER, WHEELS, Installed, boot
 from support.nvml_standin import nvml_library
-from support.sysbox import REPO, wait_for
+from support.sysbox import REPO
+from support.waiting import until
 
 __all__ = ["nvml_library"]
 pytestmark = [pytest.mark.slow, pytest.mark.box]
@@ -130,7 +131,7 @@ def test_an_upgrade_keeps_the_configuration_and_the_operators_word(node: Install
     assert node.main_pid() == pid
     assert node.box.sh("ls /opt/rae-node/versions").count("\n") == 2, "a running node keeps its files"
     node.box.run("systemctl", "restart", UNIT)
-    wait_for(lambda: node.status().get("state"), "the new one answers")
+    until(lambda: node.status().get("state"), "the new one answers")
 
 
 def make_old_wheels(node: Installed, scratch: Path) -> str:

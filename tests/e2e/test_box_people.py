@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from support.running import NodeFolder
-from support.sysbox import SysBox, wait_for
+from support.sysbox import SysBox
+from support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.box]
 
@@ -28,7 +29,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SysBox]:
             "systemd-run", "-q", "--unit=rae-node", "-pType=notify", "-pUser=anna", "-pStandardError=journal",
             "-EPYTHONPATH=" + box.env["PYTHONPATH"], box.python, "-m", "supervisor.service", "--config", CONFIG,
         )
-        wait_for(lambda: '"READY"' in cli(box, "anna", "status", "--json")[1], lambda: box.sh("journalctl -o cat"), 30)
+        until(lambda: '"READY"' in cli(box, "anna", "status", "--json")[1], lambda: box.sh("journalctl -o cat"), 30)
         yield box
 
 
@@ -71,7 +72,7 @@ def test_members_of_the_nodes_group_say_a_word_without_root(box: SysBox) -> None
     assert out.startswith("paused until ")
     assert cli(box, "carl", "status")[1].startswith("DISABLED: paused until "), "anybody may look"
     assert cli(box, "bob", "resume")[0] == 0
-    wait_for(lambda: cli(box, "carl", "status")[1].startswith("READY:"), "READY again", 30)
+    until(lambda: cli(box, "carl", "status")[1].startswith("READY:"), "READY again", 30)
 
 
 def test_a_journald_that_hangs_or_is_gone_stops_nothing(box: SysBox) -> None:
@@ -86,5 +87,5 @@ def test_a_journald_that_hangs_or_is_gone_stops_nothing(box: SysBox) -> None:
     box.run("systemctl", "kill", "-s", "KILL", "systemd-journald")
     assert cli(box, "bob", "pause")[0] == 0
     assert cli(box, "bob", "resume")[0] == 0
-    wait_for(lambda: cli(box, "carl", "status")[1].startswith("READY:"), "READY again", 30)
-    wait_for(lambda: "operator: resume" in box.sh("journalctl -b -o cat -n 50"), "journald is back, and hears us", 20)
+    until(lambda: cli(box, "carl", "status")[1].startswith("READY:"), "READY again", 30)
+    until(lambda: "operator: resume" in box.sh("journalctl -b -o cat -n 50"), "journald is back, and hears us", 20)

@@ -22,7 +22,7 @@ from support import desk
 from support.displays import missing
 from support.installed import UNIT, Installed, boot
 from support.nvml_standin import nvml_library
-from support.sysbox import wait_for
+from support.waiting import until
 
 from supervisor.control import DaemonDown, DaemonMute, ask
 
@@ -53,7 +53,7 @@ class Watched:
 
         if not runs():
             self.node.add("sleep")
-        wait_for(runs, lambda: f"RUNNING; {self.why()}", DEADLINE_S)
+        until(runs, lambda: f"RUNNING; {self.why()}", DEADLINE_S)
         assert self.node.task_pids()
 
     def decisions(self) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ class Watched:
         self.works()
         before = len(self.decisions())
         act()
-        wait_for(lambda: self.left_by(before)[0], lambda: f"out of RUNNING; {self.why()}", DEADLINE_S)
+        until(lambda: self.left_by(before)[0], lambda: f"out of RUNNING; {self.why()}", DEADLINE_S)
         left = self.left_by(before)
         assert left[0] == row, left
         assert words in left[1], left
@@ -91,8 +91,8 @@ class Watched:
                 act()
             return wanted in said[0]
 
-        wait_for(told, lambda: f"{wanted!r} in {said[0]}", DEADLINE_S)
-        wait_for(lambda: not self.node.task_pids(), "the task's end", DEADLINE_S)
+        until(told, lambda: f"{wanted!r} in {said[0]}", DEADLINE_S)
+        until(lambda: not self.node.task_pids(), "the task's end", DEADLINE_S)
         return said[0]
 
 
@@ -148,7 +148,7 @@ def _key_in_wayland(node: Watched, undo: ExitStack) -> Act:
 def _key_on_a_pty(node: Watched, undo: ExitStack) -> Act:
     type_line = undo.enter_context(desk.pty_login(node.box, "bert"))
     # The agent came with the login, which was a sign too; both are over when that is told.
-    wait_for(lambda: type_line() or "bert active on pts/" in node.why(), lambda: f"the agent; {node.why()}", DEADLINE_S)
+    until(lambda: type_line() or "bert active on pts/" in node.why(), lambda: f"the agent; {node.why()}", DEADLINE_S)
     return type_line
 
 

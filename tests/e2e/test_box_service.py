@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.installed import QUICK, RAE_NODE, UNIT, USER, Installed, boot
 from support.nvml_standin import nvml_library
-from support.sysbox import wait_for
+from support.waiting import until
 
 from supervisor.executors import landlock
 
@@ -62,13 +62,13 @@ def running_task(node: Installed, kind: str = "sleep") -> str:
     """A task in the middle of its work; its id."""
     node.wait_for("READY", 30)
     task = node.add(kind)
-    wait_for(lambda: node.task_pids() and node.status_text().startswith("RUNNING:"), "a running task", 20)
+    until(lambda: node.task_pids() and node.status_text().startswith("RUNNING:"), "a running task", 20)
     return task
 
 
 def gone(node: Installed) -> None:
     """Nothing of a task is left: no process, no cgroup, no file, no core."""
-    wait_for(lambda: not node.task_pids(), "the task's processes gone")
+    until(lambda: not node.task_pids(), "the task's processes gone")
     left = node.box.sh("find /sys/fs/cgroup/system.slice -name 'rae-task-*'; ls -A /opt/rae-node/workdir")
     assert left == ""
     assert node.box.sh("find / -xdev -newer /opt/rae-node/agent/auto_runner.py -name 'core*' -type f -size +0") == ""
@@ -76,7 +76,7 @@ def gone(node: Installed) -> None:
 
 def settled(node: Installed, task: str) -> dict[str, Any]:
     """The control node knows how the task ended."""
-    wait_for(lambda: node.task(task)["status"] in ("FAILED", "COMPLETED"), lambda: str(node.task(task)), 30)
+    until(lambda: node.task(task)["status"] in ("FAILED", "COMPLETED"), lambda: str(node.task(task)), 30)
     return node.task(task)
 
 
@@ -102,7 +102,7 @@ def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
     before = box.sh("find /opt/rae-node /etc /var/lib/rae-node -printf '%p %m %u %s %T@\\n' 2>/dev/null || true")
     box.run("systemctl", "disable", UNIT)
     box.sh("mv /etc/polkit-1/rules.d/50-rae-node.rules /var/tmp/")
-    wait_for(lambda: node.cli("report").stdout.count("; run") == 2, lambda: node.cli("report").stdout)
+    until(lambda: node.cli("report").stdout.count("; run") == 2, lambda: node.cli("report").stdout)
     report = node.cli("report")
     assert report.returncode == 1
     assert "Auto-start on boot: NO\n" in report.stdout
@@ -113,7 +113,7 @@ def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
     enabled = node.cli("enable")
     assert (enabled.returncode, enabled.stderr) == (0, "")
     assert node.show("ActiveState") == {"ActiveState": "inactive"}
-    wait_for(lambda: node.cli("report").returncode == 0, lambda: node.cli("report").stdout)
+    until(lambda: node.cli("report").returncode == 0, lambda: node.cli("report").stdout)
     after = box.sh("find /opt/rae-node /etc /var/lib/rae-node -printf '%p %m %u %s %T@\\n' 2>/dev/null || true")
     changed = {line.split()[0] for line in set(before.splitlines()) ^ set(after.splitlines())}
     wants = "/etc/systemd/system/multi-user.target.wants"
@@ -129,7 +129,7 @@ def test_enable_now_is_what_starts_it(node: Installed) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     shown = node.show("ActiveState", "SubState", "UnitFileState", "NRestarts")
     assert shown == {"ActiveState": "active", "SubState": "running", "UnitFileState": "enabled", "NRestarts": "0"}
-    wait_for(lambda: node.status_text().startswith("IDLE_WAIT:"), node.status_text)
+    until(lambda: node.status_text().startswith("IDLE_WAIT:"), node.status_text)
     verify = node.cli("verify", "--json")
     told = json.loads(verify.stdout)
     assert (verify.returncode, told["passed"]) == (0, True), verify.stdout
@@ -201,7 +201,7 @@ def test_a_hanging_daemon_is_killed_by_the_watchdog(node: Installed) -> None:
     task = running_task(node)
     before = int(node.show("NRestarts")["NRestarts"])
     node.box.run("kill", "-STOP", str(node.main_pid()))
-    wait_for(lambda: int(node.show("NRestarts")["NRestarts"]) > before, "the watchdog's bite", 10)
+    until(lambda: int(node.show("NRestarts")["NRestarts"]) > before, "the watchdog's bite", 10)
     gone(node)
     assert settled(node, task)["status"] == "FAILED"
     journal = node.box.run("journalctl", "-u", UNIT, "--no-pager").stdout
@@ -220,7 +220,7 @@ def test_back_after_any_end(node: Installed, how: str) -> None:
     task = running_task(node)
     before, pid = int(node.show("NRestarts")["NRestarts"]), node.main_pid()
     node.box.run("kill", f"-{how}", str(pid))
-    wait_for(lambda: int(node.show("NRestarts")["NRestarts"]) > before, "back after RestartSec", 10)
+    until(lambda: int(node.show("NRestarts")["NRestarts"]) > before, "back after RestartSec", 10)
     gone(node)
     assert settled(node, task)["status"] == "FAILED"
     assert block_locks(node) == []
@@ -271,9 +271,9 @@ def test_locked_against_sleep_while_a_task_runs_and_only_then(node: Installed) -
     assert "runs task" in refused.stderr, "with our reason"
     assert power.read_text().strip() == "freeze mem"
     box.run("busctl", "call", *call, "Suspend", "b", "false", check=False)  # root's own is not fought: going-down
-    wait_for(lambda: not node.task_pids(), "the task gone inside the delay", 3)
-    wait_for(lambda: not block_locks(node), "our block locks gone", 2)
-    wait_for(lambda: power.read_text().strip() != "freeze mem", "the machine asleep", 5)
+    until(lambda: not node.task_pids(), "the task gone inside the delay", 3)
+    until(lambda: not block_locks(node), "our block locks gone", 2)
+    until(lambda: power.read_text().strip() != "freeze mem", "the machine asleep", 5)
     power.write_text("freeze mem")
 
 
@@ -283,18 +283,18 @@ def test_a_reboot_brings_back_what_was_and_nothing_more(node: Installed) -> None
 
     def reboot() -> None:
         box.reboot()
-        wait_for(lambda: node.show("ActiveState")["ActiveState"] == "active", "the service up by itself")
+        until(lambda: node.show("ActiveState")["ActiveState"] == "active", "the service up by itself")
 
     box.run("sh", "-c", "cd /opt/rae-node/workdir; echo x > mine; mkdir task-0; echo x > task-0/left", user=USER)
     reboot()
-    wait_for(lambda: "task-" not in box.sh("ls /opt/rae-node/workdir"), "what a power cut left")
+    until(lambda: "task-" not in box.sh("ls /opt/rae-node/workdir"), "what a power cut left")
     assert box.sh("ls /opt/rae-node/workdir") == "mine\n", "and only that"
     node.wait_for("READY", 30)
 
     node.configure(runtime={"automation": {"enabled": False}})
     reboot()
     off = "DISABLED: automation.enabled is false in runtime.yaml"
-    wait_for(lambda: node.status_text() == off, node.status_text)
+    until(lambda: node.status_text() == off, node.status_text)
     node.start_control()  # a transient unit: the reboot took it
     task = node.add("sleep")
     assert node.cli("status").returncode == 0
@@ -302,14 +302,14 @@ def test_a_reboot_brings_back_what_was_and_nothing_more(node: Installed) -> None
 
     node.put("/opt/rae-node/agent/runtime.yaml", "automation: {enabled: true")
     reboot()
-    wait_for(lambda: "runtime.yaml:" in node.status_text(), node.status_text)
+    until(lambda: "runtime.yaml:" in node.status_text(), node.status_text)
     shown = box.run("systemctl", "status", UNIT, "--no-pager", check=False).stdout
     assert "active (running)" in shown
     assert re.search(r'Status: "DISABLED: runtime.yaml:\d+:\d+: ', shown), shown
     assert node.cli("report").returncode == 1
     began_s = time.monotonic()
     node.configure()
-    wait_for(lambda: not node.status_text().startswith("DISABLED:"), node.status_text, 2)
+    until(lambda: not node.status_text().startswith("DISABLED:"), node.status_text, 2)
     assert time.monotonic() - began_s < 1, "working again within a second of its mending"
     node.wait_for("READY", 30)
 
@@ -317,7 +317,7 @@ def test_a_reboot_brings_back_what_was_and_nothing_more(node: Installed) -> None
 def test_a_key_from_the_credential_store(node: Installed) -> None:
     node.configure(node={"control": {"token": {"credential": "rae-node-token"}}})
     node.box.run("systemctl", "restart", UNIT)
-    wait_for(lambda: "rae-node-token" in node.status_text(), "missing: the service runs and says so")
+    until(lambda: "rae-node-token" in node.status_text(), "missing: the service runs and says so")
     node.box.sh("mkdir -p /etc/credstore; (umask 077; echo s3cret > /etc/credstore/rae-node-token)")
     read = ["sh", "-c", 'cat "$CREDENTIALS_DIRECTORY/rae-node-token"']
     probe = ["systemd-run", "-q", "--pipe", "--wait", "-pLoadCredential=rae-node-token", "-pUser=daemon", *read]
@@ -325,7 +325,7 @@ def test_a_key_from_the_credential_store(node: Installed) -> None:
         node.configure()
         pytest.skip("no unit of an ordinary user can read a credential here: this kernel's tmpfs keeps no ACLs")
     node.box.run("systemctl", "restart", UNIT)
-    wait_for(lambda: not node.status_text().startswith("DISABLED:"), node.status_text)
+    until(lambda: not node.status_text().startswith("DISABLED:"), node.status_text)
     checks = {check["name"]: check for check in json.loads(node.cli("doctor", "--json").stdout)}
     assert checks["control node's key"]["result"] == "passed"
     assert "s3cret" not in node.box.run("journalctl", "--no-pager").stdout

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.running import RAE_NODE, ROOT, NodeFolder, daemon, until
+from support.running import RAE_NODE, ROOT, NodeFolder, daemon
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.running import RAE_NODE, SERVICE, NodeFolder, control_node, daemon, until
+from support.running import RAE_NODE, SERVICE, NodeFolder, control_node, daemon
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from support.nvml_standin import StandIn, nvml_library, standin
-from support.running import Daemon, NodeFolder, control_node, daemon, until
+from support.running import Daemon, NodeFolder, control_node, daemon
+from support.waiting import until
 
 __all__ = ["nvml_library", "standin"]  # fixtures
 

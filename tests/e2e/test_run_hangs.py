@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from support.login1 import FakeLogin1, PrivateBus, session
 from support.nvml_standin import GIB, StandIn, nvml_library, standin
-from support.running import Daemon, NodeFolder, control_node, daemon, until
+from support.running import Daemon, NodeFolder, control_node, daemon
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 __all__ = ["nvml_library", "standin"]

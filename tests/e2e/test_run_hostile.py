@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from support.guard import limited
-from support.running import ControlNode, Daemon, NodeFolder, control_node, daemon, until
+from support.running import ControlNode, Daemon, NodeFolder, control_node, daemon
 from support.trees import marked_with
+from support.waiting import until
 
 from supervisor.executors import landlock
 

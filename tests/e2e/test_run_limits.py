@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from support.nvml_standin import GIB, StandIn, nvml_library, standin
-from support.running import ControlNode, Daemon, NodeFolder, control_node, daemon, until
+from support.running import ControlNode, Daemon, NodeFolder, control_node, daemon
+from support.waiting import until
 
 __all__ = ["nvml_library", "standin"]  # fixtures
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.running import NodeFolder, control_node, daemon, until
+from support.running import NodeFolder, control_node, daemon
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 # Counts until it is told to save its place; one that is resumed goes on from there, and ends.

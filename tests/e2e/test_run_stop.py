@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.running import RAE_NODE, ControlNode, NodeFolder, control_node, daemon, until
+from support.running import RAE_NODE, ControlNode, NodeFolder, control_node, daemon
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.running import RAE_NODE, NodeFolder, control_node, daemon, until
+from support.running import RAE_NODE, NodeFolder, control_node, daemon
 from support.storm import Proxy, RealTime
+from support.waiting import until
 
 TASKS = 12
 LIMIT_S = 120.0

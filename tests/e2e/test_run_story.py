@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from support.running import NodeFolder, control_node, daemon, until
+from support.running import NodeFolder, control_node, daemon
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 

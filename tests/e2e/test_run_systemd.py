@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.running import SERVICE, NodeFolder, daemon, until
+from support.running import SERVICE, NodeFolder, daemon
+from support.waiting import until
 
 pytestmark = pytest.mark.slow
 READY_S = 0.3  # from exec to READY=1 on a quiet machine

@@ -15,7 +15,8 @@ from uuid import uuid4
 
 import pytest
 from support.nats_rig import NatsServer, nats_server, needs_server, operator
-from support.running import RAE_NODE, ControlNode, NodeFolder, _die_with_us, control_node, daemon, until
+from support.running import RAE_NODE, ControlNode, NodeFolder, _die_with_us, control_node, daemon
+from support.waiting import until
 
 from supervisor.fleet.submit import BadTasks, read_tasks
 

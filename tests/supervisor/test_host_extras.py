@@ -9,15 +9,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dbus_fast import BusType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 from support.clock import ManualClock
 from support.login1 import PrivateBus
+from support.waiting import eventually, play
 
 from supervisor.clock import SystemClock
 from supervisor.dbus import PROPERTIES, SystemBus
@@ -29,17 +29,6 @@ from supervisor.sensors.site_checks import SiteChecks
 from supervisor.settings import HostSettings
 
 CLOCK = SystemClock()
-
-
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 20))
-
-
-async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
-    end_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end_s, "waited in vain"
-        await asyncio.sleep(0.005)
 
 
 # --- exclusive programs, with real processes
@@ -221,7 +210,7 @@ def test_a_check_answers_in_the_background(
         began_s = time.monotonic()
         await site.start(wake)
         assert time.monotonic() - began_s < 0.2
-        await until(lambda: wakes >= len(checks))
+        await eventually(lambda: wakes >= len(checks))
         found = site.verdicts(CLOCK.now_s())
         for told, expected in zip(found, (unfit, unknown), strict=True):
             assert expected in "; ".join(told)
@@ -238,7 +227,7 @@ def test_until_it_has_answered_and_when_it_has_not_for_long_it_is_unknown(tmp_pa
         await site.start(lambda: None)
         assert "has not answered yet" in site.verdicts(clock.now_s())[1][0]
         (tmp_path / "go").touch()
-        await until(lambda: site.verdicts(clock.now_s()) == ([], []))
+        await eventually(lambda: site.verdicts(clock.now_s()) == ([], []))
         (tmp_path / "go").unlink()
         clock.go(61.0)
         assert site.verdicts(clock.now_s()) == ([], [])  # the next run has begun, the last answer still holds
@@ -255,8 +244,8 @@ def test_checks_run_no_more_often_than_they_should_and_only_when_asked(tmp_path:
         site = SiteChecks([sh(f"echo >> {tmp_path}/runs")], clock, 60.0, 5.0)
 
         async def runs(count: int) -> None:
-            await until(lambda: (tmp_path / "runs").exists() and len((tmp_path / "runs").read_text()) == count)
-            await until(lambda: site.verdicts(clock.now_s()) == ([], []))
+            await eventually(lambda: (tmp_path / "runs").exists() and len((tmp_path / "runs").read_text()) == count)
+            await eventually(lambda: site.verdicts(clock.now_s()) == ([], []))
 
         await site.start(lambda: None)
         await runs(1)
@@ -283,13 +272,13 @@ def test_nothing_of_a_check_outlives_it(tmp_path: Path) -> None:
             told: list[int] = []
             site = SiteChecks([sh(script)], CLOCK, 60.0, 60.0 if stop else 0.3)
             await site.start(lambda told=told: told.append(1))
-            await until(lambda: pids.exists() and pids.read_text().endswith("\n"))
+            await eventually(lambda: pids.exists() and pids.read_text().endswith("\n"))
             if not stop:
-                await until(lambda told=told: told)
+                await eventually(lambda told=told: told)
             else:
                 await site.stop()
             left = int(pids.read_text())
-            await until(lambda left=left: not alive(left))
+            await eventually(lambda left=left: not alive(left))
             await site.stop()
 
     play(scene())
@@ -313,7 +302,7 @@ def test_a_check_makes_the_host_unfit(tmp_path: Path) -> None:
             return reading.error if reading.value is None else reading.value.reason
 
         assert "has not answered yet" in reason()
-        await until(lambda: "is against it" in reason())
+        await eventually(lambda: "is against it" in reason())
         await sensor.stop()
 
     play(scene())
@@ -366,7 +355,7 @@ def test_a_metered_network_is_followed(tmp_path: Path) -> None:
             await metered.start(wake)
             assert "NetworkManager is not running" in metered.verdict()[1]
             manager = await NetworkManager.appear(private.address)
-            await until(lambda: metered.verdict() == ("", ""))
+            await eventually(lambda: metered.verdict() == ("", ""))
             for value, unfit, error in (
                 (1, "the network is metered (host.allow_metered: false)", ""),
                 (2, "", ""),
@@ -381,15 +370,15 @@ def test_a_metered_network_is_followed(tmp_path: Path) -> None:
                     said, expected = metered.verdict(), (unfit, error)
                     return all(e in s and bool(e) is bool(s) for e, s in zip(expected, said, strict=True))
 
-                await until(told)
+                await eventually(told)
             manager.refuses = True
             manager.become(1)
-            await until(lambda: "refuses Get" in metered.verdict()[1])
+            await eventually(lambda: "refuses Get" in metered.verdict()[1])
             manager.leave()
-            await until(lambda: "is not running" in metered.verdict()[1])
+            await eventually(lambda: "is not running" in metered.verdict()[1])
             assert wakes >= 8
             private.kill()
-            await until(lambda: "bus" in metered.verdict()[1])
+            await eventually(lambda: "bus" in metered.verdict()[1])
             await metered.stop()
             await bus.stop()
 

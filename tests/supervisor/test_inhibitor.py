@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.login1 import FakeLogin1, PrivateBus, eventually
+from support.login1 import FakeLogin1, PrivateBus
+from support.waiting import eventually
 
 from supervisor.dbus import SystemBus
 from supervisor.effects.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from support.box_probe import Probe
-from support.sysbox import SysBox, wait_for
+from support.sysbox import SysBox
+from support.waiting import until
 
 RULE = "/etc/polkit-1/rules.d/50-test.rules"
 ALLOW = """polkit.addRule(function(action, subject) {
@@ -42,7 +43,7 @@ def test_gone_with_a_node_that_is_killed(box: SysBox) -> None:
     probe.do("take", why="task t1")
     assert len(blocks(box)) == 2
     box.sh(f"kill -9 {probe.pid_inside}")
-    wait_for(lambda: not blocks(box), "no lock after kill -9")
+    until(lambda: not blocks(box), "no lock after kill -9")
     probe.__exit__(None, None, None)
 
 
@@ -53,8 +54,8 @@ def test_locks_over_a_restart_are_held_or_known_to_be_lost(box: SysBox, how: str
         box.run("systemctl", "reset-failed")  # or systemd holds the restarts of other tests against it
         box.run("systemctl", *how.split())
         box.run("loginctl", "list-sessions")  # a logind that answers
-        wait_for(lambda: not (state := probe.state())["error"] and bool(state["lost"]) != state["held"], "a verdict")
-        wait_for(lambda: probe.state()["held"] == (len(blocks(box)) == 2), "the verdict is logind's")
+        until(lambda: not (state := probe.state())["error"] and bool(state["lost"]) != state["held"], "a verdict")
+        until(lambda: probe.state()["held"] == (len(blocks(box)) == 2), "the verdict is logind's")
         assert probe.do("release")["said"] == "locks released"
         assert blocks(box) == []
         assert probe.do("take", why="task t2")["held"]
@@ -79,7 +80,7 @@ def test_polkit_refuses_a_plain_user_in_words_until_a_rule_allows_it(box: SysBox
         assert blocks(box) == []
         assert answer["delay_error"] == "", "delay locks are anybody's"
         box.run("tee", RULE, stdin=ALLOW)
-        wait_for(lambda: probe.do("take", why="task t2")["held"], "polkit has read the rule")
+        until(lambda: probe.do("take", why="task t2")["held"], "polkit has read the rule")
         assert blocks(box) == [["rae-node", "rae", kind, "block"] for kind in ("idle", "sleep")]
         probe.do("release")
         assert blocks(box) == []

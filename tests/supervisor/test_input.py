@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.clock import ManualClock
 from support.input_world import KEY, SYN, World, event, world
+from support.waiting import eventually, play
 
 from states.observation import NEVER
 from supervisor.clock import SystemClock
@@ -24,13 +24,6 @@ from supervisor.sensors.input_device import EV_ABS, EV_KEY, EV_REL
 __all__ = ["world"]
 SENTINEL = 0x2A7  # a code that nothing else here has
 SECRET = 1_193_046_471  # a value that nothing else here has
-
-
-async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
-    end_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end_s, "waited in vain"
-        await asyncio.sleep(0.005)
 
 
 def numbers_in(thing: Any, seen: set[int]) -> Iterator[float]:
@@ -52,10 +45,6 @@ def numbers_in(thing: Any, seen: set[int]) -> Iterator[float]:
         yield from numbers_in(part, seen)
 
 
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 20))
-
-
 @pytest.mark.parametrize(
     ("plug", "node", "data", "called"),
     [
@@ -73,7 +62,7 @@ def test_use_wakes_at_once_and_is_named(
             assert sensor.latest(world.clock.now_s()).last_sign_at_s == NEVER
             world.send(node, data)
             began_s = world.clock.now_s()
-            await until(lambda: world.wakes)
+            await eventually(lambda: world.wakes)
             seen = sensor.latest(world.clock.now_s())
             assert (seen.sign, seen.error, seen.present) == (f"user active on {called}", "", "")
             assert began_s - 0.1 <= seen.last_sign_at_s <= seen.read_at_s
@@ -110,7 +99,7 @@ def test_after_a_quiet_second_the_next_key_wakes_again(world: World, monkeypatch
         async with world.sensor():
             for wakes in (1, 2, 3):
                 world.send("event0", KEY)
-                await until(lambda wakes=wakes: world.wakes == wakes)
+                await eventually(lambda wakes=wakes: world.wakes == wakes)
                 await asyncio.sleep(0.15)
 
     play(scene())
@@ -125,11 +114,11 @@ def test_a_look_that_finds_quiet_listens_again_without_waiting(world: World, mon
         world.keyboard()
         async with world.sensor() as sensor:
             world.send("event0", KEY)
-            await until(lambda: world.wakes == 1)
+            await eventually(lambda: world.wakes == 1)
             world.clock.go(0.4)
             sensor.latest(world.clock.now_s())
             world.send("event0", KEY)
-            await until(lambda: world.wakes == 2)
+            await eventually(lambda: world.wakes == 2)
 
     play(scene())
 
@@ -153,7 +142,7 @@ def test_a_drifting_stick_is_nobody_and_costs_little(world: World) -> None:
             assert (world.wakes, sensor.latest(world.clock.now_s()).last_sign_at_s) == (0, NEVER)
             assert reads < 20
             world.send("event7", event(EV_ABS, 0, 30000) + SYN)
-            await until(lambda: world.wakes == 1)
+            await eventually(lambda: world.wakes == 1)
 
     play(scene())
 
@@ -166,18 +155,18 @@ def test_a_bump_must_come_again(world: World) -> None:
         world.mouse()
         async with world.sensor(ignore_bumps=True) as sensor:
             world.send("event1", nudge)
-            await until(lambda: sensor._resting)
+            await eventually(lambda: sensor._resting)
             world.send("event1", nudge)  # of the same bump
-            await until(lambda: not sensor._resting)
+            await eventually(lambda: not sensor._resting)
             assert world.wakes == 0
             world.clock.go(5.0)
             world.send("event1", nudge)
-            await until(lambda: sensor._resting)
-            await until(lambda: not sensor._resting)
+            await eventually(lambda: sensor._resting)
+            await eventually(lambda: not sensor._resting)
             assert world.wakes == 0
             world.clock.go(0.6)
             world.send("event1", nudge)
-            await until(lambda: world.wakes == 1)
+            await eventually(lambda: world.wakes == 1)
 
     play(scene())
 
@@ -187,7 +176,7 @@ def test_a_far_motion_is_no_bump(world: World) -> None:
         world.mouse()
         async with world.sensor(ignore_bumps=True):
             world.send("event1", event(EV_REL, 0, 40) + SYN)
-            await until(lambda: world.wakes == 1)
+            await eventually(lambda: world.wakes == 1)
 
     play(scene())
 
@@ -200,12 +189,12 @@ def test_devices_come_and_go(world: World) -> None:
             assert sensor.latest(1.0).sign == "no source: no input device can be read"
             assert sensor.describe() == ["no input device: this source tells nothing"]
             world.keyboard()
-            await until(lambda: sensor._devices)
+            await eventually(lambda: sensor._devices)
             assert world.wakes == 0
             world.send("event0", KEY)
-            await until(lambda: world.wakes == 1)
+            await eventually(lambda: world.wakes == 1)
             (world.dev / "input/event0").unlink()
-            await until(lambda: not sensor._devices)
+            await eventually(lambda: not sensor._devices)
 
     play(scene())
 
@@ -215,9 +204,9 @@ def test_the_folder_may_come_late(world: World) -> None:
         (world.dev / "input").rmdir()
         async with world.sensor() as sensor:
             (world.dev / "input").mkdir()
-            await until(lambda: sensor._folder_wd != -1)
+            await eventually(lambda: sensor._folder_wd != -1)
             world.keyboard()
-            await until(lambda: sensor._devices)
+            await eventually(lambda: sensor._devices)
 
     play(scene())
 
@@ -242,7 +231,7 @@ def test_a_device_is_tried_again_when_its_rights_change(world: World, monkeypatc
             assert "event0: not read (keyboard 'Board': Permission denied)" in sensor.describe()
             locked = False
             os.chmod(world.dev / "input/event0", 0o600)
-            await until(lambda: not sensor.latest(1.0).error)
+            await eventually(lambda: not sensor.latest(1.0).error)
             assert sensor.latest(1.0).sign == input_module.BLIND_SIGN  # who used it meanwhile is not known
             assert sensor.describe() == ["keyboard 'Board' (event0): read, only the time of use is kept"]
 
@@ -271,7 +260,7 @@ def test_no_key_and_no_value_is_kept_or_told(world: World) -> None:
         async with world.sensor() as sensor:
             for node in world.writers:
                 world.send(node, event(EV_KEY, SENTINEL, SECRET) + event(EV_ABS, SENTINEL, SECRET) + SYN)
-            await until(lambda: world.wakes)
+            await eventually(lambda: world.wakes)
             told = repr([sensor.latest(world.clock.now_s()), sensor.describe()])
             assert {word for word in (str(SECRET), f"{SECRET:x}", str(SENTINEL)) if word in told} == set()
             assert bytes(sensor._buffer).strip(b"\0") == b""

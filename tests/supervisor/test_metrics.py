@@ -148,7 +148,8 @@ def test_a_folder_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_daemon_writes_it_only_where_it_is_asked_to(tmp_path: Path) -> None:
-    from support.running import NodeFolder, daemon, until
+    from support.running import NodeFolder, daemon
+    from support.waiting import until
 
     folder = NodeFolder.make(tmp_path / "node", "http://127.0.0.1:9", node={"metrics": {"file": "m.prom"}})
     with daemon(folder) as node:

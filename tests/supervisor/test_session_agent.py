@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 from support.displays import IdleServer, Xvfb, missing
-from support.login1 import FakeLogin1, PrivateBus, eventually, session
+from support.login1 import FakeLogin1, PrivateBus, session
+from support.waiting import eventually
 
 from supervisor.agents.session import Agent
 from supervisor.clock import SystemClock

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.desk import pty_login, session, sway, tell_manager, xvfb
 from support.displays import missing
-from support.login1 import eventually
-from support.sysbox import REPO, SysBox, wait_for
+from support.sysbox import REPO, SysBox
+from support.waiting import eventually, until
 
 from supervisor.clock import SystemClock
 from supervisor.control import ControlServer
@@ -157,4 +157,4 @@ def test_typing_over_ssh_is_seen_at_once(box: SysBox) -> None:
         await eventually(lambda: not node.desktop._reports, "the agent's end with the last session", 30)
 
     beside(box, story)
-    wait_for(lambda: not box.sessions(), "no session")
+    until(lambda: not box.sessions(), "no session")

@@ -13,7 +13,8 @@ import pytest
 from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio import MessageBus
 from support.displays import missing
-from support.login1 import PrivateBus, eventually
+from support.login1 import PrivateBus
+from support.waiting import eventually
 
 from supervisor.agents import idle_bus
 from supervisor.agents.idle import boot_s

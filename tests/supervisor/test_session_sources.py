@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.displays import Display, IdleServer, Sway, Xvfb, missing
-from support.login1 import eventually
+from support.waiting import eventually
 
 from supervisor.agents.idle import NAMELESS, Absent, Gone, Idle, Lacking, Source, boot_s
 from supervisor.agents.idle_wayland import WaylandIdle, sockets

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from support.box_probe import Probe
-from support.login1 import eventually
-from support.sysbox import SysBox, wait_for
+from support.sysbox import SysBox
+from support.waiting import eventually, until
 
 from supervisor.clock import SystemClock
 from supervisor.dbus import SystemBus
@@ -249,19 +249,19 @@ def test_sleep_waits_for_the_delay_lock_and_twice_in_a_row(box: SysBox) -> None:
             ours = [line for line in box.run(*locks).stdout.splitlines() if "rae-node" in line]
             return sorted(kind for line in ours for kind in ("sleep", "shutdown") if kind in line)
 
-        wait_for(lambda: kinds() == ["shutdown", "sleep"], "one delay lock a kind")
+        until(lambda: kinds() == ["shutdown", "sleep"], "one delay lock a kind")
         for _ in range(2):
             power.write_text("freeze mem")
             begun = time.monotonic()
             suspend = box.popen("systemctl", "suspend")
-            wait_for(lambda: probe.state()["going_down"], "the warning")
+            until(lambda: probe.state()["going_down"], "the warning")
             assert probe.state()["going_down"] == "the machine is going to sleep"
             assert power.read_text().strip() == "freeze mem"
             probe.do("release_delay")
-            wait_for(lambda: power.read_text().strip() == "mem", "the sleep")
+            until(lambda: power.read_text().strip() == "mem", "the sleep")
             assert time.monotonic() - begun < 2.5, "it waited for the lock to time out"
-            wait_for(lambda: not probe.state()["going_down"], "the resume")
-            wait_for(lambda: kinds() == ["shutdown", "sleep"], "both locks again")
+            until(lambda: not probe.state()["going_down"], "the resume")
+            until(lambda: kinds() == ["shutdown", "sleep"], "both locks again")
             suspend.wait(10)
         assert probe.state()["delay_error"] == ""
         assert probe.state()["delay_max_s"] == 3.0  # the box's logind.conf

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from dbus_fast import BusType, Message, Variant
 from dbus_fast.aio import MessageBus
-from support.login1 import FakeLogin1, PrivateBus, eventually, session
+from support.login1 import FakeLogin1, PrivateBus, session
+from support.waiting import eventually
 
 from states.observation import NEVER
 from supervisor.clock import SystemClock

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.sysbox import SysBox, wait_for
+from support.sysbox import SysBox
+from support.waiting import until
 
 from supervisor.effects.systemd import Notifier
 
@@ -224,16 +225,16 @@ def test_a_real_systemd_hears_it(box: SysBox) -> None:
             "ActiveState": "active", "StatusText": "READY: nothing to do",
         }
         tell("status IDLE_WAIT: user active on séat0")
-        wait_for(lambda: show("StatusText") == "IDLE_WAIT: user active on séat0", "the status")
+        until(lambda: show("StatusText") == "IDLE_WAIT: user active on séat0", "the status")
         fed = show("WatchdogTimestampMonotonic")
-        wait_for(lambda: show("WatchdogTimestampMonotonic") != fed, "the watchdog fed")
+        until(lambda: show("WatchdogTimestampMonotonic") != fed, "the watchdog fed")
         tell("reload")
-        wait_for(lambda: show("StatusText") == "READY: read again", "the reload over")
+        until(lambda: show("StatusText") == "READY: read again", "the reload over")
         assert show("ActiveState") == "active"
         orders.write_text("starve\n" * 3 + "starve\n")  # longer than what was read: these are new
-        wait_for(lambda: show("NRestarts") == "1", "the watchdog's bite", 5)
+        until(lambda: show("NRestarts") == "1", "the watchdog's bite", 5)
         orders.write_text("")
-        wait_for(lambda: show("ActiveState") == "active", "the restart")
+        until(lambda: show("ActiveState") == "active", "the restart")
         box.run("systemctl", "stop", "probe")
     finally:
         box.run("systemctl", "stop", "probe", check=False)

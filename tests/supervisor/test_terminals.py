@@ -7,11 +7,12 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import eventually, play
 
 from states.observation import NEVER
 from supervisor.clock import SystemClock
@@ -90,17 +91,6 @@ async def watching(sensor: Terminals, wake: Callable[[], None] = lambda: None) -
         yield sensor
     finally:
         await sensor.stop()
-
-
-async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
-    end_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end_s, "waited in vain"
-        await asyncio.sleep(0.01)
-
-
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scene, 20))
 
 
 def test_the_newest_of_all_terminals_counts(dev: Dev) -> None:
@@ -226,7 +216,7 @@ def test_typing_is_seen_at_once_where_we_may_watch(monkeypatch: pytest.MonkeyPat
             typed_at_s = clock.now_s()
             os.write(master, b"x\n")
             os.read(slave, 100)
-            await until(lambda: wakes)
+            await eventually(lambda: wakes)
             presence = sensor.latest(clock.now_s())
             assert (typed_at_s <= presence.last_sign_at_s, presence.sign) == (True, f"user active on {name}")
             assert sensor._inotify
@@ -234,7 +224,7 @@ def test_typing_is_seen_at_once_where_we_may_watch(monkeypatch: pytest.MonkeyPat
             typed_at_s = clock.now_s()
             os.write(master, b"y\n")
             os.read(slave, 100)
-            await until(lambda: sensor._sign_at_s >= typed_at_s)
+            await eventually(lambda: sensor._sign_at_s >= typed_at_s)
             assert len(wakes) == 1  # the sign is noted; right after the first it wakes nobody
 
     try:
@@ -254,14 +244,14 @@ def test_terminals_that_come_and_go_wake_the_tick() -> None:
             began_s = clock.now_s()
             master, slave = os.openpty()
             name = os.ttyname(slave).removeprefix("/dev/")
-            await until(lambda: wakes)
+            await eventually(lambda: wakes)
             presence = sensor.latest(clock.now_s())
             assert presence.last_sign_at_s >= began_s
             assert presence.sign == f"user active on {name}"
             closed_s, before = clock.now_s(), len(wakes)
             os.close(slave)
             os.close(master)
-            await until(lambda: len(wakes) > before)
+            await eventually(lambda: len(wakes) > before)
             assert sensor.latest(clock.now_s()).last_sign_at_s >= closed_s
 
     play(scene())
@@ -296,18 +286,18 @@ def test_a_name_used_again_is_watched_again(dev: Dev) -> None:
         async with watching(Terminals(clock)) as sensor:
             master, slave = os.openpty()
             name = os.ttyname(slave)
-            await until(lambda: name[5:] in sensor._watched.values() or sensor.latest(clock.now_s()) is None)
+            await eventually(lambda: name[5:] in sensor._watched.values() or sensor.latest(clock.now_s()) is None)
             os.close(slave)
             os.close(master)
             master, slave = os.openpty()
             assert os.ttyname(slave) == name
             await asyncio.sleep(0)
             sensor.latest(clock.now_s())
-            await until(lambda: sensor.latest(clock.now_s()) and name[5:] in sensor._watched.values())
+            await eventually(lambda: sensor.latest(clock.now_s()) and name[5:] in sensor._watched.values())
             typed_at_s = clock.now_s()
             os.write(master, b"x\n")
             os.read(slave, 100)
-            await until(lambda: sensor.latest(clock.now_s()).last_sign_at_s >= typed_at_s)
+            await eventually(lambda: sensor.latest(clock.now_s()).last_sign_at_s >= typed_at_s)
             os.close(slave)
             os.close(master)
 

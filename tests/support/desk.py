@@ -6,7 +6,8 @@ import contextlib
 import subprocess
 from collections.abc import Callable, Iterator
 
-from support.sysbox import SysBox, wait_for
+from support.sysbox import SysBox
+from support.waiting import until
 
 
 @contextlib.contextmanager
@@ -30,7 +31,7 @@ def session(box: SysBox, user: str, kind: str, seat: str = "seat0") -> Iterator[
 def leave(box: SysBox, uid: str) -> None:
     """End the user's manager: logind keeps it for ten seconds after the last session."""
     box.run("systemctl", "stop", f"user@{uid}.service")
-    wait_for(lambda: not (box.root / f"run/user/{uid}").exists(), "the end of the user's manager", 30)
+    until(lambda: not (box.root / f"run/user/{uid}").exists(), "the end of the user's manager", 30)
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def sway(box: SysBox, user: str, env: dict[str, str]) -> Iterator[Callable[[], o
     start = ["systemd-run", "-q", "--unit=sway", "--collect", f"-pUser={user}", "-pKillSignal=SIGKILL", *settings]
     box.run(*start, "sway", "-c", f"/home/{user}/sway.conf")
     try:
-        wait_for(lambda: box.run("swaymsg", "-q", user=user, env=env, check=False).returncode == 0, "sway", 30)
+        until(lambda: box.run("swaymsg", "-q", user=user, env=env, check=False).returncode == 0, "sway", 30)
         yield lambda: box.run("wtype", "a", user=user, env=env)
     finally:
         box.run("systemctl", "stop", "sway")
@@ -53,7 +54,7 @@ def xvfb(box: SysBox, user: str, env: dict[str, str]) -> Iterator[Callable[[], o
     start = ["Xvfb", ":7", "-screen", "0", "320x240x24", "-nolisten", "tcp"]
     server = box.popen(*start, user=user, env=env, stderr=subprocess.DEVNULL)
     try:
-        wait_for((box.root / "tmp/.X11-unix/X7").exists, "Xvfb", 30)
+        until((box.root / "tmp/.X11-unix/X7").exists, "Xvfb", 30)
         yield lambda: box.run("xdotool", "key", "a", user=user, env={**env, "DISPLAY": ":7"})
     finally:
         box.run("pkill", "-KILL", "-x", "Xvfb", check=False)  # the box's own

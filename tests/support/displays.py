@@ -16,11 +16,12 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from support.waiting import until
 
 NOBODY = 65534
 MUTTER_REMOTE = "org.gnome.Mutter.RemoteDesktop"
@@ -32,15 +33,6 @@ def missing(*programs: str) -> str:
     """Why a display cannot be had here; empty when it can."""
     lacking = [program for program in programs if not shutil.which(program)]
     return f"needs {', '.join(lacking)}" if lacking else ""
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 10.0) -> Any:
-    """The first true answer of `condition`; AssertionError naming `what` after `timeout_s`."""
-    end = time.monotonic() + timeout_s
-    while not (answer := condition()):
-        assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.005)
-    return answer
 
 
 class Display:

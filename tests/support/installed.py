@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from support import running, sysbox
-from support.sysbox import REPO, SysBox, wait_for
+from support.sysbox import REPO, SysBox
+from support.waiting import until
 
 USER = "anna"
 INSTALL = str(REPO / "deploy/install")
@@ -111,7 +112,7 @@ class Installed:
 
     def wait_for(self, state: str, timeout_s: float = 20.0) -> None:
         """Until systemd has heard of that state."""
-        wait_for(lambda: self.status_text().startswith(f"{state}:"), lambda: f"{state}, not {self.status_text()}", timeout_s)
+        until(lambda: self.status_text().startswith(f"{state}:"), lambda: f"{state}, not {self.status_text()}", timeout_s)
 
     def start_control(self) -> None:
         """A control node in the box."""
@@ -119,7 +120,7 @@ class Installed:
             "systemd-run", "-q", "--unit=control-node", "-pRestart=always", RAE_NODE, "control", "--listen", CONTROL[7:]
         )
         listens = f": < /dev/tcp/{CONTROL[7:].replace(':', '/')}"
-        wait_for(lambda: self.box.run("bash", "-c", listens, check=False).returncode == 0, "a control node that answers")
+        until(lambda: self.box.run("bash", "-c", listens, check=False).returncode == 0, "a control node that answers")
 
     def control(self, path: str, body: Any = None) -> Any:
         """One request to it."""

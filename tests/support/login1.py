@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,15 +28,6 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
   </policy>
 </busconfig>
 """
-
-
-async def eventually(condition: Callable[[], Any], what: str, timeout_s: float = 5.0) -> Any:
-    """The first true answer of `condition`; AssertionError naming `what` after `timeout_s`."""
-    end = time.monotonic() + timeout_s
-    while not (answer := condition()):
-        assert time.monotonic() < end, f"not within {timeout_s:g} s: {what}"
-        await asyncio.sleep(0.002)
-    return answer
 
 
 class PrivateBus:

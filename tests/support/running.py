@@ -10,20 +10,19 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from support.waiting import DEADLINE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 RAE_NODE = (sys.executable, "-I", "-m", "supervisor.cli.main")
 SERVICE = (sys.executable, "-I", "-m", "supervisor.service", "--unattended")
-DEADLINE_S = 20.0
 
 # Off the person's and the machine's whims: what a test wants to see, it brings about itself.
 RUNTIME: dict[str, dict[str, Any]] = {
@@ -41,16 +40,6 @@ TASKS: dict[str, dict[str, Any]] = {
     "sleep": {"argv": ["/bin/sleep", "1000"], "grace_sec": 0.5},
     "fail": {"argv": ["/bin/sh", "-c", "exit 3"]},
 }
-
-
-def until(condition: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = DEADLINE_S) -> Any:
-    """The first true answer of `condition`; AssertionError with `what` was waited for after `timeout_s`."""
-    end_s = time.monotonic() + timeout_s
-    while not (answer := condition()):
-        if time.monotonic() >= end_s:
-            raise AssertionError(f"not within {timeout_s:g} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.02)
-    return answer
 
 
 def _die_with_us() -> None:

@@ -21,12 +21,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 import pytest
+from support.waiting import until
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -74,16 +75,6 @@ def refuse(reason: str) -> NoReturn:
         " container) that allows it, or set RAE_NO_BOX=1 to go without that proof.",
         pytrace=False,
     )
-
-
-def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = 10.0) -> Any:
-    """The first true answer of `condition`, asked again and again; AssertionError naming `what` after `timeout_s`."""
-    end = time.monotonic() + timeout_s
-    while not (answer := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {timeout_s:g} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.01)
-    return answer
 
 
 def _children(pid: int) -> list[int]:
@@ -161,7 +152,7 @@ class SysBox:
         start only if something made the box's own target want that."""
         before = self.pid
         self.run("systemctl", "reboot", check=False)
-        wait_for(lambda: not os.path.exists(f"/proc/{before}"), "the box down", timeout_s)
+        until(lambda: not os.path.exists(f"/proc/{before}"), "the box down", timeout_s)
         return self._wait_up(timeout_s)
 
     def _wait_up(self, timeout_s: float) -> SysBox:
@@ -258,7 +249,7 @@ class SysBox:
         if linger:
             self.run("loginctl", "enable-linger", name)
             ask, up = ["systemctl", "--user", "-M", f"{name}@", "is-system-running"], ("running", "degraded")
-            wait_for(lambda: self.run(*ask, check=False).stdout.strip() in up, f"{name}'s manager")
+            until(lambda: self.run(*ask, check=False).stdout.strip() in up, f"{name}'s manager")
         return int(self.run("id", "-u", name).stdout)
 
     def open_session(
@@ -275,13 +266,13 @@ class SysBox:
             *(f"-E{name}={value}" for name, value in settings.items() if value),
             "sh", "-c", inside,
         )
-        wait_for(note.exists, f"the session of {user}")
+        until(note.exists, f"the session of {user}")
         return unit, note.read_text().strip()
 
     def close_session(self, unit: str, session: str) -> None:
         """Log out, and wait until logind has forgotten the session."""
         self.run("systemctl", "stop", unit)
-        wait_for(lambda: session not in self.sessions(), f"session {session} gone")
+        until(lambda: session not in self.sessions(), f"session {session} gone")
 
     def sessions(self) -> list[str]:
         """Ids of the sessions that logind lists."""

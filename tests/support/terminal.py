@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.running import until
+from support.waiting import until
 
 
 @dataclass(frozen=True)

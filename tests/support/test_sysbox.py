@@ -9,6 +9,7 @@ import pytest
 from support import sysbox
 from support.sysbox import SysBox
 from support.trees import alive
+from support.waiting import until
 
 
 def test_it_runs_without_a_failed_unit(box: SysBox) -> None:
@@ -34,7 +35,7 @@ def test_nothing_stays_outside(tmp_path: Path) -> None:
         box.sh("touch /etc/made-inside; useradd -m made-inside")
         assert cgroup.exists()
     assert not cgroup.exists()
-    sysbox.wait_for(lambda: not alive(pid), "its first process dead")
+    until(lambda: not alive(pid), "its first process dead")
     assert Path("/proc/mounts").read_text() == mounts
     assert not os.path.exists("/etc/made-inside")
 

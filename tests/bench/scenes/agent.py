@@ -21,7 +21,8 @@ from scenes.logind import listening
 from scenes.stage import CLOCK, REST_S, SETTINGS, Decider, Deed, Seen, Stage, deed, inotify_on, now_and
 from scenes.terminals import terminal
 from support.displays import Display, IdleServer, Mutter, Sway, Xvfb
-from support.login1 import FakeLogin1, PrivateBus, eventually, session
+from support.login1 import FakeLogin1, PrivateBus, session
+from support.waiting import eventually
 
 from supervisor.agents.idle_wayland import WaylandIdle
 from supervisor.agents.idle_x11 import _Server as BareX

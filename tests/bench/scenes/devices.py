@@ -14,8 +14,8 @@ from pathlib import Path
 from inotify_simple import flags
 from scenes.stage import CLOCK, REST_S, Decider, Deed, Quiet, Seen, Stage, deed, inotify_on, now_and, rested, ticking
 from support.input_world import SYN, World, event
-from support.login1 import eventually
 from support.nvml_standin import StandIn, build
+from support.waiting import eventually
 
 from supervisor.daemon import BUSY_S
 from supervisor.sensors import input as input_sensor

@@ -14,7 +14,8 @@ from dbus_fast import BusType, Message
 from dbus_fast.aio import MessageBus
 from scenes.stage import CLOCK, REST_S, SETTINGS, Decider, Seen, Stage, deed
 from support import sysbox
-from support.login1 import MANAGER, FakeLogin1, PrivateBus, eventually, variants
+from support.login1 import MANAGER, FakeLogin1, PrivateBus, variants
+from support.waiting import eventually
 
 from supervisor.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, SystemBus
 from supervisor.sensors.sessions import Sessions

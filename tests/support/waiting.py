@@ -1,0 +1,39 @@
+"""How tests wait: for a condition, never for a time, and not for ever. The deadline is for a machine that is busy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+DEADLINE_S: Final = 30.0
+Words = str | Callable[[], str]
+
+
+def until(condition: Callable[[], Any], what: Words = "it", timeout_s: float = DEADLINE_S) -> Any:
+    """The first true answer of `condition`; AssertionError with `what` was waited for after `timeout_s`."""
+    end_s = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        _judge(end_s, what, timeout_s)
+        time.sleep(0.01)
+    return answer
+
+
+async def eventually(condition: Callable[[], Any], what: Words = "it", timeout_s: float = DEADLINE_S) -> Any:
+    """The same on the loop."""
+    end_s = time.monotonic() + timeout_s
+    while not (answer := condition()):
+        _judge(end_s, what, timeout_s)
+        await asyncio.sleep(0.005)
+    return answer
+
+
+def _judge(end_s: float, what: Words, timeout_s: float) -> None:
+    if time.monotonic() >= end_s:
+        raise AssertionError(f"not within {timeout_s:g} s: {what if isinstance(what, str) else what()}")
+
+
+def play(scene: Coroutine[Any, Any, None]) -> None:
+    """Run a scene on a loop of its own, to its end."""
+    asyncio.run(asyncio.wait_for(scene, 2 * DEADLINE_S))
