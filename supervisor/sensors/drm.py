@@ -32,6 +32,7 @@ class DrmSensor(GpuWatch):
     name = "drm"
     driver = "GPU's"
     agent = "drm"
+    opens_nodes = False
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, setup.dev_root / "dri", str(setup.sys_root), str(setup.proc_root), str(setup.dev_root))
@@ -42,7 +43,8 @@ class DrmSensor(GpuWatch):
     @property
     def lent(self) -> list[str]:
         """PCI addresses of the lent ones."""
-        return [pci.lower() for pci in self._settings.lend] or [pci for pci in [self._cards.largest()] if pci]
+        named = list(dict.fromkeys(pci.lower() for pci in self._settings.lend))
+        return named or [pci for pci in [self._cards.largest()] if pci]
 
     def describe(self) -> list[dict[str, Any]]:
         """One row a GPU for doctor and check-gpu: `pci, driver, lent, error, power, percent, used_gb, total_gb, processes
@@ -84,6 +86,10 @@ class DrmSensor(GpuWatch):
     def _question(self) -> bytes:
         return b"look\n"
 
+    def _forget_looks(self) -> None:
+        """Idle times go on through a suspend, the clock of the looks does not."""
+        self._before = None
+
     def _surprised(self) -> None:
         """The glance that follows sees whatever is new."""
 
@@ -97,8 +103,8 @@ class DrmSensor(GpuWatch):
         before, lent = self._before, self.lent
         self._before = look
         cards = [card for card in look.devices if card.pci in lent]
-        if len(cards) < len(lent):
-            return self._failed(f"GPU {lent[0]} is not shown by its driver any more")
+        if missing := [pci for pci in lent if pci not in {card.pci for card in cards}]:
+            return self._failed(f"GPU {missing[0]} is not shown by its driver any more")
         try:
             told = {card.pci: busy_percent(before, look, card) for card in cards}
         except ValueError as error:

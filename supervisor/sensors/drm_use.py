@@ -67,6 +67,8 @@ def busy_percent(before: Look | None, now: Look, card: Card) -> float | None:
         return 0.0
     if card.error:
         raise ValueError(card.error)
+    if card.used is not None and not 0 <= card.used <= (math.inf if card.total is None else card.total):
+        raise ValueError(f"impossible memory ({card.used} of {card.total} bytes used)")
     if card.percent is not None:
         if not 0 <= card.percent <= 100:
             raise ValueError(f"impossible utilisation ({card.percent} %)")

@@ -6,8 +6,8 @@ started, and the reading is an error that says so. A failure is retried, later e
 
 When it looks: at the start, every `demand` seconds (in RUNNING `gpu.look_interval_sec`), else only just before the
 reading would be too old, and at once when somebody opens a node of the GPU; a process makes its context only after the
-open, so three further looks follow. Opens while our own call runs are taken for ours. What costs nothing (asleep,
-absent) is looked at by `latest` itself and needs no timer.
+open, so three further looks follow. Where our own call opens nodes, opens while it runs are taken for ours. What costs
+nothing (asleep, absent) is looked at by `latest` itself and needs no timer.
 
 After a suspend the driver may not be back, and what was read before proves nothing: the reading is unknown until a new
 helper has looked. The kernel's two clocks tell of every suspend, with or without logind.
@@ -78,7 +78,7 @@ class Setup:
 
 class GpuWatch(ABC):
     """The life of a GPU sensor; what it looks at is its subclass's: `driver` is what to call the driver in words, `agent`
-    the helper's module.
+    the helper's module, `opens_nodes` whether that opens nodes of the GPU.
 
     Args:
         setup: what it is made with.
@@ -89,6 +89,7 @@ class GpuWatch(ABC):
     name: ClassVar[str] = "gpu"
     driver: ClassVar[str]
     agent: ClassVar[str]
+    opens_nodes: ClassVar[bool]
 
     def __init__(self, setup: Setup, nodes: Path, *arguments: str) -> None:
         self._clock, self._settings, self._own_pids = setup.clock, setup.settings, setup.own_pids
@@ -235,6 +236,7 @@ class GpuWatch(ABC):
         slept_s = self._suspended_s()
         if slept_s - self._slept_s > SUSPENDED_S:
             self._end_helper()
+            self._forget_looks()
             self._failures, self._follow_up = 0, []
             self._reading = Reading(None, "not looked at since the machine woke up", self.name.upper(), now_s)
             self._look_in(0.0)
@@ -286,7 +288,8 @@ class GpuWatch(ABC):
     # --- what came back
 
     def _answered(self, line: bytes) -> None:
-        self._drain_inotify()
+        if self.opens_nodes:
+            self._drain_inotify()
         self._watch_nodes()
         self._take(line, self._clock.now_s())
 
@@ -361,8 +364,8 @@ class GpuWatch(ABC):
 
     def _touched(self) -> None:
         """A node was opened or made: look now, and again, since a context comes after the open."""
-        busy = self._busy
-        if not self._drain_inotify() or busy or self._follow_up:
+        ours = self._busy and self.opens_nodes
+        if not self._drain_inotify() or ours or self._follow_up:
             return
         self._follow_up = list(FOLLOW_UP_S)
         self._watch_nodes()
@@ -371,8 +374,19 @@ class GpuWatch(ABC):
         self._wake()
 
     @abstractmethod
+    def _forget_looks(self) -> None:
+        """The machine was suspended: nothing may be concluded from a look before that."""
+
+    @abstractmethod
     def _surprised(self) -> None:
         """Something new is there: what was concluded from its absence is over."""
+
+    def _unwatch(self, node: str) -> None:
+        """Another node has this name now; the old one may be open still."""
+        for wd in [wd for wd, name in self._watched.items() if name == node]:
+            del self._watched[wd]
+            with contextlib.suppress(OSError):
+                self._inotify.rm_watch(wd)  # type: ignore[union-attr]
 
     def _drain_inotify(self) -> bool:
         """Whether an event since the last time concerns a GPU."""
@@ -382,6 +396,11 @@ class GpuWatch(ABC):
                 for event in self._inotify.read(timeout=0):
                     if event.mask & (flags.IGNORED | flags.DELETE_SELF):
                         self._watched.pop(event.wd, None)
+                        if event.wd == self._folder_wd:
+                            self._folder_wd = -1
+                            self._watch_nodes()  # it may be there again
                         continue
+                    if event.wd == self._folder_wd and event.mask & flags.CREATE:
+                        self._unwatch(event.name)
                     seen = seen or event.wd != self._folder_wd or self._is_node(event.name)
         return seen

@@ -47,6 +47,14 @@ class Helper:
         )
         pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
         self._pipes = [pipe for pipe in pipes if pipe is not None]
+        try:
+            self._pidfd: int | None = os.pidfd_open(self._process.pid)
+        except OSError:  # its end could not be seen: it must not begin
+            self._process.kill()
+            self._process.wait()
+            for pipe in self._pipes:
+                pipe.close()
+            raise
         self._stdin, self._stdout, self._stderr = (pipe.fileno() for pipe in self._pipes)
         self._line = b""
         self._said = b""
@@ -60,7 +68,6 @@ class Helper:
             os.set_blocking(fd, False)
         self._loop.add_reader(self._stdout, self._read)
         self._loop.add_reader(self._stderr, self._drain)
-        self._pidfd: int | None = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
     @property

@@ -80,6 +80,7 @@ class NvmlSensor(GpuWatch):
     name = "nvml"
     driver = "NVIDIA"
     agent = "gpu"
+    opens_nodes = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, setup.dev_root)
@@ -134,6 +135,9 @@ class NvmlSensor(GpuWatch):
             if self._naps >= NAP_TRIES:
                 self._naps, self._no_nap_until_s = 0, self._clock.now_s() + NO_NAP_S
         return b"look\n"
+
+    def _forget_looks(self) -> None:
+        """Each look stands for itself."""
 
     def _surprised(self) -> None:
         self._absent_in = None

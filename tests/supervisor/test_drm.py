@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from support.drm_rig import AMD, GIB, INTEL, DrmMachine, context, world
-from support.gpu_rig import helpers, now, play, soon_again, until
+from support.gpu_rig import CLOCK, helpers, now, play, soon_again, until
 
 from states.observation import Gpu
 from supervisor.sensors.drm_cards import Cards
@@ -242,6 +244,91 @@ def test_an_open_in_the_folder_is_looked_at_at_once(world: DrmMachine) -> None:
             world.process(4003, "game", context(engine_ns=9))
             (world.dev / "dri/renderD128").open().close()
             await until(lambda: (seen := now(sensor).value) is not None and seen.foreign == 1, 2.0)
+
+    play(scene())
+
+
+def test_an_open_during_a_look_is_anothers(world: DrmMachine) -> None:
+    """Our helper opens no node of the GPU."""
+    device = world.amd()
+
+    async def scene() -> None:
+        async with world.sensor() as sensor:
+            (device / "gpu_busy_percent").unlink()
+            os.mkfifo(device / "gpu_busy_percent")
+            pipe = os.open(device / "gpu_busy_percent", os.O_RDWR | os.O_NONBLOCK)
+            sensor._look()  # it waits for what comes through the pipe
+            folder = Path(f"/proc/{helpers()[0].pid}/fd")
+            await until(lambda: str(device / "gpu_busy_percent") in [os.readlink(fd) for fd in folder.iterdir()])
+            (world.dev / "dri/renderD128").open().close()
+            await asyncio.sleep(0.05)
+            world.write(device, "gpu_busy_percent", 0)
+            os.write(pipe, b"0\n")
+            os.close(pipe)
+            await until(lambda: not sensor._busy)
+            world.process(4003, "game", context(engine_ns=9))  # its context comes after the look, as after an open
+            await until(lambda: (seen := now(sensor).value) is not None and seen.foreign == 1)
+
+    play(scene())
+
+
+def test_a_folder_that_goes_and_comes_again_is_watched_again(world: DrmMachine) -> None:
+    """The only GPU is unplugged, or its driver loaded anew."""
+    world.amd()
+
+    async def scene() -> None:
+        async with world.sensor() as sensor:
+            shutil.rmtree(world.dev / "dri")
+            (world.dev / "dri").mkdir()
+            (world.dev / "dri/renderD128").touch()
+            assert (await sensor.refresh(3)).value == Gpu()
+            world.process(4003, "game", context(engine_ns=9))
+            (world.dev / "dri/renderD128").open().close()
+            await until(lambda: (seen := now(sensor).value) is not None and seen.foreign == 1)
+
+    play(scene())
+
+
+def test_idle_times_from_before_a_suspend_tell_nothing(world: DrmMachine) -> None:
+    """They go on through a sleep, the clock of the looks does not."""
+    device, slept_s = world.card(INTEL, "i915"), 0.0
+    world.write(device, "drm/card0/gt/gt0/rc6_residency_ms", 1000)
+
+    async def scene() -> None:
+        nonlocal slept_s
+        async with world.sensor(suspended_s=lambda: slept_s) as sensor:
+            assert now(sensor).value == Gpu(100)
+            before_s = now(sensor).read_at_s
+            await until(lambda: CLOCK.now_s() > before_s + 0.4)
+            world.write(device, "drm/card0/gt/gt0/rc6_residency_ms", 3_600_000)
+            slept_s = 3600.0
+            assert now(sensor).value is None
+            await until(lambda: now(sensor).value is not None)
+            assert now(sensor).value == Gpu(100)
+
+    play(scene())
+
+
+def test_a_gpu_that_is_named_twice_is_one(world: DrmMachine) -> None:
+    world.amd(percent=5)
+
+    async def scene() -> None:
+        async with world.sensor(GpuSettings(lend=[AMD, AMD.upper()])) as sensor:
+            assert now(sensor).value == Gpu(5)
+
+    play(scene())
+
+
+def test_the_one_that_is_not_shown_is_named(world: DrmMachine) -> None:
+    """There by PCI, and without a word from its driver."""
+    world.amd()
+    device = world.card(INTEL, "i915")
+    world.write(device, "drm/card1/gt/gt0/rc6_residency_ms", 0)
+
+    async def scene() -> None:
+        async with world.sensor(GpuSettings(lend=[AMD, INTEL])) as sensor:
+            sensor._take(json.dumps({"at_s": 1.0, "devices": [{"pci": AMD, "driver": "amdgpu", "percent": 0}]}).encode(), 1.0)
+            assert now(sensor).error == f"GPU {INTEL} is not shown by its driver any more"
 
     play(scene())
 

@@ -150,6 +150,13 @@ def test_the_busiest_part_counts_whatever_it_did_before() -> None:
     assert busy_percent(then, Look(11.0, (card,)), card) == 100.0
 
 
+@pytest.mark.parametrize(("used", "total"), [(17, 16), (-1, 16), (-1, None)])
+def test_impossible_memory_is_unknown(used: int, total: int | None) -> None:
+    card = Card(AMD, "amdgpu", percent=0, used=used, total=total)
+    with pytest.raises(ValueError, match="impossible memory"):
+        busy_percent(None, Look(0.0, (card,)), card)
+
+
 def test_a_driver_that_tells_nothing_is_unknown() -> None:
     card = Card(INTEL, "i915")
     with pytest.raises(ValueError, match="does not tell how busy it is"):

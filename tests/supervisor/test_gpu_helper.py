@@ -84,6 +84,23 @@ def test_a_helper_that_misbehaves_is_killed_with_a_reason(program: str, reason: 
     assert reasons == [reason]
 
 
+def test_one_that_cannot_be_watched_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor is free for its end: it is the start that fails, each time, and nothing remains of it."""
+    open_before = set(os.listdir("/proc/self/fd"))
+
+    def refuse(pid: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    async def scene() -> None:
+        monkeypatch.setattr(os, "pidfd_open", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            Helper([sys.executable, "-c", "input()"], lambda line: None, lambda reason: None)
+        assert psutil.Process().children() == []
+
+    play(scene())
+    assert set(os.listdir("/proc/self/fd")) == open_before
+
+
 def test_stderr_never_blocks_the_helper() -> None:
     """More than a pipe holds is drained, and only its end is kept."""
     lines: list[bytes] = []

@@ -11,9 +11,10 @@ from support.gpu_rig import NvidiaMachine, helpers, now, nvidia, play, soon_agai
 from support.nvml_standin import GIB, StandIn, nvml_library, standin
 
 from states.observation import Gpu
+from supervisor.sensors import gpu_watch, nvml
 from supervisor.sensors import helper as helper_module
-from supervisor.sensors import nvml
 from supervisor.sensors.helper import Helper
+from supervisor.settings import GpuSettings
 
 __all__ = ["nvidia", "nvml_library", "soon_again", "standin", "stranger"]  # fixtures
 
@@ -148,6 +149,54 @@ def test_an_open_of_a_node_is_looked_at_at_once(
             await until(lambda: nvidia.wakes > wakes)
             standin.shows(f"0.proc={stranger.pid}:{GIB}:g", f"0.mem_used={GIB}")
             await until(lambda: now(sensor).value == Gpu(0, 1.0, 1, True, (f"sleep (pid {stranger.pid})",)))
+
+    play(scene())
+
+
+def test_a_node_that_is_made_anew_is_watched_anew(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Also while somebody still has the old one open."""
+    node = nvidia.dev / "nvidia0"
+    node.touch()
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            with node.open():
+                await until(lambda: nvidia.wakes >= 2)
+                node.unlink()
+                await until(lambda: not sensor._follow_up)
+                wakes = nvidia.wakes
+                node.touch()
+                await until(lambda: nvidia.wakes > wakes)
+                await until(lambda: not sensor._follow_up)
+                wakes = nvidia.wakes
+                node.open().close()
+                await until(lambda: nvidia.wakes > wakes)
+
+    play(scene())
+
+
+def test_what_a_server_keeps_for_a_task_is_not_forgotten_by_a_failure(
+    standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory counts as ours, so that only this keeps the GPU from being lent again."""
+    monkeypatch.setattr(gpu_watch, "REMNANT_S", 0.3)
+    nvidia.own = frozenset({stranger.pid})
+    listed = [f"0.proc={stranger.pid}:{2 * GIB}:c", f"0.mem_used={2 * GIB}"]
+    standin.shows(*listed)
+
+    async def scene() -> None:
+        async with nvidia.sensor(GpuSettings(own_processes=["sleep"], vram_release_sec=0.1)) as sensor:
+            sensor.demand(0.2)
+            nvidia.own = frozenset()
+            held = f"2 GiB by sleep (pid {stranger.pid})"
+            await until(lambda: (seen := now(sensor).value) is not None and seen.held == held)
+            standin.shows(*listed, "err.nvmlDeviceGetCount=999")
+            await until(lambda: now(sensor).value is None)
+            failed_at_s = time.monotonic()
+            await until(lambda: now(sensor).value is None and time.monotonic() > failed_at_s + 0.4)
+            standin.shows(*listed)
+            await until(lambda: now(sensor).value is not None)
+            assert now(sensor).value == Gpu(held=held)
 
     play(scene())
 
