@@ -30,10 +30,11 @@ def server_of(
     """Options first, then the environment, then a server on this machine.
 
     Raises:
-        AccessError: an address that will not do, or a password that cannot be had or that others can read.
+        AccessError: an address that will not do, a password that cannot be had or that others can read, CAs that are none.
     """
     from supervisor.settings import Control, Token
     from supervisor.sources.token import TokenError, token
+    from supervisor.sources.transport import Trouble, trusting
 
     url = url or environ.get(SERVER_ENV) or DEFAULT_URL
     if why := nats_fault(url):
@@ -47,6 +48,11 @@ def server_of(
     if user and password is None:
         raise AccessError(f"--user {user} needs --password-file, the file that holds its password")
     ca = ca_file or environ.get(CA_ENV)
+    if ca:
+        try:
+            trusting(str(ca))
+        except Trouble as trouble:
+            raise AccessError(trouble.reason.replace("control.ca_file", "--ca-file")) from None
     return Server(url, user, password, str(ca) if ca else None)
 
 

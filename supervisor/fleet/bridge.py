@@ -13,17 +13,21 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from tenacity import AsyncRetrying, retry_if_exception_type
+
 from states.observation import Link
 from supervisor.clock import Clock, SystemClock
 from supervisor.fleet import layout, wire
 from supervisor.fleet.forms import Poison, Result, decode_result, encode_task
 from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
 from supervisor.sources import clean
+from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Availability, Claim
+from supervisor.sources.ids import same_id
 from supervisor.sources.link import KeptLink, end
 from supervisor.sources.note import Entry, Notes
-from supervisor.sources.outbox import KEPT, REFUSALS
-from supervisor.sources.rae_api import NoSuchPath, NoSuchThing, RaeApi
+from supervisor.sources.outbox import REFUSALS, lasting
+from supervisor.sources.rae_api import NoSuchPath, NoSuchThing, RaeApi, TooLarge
 from supervisor.sources.transport import Transport, Trouble
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 LINGER_S: Final = 20.0
 AGAIN_S: Final = 1.0  # between tries of what must succeed some time
 LAST_S: Final = 3.0
+PROCESSING: Final = "PROCESSING"
 
 
 class Bridge:
@@ -56,6 +61,7 @@ class Bridge:
         self._poll_interval_s = poll_interval_s
         self._heartbeat_interval_s = heartbeat_interval_s
         self._ahead = ahead
+        self._backoff = Backoff(backoff_max_s)
         self._say = say
         self._wire: Wire | None = None
         self._lost = asyncio.Event()
@@ -162,6 +168,9 @@ class Bridge:
             if len(self._on_the_way) < self._ahead:
                 try:
                     task = await self._api.poll()
+                except TooLarge as large:
+                    await self._refuse(large.task_id, large.reason)
+                    continue
                 except Trouble as trouble:
                     self._say(f"poll: {trouble.reason}" + ("; a task may be lost with that answer" if trouble.sent else ""))
             if task is None:
@@ -173,7 +182,7 @@ class Bridge:
         """Note the task, then queue it, however long that takes: the control node does not hand it out again."""
         task_id, kind, payload, priority = str(task["id"]).lower(), task.get("type"), task.get("payload"), task.get("priority")
         if not isinstance(kind, str) or not kind or not isinstance(payload, dict):
-            await self._until_done(lambda: self._post(Result(task_id, "", "", {}, "refused: it is no task")))
+            await self._refuse(task_id, "it is no task")
             return
         self._on_the_way[task_id] = kind
         try:
@@ -183,7 +192,12 @@ class Bridge:
         claim = Claim(task_id, kind, payload, priority if type(priority) is int else 0)
         await self._until_done(lambda: self._queue(claim))
 
+    async def _refuse(self, task_id: str, why: str) -> None:
+        await self._until_done(lambda: self._post(Result(task_id, "", "", {}, f"refused: {why}")))
+
     async def _queue(self, claim: Claim) -> None:
+        if await self._brought(claim.id):  # it was handed out anew, while its result waited
+            return
         try:
             await self._need().store(layout.task_subject(claim.type, claim.id), encode_task(claim), claim.id)
         except Exists:
@@ -196,21 +210,39 @@ class Bridge:
 
     async def _go_on(self, entry: Entry) -> None:
         """A task that was on the way when the bridge ended: post its result, or see that it is queued."""
-        await self._both_up()
+        task: Mapping[str, Any] | None
         try:
             task = await self._api.task(entry.id)
         except NoSuchThing:
+            task = {}
+        except TooLarge as large:
+            task = {"status": large.state or PROCESSING}
+        except Trouble as trouble:
+            if not lasting(trouble):
+                raise
+            task = None
+        if task is not None and task.get("status") != PROCESSING:
             await self._settled(entry.id)
-            return
-        if task is not None and task.get("status") != "PROCESSING":
-            await self._settled(entry.id)
-            return
-        data = await self._need().last(layout.RESULTS, layout.result_subject(entry.id))
-        if data is not None:
-            await self._post(decode_result(data))
-            await self._settled(entry.id)
-        elif task is not None and isinstance(task.get("payload"), dict):
-            await self._queue(Claim(entry.id, str(task.get("type", entry.type)), task["payload"]))
+        elif not await self._brought(entry.id) and task is not None:
+            payload = task.get("payload")
+            if isinstance(payload, dict):
+                await self._queue(Claim(entry.id, str(task.get("type", entry.type)), payload))
+            else:
+                await self._post(Result(entry.id, entry.type, "", {}, "lost: the control node does not show the task any more"))
+                await self._settled(entry.id)
+
+    async def _brought(self, task_id: str) -> bool:
+        """Whether the fleet has the task's result already; then it is posted."""
+        data = await self._need().last(layout.RESULTS, layout.result_subject(task_id))
+        if data is None:
+            return False
+        try:
+            result = decode_result(data)
+        except Poison as poison:
+            result = _no_result(task_id, str(poison))
+        await self._post(result if same_id(result.id, task_id) else _no_result(task_id, "it is another task's"))
+        await self._settled(task_id)
+        return True
 
     # --- from the fleet to the control node
 
@@ -227,11 +259,13 @@ class Bridge:
 
     async def _deliver(self, delivery: Delivery) -> None:
         """Post a result that is for the control node, and only then let the fleet forget that it was not."""
-        with contextlib.suppress(Poison):
+        try:
             result = decode_result(delivery.data)
-            if result.id in self._on_the_way:
-                await self._until_done(lambda: self._post(result))
-                await self._settled(result.id)
+        except Poison as poison:
+            result = _no_result(poison.task_id, str(poison))
+        if result.id in self._on_the_way:
+            await self._until_done(lambda: self._post(result))
+            await self._settled(result.id)
         await self._need().word(delivery.reply, wire.ACK)
 
     async def _post(self, result: Result) -> None:
@@ -247,8 +281,7 @@ class Bridge:
                 await self._api.result(result.id, clean.encode(body))
             except Trouble as trouble:
                 refusals += trouble.status == 500
-                lasting = trouble.status is not None and 400 <= trouble.status < 500 and trouble.status not in KEPT
-                if isinstance(trouble, NoSuchPath) or not (lasting or refusals >= REFUSALS):
+                if not (lasting(trouble) or refusals >= REFUSALS):
                     if trouble.status != 500:
                         raise
                     await asyncio.sleep(AGAIN_S)
@@ -269,14 +302,18 @@ class Bridge:
             self._say(f"{task_id}: its note could not be removed: {error}")
 
     async def _until_done(self, work: Callable[[], Any]) -> None:
-        """Try until it succeeds; the links say what is wrong meanwhile."""
-        while True:
-            try:
-                await work()
-            except Trouble:
-                await asyncio.sleep(AGAIN_S)
-            else:
-                return
+        """Try until it succeeds, while both links are up, ever more seldom (R21); they say what is wrong meanwhile."""
+
+        async def when_up() -> None:
+            await self._both_up()
+            await work()
+
+        await AsyncRetrying(retry=retry_if_exception_type(Trouble), wait=self._backoff, sleep=asyncio.sleep)(when_up)
+
+
+def _no_result(task_id: str, why: str) -> Result:
+    """What takes the place of something that a node stored as a result."""
+    return Result(task_id, "", "", {}, f"what the fleet holds for it is no result: {why}")
 
 
 async def _until(event: asyncio.Event) -> None:
@@ -317,8 +354,14 @@ def main(config: Config, server: Server, ahead: int) -> int:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await bridge.run(stop)
-        await transport.close()
+        try:
+            await bridge.run(stop)
+        finally:
+            await transport.close()
 
-    asyncio.run(until_told())
+    try:
+        asyncio.run(until_told())
+    except Exception as error:  # noqa: BLE001  no traceback reaches a user
+        say(f"the bridge ended by a fault of its own ({type(error).__name__}); started again, it goes on where it was")
+        return 1
     return 0

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.fleet.layout import inbox, next_subject
-from supervisor.sources.transport import Trouble
+from supervisor.sources import clean
+from supervisor.sources.transport import MIB, Trouble, trusting
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -28,6 +28,9 @@ PING_S: Final = 30  # a connection that has died in silence is noticed after two
 ROUND_S: Final = 10.0  # a request for work is renewed so often: one that a server took along when it died is lost
 LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
 PER_SUBJECT: Final = "per subject"
+NOTHING: Final = "404"
+HEADERS_BYTES: Final = 12  # what a message's headers take beside names, texts and four bytes each: NATS/1.0 and an empty line
+MAX_WORDS: Final = 200
 
 ACK: Final = b"+ACK"
 IN_PROGRESS: Final = b"+WPI"
@@ -85,7 +88,7 @@ class Wire:
 
         server = self._server
         urls = [url.strip() for url in server.url.split(",")]
-        context = await asyncio.to_thread(_context, server.ca_file) if any(u.startswith("tls:") for u in urls) else None
+        context = await asyncio.to_thread(trusting, server.ca_file) if any(u.startswith("tls:") for u in urls) else None
         client = Client()
 
         def password() -> str:
@@ -113,9 +116,10 @@ class Wire:
                 )
             if not client.is_connected:
                 raise ConnectionResetError("the server hung up")
-        except (Error, OSError, TimeoutError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
             self._closing = True
-            why = self._why(error, bool((client._server_info or {}).get("auth_required")))
+            told = client._server_info
+            why = self._why(error, isinstance(told, dict) and bool(told.get("auth_required")))
             await _let_go(client)
             raise Trouble(why) from None
         self._client = client
@@ -140,8 +144,9 @@ class Wire:
 
     @property
     def max_payload(self) -> int:
-        """The most bytes of a message that this server takes."""
-        return self._client.max_payload if self._client is not None else 1 << 20
+        """The most bytes of a message, with its headers, that this server takes."""
+        most: Any = self._client.max_payload if self._client is not None else None
+        return most if type(most) is int and most > 0 else MIB
 
     async def request(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float = ANSWER_S
@@ -149,18 +154,21 @@ class Wire:
         """The answer to a request.
 
         Raises:
+            Refused: it is larger than the server takes; nothing was sent, for the server would hang up.
             Trouble: there is none; the server may have acted all the same.
         """
-        from nats.errors import Error, MaxPayloadError, NoRespondersError
+        from nats.errors import Error, NoRespondersError
 
         client = self._connected()
+        size = len(data) + sum(len(name) + len(text.encode()) + 4 for name, text in (headers or {}).items()) + HEADERS_BYTES
+        if size > self.max_payload:
+            reason = f"{size / MIB:.2f} MiB are more than the {self.max_payload / MIB:.2f} MiB that {self.url} takes"
+            raise Refused(reason, status=413)
         try:
             return await client.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
         except NoRespondersError:
             raise Trouble(f"{self.url} has no stream for {_family(subject)}: set it up (deploy/fleet), or wait for its leader",
                           sent=False) from None
-        except MaxPayloadError:
-            raise Refused(f"a message of {len(data)} bytes is more than {self.url} takes", status=413) from None
         except (Error, OSError) as error:
             denied = f" ({self._error})" if self._error else ""
             self._error = ""
@@ -194,7 +202,10 @@ class Wire:
             Trouble: there is no answer.
         """
         msg = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
-        return None if (msg.headers or {}).get("Status") == "404" else msg.data
+        status = (msg.headers or {}).get("Status")
+        if status in (None, NOTHING):
+            return msg.data if status is None else None
+        raise Trouble(f"{self.url} does not tell what is in {stream}")
 
     async def everything(self, stream: str) -> list[bytes]:
         """The last message of every subject of a stream.
@@ -208,12 +219,12 @@ class Wire:
             wanted = json.dumps({"seq": after + 1, "next_by_subj": ">"}).encode()
             msg = await self.request(f"$JS.API.DIRECT.GET.{stream}", wanted)
             headers = msg.headers or {}
-            if headers.get("Status"):
+            if headers.get("Status") == NOTHING:
                 return list(found.values())
-            try:
-                after = int(headers["Nats-Sequence"])
-            except (KeyError, ValueError):
-                raise Trouble(f"{self.url} does not tell what is in {stream}") from None
+            before, text = after, headers.get("Nats-Sequence", "")
+            after = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else before
+            if headers.get("Status") or after <= before:
+                raise Trouble(f"{self.url} does not tell what is in {stream}")
             found[headers.get("Nats-Subject", "")] = msg.data
 
     async def word(self, reply: str, word: bytes, timeout_s: float = ANSWER_S) -> None:
@@ -296,7 +307,7 @@ class Wire:
         return self._client
 
     async def _told(self, error: Exception) -> None:
-        self._error = str(error).removeprefix("nats: ")[:200]
+        self._error = _short(str(error).removeprefix("nats: "))
 
     async def _closed(self) -> None:
         if not self._closing:
@@ -304,7 +315,10 @@ class Wire:
             self._on_lost(f"{self._server.url}: the connection was lost" + (f" ({self._error})" if self._error else ""))
 
     def _why(self, error: Exception, wants_key: bool) -> str:
-        told = self._error or str(error).removeprefix("nats: ")
+        from nats.errors import Error
+
+        spoken = isinstance(error, Error | OSError | TimeoutError)
+        told = self._error or (_short(str(error).removeprefix("nats: ")) if spoken else "it does not speak as NATS servers do")
         # a server that refuses a key hangs up at once, and its word for it may be lost with the connection
         hung_up = wants_key and isinstance(error, ConnectionError)
         if hung_up or "authorization" in told.lower():
@@ -312,7 +326,7 @@ class Wire:
             return f"{self._server.url} refuses this user's key: {advice}"
         if isinstance(error, TimeoutError) and not told:
             told = f"no answer within {self._server.connect_timeout_s:g} s"
-        return f"{self._server.url} cannot be reached: {told or type(error).__name__}"
+        return f"{self._server.url} cannot be reached: {told}"
 
 
 async def _let_go(client: Client) -> None:
@@ -324,19 +338,21 @@ async def _let_go(client: Client) -> None:
 def _answer(data: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise Trouble(f"the server answered {what} with something that is no answer of JetStream")
     error = value.get("error")
-    if isinstance(error, dict):
-        text, code = str(error.get("description", "")), error.get("err_code")
-        if code == LIMIT_OF_STREAM and PER_SUBJECT in text:
-            raise Exists(f"{what}: there is one already")
-        if error.get("code") == 503:
-            raise Trouble(f"{what}: {text}")  # a full stream, no leader yet: it may do better soon
-        raise Refused(f"{what}: {text}", status=int(error.get("code", 0)))
-    return value
+    if error is None:
+        return value
+    if not isinstance(error, dict):
+        raise Trouble(f"the server answered {what} with an error in words of its own")
+    text, code = _short(str(error.get("description", ""))), error.get("code")
+    if error.get("err_code") == LIMIT_OF_STREAM and PER_SUBJECT in text:
+        raise Exists(f"{what}: there is one already")
+    if code == 503:
+        raise Trouble(f"{what}: {text}")  # a full stream, no leader yet: it may do better soon
+    raise Refused(f"{what}: {text}", status=code if type(code) is int else 0)
 
 
 def _delivery(msg: Msg) -> Delivery | None:
@@ -359,5 +375,6 @@ def _family(subject: str) -> str:
     return ".".join(subject.split(".")[: 5 if subject.startswith("$JS") else 2])
 
 
-def _context(ca_file: str | None) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=ca_file)
+def _short(text: str) -> str:
+    """What a server said, in one line that does a terminal no harm."""
+    return "".join(char for char in clean.reason(text) if char.isprintable())[:MAX_WORDS]

@@ -31,7 +31,9 @@ from supervisor.sources.note import Entry
 from supervisor.sources.results import Results
 from supervisor.sources.transport import Trouble
 
-UNFIT_DELAY: Final = b'-NAK {"delay": 2000000000}'
+UNFIT_S: Final = 2  # until a task that this node does not run is handed out again; twice as long each time,
+UNFIT_SOON: Final = 5  # once it was handed out so often,
+UNFIT_MAX_S: Final = 300  # up to this
 GIVE_BACK: Final = b'-NAK {"delay": 0}'
 POLL_MARGIN_S: Final = 0.05  # a lingering poll is over before the next one is due
 
@@ -242,7 +244,7 @@ class JetStream(LinkedSource):
             await self._bury(delivery, reason, claim.id, claim.type)
             return
         if claim.type not in self._task_types:
-            await link.word(delivery.reply, UNFIT_DELAY)
+            await link.word(delivery.reply, unfit(delivery.count))
             self._event("claim-passed-on", task=claim.id, type=claim.type, reason="this node does not run this type")
             return
         if delivery.count > 1:
@@ -287,8 +289,9 @@ class JetStream(LinkedSource):
             if place:
                 await self._save(claim, place, lease.count)
             await self._need().word(lease.reply, GIVE_BACK)
-        except Trouble as trouble:
-            word, reason = "handed-back-by-lease", f"{reason}; {trouble.reason}"
+        except Exception as error:  # noqa: BLE001  trouble or a fault of ours: the end of the lease does the same
+            why = error.reason if isinstance(error, Trouble) else f"it failed ({type(error).__name__})"
+            word, reason = "handed-back-by-lease", f"{reason}; {why}"
         self._event(word, task=claim.id, type=claim.type, reason=reason)
         await self._unnote(claim.id)
 
@@ -312,3 +315,10 @@ class JetStream(LinkedSource):
             await self._notes.remove(task_id)
         except OSError as error:
             self._event("note-not-kept", task=task_id, reason=str(error))
+
+
+def unfit(count: int) -> bytes:
+    """The word for a task that this node does not run, handed out for the `count`th time. The fleet hands each out so many
+    times only (max_deliver) before it is given up: they must last until a node that runs it is free."""
+    delay_s = min(UNFIT_S << min(max(0, count - UNFIT_SOON), 10), UNFIT_MAX_S)
+    return b'-NAK {"delay": %d}' % (delay_s * 10**9)

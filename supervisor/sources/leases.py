@@ -107,3 +107,5 @@ class Leases:
             lease.ends_s = sent_s + self.length_s
         except Trouble as trouble:
             self._fail(trouble)
+        except Exception as error:  # noqa: BLE001  no fault of ours may end the renewals in silence
+            self._fail(Trouble(f"a lease could not be renewed ({type(error).__name__})"))

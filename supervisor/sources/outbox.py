@@ -244,7 +244,7 @@ class Outbox:
                 self._event("note-removed", task=item.id, type=item.type, reason=f"it is {trouble.state} already")
                 return False
             item.refusals += trouble.status == 500 and await self._sound()
-            if not (isinstance(trouble, TooLarge) or _is_final(trouble) or item.refusals >= REFUSALS):
+            if not (isinstance(trouble, TooLarge) or lasting(trouble) or item.refusals >= REFUSALS):
                 raise
             item.refusals, task = 0, None  # what cannot be looked at cannot be posted anew; it must not be waited for
         if task is not None:
@@ -278,7 +278,7 @@ class Outbox:
                 item.repost = None
             item.lost_paths += isinstance(trouble, NoSuchPath)
             item.refusals += trouble.status == 500 and await self._sound()
-            if not _is_final(trouble) and item.lost_paths < LOST_PATHS and item.refusals < REFUSALS:
+            if not lasting(trouble) and item.lost_paths < LOST_PATHS and item.refusals < REFUSALS:
                 raise
             item.refusals = 0
             self._event("repost-refused", task=item.id, type=item.type, reason=trouble.reason)
@@ -306,7 +306,7 @@ class Outbox:
             except Trouble as trouble:
                 if trouble.sent and (trouble.status is None or trouble.status >= BAD_GATEWAY):
                     item.blind = True
-                if _is_final(trouble):
+                if lasting(trouble):
                     if await self._has_it(item):
                         break
                     if isinstance(trouble, NoSuchThing) or item.bare:
@@ -352,8 +352,8 @@ def _resubmitted(item: Item) -> str:
     return f"preempted: {item.reason}; resubmitted as {item.repost}"
 
 
-def _is_final(trouble: Trouble) -> bool:
-    """The server says no to this outcome, and would again."""
+def lasting(trouble: Trouble) -> bool:
+    """The server says no to this request, and would again."""
     if isinstance(trouble, NoSuchPath) or trouble.status is None:
         return False
     return 400 <= trouble.status < 500 and trouble.status not in KEPT

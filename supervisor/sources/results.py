@@ -15,9 +15,10 @@ from supervisor.fleet.forms import Result
 from supervisor.fleet.wire import Exists, Refused, Wire
 from supervisor.sources.leases import Lease
 from supervisor.sources.link import KeptLink
-from supervisor.sources.transport import MIB, Trouble
+from supervisor.sources.transport import Trouble
 
 REMEMBERED: Final = 512  # tasks whose results are stored, should one be delivered once more
+TOO_LARGE: Final = 413
 PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries to deliver while the link is up
 
 
@@ -125,10 +126,6 @@ class Results:
         link, result = self._need(), outcome.result
         if not outcome.body:
             outcome.body = await asyncio.to_thread(result.encode)
-        if len(outcome.body) > link.max_payload:
-            error = f"result too large: {len(outcome.body) / MIB:.2f} MiB, the fleet takes {link.max_payload / MIB:.2f} MiB"
-            outcome.result = result = Result(result.id, result.type, result.node, {}, error)
-            outcome.body = result.encode()
         first = True
         try:
             # the message id holds the node: what this node sends again is the same, what another sends is a second one
@@ -148,7 +145,8 @@ class Results:
 
     def _replaced(self, outcome: Outcome, refused: Refused) -> bool:
         """The fleet says no to this result for good: its reason is the outcome then. False: it was just that."""
-        result, error = outcome.result, f"the fleet refused the result: {refused.reason}"
+        what = "result too large" if refused.status == TOO_LARGE else "the fleet refused the result"
+        result, error = outcome.result, f"{what}: {refused.reason}"
         if result.error == error:
             return False
         self._event("outcome-refused", task=result.id, type=result.type, reason=refused.reason)

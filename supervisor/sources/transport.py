@@ -176,14 +176,8 @@ class Transport:
         s = self._settings
         if self._scheme not in ("http", "https"):
             raise Trouble(f"control.url: found {self.url!r}, allowed: an http or https URL", sent=False)
-        if self._scheme == "https":
-            try:
-                context = ssl.create_default_context(cafile=s.ca_file)
-            except (OSError, ssl.SSLError) as error:
-                reason = error.strerror or "it holds no certificate"
-                raise Trouble(f"control.ca_file: {s.ca_file} cannot be used: {reason}", sent=False) from None
-        else:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used: there are no redirects
+        # without TLS it is never used: there are no redirects
+        context = trusting(s.ca_file) if self._scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return httpx2.AsyncClient(
             verify=context,
             timeout=httpx2.Timeout(s.read_timeout_sec, connect=s.connect_timeout_sec),
@@ -271,6 +265,19 @@ class Transport:
         else:
             what = _cause(error)
         return Trouble(f"{self.url}: {what}", sent=not isinstance(error, never_sent))
+
+
+def trusting(ca_file: str | None) -> ssl.SSLContext:
+    """TLS with these CAs, or the system's. Reads files: off the loop.
+
+    Raises:
+        Trouble: the file cannot be used.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl's errors too
+        reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
+        raise Trouble(f"control.ca_file: {ca_file} cannot be used: {reason}", sent=False) from None
 
 
 def _split(url: str) -> SplitResult:

@@ -20,8 +20,10 @@ from support.nats_rig import NatsServer, cut, nats_server, needs_server, node, o
 from states.observation import Link
 from supervisor.fleet import layout
 from supervisor.fleet.forms import Poison, decode_result, decode_task, encode_task
+from supervisor.fleet.setup import DEFINITIONS
 from supervisor.sources.base import Availability
 from supervisor.sources.ids import is_id
+from supervisor.sources.jetstream import unfit
 
 pytestmark = needs_server
 LEASE_S = 1.5
@@ -453,3 +455,14 @@ def test_names_on_the_wire() -> None:
         decode_task(b'{"id": 1}')
     with pytest.raises(Poison):
         decode_result(b'{"id": 1}')
+
+
+def test_a_task_that_nobody_runs_now_outlasts_an_evening() -> None:
+    """One node that does not run it, beside one that does and is not free, must not use up what the fleet gives a task."""
+    most = json.loads(DEFINITIONS.read_text())["consumers"][0]["max_deliver"]
+    delays = [json.loads(unfit(count).removeprefix(b"-NAK "))["delay"] / 1e9 for count in range(1, most)]
+    assert delays[0] == 2
+    assert delays == sorted(delays)
+    assert max(delays) == 300
+    assert sum(delays) > 3 * 3600
+    assert unfit(10**9) == unfit(most)

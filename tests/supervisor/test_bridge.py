@@ -1,0 +1,179 @@
+"""The bridge at a real nats-server and a control node that misbehaves: no task is lost, none ends the bridge (R2, R21)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support import rae_server as s
+from support.nats_rig import NatsServer, nats_server, needs_server, operator
+from support.rae_server import RaeServer, in_loop, until
+
+from states.observation import Link
+from supervisor.clock import SystemClock
+from supervisor.fleet import layout
+from supervisor.fleet.bridge import Bridge
+from supervisor.fleet.forms import Result, decode_task
+from supervisor.fleet.wire import Server
+from supervisor.settings import Control
+from supervisor.sources.note import Entry, Notes
+from supervisor.sources.rae_api import RaeApi
+from supervisor.sources.transport import Transport
+
+pytestmark = needs_server
+NAME = "the-fleet"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    with nats_server(tmp_path / "nats") as one:
+        yield one
+
+
+@contextlib.asynccontextmanager
+async def bridge(server: NatsServer, control: RaeServer, folder: Path, **more: Any) -> AsyncIterator[tuple[Bridge, list[str]]]:
+    """A bridge that runs; what it says."""
+    settings = Control(**{"url": control.url, "max_requests_per_sec": 1000, "backoff_max_sec": 0.3, **more})
+    transport = Transport(settings, SystemClock(), None)
+    api = RaeApi(transport, settings, node_id=NAME, token=None, capabilities={})
+    said: list[str] = []
+    one = Bridge(
+        api, Server(server.url), Notes(folder), clock=SystemClock(), poll_interval_s=0.05, heartbeat_interval_s=0.1,
+        backoff_max_s=settings.backoff_max_sec, ahead=5, say=said.append,
+    )
+    stop = asyncio.Event()
+    work = asyncio.create_task(one.run(stop))
+    try:
+        yield one, said
+        assert not work.done(), work
+    finally:
+        stop.set()
+        await work
+        await transport.close()
+
+
+async def left(control: RaeServer, folder: Path) -> str:
+    """A task that the last life of the bridge had taken and noted; its id."""
+    control.node.register(NAME, {}, None)
+    task_id = control.add("echo", {"a": 1})
+    assert control.node.claim(NAME)
+    notes = Notes(folder)
+    await notes.load()
+    await notes.put(Entry(task_id, "echo"))
+    return task_id
+
+
+def over(control: RaeServer, task_id: str) -> bool:
+    return control.task(task_id)["status"] in ("COMPLETED", "FAILED")
+
+
+NO_RESULTS = [b"", b"[1]", b'{"id": "%b", "type": "echo", "node": "n", "result": [], "error": null}', b'{"id": "x"}']
+
+
+@pytest.mark.parametrize("stored", NO_RESULTS)
+@in_loop
+async def test_what_is_stored_in_place_of_a_left_tasks_result_fails_it(
+    server: NatsServer, tmp_path: Path, stored: bytes
+) -> None:
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        task_id = await left(control, tmp_path)
+        data = stored.replace(b"%b", task_id.encode())
+        await fleet.wire.store(layout.result_subject(task_id), data, "x")
+        async with bridge(server, control, tmp_path) as (one, said):
+            await until(lambda: over(control, task_id), f"settled, not {said}")
+            assert "no result" in control.task(task_id)["error"]
+            await until(lambda: one.on_the_way == 0)
+            other = control.add("echo")
+            await until(lambda: f"{other}: queued" in said)
+
+
+@in_loop
+async def test_another_tasks_result_does_not_settle_this_one(server: NatsServer, tmp_path: Path) -> None:
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        task_id = await left(control, tmp_path)
+        other = Result(str(uuid4()), "echo", "n", {"x": 1}, None)
+        await fleet.wire.store(layout.result_subject(task_id), other.encode(), "x")
+        async with bridge(server, control, tmp_path):
+            await until(lambda: over(control, task_id))
+            assert "no result" in control.task(task_id)["error"]
+
+
+@in_loop
+async def test_a_node_that_stores_what_is_no_result_fails_the_task(server: NatsServer, tmp_path: Path) -> None:
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path) as (one, said),
+    ):
+        task_id = control.add("echo")
+        await until(lambda: f"{task_id}: queued" in said, f"queued, not {said}")
+        await fleet.wire.store(layout.result_subject(task_id), NO_RESULTS[2].replace(b"%b", task_id.encode()), "x")
+        await until(lambda: over(control, task_id), f"settled, not {said}")
+        assert "no result" in control.task(task_id)["error"]
+        await until(lambda: one.on_the_way == 0)
+
+
+@in_loop
+async def test_a_task_too_large_to_be_read_is_failed(server: NatsServer, tmp_path: Path) -> None:
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url),
+        bridge(server, control, tmp_path, max_answer_mb=1) as (_, said),
+    ):
+        task_id = control.add("echo", {"x": "y" * 2_000_000})
+        await until(lambda: over(control, task_id), f"settled, not {said}")
+        assert "control.max_answer_mb" in control.task(task_id)["error"]
+        assert "may be lost" not in " ".join(said)
+
+
+@in_loop
+async def test_a_task_handed_out_again_whose_result_is_there_is_not_done_again(server: NatsServer, tmp_path: Path) -> None:
+    """As after a bridge was away for so long that the control node queued its tasks anew."""
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        task_id = control.add("echo")
+        await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), "x")
+        async with bridge(server, control, tmp_path) as (_, said):
+            await until(lambda: over(control, task_id), f"settled, not {said}")
+            assert control.task(task_id)["result"] == {"x": 1}
+            assert (await fleet.stream(layout.TASKS))["messages"] == 0
+
+
+@in_loop
+async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServer, tmp_path: Path) -> None:
+    """No result is posted at one that cannot be reached; it is when it is back."""
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path) as (one, said),
+    ):
+        task_id = control.add("echo")
+        await until(lambda: f"{task_id}: queued" in said, f"queued, not {said}")
+        control.always.update({kind: s.status(502) for kind in ("register", "heartbeat", "poll", "result")})
+        await until(lambda: one.control.link is not Link.UP)
+        tries = len(control.of("register"))
+        await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), "x")
+        await until(lambda: len(control.of("register")) > tries + 15, "the link tries again and again")
+        assert control.of("result") == []
+        control.always.clear()
+        await until(lambda: over(control, task_id), f"settled, not {said}")
+
+
+@in_loop
+async def test_what_is_queued_is_the_task_as_it_was(server: NatsServer, tmp_path: Path) -> None:
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path) as (_, said),
+    ):
+        task_id = control.add("échó", {"a": [1, None]}, 7)
+        await until(lambda: f"{task_id}: queued" in said, f"queued, not {said}")
+        msg = await fleet.wire.api(f"STREAM.MSG.GET.{layout.TASKS}", {"last_by_subj": layout.task_subject("échó", task_id)})
+        import base64
+
+        task = decode_task(base64.b64decode(msg["message"]["data"]))
+        assert (task.id, task.type, task.payload, task.priority) == (task_id, "échó", {"a": [1, None]}, 7)
