@@ -222,7 +222,10 @@ def test_vetoes_power_cuts_and_gaps_are_no_steps(tmp_path: Path) -> None:
         traffic.count([])
 
 
-@pytest.mark.parametrize("change", [{"boot_s": 10**400}, {"boot_s": None}, {"row": {}}, {"row": ["safe"]}, {"from": {}}, {"to": 1}])
+CHANGES = [{"boot_s": 10**400}, {"boot_s": None}, {"row": {}}, {"row": ["safe"]}, {"from": {}}, {"to": 1}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_line_of_another_form_is_not_counted(tmp_path: Path, change: dict[str, object]) -> None:
     line = {"v": 1, "kind": "decision", "time": "2026-11-24T12:00:00+00:00", "boot_s": 5.0, "from": "DISABLED",
             "row": "switched-on", "to": "IDLE_WAIT", "state": "IDLE_WAIT"}  # fmt: skip
