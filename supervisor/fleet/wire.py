@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.fleet.layout import inbox, next_subject
-from supervisor.sources import clean
 from supervisor.sources.transport import MIB, Trouble, trusting
 
 if TYPE_CHECKING:
@@ -317,8 +316,9 @@ class Wire:
     def _why(self, error: Exception, wants_key: bool) -> str:
         from nats.errors import Error
 
-        spoken = isinstance(error, Error | OSError | TimeoutError)
-        told = self._error or (_short(str(error).removeprefix("nats: ")) if spoken else "it does not speak as NATS servers do")
+        told = self._error or _short(str(error).removeprefix("nats: "))
+        if not isinstance(error, Error | OSError | TimeoutError):
+            told = "it does not speak as NATS servers do"
         # a server that refuses a key hangs up at once, and its word for it may be lost with the connection
         hung_up = wants_key and isinstance(error, ConnectionError)
         if hung_up or "authorization" in told.lower():
@@ -326,7 +326,7 @@ class Wire:
             return f"{self._server.url} refuses this user's key: {advice}"
         if isinstance(error, TimeoutError) and not told:
             told = f"no answer within {self._server.connect_timeout_s:g} s"
-        return f"{self._server.url} cannot be reached: {told}"
+        return f"{self._server.url} cannot be reached: {told or type(error).__name__}"
 
 
 async def _let_go(client: Client) -> None:
@@ -377,4 +377,4 @@ def _family(subject: str) -> str:
 
 def _short(text: str) -> str:
     """What a server said, in one line that does a terminal no harm."""
-    return "".join(char for char in clean.reason(text) if char.isprintable())[:MAX_WORDS]
+    return "".join(char for char in " ".join(text.split()) if char.isprintable())[:MAX_WORDS]

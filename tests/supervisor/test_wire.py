@@ -73,6 +73,8 @@ async def test_what_is_no_nats_server_is_said(pieces: list[bytes | None]) -> Non
         assert url in trouble.value.reason
         assert "\n" not in trouble.value.reason
         assert "object" not in trouble.value.reason
+        if None in pieces[:1]:
+            assert "no answer within 1 s" in trouble.value.reason
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
