@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from enum import IntEnum
+from math import isnan
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -38,7 +39,15 @@ ConfigOption = Annotated[
         show_default=False,
     ),
 ]
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document with stable keys.")]
+
+
+def a_number(value: float | None) -> float | None:
+    """For an option's callback: a range takes NaN for a number, we do not."""
+    if value is not None and isnan(value):
+        raise typer.BadParameter("found nan, allowed: a number")
+    return value
 
 
 def err(text: str) -> None:

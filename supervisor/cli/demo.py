@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, leave
+from supervisor.cli.common import ConfigOption, Exit, a_number, leave
 from supervisor.cli.status import MARK
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def demo(
-    speed: Annotated[float, typer.Option("--speed", metavar="N", min=0.1, max=20, help="So many times quicker.")] = 1.0,
+    speed: Annotated[
+        float, typer.Option("--speed", metavar="N", min=0.1, max=20, callback=a_number, help="So many times quicker.")
+    ] = 1.0,
     config: ConfigOption = None,
 ) -> None:
     """See the node at work on this machine: real sensors, a real control node, real tasks, every state; under a minute.

@@ -42,6 +42,8 @@ def resume(config: ConfigOption = None) -> None:
 
 def end_of(words: list[str], now: float) -> float | None:
     """The end in seconds since the epoch; None: no end. A time of day that has passed is tomorrow's."""
+    from supervisor.will import LONGEST_S, YEAR_S
+
     text = " ".join(words)
     if not text:
         return None
@@ -55,6 +57,7 @@ def end_of(words: list[str], now: float) -> float | None:
                     return end
     elif (span := _DURATION.fullmatch(text)) and any(span.groups()):
         hours, minutes, seconds = (float(part or 0) for part in span.groups())
-        if (length := hours * 3600 + minutes * 60 + seconds) > 0:
+        if 0 < (length := hours * 3600 + minutes * 60 + seconds) < LONGEST_S:
             return now + length
-    return leave(Exit.WRONG, f"pause: found {text!r}, allowed: a duration such as 2h, 90m or 1h30m, or `until HH:MM`")
+    years = f"{LONGEST_S / YEAR_S:g} years"
+    leave(Exit.WRONG, f"pause: found {text!r}, allowed: a duration such as 2h, 90m or 1h30m, below {years}, or `until HH:MM`")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, document, err, leave
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, a_number, document, err, leave
 from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption, at_the_fleet
 
 
@@ -17,7 +17,10 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the results, and print each as it comes.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Wait, and count on stderr meanwhile.")] = False,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", metavar="SECONDS", min=0, help="Wait no longer than this.", show_default=False)
+        float | None,
+        typer.Option(
+            "--timeout", metavar="SECONDS", min=0, callback=a_number, help="Wait no longer than this.", show_default=False
+        ),
     ] = None,
     json: JsonOption = False,
     server: ServerOption = None,
@@ -39,7 +42,7 @@ def submit(
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
         tasks = fleet.read_tasks(text)
     except OSError as error:
-        leave(Exit.WRONG, f"{file}: {error.strerror}")
+        leave(Exit.WRONG, f"{file}: {error.strerror}; name a file with tasks as JSON, or - for stdin")
     except UnicodeDecodeError:
         leave(Exit.WRONG, f"{file}: is not UTF-8")
     except fleet.BadTasks as bad:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, configuration, document, leave
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, a_number, configuration, document, leave
 from supervisor.cli.picture import write_picture
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def whatif(
     logs: Annotated[list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals. Default: paths.logs.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another limit; repeatable.")] = None,
     sweep: Annotated[str, typer.Option(metavar="NAME=FROM..TO[:STEP]", help="A line for each value: the trade-off.")] = "",
-    task_minutes: Annotated[float, typer.Option(min=0.1, max=10080, help="How long each task is taken to last.")] = 20.0,
+    task_minutes: Annotated[
+        float, typer.Option(min=0.1, max=10080, callback=a_number, help="How long each task is taken to last.")
+    ] = 20.0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture of it (.svg, .png).")] = None,
     json: JsonOption = False,
     config: ConfigOption = None,
