@@ -59,5 +59,5 @@ def end_of(words: list[str], now: float) -> float | None:
         hours, minutes, seconds = (float(part or 0) for part in span.groups())
         if 0 < (length := hours * 3600 + minutes * 60 + seconds) < LONGEST_S:
             return now + length
-    years = f"{LONGEST_S / YEAR_S:g} years"
-    leave(Exit.WRONG, f"pause: found {text!r}, allowed: a duration such as 2h, 90m or 1h30m, below {years}, or `until HH:MM`")
+    allowed = f"a duration such as 2h, 90m or 1h30m, below {LONGEST_S / YEAR_S:g} years, or `until HH:MM`"
+    return leave(Exit.WRONG, f"pause: found {text!r}, allowed: {allowed}")
