@@ -17,6 +17,8 @@ class Effect(StrEnum):
 
     INHIBIT = "inhibit"
     START = "start"
+    FREEZE = "freeze"
+    THAW = "thaw"
     STOP = "stop"
     SETTLE = "settle"
     HAND_BACK = "hand_back"
@@ -33,6 +35,9 @@ AFTER_VETO: Final = (Effect.HAND_BACK,)
 
 ENTER: Final = (Effect.INHIBIT, Effect.START)
 NEXT: Final = (Effect.START,)
+# A sign that may be a false alarm: the task stops where it is, and goes on if it was one (work.hold_sec).
+HOLD: Final = (Effect.FREEZE,)
+GO_ON: Final = (Effect.THAW,)
 SETTLED: Final = (Effect.SETTLE, Effect.WIPE)
 
 LEAVE: Final[dict[TaskPhase, tuple[Effect, ...]]] = {

@@ -284,6 +284,36 @@ def _task_in_time(o: Observation, m: Memory, lim: Limits) -> Judgement:
     return o.now_s - m.started_at_s < lim.timeout_s(o.task.type) - GRAIN_S
 
 
+def _may_hold(o: Observation, m: Memory, lim: Limits) -> Judgement:
+    """The task may be frozen where it is, and nobody is kept from anything by what it holds: it runs, its type has a hold
+    that was not used yet, and it has nothing on the GPU, by a look that proves it."""
+    if not (lim.hold_s or lim.holds_s) or o.task.phase is not TaskPhase.RUNNING or m.hold_from_s is not None:
+        return False
+    gpu = o.gpu.value
+    if gpu is None or not o.now_s - o.gpu.read_at_s <= lim.max_age_gpu_s:
+        return None
+    return not gpu.pinned and lim.hold_of(o.task.type) > 0
+
+
+def _on_hold(o: Observation, m: Memory, _lim: Limits) -> Judgement:
+    """A task is frozen because of a sign that may have been a false alarm."""
+    return m.hold_from_s is not None and o.task.phase is TaskPhase.RUNNING
+
+
+def _hold_over(o: Observation, m: Memory, lim: Limits) -> Judgement:
+    """No task is on hold, or it has been for as long as it may."""
+    if m.hold_from_s is None or o.task.phase is not TaskPhase.RUNNING:
+        return True
+    return o.now_s - m.hold_from_s >= lim.hold_of(o.task.type) - GRAIN_S
+
+
+def hold_left_s(o: Observation, m: Memory, lim: Limits) -> float | None:
+    """Seconds until the task on hold is stopped; None: no task is on hold."""
+    if m.hold_from_s is None or o.task.phase is not TaskPhase.RUNNING:
+        return None
+    return max(0.0, m.hold_from_s + lim.hold_of(o.task.type) - o.now_s)
+
+
 def _task_over(o: Observation, m: Memory, _lim: Limits) -> Judgement:
     """Nothing is asked for, claimed or running any more, and nobody is still settling it."""
     phase = o.task.phase
@@ -382,6 +412,9 @@ host_staying: Final = Guard("host_staying", _host_staying, _untold)
 task_in_time: Final = Guard("task_in_time", _task_in_time, _untold)
 task_here: Final = Guard("task_here", _task_here, _untold)
 stay_young: Final = Guard("stay_young", _stay_young, _untold)
+may_hold: Final = Guard("may_hold", _may_hold, _untold)
+on_hold: Final = Guard("on_hold", _on_hold, _untold)
+hold_over: Final = Guard("hold_over", _hold_over, _untold)
 
 SAFE: Final = (user_away, gpu_free, cpu_free, host_fit)
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from transitions import Machine
 
-from states.effects import AFTER_VETO, ELSEWHERE, LEAVE, OWED, VETOING, Effect
+from states.effects import AFTER_VETO, ELSEWHERE, GO_ON, HOLD, LEAVE, OWED, VETOING, Effect
 from states.guards import GUARDS, Verdict
 from states.limits import Limits
-from states.memory import Memory, State
+from states.memory import USED_UP, Memory, State
 from states.observation import NO_TASK, Observation, TaskPhase
 from states.table import BY_STATE, ROWS, WAITS_FOR, Row
 
@@ -198,9 +198,13 @@ class Lifecycle:
                 if state is State.RUNNING:
                     changes["running_since_s"] = now_s
                 if before.state is State.RUNNING:
-                    changes |= {"running_since_s": None, "started_at_s": None, "cooldown_from_s": now_s}
+                    changes |= {"running_since_s": None, "started_at_s": None, "hold_from_s": None, "cooldown_from_s": now_s}
+            elif row.effects == HOLD:
+                changes["hold_from_s"] = now_s if Effect.FREEZE in done else USED_UP
+            elif row.effects == GO_ON:
+                changes["hold_from_s"] = None
             elif state is State.RUNNING:
-                changes["started_at_s"] = None
+                changes |= {"started_at_s": None, "hold_from_s": None}
         if Effect.START in done and state is State.RUNNING:
             changes["started_at_s"] = now_s
         self.memory = replace(before, **changes)

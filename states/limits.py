@@ -23,6 +23,8 @@ class Limits:
     task_timeout_s: float = 10800.0
     task_timeouts_s: Mapping[str, float] = field(default_factory=dict)
     run_s: float = 1800.0
+    hold_s: float = 0.0
+    holds_s: Mapping[str, float] = field(default_factory=dict)
     gpu_required: bool = True
     max_age_person_s: float = 80.0
     max_age_gpu_s: float = 80.0
@@ -32,3 +34,7 @@ class Limits:
     def timeout_s(self, task_type: str) -> float:
         """Seconds that a task of this type may run: its own limit, never above the node's (R19)."""
         return min(self.task_timeouts_s.get(task_type, self.task_timeout_s), self.task_timeout_s)
+
+    def hold_of(self, task_type: str) -> float:
+        """Seconds for which a task of this type is frozen, not stopped, at a sign that may be a false alarm; 0: never."""
+        return self.holds_s.get(task_type, self.hold_s)

@@ -62,6 +62,7 @@ class Gpu:
     present: bool = True
     foreign_names: tuple[str, ...] = ()
     held: str = ""  # what a task that is over has not given back in time, in words
+    pinned: bool = False  # the own task holds GPU memory, and would go on holding it while it is frozen
 
 
 @dataclass(frozen=True, slots=True)

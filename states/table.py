@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from states.effects import ENTER, LEAVE_TIMED_OUT, NEXT, SETTLED, Effect
+from states.effects import ENTER, GO_ON, HOLD, LEAVE_TIMED_OUT, NEXT, SETTLED, Effect
 from states.guards import (
     SAFE,
     Guard,
@@ -19,8 +19,11 @@ from states.guards import (
     cooldown_over,
     cpu_free,
     gpu_free,
+    hold_over,
     host_fit,
     host_staying,
+    may_hold,
+    on_hold,
     stay_young,
     task_claimed,
     task_gone,
@@ -71,6 +74,7 @@ class Row:
 
 LIVE: Final = (IDLE_WAIT, READY, RUNNING, COOLDOWN)
 OUT: Final = None  # the effects of the task's phase on the way out of RUNNING
+TAKEN: Final = (user_away, gpu_free, cpu_free)  # what a frozen task keeps nobody from; a host that is unfit it burdens still
 
 ROWS: Final = (
     Row("switched-off", LIVE, (fails(automation_on),), DISABLED, "what is switched off is not lent", OUT),
@@ -79,11 +83,13 @@ ROWS: Final = (
     Row("unsafe", (READY,), (fails(*SAFE),), IDLE_WAIT, "above task-claimed: a claim never outruns a sign"),
     Row("task-claimed", (READY,), (holds(task_claimed, *SAFE, task_gone),), RUNNING, "work is here and it is still safe", ENTER),
     Row("going-down", (RUNNING,), (fails(host_staying),), COOLDOWN, "the machine is about to sleep or shut down", OUT),
-    Row("user-returned", (RUNNING,), (fails(user_away),), COOLDOWN, "the person comes first (R23)", OUT),
-    Row("gpu-taken", (RUNNING,), (fails(gpu_free),), COOLDOWN, "somebody else needs the GPU, or nobody knows", OUT),
-    Row("cpu-taken", (RUNNING,), (fails(cpu_free),), COOLDOWN, "somebody else needs the CPU, or nobody knows", OUT),
+    Row("on-hold", (RUNNING,), (holds(may_hold, host_fit), fails(*TAKEN)), RUNNING, "perhaps a false alarm: frozen first", HOLD),
+    Row("user-returned", (RUNNING,), (fails(user_away), holds(hold_over)), COOLDOWN, "the person comes first (R23)", OUT),
+    Row("gpu-taken", (RUNNING,), (fails(gpu_free), holds(hold_over)), COOLDOWN, "others need the GPU, or nobody knows", OUT),
+    Row("cpu-taken", (RUNNING,), (fails(cpu_free), holds(hold_over)), COOLDOWN, "others need the CPU, or nobody knows", OUT),
     Row("host-unfit", (RUNNING,), (fails(host_fit),), COOLDOWN, "power, memory or temperature forbid work, or nobody knows", OUT),
     Row("timed-out", (RUNNING,), (fails(task_in_time),), COOLDOWN, "a task that outlives its time has failed (R19)", LEAVE_TIMED_OUT),
+    Row("false-alarm", (RUNNING,), (holds(on_hold, *SAFE),), RUNNING, "proven safe again before the hold was over", GO_ON),
     Row("next-task", (RUNNING,), (holds(task_claimed, *SAFE),), RUNNING, "what was asked for in time is started", NEXT),
     Row("task-settled", (RUNNING,), (holds(task_over, task_here, stay_young, *SAFE),), RUNNING, "the stay is young: ask for another", SETTLED),
     Row("task-ended", (RUNNING,), (holds(task_over),), COOLDOWN, "nothing is left to do, or the stay is used up (R4)", OUT),

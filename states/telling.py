@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from states.guards import Verdict, task_gone
+from states.guards import Verdict, hold_left_s, task_gone
 from states.lifecycle import blocked_by
 from states.limits import Limits
 from states.memory import Memory, State
@@ -42,6 +42,9 @@ def reason(o: Observation, m: Memory, lim: Limits) -> str:
     """Why the node is where it is, in words, with the time to go where one is known."""
     if m.state is State.RUNNING:
         task = " ".join(part for part in (o.task.type, o.task.id) if part) or "a task"
+        if (left_s := hold_left_s(o, m, lim)) is not None:
+            why = f": {_main_block(o, m, lim)}" if blocked_by(o, m, lim) else ""
+            return f"{task} is on hold{why}; stopped in {elapsed(left_s)} if it stays so"
         if o.task.phase is TaskPhase.RUNNING and m.started_at_s is not None:
             return f"{task} for {elapsed(o.now_s - m.started_at_s)} of at most {elapsed(lim.timeout_s(o.task.type))}"
         if o.task.phase in (TaskPhase.NONE, TaskPhase.ASKED):

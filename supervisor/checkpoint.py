@@ -107,7 +107,7 @@ class Checkpointer:
         self.restored = True
         return words
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """The task is over: let the helper go, without waiting for it."""
         self._unsure = ""
         self._drop()
@@ -115,7 +115,7 @@ class Checkpointer:
 
     async def close(self) -> None:
         """No more tasks. A helper that hangs in the driver is left behind."""
-        await self.end()
+        self.end()
         if self._left is not None and not await self._left.wait(END_S):
             self._left.kill()
             self._left.forget()

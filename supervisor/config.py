@@ -19,7 +19,7 @@ from states.limits import Limits
 from supervisor.hours import in_hours
 from supervisor.node_checks import cross_check, resolve
 from supervisor.reach import unreachable
-from supervisor.settings import NODE_FILE, RUNTIME_FILE, NodeSettings, Runtime
+from supervisor.settings import NODE_FILE, RUNTIME_FILE, NodeSettings, Runtime, TaskType
 from supervisor.settings_walk import allow_empty_sections, judge
 from supervisor.yaml_strict import Problem, Refused, in_words, printable, read
 
@@ -179,12 +179,19 @@ def limits_of(runtime: Runtime, node: NodeSettings) -> Limits:
             name: task.timeout_minutes * 60 for name, task in node.tasks.items() if task.timeout_minutes is not None
         },
         run_s=node.work.run_minutes * 60,
+        hold_s=node.work.hold_sec,
+        holds_s={name: hold for name, task in node.tasks.items() if (hold := _hold(task)) is not None},
         gpu_required=node.gpu.presence == "required",
         max_age_person_s=node.presence.max_age_sec,
         max_age_gpu_s=node.gpu.max_age_sec,
         max_age_cpu_s=node.host.max_age_sec,
         max_age_host_s=node.host.max_age_sec,
     )
+
+
+def _hold(task: TaskType) -> float | None:
+    """Seconds; None: as all. What Ollama computes in a process of its own cannot be frozen."""
+    return 0.0 if task.executor == "ollama_api" else task.hold_sec
 
 
 _limits = limits_of  # the name by which offline/script.py knows it

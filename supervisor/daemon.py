@@ -14,7 +14,7 @@ from typing import Any, Final
 from transitions import MachineError
 
 from states.effects import Effect
-from states.guards import gpu_free
+from states.guards import gpu_free, hold_left_s
 from states.lifecycle import Lifecycle, blocked_by, tell
 from states.memory import Memory, State
 from states.observation import Link, Observation
@@ -227,6 +227,8 @@ class Daemon:
         for verdict in blocked_by(observation, memory, self.mind.limits):
             if verdict.wait_s:
                 wait_s = min(wait_s, verdict.wait_s)
+        if left_s := hold_left_s(observation, memory, self.mind.limits):
+            wait_s = min(wait_s, left_s)
         if (due_s := self.node.senses.observer.due_s(self._clock.now_s())) is not None:
             wait_s = min(wait_s, due_s)
         if memory.state is State.READY and observation.link is Link.UP:

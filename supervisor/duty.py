@@ -27,7 +27,7 @@ class Duty:
     """
 
     def __init__(self, limit: float, now_s: float) -> None:
-        self.frozen = False
+        self.frozen = self._paused = False
         self.load = 0.0  # percent while it runs
         self.rested_s = 0.0  # all pauses together
         self._residue = 0.0  # percent while it is frozen: work that it had handed to the GPU before
@@ -71,7 +71,7 @@ class Duty:
         passed_s = max(0.0, now_s - self._at_s)
         percent = self._residue if self.frozen else self.load
         self._at_s = now_s
-        if self.frozen:
+        if self.frozen and not self._paused:
             self.rested_s += passed_s
         level = self._level + (self._rate - percent) * passed_s
         self._level = max(-self._reserve, min(self._reserve, level))
@@ -90,6 +90,12 @@ class Duty:
         """It was frozen, or thawed."""
         self.advance(now_s)
         self.frozen, self._since_s, self._residue = frozen, now_s, 0.0
+        self._paused = False
+
+    def pause(self, now_s: float) -> None:
+        """It was frozen, or is idle, for another reason than its load: that is no pause of ours."""
+        self.turn(now_s, frozen=True)
+        self._paused = True
 
     def wait_s(self) -> float:
         """Seconds until it is due, if the load stays as it is."""

@@ -3,6 +3,8 @@
 A task over one of its limits is stopped at once, and fails by its own fault: `limit: memory 5.1 GiB, limit 4 GiB
 (tasks.render.max_memory_gb)`. That decides nothing about the node: to the mind it is a task that failed.
 
+At a sign that may be a false alarm it is put on hold, when the mind says so (`hold`).
+
 Its own GPU use is held under `safety.max_gpu_percent`, as the mean of any minute, by freezing it for moments (`duty`).
 
 Looks come once a second while a task runs, sooner while it nears a limit fast, and in a worker thread; the disk is walked
@@ -25,6 +27,7 @@ from supervisor import usage
 from supervisor.clock import Clock
 from supervisor.duty import Duty
 from supervisor.executors.base import FreezeFailed, RunningTask, StopFailed
+from supervisor.hold import Hold
 from supervisor.sensors.gpu_use import Own
 from supervisor.settings import GpuSettings, TaskType
 
@@ -34,6 +37,7 @@ AHEAD_S: Final = 3.0
 DISK_S: Final = 1.0
 DISK_SHARE: Final = 20  # a walk is followed by so many times its own time without one
 TURN_LOOK_S: Final = 0.5  # what a look at the GPU may take before the task is frozen for its load
+VRAM_REST_GB: Final = 0.25  # what a driver keeps for a process without VRAM of its own
 VRAM_PAUSE_S: Final = (0.02, 0.05, 0.1, 0.2)  # between two looks at VRAM that is not free yet; the last one repeats
 VRAM_LOOK_S: Final = 1.0  # what one look at it may take
 VRAM_LATE_S: Final = 1.0  # after the time that it may take: one more look, which says that it is held
@@ -77,6 +81,7 @@ class _Minded:
     tree: RunningTask
     workdir: Path
     condemn: Callable[[str], None]
+    spoil: Callable[[str], None]
 
 
 class Minder:
@@ -108,15 +113,27 @@ class Minder:
         self._walk_at_s = self._looked_at_s = 0.0
         self._on_gpu = False
         self._duty: Duty | None = None
-        self._unheld = self._trouble = ""
+        self._unheld = self._trouble = self._spoilt = ""
+        self._turning = asyncio.Lock()  # freezing and thawing, by whomever
+        self.hold = Hold(lambda: self._gpu().own)
         self.usage = Usage()
 
-    def begin(self, kind: str, tree: RunningTask, workdir: Path, condemn: Callable[[str], None]) -> None:
-        """Mind a task that has just started; `condemn` is told the limit that it is over, before it is stopped."""
+    def begin(
+        self,
+        kind: str,
+        tree: RunningTask,
+        workdir: Path,
+        condemn: Callable[[str], None],
+        spoil: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Mind a task that has just started; `condemn` is told the limit that it is over, `spoil` why the node cannot let it go
+        on, before it is stopped."""
         self.end()
-        self._task = _Minded(kind, tree, workdir, condemn)
+        self._task = _Minded(kind, tree, workdir, condemn, spoil)
         self._on_gpu, self.usage = False, Usage()
-        self._unheld = self._trouble = ""
+        self._unheld = self._trouble = self._spoilt = ""
+        wanted = self._task_types().get(kind, TaskType()).checkpoint
+        self.hold.begin(tree, wanted if self._limits().hold_of(kind) > 0 else "none")
         self._duty = Duty(self._limits().max_gpu_percent, self._clock.now_s())
         self._looked_at_s = self._clock.now_s()
         self._walk_at_s = self._looked_at_s + LOOK_S
@@ -127,7 +144,10 @@ class Minder:
         for job in (self._watch, self._walk):
             if job is not None:
                 job.cancel()
+        if self.hold.out and self._task is not None:
+            self._task.spoil("it ended while its VRAM was moved out of the way")
         self._watch = self._walk = self._task = None
+        self.hold.end()
 
     def words(self) -> dict[str, Any] | None:
         """For `status`: the task's use beside its limits; None while none is minded."""
@@ -147,7 +167,8 @@ class Minder:
             "gpu_percent": _rounded(use.gpu_percent),
             "max_gpu_percent": limits.max_gpu_percent,
             "mean_gpu_percent": _rounded(self._duty.mean()) if self._duty is not None and use.gpu_percent is not None else None,
-            "frozen": self._duty is not None and self._duty.frozen,
+            "frozen": self.hold.held or (self._duty is not None and self._duty.frozen),
+            "on_hold": self.hold.held,
         }
 
     def note(self) -> str:
@@ -156,7 +177,7 @@ class Minder:
         if self._trouble:
             return f"the task could not be looked after: {self._trouble}"
         if duty is None or not (duty.rested_s or self._unheld):
-            return ""
+            return self.hold.why_pinned
         limit = f"{number(self._limits().max_gpu_percent)} % (safety.max_gpu_percent)"
         if self._unheld:
             return f"the task's GPU use of {number(duty.load)} % cannot be held to {limit}: {self._unheld}"
@@ -178,8 +199,10 @@ class Minder:
     async def _mind_once(self, task: _Minded) -> float:
         """Look, and do what follows; returns seconds until the next look."""
         fault, near = await self._look(task)
-        while fault and task.tree.alive:
-            task.condemn(f"limit: {fault}")
+        while (fault or self._spoilt) and task.tree.alive:
+            if not self._spoilt:
+                task.condemn(f"limit: {fault}")
+            await self.hold.before_stop()
             with contextlib.suppress(StopFailed):  # and again, until it is gone
                 await task.tree.stop(0.0)
         return min(SOON_S if near else LOOK_S, await self._pace(task))
@@ -245,19 +268,70 @@ class Minder:
             self._read_load(duty)
         if not duty.due or not task.tree.alive:
             return max(0.05, duty.wait_s())
-        try:
-            await (task.tree.thaw() if duty.frozen else task.tree.freeze())
-        except FreezeFailed as failed:
-            self._unheld = str(failed)
-            return LOOK_S
-        self._unheld = ""
-        duty.turn(self._clock.now_s(), frozen=not duty.frozen)
-        return max(0.05, duty.wait_s())
+        async with self._turning:
+            if self.hold.held:
+                return LOOK_S
+            try:
+                await (task.tree.thaw() if duty.frozen else task.tree.freeze())
+            except FreezeFailed as failed:
+                self._unheld = str(failed)
+                return LOOK_S
+            self._unheld = ""
+            duty.turn(self._clock.now_s(), frozen=not duty.frozen)
+            return max(0.05, duty.wait_s())
 
     def _read_load(self, duty: Duty) -> None:
         reading, own = self._gpu().latest(self._clock.now_s()), self._gpu().own
         if reading.value is not None:
             duty.read(own.percent if own.processes else 0.0, reading.read_at_s)
+
+    # --- on hold
+
+    @property
+    def pinned(self) -> bool:
+        """A task that may be put on hold is on the GPU, and would keep there what it holds."""
+        task = self._task
+        return task is not None and self._limits().hold_of(task.kind) > 0 and self.hold.pinned
+
+    async def take(self) -> str:
+        """Put the task on hold; in words. Raises FreezeFailed: it runs on, or cannot: stop it."""
+        async with self._turning:
+            duty = self._duty
+            if duty is not None and duty.frozen and self._task is not None:  # a lock on a frozen process hangs (T22)
+                await self._task.tree.thaw()
+                duty.turn(self._clock.now_s(), frozen=False)
+            self.look_back()
+            words = await self.hold.take()
+            if self.hold.out:
+                words += await self._seen_out()
+            if duty is not None:
+                duty.pause(self._clock.now_s())
+            return words
+
+    async def _seen_out(self) -> str:
+        """Whether NVML agrees that its VRAM is out of the way. Raises FreezeFailed: it does not."""
+        gpu = self._gpu()
+        asked_s = self._clock.now_s()
+        reading = await gpu.refresh(TURN_LOOK_S)
+        if reading.value is None or reading.read_at_s < asked_s:
+            raise FreezeFailed(f"whether its VRAM is out of the way cannot be seen: {reading.error or 'no answer in time'}")
+        if gpu.own.vram_gb > VRAM_REST_GB:
+            raise FreezeFailed(f"{number(round(gpu.own.vram_gb, 2))} GiB of its VRAM are still there")
+        return ""
+
+    async def let_go(self) -> str:
+        """It goes on; in words. One that does not is stopped as soon as the minder looks. Raises FreezeFailed."""
+        async with self._turning:
+            try:
+                words = await self.hold.let_go()
+            except FreezeFailed as failed:
+                self._spoilt = f"it could not go on after a hold: {failed}"
+                if self._task is not None:
+                    self._task.spoil(self._spoilt)
+                raise
+            if self._duty is not None:
+                self._duty.turn(self._clock.now_s(), frozen=False)
+            return words
 
     # --- VRAM after the end
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -279,9 +280,12 @@ class Node:
         """One whole look."""
         status = self.source.status
         automation = self.will.automation(now_s)
-        return self.senses.observer.look(
+        seen = self.senses.observer.look(
             now_s, self.config.limits, automation, self.slot.task(), status.link, status.reason
         )
+        if self.minder.pinned and seen.gpu.value is not None:
+            return replace(seen, gpu=replace(seen.gpu, value=replace(seen.gpu.value, pinned=True)))
+        return seen
 
     def demand(self, state: State, gpu_free: bool) -> None:
         """How closely the GPU is watched, and whether logind may go on with a sleep: nothing of ours runs.

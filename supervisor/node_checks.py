@@ -44,6 +44,10 @@ def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
             fault = url_fault(task.ollama_url)
             if fault or not task.ollama_url.startswith("http://") or not is_loopback(host_of(task.ollama_url)):
                 refuse(f"{path}.ollama_url", None, "an http URL of this machine (127.0.0.1, ::1, localhost)")
+        if task.executor == "ollama_api" and task.hold_sec:
+            refuse(f"{path}.hold_sec", None, "0 for ollama_api: Ollama's own process cannot be frozen")
+        if task.checkpoint != "none" and not (node.work.hold_sec if task.hold_sec is None else task.hold_sec):
+            refuse(f"{path}.checkpoint", None, "none without a hold_sec: it is for a task on hold alone")
         if task.notice.signal != "none" and task.on_yield == "terminate" and task.notice.deadline_sec >= task.grace_sec:
             refuse(f"{path}.notice.deadline_sec", None, f"less than grace_sec ({task.grace_sec:g}), of which it is a part")
         if task.executor == "shell_command" and not task.allow_any_command:

@@ -15,7 +15,8 @@ from states.words import elapsed
 from supervisor.clock import Clock
 from supervisor.effects.inhibitor import Inhibitor, InhibitRefused
 from supervisor.effects.workdir import Workdir
-from supervisor.executors.base import Executor, StartFailed, StopFailed
+from supervisor.executors.base import Executor, FreezeFailed, StartFailed, StopFailed
+from supervisor.hold import CHECKPOINT_S
 from supervisor.minder import Minder
 from supervisor.settings import TaskType
 from supervisor.slot import Slot
@@ -24,6 +25,8 @@ from supervisor.slot import Slot
 DEADLINE_S: Final[Mapping[Effect, float]] = {
     Effect.INHIBIT: 5.0,
     Effect.START: 10.0,
+    Effect.FREEZE: 10.0,
+    Effect.THAW: 10.0,
     Effect.STOP: 10.0,
     Effect.SETTLE: 2.0,
     Effect.HAND_BACK: 2.0,
@@ -81,6 +84,8 @@ class Performer:
         self._carry: Mapping[Effect, Callable[[Plan], Awaitable[str]]] = {
             Effect.INHIBIT: self._inhibit,
             Effect.START: self._start,
+            Effect.FREEZE: self._freeze,
+            Effect.THAW: self._thaw,
             Effect.STOP: self._stop,
             Effect.SETTLE: self._settle,
             Effect.HAND_BACK: self._hand_back,
@@ -108,7 +113,7 @@ class Performer:
                 ok, detail = True, await self._carry[effect](plan)
         except TimeoutError:
             ok, detail = False, f"not done within {elapsed(limit_s)}"
-        except (Failed, StopFailed, InhibitRefused) as failure:
+        except (Failed, FreezeFailed, StopFailed, InhibitRefused) as failure:
             ok, detail = False, str(failure)
         except Exception as error:  # noqa: BLE001 - none may stop the next: whatever fails is reported and owed
             ok, detail = False, f"{type(error).__name__}: {error}"
@@ -128,7 +133,7 @@ class Performer:
             slot.workdir = self.workdir.fresh(claim.id)
             slot.tree = await self._executor_of(task_type).start(claim, slot.workdir, self._wake)
             if self._minder is not None:
-                self._minder.begin(claim.type, slot.tree, slot.workdir, slot.condemn)
+                self._minder.begin(claim.type, slot.tree, slot.workdir, slot.condemn, slot.spoil)
         except (StartFailed, OSError) as failure:
             slot.failure = str(failure) or type(failure).__name__
             raise Failed(slot.failure) from failure
@@ -137,6 +142,17 @@ class Performer:
             raise
         return ""
 
+    async def _freeze(self, plan: Plan) -> str:
+        return await self._on_ice().take()
+
+    async def _thaw(self, plan: Plan) -> str:
+        return await self._on_ice().let_go()
+
+    def _on_ice(self) -> Minder:
+        if self._minder is None:
+            raise FreezeFailed("nobody minds the task")
+        return self._minder
+
     async def _stop(self, plan: Plan) -> str:
         tree = self._slot.tree
         if tree is None:
@@ -144,6 +160,7 @@ class Performer:
         began_s, minder = self._clock.now_s(), self._minder
         if minder is not None:
             minder.look_back()
+            first = await minder.hold.before_stop()
         rungs = await tree.stop(self._grace_s(plan))
         if self._slot.claim is None:
             self._slot.tree = None
@@ -154,11 +171,11 @@ class Performer:
         note = minder.note()
         minder.end()
         vram = await minder.vram_freed(began_s, hurry=plan.row is not None and plan.row.id == "going-down")
-        return "; ".join(filter(None, (", ".join(filter(None, (rungs, vram))), note)))
+        return "; ".join(filter(None, (", ".join(filter(None, (first, rungs, vram))), note)))
 
     def _stop_s(self, plan: Plan) -> float:
         """What a stop may take on top: the type's grace, and the VRAM's."""
-        return self._grace_s(plan) + (self._minder.vram_limit_s if self._minder is not None else 0.0)
+        return self._grace_s(plan) + (self._minder.vram_limit_s + CHECKPOINT_S if self._minder is not None else 0.0)
 
     async def look_after(self) -> None:
         """A task that has ended by itself: read its VRAM until it is free, or known to be held, before anything follows."""
@@ -173,7 +190,7 @@ class Performer:
     def _grace_s(self, plan: Plan) -> float:
         claim = self._slot.claim
         task_type = self._task_types().get(claim.type) if claim else None
-        if task_type is None or task_type.on_yield == "kill":
+        if task_type is None or task_type.on_yield == "kill" or (self._minder is not None and self._minder.hold.graceless):
             return 0.0
         going_down = plan.row is not None and plan.row.id == "going-down"
         return min(task_type.grace_sec, SLEEP_GRACE_S) if going_down else task_type.grace_sec
@@ -181,6 +198,8 @@ class Performer:
     async def _settle(self, plan: Plan) -> str:
         slot = self._slot
         claim = slot.take()
+        if slot.spoilt and not slot.fault:
+            return await self._hand_back(plan)
         if plan.row is not None and plan.row.id == "timed-out":
             limit_s = plan.limits.timeout_s(claim.type)
             own = limit_s < plan.limits.task_timeout_s
@@ -202,7 +221,7 @@ class Performer:
         claim = slot.take()
         row = plan.row.id if plan.row is not None else ""
         # An owed hand-back comes without its row: the reason is the one of the first try.
-        slot.why_back = why = WHY_BACK.get(row, slot.why_back or "no task can run here now")
+        slot.why_back = why = slot.spoilt or WHY_BACK.get(row, slot.why_back or "no task can run here now")
         if slot.fault:  # it would fail elsewhere as well
             result, error = slot.outcome()
             slot.source.settle(claim, result, error)

@@ -276,6 +276,24 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["terminate", "kill"],
         Meta(description="How it is stopped when the person is back: SIGTERM and grace_sec first, or SIGKILL at once."),
     ] = "terminate"
+    hold_sec: Annotated[
+        Annotated[float, Meta(ge=0, le=3600)] | None,
+        Meta(
+            description="For how long a task of this type is frozen, not stopped, when the person is back; 0: it is stopped at "
+            "once. Nothing: work.hold_sec, which says more."
+        ),
+    ] = None
+    checkpoint: Annotated[
+        Literal["none", "cuda"],
+        Meta(
+            description="cuda: a CUDA task's VRAM is moved to main memory before it is frozen, and back when it goes on, so "
+            "that a task on the GPU may be put on hold as well; what does not fit through in 3 s is stopped. It needs hold_sec, "
+            "NVIDIA's driver 570 or newer, as much free memory as the task holds VRAM (within max_memory_gb too), and an "
+            "extra: `sudo /opt/rae-node/venv/bin/pip install 'rae-node[cuda]'`, again after each upgrade. Not for tasks with "
+            "managed memory, GPU memory shared between processes, or NCCL. `rae-node doctor` says whether it would work. "
+            "none: a task on the GPU is stopped."
+        ),
+    ] = "none"
     on_preempt: Annotated[
         Literal["resubmit", "fail"],
         Meta(description="What becomes of a task cut short: posted anew for another node, or failed as `preempted:`."),
@@ -488,6 +506,16 @@ class Work(Struct, frozen=True, forbid_unknown_fields=True):
             description="How long one stay in RUNNING may go on taking further tasks; 0: one task, then the cooldown.",
         ),
     ] = 30.0
+    hold_sec: Annotated[
+        float,
+        Meta(
+            ge=0, le=3600,
+            description="For how long a task is frozen, not stopped, when somebody seems to be there: if that is shown to be a "
+            "false alarm by then (safe again by all rules, idle_required_minutes too), it goes on where it was. Frozen, it "
+            "takes no CPU, but its memory stays taken; one that holds VRAM is stopped (but see checkpoint). Each task type "
+            "may say its own. 0: stopped at once, as the person comes first.",
+        ),
+    ] = 0.0
     settle_sec: Annotated[
         float,
         Meta(

@@ -52,6 +52,8 @@ EXAMPLES: Final = """\
     sandbox_network: false
     timeout_minutes: 30
     on_yield: kill
+    hold_sec: 60
+    checkpoint: none
     on_preempt: fail
     grace_sec: 0
     notice: {signal: none}

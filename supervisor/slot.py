@@ -24,6 +24,7 @@ class Slot:
         self.workdir: Path | None = None
         self.failure = ""
         self.fault = ""
+        self.spoilt = ""
         self.after = ""
         self.why_back = ""
         self.stopped = False
@@ -32,6 +33,11 @@ class Slot:
         """The running task has failed by its own fault, in words, and is being stopped for it: it will not be handed back."""
         if self.claim is not None and not self.stopped:  # else it is about to be over, or it is the last one's
             self.fault = self.fault or fault
+
+    def spoil(self, why: str) -> None:
+        """The node has spoilt the running task, in words, and is stopping it for that: it will be handed back."""
+        if self.claim is not None and not self.stopped:
+            self.spoilt = self.spoilt or why
 
     def task(self) -> Task:
         """The task as the mind sees it: phase, id and type, never the payload (R6)."""
@@ -51,7 +57,7 @@ class Slot:
             return TaskPhase.CLAIMED
         if not self.tree.ended:
             return TaskPhase.RUNNING
-        return TaskPhase.FAILED if self.fault or self.tree.error is not None else TaskPhase.ENDED
+        return TaskPhase.FAILED if self.fault or self.spoilt or self.tree.error is not None else TaskPhase.ENDED
 
     def take(self) -> Claim:
         """The claim in hand, taken from the source if it still waits there.
@@ -78,7 +84,7 @@ class Slot:
     def close(self) -> None:
         """The claim is settled or handed back; what is left of its processes and files stays in place."""
         self.claim = None
-        self.failure = self.fault = self.after = self.why_back = ""
+        self.failure = self.fault = self.spoilt = self.after = self.why_back = ""
         self.stopped = False
         if self.tree is not None and not self.tree.alive:
             self.tree = None

@@ -17,6 +17,7 @@ from states.observation import NEVER, Automation, Cpu, Gpu, Host, Link, Observat
 UNKNOWN: Final = "unknown"
 ABSENT: Final = "absent"
 GPU_FIELDS: Final = ("percent", "vram_gb", "foreign")
+GPU_MORE: Final = ("held", "pinned")  # only where there is something to say
 READINGS: Final = ("user", "gpu", "cpu", "host")
 PHASES: Final = tuple(TaskPhase)
 LINKS: Final = tuple(Link)
@@ -62,7 +63,8 @@ def _gpu(reading: Reading[Gpu]) -> Any:
     if not (math.isfinite(gpu.percent) and math.isfinite(gpu.vram_gb)):
         return UNKNOWN
     seen = {"percent": gpu.percent, "vram_gb": gpu.vram_gb, "foreign": gpu.foreign}
-    return {**seen, "held": gpu.held} if gpu.held else seen
+    more = {name: getattr(gpu, name) for name in GPU_MORE}
+    return {**seen, **{name: value for name, value in more.items() if value}}
 
 
 def _host(host: Host | None) -> Any:
@@ -137,12 +139,14 @@ def _gpu_of(value: Any) -> Gpu | None:
         return None
     if value == ABSENT:
         return Gpu(present=False)
-    if isinstance(value, Mapping) and set(value) - {"held"} == set(GPU_FIELDS):
-        held = value.get("held", "")
+    if isinstance(value, Mapping) and set(value) - set(GPU_MORE) == set(GPU_FIELDS):
+        held, pinned = value.get("held", ""), value.get("pinned", False)
+        if not isinstance(pinned, bool):
+            raise ValueError(f"gpu.pinned: found {pinned!r}, allowed: true or false")
         if not isinstance(held, str):
             raise ValueError(f"gpu.held: found {held!r}, allowed: a text")
         percent, vram_gb, foreign = (_number(f"gpu.{name}", value[name]) for name in GPU_FIELDS)
-        return Gpu(percent, vram_gb, int(foreign), held=held)
+        return Gpu(percent, vram_gb, int(foreign), held=held, pinned=pinned)
     raise ValueError(f"gpu: found {value!r}, allowed: an object with {', '.join(GPU_FIELDS)}, or absent, or unknown")
 
 

@@ -102,7 +102,8 @@ class CommandExecutor:
         """The limits that the kernel holds where it can; the node looks after them in any case (see minder.py)."""
         memory_gb = self._type.max_memory_gb
         memory_bytes = None if memory_gb is None else int(memory_gb * (1 << 30))
-        return Bounds(self._containment.cpu_percent, memory_bytes, self._type.max_processes)
+        swap = self._type.checkpoint == "none"
+        return Bounds(self._containment.cpu_percent, memory_bytes, self._type.max_processes, swap)
 
     def _variables(self, claim: Claim, workdir: Path, mark: str) -> dict[str, str]:
         """The task's whole environment: a named few, so that none of the daemon's secrets is among them."""

@@ -42,11 +42,13 @@ class Bounds:
         cpu_percent: of all processors together.
         memory_bytes: of its processes together; None: no limit.
         processes: at a time; None: no limit. The kernel counts threads, so it is held to a multiple.
+        swap: whether their memory may be written to disk. What comes out of VRAM may not (R6).
     """
 
     cpu_percent: float = 100.0
     memory_bytes: int | None = None
     processes: int | None = None
+    swap: bool = True
 
     def files(self, controllers: frozenset[str]) -> dict[str, str]:
         """What is written where in the task's cgroup. Idle: it comes after everything else of its parent's."""
@@ -57,6 +59,8 @@ class Bounds:
                 said["cpu.max"] = f"{int(self.cpu_percent / 100 * (os.cpu_count() or 1) * _PERIOD_US)} {_PERIOD_US}"
         if "memory" in controllers:
             said["memory.oom.group"] = "1"
+            if not self.swap:
+                said["memory.swap.max"] = "0"
             if self.memory_bytes is not None:
                 said["memory.max"] = str(self.memory_bytes)
         if "pids" in controllers and self.processes is not None:

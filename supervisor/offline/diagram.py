@@ -44,6 +44,9 @@ MEANING: Final[Mapping[str, str]] = {
     "task_over": "nothing is asked for, claimed or running",
     "task_here": "a task was handed over: over means ended or failed",
     "stay_young": "this stay in RUNNING is younger than work.run_minutes",
+    "may_hold": "the task's type has a hold (hold_sec), not used up, and the task holds nothing on the GPU",
+    "on_hold": "the task is frozen because of a sign that may be a false alarm",
+    "hold_over": "no task is on hold, or it has been for its whole hold_sec",
     "task_gone": "no process of a task is alive",
     "cooldown_over": "cooldown_minutes have passed since RUNNING was left",
 }

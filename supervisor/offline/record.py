@@ -19,7 +19,7 @@ import msgspec
 from states.effects import Effect
 from states.lifecycle import EffectResult, Lifecycle, Outcome
 from states.limits import Limits
-from states.memory import Memory, State
+from states.memory import USED_UP, Memory, State
 from supervisor import journal
 from supervisor.offline.difference import effect_words
 from supervisor.offline.replay import compare, play
@@ -35,6 +35,7 @@ SETTINGS: Final[Mapping[str, tuple[str, float]]] = {
     "safety.cooldown_minutes": ("cooldown_s", 60),
     "execution.task_timeout_minutes": ("task_timeout_s", 60),
     "work.run_minutes": ("run_s", 60),
+    "work.hold_sec": ("hold_s", 1),
 }
 _LONG_S: Final = 999_999_999.0  # the longest that a script can say; whoever was away as long is away
 _FREE: Final = "user: {idle: 1000000}, gpu: {percent: 0, vram_gb: 0, foreign: 0}, cpu: 0, host: fit"
@@ -173,13 +174,17 @@ def _preamble(memory: Memory, zero_s: float, first_s: float) -> list[str]:
     if state is State.RUNNING and memory.running_since_s is not None:
         entry_s, start_s = memory.running_since_s, memory.started_at_s
         failed = "start" if start_s is None and memory.last_row != "task-settled" else ""
-        first = memory.last_row == "task-claimed"
+        paused = memory.last_row in ("on-hold", "false-alarm")
+        first = memory.last_row == "task-claimed" or (paused and start_s == entry_s)
         steps.append(step(entry_s, f"automation: on, task: none, {_FREE}", 2))
         steps.append(step(entry_s, "task: claimed", refuse=failed if first else ""))
         if not first:  # settled while the stay was young, whenever the next one came
             steps.append(step(entry_s, "task: ended"))
-        if memory.last_row == "next-task":
+        if memory.last_row == "next-task" or (paused and not first):
             steps.append(step(entry_s if start_s is None else start_s, "task: claimed", refuse=failed))
+        if memory.hold_from_s is not None:
+            refused = memory.hold_from_s == USED_UP
+            steps.append(step(first_s if refused else memory.hold_from_s, "cpu: 1000", refuse="freeze" if refused else ""))
         return steps
     if memory.cooldown_from_s is not None and state is not State.READY:
         at_s = memory.cooldown_from_s
@@ -200,6 +205,8 @@ def _see(see: Mapping[str, Any]) -> str:
 def _word(value: Any) -> str:
     if isinstance(value, Mapping):
         return _see(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, int | float):
         return _plain(value)
     return str(value) if str(value).replace("-", "").isalpha() else json.dumps(value, ensure_ascii=False)

@@ -2,7 +2,8 @@
 
 Nothing is guessed: an unknown key, value, duration, state, effect, guard, row or setting is an error that says what is
 allowed, and so is a script that expects nothing. What a step leaves out of `gpu` holds from before; the first time all
-three readings are needed. `gpu.held`, a text, says what a task that is over has not given back, for that look only.
+three readings are needed. `gpu.held`, a text, says what a task that is over has not given back, and `gpu.pinned: true` that
+the own task holds GPU memory, which a freeze would keep there; both for that look only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from supervisor.config import limits_of
 from supervisor.settings import NodeSettings, Runtime
 from supervisor.settings_walk import Walk
 from supervisor.shipped import SEED
-from supervisor.vocabulary import ABSENT, GPU_FIELDS, READINGS, UNKNOWN
+from supervisor.vocabulary import ABSENT, GPU_FIELDS, GPU_MORE, READINGS, UNKNOWN
 from supervisor.yaml_strict import Mapping as MappingNode
 from supervisor.yaml_strict import Node, Problem, Scalar, Sequence, found, resolved
 
@@ -224,11 +225,15 @@ class _Reader:
         if not isinstance(node, MappingNode):
             self._gpu = {}
             return self._word(node, field, (ABSENT, UNKNOWN), f"absent, unknown, or {{{', '.join(GPU_FIELDS)}}}")
-        fields = self._fields(node, field, (*GPU_FIELDS, "held")) or {}
-        self._gpu.pop("held", None)
+        fields = self._fields(node, field, (*GPU_FIELDS, *GPU_MORE)) or {}
+        for name in GPU_MORE:
+            self._gpu.pop(name, None)
         for name, value in fields.items():
             if name == "held":
                 self._gpu["held"] = self._text(value, f"{field}.held") or ""
+                continue
+            if name == "pinned":
+                self._gpu["pinned"] = self._word(value, f"{field}.pinned", ("true", "false")) == "true"
                 continue
             allowed = "a whole number ≥ 0" if name == "foreign" else "a number ≥ 0"
             number = self._number(value, f"{field}.{name}", allowed, whole=name == "foreign")

@@ -142,6 +142,8 @@ def _due(mind: Lifecycle, seen: Observation, now_s: float, task_s: float) -> flo
         times.append(seen.person.value.last_sign_at_s + limits.idle_required_s)
     if memory.cooldown_from_s is not None:
         times.append(memory.cooldown_from_s + limits.cooldown_s)
+    if memory.hold_from_s is not None:
+        times.append(memory.hold_from_s + limits.hold_s)
     if memory.started_at_s is not None:
         times.append(memory.started_at_s + min(task_s, limits.task_timeout_s))
     return min((t for t in times if t > now_s + 1e-3), default=float("inf"))

@@ -90,16 +90,18 @@ class World:
         self._task(TaskPhase.ASKED if self._asks_again else TaskPhase.NONE)
         self._asks_again = False
 
-    def _wipe(self) -> None:
-        """There is no work dir in a script."""
+    def _nothing(self) -> None:
+        """There is no work dir in a script, and its task runs only as far as it says."""
 
 
 _DONE: Mapping[Effect, Callable[[World], None]] = {
     Effect.INHIBIT: World._inhibit,
     Effect.START: World._start,
+    Effect.FREEZE: World._nothing,
+    Effect.THAW: World._nothing,
     Effect.STOP: World._stop,
     Effect.SETTLE: World._end_claim,
     Effect.HAND_BACK: World._end_claim,
-    Effect.WIPE: World._wipe,
+    Effect.WIPE: World._nothing,
     Effect.RELEASE: World._release,
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict, deque
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from support.model import AUTOMATION, HOSTS, LIMITS, VALUES, Signs, Step, World, check, events, observe, step
+from support.model import AUTOMATION, HOSTS, PINNED, VALUES, Signs, Step, World, check, events, observe, step
 
 from states.effects import OWED, Effect
 from states.lifecycle import decide
@@ -21,6 +22,7 @@ from states.observation import TaskPhase
 SIGNS = [
     Signs(u, g, "ok", h, a) for u, g, h, a in itertools.product(VALUES, VALUES, HOSTS, AUTOMATION)
 ] + [Signs("ok", "ok", c, h, a) for c, h, a in itertools.product(("no", "unknown"), HOSTS, AUTOMATION)]
+SIGNS += [Signs(gpu=PINNED), Signs(user="no", gpu=PINNED), Signs(cpu="no", gpu=PINNED)]
 SIGNS += [Signs(gpu="held", automation=a) for a in AUTOMATION] + [Signs(user="no", gpu="held")]
 
 # For long histories, where only the class of a sign matters: one of each.
@@ -29,6 +31,8 @@ FEW_SIGNS = [Signs(automation=a) for a in AUTOMATION] + [
     Signs(user="unknown"),
     Signs(gpu="no"),
     Signs(gpu="held"),
+    Signs(gpu=PINNED),
+    Signs(user="no", gpu=PINNED),
     Signs(cpu="unknown"),
     Signs(host="no"),
     Signs(host="going-down"),
@@ -49,7 +53,7 @@ def failures(world: World, signs: Signs) -> list[frozenset[Effect]]:
 def reached() -> tuple[dict[World, set[World]], int]:
     """Every world that any history can lead to, with its successors; each step's invariants are checked on the way."""
     edges: dict[World, set[World]] = {}
-    todo, steps = deque([World()]), 0
+    todo, steps = deque([World(), World(holding=True)]), 0
     while todo:
         settled = todo.popleft()
         if settled in edges:
@@ -110,7 +114,11 @@ def combinations() -> list[World]:
             if state is State.RUNNING
             else itertools.product((None, True, False), (False,), (False,))
         )
-        out += [World(state, phase, owed, alive, held, claim, False, r, o, d) for r, o, d in times]
+        for r, o, d in times:
+            world = World(state, phase, owed, alive, held, claim, False, r, o, d)
+            out.append(world)
+            if state is State.RUNNING and phase is TaskPhase.RUNNING:
+                out += [replace(world, holding=True, hold=hold, frozen=bool(hold)) for hold in (None, True, False)]
     return out
 
 
@@ -121,14 +129,17 @@ def test_every_combination_of_one_tick() -> None:
         memory = world.memory()
         for signs in SIGNS:
             o = observe(signs, world.phase)
-            row = decide(o, memory, LIMITS)
+            row = decide(o, memory, world.limits)
             count += 1
             to = world.state if row is None else row.to
             if signs.automation != "on":
                 assert to is State.DISABLED, "from every state DISABLED is one tick away"
             if to in (State.READY, State.RUNNING) and (row is not None or world.state is State.READY):
-                assert signs.safe, f"{to} without proof: {signs}"
-            if world.state is State.RUNNING and not signs.safe:
+                assert signs.safe or (row is not None and row.id == "on-hold"), f"{to} without proof: {signs}"
+            held = to is State.RUNNING and world.holding and world.hold is not False and signs.host == "ok"
+            if held and not signs.safe:
+                assert world.hold or (row is not None and row.id == "on-hold" and signs.perhaps), "a hold begins by freezing"
+            elif world.state is State.RUNNING and not signs.safe:
                 assert to in (State.COOLDOWN, State.DISABLED), "what is not proven safe stops the task at once"
             if world.resting and to is State.READY:
                 assert world.state is State.READY, "the cooldown is not skipped"
@@ -147,7 +158,7 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World(holding=True)
         self.last: Step | None = None
 
     @rule(signs=st.sampled_from(SIGNS), failing=st.frozensets(st.sampled_from(list(Effect)), max_size=3))

@@ -368,7 +368,7 @@ def test_broken_off(cuda: CudaStandIn, spawn: Callable[[int], list[int]]) -> Non
             with pytest.raises(CheckpointFailed, match="an earlier order was not finished") as failure:
                 await there.out([pid], PATIENCE_S)
             assert not failure.value.usable
-            await there.end()
+            there.end()
             cuda.plays()
             await there.begin()
             assert there.problem == ""
@@ -417,7 +417,7 @@ def test_it_hangs_in_the_driver(cuda: CudaStandIn, spawn: Callable[[int], list[i
         there._helper._process.kill = lambda: None  # as in the uninterruptible sleep of a driver call
         with pytest.raises(CheckpointFailed, match="not done within 1 s"):
             await there.out([pid], 1.0)
-        await there.end()
+        there.end()
         await there.begin()
         assert there.problem == f"an earlier helper (pid {helper.pid}) hangs in the NVIDIA driver: reboot"
         assert helpers() == [helper]

@@ -13,7 +13,7 @@ from typing import Final
 from states.effects import OWED, Effect
 from states.lifecycle import EffectResult, Lifecycle, Outcome, Plan
 from states.limits import Limits
-from states.memory import Memory, State
+from states.memory import USED_UP, Memory, State
 from states.observation import (
     NEVER,
     Automation,
@@ -30,6 +30,8 @@ from states.observation import (
 
 NOW: Final = 1_000_000.0
 LIMITS: Final = Limits(idle_required_s=600, cooldown_s=900, task_timeout_s=3600, run_s=1800)
+HOLDING: Final = replace(LIMITS, hold_s=30)
+PINNED: Final = "pinned"  # the GPU is free, and the own task holds memory there
 
 OK, NO, UNKNOWN = "ok", "no", "unknown"
 VALUES = (OK, NO, UNKNOWN)
@@ -49,7 +51,12 @@ class Signs:
 
     @property
     def safe(self) -> bool:
-        return self.user == self.gpu == self.cpu == self.host == OK
+        return self.user == self.cpu == self.host == OK and self.gpu in (OK, PINNED)
+
+    @property
+    def perhaps(self) -> bool:
+        """A sign that may be a false alarm, of which a frozen task is out of the way."""
+        return not self.safe and self.host == OK and self.gpu not in (UNKNOWN, PINNED)
 
 
 _PERSON = {
@@ -61,6 +68,7 @@ _GPU = {
     OK: Reading(Gpu(90, 14, 0), "", "t", NOW),
     NO: Reading(Gpu(4, 1, 1), "", "t", NOW),
     UNKNOWN: Reading(Gpu(4, 1, 0), "", "t", NEVER),
+    PINNED: Reading(Gpu(4, 1, 0, pinned=True), "", "t", NOW),
     "held": Reading(Gpu(4, 1, 0, held="2 GiB by pid 7, which is gone"), "", "t", NOW),
 }
 _CPU = {
@@ -111,6 +119,14 @@ class World:
     resting: bool | None = None  # the cooldown: None never began, True pending, False over
     old: bool = False  # the stay in RUNNING is no longer young
     overdue: bool = False  # the task has outlived its time
+    holding: bool = False  # tasks may be put on hold
+    hold: bool | None = None  # None: none is, True: one is, False: and has been for as long as it may, or could not be
+    frozen: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        """Those of this world."""
+        return HOLDING if self.holding else LIMITS
 
     def memory(self) -> Memory:
         """The concrete memory of this abstract state."""
@@ -120,6 +136,7 @@ class World:
             since_s=NOW - 5000,
             running_since_s=(NOW - (1800 if self.old else 1799)) if running else None,
             started_at_s=(NOW - (3600 if self.overdue else 3599)) if running and self.alive else None,
+            hold_from_s=None if self.hold is None else NOW - (29 if self.hold else 30),
             cooldown_from_s=None if self.resting is None else NOW - (899 if self.resting else 900),
             owed=self.owed,
         )
@@ -164,7 +181,14 @@ def perform(world: World, plan: Plan, failing: frozenset[Effect]) -> tuple[World
             world = replace(world, phase=TaskPhase.RUNNING if ok else TaskPhase.FAILED, alive=ok, overdue=False)
         elif effect is Effect.STOP and ok:
             phase = TaskPhase.ENDED if world.phase is TaskPhase.RUNNING else world.phase
-            world = replace(world, alive=False, phase=phase)
+            world = replace(world, alive=False, phase=phase, frozen=False)
+        elif effect is Effect.FREEZE:
+            if not world.alive:
+                raise Broken("nothing was frozen")
+            world = replace(world, frozen=ok)
+        elif effect is Effect.THAW:
+            # One that does not go on is stopped by who could not thaw it.
+            world = replace(world, frozen=False) if ok else replace(world, alive=False, phase=TaskPhase.FAILED, frozen=False)
         elif effect in (Effect.SETTLE, Effect.HAND_BACK) and ok:
             if not world.claim:
                 raise Broken(f"{effect} of a task that was settled or handed back before")
@@ -176,13 +200,14 @@ def perform(world: World, plan: Plan, failing: frozenset[Effect]) -> tuple[World
 
 def step(world: World, signs: Signs, failing: frozenset[Effect] = frozenset()) -> Step:
     """One tick of the real mind in this world."""
-    mind = _mind(world.memory())
+    mind = _mind(world.memory(), world.limits)
     plan = mind.propose(observe(signs, world.phase))
     done, outcome = perform(world, plan, failing)
     memory = mind.commit(plan, outcome)
     fired = plan.row.id if plan.row is not None and not outcome.vetoed else None
     entered = memory.state is State.RUNNING and world.state is not State.RUNNING
     left = memory.state is not State.RUNNING and world.state is State.RUNNING
+    _check_hold(world, memory, fired, Effect.FREEZE in failing)
     _check_times(world.memory(), memory, entered, left, any(r.ok and r.effect is Effect.START for r in outcome.results))
     ask_next = done.ask_next or fired == "task-settled"
     phase = done.phase
@@ -198,9 +223,21 @@ def step(world: World, signs: Signs, failing: frozenset[Effect] = frozenset()) -
         ask_next=ask_next,
         resting=True if left else done.resting,
         old=False if entered or left else done.old,
+        hold=None if memory.hold_from_s is None else memory.hold_from_s == NOW if fired == "on-hold" else world.hold,
         overdue=done.overdue and done.alive and memory.state is State.RUNNING,
     )
     return Step(world, signs, plan, outcome, after, fired)
+
+
+def _check_hold(world: World, after: Memory, fired: str | None, freeze_fails: bool) -> None:
+    """A hold counts from its freeze, is used up by one that failed, and lasts until the task goes on or is left."""
+    if fired == "on-hold":
+        expected: float | None = USED_UP if freeze_fails else NOW
+    else:
+        over = fired is not None and fired not in ("switched-on", "safe", "unsafe")
+        expected = None if over else world.memory().hold_from_s
+    if after.hold_from_s != expected:
+        raise Broken(f"the hold is from {after.hold_from_s}, not from {expected}")
 
 
 def _check_times(before: Memory, after: Memory, entered: bool, left: bool, started: bool) -> None:
@@ -220,12 +257,12 @@ def _check_times(before: Memory, after: Memory, entered: bool, left: bool, start
 _MINDS: dict[State, Lifecycle] = {}
 
 
-def _mind(memory: Memory) -> Lifecycle:
+def _mind(memory: Memory, limits: Limits) -> Lifecycle:
     """A mind with this memory. Making a machine costs a millisecond, so one a state is kept and reset."""
     mind = _MINDS.get(memory.state)
     if mind is None or mind.state is not memory.state:
-        mind = _MINDS[memory.state] = Lifecycle(LIMITS, memory=memory)
-    mind.memory = memory
+        mind = _MINDS[memory.state] = Lifecycle(limits, memory=memory)
+    mind.memory, mind.limits = memory, limits
     return mind
 
 
@@ -238,8 +275,10 @@ def events(world: World) -> list[World]:
         out.append(replace(world, phase=TaskPhase.CLAIMED, claim=True))
         out.append(replace(world, phase=TaskPhase.NONE))
     if world.phase is TaskPhase.RUNNING and world.alive:
-        out.append(replace(world, phase=TaskPhase.ENDED, alive=False, overdue=False))
-        out.append(replace(world, phase=TaskPhase.FAILED, alive=False, overdue=False))
+        out.append(replace(world, phase=TaskPhase.ENDED, alive=False, overdue=False, frozen=False))
+        out.append(replace(world, phase=TaskPhase.FAILED, alive=False, overdue=False, frozen=False))
+    if world.hold:
+        out += [replace(w, hold=False) for w in list(out)]
     if world.resting:
         out += [replace(w, resting=False) for w in list(out)]
     if world.state is State.RUNNING and not world.old:
@@ -262,8 +301,19 @@ def check(s: Step) -> None:
             raise Broken(f"a task process lives in {after.state}")
         if Effect.STOP not in after.owed:
             raise Broken("a task process lives outside RUNNING and its stop is not owed")
-    if after.state in (State.READY, State.RUNNING) and not signs.safe:
+    waits = s.fired == "on-hold" or (before.hold is True and before.phase is TaskPhase.RUNNING)
+    if after.state in (State.READY, State.RUNNING) and not signs.safe and not waits:
         raise Broken(f"{after.state} without proof of safety: {signs}")
+    if after.state is State.RUNNING and not signs.safe and after.alive and not after.frozen and after.hold is not False:
+        raise Broken("a task runs without proof of safety")
+    if after.state is State.RUNNING and waits and (signs.host != OK or not before.holding):
+        raise Broken(f"a hold that may not be: {signs}")
+    if s.fired == "on-hold" and not (signs.perhaps and before.hold is None and before.phase is TaskPhase.RUNNING):
+        raise Broken(f"a task was put on hold at {signs}")
+    if after.frozen and (after.state is not State.RUNNING or after.hold is None) and Effect.STOP not in after.owed:
+        raise Broken("a task is frozen, and nobody thinks of it")
+    if signs.safe and before.frozen and after.frozen and after.state is State.RUNNING and not {"timed-out"} & {s.fired}:
+        raise Broken("a task stays frozen although it is safe again")
     resting = before.state in (State.COOLDOWN, State.DISABLED)
     if signs.gpu == "held" and resting and after.state not in (before.state, State.DISABLED):
         raise Broken("the node went on although a task's VRAM is still held")
