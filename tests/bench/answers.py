@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from support.bench import Row, verdict
-from support.login1 import FakeLogin1, PrivateBus, session
-from support.nvml_standin import StandIn, build
+from support.machine import machine
 
 NODE = """
 node: {id: bench}
@@ -39,18 +36,12 @@ LIMITS_S = {"check_user_idle.py": 0.3, "check_gpu_load.py": 0.3, "rae-node statu
 
 async def bench(rounds: int) -> int:
     """Set the stage, ask, judge."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        bus = stack.enter_context(PrivateBus(folder))
-        logind = await FakeLogin1(bus.address).start()
-        logind.sessions["/org/freedesktop/login1/session/_3"] = session()
-        (folder / "gpu").mkdir()
-        gpu = StandIn(build(folder / "nvml"), folder / "gpu")
+    async with machine() as (folder, env, _), AsyncExitStack() as stack:
         config = folder / "config"
         config.mkdir()
         shutil.copy(ROOT / "config" / "runtime.yaml", config / "runtime.yaml")
         (config / "node.yaml").write_text(NODE)
-        env = {**os.environ, **gpu.env, "DBUS_SYSTEM_BUS_ADDRESS": bus.address, "RAE_NODE_CONFIG": str(config)}
+        env["RAE_NODE_CONFIG"] = str(config)
         own = [sys.executable, "-I"]
         daemon = subprocess.Popen(
             [*own, "-m", "supervisor.service", "--config", str(config)], env=env, stderr=subprocess.DEVNULL
@@ -75,7 +66,6 @@ async def bench(rounds: int) -> int:
                 said, _ = await process.communicate()
                 took[name].append(time.perf_counter() - began)
                 answers[name] = process.returncode, said.split(b"\n")[0]
-        await logind.stop()
     rows = []
     for name, limit_s in LIMITS_S.items():
         note = f"quickest {min(took[name]):.3f}, floor {statistics.median(took['floor']):.3f}"

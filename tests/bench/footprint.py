@@ -13,23 +13,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from support.bench import Row, verdict
-from support.login1 import FakeLogin1, PrivateBus, session
-from support.nvml_standin import StandIn, build
+from support.login1 import FakeLogin1
+from support.machine import machine
 
 FLOOR = """
 import asyncio, os, socket
@@ -179,24 +177,17 @@ class Stage:
 @asynccontextmanager
 async def stage() -> AsyncIterator[Stage]:
     """A session, a GPU that is awake, a control node that is up."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        bus = stack.enter_context(PrivateBus(folder))
-        logind = await FakeLogin1(bus.address).start()
-        logind.sessions["/org/freedesktop/login1/session/_3"] = session()
-        (folder / "gpu").mkdir()
-        gpu = StandIn(build(folder / "nvml"), folder / "gpu")
-        env = {**os.environ, **gpu.env, "DBUS_SYSTEM_BUS_ADDRESS": bus.address, "PYTHONDONTWRITEBYTECODE": ""}
+    async with machine() as (folder, env, logind):
+        env["PYTHONDONTWRITEBYTECODE"] = ""
         env.pop("NOTIFY_SOCKET", None)
         run = [sys.executable, "-I", "-m"]
         control_log = folder / "control.log"
-        stack.enter_context(running([*run, "supervisor.cli.main", "control", "--listen", "127.0.0.1:0"], env, control_log))
-        while not (url := control_log.read_text().partition("\n")[0]):
-            await asyncio.sleep(0.05)
-        shutil.copy(ROOT / "config" / "runtime.yaml", folder / "runtime.yaml")
-        (folder / "node.yaml").write_text(NODE.format(url=url))
-        yield Stage(folder, env, [*run, "supervisor.service", "--unattended", "--config", str(folder)], logind)
-        await logind.stop()
+        with running([*run, "supervisor.cli.main", "control", "--listen", "127.0.0.1:0"], env, control_log):
+            while not (url := control_log.read_text().partition("\n")[0]):
+                await asyncio.sleep(0.05)
+            shutil.copy(ROOT / "config" / "runtime.yaml", folder / "runtime.yaml")
+            (folder / "node.yaml").write_text(NODE.format(url=url))
+            yield Stage(folder, env, [*run, "supervisor.service", "--unattended", "--config", str(folder)], logind)
 
 
 async def bench(seconds: float) -> int:

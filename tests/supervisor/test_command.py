@@ -18,10 +18,19 @@ from support.trees import alive, command, marked_with, pids_in, until_async
 
 from supervisor.executors import command as command_module
 from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed
+from supervisor.executors.command import CommandTask
 from supervisor.executors.containment import Containment, TreeContainment
 
 __all__ = ["held"]
 SECRET = "sentinel-4711"
+
+
+async def nasty(bench: Bench, out: Path, count: int) -> tuple[CommandTask, list[int]]:
+    """A nasty tree of that many workers, all there, and their pids; they note them in `out`."""
+    out.mkdir()
+    task = await bench.start(*command("nasty", str(count), str(out)))
+    await until_async(lambda: len(pids_in(out)) == count)
+    return task, pids_in(out)
 
 
 OUTCOMES = [
@@ -199,13 +208,8 @@ def test_polite_stop_lets_it_say_goodbye(held: Containment, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("grace_s", [0.0, 0.2])
 def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: float) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-
     async def body(bench: Bench) -> None:
-        task = await bench.start(*command("nasty", "20", str(out)))
-        await until_async(lambda: len(pids_in(out)) == 20)
-        workers = pids_in(out)
+        task, workers = await nasty(bench, tmp_path / "out", 20)
         await until_async(lambda: set(workers) <= task.pids())
         used_s = task.cpu_s()
         begun_s = time.monotonic()
@@ -223,14 +227,13 @@ def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: f
 @pytest.mark.parametrize("then", ["stop", "kill"])
 def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path, then: str) -> None:
     out = tmp_path / "out"
-    out.mkdir()
 
     def counters() -> list[str]:
         return [(out / str(pid)).read_text() for pid in pids_in(out)]
 
     async def body(bench: Bench) -> None:
-        task = await bench.start(*command("nasty", "12", str(out)))
-        await until_async(lambda: len(pids_in(out)) == 12 and all(counters()))
+        task, _ = await nasty(bench, out, 12)
+        await until_async(lambda: all(counters()))
         for _ in range(3):
             assert re.fullmatch(r"frozen \d+ ms", await task.freeze())
             before, used_s = counters(), task.cpu_s()
@@ -344,13 +347,9 @@ def test_a_task_that_turns_on_its_keeper(
     held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
 ) -> None:
     monkeypatch.setattr(command_module, "ANSWER_LIMIT_S", 0.3)
-    out = tmp_path / "out"
-    out.mkdir()
 
     async def body(bench: Bench) -> None:
-        task = await bench.start(*command("nasty", "8", str(out)))
-        await until_async(lambda: len(pids_in(out)) == 8)
-        workers = pids_in(out)
+        task, workers = await nasty(bench, tmp_path / "out", 8)
         os.kill(task._keeper.pid, blow)
         if blow == signal.SIGSTOP:
             assert await task.stop(0) == "cleared away by the daemon, for its keeper did not answer"
@@ -381,13 +380,9 @@ def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
     patched = f"from supervisor.executors import keeper; {older}; main("
     monkeypatch.setattr(command_module, "_KEEPER", command_module._KEEPER.replace("main(", patched, 1))
-    out = tmp_path / "out"
-    out.mkdir()
 
     async def body(bench: Bench) -> None:
-        task = await bench.start(*command("nasty", "6", str(out)))
-        await until_async(lambda: len(pids_in(out)) == 6)
-        workers = pids_in(out)
+        task, workers = await nasty(bench, tmp_path / "out", 6)
         assert set(workers) <= task.pids()
         assert (await task.stop(0)).startswith("frozen ")
         assert not [pid for pid in workers if alive(pid)]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import watched_loop
 
 from supervisor.control import MAX_PEERS, PROTOCOL, ControlServer, DaemonDown, DaemonMute, ask, permitted
 
@@ -40,22 +41,12 @@ async def serving(folder: Path) -> AsyncIterator[Path]:
     """A server, and a loop that must never be held up for half a second."""
     server = ControlServer(folder / "control.sock", {"status": status, "pause": pause, "broken": broken}, frozenset({"pause"}))
     await server.start()
-    longest_s = 0.0
-
-    async def watch() -> None:
-        nonlocal longest_s
-        while True:
-            began_s = time.monotonic()
-            await asyncio.sleep(0.01)
-            longest_s = max(longest_s, time.monotonic() - began_s)
-
-    watching = asyncio.create_task(watch())
     try:
-        yield folder / "control.sock"
+        async with watched_loop() as held:
+            yield folder / "control.sock"
     finally:
-        watching.cancel()
         await server.stop()
-    assert longest_s < 0.5
+    assert held.longest_s < 0.5
     assert not (folder / "control.sock").exists()
 
 

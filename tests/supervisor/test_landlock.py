@@ -18,17 +18,19 @@ from supervisor.executors import landlock
 from supervisor.executors.containment import Containment
 
 __all__ = ["held"]
-ATTACK = """
+BEGIN = """
 import ctypes, json, os, sys
-victim = int(sys.argv[1])
-libc = ctypes.CDLL(None, use_errno=True)
-def tried(answer): return os.strerror(ctypes.get_errno()) if answer < 0 else "done"
 def does(what):
     try:
         what()
         return "done"
     except OSError as error:
         return error.strerror
+"""
+ATTACK = BEGIN + """
+victim = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+def tried(answer): return os.strerror(ctypes.get_errno()) if answer < 0 else "done"
 libc.ptrace.argtypes = [ctypes.c_long] * 4
 child = os.fork()
 if child == 0:
@@ -111,8 +113,7 @@ def test_where_there_is_none_nothing_changes(monkeypatch: pytest.MonkeyPatch) ->
     os.kill(os.getppid(), 0)
 
 
-CLOSING = """
-import ctypes, json, os, sys
+CLOSING = BEGIN + """
 from pathlib import Path
 from supervisor.executors import landlock
 ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
@@ -120,12 +121,6 @@ if len(sys.argv) > 2:
     landlock.abi = lambda: int(sys.argv[2])
 here = Path(sys.argv[1])
 landlock.enter(str(here / "dev/input"))
-def does(what):
-    try:
-        what()
-        return "done"
-    except OSError as error:
-        return error.strerror
 print(json.dumps({
     "listen": does((here / "dev/input/event0").read_bytes),
     "inject": does(lambda: (here / "dev/input/event0").write_bytes(b"")),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
 DEADLINE_S: Final = 30.0
@@ -37,3 +38,27 @@ def _judge(end_s: float, what: Words, timeout_s: float) -> None:
 def play(scene: Coroutine[Any, Any, None]) -> None:
     """Run a scene on a loop of its own, to its end."""
     asyncio.run(asyncio.wait_for(scene, 2 * DEADLINE_S))
+
+
+class Held:
+    """How long the loop was held up, at most."""
+
+    longest_s = 0.0
+
+
+@contextlib.asynccontextmanager
+async def watched_loop() -> AsyncIterator[Held]:
+    """Measure it in the body; to be judged after it."""
+    held = Held()
+
+    async def watch() -> None:
+        while True:
+            began_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            held.longest_s = max(held.longest_s, time.monotonic() - began_s)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield held
+    finally:
+        watching.cancel()
