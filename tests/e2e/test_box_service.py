@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support.installed import QUICK, RAE_NODE, UNIT, USER, Installed, boot
 from support.nvml_standin import nvml_library
+from support.seed import REPORT
 from support.waiting import until
 
 from supervisor.executors import landlock
@@ -33,16 +34,6 @@ signal.signal(signal.SIGUSR1, fail("_ask", lambda daemon: RuntimeError("injected
 signal.signal(signal.SIGUSR2, fail("_must_hold", lambda daemon: daemon.InvariantBroken("injected")))
 """
 CAP_SYS_RESOURCE = 1 << 24
-REPORT = """RAE COMPUTE NODE – AUTOMATION STATUS
-----------------------------------
-Automation enabled: YES
-Auto-start on boot: YES
-User activity protection: ACTIVE
-GPU protection: ACTIVE
-Safe for unattended operation: YES
-
-READY FOR CENTRAL CONTROL
-"""
 
 
 @pytest.fixture(scope="module")

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from support.seed import REPORT
 
 from supervisor.offline import report as words
 from supervisor.offline.report import AUTOMATION, BOOT, GPU, LINES, PERSON, UNATTENDED, Check
 
-SEED = """RAE COMPUTE NODE – AUTOMATION STATUS
-----------------------------------
-Automation enabled: YES
-Auto-start on boot: YES
-User activity protection: ACTIVE
-GPU protection: ACTIVE
-Safe for unattended operation: YES
-
-READY FOR CENTRAL CONTROL"""
 GOOD = [Check(line.lower(), line, True, "fine") for line in LINES]
 
 
@@ -25,7 +17,7 @@ def but(line: str, ok: bool | None) -> list[Check]:
 
 
 def test_the_block_is_the_seeds() -> None:
-    assert words.report(GOOD) == SEED
+    assert words.report(GOOD) + "\n" == REPORT
     assert words.ready(GOOD)
 
 
