@@ -64,10 +64,12 @@ async def fault(task_type: TaskType, workdir: Path) -> str:
         async with asyncio.timeout(TRY_S):
             _, said = await trial.communicate()
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(trial.pid, signal.SIGKILL)  # where a filter forbids it a step, it may hang in two processes
-        await trial.wait()
         return f"sandbox: bubblewrap did not answer within {TRY_S:g} s"
+    finally:
+        if trial.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(trial.pid, signal.SIGKILL)  # where a filter forbids it a step, it may hang in two processes
+            await trial.wait()
     if trial.returncode == 0:
         return ""
     lines = said.decode(errors="replace").strip().splitlines() or [f"exit code {trial.returncode}"]

@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type
 from states.observation import Link
 from supervisor.clock import Clock, SystemClock
 from supervisor.fleet import layout, wire
-from supervisor.fleet.forms import Poison, Result, decode_result, encode_task
+from supervisor.fleet.forms import Poison, Result, decode_result, encode_task, is_type
 from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
 from supervisor.sources import clean
 from supervisor.sources.backoff import Backoff
@@ -181,7 +181,7 @@ class Bridge:
     async def _pass_on(self, task: Mapping[str, Any]) -> None:
         """Note the task, then queue it, however long that takes: the control node does not hand it out again."""
         task_id, kind, payload, priority = str(task["id"]).lower(), task.get("type"), task.get("payload"), task.get("priority")
-        if not isinstance(kind, str) or not kind or not isinstance(payload, dict):
+        if not is_type(kind) or not isinstance(payload, dict):
             await self._refuse(task_id, "it is no task")
             return
         self._on_the_way[task_id] = kind

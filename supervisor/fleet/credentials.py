@@ -211,8 +211,9 @@ def main(argv: Sequence[str]) -> int:
     except FileNotFoundError as missing:
         sys.stderr.write(f"{missing.filename} is not installed; it makes the certificates (Debian: apt install openssl)\n")
         return 1
-    except subprocess.CalledProcessError as failed:
-        sys.stderr.write(f"openssl {failed.cmd[1]} failed: {failed.stderr.strip().splitlines()[-1:]}\n")
+    except subprocess.SubprocessError as failed:
+        said = str(getattr(failed, "stderr", "") or "").strip().splitlines() or [type(failed).__name__]
+        sys.stderr.write(f"openssl failed, see its own words: {said[-1]}\n")
         return 1
     except OSError as error:
         sys.stderr.write(f"{error.filename}: {error.strerror}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeGuard
 
 from supervisor.sources import clean
 from supervisor.sources.base import Claim
@@ -43,6 +43,11 @@ class Result:
         return clean.encode({**body, "result": clean.mapping(self.result), "error": self.error})
 
 
+def is_type(value: Any) -> TypeGuard[str]:
+    """It can be the type of a task, and be shown and written anywhere."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_TYPE_CHARS and value.isprintable()
+
+
 def encode_task(claim: Claim) -> bytes:
     """A task as it is posted."""
     task = {"id": claim.id, "type": claim.type, "payload": clean.mapping(claim.payload), "priority": claim.priority}
@@ -60,7 +65,7 @@ def decode_task(data: bytes) -> Claim:
     if not is_id(task_id):
         raise Poison("the task's id is not a UUID")
     task_id = task_id.lower()
-    if not isinstance(kind, str) or not 0 < len(kind) <= MAX_TYPE_CHARS or not kind.isprintable():
+    if not is_type(kind):
         raise Poison("the task has no usable type", task_id)
     if not isinstance(payload, dict):
         raise Poison("the task's payload is not an object", task_id)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from supervisor.fleet import layout
-from supervisor.fleet.forms import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task
+from supervisor.fleet.forms import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task, is_type
 from supervisor.fleet.wire import Exists, Wire
 from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id
@@ -55,7 +55,7 @@ def _task(value: Any, number: int) -> Claim:
     if unknown := sorted(set(value) - FIELDS):
         raise bad(f"found {unknown[0]}, allowed: {', '.join(sorted(FIELDS))}")
     kind, payload = value.get("type"), value.get("payload", {})
-    if not isinstance(kind, str) or not 0 < len(kind) <= MAX_TYPE_CHARS or not kind.isprintable():
+    if not is_type(kind):
         raise bad(f"type: allowed: a text of 1 to {MAX_TYPE_CHARS} characters")
     if not isinstance(payload, dict):
         raise bad("payload: allowed: an object")

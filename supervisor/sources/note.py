@@ -22,7 +22,7 @@ from supervisor.sources.ids import is_id
 NAME: Final = "task.json"
 SET_ASIDE: Final = "task.json.unreadable"
 VERSION: Final = 1
-MAX_BYTES: Final = 64 * 1024
+MAX_BYTES: Final = 2 << 20  # a bridge may have 301 tasks on the way, each with a type and a name of the longest
 WRITE_DEADLINE_S: Final = 10.0
 
 UNKNOWN: Final = ""  # a re-post whose answer was not read: the server may have taken it

@@ -215,7 +215,7 @@ class RaeHttp(LinkedSource):
     async def _accept(self, raw: Mapping[str, Any], refusal: str = "") -> None:
         """Note the task that was handed over, then let it be taken; what cannot be run is failed at once, with its reason."""
         kind, payload, priority = raw.get("type"), raw.get("payload"), raw.get("priority")
-        sound_type = isinstance(kind, str) and 0 < len(kind) <= MAX_TYPE_CHARS
+        sound_type = isinstance(kind, str) and 0 < len(kind) <= MAX_TYPE_CHARS and kind.isprintable()
         claim = Claim(
             id=raw["id"].lower(),
             type=str(kind) if sound_type else "",

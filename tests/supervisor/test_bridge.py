@@ -177,3 +177,35 @@ async def test_what_is_queued_is_the_task_as_it_was(server: NatsServer, tmp_path
 
         task = decode_task(base64.b64decode(msg["message"]["data"]))
         assert (task.id, task.type, task.payload, task.priority) == (task_id, "échó", {"a": [1, None]}, 7)
+
+
+@pytest.mark.parametrize(
+    "kind", ["x" * 5_000, "x" * 70_000, "\x1b[31m", "a\nb"], ids=["long", "longer than a note", "escape", "lines"]
+)
+@in_loop
+async def test_a_type_that_no_node_can_have_is_refused_and_bursts_neither_note_nor_connection(
+    server: NatsServer, tmp_path: Path, kind: str
+) -> None:
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url),
+        bridge(server, control, tmp_path) as (one, said),
+    ):
+        task_id = control.add(kind)
+        await until(lambda: over(control, task_id), f"settled, not {said}")
+        assert control.task(task_id)["error"] == "refused: it is no task"
+        other = control.add("echo")
+        await until(lambda: f"{other}: queued" in said, f"queued, not {said}")
+        assert (await Notes(tmp_path).load())[1] == ""
+        assert one.fleet.error == ""
+
+
+@in_loop
+async def test_a_full_note_is_read_again(tmp_path: Path) -> None:
+    """As many tasks as a bridge may have on the way, with the longest types."""
+    notes = Notes(tmp_path)
+    await notes.load()
+    notes._entries = {e.id: e for e in (Entry(str(uuid4()), "\U0001f600" * 128, "n" * 200) for _ in range(300))}
+    await notes.put(Entry(str(uuid4()), "t"))
+    left, trouble = await Notes(tmp_path).load()
+    assert (len(left), trouble) == (301, "")

@@ -256,6 +256,19 @@ async def test_outcomes_that_nobody_takes_do_not_pile_up(tmp_path: Path) -> None
 # --- giving back
 
 
+@pytest.mark.parametrize("kind", ["\x1b[31mred", "a\nb", "\u202e", "x" * 201])
+@in_loop
+async def test_a_type_that_no_node_can_have_is_refused(tmp_path: Path, kind: str) -> None:
+    """It would be shown on terminals, and written into lines."""
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        task_id = server.add(kind)
+        assert await rig.poll() is None
+        await rig.delivered()
+        assert server.task(task_id)["error"] == "refused: it has no usable type"
+        assert kind not in repr(rig.events)
+
+
 @in_loop
 async def test_resubmit_posts_the_task_anew_then_fails_the_old_one(tmp_path: Path) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:

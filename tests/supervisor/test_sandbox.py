@@ -125,3 +125,22 @@ def test_gpu_nodes_are_let_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr(sandbox, "_GPU", ("/dev/nul*",))
     words = sandbox.argv(WALLS, tmp_path)
     assert json.dumps(["--dev-bind-try", "/dev/null", "/dev/null"])[1:-1] in json.dumps(words)
+
+
+def test_a_trial_that_is_cut_short_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the start takes too long, or the node stops meanwhile."""
+    slow = tmp_path / "bin" / "bwrap"
+    slow.parent.mkdir()
+    slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+
+    async def go() -> None:
+        trial = asyncio.create_task(sandbox.fault(WALLS, tmp_path))
+        await until_async(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+        pid = int((tmp_path / "pid").read_text())
+        trial.cancel()
+        await asyncio.wait([trial])
+        await until_async(lambda: not Path(f"/proc/{pid}").exists(), what="it is gone and reaped")
+
+    asyncio.run(go())
