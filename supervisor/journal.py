@@ -6,7 +6,8 @@ nothing changed, but an `alive` line a minute. Never a payload, a result, a key 
 
 A folder that cannot be written never stops the node: the trouble is kept in `trouble`, said in `status`, and writing is
 tried again at every line. The first line that gets through again follows a `gap` line: how many are missing, and what
-the node remembers at that point, so that a replay can go on from there.
+the node remembers at that point, so that a replay can go on from there. For the same reason the first line of a day has
+the field `carried`: memory and limits, as the days before are deleted one by one.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Journal:
         self._last_line_s = float("-inf")
         self._tick = 0
         self._memory = Memory()
+        self._limits: Limits | None = None
         self._lost = 0
         self._trouble = ""
         self.recent: deque[tuple[str, str]] = deque(maxlen=RECENT)
@@ -83,6 +85,7 @@ class Journal:
         if problem:
             self.write("config", problem=problem)
         elif limits is not None:
+            self._limits = limits
             self.write("config", limits=asdict(limits))
 
     def intent(self, plan: Plan) -> None:
@@ -161,6 +164,8 @@ class Journal:
             self._tell(wall_s, words, entry)
 
     def _put(self, wall_s: float, line: dict[str, Any]) -> None:
+        if self._limits is not None and line["kind"] != "start" and not self._file.begun(wall_s):
+            line = {**line, "carried": {"memory": asdict(self._memory), "limits": asdict(self._limits)}}
         self._file.append(wall_s, json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def _tell(self, wall_s: float, words: str, entry: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 Each decision's observation is judged anew with the limits that were in force, the recorded outcomes of its effects are
 handed to `commit`, and row, effects and states are compared. A `start` line begins a new life of the daemon: DISABLED,
 with the cooldown that it remembered; a `gap` line says what it remembered after lines were lost. A journal of the next
-day goes on with the life of the day before, so a folder of them is one story. What a power cut tore is left out.
+day goes on with the life of the day before, so a folder of them is one story; where that day is missing, the first line
+says what was `carried` over midnight. What a power cut tore is left out.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class _Differs(Exception):
 class _Tick:
     """A decision that waits for its effect lines: the intent came first, each effect after it."""
 
+    file: str
     line: int
     where: str
     plan: Plan
@@ -60,8 +62,8 @@ class Tape:
     def replay(self, path: Path) -> Report:
         """One journal, up to its first difference."""
         if path.parent != self._folder:
-            self._folder, self._mind, self._limits = path.parent, None, Limits()
-        self._file, self._tick = str(path), None
+            self._folder, self._mind, self._limits, self._tick = path.parent, None, Limits(), None
+        self._file = str(path)
         judged = passed = lines = line = 0
         if path.exists() and not path.is_file():
             return Report(self._file, errors=(f"{path}: is no regular file; name a journal, decisions-*.jsonl",))
@@ -69,6 +71,8 @@ class Tape:
             for line, entry in journal.read(path):
                 lines += 1
                 kind = entry["kind"]
+                if self._mind is None and "carried" in entry:
+                    self._carry(entry["carried"])
                 if kind == "effect":
                     self._effect(entry)
                 elif kind == "gap":
@@ -84,13 +88,14 @@ class Tape:
                     else:
                         self._decision(line, entry)
                         judged += 1
-            self._close()
+            if self._tick is not None and self._tick.state:  # else its effects are in the journal of the next day
+                self._close()
         except OSError as error:
             return Report(self._file, errors=(f"{path}: cannot be read ({error.strerror}); name a journal that can",))
         except _Unreadable as error:
             return Report(self._file, errors=(f"{path}:{line}:1: {error}",))
         except _Differs as differs:
-            self._mind = None
+            self._mind = self._tick = None
             return Report(self._file, title="recorded decisions", steps=judged, difference=differs.difference)
         if not lines:
             return Report(self._file, errors=(f"{path}:1:1: found no line of a decision journal; name a decisions-*.jsonl",))
@@ -117,6 +122,13 @@ class Tape:
         except msgspec.ValidationError as error:
             raise _Unreadable(f"memory: {error}") from None
         self._mind = Lifecycle(self._limits, memory=memory)
+
+    def _carry(self, carried: Any) -> None:
+        """The day before is not at hand: what the node remembered and went by when this day began."""
+        if not isinstance(carried, dict):
+            raise _Unreadable(f"carried: found {carried!r:.60}, allowed: an object with memory and limits")
+        self._configure({"limits": carried.get("limits")})
+        self._go_on(carried)
 
     def _configure(self, entry: dict[str, Any]) -> None:
         if "limits" not in entry:
@@ -150,7 +162,7 @@ class Tape:
         self._compare(line, where, "row", entry.get("row"), None if plan.row is None else plan.row.id, seen_by)
         if "effects" in entry:
             self._compare(line, where, "effects", entry["effects"], [str(e) for e in plan.effects], seen_by)
-        self._tick = _Tick(line, where, plan, state=str(entry.get("state", "")))
+        self._tick = _Tick(self._file, line, where, plan, state=str(entry.get("state", "")))
 
     def _effect(self, entry: dict[str, Any]) -> None:
         if self._tick is None:
@@ -171,11 +183,12 @@ class Tape:
         self._mind.commit(tick.plan, outcome)
         if tick.state:
             done = ", ".join(effect_words(r.effect, r.ok) for r in tick.results) or "none"
-            self._compare(tick.line, tick.where, "state", tick.state, str(self._mind.state), (f"effects        {done}",))
+            seen = (f"effects        {done}",)
+            self._compare(tick.line, tick.where, "state", tick.state, str(self._mind.state), seen, tick.file)
 
-    def _compare(self, line: int, where: str, what: str, was: Any, now: Any, seen: tuple[str, ...]) -> None:
+    def _compare(self, line: int, where: str, what: str, was: Any, now: Any, seen: tuple[str, ...], file: str = "") -> None:
         if was != now:
-            raise _Differs(Difference(self._file, line, where, what, _words(was), _words(now), seen))
+            raise _Differs(Difference(file or self._file, line, where, what, _words(was), _words(now), seen))
 
 
 def _words(value: Any) -> str:
@@ -186,6 +199,6 @@ def _words(value: Any) -> str:
 
 def _number(entry: dict[str, Any], name: str) -> float:
     value = entry.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
         raise _Unreadable(f"{name}: found {value!r:.60}, allowed: a number of seconds")
     return float(value)

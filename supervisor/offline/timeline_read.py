@@ -72,6 +72,8 @@ class Reader:
         self._pass(at, boot_s, entry)
         self._at, self._boot_s, self._kind = at, boot_s, entry["kind"]
         try:
+            if not self.limits and "carried" in entry:
+                self._config(at, entry["carried"])
             match entry["kind"]:
                 case "start":
                     self._start(at, entry)

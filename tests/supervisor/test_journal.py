@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,22 @@ def test_a_file_a_day_and_only_the_days_that_are_kept(tmp_path: Path) -> None:
     assert kept[-1] == "notes.txt"
     assert kept[-2] == time.strftime("decisions-%Y-%m-%d.jsonl", last)
     assert all(oct((tmp_path / name).stat().st_mode)[-3:] in ("640", "644") for name in kept)
+
+
+def test_the_first_line_of_a_day_says_what_was_carried_over_midnight(tmp_path: Path) -> None:
+    clock = ManualClock()
+    journal = Journal(tmp_path, clock, keep_days=7)
+    memory = Memory(State.COOLDOWN, since_s=3.0, cooldown_from_s=3.0)
+    journal.start("0", Limits(max_cpu_percent=33.0), memory)
+    for _ in range(3):
+        for _ in range(2):
+            journal.write("alive", state="COOLDOWN", reason="")
+        clock.go(DAY_S)
+    lines = [[entry for _, entry in read(path)] for path in files([tmp_path])]
+    assert ["carried" in line for line in lines[0]] == [False] * 4
+    assert [["carried" in line for line in day] for day in lines[1:]] == [[True, False]] * 2
+    assert lines[2][0]["carried"]["limits"]["max_cpu_percent"] == 33.0
+    assert lines[2][0]["carried"]["memory"] == {**asdict(memory), "owed": []}
 
 
 def test_after_days_off_what_is_older_than_the_days_kept_goes(tmp_path: Path) -> None:

@@ -201,6 +201,62 @@ def test_the_next_day_goes_on_with_the_life_of_the_day_before(day: Path) -> None
     assert "no start line" in errors(reports)[0]
 
 
+@pytest.mark.parametrize("path", PATHS, ids=lambda p: p.stem)
+def test_a_day_whose_day_before_is_deleted_is_judged_all_the_same(path: Path, tmp_path: Path) -> None:
+    """Seven days are kept, a node runs for months: each day's first line says what was carried over midnight."""
+    script = parse(path.read_text(), path.name)
+
+    class Midnights(Clock):
+        """A day ends at every look at the clock, also between a decision and its effects."""
+
+        def wall_s(self) -> float:
+            self._wall_s += 3 * 3600.0
+            return self._wall_s
+
+    journal, world, clock = Journal(tmp_path, Midnights(), 10_000), World(script.inhibitor, script.enabled), Clock()
+    mind = Lifecycle(script.limits, BOOT_S)
+    journal.start("0.0.0", script.limits, mind.memory)
+    for step in script.steps:
+        clock.at_s = BOOT_S + step.at_s
+        world.lay(step.see, clock.at_s)
+        for _ in range(step.ticks):
+            plan = mind.propose(world.look(clock.at_s, step.stale))
+            journal.intent(plan)
+            outcome = world.perform(plan, step.refuse)
+            journal.outcome(plan, outcome, mind.commit(plan, outcome))
+    journal.close()
+    days = sorted(tmp_path.glob("decisions-*.jsonl"))
+    assert len(days) > 1 or len(script.steps) < 4
+    assert exit_code(replay_files([tmp_path])) == 0
+    judged = 0
+    for day in days[1:]:
+        (report,) = replay_files([day])
+        assert report.ok, "\n".join([*report.answer(), *report.errors])
+        judged += report.steps
+    assert judged or len(days) < 2 or len(script.steps) < 4
+
+
+def test_limits_are_carried_over_midnight_too(day: Path) -> None:
+    def cut(limits: dict[str, Any]) -> Callable[[list[dict[str, Any]]], None]:
+        def how(lines: list[dict[str, Any]]) -> None:
+            config = next(line for line in lines if line["kind"] == "config")
+            del lines[: lines.index(decisions(lines)[0])]
+            memory = {"state": "DISABLED", "since_s": BOOT_S}
+            lines[0] |= {"carried": {"memory": memory, "limits": config["limits"] | limits}}
+
+        return how
+
+    text = day.read_text()
+    assert change(day, cut({})) == (0, f"ok    {day}: recorded decisions (6 steps)")
+    day.write_text(text)
+    assert "CPU of others at 5 %, limit 4 %" in change(day, cut({"max_cpu_percent": 4.0}))[1]
+    for carried in (3, {}, {"memory": {}, "limits": {"mood": 1}}, {"limits": {}}):
+        day.write_text(text)
+        code, said = change(day, lambda lines, c=carried: (lines.pop(0), lines[0].update(carried=c)))  # type: ignore[misc]
+        assert code == 2, said
+        assert f"{day}:1:1: " in said
+
+
 def test_a_gap_says_what_the_node_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon's journal could not write for a while; what came after is judged all the same."""
     real, lost = Journal._put, {"n": 0}
@@ -226,6 +282,8 @@ def test_a_gap_says_what_the_node_remembered(tmp_path: Path, monkeypatch: pytest
         (b"hello\n", "found no line of a decision journal"),
         (b'{"v": 2, "kind": "start"}\n', "found no line of a decision journal"),
         (b'{"v": 1, "kind": "start"}\n', "boot_s: found None"),
+        (b'{"v": 1, "kind": "start", "boot_s": 1' + b"0" * 400 + b"}\n", "boot_s: found 1000"),
+        (b'{"v": 1, "kind": "start", "boot_s": NaN}\n', "boot_s: found nan"),
         (b'{"v": 1, "kind": "start", "boot_s": 1, "memory": {"cooldown_from_s": "x"}}\n', "memory.cooldown_from_s: found 'x'"),
         (b'{"v": 1, "kind": "config", "limits": {"mood": 1}}\n', "limits: found"),
         (b'{"v": 1, "kind": "config", "limits": {"run_s": "x"}}\n', "limits: "),
