@@ -65,6 +65,8 @@ class Bridge:
         self._say = say
         self._wire: Wire | None = None
         self._lost = asyncio.Event()
+        self._why_lost = ""
+        self._told = ""
         self._on_the_way: dict[str, str] = {}  # id → type
         self._changed = asyncio.Event()
 
@@ -126,16 +128,20 @@ class Bridge:
 
     async def _open(self) -> None:
         self._lost.clear()
-        self._wire = Wire(self._server, name="rae-node bridge", on_lost=lambda reason: self._lost.set())
+        self._wire = Wire(self._server, name="rae-node bridge", on_lost=self._gone)
         await self._wire.open()
         try:
             await self._wire.api(f"CONSUMER.INFO.{layout.RESULTS}.{layout.BRIDGE}")
         except Refused as missing:
             raise Trouble(f"{self._wire.url} has no consumer {layout.BRIDGE}: {missing.reason}; see deploy/fleet") from None
 
+    def _gone(self, reason: str) -> None:
+        self._why_lost = reason
+        self._lost.set()
+
     async def _until_lost(self) -> None:
         await self._lost.wait()
-        raise Trouble(f"{self._server.url}: the connection was lost")
+        raise Trouble(self._why_lost)
 
     async def _close(self) -> None:
         link, self._wire = self._wire, None
@@ -254,7 +260,9 @@ class Bridge:
                 )
                 if delivery is not None:
                     await self._deliver(delivery)
-            except Trouble:
+            except Trouble as trouble:
+                if self.fleet.link is Link.UP:
+                    self._gone(trouble.reason)
                 await asyncio.sleep(AGAIN_S)
 
     async def _deliver(self, delivery: Delivery) -> None:
@@ -302,11 +310,17 @@ class Bridge:
             self._say(f"{task_id}: its note could not be removed: {error}")
 
     async def _until_done(self, work: Callable[[], Any]) -> None:
-        """Try until it succeeds, while both links are up, ever more seldom (R21); they say what is wrong meanwhile."""
+        """Try until it succeeds, while both links are up, ever more seldom (R21)."""
 
         async def when_up() -> None:
             await self._both_up()
-            await work()
+            try:
+                await work()
+            except Trouble as trouble:
+                if trouble.reason != self._told:
+                    self._told = trouble.reason
+                    self._say(f"not yet: {trouble.reason}")
+                raise
 
         await AsyncRetrying(retry=retry_if_exception_type(Trouble), wait=self._backoff, sleep=asyncio.sleep)(when_up)
 

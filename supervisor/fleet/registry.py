@@ -19,6 +19,8 @@ WORDS: Final[Mapping[str, str]] = {
     "task_gone": "the last task is not gone yet",
     "cooldown_over": "rests after work",
 }
+COUNTS: Final = frozenset({"done", "failed", "handed_back", "second"})
+MAX_CHARS: Final = 300
 FIELDS: Final = ("node", "availability", "state", "reason", "since", "done", "failed", "handed_back", "second", "types",
                  "version", "time")
 
@@ -38,13 +40,22 @@ def entry(known: Mapping[str, Any], described: Mapping[str, Any], wall_s: float)
 
 
 def read(entries: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Entries as every reader gets them: these keys, sorted by node; what is no entry is left out."""
+    """Entries as every reader gets them: these keys, sorted by node; what is no entry is left out, what is not as it should
+    be is empty: each node writes its own."""
     nodes = []
     for data in entries:
         try:
             value = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict) and isinstance(value.get("node"), str):
-            nodes.append({name: value.get(name) for name in FIELDS})
+            nodes.append({name: _sound(name, value.get(name)) for name in FIELDS})
     return sorted(nodes, key=lambda node: str(node["node"]))
+
+
+def _sound(name: str, value: Any) -> Any:
+    if name in COUNTS:
+        return value if type(value) is int and 0 <= value < 1 << 53 else 0
+    if name == "types":
+        return [_sound("", one) for one in value if isinstance(one, str)] if isinstance(value, list) else []
+    return "".join(char for char in value[:MAX_CHARS] if char.isprintable()) if isinstance(value, str) else ""

@@ -28,6 +28,7 @@ ROUND_S: Final = 10.0  # a request for work is renewed so often: one that a serv
 LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
 PER_SUBJECT: Final = "per subject"
 NOTHING: Final = "404"
+TIME_OVER: Final = "408"
 HEADERS_BYTES: Final = 12  # what a message's headers take beside names, texts and four bytes each: NATS/1.0 and an empty line
 MAX_WORDS: Final = 200
 
@@ -276,7 +277,8 @@ class Wire:
         except (Error, OSError) as error:
             raise Trouble(f"{self._server.url}: the connection failed ({type(error).__name__})") from None
         while not isinstance(found, Delivery) and not answers.empty():
-            found = _delivery(answers.get_nowait())
+            with contextlib.suppress(Trouble):
+                found = _delivery(answers.get_nowait())
         return found if isinstance(found, Delivery) else None
 
     async def _next(
@@ -356,9 +358,17 @@ def _answer(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _delivery(msg: Msg) -> Delivery | None:
-    """The message as a delivery; None for a word of the server's (nothing there, time over)."""
+    """The message as a delivery; None for a word of the server's (nothing there, time over).
+
+    Raises:
+        Trouble: its word says that it will hand out nothing: the consumer is gone, or has another leader.
+    """
     if not msg.reply:
-        return None
+        headers = msg.headers or {}
+        if (status := headers.get("Status", NOTHING)) in (NOTHING, TIME_OVER):
+            return None
+        word = _short(f"{status} {headers.get('Description', '')}")
+        raise Trouble(f"the fleet hands out no work now: its server says {word}")
     # $JS.ACK.<stream>.<consumer>.<count>.<sequence>..., or with domain and account before the stream
     words = msg.reply.split(".")
     at = 4 if len(words) == 9 else 6

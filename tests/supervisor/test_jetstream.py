@@ -20,6 +20,7 @@ from support.nats_rig import NatsServer, cut, nats_server, needs_server, node, o
 from states.observation import Link
 from supervisor.fleet import layout
 from supervisor.fleet.forms import Poison, decode_result, decode_task, encode_task
+from supervisor.fleet.overview import overview, screen
 from supervisor.fleet.setup import DEFINITIONS
 from supervisor.sources.base import Availability
 from supervisor.sources.ids import is_id
@@ -466,3 +467,47 @@ def test_a_task_that_nobody_runs_now_outlasts_an_evening() -> None:
     assert max(delays) == 300
     assert sum(delays) > 3 * 3600
     assert unfit(10**9) == unfit(most)
+
+
+def test_a_consumer_that_is_deleted_under_a_waiting_poll_is_no_busy_loop(server: NatsServer, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with operator(server.url) as fleet, node(server.url, tmp_path, poll_s=600) as rig:
+            await rig.up()
+            assert rig.source.ask()
+            client = rig.source._need()._client
+            assert client is not None
+            before = client.stats["out_msgs"]
+            await until(lambda: client.stats["out_msgs"] > before + 1, "it waits for work")
+            before = client.stats["out_msgs"]
+            await fleet.wire.api(f"CONSUMER.DELETE.{layout.TASKS}.{layout.CONSUMER}")
+            await until(lambda: rig.source.status.link is Link.DOWN, "down")
+            assert client.stats["out_msgs"] < before + 20
+            await until(lambda: "has no consumer nodes" in rig.source.status.reason, lambda: rig.source.status.reason)
+        async with operator(server.url), node(server.url, tmp_path) as rig:
+            await rig.up()
+
+    run(work())
+
+
+def test_whatever_lies_in_the_registry_the_overview_is_sound(server: NatsServer, tmp_path: Path) -> None:
+    """Each node writes its own entry; what an operator's terminal shows of it are words."""
+    odd: list[bytes] = [
+        b"", b"\xff", b"[" * 100_000, b"[1]", b"{}", b'{"node": 7}',
+        b'{"node": "seven", "done": "x", "reason": [1], "since": 1e999}',
+        b'{"node": "red\\u001b[31m\\n", "state": {"a": 1}, "availability": null, "types": "x", "done": -1, "second": true}',
+        b'{"node": "long", "reason": "' + b"x" * 100_000 + b'"}',
+    ]
+
+    async def work() -> None:
+        async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
+            await rig.up()
+            for n, data in enumerate(odd):
+                await fleet.wire.store(layout.node_subject(f"odd-{n}"), data, f"odd-{n}")
+            seen = await overview(fleet.wire)
+            assert [one["node"] for one in seen["nodes"]] == ["long", "node-1", "red[31m", "seven"]
+            for line in screen(seen):
+                assert line.isprintable()
+                assert len(line) < 2000
+            assert {type(one[name]) for one in seen["nodes"] for name in ("done", "failed", "handed_back", "second")} == {int}
+
+    run(work())
