@@ -2,9 +2,10 @@
 
 Mutter (GNOME, which has no ext-idle-notify) tells of both ways by signals. `GetSessionIdleTime` of the ScreenSaver
 interface tells nothing by itself: it is asked every few seconds, only where a session has no other source; some answer
-in seconds and some in milliseconds, so that what two answers differ by must show which. Inhibitors are GNOME's and
-KDE's own lists, with their holders; a film's title is in neither (R16: only the name of the program is taken). A game that
-has registered with gamemode is one more; asking never starts gamemode (T31), as no question here starts anything.
+in seconds and some in milliseconds, so that what answers differ by must show which, and go on doing so. Inhibitors are
+GNOME's and KDE's own lists, with their holders; a film's title is in neither (R16: only the name of the program is taken);
+a list that is not told is not an empty one. A game that has registered with gamemode is one more; asking never starts
+gamemode (T31), as no question here starts anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from states.observation import NEVER
 from supervisor.agents.idle import ANSWER_S, QUIET_S, Gone, Idle, boot_s
 from supervisor.dbus import BUS, BUS_PATH, BusError, Signal, SystemBus
 
@@ -34,6 +36,8 @@ POLL_S: Final = 5.0
 PROBE_S: Final = 1.5
 BACKOFF_S: Final = (1.0, 60.0)
 MAX_HOLDERS: Final = 16
+UNTOLD: Final = "somebody (who inhibits is not told)"
+UNIT_S: Final = 4.0  # so long must answers grow as seconds do, before they are taken for seconds
 
 
 class BusIdle:
@@ -51,6 +55,7 @@ class BusIdle:
         self._gnome: tuple[str, ...] = ()
         self._kde: tuple[str, ...] = ()
         self._playing: tuple[str, ...] = ()
+        self._again: dict[str, asyncio.TimerHandle] = {}
         self._bus.watch(MUTTER, lambda owner: self._do(self._begin_mutter(owner)))
         self._saver_there = asyncio.Event()
         self._bus.watch(SAVER, lambda owner: self._saver_there.set() if owner else self._saver_there.clear())
@@ -80,6 +85,8 @@ class BusIdle:
             await asyncio.get_running_loop().create_future()
         finally:
             self.poll(False)
+            for timer in self._again.values():
+                timer.cancel()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -177,25 +184,32 @@ class BusIdle:
     # --- the screen saver
 
     async def _poll(self) -> None:
-        unit = before = before_s = 0.0
+        unit = 0.0
+        before = first = (0, NEVER)
         while True:
             await self._saver_there.wait()
             try:
                 (value,) = await self._ask(SAVER, SAVER_PATH, "GetSessionIdleTime", expect="u")
             except BusError:
                 self._set_saver(None)
-                unit = before_s = 0.0
+                unit, before, first = 0.0, (0, NEVER), (0, NEVER)
                 await asyncio.sleep(BACKOFF_S[1])
                 continue
-            now_s = boot_s()
-            if before_s and not unit:
-                grown, passed_s = value - before, now_s - before_s
-                unit = 1.0 if 0.5 <= grown <= passed_s + 1 else 0.001 if 0.9 <= grown / passed_s / 1000 <= 1.1 else 0.0
+            now = value, boot_s()
+            if unit and not _goes_on(before, now, unit):
+                self._set_saver(None)
+                unit, first = 0.0, now
+            elif not unit and _grows_in_ms(before, now):
+                unit = 0.001
+            elif not unit and not _grows_in_s(first, now):
+                first = now
+            elif not unit and now[1] - first[1] >= UNIT_S:
+                unit = 1.0
             if unit:
                 # An answer in whole seconds is up to one second old.
                 idle_s = value * unit
-                self._set_saver(Idle(f"{SAVER} (asked every {POLL_S:g} s)", now_s - idle_s if idle_s >= POLL_S else None))
-            before, before_s = value, now_s
+                self._set_saver(Idle(f"{SAVER} (asked every {POLL_S:g} s)", now[1] - idle_s if idle_s >= POLL_S else None))
+            before = now
             await asyncio.sleep(POLL_S if unit else PROBE_S)
 
     def _set_saver(self, new: Idle | None) -> None:
@@ -217,7 +231,7 @@ class BusIdle:
         except BusError as error:
             if error.name and self._bus.owner(GNOME):
                 return  # one ended between two questions: the signal of its end is on its way
-            held = []
+            held = list(self._untold(GNOME, self._gnome, self._list_gnome))
         if tuple(held) != self._gnome:
             self._gnome = tuple(held)
             self._changed()
@@ -229,11 +243,21 @@ class BusIdle:
             if inhibited:
                 (listed,) = await self._ask(KDE, KDE_PATH, "ListInhibitions", expect="a(ss)")
                 held = tuple(holder for holder, _ in listed[:MAX_HOLDERS]) or ("an unnamed program",)
-        except BusError:
-            held = ()
+        except BusError as error:
+            held = () if error.name else self._untold(KDE, self._kde, self._list_kde)
         if held != self._kde:
             self._kde = held
             self._changed()
+
+    def _untold(self, name: str, known: tuple[str, ...], ask: Callable[[], Coroutine[Any, Any, None]]) -> tuple[str, ...]:
+        """What to believe where a list is not told: nothing if nobody is there to tell it; else what was known of it, or
+        that somebody may be in it (R12), until it is told."""
+        if not self._bus.owner(name):
+            return ()
+        if name in self._again:
+            self._again[name].cancel()
+        self._again[name] = asyncio.get_running_loop().call_later(AGAIN_S, lambda: self._do(ask()))
+        return known or (UNTOLD,)
 
     async def _count_games(self) -> None:
         playing: tuple[str, ...] = ()
@@ -253,3 +277,22 @@ class BusIdle:
         return await self._bus.call(
             name, path, interface or name, member, *body, signature=signature, expect=expect, timeout_s=ANSWER_S
         )
+
+
+Answer = tuple[int, float]  # what the screen saver said, and when, in seconds of CLOCK_BOOTTIME
+
+
+def _grows_in_ms(before: Answer, now: Answer) -> bool:
+    """So much grows nothing that is counted in seconds."""
+    return 0.9 <= (now[0] - before[0]) / 1000 / max(1e-6, now[1] - before[1]) <= 1.1
+
+
+def _grows_in_s(first: Answer, now: Answer) -> bool:
+    """As seconds do, of which answers are whole ones; by chance milliseconds do so, too, while somebody types."""
+    return abs(now[0] - first[0] - (now[1] - first[1])) <= 1.0
+
+
+def _goes_on(before: Answer, now: Answer, unit: float) -> bool:
+    """What was answered is possible after the answer before: nobody was there in between, or somebody was."""
+    passed_s = now[1] - before[1]
+    return now[0] * unit <= passed_s + 1.0 or abs((now[0] - before[0]) * unit - passed_s) <= 1.0 + 0.1 * passed_s

@@ -129,6 +129,7 @@ class _Watcher(threading.Thread):
         self._display, self._cookies, self._quiet_s = display, cookies, quiet_s
         self._tell, self._ended = tell, ended
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pipe = threading.Lock()  # held by who closes it and who writes: its number may be another's by then
         self._asked: list[Callable[[], None]] = []
         self._over = False
 
@@ -143,7 +144,7 @@ class _Watcher(threading.Thread):
         self._poke()
 
     def _poke(self) -> None:
-        with contextlib.suppress(OSError):
+        with self._pipe, contextlib.suppress(OSError):
             os.write(self._write, b".")
 
     def run(self) -> None:
@@ -159,10 +160,10 @@ class _Watcher(threading.Thread):
             if server is not None:
                 with contextlib.suppress(Exception):
                     server.close()
-            read, write = self._read, self._write
-            self._read = self._write = -1
-            os.close(read)
-            os.close(write)
+            with self._pipe:
+                os.close(self._read)
+                os.close(self._write)
+                self._read = self._write = -1
 
     def _connect(self) -> _Server:
         why = "nobody gave a cookie"

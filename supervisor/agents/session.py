@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 SESSION: Final = "org.freedesktop.login1.Session"
 SOCKET: Final = "/run/rae-node/control.sock"
+SESSION_GONE: Final = ("org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.login1.NoSuchSession")
 TERMINALS: Final = ("tty", "unspecified", "web")
 RETRY_S: Final = (1.0, 300.0)
 TYPED_GAP_S: Final = 1.0  # somebody who types is told no more often
@@ -92,8 +93,8 @@ class Kept:
                 for task in events:
                     task.cancel()
             (ended, _) = await asyncio.gather(*events, return_exceptions=True)
-            if isinstance(ended, Exception):  # a fault of ours in a source is one more way not to know
-                self.fault = ended if isinstance(ended, Gone) else Gone(f"{type(ended).__name__}: {ended}")
+            if isinstance(ended, Exception):
+                self.fault = _gone(ended)
             self._doubt.clear()
             self._changed()
             with contextlib.suppress(TimeoutError):
@@ -112,8 +113,8 @@ class Kept:
             return
         try:
             await self.source.prove()
-        except Gone as fault:
-            self.fault = fault
+        except Exception as error:  # noqa: BLE001 - whatever it is, the source cannot tell, and the others still can
+            self.fault = _gone(error)
             self._doubt.set()
 
     async def stop(self) -> None:
@@ -123,6 +124,11 @@ class Kept:
     @property
     def doubted(self) -> bool:
         return self._doubt.is_set()
+
+
+def _gone(error: Exception) -> Gone:
+    """A fault of ours in a source is one more way not to know."""
+    return error if isinstance(error, Gone) else Gone(f"{type(error).__name__}: {error}")
 
 
 class Agent:
@@ -148,6 +154,7 @@ class Agent:
         self._desktop: tuple[BusIdle, Kept] | None = None
         self._environment: dict[str, str] = {}
         self._look_now = asyncio.Event()
+        self._unseen = False  # logind did not tell the sessions
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = RETRY_S[0]
         self._typed_timer: asyncio.TimerHandle | None = None
@@ -189,10 +196,10 @@ class Agent:
 
     async def _look(self) -> None:
         try:
-            sessions = await self._own_sessions()
+            sessions, self._unseen = await self._own_sessions(), False
         except BusError as error:
             self._tell_once("logind", f"sessions unknown: {error}")
-            sessions = {}  # nothing is proven of a session that cannot be seen
+            sessions, self._unseen = {}, True  # nothing is proven of a session that cannot be seen
         changed = sessions != self._sessions
         self._sessions = sessions
         self._terminals.look()
@@ -208,10 +215,14 @@ class Agent:
         for number, uid, _, _, path in listed:
             if uid != self._uid:
                 continue
-            with contextlib.suppress(BusError):  # it ended between the two questions
+            try:
                 known = await self._bus.properties(LOGIN1, path, SESSION)
-                if known.get("State") != "closing":
-                    found[number] = Own(number, str(known.get("Type", "")), str(known.get("Display", "")))
+            except BusError as error:
+                if error.name in SESSION_GONE:
+                    continue  # it ended between the two questions
+                raise
+            if known.get("State") != "closing":
+                found[number] = Own(number, str(known.get("Type", "")), str(known.get("Display", "")))
         return found
 
     async def _find_displays(self) -> None:
@@ -230,7 +241,7 @@ class Agent:
                 nameless = nameless or not name
                 if name:
                     wanted["x11", name] = lambda name=name: self._x11(name)  # type: ignore[misc]
-        self._look_again(nameless)
+        self._look_again(nameless or self._unseen)
         for key in self._kept.keys() - wanted.keys():
             await self._kept.pop(key).stop()
             self._teller.tell()
@@ -242,7 +253,8 @@ class Agent:
                 self._kept[key] = Kept(make(), self._changed)
 
     def _look_again(self, wanted: bool) -> None:
-        """An X display that logind does not know is told to the user's manager at some time, and nobody says when."""
+        """An X display that logind does not know is told to the user's manager at some time, and nobody says when; nor
+        when a logind that did not answer does again."""
         if self._retry is not None:
             self._retry.cancel()
         self._retry_s = min(2 * self._retry_s, RETRY_S[1]) if wanted else RETRY_S[0]

@@ -44,10 +44,11 @@ class Teller:
                     wait_s = FIRST_RETRY_S
                     continue
                 except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-                    reason, patience_s = f"no daemon listens at {self._path}", None
+                    reason = f"no daemon listens at {self._path}"
+                    patience_s = None if socket_comes.seen else wait_s
                 except EOFError:
                     reason, patience_s = "the daemon closed the connection", wait_s
-                except (OSError, ValueError, TimeoutError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and tried again: silence is for good
                     reason, patience_s = f"the daemon at {self._path} takes no report: {error or 'no answer'}", wait_s
                 if reason != said:
                     self._say(reason)
@@ -69,9 +70,11 @@ class Teller:
                 raise EOFError
             if not answer.get("ok"):
                 raise ValueError(str(answer.get("error")))
+            if not isinstance(every_s := answer.get("every_s"), int | float):
+                raise ValueError("it does not say how often it wants one; are agent and node of the same version?")
             over = asyncio.ensure_future(reader.readline())
             try:
-                await self._go_on(writer, over, float(answer["every_s"]))
+                await self._go_on(writer, over, float(every_s))
             finally:
                 over.cancel()
         finally:
@@ -110,26 +113,35 @@ class Teller:
 
 
 class _Watch:
-    """Sets an event when the socket, or the next folder on the way to it, comes."""
+    """Waits until the socket, or the next folder on the way to it, comes; `seen`: that can be seen (a user has few
+    inotify instances)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._inotify = INotify(nonblocking=True)
+        self._inotify: INotify | None = None
         self._event = asyncio.Event()
+        self.wait = self._event.wait
 
-    def __enter__(self) -> asyncio.Event:
-        for folder in self._path.parents:
-            with contextlib.suppress(OSError):
-                self._inotify.add_watch(folder, flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB)
-                break
-        asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
-        return self._event
+    @property
+    def seen(self) -> bool:
+        return self._inotify is not None
+
+    def __enter__(self) -> _Watch:
+        with contextlib.suppress(OSError):
+            self._inotify = INotify(nonblocking=True)
+            asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
+            for folder in self._path.parents:
+                with contextlib.suppress(OSError):
+                    self._inotify.add_watch(folder, flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB)
+                    break
+        return self
 
     def _read(self) -> None:
-        for event in self._inotify.read(timeout=0):
+        for event in self._inotify.read(timeout=0) if self._inotify is not None else ():
             if event.name in self._path.parts or not event.name:
                 self._event.set()
 
     def __exit__(self, *_: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._inotify.fileno())
-        self._inotify.close()
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
+            self._inotify.close()

@@ -53,12 +53,16 @@ class _Check:
             self._process = subprocess.Popen(
                 self._argv, stdin=null, stdout=null, stderr=null, cwd="/", env=environment, process_group=0
             )
+            self._pidfd = os.pidfd_open(self._process.pid)
         except (OSError, ValueError) as error:
+            if self._process is not None:  # its end could not be seen: it must not begin
+                self._kill()
+                self._process.wait()
+                self._process = None
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             self._answer("", f"cannot be started: {why}")
             return
         self._over.clear()
-        self._pidfd = os.pidfd_open(self._process.pid)
         loop = asyncio.get_running_loop()
         loop.add_reader(self._pidfd, self._ended)
         self._timer = loop.call_later(self._timeout_s, self._late)

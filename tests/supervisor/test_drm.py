@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.drm_rig import AMD, GIB, INTEL, DrmMachine, context, world
-from support.gpu_rig import CLOCK, helpers, now, play, soon_again, until
+from support.gpu_rig import CLOCK, helpers, now, soon_again, until
+from support.waiting import play
 
 from states.observation import Gpu
 from supervisor.sensors.drm_cards import Cards

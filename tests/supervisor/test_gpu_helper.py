@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.gpu_rig import NvidiaMachine, helpers, nvidia, play, until
+from support.gpu_rig import NvidiaMachine, helpers, nvidia, until
 from support.nvml_standin import StandIn, nvml_library, standin
+from support.waiting import play
 
 from supervisor.agents import answering
 from supervisor.sensors.helper import Helper
@@ -92,8 +93,8 @@ def test_one_that_cannot_be_watched_is_not_left_behind(monkeypatch: pytest.Monke
         raise OSError(24, "Too many open files")
 
     async def scene() -> None:
-        monkeypatch.setattr(os, "pidfd_open", refuse)
-        with pytest.raises(OSError, match="Too many open files"):
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="Too many open files"):
+            patched.setattr(os, "pidfd_open", refuse)
             Helper([sys.executable, "-c", "input()"], lambda line: None, lambda reason: None)
         assert psutil.Process().children() == []
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from support.drm_rig import AMD, GIB, DrmMachine, world
-from support.gpu_rig import helpers, now, play, soon_again, until
+from support.gpu_rig import helpers, now, soon_again, until
 from support.nvml_standin import StandIn, nvml_library, standin
+from support.waiting import play
 
 from states.observation import Gpu, Reading
 from supervisor.sensors.gpus import Gpus, combine

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from dbus_fast import BusType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
@@ -289,6 +290,29 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_a_check_that_cannot_be_watched_is_ended_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No descriptor is free, for now."""
+    def refuse(pid: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    async def scene() -> None:
+        clock = ManualClock()
+        site = SiteChecks([sh("exec sleep 60"), sh("exit 0")], clock, 60.0, 5.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pidfd_open", refuse)
+            await site.start(lambda: None)
+        assert [words.partition(" cannot ")[2] for words in site.verdicts(clock.now_s())[1]] == [
+            "be started: Too many open files (host.checks)"
+        ] * 2
+        assert psutil.Process().children() == []
+        clock.go(61.0)
+        site.verdicts(clock.now_s())
+        await eventually(lambda: len(site.verdicts(clock.now_s())[1]) == 1)
+        await site.stop()
+
+    play(scene())
 
 
 def test_a_check_makes_the_host_unfit(tmp_path: Path) -> None:

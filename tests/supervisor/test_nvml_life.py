@@ -7,8 +7,9 @@ import subprocess
 import time
 
 import pytest
-from support.gpu_rig import NvidiaMachine, helpers, now, nvidia, play, soon_again, stranger, until
+from support.gpu_rig import NvidiaMachine, helpers, now, nvidia, soon_again, stranger, until
 from support.nvml_standin import GIB, StandIn, nvml_library, standin
+from support.waiting import play
 
 from states.observation import Gpu
 from supervisor.sensors import gpu_watch, nvml

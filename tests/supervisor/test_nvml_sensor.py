@@ -7,8 +7,9 @@ import os
 import subprocess
 
 import pytest
-from support.gpu_rig import CLOCK, NvidiaMachine, helpers, now, nvidia, play, soon_again, stranger, until
+from support.gpu_rig import CLOCK, NvidiaMachine, helpers, now, nvidia, soon_again, stranger, until
 from support.nvml_standin import GIB, StandIn, nvml_library, standin
+from support.waiting import play
 
 from states.observation import Gpu
 from supervisor.settings import GpuSettings

@@ -29,6 +29,7 @@ from supervisor.agents.idle_bus import (
     MUTTER_PATH,
     PLAYING,
     SAVER,
+    UNTOLD,
     BusIdle,
 )
 
@@ -36,7 +37,7 @@ QUIET_S = 0.3
 
 
 class Service:
-    """A service of ours: answers by member, (signature, body) or a callable that gives it."""
+    """A service of ours: answers by member, (signature, body), a callable that gives it, or None: it hangs."""
 
     def __init__(self, address: str, name: str) -> None:
         self.address, self.name = address, name
@@ -50,12 +51,14 @@ class Service:
         await self.bus.request_name(self.name)
         return self
 
-    def _answer(self, message: Message) -> Message | None:
+    def _answer(self, message: Message) -> Message | bool | None:
         if message.message_type is not MessageType.METHOD_CALL or message.member not in self.answers:
             return None
         self.asked.append(message.member)
         assert message.flags & MessageFlag.NO_AUTOSTART, "no question may start a service (T31)"
         answer = self.answers[message.member]
+        if answer is None:
+            return True
         return Message.new_method_return(message, *(answer(message) if callable(answer) else answer))
 
     async def emit(self, path: str, member: str, signature: str, *body: Any) -> None:
@@ -202,6 +205,84 @@ def test_a_screen_saver_whose_time_does_not_pass_proves_nothing(tmp_path: Path, 
         await eventually(lambda: len(saver.asked) > 5, "questions")
         assert source.reading is None
         await saver.stop()
+
+    beside(tmp_path, story)
+
+
+def test_a_small_growth_proves_no_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody types, and by chance the second answer is one millisecond more than the first."""
+    monkeypatch.setattr(idle_bus, "PROBE_S", 0.05)
+    monkeypatch.setattr(idle_bus, "POLL_S", 0.5)
+
+    async def story(address: str, source: BusIdle) -> None:
+        saver = Service(address, SAVER)
+        answers = iter([2, 3, *([90, 140] * 1000)])
+        saver.answers["GetSessionIdleTime"] = lambda _: ("u", [next(answers)])
+        await saver.start()
+        source.poll(True)
+        while len(saver.asked) < 12:
+            await asyncio.sleep(0.01)
+            assert not idle(source)
+        await saver.stop()
+
+    beside(tmp_path, story)
+
+
+def test_a_unit_that_turns_out_wrong_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was taken for seconds goes on as milliseconds do."""
+    monkeypatch.setattr(idle_bus, "PROBE_S", 0.05)
+    monkeypatch.setattr(idle_bus, "POLL_S", 0.1)
+    monkeypatch.setattr(idle_bus, "UNIT_S", 0.2)
+
+    async def story(address: str, source: BusIdle) -> None:
+        saver = Service(address, SAVER)
+        value = 100
+        saver.answers["GetSessionIdleTime"] = lambda _: ("u", [value])
+        await saver.start()
+        source.poll(True)
+        await eventually(lambda: idle(source), "seconds, by chance")
+        value = 190
+        await eventually(lambda: source.reading is None, "doubt")
+        await saver.stop()
+
+    beside(tmp_path, story)
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "film", "none", "emit"),
+    [
+        pytest.param(
+            GNOME, "GetInhibitors", ("ao", [["/i/1"]]), ("ao", [[]]), (GNOME_PATH, "InhibitorAdded", "o", "/i/1"), id="GNOME"
+        ),
+        pytest.param(
+            KDE, "HasInhibition", ("b", [True]), ("b", [False]), (KDE_PATH, "InhibitionsChanged", "a(ss)as", [], []), id="KDE"
+        ),
+    ],
+)  # fmt: skip
+def test_who_does_not_tell_of_inhibitors_may_have_some(
+    name: str, member: str, film: Any, none: Any, emit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session manager that hangs: what it told before holds, and it is asked again."""
+    monkeypatch.setattr(idle_bus, "ANSWER_S", 0.1)
+    monkeypatch.setattr(idle_bus, "AGAIN_S", 0.1)
+
+    async def story(address: str, source: BusIdle) -> None:
+        service = Service(address, name)
+        service.answers = {
+            member: None, "GetAppId": ("s", ["film"]), "GetFlags": ("u", [8]), "ListInhibitions": ("a(ss)", [[["film", ""]]]),
+        }  # fmt: skip
+        await service.start()
+        await eventually(lambda: source.inhibitors == (UNTOLD,), "doubt")
+        service.answers[member] = film
+        await eventually(lambda: source.inhibitors == ("film",), "the film, asked for again")
+        service.answers[member] = None
+        asked = len(service.asked)
+        await service.emit(*emit)
+        await eventually(lambda: len(service.asked) > asked + 2, "three questions in vain")
+        assert source.inhibitors == ("film",)
+        service.answers[member] = none
+        await eventually(lambda: source.inhibitors == (), "its end")
+        await service.stop()
 
     beside(tmp_path, story)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import subprocess
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import psutil
 import pytest
+from support.waiting import eventually
 
 from states.observation import Gpu, Reading
 from supervisor.clock import SystemClock
@@ -125,14 +124,6 @@ def now(sensor: Sensor) -> Reading[Gpu]:
     return sensor.latest(CLOCK.now_s())
 
 
-async def until(condition: Callable[[], object], within_s: float = 5.0) -> None:
-    """Wait until the condition holds; fail when it does not."""
-    end_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < end_s, "waited in vain"
-        await asyncio.sleep(0.01)
-
-
-def play(scene: Coroutine[Any, Any, None]) -> None:
-    """Run a scene, in half a minute at most."""
-    asyncio.run(asyncio.wait_for(scene, 25))
+async def until(condition: Callable[[], object], within_s: float = 15.0) -> None:
+    """Wait until the condition holds; sooner than by a look that nobody has asked for, which comes in 25 s."""
+    await eventually(condition, timeout_s=within_s)

@@ -1,0 +1,146 @@
+"""Faults of the session agent's own parts: none of them may end what it tells, or leave it silent for good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.login1 import FakeLogin1, PrivateBus, session
+from support.waiting import eventually, play
+
+from supervisor.agents import idle_x11, teller
+from supervisor.agents.idle import Idle
+from supervisor.agents.session import Agent, Kept
+from supervisor.agents.teller import Teller
+
+S3 = "/org/freedesktop/login1/session/_33"
+
+
+class Faulty:
+    """A source that is well until it is to prove itself."""
+
+    reading = Idle("made up", 5.0)
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def prove(self) -> None:
+        raise AssertionError("a fault of ours")
+
+
+def test_a_source_that_fails_to_prove_itself_is_doubted_and_no_more() -> None:
+    """The compositor dies between the proofs of two seats, say."""
+
+    async def story() -> None:
+        kept = Kept(Faulty(), lambda: None)
+        await kept.prove()
+        assert kept.doubted
+        assert str(kept.fault) == "AssertionError: a fault of ours"
+        await kept.stop()
+
+    play(story())
+
+
+@pytest.mark.parametrize("answer", [{"ok": True}, {"ok": True, "every_s": "soon"}, {"ok": True, "every_s": None}, [], 7])
+def test_an_answer_of_another_version_is_tried_again(answer: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
+    asked: list[Any] = []
+
+    async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(json.loads(await reader.readline()))
+        writer.write(json.dumps(answer).encode() + b"\n")
+        await writer.drain()
+        writer.close()
+
+    async def story() -> None:
+        server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
+        said: list[str] = []
+        telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, said.append).run())
+        await eventually(lambda: len(asked) > 2, "a third try")
+        assert len(said) == 1
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        server.close()
+
+    play(story())
+
+
+async def nothing(again: bool) -> dict[str, Any]:
+    return {"sessions": [], "terminals": None}
+
+
+def test_without_inotify_the_daemon_is_tried_again_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may have 128 of them, and desktops use them up."""
+    monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
+    heard = asyncio.Event()
+
+    def refuse(**_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        heard.set()
+        writer.close()
+
+    async def story() -> None:
+        monkeypatch.setattr(teller, "INotify", refuse)
+        said: list[str] = []
+        telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, said.append).run())
+        await eventually(lambda: said, "a word")
+        server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
+        await asyncio.wait_for(heard.wait(), 10)
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        server.close()
+
+    play(story())
+
+
+@pytest.mark.parametrize("member", ["ListSessions", "GetAll"])
+def test_sessions_that_logind_did_not_tell_are_asked_for_again(member: str, tmp_path: Path) -> None:
+    """It was slow, once; no signal comes of it."""
+
+    async def story() -> None:
+        with PrivateBus(tmp_path) as bus:
+            login1 = await FakeLogin1(bus.address).start()
+            login1.sessions[S3] = session(User=(os.getuid(), "/u"), Type="tty")
+            login1.replies[member] = "org.freedesktop.DBus.Error.Failed"
+            agent = Agent(
+                tmp_path / "none", bus_address=bus.address, session_bus=f"unix:path={tmp_path}/none", runtime=tmp_path,
+            )  # fmt: skip
+            running = asyncio.ensure_future(agent.run())
+            await eventually(lambda: member in login1.calls, "the question")
+            del login1.replies[member]
+            await eventually(lambda: "3" in agent._sessions, "the session", 20)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await login1.stop()
+
+    play(story())
+
+
+def test_a_thread_is_never_poked_through_another_ones_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pipe is closed by the thread itself, at its end: by then the number may be a socket of somebody else's."""
+    watcher = idle_x11._Watcher(":987", [], 1.0, lambda idle_s, at_s: None, lambda reason: None)
+    ending = threading.Thread(target=watcher.run)
+    open_still: list[bool] = []
+
+    def write(fd: int, data: bytes) -> int:
+        ending.start()
+        ending.join(0.5)
+        open_still.append(os.path.exists(f"/proc/self/fd/{fd}"))
+        return len(data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", write)
+        watcher._poke()
+    ending.join(10)
+    assert open_still == [True]
+    watcher._poke()
+    assert open_still == [True]
