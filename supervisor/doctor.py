@@ -76,7 +76,7 @@ async def examine(folder: Path) -> list[Check]:
     found, opened = await asyncio.gather(inside(config, says), doors())
     return [
         *checks, *settings(config), *unit(says), boot(config, says), rotated, session_agent(), *opened, rehearsal(config),
-        *found, checkpoint(config), listeners(says), daemon(config, says),
+        *found, *ollama(config), checkpoint(config), listeners(says), daemon(config, says),
     ]
 
 
@@ -216,6 +216,13 @@ def rehearsal(config: Config) -> Check:
     right = f"{len(cases)} cases as required, {sum(case.allowed for case in cases)} allowed"
     reason = f"comes out wrong: {wrong[0]}" if wrong else right
     return Check("dry run", UNATTENDED, not wrong, reason, "run `rae-node dry-run`, and report this as a fault")
+
+
+def ollama(config: Config) -> Iterator[Check]:
+    """Types that run on Ollama: what a hold and a duty cycle cannot do for them."""
+    if kinds := sorted(kind for kind, task in config.node.tasks.items() if task.executor == "ollama_api"):
+        cut = "cannot be frozen, for the model computes in Ollama's own process: cut at the first sign of the person, no hold"
+        yield Check("Ollama", UNATTENDED, None, f"{', '.join(kinds)}: {cut}")
 
 
 def checkpoint(config: Config, proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> Check:
