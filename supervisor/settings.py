@@ -241,8 +241,8 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             description="What runs the task. command: argv as a process. ollama_api: this machine's Ollama, for the types "
             "llm_inference, quality_loop and code_verify_cycle (name ollama in gpu.own_processes then); it cannot be frozen, "
-            "for the model computes in Ollama's own process, so its request is cut at the first sign of the person. shell_command: "
-            "DANGEROUS, see allow_any_command. Others as installed."
+            "for the model computes in Ollama's own process, so its request is cut at the first sign of the person. "
+            "shell_command: DANGEROUS, see allow_any_command. Others as installed."
         ),
     ] = "command"
     argv: Annotated[
@@ -289,8 +289,8 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             description="cuda: a CUDA task's VRAM is moved to main memory before it is frozen, and back when it goes on, so "
             "that a task on the GPU may be put on hold as well; what does not fit through in 3 s is stopped. It needs "
-            "hold_sec, NVIDIA's driver 570 or newer, as much free memory as the task holds VRAM (within max_memory_gb too), and an "
-            "extra: `sudo /opt/rae-node/venv/bin/pip install 'rae-node[cuda]'`, again after each upgrade. Not for tasks with "
+            "hold_sec, NVIDIA's driver 570 or newer, as much free memory as the task holds VRAM (within max_memory_gb too), and "
+            "an extra: `sudo /opt/rae-node/venv/bin/pip install 'rae-node[cuda]'`, again after each upgrade. Not for tasks with "
             "managed memory, GPU memory shared between processes, or NCCL. `rae-node doctor` says whether it would work. "
             "none: a task on the GPU is stopped."
         ),

@@ -178,8 +178,7 @@ def test_programs_that_are_missing_or_hang_are_an_answer(argv: list[str], code: 
 
 
 def test_what_runs_on_ollama_is_said_to_have_no_hold(tmp_path: Path) -> None:
-    local = {"executor": "ollama_api"}
-    tasks = {"echo": {"argv": ["/bin/cat"]}, "quality_loop": local, "llm_inference": local}
+    tasks = {kind: {"executor": "ollama_api"} for kind in ("quality_loop", "llm_inference")} | {"echo": {"argv": ["/bin/cat"]}}
     none = NodeFolder.make(tmp_path / "none", "http://127.0.0.1:9", node={"tasks": {"echo": tasks["echo"]}})
     assert list(doctor.ollama(load(none.path))) == []
     (check,) = doctor.ollama(load(NodeFolder.make(tmp_path / "two", "http://127.0.0.1:9", node={"tasks": tasks}).path))
