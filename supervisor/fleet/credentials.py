@@ -61,7 +61,7 @@ def rights(role: str, user: str, consumer: str = layout.CONSUMER) -> dict[str, A
         send = [
             "rae.tasks.*.*",
             *(f"{api}.STREAM.INFO.{stream}" for stream in (layout.TASKS, layout.RESULTS, layout.DEAD)),
-            f"{api}.CONSUMER.INFO.{layout.TASKS}.*",
+            f"{api}.CONSUMER.LIST.{layout.TASKS}",
             f"{api}.DIRECT.GET.{layout.RESULTS}.>",
             f"{api}.DIRECT.GET.{layout.NODES_STREAM}",
         ]

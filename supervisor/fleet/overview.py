@@ -6,6 +6,7 @@ from typing import Any
 
 from supervisor.fleet import layout, registry
 from supervisor.fleet.wire import Wire
+from supervisor.sources.transport import Trouble
 
 
 async def overview(wire: Wire) -> dict[str, Any]:
@@ -15,12 +16,27 @@ async def overview(wire: Wire) -> dict[str, Any]:
         Trouble: the servers do not answer.
     """
     nodes = registry.read(await wire.everything(layout.NODES_STREAM))
-    queue = (await wire.api(f"STREAM.INFO.{layout.TASKS}"))["state"]["messages"]
-    running = (await wire.api(f"CONSUMER.INFO.{layout.TASKS}.{layout.CONSUMER}"))["num_ack_pending"]
-    tasks = {"waiting": max(0, queue - running), "running": running}
-    for name, stream in (("results", layout.RESULTS), ("dead", layout.DEAD)):
-        tasks[name] = (await wire.api(f"STREAM.INFO.{stream}"))["state"]["messages"]
-    return {"nodes": nodes, "tasks": tasks}
+    try:
+        running = await _with_a_node(wire)
+        queue, results, dead = [
+            int((await wire.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
+            for stream in (layout.TASKS, layout.RESULTS, layout.DEAD)
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise Trouble(f"{wire.url} tells of its streams in a form that is not known") from None
+    return {"nodes": nodes, "tasks": {"waiting": max(0, queue - running), "running": running, "results": results, "dead": dead}}
+
+
+async def _with_a_node(wire: Wire) -> int:
+    """Tasks that a node has now, by whichever consumer: a fleet of unlike nodes has one a kind."""
+    running = seen = 0
+    while True:
+        page = await wire.api(f"CONSUMER.LIST.{layout.TASKS}", {"offset": seen})
+        found = page["consumers"] or []
+        running += sum(int(one["num_ack_pending"]) for one in found)
+        seen += len(found)
+        if not found or seen >= page["total"]:
+            return running
 
 
 def screen(seen: dict[str, Any]) -> list[str]:

@@ -203,7 +203,12 @@ class RaeApi:
         return Trouble(f"{self._transport.url} answered {what} with something else than the contract says")
 
     async def _from_openapi(self) -> Dialect | None:
-        answer = await self._transport.request("GET", "/openapi.json")
+        try:
+            answer = await self._transport.request("GET", "/openapi.json")
+        except Trouble as trouble:
+            if not trouble.sent:
+                raise
+            return None  # something answers there, if only not this: the paths themselves are tried
         return from_openapi(answer.value) if answer.status == 200 else None
 
     async def _by_probing(self) -> Dialect:

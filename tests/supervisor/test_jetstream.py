@@ -22,6 +22,7 @@ from supervisor.fleet import layout
 from supervisor.fleet.forms import Poison, decode_result, decode_task, encode_task
 from supervisor.fleet.overview import overview, screen
 from supervisor.fleet.setup import DEFINITIONS
+from supervisor.settings import Nats
 from supervisor.sources.base import Availability
 from supervisor.sources.ids import is_id
 from supervisor.sources.jetstream import unfit
@@ -509,5 +510,28 @@ def test_whatever_lies_in_the_registry_the_overview_is_sound(server: NatsServer,
                 assert line.isprintable()
                 assert len(line) < 2000
             assert {type(one[name]) for one in seen["nodes"] for name in ("done", "failed", "handed_back", "second")} == {int}
+
+    run(work())
+
+
+def test_a_fleet_parted_by_kind_is_seen_whole(server: NatsServer, tmp_path: Path) -> None:
+    """One consumer a kind, none of them by the usual name."""
+
+    async def work() -> None:
+        async with operator(server.url) as fleet:
+            await fleet.wire.api(f"CONSUMER.DELETE.{layout.TASKS}.{layout.CONSUMER}")
+            for kind in ("echo", "sleep"):
+                settings = {"durable_name": kind, "ack_policy": "explicit", "filter_subject": f"rae.tasks.{kind}.*"}
+                order = {"stream_name": layout.TASKS, "config": settings}
+                await fleet.wire.api(f"CONSUMER.DURABLE.CREATE.{layout.TASKS}.{kind}", order)
+            for kind in ("echo", "echo", "sleep"):
+                await fleet.submit(kind)
+            async with (
+                node(server.url, tmp_path, node_id="one", nats=Nats("echo")) as one,
+                node(server.url, tmp_path, node_id="two", nats=Nats("sleep")) as two,
+            ):
+                assert (await one.claim()).type == "echo"
+                assert (await two.claim()).type == "sleep"
+                assert (await overview(fleet.wire))["tasks"] == {"waiting": 1, "running": 2, "results": 0, "dead": 0}
 
     run(work())

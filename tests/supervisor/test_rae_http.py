@@ -55,6 +55,14 @@ async def test_the_configuration_names_the_dialect_and_the_paths(tmp_path: Path)
         assert server.of("openapi") == server.of("nodes") == []
 
 
+@pytest.mark.parametrize("fault", [s.silent, s.huge, s.half], ids=["silent", "huge", "half"])
+@in_loop
+async def test_without_a_usable_openapi_document_the_dialect_is_probed_for(tmp_path: Path, fault: s.Fault) -> None:
+    async with RaeServer("C", always={"openapi": fault}).listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        assert rig.source.status.dialect == "C"
+
+
 @in_loop
 async def test_a_dialect_that_moves_is_found_again(tmp_path: Path) -> None:
     async with RaeServer("B").listening() as server, running(server, tmp_path) as rig:
