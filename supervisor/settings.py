@@ -288,11 +288,11 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["none", "cuda"],
         Meta(
             description="cuda: a CUDA task's VRAM is moved to main memory before it is frozen, and back when it goes on, so "
-            "that a task on the GPU may be put on hold as well; what does not fit through in 3 s is stopped. It needs hold_sec, "
-            "NVIDIA's driver 570 or newer, as much free memory as the task holds VRAM (within max_memory_gb too), and an "
-            "extra: `sudo /opt/rae-node/venv/bin/pip install 'rae-node[cuda]'`, again after each upgrade. Not for tasks "
-            "with managed memory, GPU memory shared between processes, or NCCL. `rae-node doctor` says whether it would "
-            "work. none: a task on the GPU is stopped."
+            "that a task on the GPU may be put on hold as well; what does not fit through in 3 s is stopped. It "
+            "needs hold_sec, NVIDIA's driver 570 or newer, as much free memory as the task holds VRAM (within "
+            "max_memory_gb too), and an extra: `sudo /opt/rae-node/venv/bin/pip install 'rae-node[cuda]'`, again "
+            "after each upgrade. Not for tasks with managed memory, GPU memory shared between processes, or NCCL. "
+            "`rae-node doctor` says whether it would work. none: a task on the GPU is stopped."
         ),
     ] = "none"
     on_preempt: Annotated[
