@@ -57,7 +57,7 @@ def _installed(name: str) -> Callable[..., Any]:
         raise NoExecutor(", ".join([*BUILT_IN, *sorted(found.names - BUILT_IN.keys())]))
     try:
         loaded = found[name].load()
-    except Exception as error:  # noqa: BLE001 - somebody else's code: whatever it raises is told in words
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code: whatever it raises is told in words
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise NoExecutor(f"an executor that can be loaded; {found[name].value} cannot: {why}") from None
     if not callable(loaded):

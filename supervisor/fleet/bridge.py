@@ -108,11 +108,7 @@ class Bridge:
     # --- the links
 
     async def _register(self) -> None:
-        try:
-            await self._api.register()
-        except NoSuchPath:
-            await self._api.register()  # the dialect is looked for again, unless it is given
-        await self._api.heartbeat(self._availability)
+        await self._api.introduce(self._availability)
 
     async def _heartbeat(self) -> None:
         await asyncio.sleep(self._heartbeat_interval_s)

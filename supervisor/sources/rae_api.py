@@ -82,6 +82,14 @@ class RaeApi:
         if "life" in self._capabilities:
             self._capabilities = {**self._capabilities, "life": os.urandom(8).hex()}
 
+    async def introduce(self, availability: Availability) -> None:
+        """Register, and tell the truth, for the server calls ONLINE whoever registers."""
+        try:
+            await self.register()
+        except NoSuchPath:
+            await self.register()  # the dialect is looked for again, unless it is given
+        await self.heartbeat(availability)
+
     async def register(self) -> None:
         """Make this node known; the server then calls it ONLINE, so a heartbeat with the truth must follow."""
         paths = await self.paths()

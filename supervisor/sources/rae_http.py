@@ -155,11 +155,7 @@ class RaeHttp(LinkedSource):
             if self._poll_lost and not self._notes:
                 self._api.new_life()
                 self._poll_lost = False
-            try:
-                await self._api.register()
-            except NoSuchPath:
-                await self._api.register()  # the dialect is looked for again, unless it is given
-            await self._api.heartbeat(self._availability)
+            await self._api.introduce(self._availability)
 
     async def _part(self) -> None:
         """No connection outlives its request: nothing to clear up."""

@@ -26,10 +26,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: site-executors\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[rae_node.executors]\nmine = site_executor_4711:Mine\n"
-        "broken = site_executor_4712:Gone\nnot_one = site_executor_4711:X\n"
+        "broken = site_executor_4712:Gone\nnot_one = site_executor_4711:X\nquits = site_executor_4713:Gone\n"
     )
     (tmp_path / "site_executor_4711.py").write_text("X = 7\nclass Mine:\n    def __init__(self, *given): self.given = given\n")
     (tmp_path / "site_executor_4712.py").write_text("import no_such_module_4711\n")
+    (tmp_path / "site_executor_4713.py").write_text("raise SystemExit('no licence')\n")
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
@@ -52,6 +53,7 @@ TASKS = [
     ("{x: {executor: mine}}", ""),
     ("{x: {executor: magic}}", "x.executor: found magic, allowed: command, ollama_api, shell_command, broken, mine, not_one"),
     ("{x: {executor: broken}}", "site_executor_4712:Gone cannot: ModuleNotFoundError: No module named 'no_such_module_4711'"),
+    ("{x: {executor: quits}}", "site_executor_4713:Gone cannot: SystemExit: no licence"),
     ("{x: {executor: not_one}}", "site_executor_4711:X is not one: it cannot be called"),
     ("{x: {executor: shell_command}}", "x.executor: found shell_command, which runs any text that the control node "
      "sends, without allow_any_command: true, allowed: command, with the program in argv"),
