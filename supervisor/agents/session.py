@@ -32,13 +32,12 @@ from supervisor.agents.idle import QUIET_S, Absent, Gone, Idle, Lacking, Source,
 from supervisor.agents.idle_terminals import OwnTerminals
 from supervisor.agents.teller import Teller
 from supervisor.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus
+from supervisor.sensors.login import session_properties
 
 if TYPE_CHECKING:
     from supervisor.agents.idle_bus import BusIdle
 
-SESSION: Final = "org.freedesktop.login1.Session"
 SOCKET: Final = "/run/rae-node/control.sock"
-SESSION_GONE: Final = ("org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.login1.NoSuchSession")
 TERMINALS: Final = ("tty", "unspecified", "web")
 RETRY_S: Final = (1.0, 300.0)
 TYPED_GAP_S: Final = 1.0  # somebody who types is told no more often
@@ -215,13 +214,8 @@ class Agent:
         for number, uid, _, _, path in listed:
             if uid != self._uid:
                 continue
-            try:
-                known = await self._bus.properties(LOGIN1, path, SESSION)
-            except BusError as error:
-                if error.name in SESSION_GONE:
-                    continue  # it ended between the two questions
-                raise
-            if known.get("State") != "closing":
+            known = await session_properties(self._bus, path)
+            if known is not None and known.get("State") != "closing":  # None: it ended between the two questions
                 found[number] = Own(number, str(known.get("Type", "")), str(known.get("Display", "")))
         return found
 

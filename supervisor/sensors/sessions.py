@@ -37,10 +37,9 @@ from supervisor.dbus import (
 )
 from supervisor.sensors.base import Away, Presence, Quality, Wake
 from supervisor.sensors.desktop import Proof
+from supervisor.sensors.login import session_properties
 from supervisor.settings import PresenceSettings
 
-SESSION: Final = "org.freedesktop.login1.Session"
-SESSION_GONE: Final = ("org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.login1.NoSuchSession")
 UPOWER: Final = "org.freedesktop.UPower"
 TERMINAL_TYPES: Final = ("tty", "unspecified", "web")  # every other type is graphical, also one we do not know
 NOT_PEOPLE: Final = ("greeter", "lock-screen", "none", "background", "manager")  # and what begins like the last two
@@ -424,12 +423,9 @@ class Sessions:
         (listed,) = await self._bus.call(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "ListSessions", expect="a(susso)")
         seen: dict[str, Session] = {}
         for *_, path in listed:
-            try:
-                known = await self._bus.properties(LOGIN1, path, SESSION)
-            except BusError as error:
-                if error.name in SESSION_GONE:
-                    continue  # it ended between the two questions
-                raise
+            known = await session_properties(self._bus, path)
+            if known is None:
+                continue  # it ended between the two questions
             seen[path] = Session.read(path, known, self._clock.now_s(), self._boot_offset_s())
         held = []
         if "idle" in str(manager.get("BlockInhibited", "idle")).split(":"):

@@ -93,9 +93,10 @@ def test_one_that_cannot_be_watched_is_not_left_behind(monkeypatch: pytest.Monke
         raise OSError(24, "Too many open files")
 
     async def scene() -> None:
-        with monkeypatch.context() as patched, pytest.raises(OSError, match="Too many open files"):
+        with monkeypatch.context() as patched:
             patched.setattr(os, "pidfd_open", refuse)
-            Helper([sys.executable, "-c", "input()"], lambda line: None, lambda reason: None)
+            with pytest.raises(OSError, match="Too many open files"):
+                Helper([sys.executable, "-c", "input()"], lambda line: None, lambda reason: None)
         assert psutil.Process().children() == []
 
     play(scene())
