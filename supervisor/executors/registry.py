@@ -10,10 +10,15 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from supervisor.executors.base import StartFailed
+
 if TYPE_CHECKING:
-    from supervisor.executors.base import Executor
+    from pathlib import Path
+
+    from supervisor.executors.base import Executor, RunningTask, Wake
     from supervisor.executors.containment import Containment
     from supervisor.settings import TaskType
+    from supervisor.sources.base import Claim
 
 GROUP: Final = "rae_node.executors"
 BUILT_IN: Final = {
@@ -44,9 +49,30 @@ def make(name: str, task_type: TaskType, containment: Containment) -> Executor:
         NoExecutor: see there.
     """
     if name not in BUILT_IN:
-        return cast("Executor", _installed(name)(task_type, containment))
+        make_it = _installed(name)
+        try:
+            return cast("Executor", make_it(task_type, containment))
+        except Exception as error:  # noqa: BLE001 - somebody else's code
+            raise NoExecutor(f"an executor that can be made; {name} cannot ({type(error).__name__})") from None
     module, _, attribute = BUILT_IN[name].partition(":")
     return cast("Executor", getattr(importlib.import_module(module), attribute)(task_type, containment))
+
+
+class Guarded:
+    """An executor, whose every failure to start is one in words: what else it raises would not end the claim, which would
+    then be started again and again."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    async def start(self, claim: Claim, workdir: Path, wake: Wake) -> RunningTask:
+        """See Executor."""
+        try:
+            return await self._executor.start(claim, workdir, wake)
+        except (StartFailed, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - its words may hold the payload (R6)
+            raise StartFailed(f"its executor failed ({type(error).__name__})") from None
 
 
 def _installed(name: str) -> Callable[..., Any]:

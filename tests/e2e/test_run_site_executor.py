@@ -71,6 +71,8 @@ def test_its_tasks_are_run(tmp_path: Path, site: Path) -> None:
             done = control.settled(control.add("mirror", {"word": "abc"}))
             assert (done["status"], done["result"]) == ("COMPLETED", {"word": "cba"})
             assert control.settled(control.add("mirror"))["error"] == "bad payload: it has no word"
+            wrong = control.settled(control.add("mirror", {"word": 7}))  # it raises what no executor should
+            assert wrong["error"] == "its executor failed (AttributeError)"
             unknown = control.settled(control.add("no-such-type"))
             assert unknown["error"] == "unknown task type 'no-such-type'; this node runs: echo, fail, mirror, sleep"
 

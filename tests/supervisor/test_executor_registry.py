@@ -26,9 +26,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: site-executors\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[rae_node.executors]\nmine = site_executor_4711:Mine\n"
-        "broken = site_executor_4712:Gone\nnot_one = site_executor_4711:X\nquits = site_executor_4713:Gone\n"
+        "broken = site_executor_4712:Gone\nnot_one = site_executor_4711:X\n"
+        "quits = site_executor_4713:Gone\nwill_not = site_executor_4711:Needy\n"
     )
-    (tmp_path / "site_executor_4711.py").write_text("X = 7\nclass Mine:\n    def __init__(self, *given): self.given = given\n")
+    (tmp_path / "site_executor_4711.py").write_text(
+        "X = 7\nclass Mine:\n    def __init__(self, *given): self.given = given\n"
+        "class Needy:\n    pass\n"
+    )
     (tmp_path / "site_executor_4712.py").write_text("import no_such_module_4711\n")
     (tmp_path / "site_executor_4713.py").write_text("raise SystemExit('no licence')\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -41,6 +45,11 @@ def test_built_in_ones_are_there() -> None:
         "command": CommandExecutor, "ollama_api": ollama_api.OllamaExecutor, "shell_command": ShellExecutor,
     }  # fmt: skip
     assert OLLAMA_TYPES == ollama_api.TYPES
+
+
+def test_one_that_cannot_be_made_is_none(site: Path) -> None:
+    with pytest.raises(registry.NoExecutor, match=r"will_not cannot \(TypeError\)"):
+        registry.make("will_not", TaskType(executor="will_not"), HELD)
 
 
 def test_a_sites_own_is_found(site: Path) -> None:
