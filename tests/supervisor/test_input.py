@@ -96,11 +96,11 @@ def test_after_a_quiet_second_the_next_key_wakes_again(world: World, monkeypatch
 
     async def scene() -> None:
         world.keyboard()
-        async with world.sensor():
+        async with world.sensor() as sensor:
             for wakes in (1, 2, 3):
                 world.send("event0", KEY)
                 await eventually(lambda wakes=wakes: world.wakes == wakes)
-                await asyncio.sleep(0.15)
+                await eventually(lambda: sensor._listening, "it listens again")
 
     play(scene())
 
