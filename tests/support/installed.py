@@ -51,6 +51,7 @@ class Installed:
 
     def __init__(self, box: SysBox, wheels: Path, nvml_library: Path) -> None:
         self.box = box
+        box.sh("rm -rf /opt/rae-node /var/lib/rae-node")  # what a node of the machine around it has left is not the box's
         shutil.copytree(wheels, box.share / "wheels", dirs_exist_ok=True)
         self.uid = box.add_user(USER)
         shutil.copy(nvml_library, box.share / "libnvidia-ml.so.1")
