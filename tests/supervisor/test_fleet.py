@@ -133,6 +133,9 @@ def cut_network() -> Iterator[tuple[list[str], str, list[str]]]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
     name, hosts = f"rae{os.getpid()}", []
+    taken = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True).stdout
+    order = [200 + (os.getpid() + n) % 50 for n in range(50)]  # another run's is passed over
+    ten = next(f"10.{n}" for n in order if f" 10.{n}." not in taken)
 
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)
@@ -144,7 +147,7 @@ def cut_network() -> Iterator[tuple[list[str], str, list[str]]]:
     try:
         ip("-n", name, "link", "set", "lo", "up")
         for side in (0, 1):
-            ours, theirs, net = f"ra{os.getpid() % 100000}{side}", f"cable{side}", f"10.{200 + os.getpid() % 50}.{side}"
+            ours, theirs, net = f"ra{os.getpid() % 100000}{side}", f"cable{side}", f"{ten}.{side}"
             ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
             ip("addr", "add", f"{net}.1/24", "dev", ours)
             ip("link", "set", ours, "up")

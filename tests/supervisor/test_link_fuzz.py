@@ -273,5 +273,6 @@ def test_no_answer_stops_the_node_or_makes_it_run_what_was_not_sent_so(script: d
 
 def test_the_fuzz_did_reach_claims() -> None:
     print(dict(counts))
-    if counts["conversations"] >= 50:
-        assert counts["claims"] > 5
+    if counts["conversations"] < 50:
+        pytest.skip("it says nothing without the conversations of the test before")
+    assert counts["claims"] > 5

@@ -76,8 +76,8 @@ class Node:
     def typed(self) -> Presence:
         return self.desktop.latest(CLOCK.now_s())
 
-    async def until(self, condition: Callable[[Presence], Any], what: str, timeout_s: float = 8.0) -> None:
-        await eventually(lambda: condition(self.now), f"{what}; now: {self.now}; {self.desktop.describe()}", timeout_s)
+    async def until(self, condition: Callable[[Presence], Any], what: str) -> None:
+        await eventually(lambda: condition(self.now), lambda: f"{what}; now: {self.now}; {self.desktop.describe()}")
 
     async def away(self, source: str) -> None:
         await self.until(lambda p: not p.present and source in p.sign, f"away by {source}")
@@ -95,12 +95,13 @@ class World:
         self.runtime = folder / "run"
         self._running: asyncio.Task[None] | None = None
 
-    def start_agent(self, **options: Any) -> None:
+    def start_agent(self, **options: Any) -> Agent:
         agent = Agent(
             self.node.path, bus_address=self.bus.address, session_bus=f"unix:path={self.folder}/no-bus",
             runtime=self.runtime, quiet_s=QUIET_S, say=self.said.append, **options,
         )
         self._running = asyncio.ensure_future(agent.run())
+        return agent
 
     async def stop_agent(self) -> None:
         if self._running is not None:
@@ -220,11 +221,12 @@ async def test_x_is_asked_for_x11_sessions_alone(folder: Path) -> None:
 @in_loop
 async def test_typing_in_terminals_of_ours(folder: Path) -> None:
     async with world(folder, Type="tty", TTY="pts/0") as seen:
-        seen.start_agent()
+        agent = seen.start_agent()
         await eventually(lambda: seen.node.desktop._reports, "a report")
         master, slave = pty.openpty()  # it came after the agent
         try:
-            await asyncio.sleep(0.1)  # nobody types that soon after
+            watched = agent._terminals._names
+            await eventually(lambda: os.ttyname(slave).removeprefix("/dev/") in watched.values(), "it is watched")
             for _ in range(2):
                 seen.node.woken.clear()
                 begun_s = CLOCK.now_s()

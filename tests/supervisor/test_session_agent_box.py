@@ -60,7 +60,7 @@ class Node:
         return self.sessions.latest(CLOCK.now_s())
 
     async def until(self, condition: Callable[[Presence], bool], what: str) -> None:
-        await eventually(lambda: condition(self.now), f"{what}; {self.now}; {self.desktop.describe()}", 15)
+        await eventually(lambda: condition(self.now), lambda: f"{what}; {self.now}; {self.desktop.describe()}")
 
 
 def beside(box: SysBox, story: Callable[[Node], Awaitable[None]], max_age_s: float = 60.0) -> None:
@@ -141,18 +141,18 @@ def test_typing_over_ssh_is_seen_at_once(box: SysBox) -> None:
 
     async def story(node: Node) -> None:
         with pty_login(box, "anna") as type_line:
-            await eventually(lambda: node.desktop._reports, "the agent's report", 15)
-            await asyncio.sleep(1)  # the shell has begun to read
+
+            def typed(since_s: float) -> bool:
+                now = node.desktop.latest(CLOCK.now_s())
+                return now.sign.startswith("anna active on pts/") and now.last_sign_at_s >= since_s - 0.01
+
+            # The shell has begun to read, and the agent to watch.
+            await eventually(lambda: type_line() or typed(0.0), lambda: f"a keystroke; {node.desktop.describe()}")
             for _ in range(2):
+                await asyncio.sleep(1.1)  # told once a second at most
                 begun_s = CLOCK.now_s()
                 type_line()
-
-                def typed(begun_s: float = begun_s) -> bool:
-                    now = node.desktop.latest(CLOCK.now_s())
-                    return now.sign.startswith("anna active on pts/") and now.last_sign_at_s >= begun_s - 0.01
-
-                await eventually(typed, f"a keystroke; {node.desktop.describe()}", 3)
-                await asyncio.sleep(1.1)
+                await eventually(lambda begun_s=begun_s: typed(begun_s), f"a keystroke; {node.desktop.describe()}", 3)
         box.run("systemctl", "stop", "user-*.slice")  # or logind keeps the user's manager for ten seconds
         await eventually(lambda: not node.desktop._reports, "the agent's end with the last session", 30)
 

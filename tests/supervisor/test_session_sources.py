@@ -42,11 +42,11 @@ class Watched:
         return self.source.reading is not None and self.source.reading.idle_since_s is None
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
-        await eventually(lambda: condition() or self.task.done(), f"{what}; said: {self.said}", 8)
+        await eventually(lambda: condition() or self.task.done(), lambda: f"{what}; said: {self.said}")
         if self.task.done():
             await self.task
 
-    async def gone(self, within_s: float = 8.0) -> Gone:
+    async def gone(self, within_s: float = 30.0) -> Gone:
         with pytest.raises(Gone) as caught:
             await asyncio.wait_for(self.task, within_s)
         assert self.source.reading is None

@@ -36,7 +36,7 @@ class Seen:
         return self.sensor.latest(CLOCK.now_s())
 
     async def until(self, condition: Callable[[Presence], bool], what: str) -> Presence:
-        await eventually(lambda: condition(self.now), f"{what}; last: {self.now}")
+        await eventually(lambda: condition(self.now), lambda: f"{what}; last: {self.now}")
         return self.now
 
 
