@@ -7,7 +7,8 @@ executor at the lowest priority. The sign is a new terminal in /dev/pts, as an S
 Ours is the whole way: sensor, look, `propose`, performer, keeper. The limit, in the same run and on the same tasks: ten
 lines that watch /dev/pts and write cgroup.freeze and cgroup.kill themselves. `busy` rows: the person's own work keeps
 both cores busy meanwhile. When a tree is frozen and gone is read from its cgroup.events by a thread of its own, for both.
-Exit 1 when short of performance.md.
+`no cgroup`: both walk /proc, SIGSTOP and SIGKILL, and know what they have seen themselves. Exit 1 when short of
+performance.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -25,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ from states.observation import Automation, Cpu, Gpu, Host, Reading, TaskPhase
 from supervisor.clock import SystemClock
 from supervisor.effects.workdir import Workdir
 from supervisor.executors.command import CommandExecutor
-from supervisor.executors.containment import CgroupContainment, detect
+from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment, detect
 from supervisor.observer import Observer
 from supervisor.performer import Performer
 from supervisor.sensors.terminals import Terminals
@@ -78,6 +80,7 @@ while True:
 TASKS = {"200 processes": MANY, "memory hog, 1 GiB": HOG, "writer": WRITER}
 # (p50, p99) of ours as multiples of the limit's, and what two shared cores add now and then, ms (performance.md).
 TARGETS = {"decided": (3.0, 3.0, 1.0), "frozen": (2.0, 2.0, 4.0), "gone": (1.5, 2.0, 5.0)}
+WALKED = {**TARGETS, "frozen": (1.3, 1.3, 4.0)}
 MARKS = ("decided", "frozen", "gone", "settled")
 
 
@@ -148,7 +151,7 @@ def sign() -> tuple[float, tuple[int, int]]:
     return began, os.openpty()
 
 
-async def ours(containment: CgroupContainment, code: str, folder: Path, runs: int, tell: Callable[[], None]) -> Times:
+async def ours(containment: Containment, code: str, folder: Path, runs: int, tell: Callable[[], None]) -> Times:
     """The product."""
     times = Times()
     sensor = Terminals(CLOCK)
@@ -168,7 +171,8 @@ async def ours(containment: CgroupContainment, code: str, folder: Path, runs: in
         slot.workdir = performer.workdir.fresh("task")
         slot.tree = await executor.start(slot.claim, slot.workdir, woken.set)
         await eventually(lambda place=slot.workdir: (place / "up").exists(), "the task at work", 60)
-        watcher = Watcher(slot.tree._cgroup)  # type: ignore[attr-defined]
+        cgroup = slot.tree._cgroup  # type: ignore[attr-defined]
+        watcher = Watcher(cgroup) if cgroup else None
         now_s = CLOCK.now_s()
         mind = Lifecycle(LIMITS, memory=Memory(State.RUNNING, now_s, running_since_s=now_s, started_at_s=now_s))
 
@@ -188,12 +192,14 @@ async def ours(containment: CgroupContainment, code: str, folder: Path, runs: in
         outcome = await performer.perform(plan)
         mind.commit(plan, outcome)
         assert all(result.ok for result in outcome.results), outcome
-        await asyncio.to_thread(watcher.join, 10)
-        frozen_s = watcher.frozen_s
-        if not 0 < frozen_s < watcher.gone_s:  # the thread was late: by the keeper's word, rounded up
+        frozen_s, gone_s = 0.0, decided_s + outcome.results[0].took_s
+        if watcher is not None:
+            await asyncio.to_thread(watcher.join, 10)
+            frozen_s, gone_s = watcher.frozen_s, watcher.gone_s
+        if not 0 < frozen_s < gone_s:  # no thread, or it was late: by the keeper's word, rounded up
             told = re.search(r"\bfrozen (\d+) ms", outcome.results[0].detail)
-            frozen_s = decided_s + (int(told[1]) + 1) / 1e3 if told else watcher.gone_s
-        times.note(began_s, decided=decided_s, frozen=frozen_s, gone=watcher.gone_s, settled=source.back_s)
+            frozen_s = decided_s + (int(told[1]) + 1) / 1e3 if told else gone_s
+        times.note(began_s, decided=decided_s, frozen=frozen_s, gone=gone_s, settled=source.back_s)
         for fd in pair:
             os.close(fd)
         tell()
@@ -211,6 +217,60 @@ class NoLock:
 
     async def release(self) -> str:
         return ""
+
+
+def tree(root: int) -> dict[int, str]:
+    """Pid → state of what descends from `root`, by one walk."""
+    below: dict[int, dict[int, str]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
+                below.setdefault(int(parent), {})[int(name)] = state
+    found: dict[int, str] = {}
+    todo = [root]
+    while todo:
+        children = below.get(todo.pop(), {})
+        found |= children
+        todo += children
+    return found
+
+
+def walked(code: str, folder: Path, runs: int, tell: Callable[[], None]) -> Times:
+    """The ten lines without a cgroup: walk, SIGSTOP until all stand, SIGKILL until all are gone."""
+    times = Times()
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what is double-forked stays below us
+    inotify = INotify()
+    inotify.add_watch("/dev/pts", flags.CREATE)
+    for n in range(runs):
+        place = folder / f"walked-{n}"
+        place.mkdir()
+        task = subprocess.Popen([sys.executable, "-I", "-S", "-c", code], cwd=place, start_new_session=True)
+        others = tree(os.getpid()).keys() - tree(task.pid).keys() - {task.pid}
+        while not (place / "up").exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        inotify.read(timeout=0)
+        began_s, pair = sign()
+        inotify.read()
+        decided_s = time.perf_counter()
+        while running := [p for p, s in tree(os.getpid()).items() if s not in "TZX" and p not in others]:
+            for pid in running:
+                os.kill(pid, signal.SIGSTOP)
+        frozen_s = time.perf_counter()
+        while living := [p for p, s in tree(os.getpid()).items() if s not in "ZX" and p not in others]:
+            for pid in living:
+                os.kill(pid, signal.SIGKILL)
+        times.note(began_s, decided=decided_s, frozen=frozen_s, gone=time.perf_counter(), settled=time.perf_counter())
+        task.wait()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        for fd in pair:
+            os.close(fd)
+        tell()
+    inotify.close()
+    return times
 
 
 def limit(base: str, code: str, folder: Path, runs: int, tell: Callable[[], None]) -> Times:
@@ -286,8 +346,10 @@ def main() -> int:
         print(f"yield.py needs a cgroup of its own to measure: {containment.describe()}", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
-    for kind, cores in [(name, False) for name in TASKS] + [("200 processes", True)]:
-        name = kind + (", cores busy" if cores else "")
+    scenes = [(name, False, containment) for name in TASKS] + [("200 processes", True, containment)]
+    for kind, cores, way in [*scenes, ("200 processes", False, TreeContainment("by choice"))]:
+        in_cgroup = way is containment
+        name = kind + (", cores busy" if cores else "") + ("" if in_cgroup else ", no cgroup")
         count = [0]
 
         def tell(name: str = name, count: list[int] = count) -> None:
@@ -296,9 +358,12 @@ def main() -> int:
                 print(f"{name}: {count[0]} of {2 * given.runs}", file=sys.stderr, flush=True)
 
         with tempfile.TemporaryDirectory(prefix="yield-") as folder, busy(cores):
-            mine = asyncio.run(ours(containment, TASKS[kind], Path(folder) / "work", given.runs, tell))
-            bare = limit(containment.base, TASKS[kind], Path(folder), given.runs, tell)
-        rows += [judge(name, mark, mine, bare) for mark in MARKS]
+            mine = asyncio.run(ours(way, TASKS[kind], Path(folder) / "work", given.runs, tell))
+            if in_cgroup:
+                bare = limit(containment.base, TASKS[kind], Path(folder), given.runs, tell)
+            else:
+                bare = walked(TASKS[kind], Path(folder), given.runs, tell)
+        rows += [judge(name, mark, mine, bare, TARGETS if in_cgroup else WALKED) for mark in MARKS]
     if given.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -314,14 +379,14 @@ def main() -> int:
     return int(any(row["judged"] == "short" for row in rows))
 
 
-def judge(task: str, mark: str, mine: Times, bare: Times) -> dict[str, Any]:
+def judge(task: str, mark: str, mine: Times, bare: Times, targets: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
     """One line of the table."""
     row: dict[str, Any] = {"task": task, "mark": mark}
     for number, (name, part) in enumerate((("p50", 0.5), ("p99", 0.99))):
         row |= {name: mine.ms(mark, part), f"{name}_limit": bare.ms(mark, part)}
-        target = TARGETS.get(mark)
+        target = targets.get(mark)
         row[f"{name}_target"] = None if target is None else row[f"{name}_limit"] * target[number] + target[2] * number
-    if mark not in TARGETS:
+    if mark not in targets:
         row["judged"] = ""
     else:
         row["judged"] = "ok" if all(row[p] <= row[f"{p}_target"] for p in ("p50", "p99")) else "short"
