@@ -37,6 +37,11 @@ async def fleet(members: list[Member]) -> AsyncIterator[None]:
         await asyncio.gather(*(m.stop() for m in members if m._running is not None and not m._running.done()))
 
 
+def five(folder: Path, url: str, log: Log) -> list[Member]:
+    """Five nodes, which tell `log`."""
+    return [Member(config, log) for config in configs(folder, [f"n{n}" for n in range(5)], url)]
+
+
 async def all_done(boss: Operator, tasks: list[str], log: Log, timeout_s: float = 100) -> None:
     """Every task has its one result, no task is left, and whatever ran twice is known to have."""
     for task in tasks:
@@ -77,7 +82,7 @@ def test_nodes_die_in_the_middle_of_work_and_nothing_is_lost(tmp_path: Path) -> 
     async def work() -> None:
         with nats_server(tmp_path / "nats") as server:
             log = Log()
-            members = [Member(c, log) for c in configs(tmp_path, [f"n{n}" for n in range(5)], server.url)]
+            members = five(tmp_path, server.url, log)
             async with operator(server.url, lease_s=2) as boss, fleet(members):
                 tasks = [await boss.submit(KIND, {"seconds": 0.5}) for _ in range(20)]
                 for member in members[:2]:
@@ -94,7 +99,7 @@ def test_the_server_is_killed_and_restarted_in_the_middle_of_work_and_nothing_is
     async def work() -> None:
         with nats_server(tmp_path / "nats") as server:
             log = Log()
-            members = [Member(c, log) for c in configs(tmp_path, [f"n{n}" for n in range(5)], server.url)]
+            members = five(tmp_path, server.url, log)
             async with operator(server.url, lease_s=2) as boss, fleet(members):
                 tasks = [await boss.submit(KIND, {"seconds": 0.7}) for _ in range(25)]
                 await until(lambda: all(m.task for m in members), "they work")
@@ -113,7 +118,7 @@ def test_one_of_three_servers_dies_in_the_middle_of_work_and_nothing_is_lost(tmp
         with nats_cluster(tmp_path / "nats") as servers:
             log = Log()
             url = ",".join(server.url for server in servers)
-            members = [Member(c, log) for c in configs(tmp_path, [f"n{n}" for n in range(5)], url)]
+            members = five(tmp_path, url, log)
             async with operator(url, replicas=3, lease_s=3) as boss, fleet(members):
                 tasks = [await boss.submit(KIND, {"seconds": 0.5}) for _ in range(20)]
                 await until(lambda: sum(bool(m.task) for m in members) >= 3, "they work")

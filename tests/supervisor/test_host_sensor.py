@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,18 +18,7 @@ from supervisor.clock import SystemClock
 from supervisor.sensors.host import GIB, CpuMeter, CpuSample, HostSensor
 from supervisor.settings import HostSettings
 
-
-class Times(NamedTuple):
-    """CPU seconds in the form of psutil's."""
-
-    user: float = 0.0
-    nice: float = 0.0
-    system: float = 0.0
-    idle: float = 0.0
-    iowait: float = 0.0
-    steal: float = 0.0
-    guest: float = 0.0
-    guest_nice: float = 0.0
+NO_TIME = psutil.cpu_times()._replace(**dict.fromkeys(psutil.cpu_times()._fields, 0.0))
 
 
 class Memory(NamedTuple):
@@ -41,7 +31,7 @@ class Machine:
     """A machine whose clock and counters the test moves."""
 
     def __init__(self, sys_root: Path, **settings: Any) -> None:
-        self.at_s, self.own_s, self.times, self.memory = 1000.0, 0.0, Times(), Memory()
+        self.at_s, self.own_s, self.times, self.memory = 1000.0, 0.0, NO_TIME, Memory()
         self.going_down = ""
         self.hours = (True, math.inf)
         self.sensor = HostSensor(
@@ -59,7 +49,7 @@ class Machine:
         """Time passes, in which the processors spent this."""
         self.at_s += seconds
         self.own_s += own_s
-        self.times = Times(**{k: v + spent.get(k, 0.0) for k, v in self.times._asdict().items()})
+        self.times = self.times._replace(**{name: getattr(self.times, name) + spent_s for name, spent_s in spent.items()})
 
     def cpu(self) -> float | str:
         """Percent, or why not."""
@@ -133,7 +123,7 @@ def test_looks_in_quick_succession_take_no_sample(machine: Machine) -> None:
         pytest.param(lambda m: setattr(m, "own_s", 0.0), 100.0, id="the task's counter went back: nothing is taken off"),
         pytest.param(lambda m: setattr(m, "own_s", 1e9), 100.0, id="more than the machine had: nothing is taken off"),
         pytest.param(lambda m: setattr(m, "own_s", math.nan), 100.0, id="not a number: nothing is taken off"),
-        pytest.param(lambda m: setattr(m, "times", Times()), "first measurement under way", id="the machine's went back"),
+        pytest.param(lambda m: setattr(m, "times", NO_TIME), "first measurement under way", id="the machine's went back"),
         pytest.param(lambda m: setattr(m, "at_s", 0.0), "first measurement under way", id="the clock went back"),
     ],
 )
@@ -152,7 +142,7 @@ def test_counters_that_cannot_be_believed(
 def test_cpu_times_that_cannot_be_read_are_unknown(machine: Machine) -> None:
     """With the reason, in one line."""
 
-    def refuse() -> Times:
+    def refuse() -> Any:
         raise PermissionError(13, "Permission denied", "/proc/stat")
 
     machine.sensor._cpu_times = refuse
