@@ -74,7 +74,11 @@ def served() -> dict[str, Any]:
 
 SCHEMAS = served()
 KINDS = ("openapi", "nodes", "register", "heartbeat", "poll", "result", "create", "task")
-TEXTS = {"uuid": st.uuids().map(str), "date-time": st.just("2026-11-24T08:28:55.366707Z"), None: st.text(max_size=12)}
+PRINTABLE = st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=12)  # what a type may be
+TEXTS = {
+    "uuid": st.uuids().map(str), "date-time": st.just("2026-11-24T08:28:55.366707Z"),
+    None: PRINTABLE | PRINTABLE | PRINTABLE | st.text(max_size=12),
+}  # fmt: skip
 NASTY = st.sampled_from(["", "\0", "\ud800", "../../x", "a" * 300, "NaN", -0.0, 1e308, 10**40, True, [], {}, None])
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | NASTY,
