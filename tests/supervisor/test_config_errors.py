@@ -204,7 +204,8 @@ NODE = [
         "tasks: {x: {argv: [a], grace: 1}}",
         "node.yaml:1:24: tasks.x.grace: found an unknown field, allowed: executor, argv, allow_any_command, "
         "sandbox, sandbox_read, sandbox_network, timeout_minutes, on_yield, hold_sec, checkpoint, on_preempt, grace_sec, "
-        "notice, max_result_mb, max_memory_gb, max_vram_gb, max_disk_gb, max_processes, env, ollama_url (did you mean grace_sec?)",
+        "notice, max_result_mb, max_memory_gb, max_vram_gb, max_disk_gb, max_processes, env, ollama_url "
+        "(did you mean grace_sec?)",
     ),
     ("work: {hours: [22:00]}", f"node.yaml:1:16: work.hours[0]: found 22:00, allowed: {HOURS}"),
     ("work: {hours: [08:00-12:00, 9:00-24:30]}", f"node.yaml:1:29: work.hours[1]: found 9:00-24:30, allowed: {HOURS}"),
