@@ -5,10 +5,12 @@ Each ends in a reason of its own, at the control node and in the journal. The GP
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,38 +132,43 @@ def held(node: Daemon) -> dict[str, dict[str, Any]]:
     return guards
 
 
+@contextlib.contextmanager
+def at_work(place: Path, standin: StandIn, **gpu: float) -> Iterator[tuple[ControlNode, Daemon, str, int]]:
+    """A control node and a daemon with a task that works until it is told to end: these, the task's id, its pid."""
+    settings = {"tasks": UNTIL_TOLD, "work": {"run_minutes": 5}, "gpu": {**ON_GPU["gpu"], **gpu}}
+    with control_node() as control, daemon(NodeFolder.make(place, control.url, node=settings), env=standin.env) as node:
+        task = control.add("work")
+        yield control, node, task, node.wait_for_task()
+
+
 @pytest.mark.parametrize("how", ["killed", "ended", "leaked"])
 def test_held_vram_keeps_the_node_from_working_until_it_is_free(tmp_path: Path, standin: StandIn, how: str) -> None:
-    folder = NodeFolder.make(tmp_path / "node", node={"tasks": UNTIL_TOLD, "work": {"run_minutes": 5}, **ON_GPU})
-    with control_node() as control:
-        folder.write(node={"control": {"url": control.url}})
-        with daemon(folder, env=standin.env) as node:
-            task = control.add("work")
-            pid = node.wait_for_task()
-            standin.shows(f"0.proc={pid}:{2 * GIB}:c", f"0.mem_used={3 * GIB}", "0.mem_reserved=0")
-            until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 2, "its VRAM")
-            if how == "killed":
-                folder.cli("pause")
-                error, _ = failed(control, task)
-                assert error.startswith("preempted: automation was switched off")
-                folder.cli("resume")
-            else:
-                if how == "leaked":  # the driver forgets the process, and keeps its memory
-                    threading.Thread(target=leak, args=(node, standin)).start()
-                next((folder.path / "work").glob("task-*")).joinpath("end").touch()
-                assert control.settled(task)["status"] == "COMPLETED"
-            guards = held(node)
-            print(f"  {how}: {guards['task_gone']['reason']}")
-            whose = "by no listed process" if how == "leaked" else f"by pid {pid}, which is gone"
-            reason = f"VRAM is still held after the task: 2 GiB {whose} (gpu.vram_release_sec)"
-            assert [guards[name]["ok"] for name in ("task_gone", "gpu_free", "user_away")] == [False, False, True]
-            assert guards["task_gone"]["reason"] == guards["gpu_free"]["reason"] == reason
-            assert reason in " ".join(node.folder.cli("why").stdout.split())
-            waiting = control.add("echo")
-            assert node.state() in ("DISABLED", "COOLDOWN")
-            standin.shows()
-            assert control.settled(waiting)["status"] == "COMPLETED", "it recovers by itself"
-            node.stop()
+    with at_work(tmp_path / "node", standin) as (control, node, task, pid):
+        folder = node.folder
+        standin.shows(f"0.proc={pid}:{2 * GIB}:c", f"0.mem_used={3 * GIB}", "0.mem_reserved=0")
+        until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 2, "its VRAM")
+        if how == "killed":
+            folder.cli("pause")
+            error, _ = failed(control, task)
+            assert error.startswith("preempted: automation was switched off")
+            folder.cli("resume")
+        else:
+            if how == "leaked":  # the driver forgets the process, and keeps its memory
+                threading.Thread(target=leak, args=(node, standin)).start()
+            next((folder.path / "work").glob("task-*")).joinpath("end").touch()
+            assert control.settled(task)["status"] == "COMPLETED"
+        guards = held(node)
+        print(f"  {how}: {guards['task_gone']['reason']}")
+        whose = "by no listed process" if how == "leaked" else f"by pid {pid}, which is gone"
+        reason = f"VRAM is still held after the task: 2 GiB {whose} (gpu.vram_release_sec)"
+        assert [guards[name]["ok"] for name in ("task_gone", "gpu_free", "user_away")] == [False, False, True]
+        assert guards["task_gone"]["reason"] == guards["gpu_free"]["reason"] == reason
+        assert reason in " ".join(node.folder.cli("why").stdout.split())
+        waiting = control.add("echo")
+        assert node.state() in ("DISABLED", "COOLDOWN")
+        standin.shows()
+        assert control.settled(waiting)["status"] == "COMPLETED", "it recovers by itself"
+        node.stop()
         said = effects(node, "stop" if how == "killed" else "settle")
         print(f"  journal: {said[0]}")
         assert re.search(rf"VRAM still held after [0-9]+ ms: 2 GiB {whose}", said[0])
@@ -176,31 +183,26 @@ def leak(node: Daemon, standin: StandIn) -> None:
 @pytest.mark.parametrize("how", ["stopped", "ended"])
 def test_the_journal_says_when_the_vram_was_free(tmp_path: Path, standin: StandIn, how: str) -> None:
     """A driver that takes a moment; the next task waits for it."""
-    gpu = {"gpu": {**ON_GPU["gpu"], "vram_release_sec": 20}}
-    folder = NodeFolder.make(tmp_path / "node", node={"tasks": UNTIL_TOLD, "work": {"run_minutes": 5}, **gpu})
-    with control_node() as control:
-        folder.write(node={"control": {"url": control.url}})
-        with daemon(folder, env=standin.env) as node:
-            task = control.add("work")
-            pid = node.wait_for_task()
-            standin.shows(f"0.proc={pid}:{2 * GIB}:c", f"0.mem_used={2 * GIB}")
-            until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 2, "its VRAM")
+    with at_work(tmp_path / "node", standin, vram_release_sec=20) as (control, node, task, pid):
+        folder = node.folder
+        standin.shows(f"0.proc={pid}:{2 * GIB}:c", f"0.mem_used={2 * GIB}")
+        until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 2, "its VRAM")
 
-            def give_back() -> None:
-                until(lambda: not node.task_pids(), "the task's end")
-                threading.Event().wait(0.3)
-                standin.shows()
+        def give_back() -> None:
+            until(lambda: not node.task_pids(), "the task's end")
+            threading.Event().wait(0.3)
+            standin.shows()
 
-            driver = threading.Thread(target=give_back)
-            driver.start()
-            if how == "stopped":
-                folder.cli("pause", "1s")
-            else:
-                next((folder.path / "work").glob("task-*")).joinpath("end").touch()
-            control.settled(task)
-            driver.join()
-            assert control.settled(control.add("echo"))["status"] == "COMPLETED"
-            node.stop()
+        driver = threading.Thread(target=give_back)
+        driver.start()
+        if how == "stopped":
+            folder.cli("pause", "1s")
+        else:
+            next((folder.path / "work").glob("task-*")).joinpath("end").touch()
+        control.settled(task)
+        driver.join()
+        assert control.settled(control.add("echo"))["status"] == "COMPLETED"
+        node.stop()
         said = effects(node, "stop" if how == "stopped" else "settle")[0]
         print(f"  {how}: {said}")
         found = re.search(r"VRAM free after ([0-9]+) ms$", said)
