@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.agents import answering
+from supervisor.executors.base import CheckpointFailed
 from supervisor.sensors.helper import Helper
 
 DRIVER: Final = 570  # the first with calls for it
@@ -31,14 +32,6 @@ ANSWER_SHARE: Final = 0.9  # of the time for `out`, what the helper may plan wit
 END_S: Final = 1.5
 SPARE_GB: Final = 1.0  # memory that must stay free beside the VRAM that comes into it
 GIB: Final = 1 << 30
-
-
-class CheckpointFailed(Exception):
-    """VRAM was not moved; the text says why. `usable`: the task's processes are as they were. Else they must be killed."""
-
-    def __init__(self, text: str, *, usable: bool) -> None:
-        super().__init__(text)
-        self.usable = usable
 
 
 class Checkpointer:

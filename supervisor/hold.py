@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from supervisor.checkpoint import Checkpointer, CheckpointFailed
-from supervisor.executors.base import FreezeFailed, RunningTask
+from supervisor.executors.base import CheckpointFailed, FreezeFailed, RunningTask
 from supervisor.sensors.gpu_use import Own
 
+if TYPE_CHECKING:
+    from supervisor.checkpoint import Checkpointer
+
 CHECKPOINT_S: Final = 3.0  # for VRAM out or back: logind waits five seconds for a sleep, and a kill must have its time (T26)
+
+
+def _checkpointer() -> Checkpointer:
+    """The real one: it costs memory, and most nodes never need it."""
+    from supervisor.checkpoint import Checkpointer
+
+    return Checkpointer()
 
 
 class Hold:
@@ -27,7 +36,7 @@ class Hold:
         make: makes the checkpointer, when the first type asks for it.
     """
 
-    def __init__(self, own: Callable[[], Own], make: Callable[[], Checkpointer] = Checkpointer) -> None:
+    def __init__(self, own: Callable[[], Own], make: Callable[[], Checkpointer] = _checkpointer) -> None:
         self._own, self._make = own, make
         self._checkpointer: Checkpointer | None = None
         self._asked: Checkpointer | None = None  # by this task's type

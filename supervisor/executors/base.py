@@ -23,6 +23,14 @@ class FreezeFailed(Exception):
     """The task could not be frozen or thawed; the text says why. Where freezing failed, it runs on."""
 
 
+class CheckpointFailed(Exception):
+    """VRAM was not moved; the text says why. `usable`: the task's processes are as they were. Else they must be killed."""
+
+    def __init__(self, text: str, *, usable: bool) -> None:
+        super().__init__(text)
+        self.usable = usable
+
+
 class RunningTask(Protocol):
     """A task's process tree."""
 

@@ -19,9 +19,9 @@ from support.trees import until_async
 from states.effects import Effect
 from states.limits import Limits
 from states.observation import Gpu, TaskPhase
-from supervisor.checkpoint import Checkpointer, CheckpointFailed
+from supervisor.checkpoint import Checkpointer
 from supervisor.config import ConfigErrors, load
-from supervisor.executors.base import FreezeFailed
+from supervisor.executors.base import CheckpointFailed, FreezeFailed
 from supervisor.executors.containment import Bounds, Containment
 from supervisor.hold import Hold
 from supervisor.sensors.gpu_use import Own
