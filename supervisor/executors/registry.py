@@ -10,8 +10,6 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from supervisor.executors.base import StartFailed
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -67,6 +65,8 @@ class Guarded:
 
     async def start(self, claim: Claim, workdir: Path, wake: Wake) -> RunningTask:
         """See Executor."""
+        from supervisor.executors.base import StartFailed  # here: a configuration is read without it
+
         try:
             return await self._executor.start(claim, workdir, wake)
         except (StartFailed, OSError):
