@@ -83,6 +83,8 @@ def observation_of(
     Raises:
         ValueError: something is missing or is not of the vocabulary; the text says what.
     """
+    if not isinstance(see, Mapping):
+        raise ValueError(f"found {see!r:.60}, allowed: an object in the words of `see`")
     stale = see.get("stale", [])
     if not isinstance(stale, list) or any(name not in READINGS for name in stale):
         raise ValueError(f"stale: found {stale!r}, allowed: a list of {', '.join(READINGS)}")

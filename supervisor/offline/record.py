@@ -20,6 +20,7 @@ from states.effects import Effect
 from states.lifecycle import EffectResult, Lifecycle, Outcome
 from states.limits import Limits
 from states.memory import USED_UP, Memory, State
+from states.observation import Observation
 from supervisor import journal
 from supervisor.offline.difference import effect_words
 from supervisor.offline.replay import compare, play
@@ -51,6 +52,7 @@ class _Decision:
 
     at_s: float
     entry: dict[str, Any]
+    seen: Observation
     results: list[EffectResult] = field(default_factory=list)
     state: str = ""
 
@@ -71,14 +73,15 @@ def cut(paths: Iterable[Path], since: datetime, until: datetime, title: str = ""
         nonlocal open_
         done, open_ = open_, None
         if done is not None and mind is not None:
-            about = done.entry.get("task") or {}
-            seen = observation_of(done.entry["observation"], done.at_s, str(about.get("id", "")), str(about.get("type", "")))
-            mind.commit(mind.propose(seen), Outcome(tuple(done.results)))
+            mind.commit(mind.propose(done.seen), Outcome(tuple(done.results)))
 
     try:
         for path in journal.files(paths):
             for _, entry in journal.read(path):
                 kind = entry["kind"]
+                if mind is None and "carried" in entry:  # of the days before, which are not at hand
+                    limits = msgspec.convert(entry["carried"]["limits"], Limits)
+                    mind = Lifecycle(limits, memory=msgspec.convert(entry["carried"]["memory"], Memory))
                 if kind == "effect":
                     if open_ is not None:
                         open_.results.append(EffectResult(Effect(entry["effect"]), entry["ok"]))
@@ -93,7 +96,9 @@ def cut(paths: Iterable[Path], since: datetime, until: datetime, title: str = ""
                 if kind == "decision":
                     if mind is None:
                         continue
-                    open_ = _Decision(float(entry["at_s"]), entry, state=str(entry.get("state", "")))
+                    at_s, about = float(entry["at_s"]), entry.get("task") or {}
+                    seen = observation_of(entry["observation"], at_s, str(about.get("id", "")), str(about.get("type", "")))
+                    open_ = _Decision(at_s, entry, seen, state=str(entry.get("state", "")))
                     if at >= since and (inside or not mind.memory.owed):
                         began = began if inside else mind.memory
                         inside.append(open_)
@@ -115,7 +120,7 @@ def cut(paths: Iterable[Path], since: datetime, until: datetime, title: str = ""
                     mind = Lifecycle(limits, memory=Memory(since_s=entry["boot_s"], cooldown_from_s=cooldown))
     except StopIteration:
         pass
-    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise RecordError(f"a line is not of the journal's form ({error}); `rae-node replay` names it") from None
     if not inside:
         span = f"{since.isoformat(timespec='seconds')} to {until.isoformat(timespec='seconds')}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final
 
 from states.effects import Effect
@@ -36,7 +37,8 @@ COVERS: Final = tuple(f"R{n}" for n in range(1, 25))
 _RUNTIME: Final = Runtime.__struct_fields__
 _MACHINE: Final = NodeSettings.__struct_fields__
 
-_NUMBER: Final = re.compile(r"(?:0|[1-9][0-9]{0,11})(?:\.[0-9]{1,12})?|\.[0-9]{1,12}")
+# As YAML libraries write them, with all digits of a float, and an exponent only behind a point.
+_NUMBER: Final = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,25}(?:[eE][-+][0-9]{1,3})?)?|\.[0-9]{1,25}")
 _DURATION: Final = re.compile(r"(?=[0-9])" + "".join(rf"(?:([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?){unit})?" for unit in "hms"))
 _SWITCH: Final = {"on": "on", "true": "on", "off": "off", "false": "off"}
 _UNIT_S: Final = (3600.0, 60.0, 1.0)
@@ -360,8 +362,10 @@ class _Reader:
         return None
 
     def _number(self, node: Node, field: str, allowed: str, whole: bool = False) -> float | None:
-        if isinstance(node, Scalar) and node.plain and _NUMBER.fullmatch(node.text) and not (whole and "." in node.text):
-            return float(node.text)
+        if isinstance(node, Scalar) and node.plain and not (whole and "." in node.text):
+            number = plain_number(node.text)
+            if number is not None:
+                return number
         self._refuse(node, field, found(node), allowed)
         return None
 
@@ -373,10 +377,15 @@ class _Reader:
         return seconds
 
 
+def plain_number(text: str) -> float | None:
+    """The number, never negative nor infinite; None: it is none."""
+    return number if _NUMBER.fullmatch(text) and isfinite(number := float(text)) else None
+
+
 def duration_s(text: str) -> float | None:
     """Seconds of `90s`, `10m`, `1h30m` or a plain number of seconds; None: it is no duration."""
-    if _NUMBER.fullmatch(text):
-        return float(text)
+    if (number := plain_number(text)) is not None:
+        return number
     match = _DURATION.fullmatch(text)
     return sum(float(part) * unit_s for part, unit_s in zip(match.groups("0"), _UNIT_S, strict=True)) if match else None
 

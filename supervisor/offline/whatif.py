@@ -65,6 +65,8 @@ def load(paths: Iterable[Path]) -> Past:
     try:
         for path in journal.files(paths):
             for _, entry in journal.read(path):
+                if "carried" in entry:
+                    limits = msgspec.convert(entry["carried"]["limits"], Limits)
                 if entry["kind"] == "start":
                     lives.append([])
                 elif entry["kind"] == "config" and "limits" in entry:
@@ -77,7 +79,7 @@ def load(paths: Iterable[Path]) -> Past:
                     if lives[-1] and (came := _came(lives[-1][-1], seen, entry["kind"] == "decision")) is not None:
                         lives[-1].append(came)
                     lives[-1].append(seen)
-    except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, msgspec.ValidationError) as error:
         raise WhatIfError(f"a line is not of the journal's form ({error}); `rae-node replay` names it") from None
     kept = tuple(tuple(life) for life in lives if life)
     if not kept:

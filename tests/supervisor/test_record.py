@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from support.clock import ManualClock
 
 from states.lifecycle import Lifecycle
+from states.memory import Memory
 from supervisor.journal import Journal
 from supervisor.offline.record import RecordError, cut
 from supervisor.offline.replay import replay_files
@@ -65,3 +68,31 @@ def test_an_empty_span_says_what_to_do(tmp_path: Path) -> None:
     zero_s, _ = lived(NAMES[0], tmp_path / "logs")
     with pytest.raises(RecordError, match="name a wider span"):
         cut([tmp_path / "logs"], at(zero_s - 900), at(zero_s - 800))
+
+
+def test_a_kept_day_is_cut_without_the_days_before(tmp_path: Path) -> None:
+    """Seven days are kept, a node runs for months: the day's first line says what was carried over midnight."""
+    zero_s, steps = lived("on-hold.yaml", tmp_path / "logs")
+    (path,) = (tmp_path / "logs").glob("*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    limits = next(line["limits"] for line in lines if line["kind"] == "config")
+    lines = [line for line in lines if line["kind"] not in ("start", "config")]
+    lines[0]["carried"] = {"memory": asdict(Memory(since_s=lines[0]["boot_s"])), "limits": limits}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, _ = cut([path], at(zero_s), at(zero_s + steps[-1] + 1))
+    assert "work.hold_sec: 30" in text
+    del lines[0]["carried"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RecordError, match="follows a start"):
+        cut([path], at(zero_s), at(zero_s + steps[-1] + 1))
+
+
+@pytest.mark.parametrize("change", [{"observation": "x"}, {"observation": None}, {"task": "x"}, {"at_s": 10**400}, {"time": 3}])
+def test_a_line_of_another_form_is_refused_in_words(tmp_path: Path, change: dict[str, object]) -> None:
+    zero_s, steps = lived("timed-out.yaml", tmp_path / "logs")
+    (path,) = (tmp_path / "logs").glob("*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    next(line for line in reversed(lines) if line["kind"] == "decision").update(change)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RecordError, match="is not of the journal's form"):
+        cut([path], at(zero_s), at(zero_s + steps[-1] + 1))

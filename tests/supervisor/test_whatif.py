@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,25 @@ def test_sums_by_hand(
 def test_nothing_seen_is_said(tmp_path: Path) -> None:
     with pytest.raises(WhatIfError, match="name journals"):
         load([tmp_path])
+
+
+@pytest.mark.parametrize("change", [{"observation": "x"}, {"observation": []}, {"at_s": 10**400}, {"at_s": None}])
+def test_a_line_of_another_form_is_refused_in_words(evening: Path, change: dict[str, object]) -> None:
+    (path,) = evening.iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    next(line for line in reversed(lines) if "observation" in line).update(change)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(WhatIfError, match="is not of the journal's form"):
+        load([evening])
+
+
+def test_limits_are_carried_over_midnight(evening: Path) -> None:
+    (path,) = evening.iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [line for line in lines if line["kind"] not in ("start", "config")]
+    lines[0]["carried"] = {"memory": {}, "limits": {"idle_required_s": 77.0}}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load([evening]).limits.idle_required_s == 77.0
 
 
 CHANGES = [
