@@ -140,6 +140,9 @@ class Performer:
         except asyncio.CancelledError:
             slot.failure = "the task did not start in time"
             raise
+        except Exception as error:
+            slot.failure = f"the task could not be started ({type(error).__name__})"  # its words may hold the payload (R6)
+            raise Failed(slot.failure) from error
         return ""
 
     async def _freeze(self, plan: Plan) -> str:

@@ -145,6 +145,7 @@ class CommandTask:
         self._cpu_s = 0.0
         self._rungs = ""
         self._alive = True
+        self._stopping = False
         self._error: str | None = None
         self._result: Mapping[str, Any] = {}
         self._state: Any = None
@@ -190,7 +191,14 @@ class CommandTask:
         """See RunningTask."""
         if not self._alive:
             raise FreezeFailed("it is gone already")
-        return await self._ice({"freeze": True})
+        if not self._stopping:
+            self._tree.freeze_first()
+        try:
+            return await self._ice({"freeze": True})
+        except FreezeFailed:
+            if not self._stopping:
+                self._tree.thaw()
+            raise
 
     async def thaw(self) -> str:
         """See RunningTask."""
@@ -215,6 +223,9 @@ class CommandTask:
             return self._rungs or "gone already"
         word: asyncio.Future[str] = self._loop.create_future()
         self._waiting.append(word)
+        if not self._stopping:  # a later order only shortens the grace in which it runs to obey
+            self._stopping = True
+            self._tree.freeze_first()
         try:
             if self._say({"stop": grace_s}):
                 with contextlib.suppress(TimeoutError):
