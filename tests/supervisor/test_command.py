@@ -19,7 +19,7 @@ from support.trees import alive, command, marked_with, pids_in, until_async
 from supervisor.executors import command as command_module
 from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed
 from supervisor.executors.command import CommandTask
-from supervisor.executors.containment import Containment, TreeContainment
+from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment
 
 __all__ = ["held"]
 SECRET = "sentinel-4711"
@@ -284,6 +284,41 @@ def test_a_freeze_without_a_keeper_fails_in_words(
             await task.freeze()
         with contextlib.suppress(ProcessLookupError):
             os.kill(task._keeper.pid, signal.SIGCONT)
+
+    run(held, tmp_path, body)
+
+
+def test_a_tree_in_a_cgroup_stands_before_its_keeper_gets_its_turn(held: Containment, tmp_path: Path) -> None:
+    if not isinstance(held, CgroupContainment):
+        pytest.skip("without a cgroup the keeper's walk is the shortest way")
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "trap 'echo bye >&2; exit 3' TERM; touch up; while :; do sleep 0.01; done")
+        await until_async((bench.folder / "up").exists)
+        os.kill(task._keeper.pid, signal.SIGSTOP)
+        frozen = Path(task._cgroup or "", "cgroup.freeze")
+        stopping = asyncio.ensure_future(task.stop(20))
+        await until_async(lambda: frozen.read_text() == "1\n", what="the order")
+        os.kill(task._keeper.pid, signal.SIGCONT)
+        assert "term" in await stopping
+        assert task.error == "exit: code 3"
+
+    run(held, tmp_path, body)
+
+
+def test_a_later_order_leaves_a_tree_running_that_says_goodbye(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        work = "trap 'touch bye; while ! test -e end; do sleep 0.01; done; exit 3' TERM; touch up; while :; do sleep 0.01; done"
+        task = await bench.start("sh", "-c", work)
+        await until_async((bench.folder / "up").exists)
+        stopping = asyncio.ensure_future(task.stop(30))
+        await until_async((bench.folder / "bye").exists)
+        again = asyncio.ensure_future(task.stop(25))
+        await asyncio.sleep(0)
+        (bench.folder / "end").touch()
+        await stopping
+        await again
+        assert task.error == "exit: code 3"
 
     run(held, tmp_path, body)
 

@@ -85,6 +85,18 @@ def test_in_and_out(rig: Rig) -> None:
     assert rig.slot.empty
 
 
+def test_a_start_that_fails_in_any_way_is_the_tasks_failure_and_quotes_nothing(rig: Rig) -> None:
+    """Else the claim would be started again at every tick."""
+
+    async def start(claim: Any, workdir: Path, wake: Any) -> Any:
+        raise RuntimeError(f"cannot run {claim.payload}")
+
+    rig.executor.start = start  # type: ignore[method-assign]
+    said = "the task could not be started (RuntimeError)"
+    assert rig.do("task-claimed", Effect.INHIBIT, Effect.START)[1] == ("start", False, said)
+    assert rig.do("task-ended", SETTLE, WIPE, RELEASE)[0] == ("settle", True, f"failed: {said}")
+
+
 def test_a_refused_lock_puts_the_hand_back_in_the_place_of_the_rest(rig: Rig) -> None:
     rig.inhibitor.refuses = InhibitRefused("polkit refuses")
     outcome = rig.outcome("task-claimed", Effect.INHIBIT, Effect.START)
