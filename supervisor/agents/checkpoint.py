@@ -159,9 +159,6 @@ class Mover:
         driver, states = self._loaded(), self._states(pids)
         if not states:
             return "no CUDA process"
-        for pid, state in states.items():
-            if state not in (RUNNING, LOCKED, CHECKPOINTED):
-                raise Trouble(f"process {pid} is in the state {state}", usable=False)
         locked = [pid for pid, state in states.items() if state == LOCKED]
         for pid in (pid for pid, state in states.items() if state == RUNNING):
             left_ms = int((began_s + limit_s * LOCK_SHARE - time.monotonic()) * 1000)
@@ -192,9 +189,6 @@ class Mover:
         driver, states = self._loaded(), self._states(pids)
         if not states:
             return "no CUDA process"
-        for pid, state in states.items():
-            if state not in (RUNNING, LOCKED, CHECKPOINTED):
-                raise Trouble(f"process {pid} is in the state {state}", usable=False)
         for pid in (pid for pid, state in states.items() if state == CHECKPOINTED):
             try:
                 driver.restore(pid)
@@ -217,6 +211,9 @@ class Mover:
             except Refused as refused:
                 if refused.name not in NO_CUDA and not gone(pid):
                     raise Trouble(f"process {pid} cannot be asked: {refused}", usable=True) from None
+        for pid, state in found.items():
+            if state not in (RUNNING, LOCKED, CHECKPOINTED):
+                raise Trouble(f"process {pid} is in the state {state}", usable=False)
         return found
 
     def _state(self, pid: int) -> str:

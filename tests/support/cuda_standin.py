@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from support.libraries import compiled
 
-SOURCE = Path(__file__).with_name("fake_cuda.c")
 STATES = ("running", "locked", "checkpointed", "failed")
 
 
@@ -19,14 +17,7 @@ def build(folder: Path) -> Path:
     Raises:
         FileNotFoundError: there is no C compiler.
     """
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler: the CUDA stand-in cannot be built")
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / "libcuda.so.1"
-    options = ["-O1", "-w", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]
-    subprocess.run([compiler, *options, "-o", str(library), str(SOURCE)], check=True)
-    return library
+    return compiled("fake_cuda.c", "libcuda.so.1", folder)
 
 
 class CudaStandIn:

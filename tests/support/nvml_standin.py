@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from support.libraries import compiled
 
-SOURCE = Path(__file__).with_name("fake_nvml.c")
 GIB = 2**30
 
 
@@ -19,14 +18,7 @@ def build(folder: Path) -> Path:
     Raises:
         FileNotFoundError: there is no C compiler.
     """
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler: the NVML stand-in cannot be built")
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / "libnvidia-ml.so.1"
-    options = ["-O1", "-w", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
-    subprocess.run([compiler, *options, "-o", str(library), str(SOURCE)], check=True)
-    return library
+    return compiled("fake_nvml.c", "libnvidia-ml.so.1", folder)
 
 
 class StandIn:
