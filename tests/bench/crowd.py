@@ -41,7 +41,8 @@ def waited_s() -> float:
 
 
 async def probe(note: Path) -> None:
-    """Tell the worst lateness, over and over: since the file was last removed."""
+    """Tell the worst lateness, over and over: since the file was last removed. Whoever reads it sees a whole one."""
+    draft = note.with_suffix(".new")
     worst = {"late_s": 0.0, "loop_s": 0.0, "cpu_s": 0.0, "ticks": 0}
     while True:
         due_s, waited, cpu = time.monotonic() + PROBE_S, waited_s(), time.thread_time()
@@ -54,7 +55,8 @@ async def probe(note: Path) -> None:
         if worst["ticks"] % 50 == 0:
             if not note.exists():
                 worst = {"late_s": 0.0, "loop_s": 0.0, "cpu_s": 0.0, "ticks": 0}
-            note.write_text(json.dumps(worst))
+            draft.write_text(json.dumps(worst))
+            draft.replace(note)
 
 
 def serve(folder: Path) -> int:

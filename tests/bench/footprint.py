@@ -183,10 +183,10 @@ async def stage() -> AsyncIterator[Stage]:
         run = [sys.executable, "-I", "-m"]
         control_log = folder / "control.log"
         with running([*run, "supervisor.cli.main", "control", "--listen", "127.0.0.1:0"], env, control_log):
-            while not (url := control_log.read_text().partition("\n")[0]):
+            while "\n" not in (said := control_log.read_text()):
                 await asyncio.sleep(0.05)
             shutil.copy(ROOT / "config" / "runtime.yaml", folder / "runtime.yaml")
-            (folder / "node.yaml").write_text(NODE.format(url=url))
+            (folder / "node.yaml").write_text(NODE.format(url=said.partition("\n")[0]))
             yield Stage(folder, env, [*run, "supervisor.service", "--unattended", "--config", str(folder)], logind)
 
 

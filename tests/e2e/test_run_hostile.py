@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 # The daemon as ever, and on its loop a beat every 5 ms that notes how late it comes, and the loop's own CPU time meanwhile.
 PROBE = """
-import asyncio, json, sys, time
+import asyncio, json, os, sys, time
 from supervisor import service
 from supervisor.cli.main import main
 path, run, worst = sys.argv.pop(1), service._run, {"late_ms": 0.0, "busy_ms": 0.0}
@@ -33,7 +33,8 @@ async def probed(*given):
         found = {"late_ms": (loop.time() - due) * 1000, "busy_ms": (time.thread_time() - cpu) * 1000}
         if any(found[name] > worst[name] for name in worst):
             worst.update({name: max(found[name], worst[name]) for name in worst})
-            with open(path, "w") as file: json.dump(worst, file)
+            with open(path + ".new", "w") as file: json.dump(worst, file)
+            os.replace(path + ".new", path)
         loop.call_later(0.005, beat, loop.time() + 0.005, time.thread_time())
     loop.call_later(2, lambda: beat(loop.time(), time.thread_time()))  # not the start itself
     return await run(*given)

@@ -138,7 +138,7 @@ def test_two_hundred_clients_of_every_kind_do_not_hold_up_the_daemons_loop() -> 
     bench = Path(__file__).parents[1] / "bench/crowd.py"
     words = [sys.executable, str(bench), "--json", "--seconds", "3", "--rounds", "2"]
     told = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, timeout=180).stdout)
-    assert min(seen["cpu_s"] for seen, _ in told["rounds"]) < 0.010, "computed at one go"
+    assert min(seen["cpu_s"] for seen, _ in told["rounds"]) < 0.050, "computed at one go"
     assert min(seen["loop_s"] for seen, _ in told["rounds"]) < 0.250, "blocked, or computed"
     for _, crowd in told["rounds"]:
         assert crowd["answered"] > 10
