@@ -35,22 +35,19 @@ PROBE_S: Final = 0.002
 REPORT: Final = "RAE_BENCH_LATE"
 
 
-def waited_s() -> float:
-    """Seconds that this thread has been ready to run, and another one ran."""
-    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
-
-
 async def probe(note: Path) -> None:
     """Tell the worst lateness, over and over: since the file was last removed. Whoever reads it sees a whole one."""
+    from support.waiting import ready_s
+
     draft = note.with_suffix(".new")
     worst = {"late_s": 0.0, "loop_s": 0.0, "cpu_s": 0.0, "ticks": 0}
     while True:
-        due_s, waited, cpu = time.monotonic() + PROBE_S, waited_s(), time.thread_time()
+        due_s, ready, cpu = time.monotonic() + PROBE_S, ready_s(), time.thread_time()
         await asyncio.sleep(PROBE_S)
         late_s = max(0.0, time.monotonic() - due_s)
         worst["cpu_s"] = max(worst["cpu_s"], time.thread_time() - cpu - PROBE_S)
         if late_s > worst["loop_s"]:
-            worst["loop_s"] = max(worst["loop_s"], late_s - (waited_s() - waited))
+            worst["loop_s"] = max(worst["loop_s"], late_s - (ready_s() - ready))
         worst["late_s"], worst["ticks"] = max(worst["late_s"], late_s), worst["ticks"] + 1
         if worst["ticks"] % 50 == 0:
             if not note.exists():

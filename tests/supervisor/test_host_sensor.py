@@ -329,8 +329,8 @@ def test_slow_readings_are_kept_five_seconds(tmp_path: Path) -> None:
     assert machine.host() == Host(False, False, NEVER_ON_BATTERY)
 
 
-def test_this_machine_is_read_within_a_millisecond() -> None:
-    """The real thing: values in bounds, the loop not held up."""
+def test_this_machine_is_read() -> None:
+    """The real thing: values in bounds."""
     clock = SystemClock()
     sensor = HostSensor(clock, HostSettings(cpu_window_sec=1), lambda: 0.0)
     sensor.sample()
@@ -341,10 +341,3 @@ def test_this_machine_is_read_within_a_millisecond() -> None:
         time.sleep(0.05)
     assert 0 <= reading.value.percent <= 100
     assert sensor.host(clock.now_s()).error == ""
-    took_s = []
-    for _ in range(20):
-        began_s = time.perf_counter()
-        sensor.cpu(clock.now_s())
-        sensor.host(clock.now_s())
-        took_s.append(time.perf_counter() - began_s)
-    assert min(took_s) < 0.001
