@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from support import rae_server as s
-from support.nats_rig import NatsServer, nats_server, needs_server, operator
+from support.nats_rig import NatsServer, needs_server, operator, server
 from support.rae_server import RaeServer, in_loop, until
 
 from states.observation import Link
@@ -25,14 +25,9 @@ from supervisor.sources.note import Entry, Notes
 from supervisor.sources.rae_api import RaeApi
 from supervisor.sources.transport import Transport
 
+__all__ = ["server"]  # a fixture
 pytestmark = needs_server
 NAME = "the-fleet"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    with nats_server(tmp_path / "nats") as one:
-        yield one
 
 
 @contextlib.asynccontextmanager

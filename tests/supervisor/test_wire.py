@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.nats_rig import NatsServer, nats_server, needs_server, node, operator
+from support.nats_rig import NatsServer, needs_server, node, operator, server
 from support.rae_server import in_loop
 
 from states.observation import Link
@@ -19,6 +19,7 @@ from supervisor.fleet.access import AccessError, server_of
 from supervisor.fleet.wire import Refused, Server, Wire
 from supervisor.sources.transport import Trouble
 
+__all__ = ["server"]  # a fixture
 INFO = b'INFO {"server_id":"x","version":"2.10","max_payload":1048576,"headers":true,"proto":1}\r\n'
 
 # What a server says; None: it waits for the client to say something.
@@ -87,12 +88,6 @@ async def test_a_ca_file_that_cannot_be_used_is_named(tmp_path: Path, content: s
         await Wire(Server("tls://127.0.0.1:4222", ca_file=str(file)), name="test").open()
     with pytest.raises(AccessError, match=r"--ca-file: .*ca\.pem cannot be used"):
         server_of("tls://127.0.0.1:4222", None, None, str(file), {})
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    with nats_server(tmp_path / "nats") as one:
-        yield one
 
 
 @needs_server

@@ -17,6 +17,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from support.waiting import DEADLINE_S
+from support.waiting import eventually as until
 
 from states.observation import Link
 from supervisor.clock import SystemClock
@@ -30,7 +32,6 @@ from supervisor.sources.jetstream import JetStream
 from supervisor.sources.link import end
 from supervisor.sources.transport import Trouble
 
-DEADLINE_S = 30.0
 BINARY = shutil.which("nats-server")
 needs_server = pytest.mark.skipif(BINARY is None, reason="nats-server is not installed (Debian: apt install nats-server)")
 
@@ -121,6 +122,13 @@ def nats_server(folder: Path, **more: Any) -> Iterator[NatsServer]:
         server.kill()
 
 
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server of this test's own."""
+    with nats_server(tmp_path / "nats") as one:
+        yield one
+
+
 @contextlib.contextmanager
 def nats_cluster(folder: Path, hosts: Sequence[str] = ("127.0.0.1",) * 3, **more: Any) -> Iterator[list[NatsServer]]:
     """Three servers that are one."""
@@ -140,16 +148,6 @@ def nats_cluster(folder: Path, hosts: Sequence[str] = ("127.0.0.1",) * 3, **more
     finally:
         for server in servers:
             server.kill()
-
-
-async def until(condition: Callable[[], Any], what: str | Callable[[], str], timeout_s: float = DEADLINE_S) -> Any:
-    """The first true answer of `condition`; AssertionError with `what` was waited for after `timeout_s`."""
-    end_s = time.monotonic() + timeout_s
-    while not (answer := condition()):
-        if time.monotonic() >= end_s:
-            raise AssertionError(f"not within {timeout_s:g} s: {what if isinstance(what, str) else what()}")
-        await asyncio.sleep(0.01)
-    return answer
 
 
 class Operator:

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from support.waiting import DEADLINE_S, eventually
+
 from supervisor.clock import SystemClock
 from supervisor.embedded.api import Api
 from supervisor.embedded.server import Reply, Request
@@ -26,27 +28,17 @@ PATHS = {
     "C": {"prefix": "/v1/control", "poll": "/tasks_poll"},
     "D": {"prefix": "/v2/nodes", "poll": "/tasks_poll"},
 }
-DEADLINE_S = 15.0
+until = eventually
 
 
 def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run an async test in a loop of its own, under a deadline."""
+    """Run an async test in a loop of its own, under a deadline that is later than any of the waits in it."""
 
     @functools.wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 2 * DEADLINE_S))
+        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 3 * DEADLINE_S))
 
     return run
-
-
-async def until(condition: Callable[[], Any], what: str = "") -> None:
-    """Wait for a condition; fail after the deadline."""
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        raise AssertionError(f"not within {DEADLINE_S} s: {what or condition}") from None
 
 
 @dataclass

@@ -1,0 +1,97 @@
+"""Leases at a real nats-server: who dies or is cut off loses its task to another node; what is done twice is known to be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from support.nats_rig import NatsServer, needs_server, node, operator, server, until
+from support.rae_server import in_loop
+
+from states.observation import Link
+
+__all__ = ["server"]  # a fixture
+pytestmark = needs_server
+LEASE_S = 1.5
+
+
+@in_loop
+async def test_a_lease_is_renewed_as_long_as_the_task_is_here_and_lapses_with_its_node(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    async with operator(server.url, lease_s=LEASE_S) as fleet, node(server.url, tmp_path, node_id="two") as two:
+        task = await fleet.submit("sleep")
+        async with node(server.url, tmp_path, node_id="one", stop_s=None) as one:
+            claim = await one.claim()
+            end_s = time.monotonic() + 2.5 * LEASE_S
+            while time.monotonic() < end_s:
+                assert await two.poll() is None
+            assert claim.id == task
+        began_s = time.monotonic()  # the power is cut
+        again = await two.claim()
+        assert again.id == task
+        assert time.monotonic() - began_s < LEASE_S + 2
+        two.source.settle(again, {}, "it failed")
+        assert (await fleet.settled(task)).error == "it failed"
+
+
+@in_loop
+async def test_after_a_crash_the_note_is_dropped_for_the_lease_settles_the_task(server: NatsServer, tmp_path: Path) -> None:
+    async with operator(server.url, lease_s=LEASE_S) as fleet:
+        task = await fleet.submit()
+        async with node(server.url, tmp_path, stop_s=None) as rig:
+            await rig.claim()
+        async with node(server.url, tmp_path) as rig:
+            assert not rig.source.crash_note
+            assert (await rig.saw("note-found"))["task"] == task
+            assert (await rig.claim()).id == task
+
+
+@in_loop
+async def test_done_on_both_sides_of_a_cut_the_first_result_stands_and_the_second_is_known(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    async with (
+        operator(server.url, lease_s=LEASE_S) as fleet,
+        node(server.url, tmp_path, node_id="one") as one,
+        node(server.url, tmp_path, node_id="two") as two,
+    ):
+        task = await fleet.submit()
+        claim = await one.claim()
+        one.source._leases.length_s = 1e9  # it does not know that nobody hears its renewals
+        again = await two.claim()
+        assert again.id == task
+        two.source.settle(again, {"by": 2}, None)
+        assert (await fleet.settled(task)).result == {"by": 2}
+        one.source.settle(claim, {"by": 1}, None)
+        assert (await one.saw("done-twice"))["task"] == task
+        assert (await fleet.settled(task)).result == {"by": 2}
+        assert one.source.counts["second"] == 1
+        assert two.source.counts["second"] == 0
+        assert await fleet.queue() == (0, 0, 1)
+
+
+@in_loop
+async def test_a_server_killed_in_the_middle_of_work_and_restarted_loses_nothing(server: NatsServer, tmp_path: Path) -> None:
+    async with operator(server.url, lease_s=LEASE_S) as fleet, node(server.url, tmp_path) as rig:
+        tasks = [await fleet.submit("echo", {"n": n}) for n in range(5)]
+        first = await rig.claim()
+        server.kill()
+        rig.source.settle(first, {"n": 0}, None)
+        await until(lambda: rig.source.status.link is Link.DOWN, "down")
+        assert not rig.source.ask()
+        assert rig.source.status.outbox == 1
+        await asyncio.sleep(LEASE_S)
+        server.start()
+        await rig.delivered()
+        while len(done := {e["task"] for e in rig.events if e["event"] == "delivered"}) < len(tasks):
+            claim = await rig.poll()
+            if claim is not None:
+                rig.source.settle(claim, {}, None)
+            await rig.delivered()
+        assert done == set(tasks)
+    async with operator(server.url, made=True) as fleet:
+        assert await fleet.queue() == (0, 0, 5)
+        for task in tasks:
+            assert (await fleet.settled(task)).error is None

@@ -1,0 +1,77 @@
+"""The link of a node to a real nats-server: given up or kept, what is missing said in words, and no busy loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.nats_rig import NatsServer, needs_server, node, operator, server, until
+from support.rae_server import in_loop
+
+from states.observation import Link
+from supervisor.fleet import layout
+
+__all__ = ["server"]  # a fixture
+pytestmark = needs_server
+
+
+@in_loop
+async def test_given_up_after_the_first_failure_until_resumed(server: NatsServer, tmp_path: Path) -> None:
+    async with operator(server.url), node(server.url, tmp_path, retry=False) as rig:
+        await rig.up()
+        server.kill()
+        await until(lambda: rig.source.status.link is Link.LOST, "given up")
+        assert "retry_on_disconnect" in rig.source.status.reason
+        server.start()
+        rig.source.resume()
+        await rig.up()
+
+
+@in_loop
+async def test_what_is_missing_is_told_in_words(server: NatsServer, tmp_path: Path) -> None:
+    async with node(server.url, tmp_path) as rig:
+        await until(lambda: "see deploy/fleet" in rig.source.status.reason, lambda: rig.source.status.reason)
+        assert rig.source.status.link is Link.DOWN
+        assert rig.source.status.next_try_s is not None
+    async with node("nats://127.0.0.1:9", tmp_path) as rig:
+        await until(lambda: "cannot be reached" in rig.source.status.reason, lambda: rig.source.status.reason)
+    async with operator(server.url) as fleet:
+        await fleet.wire.api(f"STREAM.DELETE.{layout.RESULTS}")
+        async with node(server.url, tmp_path) as rig:
+            await fleet.submit()
+            rig.source.settle(await rig.claim(), {}, None)
+            await until(lambda: "set it up" in rig.source.status.reason, lambda: rig.source.status.reason)
+            assert rig.source.status.outbox == 1
+
+
+@in_loop
+async def test_the_outbox_is_bounded_by_asking_for_no_more(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.sources.linked.MAX_WAITING", 1)
+    async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
+        await fleet.submit()
+        await fleet.submit()
+        claim = await rig.claim()
+        rig.source.settle(claim, {}, None)
+        assert not rig.source.ask()
+        await rig.delivered()
+        assert rig.source.ask()
+
+
+@in_loop
+async def test_a_consumer_that_is_deleted_under_a_waiting_poll_is_no_busy_loop(server: NatsServer, tmp_path: Path) -> None:
+    async with operator(server.url) as fleet, node(server.url, tmp_path, poll_s=600) as rig:
+        await rig.up()
+        assert rig.source.ask()
+        client = rig.source._need()._client
+        assert client is not None
+        before = client.stats["out_msgs"]
+        await until(lambda: client.stats["out_msgs"] > before + 1, "it waits for work")
+        before = client.stats["out_msgs"]
+        await fleet.wire.api(f"CONSUMER.DELETE.{layout.TASKS}.{layout.CONSUMER}")
+        await until(lambda: rig.source.status.link is Link.DOWN, "down")
+        assert client.stats["out_msgs"] < before + 20
+        await until(lambda: "has no consumer nodes" in rig.source.status.reason, lambda: rig.source.status.reason)
+    async with operator(server.url), node(server.url, tmp_path) as rig:
+        await rig.up()
