@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from supervisor.executors.base import StartFailed
-from supervisor.executors.command import CommandExecutor, Outcome, fault
+from supervisor.executors.command import CommandExecutor
 from supervisor.executors.pipes import Pipes
+from supervisor.executors.verdict import Outcome, fault
 from supervisor.sources.base import Claim
 
 # The text comes in a variable, which others of this machine cannot read, as they can a command line (R6).

@@ -16,9 +16,9 @@ import pytest
 from support.task_bench import Bench, held, py, run
 from support.trees import alive, command, marked_with, pids_in, until_async
 
-from supervisor.executors import command as command_module
+from supervisor.executors import command_task
 from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed
-from supervisor.executors.command import CommandTask
+from supervisor.executors.command_task import CommandTask
 from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment
 
 __all__ = ["held"]
@@ -182,8 +182,8 @@ def test_a_start_given_up_leaves_nothing(held: Containment, tmp_path: Path) -> N
 
 
 def test_a_start_that_hangs_is_given_up(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_module, "START_LIMIT_S", 0.2)
-    monkeypatch.setattr(command_module, "_KEEPER", "import time; time.sleep(1000)")
+    monkeypatch.setattr(command_task, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(command_task, "_KEEPER", "import time; time.sleep(1000)")
 
     async def body(bench: Bench) -> None:
         with pytest.raises(StartFailed, match="not started within 0 s"):
@@ -275,7 +275,7 @@ def test_a_task_that_is_being_stopped_is_not_thawed(held: Containment, tmp_path:
 def test_a_freeze_without_a_keeper_fails_in_words(
     held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
 ) -> None:
-    monkeypatch.setattr(command_module, "ANSWER_LIMIT_S", 0.3)
+    monkeypatch.setattr(command_task, "ANSWER_LIMIT_S", 0.3)
 
     async def body(bench: Bench) -> None:
         task = await bench.start("sleep", "1000")
@@ -381,7 +381,7 @@ def test_stop_while_it_ends_by_itself(held: Containment, tmp_path: Path) -> None
 def test_a_task_that_turns_on_its_keeper(
     held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
 ) -> None:
-    monkeypatch.setattr(command_module, "ANSWER_LIMIT_S", 0.3)
+    monkeypatch.setattr(command_task, "ANSWER_LIMIT_S", 0.3)
 
     async def body(bench: Bench) -> None:
         task, workers = await nasty(bench, tmp_path / "out", 8)
@@ -414,7 +414,7 @@ def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 )
 def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
     patched = f"from supervisor.executors import keeper; {older}; main("
-    monkeypatch.setattr(command_module, "_KEEPER", command_module._KEEPER.replace("main(", patched, 1))
+    monkeypatch.setattr(command_task, "_KEEPER", command_task._KEEPER.replace("main(", patched, 1))
 
     async def body(bench: Bench) -> None:
         task, workers = await nasty(bench, tmp_path / "out", 6)

@@ -13,8 +13,7 @@ import pytest
 from support.task_bench import Bench, held, py, run
 from support.trees import alive
 
-from supervisor.executors import command as command_module
-from supervisor.executors import landlock
+from supervisor.executors import command_task, landlock
 from supervisor.executors.containment import Containment
 
 __all__ = ["held"]
@@ -84,7 +83,7 @@ def test_what_is_not_its_own_is_closed_to_it(
 @pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
 def test_on_an_older_kernel_it_cannot_trace(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patch = "from supervisor.executors import keeper; keeper.landlock.abi = lambda: 2; main("
-    monkeypatch.setattr(command_module, "_KEEPER", command_module._KEEPER.replace("main(", patch, 1))
+    monkeypatch.setattr(command_task, "_KEEPER", command_task._KEEPER.replace("main(", patch, 1))
     harmless = ATTACK.replace("os.kill(keeper, 9)", "os.kill(keeper, 0)").replace("os.kill(victim, 15)", "os.kill(victim, 0)")
 
     async def body(bench: Bench) -> None:

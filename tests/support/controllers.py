@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from supervisor.executors.command import CommandExecutor, CommandTask
+from supervisor.executors.command import CommandExecutor
+from supervisor.executors.command_task import CommandTask
 from supervisor.executors.containment import CgroupContainment, detect
 from supervisor.settings import TaskType
 from supervisor.sources.base import Claim

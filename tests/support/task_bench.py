@@ -14,7 +14,8 @@ import pytest
 from support.trees import marked_with, until_async
 
 from supervisor.effects.workdir import Workdir
-from supervisor.executors.command import CommandExecutor, CommandTask
+from supervisor.executors.command import CommandExecutor
+from supervisor.executors.command_task import CommandTask
 from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment, detect
 from supervisor.settings import TaskType
 from supervisor.sources.base import Claim
