@@ -67,6 +67,7 @@ class Terminals:
         self._watched: dict[int, str] = {}
         self._watch_again = True
         self._woke_at_s = NEVER
+        self._told = False  # an event has told of a sign since the last look
 
     async def start(self, wake: Wake) -> None:
         """Begin to watch; the first look is done when this returns."""
@@ -108,8 +109,11 @@ class Terminals:
         first = self._looked_at_s == NEVER
         offset_s = self._clock.wall_s() - now_s  # wall time = boot time + offset, now
         unused_ns = self._made_ns() + MAKING_NS
-        seen: dict[str, int] = {}
-        for name in self._names():
+        # After a sign that was just told a console can only repeat it: the way to the decision is a third as long without
+        # them, and what was typed on one keeps its time for the next look.
+        told, self._told = self._told and not first, False
+        seen = {name: at_ns for name, at_ns in self._known.items() if not name.startswith("pts/")} if told else {}
+        for name in self._terminals() if told else [*self._nodes(), *self._terminals()]:
             try:
                 st = os.stat(self._prefix + name)  # not by Path: this is the tick's dearest part
             except FileNotFoundError:
@@ -132,17 +136,17 @@ class Terminals:
         self._known, self._looked_at_s = seen, now_s
         self._take_events(now_s)  # what this look has seen must not wake the loop again
 
-    def _names(self) -> list[str]:
-        """Nodes that may be terminals, relative to /dev.
-
-        Raises:
-            OSError: /dev or /dev/pts cannot be listed.
-        """
+    def _nodes(self) -> list[str]:
+        """Nodes that may be consoles or serial lines, relative to /dev. Raises OSError when it cannot be listed."""
         changed_ns = os.stat(self._prefix).st_mtime_ns
         if changed_ns != self._listed_ns:
             self._consoles = [name for name in os.listdir(self._prefix) if CONSOLE.fullmatch(name) or SERIAL.fullmatch(name)]
             self._listed_ns = changed_ns
-        return self._consoles + [f"pts/{name}" for name in os.listdir(self._prefix + "pts") if name.isdecimal()]
+        return self._consoles
+
+    def _terminals(self) -> list[str]:
+        """Pseudo-terminals, relative to /dev. Raises OSError when they cannot be listed."""
+        return [f"pts/{name}" for name in os.listdir(self._prefix + "pts") if name.isdecimal()]
 
     def _made_ns(self) -> int:
         """When the kernel made the nodes in /dev, by its wall clock of that moment; nothing changes /dev/full's time."""
@@ -193,6 +197,7 @@ class Terminals:
             if event.mask & flags.Q_OVERFLOW:
                 name = "a terminal"
             self._note(name, now_s, Quality.EVENT)
+            self._told = True
             wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
         return wake
 

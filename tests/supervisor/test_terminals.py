@@ -53,6 +53,10 @@ class Dev:
         (self.root / name).symlink_to(self._slaves[name])
         return master
 
+    def slave(self, name: str) -> int:
+        """The program's end of it."""
+        return self._fds[2 * list(self._slaves).index(name) + 1]
+
     def typed(self, name: str, idle_s: float = 0.0) -> None:
         """Its access time says so, by the wall clock as it is now."""
         at_ns = round((self.clock.wall_s() - idle_s) * 1e9)
@@ -128,6 +132,33 @@ def test_a_terminal_that_comes_or_goes_is_a_sign_at_once(dev: Dev) -> None:
     assert dev.looks(sensor) == (60, "user active on pts/2")
     (dev.root / "pts/1").unlink()
     assert dev.looks(sensor) == (0, "user active on pts/1")
+
+
+def test_a_console_waits_for_the_look_after_a_sign_that_was_told(dev: Dev) -> None:
+    """And loses nothing by it: what was typed on it meanwhile is told then, with its own time; a new one, too."""
+
+    async def scene() -> None:
+        dev.terminal("tty1", 30 * MINUTE)
+        master = dev.terminal("pts/1", 30 * MINUTE)
+        woken = asyncio.Event()
+        async with watching(Terminals(dev.clock, dev.root), woken.set) as sensor:
+            dev.clock.boot_s += 60
+            os.write(master, b"x\n")
+            os.read(dev.slave("pts/1"), 2)
+            await woken.wait()
+            dev.typed("pts/1", 0)
+            dev.clock.boot_s += 20
+            dev.typed("tty1", 0)
+            dev.terminal("tty2", 5)
+            dev.clock.boot_s += 1
+            assert dev.looks(sensor) == (21, "user active on pts/1")
+            dev.clock.boot_s += 1
+            assert dev.looks(sensor) == (0, "user active on tty2")
+            dev.clock.boot_s += 3
+            assert dev.looks(sensor) == (3, "user active on tty2")
+            assert sensor._known.keys() == {"tty1", "tty2", "pts/1"}
+
+    play(scene())
 
 
 @pytest.mark.parametrize("jump_s", [-7200.0, -30.0, 30.0, 7200.0, 86400.0 * 365])
