@@ -15,7 +15,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.nats_rig import NatsServer, Operator, free_port, needs_server, node, operator, until
+from support.nats_rig import NatsServer, Operator, needs_server, node, operator, until
+from support.ports import free_port
 
 from states.observation import Link
 from supervisor.fleet import credentials, layout

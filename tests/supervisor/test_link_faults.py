@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from support import rae_server as s
 from support.bad_answers import SENTINEL, TABLE, Bad
-from support.rae_rig import running
+from support.rae_rig import in_made_time, running
 from support.rae_server import RaeServer, in_loop, until
 
 from states.observation import Link
@@ -27,12 +27,11 @@ from supervisor.sources.base import Availability
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"max_answer_mb": 1, "total_timeout_sec": 0.4, "read_timeout_sec": 0.2}
 
-
 BAD = pytest.mark.parametrize("bad", TABLE.values(), ids=TABLE.keys())
 
 
 @BAD
-@in_loop
+@in_made_time
 async def test_a_bad_answer_to_a_poll(tmp_path: Path, bad: Bad) -> None:
     """Never a claim, never repeated by itself; the link is down with a reason in words, then up again; nothing is quoted."""
     async with RaeServer().listening() as server, running(server, tmp_path, **SHORT) as rig:
@@ -52,7 +51,7 @@ async def test_a_bad_answer_to_a_poll(tmp_path: Path, bad: Bad) -> None:
 
 @pytest.mark.parametrize("call", ["register", "heartbeat"])
 @BAD
-@in_loop
+@in_made_time
 async def test_a_bad_answer_to_register_or_a_heartbeat(tmp_path: Path, bad: Bad, call: str) -> None:
     async with RaeServer().listening() as server:
         server.faults[call] += [bad.fault, bad.fault]
@@ -65,7 +64,7 @@ async def test_a_bad_answer_to_register_or_a_heartbeat(tmp_path: Path, bad: Bad,
 
 
 @BAD
-@in_loop
+@in_made_time
 async def test_a_bad_answer_to_a_result(tmp_path: Path, bad: Bad) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path, **SHORT) as rig:
         await rig.up()
@@ -83,7 +82,7 @@ async def test_a_bad_answer_to_a_result(tmp_path: Path, bad: Bad) -> None:
 
 
 @BAD
-@in_loop
+@in_made_time
 async def test_a_bad_answer_to_a_post_anew(tmp_path: Path, bad: Bad) -> None:
     """A task given back ends in one of two ways, and the server's own task says which: posted anew, or only failed."""
     async with RaeServer().listening() as server, running(server, tmp_path, **SHORT) as rig:

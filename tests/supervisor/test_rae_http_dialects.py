@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import rae_server as s
-from support.rae_rig import running
+from support.rae_rig import in_made_time, running
 from support.rae_server import RaeServer, in_loop
 
 from states.observation import Link
@@ -45,7 +45,7 @@ async def test_the_configuration_names_the_dialect_and_the_paths(tmp_path: Path)
 
 
 @pytest.mark.parametrize("fault", [s.silent, s.huge, s.half], ids=["silent", "huge", "half"])
-@in_loop
+@in_made_time
 async def test_without_a_usable_openapi_document_the_dialect_is_probed_for(tmp_path: Path, fault: s.Fault) -> None:
     async with RaeServer("C", always={"openapi": fault}).listening() as server, running(server, tmp_path) as rig:
         await rig.up()

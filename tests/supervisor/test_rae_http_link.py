@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import rae_server as s
+from support.ports import free_port
 from support.rae_rig import NODE_ID, running
 from support.rae_server import RaeServer, in_loop, until
 
@@ -18,9 +19,8 @@ from supervisor.sources.base import Availability
 @in_loop
 async def test_started_before_the_server_it_registers_when_the_server_comes(tmp_path: Path) -> None:
     """Fault 3: registered once at start, and never again."""
-    async with RaeServer().listening() as first:
-        port = int(first.url.rpartition(":")[2])
-    async with running(first.url, tmp_path) as rig:
+    port = free_port()
+    async with running(f"http://127.0.0.1:{port}", tmp_path) as rig:
         assert "connection refused" in await rig.down()
         assert not rig.source.ask()
         async with RaeServer().listening(port) as server:

@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from support.ports import free_port
 from support.waiting import DEADLINE_S
 from support.waiting import eventually as until
 
@@ -34,13 +35,6 @@ from supervisor.sources.transport import Trouble
 
 BINARY = shutil.which("nats-server")
 needs_server = pytest.mark.skipif(BINARY is None, reason="nats-server is not installed (Debian: apt install nats-server)")
-
-
-def free_port() -> int:
-    """A port that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _die_with_us() -> None:

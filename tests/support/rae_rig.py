@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from support.clock import MadeLoop, ManualClock
 from support.rae_server import RaeServer, until
 
 from states.observation import Link
@@ -18,6 +21,31 @@ from supervisor.sources.link import end
 from supervisor.sources.rae_http import RaeHttp
 
 NODE_ID = "node-1"
+UNHURRIED = {"read_timeout_sec": 5, "total_timeout_sec": 10}  # a machine that is busy is not silent
+
+
+class MadeTime(MadeLoop):
+    """Made time, on both sides of the connection."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        super().__init__(self.clock, sockets=True)
+
+
+def in_made_time(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an async test in time that passes only where nothing else happens: to the loop, the source and the server."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with asyncio.Runner(loop_factory=MadeTime) as runner:
+            runner.run(test(*args, **kwargs))  # type: ignore[arg-type]
+
+    return run
+
+
+def clock() -> Any:
+    """The clock of the running test."""
+    return getattr(asyncio.get_running_loop(), "clock", None) or SystemClock()
 
 
 class Rig:
@@ -80,14 +108,13 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """A started source. `stop_s` None: it ends as by a power cut, with nothing said and nothing delivered."""
     url = server if isinstance(server, str) else server.url
-    times = {"connect_timeout_sec": 2, "read_timeout_sec": 0.5, "total_timeout_sec": 1, "backoff_max_sec": 0.02}
-    times["max_requests_per_sec"] = 1000
+    times = {"connect_timeout_sec": 5, **UNHURRIED, "backoff_max_sec": 0.02, "max_requests_per_sec": 1000}
     settings = Control(**{"url": url, **times, **control})
     events: list[dict[str, Any]] = []
     source = RaeHttp(
         settings,
         node_id=node_id,
-        clock=SystemClock(),
+        clock=clock(),
         state_dir=state_dir,
         heartbeat_interval_s=heartbeat_s,
         retry_on_disconnect=retry,

@@ -9,7 +9,6 @@ import json
 import socket
 import ssl
 import struct
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -209,7 +208,7 @@ class RaeServer:
         request = Request(method, path, query, headers, body, "127.0.0.1")
         kind = self.kind(request)
         self.requests.append(request)
-        self.times_s.append(time.monotonic())
+        self.times_s.append(asyncio.get_running_loop().time())
         self.calls.append((kind, json.loads(body) if body else query))
 
         def genuine() -> bytes:
