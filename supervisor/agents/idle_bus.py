@@ -98,12 +98,7 @@ class BusIdle:
             try:
                 await self._ask_mutter()
             except Gone:
-                self._changed()
-                asyncio.get_running_loop().call_later(AGAIN_S, self._try_again)
-
-    def _try_again(self) -> None:
-        if self._mutter is None and (owner := self._bus.owner(MUTTER)):
-            self._do(self._begin_mutter(owner))
+                self._lose_mutter()
 
     def poll(self, wanted: bool) -> None:
         """A session has no other source: ask the screen saver."""
@@ -142,8 +137,19 @@ class BusIdle:
                 self._mutter = Idle("Mutter's idle monitor", None, (), pid)
                 await self._ask_mutter()
             except (BusError, Gone):
-                self._mutter = None
+                self._lose_mutter()
+                return
         self._changed()
+
+    def _lose_mutter(self) -> None:
+        """It does not answer: it has gone, which the bus tells, or is busy, as GNOME's shell is while it starts."""
+        self._mutter = None
+        self._changed()
+        self._later(MUTTER, self._find_mutter)
+
+    async def _find_mutter(self) -> None:
+        if self._mutter is None and (owner := self._bus.owner(MUTTER)):
+            await self._begin_mutter(owner)
 
     async def _watch_for_touch(self) -> None:
         (self._active_watch,) = await self._ask(MUTTER, MUTTER_PATH, "AddUserActiveWatch", expect="u")
@@ -178,8 +184,7 @@ class BusIdle:
             await self._watch_for_touch()
             await self._ask_mutter()
         except (BusError, Gone):
-            self._mutter = None
-            self._changed()
+            self._lose_mutter()
 
     # --- the screen saver
 
@@ -187,7 +192,10 @@ class BusIdle:
         unit = 0.0
         before = first = (0, NEVER)
         while True:
-            await self._saver_there.wait()
+            if not self._saver_there.is_set():  # who has gone tells of no touch, and a successor may count otherwise
+                self._set_saver(None)
+                unit, before, first = 0.0, (0, NEVER), (0, NEVER)
+                await self._saver_there.wait()
             try:
                 (value,) = await self._ask(SAVER, SAVER_PATH, "GetSessionIdleTime", expect="u")
             except BusError:
@@ -254,18 +262,24 @@ class BusIdle:
         that somebody may be in it (R12), until it is told."""
         if not self._bus.owner(name):
             return ()
+        self._later(name, ask)
+        return known or (UNTOLD,)
+
+    def _later(self, name: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Ask again after a while."""
         if name in self._again:
             self._again[name].cancel()
         self._again[name] = asyncio.get_running_loop().call_later(AGAIN_S, lambda: self._do(ask()))
-        return known or (UNTOLD,)
 
     async def _count_games(self) -> None:
         playing: tuple[str, ...] = ()
         if self._bus.owner(GAMEMODE):
             try:
                 games = (await self._bus.properties(GAMEMODE, GAMEMODE_PATH, GAMEMODE)).get("ClientCount")
-            except BusError:
+            except BusError as error:
                 games = None
+                if not error.name:  # busy with its scripts, it seems: no signal will come of it
+                    self._later(GAMEMODE, self._count_games)
             playing = () if games == 0 and type(games) is int else (PLAYING,)  # one that does not say is not idle
         if playing != self._playing:
             self._playing = playing

@@ -248,6 +248,58 @@ def test_a_unit_that_turns_out_wrong_is_given_up(tmp_path: Path, monkeypatch: py
     beside(tmp_path, story)
 
 
+def test_a_screen_saver_that_goes_tells_of_no_touch_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last word was that nobody is there, which somebody who comes back would never change."""
+    monkeypatch.setattr(idle_bus, "PROBE_S", 0.05)
+    monkeypatch.setattr(idle_bus, "POLL_S", 0.1)
+    monkeypatch.setattr(idle_bus, "UNIT_S", 0.2)
+
+    async def story(address: str, source: BusIdle) -> None:
+        for _ in range(2):
+            since_s = boot_s() - 60
+            saver = Service(address, SAVER)
+            saver.answers["GetSessionIdleTime"] = lambda _, since_s=since_s: ("u", [int(boot_s() - since_s)])
+            await saver.start()
+            source.poll(True)
+            await eventually(lambda: idle(source), "idle")
+            await saver.stop()
+            await eventually(lambda: source.reading is None, "its end")
+
+    beside(tmp_path, story)
+
+
+@pytest.mark.parametrize("member", ["AddIdleWatch", "AddUserActiveWatch", "GetIdletime"])
+def test_a_mutter_that_is_busy_for_once_is_asked_again(member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GNOME's shell answers nobody while it starts: without a second question its session would never be proven idle."""
+    monkeypatch.setattr(idle_bus, "ANSWER_S", 0.1)
+    monkeypatch.setattr(idle_bus, "AGAIN_S", 0.1)
+
+    async def story(address: str, source: BusIdle) -> None:
+        mutter = Service(address, MUTTER)
+        ids = iter(range(1, 100))
+        well = {
+            "AddIdleWatch": lambda _: ("u", [next(ids)]), "AddUserActiveWatch": lambda _: ("u", [next(ids)]),
+            "GetIdletime": ("t", [5000]),
+        }  # fmt: skip
+        mutter.answers = well | {member: None}
+        await mutter.start()
+        await eventually(lambda: member in mutter.asked, "the first question")
+        assert not idle(source)
+        mutter.answers = well
+        await eventually(lambda: idle(source), "idle")
+        if member == "AddIdleWatch":  # set once only
+            return
+        mutter.answers = well | {member: None}
+        asked = mutter.asked.count(member)
+        await mutter.emit(MUTTER_PATH, "WatchFired", "u", source._idle_watch)
+        await eventually(lambda: mutter.asked.count(member) > asked and source.reading is None, "doubt")
+        mutter.answers = well
+        await eventually(lambda: idle(source), "idle again")
+        await mutter.stop()
+
+    beside(tmp_path, story)
+
+
 @pytest.mark.parametrize(
     ("name", "member", "film", "none", "emit"),
     [
@@ -332,6 +384,22 @@ def test_a_game_that_gamemode_knows_and_gamemode_is_never_started(tmp_path: Path
         assert source.inhibitors == (PLAYING,)  # it does not say how many any more: unknown is not idle
         await gamemode.stop()
         await eventually(lambda: source.inhibitors == (), "the end of gamemode")
+
+    beside(tmp_path, story)
+
+
+def test_a_gamemode_that_is_busy_for_once_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs its scripts before it answers anybody (here it takes as long as a call may); no signal tells of its end."""
+    monkeypatch.setattr(idle_bus, "AGAIN_S", 0.1)
+
+    async def story(address: str, source: BusIdle) -> None:
+        gamemode = Service(address, GAMEMODE)
+        gamemode.answers = {"GetAll": None}
+        await gamemode.start()
+        await eventually(lambda: source.inhibitors == (PLAYING,), "doubt")
+        gamemode.answers = {"GetAll": ("a{sv}", [{"ClientCount": Variant("i", 0)}])}
+        await eventually(lambda: source.inhibitors == (), "nobody plays")
+        await gamemode.stop()
 
     beside(tmp_path, story)
 
