@@ -37,6 +37,8 @@ _AGAIN_S = 0.5
 STATE_FILE, STATE_MOST = "rae-state.json", 1 << 16
 _LOOK_S = 0.02  # for that file, while it is waited for
 _LIBC = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the child of `_fork_into` must find the interpreter lock held
+_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}  # ioprio_set(2)
+_IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, as IOPRIO_PRIO_VALUE makes it
 _SYS_CLONE3, _CLONE_INTO_CGROUP = 435, 1 << 33  # one number on every architecture (clone(2))
 
 
@@ -58,6 +60,23 @@ def _fork_into(cgroup: str | None) -> tuple[int, bool]:
     finally:
         os.close(folder)
     return (os.fork(), True) if pid < 0 else (pid, False)
+
+
+def be_polite() -> None:
+    """Put this process last in line for processor and disk.
+
+    To the kernel whoever is SCHED_IDLE is of the idle I/O class too, and leaves both at once when a stop must hurry
+    (get_task_ioprio in block/ioprio.c). A plain user may not leave SCHED_IDLE again: then only the disk is idle's, and the
+    processor nice 19's, for a stop must not take seconds."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        if (call := _SYS_IOPRIO_SET.get(os.uname().machine)) is not None:
+            _LIBC.syscall(call, 1, 0, _IOPRIO_IDLE)  # refused, it stays at what nice 19 is: the lowest of the ordinary class
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 def _become_task(order: Mapping[str, object], parent: int, enter: str | None) -> None:
@@ -82,12 +101,7 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
     for path, value in (("/proc/self/oom_score_adj", "1000"), ("/proc/self/autogroup", "19")):
         with contextlib.suppress(OSError):
             holds.write(path, value)
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
-        os.setpriority(os.PRIO_PROCESS, 0, 0)  # refused to a plain user: then no idle class, a stop must not take seconds
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
+    be_polite()
     os.umask(0o077)
     os.chdir(str(order["cwd"]))
     argv, env = order["argv"], order["env"]

@@ -7,16 +7,18 @@ import contextlib
 import json
 import os
 import re
+import resource
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.task_bench import Bench, held, py, run
 from support.trees import alive, command, marked_with, pids_in, until_async
 
-from supervisor.executors import command_task
+from supervisor.executors import command_task, keeper
 from supervisor.executors.base import FreezeFailed, StartFailed, StopFailed
 from supervisor.executors.command_task import CommandTask
 from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment
@@ -147,6 +149,28 @@ print(json.dumps({
         }  # fmt: skip
 
     run(held, tmp_path, body)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("uid", "born"),
+    [(0, (os.SCHED_IDLE, 19, psutil.IOPRIO_CLASS_NONE)), (65534, (os.SCHED_OTHER, 19, psutil.IOPRIO_CLASS_IDLE))],
+    ids=["may go back up", "may not"],
+)
+def test_last_in_line_for_processor_and_disk(uid: int, born: tuple[int, int, int]) -> None:
+    """SCHED_IDLE alone is the idle I/O class too, as long as none is set (block/ioprio.c)."""
+    there, told = os.pipe()
+    if (child := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+        os.setresuid(uid, uid, uid)
+        keeper.be_polite()
+        found = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), int(psutil.Process().ionice().ioclass)
+        os.write(told, json.dumps(found).encode())
+        os._exit(0)
+    os.close(told)
+    with os.fdopen(there) as words:
+        assert tuple(json.load(words)) == born
+    os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize(
