@@ -11,7 +11,7 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from inotify_simple import INotify, flags
 
@@ -37,12 +37,15 @@ class Teller:
     async def run(self) -> None:
         """Tell, for as long as nobody cancels it."""
         wait_s, said = FIRST_RETRY_S, ""
+
+        def taken() -> None:  # what follows is another trouble, and waited for and told as such
+            nonlocal wait_s, said
+            wait_s, said = FIRST_RETRY_S, ""
+
         while True:
             with _Watch(self._path) as socket_comes:
                 try:
-                    await self._connected()
-                    wait_s = FIRST_RETRY_S
-                    continue
+                    await self._connected(taken)
                 except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
                     reason = f"no daemon listens at {self._path}"
                     patience_s = None if socket_comes.seen else wait_s
@@ -58,7 +61,8 @@ class Teller:
                     async with asyncio.timeout(patience_s):
                         await socket_comes.wait()
 
-    async def _connected(self) -> None:
+    async def _connected(self, taken: Callable[[], None]) -> NoReturn:
+        """Tell, until something ends that; `taken` is called once a report was."""
         with short_name(self._path) as name:
             reader, writer = await asyncio.open_unix_connection(name)
         try:
@@ -72,6 +76,7 @@ class Teller:
                 raise ValueError(str(answer.get("error")))
             if not isinstance(every_s := answer.get("every_s"), int | float):
                 raise ValueError("it does not say how often it wants one; are agent and node of the same version?")
+            taken()
             over = asyncio.ensure_future(reader.readline())
             try:
                 await self._go_on(writer, over, float(every_s))
@@ -80,7 +85,7 @@ class Teller:
         finally:
             writer.transport.abort()
 
-    async def _go_on(self, writer: asyncio.StreamWriter, over: asyncio.Future[bytes], every_s: float) -> None:
+    async def _go_on(self, writer: asyncio.StreamWriter, over: asyncio.Future[bytes], every_s: float) -> NoReturn:
         while True:
             await asyncio.sleep(GAP_S)
             dirty = asyncio.ensure_future(self._dirty.wait())

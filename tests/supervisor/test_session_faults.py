@@ -71,6 +71,36 @@ def test_an_answer_of_another_version_is_tried_again(answer: object, tmp_path: P
     play(story())
 
 
+def test_a_daemon_that_hangs_up_now_and_then_is_told_again_at_once_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does so whenever its sensors are made anew. Waits must not add up over the months that an agent lives: until it is
+    back, its desktop is taken for active."""
+    monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
+    taken = 0
+
+    async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal taken
+        await reader.readline()
+        writer.write(json.dumps({"ok": True, "every_s": 20}).encode() + b"\n")
+        await writer.drain()
+        taken += 1
+        writer.close()
+
+    async def story() -> None:
+        server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
+        said: list[str] = []
+        telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, said.append).run())
+        await eventually(lambda: taken > 14, lambda: f"more than {taken} connections")  # a minute and a half, if waits doubled
+        assert set(said) == {"the daemon closed the connection"}
+        assert len(said) >= 14
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        server.close()
+
+    play(story())
+
+
 async def nothing(again: bool) -> dict[str, Any]:
     return {"sessions": [], "terminals": None}
 
