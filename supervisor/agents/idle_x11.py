@@ -59,6 +59,8 @@ class X11Idle:
         first = asyncio.Event()
 
         def told(idle_s: float | None, at_s: float) -> None:
+            if over.done():  # it was given up, and its touches with it
+                return
             idle_for_s = None if idle_s is None or idle_s < self._quiet_s else idle_s
             since_s = None if idle_for_s is None else at_s - idle_for_s
             new = not self._proven or (since_s is None) != (self._idle_since_s is None)

@@ -174,3 +174,37 @@ def test_a_thread_is_never_poked_through_another_ones_descriptor(monkeypatch: py
     assert open_still == [True]
     watcher._poke()
     assert open_still == [True]
+
+
+def test_what_a_display_that_was_given_up_says_late_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hung, and goes on after its thread was left behind: nobody listens to its touches any more."""
+    watchers: list[Any] = []
+
+    class Hanging:
+        def __init__(self, *arguments: Any) -> None:
+            *_, self.tell, self.ended = arguments
+            watchers.append(self)
+
+        def start(self) -> None:
+            self.tell(5.0, 100.0)
+
+        def end(self) -> None:
+            """It hangs."""
+
+        def is_alive(self) -> bool:
+            return True
+
+    monkeypatch.setattr(idle_x11, "_Watcher", Hanging)
+
+    async def story() -> None:
+        source = idle_x11.X11Idle(":986", list)
+        running = asyncio.ensure_future(source.run(lambda: None))
+        await eventually(lambda: source.reading, "the first word")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        watchers[0].tell(60.0, 160.0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert source.reading is None
+
+    play(story())
