@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ LOOK_AGAIN_S: Final = 2.0  # how long a list of Ollama's processes is good for
 LINE_MORE_BYTES: Final = 4 << 20  # of a line, beside its text: the last one holds numbers for the whole talk
 SMALL_BYTES: Final = 1 << 20  # of an answer about loading
 KEEP_ALIVE: Final = "1m"  # should the daemon be killed, Ollama unloads the model by itself
+_PASSED: Final = re.compile(r"\bPASSED\b")  # anywhere in the review, as the agents before this one judged it
 _MIB: Final = 1 << 20
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 
@@ -201,7 +203,7 @@ class OllamaTask:
             "Review the answer to the task below. Begin with the word PASSED if it is correct and complete; otherwise "
             f"begin with REJECTED and say what is wrong.\n\nTask:\n{order}\n\nAnswer:\n{written}",
         )
-        return {"writer_output": written, "review_report": review, "is_passed": "PASSED" in review}
+        return {"writer_output": written, "review_report": review, "is_passed": _PASSED.search(review) is not None}
 
     async def _generate(self, client: httpx2.AsyncClient, model: str, prompt: str, system: str = "") -> str:
         """One whole answer of a model."""
