@@ -58,7 +58,10 @@ def test_an_inference() -> None:
 
 
 @pytest.mark.parametrize("kind", ["quality_loop", "code_verify_cycle"])
-@pytest.mark.parametrize(("review", "passed"), [("PASSED: fine", True), ("It **PASSED**.", True), ("REJECTED: no", False), ("REJECTED: a check is BYPASSED", False)])
+@pytest.mark.parametrize(
+    ("review", "passed"),
+    [("PASSED: fine", True), ("It **PASSED**.", True), ("REJECTED: no", False), ("REJECTED: a check is BYPASSED", False)],
+)
 def test_a_cycle(kind: str, review: str, passed: bool) -> None:
     payload = {"task": "add", "code": "x = 1", "writer_model": "w", "reviewer_model": "r"}
     error, result, server = run(kind, payload, lambda a: answer("y = 2" if a["model"] == "w" else review))
