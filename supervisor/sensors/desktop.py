@@ -27,6 +27,7 @@ ACTIVE: Final = "active"
 MAX_SESSIONS: Final = 16
 MAX_INHIBITORS: Final = 16
 MAX_TEXT: Final = 120
+UNNAMED: Final = "an unnamed program"  # whoever keeps the screen on does so without a name, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,10 +295,9 @@ def _session(entry: Any, at_s: float) -> tuple[str, SessionReport]:
     told = _is(entry, dict, "a session")
     idle = told.get("idle")
     since_s = None if idle == ACTIVE else at_s - _age(idle)
-    held = [_text(holder) for holder in _is(told.get("inhibitors", []), list, "inhibitors")[:MAX_INHIBITORS]]
-    return _text(told.get("id")), SessionReport(
-        _text(told.get("source")), since_s, tuple(holder for holder in held if holder), _text(told.get("why", ""))
-    )
+    held = [_text(holder) or UNNAMED for holder in _is(told.get("inhibitors", []), list, "inhibitors")[:MAX_INHIBITORS]]
+    report = SessionReport(_text(told.get("source")), since_s, tuple(held), _text(told.get("why", "")))
+    return _text(told.get("id")), report
 
 
 def _is(value: Any, kind: type[Any], what: str) -> Any:

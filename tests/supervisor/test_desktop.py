@@ -103,6 +103,13 @@ def test_a_film_is_a_person_until_it_ends() -> None:
     assert world.now.present == ""  # but its session is active then, since nothing is proven
 
 
+@pytest.mark.parametrize("holder", ["", " ", "\x1b"])
+def test_a_film_whose_player_has_no_name_is_a_person_too(holder: str) -> None:
+    world = World()
+    world.hear(sessions=[told(inhibitors=[holder])])
+    assert world.now.present == "idle blocked by an unnamed program of anna (session 3)"
+
+
 def test_a_holder_that_node_yaml_excepts_is_shown_and_does_not_count() -> None:
     """As with logind's locks (T7): the same list of names, each with its age."""
     world = World()
