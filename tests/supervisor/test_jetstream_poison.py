@@ -57,7 +57,8 @@ async def test_a_task_that_every_node_gives_up_ends_as_a_dead_letter_that_its_su
         task = await fleet.submit()
         for _ in range(3):
             rig.source.hand_back(await rig.claim(), "again", "resubmit")
-        await until(rig.source.ask, "asked")
+        while "dead-letter" not in rig.names():
+            assert await rig.poll() is None
         assert "4 deliveries" in (await rig.saw("dead-letter"))["reason"]
         assert str((await fleet.settled(task)).error).startswith("dead: given up after 4 deliveries")
         assert (await fleet.queue())[0] == 0

@@ -49,30 +49,30 @@ async def test_a_waiting_poll_gets_a_task_at_once_and_a_node_that_is_not_ready_a
         await rig.up()
         assert rig.source.ask()
         assert not rig.source.ask()
-        await asyncio.sleep(0.2)
+        await fleet.asked_for()
         task = await fleet.submit()
-        await until(lambda: rig.source.waiting is not None, "the claim", 5)
+        await until(lambda: rig.source.waiting is not None, "the claim")
         claim = rig.source.take()
         assert claim is not None
         assert claim.id == task
         rig.source.settle(claim, {}, None)
         await rig.delivered()
         assert rig.source.ask()
-        await asyncio.sleep(0.2)
+        await fleet.asked_for()
         assert rig.source.asking
         rig.source.announce(Availability.BUSY)
-        await until(lambda: not rig.source.asking, "the poll ends", 5)
+        await until(lambda: not rig.source.asking, "the poll ends")
         await fleet.submit()
         await asyncio.sleep(0.2)
         assert await fleet.queue() == (1, 0, 1)
         assert rig.source.ask()  # in RUNNING what is there is wanted, and no waiting
-        await until(lambda: rig.source.waiting is not None, "the claim", 5)
+        await until(lambda: rig.source.waiting is not None, "the claim")
 
 
 @in_loop
 async def test_given_back_it_goes_on_elsewhere_within_a_moment(server: NatsServer, tmp_path: Path) -> None:
     async with (
-        operator(server.url, lease_s=30) as fleet,
+        operator(server.url, lease_s=600) as fleet,
         node(server.url, tmp_path, node_id="one") as one,
         node(server.url, tmp_path, node_id="two", poll_s=600) as two,
     ):
@@ -81,12 +81,11 @@ async def test_given_back_it_goes_on_elsewhere_within_a_moment(server: NatsServe
         task = await fleet.submit("sleep")
         claim = await one.claim()
         assert two.source.ask()
+        await fleet.asked_for()
         began_s = time.monotonic()
         one.source.hand_back(claim, "the person came back", "resubmit")
-        await until(lambda: two.source.waiting is not None, "the claim elsewhere", 5)
-        took_s = time.monotonic() - began_s
-        assert took_s < 1.0
-        print(f"given back and claimed elsewhere after {took_s * 1000:.1f} ms")
+        await until(lambda: two.source.waiting is not None, "the claim elsewhere, long before the lease or the poll ends")
+        print(f"given back and claimed elsewhere after {(time.monotonic() - began_s) * 1000:.1f} ms")
         taken = two.source.take()
         assert taken is not None
         assert taken.id == task

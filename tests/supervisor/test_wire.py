@@ -116,7 +116,7 @@ async def test_a_result_that_only_its_header_makes_too_large_is_a_failure_with_t
             separators=(",", ":"),
         )
         rig.source.settle(claim, {"x": "y" * (fleet.wire.max_payload - len(empty))}, None)
-        assert "too large" in str((await fleet.settled(task, 10)).error)
+        assert "too large" in str((await fleet.settled(task)).error)
         assert rig.source.status.link is Link.UP
         assert "down" not in rig.names()[1:]
 

@@ -190,6 +190,13 @@ class Operator:
                     raise
                 await asyncio.sleep(0.1)
 
+    async def asked_for(self, polls: int = 1) -> None:
+        """Wait until so many nodes wait at the server for work."""
+        end_s = time.monotonic() + DEADLINE_S
+        while (info := await self.ask(f"CONSUMER.INFO.{layout.TASKS}.{layout.CONSUMER}"))["num_waiting"] != polls:
+            assert time.monotonic() < end_s, f"{info['num_waiting']} wait for work, not {polls}"
+            await asyncio.sleep(0.02)
+
     async def queue(self) -> tuple[int, int, int]:
         """Tasks in the queue, those of them with a node, and results."""
         info = await self.ask(f"CONSUMER.INFO.{layout.TASKS}.{layout.CONSUMER}")
