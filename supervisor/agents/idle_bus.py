@@ -36,6 +36,7 @@ POLL_S: Final = 5.0
 PROBE_S: Final = 1.5
 BACKOFF_S: Final = (1.0, 60.0)
 MAX_HOLDERS: Final = 16
+MAX_ASKED: Final = 128  # a lock of GNOME's is asked for what it is
 UNTOLD: Final = "somebody (who inhibits is not told)"
 UNIT_S: Final = 4.0  # so long must answers grow as seconds do, before they are taken for seconds
 
@@ -231,11 +232,13 @@ class BusIdle:
         held: list[str] = []
         try:
             (paths,) = await self._ask(GNOME, GNOME_PATH, "GetInhibitors", expect="ao")
-            for path in paths[:MAX_HOLDERS]:
+            for path in paths[:MAX_ASKED]:
                 interface = f"{GNOME}.Inhibitor"
                 (bits,) = await self._ask(GNOME, path, "GetFlags", interface=interface, expect="u")
                 if bits & GNOME_IDLE:
                     held += await self._ask(GNOME, path, "GetAppId", interface=interface, expect="s")
+            if len(paths) > MAX_ASKED:
+                held.append(UNTOLD)
         except BusError as error:
             if error.name and self._bus.owner(GNOME):
                 return  # one ended between two questions: the signal of its end is on its way

@@ -362,6 +362,28 @@ def test_inhibitors_of_gnome_with_their_holders(tmp_path: Path) -> None:
     beside(tmp_path, story)
 
 
+@pytest.mark.parametrize(
+    ("locks", "holders"),
+    [pytest.param(40, ("film",), id="a film among many"), pytest.param(300, (UNTOLD,), id="more than are looked at")],
+)
+def test_many_other_locks_of_gnome_hide_no_film(locks: int, holders: tuple[str, ...], tmp_path: Path) -> None:
+    """A program that never gives its locks on suspend up, say; they come in no order."""
+
+    async def story(address: str, source: BusIdle) -> None:
+        gnome = Service(address, GNOME)
+        film = f"/i/{locks}"
+        gnome.answers = {
+            "GetInhibitors": ("ao", [[f"/i/{number + 1}" for number in range(locks)]]),
+            "GetAppId": ("s", ["film"]),
+            "GetFlags": lambda m: ("u", [8 if m.path == film else 4]),
+        }
+        await gnome.start()
+        await eventually(lambda: source.inhibitors == holders, "the film")
+        await gnome.stop()
+
+    beside(tmp_path, story)
+
+
 def test_a_game_that_gamemode_knows_and_gamemode_is_never_started(tmp_path: Path) -> None:
     """T31: the bus would start it for whoever calls it."""
 
