@@ -191,6 +191,7 @@ def test_sweep_names_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     mark = node_mark(tmp_path)
     with subprocess.Popen(["sleep", "1000"], env={"PATH": os.defpath, "RAE_NODE_TASK": f"{mark}.task-1"}) as orphan:
         try:
+            until(lambda: (process := holds.look(orphan.pid)) is not None and process.state == "S", what="its sleep")
             monkeypatch.setattr(holds, "send", lambda *_: None)
             with pytest.raises(StopFailed, match=rf"left by a crash and still alive: {orphan.pid} \(state S\)"):
                 TreeContainment("by choice").sweep(tmp_path, limit_s=0.1)
@@ -205,7 +206,7 @@ def test_detect_proves_it() -> None:
     if not isinstance(DETECTED, CgroupContainment):
         pytest.skip(DETECTED.describe())
     assert DETECTED.describe().startswith(f"a cgroup v2 of its own for each task, below {DETECTED.base} (tried: ")
-    assert not [name for name in os.listdir(DETECTED.base) if name.startswith("rae-probe")]
+    assert not [name for name in os.listdir(DETECTED.base) if name.startswith(f"rae-probe-{os.getpid()}-")]
     mark = task_mark(Path("/tmp/none/task-1"))
     path = DETECTED.place(mark)
     assert path is not None
@@ -290,17 +291,20 @@ def test_a_process_that_waits_for_a_stopped_vfork_counts_as_stopped(tmp_path: Pa
     os.mkfifo(gate := tmp_path / "gate")
     code = (
         "import os\n"
+        "if (parent := os.fork()):\n"  # ours is the tree below it, whatever else the tests have started
+        "    os._exit(os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]))\n"
         f"gate = (os.POSIX_SPAWN_OPEN, 0, {str(gate)!r}, os.O_RDONLY, 0)\n"  # the child waits there, before its exec
         "os.waitpid(os.posix_spawn('/bin/sh', ['sh', '-c', 'read line'], {}, file_actions=[gate]), 0)\n"
     )
-    with subprocess.Popen([sys.executable, "-I", "-S", "-c", code]) as parent:
-        tree = holds.TreeHold(os.getpid())
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", code]) as root:
+        tree = holds.TreeHold(root.pid)
         try:
-            until(lambda: (process := holds.look(parent.pid)) is not None and process.state == "D", what="the vfork")
+            until(lambda: [process.state for process in tree.living()][:1] == ["D"], what="the vfork")
             assert tree.freeze(5)
             assert [process.state for process in tree.living()] == ["D", "T"]
             tree.thaw()
             gate.write_text("go on\n")
-            assert parent.wait(10) == 0
+            assert root.wait(30) == 0
         finally:
-            parent.kill()
+            tree.kill()
+            root.kill()

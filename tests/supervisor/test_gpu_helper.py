@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from support.gpu_rig import NvidiaMachine, helpers, nvidia, until
 from support.nvml_standin import StandIn, nvml_library, standin
+from support.trees import alive
 from support.waiting import play
+from support.waiting import until as wait_for
 
 from supervisor.agents import answering
 from supervisor.sensors.helper import Helper
@@ -24,7 +25,7 @@ __all__ = ["nvidia", "nvml_library", "standin"]  # fixtures
 def ask_alone(text: str, parent: int) -> subprocess.CompletedProcess[str]:
     """The program without a daemon, with `text` as its stdin."""
     argv = [*answering.command("gpu")[:-1], str(parent)]
-    return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=10)
+    return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=60)
 
 
 def test_the_helper_answers_each_line_and_ends_with_its_input(standin: StandIn) -> None:
@@ -51,10 +52,7 @@ def test_the_helper_dies_with_its_parent(standin: StandIn, tmp_path: Path) -> No
         parent.stdin.flush()
         pid = int(parent.stdout.readline())
         parent.wait(10)
-        end_s = time.monotonic() + 5
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < end_s
-            time.sleep(0.01)
+        wait_for(lambda: not alive(pid), "its end")
         parent.stdin.close()
     orphan = ask_alone("look\n", os.getppid())
     assert [orphan.returncode, orphan.stdout] == [0, ""]
@@ -76,9 +74,9 @@ def test_a_helper_that_misbehaves_is_killed_with_a_reason(program: str, reason: 
     async def scene() -> None:
         helper = Helper([sys.executable, "-c", program], lambda line: None, reasons.append)
         if "not asked" not in reason and "without" not in reason:
-            helper.ask(b"look\n", 1.0)
+            helper.ask(b"look\n", 1.0 if "within" in reason else 60.0)
         await until(lambda: reasons)
-        assert await helper.wait(5)
+        assert await helper.wait(20)
         assert not helper.stuck
 
     play(scene())
@@ -100,7 +98,7 @@ def test_one_that_cannot_be_watched_is_not_left_behind(monkeypatch: pytest.Monke
         assert set(psutil.Process().children()) <= before
 
     play(scene())
-    assert set(os.listdir("/proc/self/fd")) == open_before
+    assert set(os.listdir("/proc/self/fd")) <= open_before  # what an earlier test has left may go meanwhile
 
 
 def test_stderr_never_blocks_the_helper() -> None:
@@ -110,10 +108,10 @@ def test_stderr_never_blocks_the_helper() -> None:
 
     async def scene() -> None:
         helper = Helper([sys.executable, "-c", program], lines.append, lines.append)  # type: ignore[arg-type]
-        helper.ask(b"look\n", 5.0)
+        helper.ask(b"look\n", 60.0)
         await until(lambda: lines)
         helper.end()
-        assert await helper.wait(5)
+        assert await helper.wait(20)
 
     play(scene())
     assert lines == [b"done"]

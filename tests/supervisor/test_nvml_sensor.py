@@ -26,7 +26,7 @@ def test_a_quiet_gpu_is_free_and_wakes_nobody_again(standin: StandIn, nvidia: Nv
         async with nvidia.sensor() as sensor:
             reading = now(sensor)
             assert (Gpu(), "", "NVML") == (reading.value, reading.error, reading.source)
-            assert CLOCK.now_s() - reading.read_at_s < 2
+            assert 0 <= CLOCK.now_s() - reading.read_at_s < 20
             sensor.demand(0.2)
             await until(lambda: now(sensor).read_at_s > reading.read_at_s + 0.5)
             assert nvidia.wakes == 1
@@ -208,7 +208,7 @@ def test_the_first_sample_of_a_helper_is_not_believed(standin: StandIn, nvidia: 
         await starting
 
     async def entered() -> None:
-        async with nvidia.sensor(settle_s=1.0) as sensor:
+        async with nvidia.sensor(settle_s=1.5) as sensor:
             assert now(sensor).value == Gpu()
 
     play(scene())

@@ -59,7 +59,7 @@ class Machine:
             yield sensor
         finally:
             await sensor.stop()
-            assert helpers() == []
+            await until(lambda: helpers() == [])  # what was killed takes a moment to die
 
     def _wake(self) -> None:
         self.wakes += 1

@@ -111,7 +111,7 @@ class Installed:
         """STATUS=, as systemd heard it."""
         return self.show("StatusText")["StatusText"]
 
-    def wait_for(self, state: str, timeout_s: float = 20.0) -> None:
+    def wait_for(self, state: str, timeout_s: float = 60.0) -> None:
         """Until systemd has heard of that state."""
         until(lambda: self.status_text().startswith(f"{state}:"), lambda: f"{state}, not {self.status_text()}", timeout_s)
 

@@ -160,17 +160,21 @@ class FakeLogin1:
         member = message.member or ""
         self.calls.append(member)
         reply = self._answer(message, member)
-        if delay := self.delays.get(member):
-            task = asyncio.get_running_loop().create_task(self._send_late(reply, delay))
+        if (delay := self.delays.get(member)) or reply.unix_fds:
+            task = asyncio.get_running_loop().create_task(self._send(reply, delay or 0.0))
             self._late.add(task)
             task.add_done_callback(self._late.discard)
             return True
         return reply
 
-    async def _send_late(self, reply: Message, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
-        assert self._bus
-        await self._bus.send(reply)
+    async def _send(self, reply: Message, delay_s: float) -> None:
+        try:
+            await asyncio.sleep(delay_s)
+            assert self._bus
+            await self._bus.send(reply)
+        finally:
+            for fd in reply.unix_fds:  # who was sent it has one of its own
+                os.close(fd)
 
     def _answer(self, message: Message, member: str) -> Message:
         if planned := self.replies.get(member):
@@ -192,7 +196,6 @@ class FakeLogin1:
         if member == "Inhibit":
             ours, theirs = os.pipe()
             self._given.append(([*message.body, os.geteuid(), os.getpid()], ours))
-            asyncio.get_running_loop().call_later(self.delays.get(member, 0) + 0.02, os.close, theirs)
             return Message.new_method_return(message, "h", [0], unix_fds=[theirs])
         return Message.new_error(message, "org.freedesktop.DBus.Error.UnknownObject", "no such object")
 

@@ -123,7 +123,7 @@ class SysBox:
         self.cgroup = root / f"sdbox-{os.getpid()}-{id(self):x}"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout_s: float = 20.0) -> SysBox:
+    def start(self, timeout_s: float = 60.0) -> SysBox:
         """Boot; returns when systemd says that it runs. Call it from the main thread: the box dies with the thread."""
         self.cgroup.mkdir()
         env = {
@@ -147,7 +147,7 @@ class SysBox:
             )
         return self._wait_up(timeout_s)
 
-    def reboot(self, timeout_s: float = 30.0) -> SysBox:
+    def reboot(self, timeout_s: float = 60.0) -> SysBox:
         """Down in order, and up again: what is on disk stays, /run and /tmp are new. Units wanted by multi-user.target
         start only if something made the box's own target want that."""
         before = self.pid
@@ -175,7 +175,7 @@ class SysBox:
         if self.cgroup.exists():
             (self.cgroup / "cgroup.kill").write_text("1")
         if self._process is not None:
-            self._process.wait(10)
+            self._process.wait(60)
         for _ in range(200):
             self._remove(self.cgroup)
             if not self.cgroup.exists():

@@ -128,9 +128,12 @@ def _nasty(count: int, folder: str, seconds: float) -> None:
     for number in range(count):
         if os.fork() == 0:
             if number % 2:
+                between = os.getpid()
                 os.setsid()
                 if os.fork():
                     os._exit(0)
+                while os.getppid() == between:  # who sees it finds it at its subreaper, not on the way there
+                    time.sleep(0.001)
             path = f"{folder}/{os.getpid()}"
             with open(path, "w") as file:
                 while True:
