@@ -27,26 +27,31 @@ class OwnTerminals:
 
     def __init__(self, typed: Callable[[], None], dev: Path = Path("/dev")) -> None:
         self._typed, self._dev, self._uid = typed, dev, os.getuid()
-        self._inotify = INotify(nonblocking=True)
+        self._inotify: INotify | None = None
         self._names: dict[int, str] = {}
         self._folder = -1
         self.typed_at_s: float | None = None
         self.typed_on = ""
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch; without inotify, of which a user has few, the terminals' own times must do, by the daemon."""
         with contextlib.suppress(OSError):
+            self._inotify = INotify(nonblocking=True)
+            asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
             self._folder = self._inotify.add_watch(self._dev / "pts", flags.CREATE | flags.ATTRIB)
-        asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
         self.look()
 
     def stop(self) -> None:
         """Stop watching."""
-        asyncio.get_running_loop().remove_reader(self._inotify.fileno())
-        self._inotify.close()
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
+            self._inotify.close()
+            self._inotify = None
 
     def look(self) -> None:
         """Watch what is ours by now."""
+        if self._inotify is None:
+            return
         names: list[str] = []
         with contextlib.suppress(OSError):
             names += [f"pts/{name}" for name in os.listdir(self._dev / "pts") if name.isdecimal()]
@@ -60,7 +65,7 @@ class OwnTerminals:
 
     def _read(self) -> None:
         typed = look = False
-        for event in self._inotify.read(timeout=0):
+        for event in self._inotify.read(timeout=0) if self._inotify is not None else ():
             if event.mask & flags.IGNORED:
                 self._names.pop(event.wd, None)
             elif event.wd == self._folder or event.mask & flags.Q_OVERFLOW:

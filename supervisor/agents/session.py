@@ -154,6 +154,7 @@ class Agent:
         self._environment: dict[str, str] = {}
         self._look_now = asyncio.Event()
         self._unseen = False  # logind did not tell the sessions
+        self._untold = False  # nothing tells of sockets that come
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = RETRY_S[0]
         self._typed_timer: asyncio.TimerHandle | None = None
@@ -235,7 +236,7 @@ class Agent:
                 nameless = nameless or not name
                 if name:
                     wanted["x11", name] = lambda name=name: self._x11(name)  # type: ignore[misc]
-        self._look_again(nameless or self._unseen)
+        self._look_again(nameless or self._unseen or self._untold)
         for key in self._kept.keys() - wanted.keys():
             await self._kept.pop(key).stop()
             self._teller.tell()
@@ -248,7 +249,7 @@ class Agent:
 
     def _look_again(self, wanted: bool) -> None:
         """An X display that logind does not know is told to the user's manager at some time, and nobody says when; nor
-        when a logind that did not answer does again."""
+        when a logind that did not answer does again, nor, without inotify, when a compositor's socket comes."""
         if self._retry is not None:
             self._retry.cancel()
         self._retry_s = min(2 * self._retry_s, RETRY_S[1]) if wanted else RETRY_S[0]
@@ -282,7 +283,12 @@ class Agent:
     @contextlib.contextmanager
     def _watch_runtime(self) -> Iterator[None]:
         """Look again when a compositor's socket or a cookie comes or goes."""
-        inotify = INotify(nonblocking=True)
+        try:
+            inotify = INotify(nonblocking=True)
+        except OSError:  # a user has few of them
+            self._untold = True
+            yield
+            return
         with contextlib.suppress(OSError):
             inotify.add_watch(self._runtime, flags.CREATE | flags.DELETE | flags.MOVED_TO)
 

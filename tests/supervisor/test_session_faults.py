@@ -14,7 +14,8 @@ import pytest
 from support.login1 import FakeLogin1, PrivateBus, session
 from support.waiting import eventually, play
 
-from supervisor.agents import idle_x11, teller
+from supervisor.agents import idle_terminals, idle_wayland, idle_x11, teller
+from supervisor.agents import session as session_module
 from supervisor.agents.idle import Idle
 from supervisor.agents.session import Agent, Kept
 from supervisor.agents.teller import Teller
@@ -148,6 +149,42 @@ def test_sessions_that_logind_did_not_tell_are_asked_for_again(member: str, tmp_
             await eventually(lambda: member in login1.calls, "the question")
             del login1.replies[member]
             await eventually(lambda: "3" in agent._sessions, "the session", 20)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await login1.stop()
+
+    play(story())
+
+
+def test_without_inotify_a_compositor_is_found_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing tells of its socket then; terminals are left to their own times, which the daemon reads."""
+
+    def refuse(**_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(session_module, "INotify", refuse)
+    monkeypatch.setattr(idle_terminals, "INotify", refuse)
+    monkeypatch.setattr(session_module, "RETRY_S", (0.01, 0.1))
+    found: list[Path] = []
+
+    class Compositor(Faulty):
+        def __init__(self, path: Path, quiet_s: float) -> None:
+            found.append(path)
+
+    monkeypatch.setattr(idle_wayland, "WaylandIdle", Compositor)
+
+    async def story() -> None:
+        with PrivateBus(tmp_path) as bus:
+            login1 = await FakeLogin1(bus.address).start()
+            login1.sessions[S3] = session(User=(os.getuid(), "/u"), Type="wayland")
+            agent = Agent(
+                tmp_path / "none", bus_address=bus.address, session_bus=f"unix:path={tmp_path}/none", runtime=tmp_path,
+            )  # fmt: skip
+            running = asyncio.ensure_future(agent.run())
+            await eventually(lambda: agent._sessions or running.done(), "the session")
+            (tmp_path / "wayland-0").touch()
+            await eventually(lambda: found or running.done(), "its display")
+            assert not running.done()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             await login1.stop()
