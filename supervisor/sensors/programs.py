@@ -8,6 +8,7 @@ apart at most, which is then how long a program may go unseen.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from supervisor.sensors.process import COMM_LENGTH, Name, in_units, name_of
 YOUNG_S: Final = 10.0
 FULL_S: Final = 10.0
 UNITS: Final = (".scope", ".service", ".slice")
+HIDDEN: Final = "other users' processes are not shown: /proc is mounted with hidepid (host.exclusive_programs)"
 
 
 class Programs:
@@ -47,10 +49,12 @@ class Programs:
         """Those that run now, in words.
 
         Raises:
-            OSError: /proc cannot be listed.
+            OSError: /proc cannot be listed, or shows our own processes alone.
         """
         if not self._units and not self._names:
             return []
+        if os.path.lexists(self._proc / "self") and not name_of(self._proc, 1).comm:  # the first one is always there
+            raise PermissionError(errno.EPERM, HIDDEN)
         pids = {int(name) for name in os.listdir(self._proc) if name.isdecimal()}
         full = not 0 <= now_s - self._full_at_s < FULL_S
         self._full_at_s = now_s if full else self._full_at_s

@@ -110,6 +110,21 @@ def test_windows_programs_and_sandboxes_are_seen_by_what_they_show(tmp_path: Pat
     assert programs.running(1.0) == ["Game.exe (pid 11)", "bwrap (pid 12)"]
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_where_other_users_processes_are_hidden_nobody_knows_what_runs(shown: bool, tmp_path: Path) -> None:
+    """/proc mounted with hidepid: the first process is always there, and not shown to a service's user."""
+    (tmp_path / "self").symlink_to("7")
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/comm").write_text("ours")
+    if shown:
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1/comm").write_text("init")
+    sensor = HostSensor(CLOCK, HostSettings(exclusive_programs=["supergame"]), lambda: 0.0, proc_root=tmp_path)
+    error = sensor.host(CLOCK.now_s()).error
+    hidden = "other users' processes are not shown: /proc is mounted with hidepid (host.exclusive_programs)"
+    assert error == ("" if shown else hidden)
+
+
 def test_nothing_is_looked_at_where_nothing_is_asked_for() -> None:
     assert Programs([], proc_root=Path("/does/not/exist")).running(1.0) == []
 
