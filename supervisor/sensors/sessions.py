@@ -413,13 +413,13 @@ class Sessions:
         if prepared == self._prepared:
             for kind, name in DELAYS.items():
                 self._set_preparing(kind, manager.get(name) is True)
+        if self._delays:
+            self._delays.take([kind for kind, preparing in self._preparing.items() if not preparing])
         return manager
 
     async def _look(self) -> None:
         """Read everything that logind knows."""
         manager = await self._ask_manager()
-        if self._delays:
-            self._delays.take([kind for kind, preparing in self._preparing.items() if not preparing])
         (listed,) = await self._bus.call(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "ListSessions", expect="a(susso)")
         seen: dict[str, Session] = {}
         for *_, path in listed:

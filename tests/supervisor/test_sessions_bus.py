@@ -292,6 +292,20 @@ def test_refused_delay_locks_are_said_and_do_not_block(private_bus: PrivateBus) 
     asyncio.run(story())
 
 
+def test_a_delay_lock_that_was_refused_once_is_asked_for_again(private_bus: PrivateBus) -> None:
+    """On a machine where nobody logs in, no signal of logind's would be the occasion."""
+
+    async def story() -> None:
+        async with logind(private_bus.address) as fake:
+            fake.replies["Inhibit"] = "org.freedesktop.DBus.Error.LimitsExceeded"
+            async with Watched(private_bus.address, max_age_sec=0.3) as watched:
+                await eventually(lambda: watched.sensor.delay_error, "the refusal")
+                del fake.replies["Inhibit"]
+                await eventually(lambda: len(fake.locks()) == 2 and not watched.sensor.delay_error, "both locks")
+
+    asyncio.run(story())
+
+
 def test_a_lid_is_found_without_a_signal(private_bus: PrivateBus) -> None:
     async def story() -> None:
         async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_sec=0.3) as watched:
