@@ -516,7 +516,12 @@ class _DelayLocks:
         self._held: dict[str, Lock] = {}
         self._old: dict[str, Lock] = {}  # of a logind that is gone; its successor may have taken them over
         self._taking: dict[str, asyncio.Task[None]] = {}
-        self.error = ""
+        self._refused: dict[str, str] = {}
+
+    @property
+    def error(self) -> str:
+        """Why a lock is not held; empty when none was refused."""
+        return next(iter(self._refused.values()), "")
 
     def take(self, kinds: list[str]) -> None:
         for kind in kinds:
@@ -527,9 +532,9 @@ class _DelayLocks:
         try:
             lock = await inhibit(self._bus, kind, self._who, "stops its task in order first", "delay")
         except BusError as error:
-            self.error = f"no delay lock on {kind}, a task may be cut short by it: {error}"
+            self._refused[kind] = f"no delay lock on {kind}, a task may be cut short by it: {error}"
         else:
-            self.error = ""
+            self._refused.pop(kind, None)
             self._held[kind] = lock
             self._close(self._old, kind)
         finally:

@@ -292,6 +292,20 @@ def test_refused_delay_locks_are_said_and_do_not_block(private_bus: PrivateBus) 
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("kind", ["sleep", "shutdown"])
+def test_one_delay_lock_of_both_is_not_all_well(kind: str, private_bus: PrivateBus) -> None:
+    async def story() -> None:
+        async with logind(private_bus.address) as fake:
+            fake.refused_kinds = {kind}
+            async with Watched(private_bus.address) as watched:
+                delays = watched.sensor._delays
+                assert delays
+                await eventually(lambda: len(delays._held) == 1 and not delays._taking, "the other one")
+                assert f"no delay lock on {kind}" in watched.sensor.delay_error
+
+    asyncio.run(story())
+
+
 def test_a_delay_lock_that_was_refused_once_is_asked_for_again(private_bus: PrivateBus) -> None:
     """On a machine where nobody logs in, no signal of logind's would be the occasion."""
 
