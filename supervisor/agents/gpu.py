@@ -5,11 +5,11 @@ of this process closes every handle. How it is started, and ends: `answering`.
 
 The answer to `look` is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. `error` (in words) says that nothing
 can be said of any GPU; `library` is false when libnvidia-ml.so.1 does not load. A device has `uuid, name, percent,
-total, used, reserved, temperature_c, throttled, xid, mig, processes [{pid, kind, used, percent}], error`: sizes in bytes,
+total, used, reserved, temperature_c, throttled, xids, mig, processes [{pid, kind, used, percent}], error`: sizes in bytes,
 kind `c` (compute), `g` (graphics) or `cg`, a process's `percent` how busy it has kept the GPU of late, null where the
-driver does not say; `throttled` says in words what holds its clocks down, `xid` is the number of the newest fault that the
-driver has reported since this process asked it to (0: none); the kernel's log is not read. With `error` the device's other
-fields prove nothing.
+driver does not say; `throttled` says in words what holds its clocks down, `xids` are the numbers of the faults that the
+driver has reported since this process asked it to, the newest last; the kernel's log is not read. With `error` the
+device's other fields prove nothing.
 """
 
 from __future__ import annotations
@@ -121,21 +121,21 @@ class Faults:
 
     def __init__(self) -> None:
         self._sets: dict[str, Any] = {}
-        self._newest: dict[str, int] = {}
+        self._told: dict[str, list[int]] = {}
 
-    def newest(self, uuid: str, handle: Any) -> int:
-        """The number of the device's newest fault; 0: none, or this driver does not report any."""
+    def told(self, uuid: str, handle: Any) -> list[int]:
+        """The numbers of the device's faults so far, each once, the last new one last; none where this driver reports none."""
         if uuid not in self._sets:
             self._sets[uuid] = self._subscribe(handle)
-        events = self._sets[uuid]
+        events, told = self._sets[uuid], self._told.setdefault(uuid, [])
         for _ in range(EVENTS if events is not None else 0):
             try:
                 event = nvml.nvmlEventSetWait_v2(events, 0)
             except nvml.NVMLError:  # a timeout: no more of them
                 break
-            if event.eventType == nvml.nvmlEventTypeXidCriticalError:
-                self._newest[uuid] = int(event.eventData)
-        return self._newest.get(uuid, 0)
+            if event.eventType == nvml.nvmlEventTypeXidCriticalError and int(event.eventData) not in told:
+                told.append(int(event.eventData))
+        return list(told)
 
     @staticmethod
     def _subscribe(handle: Any) -> Any:
@@ -160,7 +160,7 @@ def device(index: int, faults: Faults, utilisation: Utilisation) -> dict[str, An
         answer["mig"] = bool(mode and mode[0])
         answer["temperature_c"] = optional(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
         answer["throttled"] = throttled(handle)
-        answer["xid"] = faults.newest(answer["uuid"], handle)
+        answer["xids"] = faults.told(answer["uuid"], handle)
         what = "its memory cannot be read"
         answer |= memory(handle)
         what = "its processes cannot be listed"

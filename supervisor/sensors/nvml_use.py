@@ -65,7 +65,7 @@ class Device(Struct, frozen=True):
     mig: bool = False
     temperature_c: int | None = None
     throttled: tuple[str, ...] = ()
-    xid: int = 0
+    xids: tuple[int, ...] = ()
     total: int = 0
     used: int = 0
     reserved: int | None = None
@@ -86,8 +86,9 @@ def _impossible(device: Device) -> str:
     """Why the device's numbers cannot be believed; empty: they can."""
     if device.error:
         return device.error
-    if device.xid in FATAL:
-        return f"the driver reported Xid {device.xid} ({FATAL[device.xid]}): reboot if it does not recover"
+    for xid in device.xids:  # a fault of the GPU is followed by those of the programs that it ends
+        if xid in FATAL:
+            return f"the driver reported Xid {xid} ({FATAL[xid]}): reboot if it does not recover"
     if device.percent is None or not 0 <= device.percent <= 100:
         return f"impossible utilisation ({device.percent} %)"
     if device.total <= 0 or not 0 <= device.used <= device.total:
@@ -201,7 +202,7 @@ def _row(device: Device, lent: bool, names: dict[int, Name], side: dict[int, Who
         "reserved_gb": None if device.reserved is None else round(device.reserved / GIB, 2),
         "temperature_c": device.temperature_c,
         "throttled": list(device.throttled),
-        "xid": device.xid,
+        "xid": device.xids[-1] if device.xids else 0,
         "mig": device.mig,
         "processes": [
             {

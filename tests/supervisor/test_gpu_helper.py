@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from support.trees import alive
 from support.waiting import play
 from support.waiting import until as wait_for
 
-from supervisor.agents import answering
+from supervisor.agents import answering, gpu
 from supervisor.sensors.helper import Helper
 
 __all__ = ["nvidia", "nvml_library", "standin"]  # fixtures
@@ -34,6 +35,23 @@ def test_the_helper_answers_each_line_and_ends_with_its_input(standin: StandIn) 
     answers = [json.loads(line) for line in run.stdout.splitlines()]
     assert [run.returncode, run.stderr, len(answers)] == [0, "", 2]
     assert answers[0]["devices"][0]["uuid"] == "GPU-fake-0"
+
+
+def test_a_fault_is_not_forgotten_for_a_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver reports an uncorrectable memory error, and right after it that it cleans up the programs (Xid 45)."""
+    there = [[48, 45, 45], [], [31]]
+
+    def wait(_events: object, _ms: int) -> SimpleNamespace:
+        if not there[0]:
+            there.pop(0)
+            raise gpu.nvml.NVMLError(gpu.nvml.NVML_ERROR_TIMEOUT)
+        return SimpleNamespace(eventType=gpu.nvml.nvmlEventTypeXidCriticalError, eventData=there[0].pop(0))
+
+    monkeypatch.setattr(gpu.nvml, "nvmlEventSetCreate", object)
+    monkeypatch.setattr(gpu.nvml, "nvmlDeviceRegisterEvents", lambda *_: None)
+    monkeypatch.setattr(gpu.nvml, "nvmlEventSetWait_v2", wait)
+    faults = gpu.Faults()
+    assert [faults.told("GPU-a", None) for _ in range(3)] == [[48, 45], [48, 45], [48, 45, 31]]
 
 
 def test_the_helper_dies_with_its_parent(standin: StandIn, tmp_path: Path) -> None:

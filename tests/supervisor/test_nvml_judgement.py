@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from supervisor.sensors.gpu_use import GIB, Use, Whose
 from supervisor.sensors.nvml_use import Device, Process, judge
@@ -259,3 +260,13 @@ def test_a_judgement_is_in_bounds_or_none(
     assert not {p["pid"] for p in foreign} & own
     unknown = {p.pid for p in there if p.pid not in NAMES} - own - lately
     assert unknown <= {p["pid"] for p in foreign}
+
+
+@pytest.mark.parametrize(
+    ("xids", "error"),
+    [((), ""), ((31, 45), ""), ((48, 45), "GPU-a: the driver reported Xid 48 (memory error that cannot be corrected)")],
+)
+def test_a_fault_of_the_gpu_itself_counts_whatever_came_after_it(xids: tuple[int, ...], error: str) -> None:
+    told = structs.replace(gpu(), xids=xids)
+    assert seen(told).error.startswith(error)
+    assert bool(seen(told).error) == bool(error)
