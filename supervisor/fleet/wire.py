@@ -91,10 +91,13 @@ class Wire:
         context = await asyncio.to_thread(trusting, server.ca_file) if any(u.startswith("tls:") for u in urls) else None
         client = Client()
 
-        def password() -> str:
-            # asked for just before it is sent: never in the clear to a server that was to prove itself
-            if context is not None and not client._server_info.get("tls_required"):
+        def proven() -> None:
+            # nats-py speaks TLS where the server asks for it, whatever the URL says
+            if context is not None and not _encrypted(client):
                 raise Error("the server offers no TLS, and control.url says tls://")
+
+        def password() -> str:
+            proven()  # asked for just before it is sent: never in the clear to a server that was to prove itself
             return server.password or ""
 
         login = {"user": server.user, "password": password} if server.password is not None else {}
@@ -114,6 +117,7 @@ class Wire:
                     inbox_prefix=inbox(server.user) if server.user else "_INBOX",
                     **login,  # type: ignore[arg-type]  # nats-py types a callback for the password wrongly
                 )
+            proven()
             if not client.is_connected:
                 raise ConnectionResetError("the server hung up")
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
@@ -329,6 +333,12 @@ class Wire:
         if isinstance(error, TimeoutError) and not told:
             told = f"no answer within {self._server.connect_timeout_s:g} s"
         return f"{self._server.url} cannot be reached: {told or type(error).__name__}"
+
+
+def _encrypted(client: Client) -> bool:
+    """The connection itself is; what the server says of it may be an impostor's."""
+    writer = getattr(client._transport, "_io_writer", None)
+    return writer is not None and writer.get_extra_info("ssl_object") is not None
 
 
 async def _let_go(client: Client) -> None:

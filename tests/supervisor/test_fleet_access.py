@@ -188,30 +188,35 @@ def test_who_is_not_known_does_not_get_in(fleet: Fleet, changes: dict[str, Any],
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
-def test_a_password_never_goes_in_the_clear_to_a_server_that_offers_no_tls(tmp_path: Path) -> None:
-    """Somebody in the middle who answers first, and asks for the password without TLS."""
+@pytest.mark.parametrize("asks", [True, False], ids=["asks for a key", "asks for none"])
+@pytest.mark.parametrize("token", ["very-secret", None], ids=["a key", "no key"])
+def test_nobody_comes_in_the_clear_to_a_server_that_offers_no_tls(tmp_path: Path, token: str | None, asks: bool) -> None:
+    """Somebody in the middle who answers first, without TLS: he gets no key, and hands out no task."""
     got = bytearray()
 
     async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        info = {"server_id": "x", "version": "2.9.10", "proto": 1, "max_payload": 1 << 20, "auth_required": True}
+        info = {"server_id": "x", "version": "2.9.10", "proto": 1, "max_payload": 1 << 20, "auth_required": asks}
+        later = {**info, "tls_required": True}
         writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
         while data := await reader.read(4096):
             got.extend(data)
-            writer.write(b"PONG\r\n")
+            writer.write(b"PONG\r\nINFO " + json.dumps(later).encode() + b"\r\n")
         writer.close()
 
     async def work() -> None:
         server = await asyncio.start_server(impostor, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
+        user = "desk-1" if token else ""
         with pytest.raises(Trouble, match="no TLS"):
-            await Wire(Server(f"tls://127.0.0.1:{port}", "desk-1", "very-secret"), name="x").open()
-        async with node(f"tls://127.0.0.1:{port}", tmp_path, token="very-secret") as rig:
+            await Wire(Server(f"tls://127.0.0.1:{port}", user, token), name="x").open()
+        async with node(f"tls://127.0.0.1:{port}", tmp_path, token=token) as rig:
             await until(lambda: "no TLS" in rig.source.status.reason, lambda: rig.source.status.reason)
             assert rig.source.status.link is Link.DOWN
         server.close()
 
     asyncio.run(asyncio.wait_for(work(), 60))
     assert b"very-secret" not in got
+    assert b"PUB" not in got
 
 
 def test_the_way_in_for_an_operator(tmp_path: Path) -> None:
