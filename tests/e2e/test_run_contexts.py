@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.nvml_standin import StandIn, nvml_library, standin
@@ -33,7 +34,8 @@ handle = open(node)
 with open(nvml + ".task", "w") as file:
     file.write(f"0.proc={os.getpid()}:{2**30}:c\\n0.mem_used={2**30}\\n")
 os.replace(nvml + ".task", nvml)
-time.sleep(float(os.environ["SECONDS"]))
+while not os.path.exists(os.environ["END"]):
+    time.sleep(0.05)
 """
 
 
@@ -67,6 +69,11 @@ def contexts(root: int, listed: Path) -> list[str]:
     return found
 
 
+def starts(status: dict[str, Any]) -> bool:
+    """A task is being started; RUNNING follows."""
+    return status["state"] == "READY" and (status["task"] or {}).get("phase") in ("claimed", "running")
+
+
 class Watch:
     """Looks again and again, and keeps what was found by state; a state that has changed under the look is left out."""
 
@@ -82,7 +89,9 @@ class Watch:
             before = node.look()
             seen = contexts(node.pid, listed)
             after = node.look()
-            if before and after and (before["state"], before["since"][:19]) == (after["state"], after["since"][:19]):
+            if not before or not after or starts(after):
+                continue
+            if (before["state"], before["since"][:19]) == (after["state"], after["since"][:19]):
                 self.looks[before["state"]] = self.looks.get(before["state"], 0) + 1
                 self.found.setdefault(before["state"], set()).update(seen)
 
@@ -98,14 +107,14 @@ def test_outside_running_no_process_of_ours_has_a_gpu_context(tmp_path: Path, st
     tasks = {
         name: {
             "argv": [sys.executable, "-S", "-c", TASK, str(cuda), str(device), str(listed)],
-            "env": {"SECONDS": seconds},
+            "env": {"END": str(tmp_path / f"{name}.end")},
             "on_preempt": "fail",
         }
-        for name, seconds in (("brief", "1.5"), ("long", "1000"))
+        for name in ("brief", "long")
     }
     settings = {"tasks": tasks, "gpu": {"presence": "required", "look_interval_sec": 0.2}, "work": {"run_minutes": 0}}
     with control_node() as control:
-        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"cooldown_minutes": 0.02}}, settings)
+        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"cooldown_minutes": 0.05}}, settings)
         with daemon(folder, env=standin.env) as node:
             node.wait_for("READY")
             watch = Watch(node, listed)
@@ -115,11 +124,15 @@ def test_outside_running_no_process_of_ours_has_a_gpu_context(tmp_path: Path, st
                 until(lambda: "proc=" in listed.read_text(), "its context")
                 enough = watch.looks.get("RUNNING", 0) + 3
                 until(lambda enough=enough: watch.looks.get("RUNNING", 0) > enough, lambda: f"looks at it, not {watch.looks}")
-                if name == "long":
-                    folder.cli("pause", "2s")
+                if name == "brief":
+                    (tmp_path / "brief.end").touch()
+                else:
+                    folder.cli("pause", "4s")
                 until(lambda: not node.task_pids(), "its end")
                 standin.shows()
                 control.settled(task)
+                state = "COOLDOWN" if name == "brief" else "DISABLED"
+                until(lambda state=state: watch.looks.get(state), lambda: f"a look after it, not {watch.looks}")
             until(lambda: node.state() == "READY", lambda: f"READY, not {node.look()}")
             watch.stop()
             maps = Path(f"/proc/{node.pid}/maps").read_text()

@@ -78,7 +78,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> 
 def test_a_log_folder_that_goes_away_is_made_again(tmp_path: Path) -> None:
     with control_node() as control, daemon(NodeFolder.make(tmp_path, control.url)) as node:
         node.wait_for("READY")
-        shutil.rmtree(tmp_path / "logs")
+        (tmp_path / "logs").rename(tmp_path / "gone")  # at once, or a line that is written meanwhile is in the way
+        shutil.rmtree(tmp_path / "gone")
         assert control.settled(control.add("echo"))["status"] == "COMPLETED"
         until(lambda: "task-ended" in node.folder.rows(), "the decisions after that")
         node.stop()

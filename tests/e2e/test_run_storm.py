@@ -91,4 +91,4 @@ def test_a_resolver_that_never_answers_does_not_hold_up_the_end(tmp_path: Path) 
             until(lambda: "not resolved within" in node.look().get("source", {}).get("error", ""), "a reason")
             began_s = time.monotonic()
             assert node.stop() == 0
-            assert time.monotonic() - began_s < 4
+            assert time.monotonic() - began_s < 9  # not the time that glibc asks

@@ -131,7 +131,7 @@ def test_a_pause_survives_a_restart_and_ends_by_itself(tmp_path: Path) -> None:
             until(lambda: folder.rows().count("switched-off") == 1 and node.state(), "started again")
             assert node.ask()["reason"].startswith("paused until ")
             assert folder.cli("pause", "1s").returncode == 0
-            node.wait_for("READY", 8)
+            node.wait_for("READY")
             assert node.ask()["paused_until"] is None
             assert folder.cli("pause", "until", "00:00").returncode == 0
             assert node.ask()["paused_until"].startswith("20")
@@ -187,13 +187,15 @@ def test_no_lock_no_task_and_status_says_how_to_mend_it(tmp_path: Path) -> None:
 
 
 def test_a_result_waits_for_a_control_node_that_is_away(tmp_path: Path) -> None:
-    folder = NodeFolder.make(tmp_path, node={"tasks": {"slow": {"argv": ["/bin/sh", "-c", "cat; sleep 0.7"]}}})
+    slow = ["/bin/sh", "-c", f"cat; while ! test -e {tmp_path}/end; do sleep 0.05; done"]
+    folder = NodeFolder.make(tmp_path, node={"tasks": {"slow": {"argv": slow}}})
     with control_node() as control:
         folder.write(node={"control": {"url": control.url}})
         with daemon(folder) as node:
             control.add("slow", {"n": 1})
             node.wait_for_task()
             os.kill(control.process.pid, 19)  # SIGSTOP: it takes connections and says nothing
+            (tmp_path / "end").touch()
             until(lambda: node.ask()["source"]["outbox"] == 1, "the result is in the outbox")
             # a change of the configuration does not lose it
             folder.write(runtime={"execution": {"heartbeat_interval_sec": 0.4}})

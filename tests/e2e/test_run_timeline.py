@@ -30,7 +30,7 @@ def test_the_journal_of_a_real_node_is_drawn(tmp_path: Path) -> None:
     tasks = {task.type: task for task in told.tasks}
     assert tasks["nap"].outcome == "done"
     assert tasks["nap"].id == nap
-    assert tasks["nap"].end - tasks["nap"].begin == pytest.approx(2.0, abs=1.5)
+    assert 1.5 < tasks["nap"].end - tasks["nap"].begin < 25
     assert (tasks["sleep"].outcome, tasks["sleep"].row) == ("handed back", "switched-off")
     assert {"RUNNING", "COOLDOWN", "IDLE_WAIT"} <= {span.state for span in told.spans}
     assert told.left_out == 0

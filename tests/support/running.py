@@ -58,7 +58,7 @@ class ControlNode:
         data = None if body is None else json.dumps(body).encode()
         headers = {"content-type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
             return json.load(answer)
 
     def add(self, kind: str, payload: Any = None, priority: int = 0) -> str:
@@ -84,7 +84,7 @@ class ControlNode:
     def stop(self) -> None:
         """End it; its tasks are gone."""
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(DEADLINE_S)
 
 
 def start_control(port: int = 0) -> ControlNode:
@@ -202,6 +202,7 @@ class Daemon:
     folder: NodeFolder
     process: subprocess.Popen[bytes]
     _said: list[bytes] = field(default_factory=list)
+    _listener: threading.Thread = field(default_factory=threading.Thread)
 
     @property
     def pid(self) -> int:
@@ -253,18 +254,20 @@ class Daemon:
             lambda: f"a running task, not {self.look().get('status')}; it said:\n{self.said}",
             timeout_s,
         )
-        pids = self.task_pids()
-        assert pids
+        pids: list[int] = until(self.task_pids, "its processes")
         return pids[0]
 
     def task_pids(self) -> list[int]:
-        """Processes whose environment names this node's work folder: its tasks."""
-        return [pid for pid, env in _environments() if f"HOME={self.folder.path}/work/".encode() in env]
+        """Processes whose environment names this node's work folder: its tasks, the oldest first."""
+        pids = [pid for pid, env in _environments() if f"HOME={self.folder.path}/work/".encode() in env]
+        return sorted(pids, key=lambda pid: (_started(pid), pid))
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = DEADLINE_S) -> int:
-        """Tell it to stop; its exit status."""
+        """Tell it to stop; its exit status. All that it wrote is in `said` then."""
         self.process.send_signal(number)
-        return self.process.wait(timeout_s)
+        code = self.process.wait(timeout_s)
+        self._listener.join(5)  # for ever only if something of it lives on
+        return code
 
     def kill(self) -> None:
         """kill -9."""
@@ -280,6 +283,13 @@ def _environments() -> Iterator[tuple[int, bytes]]:
         if name.isdigit():
             with contextlib.suppress(OSError):
                 yield int(name), Path("/proc", name, "environ").read_bytes()
+
+
+def _started(pid: int) -> int:
+    try:
+        return int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:  # gone meanwhile
+        return 0
 
 
 @contextlib.contextmanager
@@ -304,7 +314,7 @@ def daemon(
         while chunk := os.read(reads, 65536):
             node._said.append(chunk)
 
-    listener = threading.Thread(target=listen, daemon=True)
+    node._listener = listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     try:
         yield node
