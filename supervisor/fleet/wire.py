@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -75,6 +75,7 @@ class Wire:
         self._on_lost = on_lost
         self._client: Client | None = None
         self._closing = False
+        self._over = asyncio.Event()
         self._error = ""
 
     async def open(self) -> None:
@@ -131,6 +132,7 @@ class Wire:
     async def close(self) -> None:
         """Let go of the connection."""
         self._closing = True
+        self._over.set()
         client, self._client = self._client, None
         if client is not None:
             await _let_go(client)
@@ -168,8 +170,9 @@ class Wire:
         if size > self.max_payload:
             reason = f"{size / MIB:.2f} MiB are more than the {self.max_payload / MIB:.2f} MiB that {self.url} takes"
             raise Refused(reason, status=413)
+        asking = client.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
         try:
-            return await client.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+            return await self._while_connected(asking)
         except NoRespondersError:
             raise Trouble(f"{self.url} has no stream for {_family(subject)}: set it up (deploy/fleet), or wait for its leader",
                           sent=False) from None
@@ -178,6 +181,19 @@ class Wire:
             self._error = ""
             raise Trouble(f"{self.url or self._server.url} gives no answer for {_family(subject)}{denied}: "
                           f"{type(error).__name__}") from None
+
+    async def _while_connected(self, asking: Coroutine[Any, Any, Msg]) -> Msg:
+        """The answer, if it comes before the connection ends: nats-py would wait on for one that cannot come."""
+        answer, over = asyncio.ensure_future(asking), asyncio.ensure_future(self._over.wait())
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may fail with nobody there
+        try:
+            await asyncio.wait({answer, over}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ConnectionResetError
+            return answer.result()
+        finally:
+            answer.cancel()
+            over.cancel()
 
     async def api(self, name: str, body: Any = None) -> dict[str, Any]:
         """A call of JetStream's own.
@@ -315,6 +331,7 @@ class Wire:
         self._error = _short(str(error).removeprefix("nats: "))
 
     async def _closed(self) -> None:
+        self._over.set()
         if not self._closing:
             self._closing = True
             self._on_lost(f"{self._server.url}: the connection was lost" + (f" ({self._error})" if self._error else ""))

@@ -192,3 +192,21 @@ async def test_what_cannot_be_told_is_not_taken_for_nothing(plain: NatsServer) -
         with pytest.raises(Trouble):
             async with asyncio.timeout(5):
                 await wire.everything(layout.NODES_STREAM)
+
+
+@needs_server
+@pytest.mark.parametrize("how", ["the server dies", "we let go"])
+@in_loop
+async def test_a_request_ends_with_its_connection(plain: NatsServer, how: str) -> None:
+    """Whoever renews leases or delivers results waits for no answer that cannot come."""
+    wire = Wire(Server(plain.url), name="test")
+    await wire.open()
+    await wire.listen("mute", lambda data: None)
+    asking = asyncio.create_task(wire.request("mute", timeout_s=600))
+    with pytest.raises(Trouble):
+        await wire.request("nobody")  # by now the other request is at the server
+    plain.kill() if how == "the server dies" else await wire.close()
+    with pytest.raises(Trouble) as trouble:
+        await asking
+    assert plain.url in trouble.value.reason
+    await wire.close()
