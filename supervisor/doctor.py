@@ -7,6 +7,7 @@ transient unit with the unit's own sandbox; without root, or without systemd, as
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pwd
@@ -33,6 +34,7 @@ EXEC: Final = "/usr/bin/python3 /opt/rae-node/agent/auto_runner.py"
 DOORS: Final = {"auto_runner.py": "usage: ", "check_user_idle.py": "", "check_gpu_load.py": ""}
 INSTALL: Final = "run `sudo make install`, or `sudo apt-get install --reinstall rae-node`"
 DEADLINE_S: Final = 30.0
+LEFT_S: Final = 1.0  # from the kill of a program until it is left
 
 # What the unit must say (R14), as `systemctl show` tells it, and why.
 SAYS: Final[Mapping[str, tuple[str, str]]] = {
@@ -114,8 +116,10 @@ async def run(*argv: str, timeout_s: float = DEADLINE_S, **options: Any) -> tupl
         async with asyncio.timeout(timeout_s):
             out, err = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
+        with contextlib.suppress(ProcessLookupError, TimeoutError):  # who hangs in the kernel is left
+            process.kill()
+            async with asyncio.timeout(LEFT_S):
+                await process.wait()
         return 124, "", f"{argv[0]} did not end within {timeout_s:g} s"
     return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
 
@@ -248,7 +252,8 @@ def checkpoint(config: Config, proc_root: Path = Path("/proc"), sys_root: Path =
 
 async def inside(config: Config, says: Mapping[str, str]) -> list[Check]:
     """What `supervisor.inside` finds in the service's place."""
-    user = says.get("User") or pwd.getpwuid(os.geteuid()).pw_name
+    own = _user_name()
+    user = says.get("User") or own
     argv = [sys.executable, "-I", "-m", "supervisor.inside", str(config.folder)]
     options: dict[str, Any] = {}
     if os.geteuid() == 0 and says.get("LoadState") == "loaded":
@@ -259,8 +264,8 @@ async def inside(config: Config, says: Mapping[str, str]) -> list[Check]:
     elif os.geteuid() == 0:
         entry = pwd.getpwnam(user)
         options = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
-    elif pwd.getpwuid(os.geteuid()).pw_name != user:
-        reason = f"cannot be looked at by {pwd.getpwuid(os.geteuid()).pw_name}"
+    elif own != user:
+        reason = f"cannot be looked at by {own}"
         return [Check("service's user", UNATTENDED, False, reason, f"run it with sudo, or as {user}")]
     code, out, err = await run(*argv, **options)
     try:
@@ -271,11 +276,19 @@ async def inside(config: Config, says: Mapping[str, str]) -> list[Check]:
         return [Check("service's user", UNATTENDED, False, f"the checks could not run as {user}: {last}", mend)]
 
 
+def _user_name() -> str:
+    """Who runs this; in a container it may be a number alone."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid {os.geteuid()}"
+
+
 def _lines(says: Mapping[str, str]) -> Iterator[str]:
     """The unit's settings as they are written, its drop-ins included."""
     for path in (says.get("FragmentPath", ""), *says.get("DropInPaths", "").split()):
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text(errors="replace")
         except OSError:
             continue
         yield from (line.strip() for line in text.replace("\\\n", " ").splitlines())

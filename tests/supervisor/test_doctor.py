@@ -177,6 +177,42 @@ def test_programs_that_are_missing_or_hang_are_an_answer(argv: list[str], code: 
     assert says in complaint
 
 
+def test_a_program_that_cannot_be_killed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi in a driver that hangs: the kernel lets nobody end it."""
+
+    class Stuck:
+        def kill(self) -> None:
+            """It takes no notice."""
+
+        async def wait(self) -> int:
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError("unreachable")
+
+        async def communicate(self) -> tuple[bytes, bytes]:
+            await self.wait()
+            raise AssertionError("unreachable")
+
+    async def start(*_: object, **__: object) -> Stuck:
+        return Stuck()
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    code, _, complaint = asyncio.run(asyncio.wait_for(doctor.run("nvidia-smi", timeout_s=0.05), 20))
+    assert (code, complaint) == (124, "nvidia-smi did not end within 0.05 s")
+
+
+def test_a_user_without_a_name_is_told_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is given any number."""
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    (check,) = asyncio.run(doctor.inside(load(NodeFolder.make(tmp_path / "n").path), {"User": "anna"}))
+    assert check.reason == "cannot be looked at by uid 54321"
+
+
+def test_a_unit_in_another_encoding_is_read_all_the_same(tmp_path: Path) -> None:
+    told = says(tmp_path)
+    Path(told["FragmentPath"]).write_bytes(b"# f\xfcr Anna\n" + UNIT_TEXT.encode())
+    assert failures(list(doctor.unit(told))) == []
+
+
 def test_what_runs_on_ollama_is_said_to_have_no_hold(tmp_path: Path) -> None:
     tasks = {kind: {"executor": "ollama_api"} for kind in ("quality_loop", "llm_inference")} | {"echo": {"argv": ["/bin/cat"]}}
     none = NodeFolder.make(tmp_path / "none", "http://127.0.0.1:9", node={"tasks": {"echo": tasks["echo"]}})
