@@ -11,6 +11,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from tenacity import AsyncRetrying, retry_if_exception_type
@@ -278,25 +279,36 @@ class Bridge:
         Raises:
             Trouble: it did not take it now.
         """
-        refusals = 0
-        body = {"task_id": result.id, "result": clean.mapping(result.result), "error": result.error}
+        refusals, bare = 0, result.error is not None and not result.result
         while True:
+            body = {"task_id": result.id, "result": clean.mapping(result.result), "error": result.error}
             try:
                 await self._api.result(result.id, clean.encode(body))
             except Trouble as trouble:
-                refusals += trouble.status == 500
-                if not (lasting(trouble) or refusals >= REFUSALS):
-                    if trouble.status != 500:
+                if not lasting(trouble):
+                    if trouble.status != 500 or not await self._sound():
                         raise
-                    await asyncio.sleep(AGAIN_S)
-                    continue
-                if isinstance(trouble, NoSuchThing) or body["result"] == {}:
+                    refusals += 1
+                    if refusals < REFUSALS:
+                        await asyncio.sleep(AGAIN_S)
+                        continue
+                if isinstance(trouble, NoSuchThing) or bare:
                     self._say(f"{result.id}: the control node does not take its outcome: {trouble.reason}")
                     return
-                body = {**body, "result": {}, "error": f"the control node refused the result: {trouble.reason}"}
+                why = f"the control node refused the result: {trouble.reason}"
+                error = why if result.error is None else f"{result.error} ({why})"
+                result, refusals, bare = replace(result, result={}, error=error), 0, True
                 continue
             self._say(f"{result.id}: {result.status}, by {result.node or 'nobody'}")
             return
+
+    async def _sound(self) -> bool:
+        """Whether the control node takes a heartbeat right now: then it is the result that it cannot take."""
+        try:
+            await self._api.heartbeat(self._availability)
+        except Trouble:
+            return False
+        return True
 
     async def _settled(self, task_id: str) -> None:
         self._on_the_way.pop(task_id, None)

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from support import rae_server as s
-from support.nats_rig import NatsServer, needs_server, operator, server
+from support.nats_rig import NatsServer, Operator, needs_server, operator, server
 from support.rae_server import RaeServer, in_loop, until
 
 from states.observation import Link
@@ -22,6 +22,7 @@ from supervisor.fleet.forms import Result, decode_task
 from supervisor.fleet.wire import Server
 from supervisor.settings import Control
 from supervisor.sources.note import Entry, Notes
+from supervisor.sources.outbox import REFUSALS
 from supervisor.sources.rae_api import RaeApi
 from supervisor.sources.transport import Transport
 
@@ -31,15 +32,17 @@ NAME = "the-fleet"
 
 
 @contextlib.asynccontextmanager
-async def bridge(server: NatsServer, control: RaeServer, folder: Path, **more: Any) -> AsyncIterator[tuple[Bridge, list[str]]]:
+async def bridge(
+    server: NatsServer, control: RaeServer, folder: Path, heartbeat_interval_s: float = 0.1, **more: Any
+) -> AsyncIterator[tuple[Bridge, list[str]]]:
     """A bridge that runs; what it says."""
     settings = Control(**{"url": control.url, "max_requests_per_sec": 1000, "backoff_max_sec": 0.3, **more})
     transport = Transport(settings, SystemClock(), None)
     api = RaeApi(transport, settings, node_id=NAME, token=None, capabilities={})
     said: list[str] = []
     one = Bridge(
-        api, Server(server.url), Notes(folder), clock=SystemClock(), poll_interval_s=0.05, heartbeat_interval_s=0.1,
-        backoff_max_s=settings.backoff_max_sec, ahead=5, say=said.append,
+        api, Server(server.url), Notes(folder), clock=SystemClock(), poll_interval_s=0.05,
+        heartbeat_interval_s=heartbeat_interval_s, backoff_max_s=settings.backoff_max_sec, ahead=5, say=said.append,
     )
     stop = asyncio.Event()
     work = asyncio.create_task(one.run(stop))
@@ -156,6 +159,58 @@ async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServe
         assert control.of("result") == []
         control.always.clear()
         await until(lambda: over(control, task_id), f"settled, not {said}")
+
+
+async def stored(fleet: Operator, task_id: str) -> None:
+    """A node's result of the task."""
+    await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), task_id)
+
+
+@in_loop
+async def test_a_control_node_that_is_broken_altogether_does_not_cost_a_result(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500s count against the result only while the same server takes heartbeats."""
+    monkeypatch.setattr("supervisor.fleet.bridge.AGAIN_S", 0.02)
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path, heartbeat_interval_s=600) as (_, said),
+    ):
+        task_id = control.add("echo")
+        await until(lambda: f"{task_id}: queued" in said, f"queued, not {said}")
+        control.always.update({kind: s.status(500) for kind in ("result", "heartbeat", "register")})
+        await stored(fleet, task_id)
+        await until(lambda: len(control.of("result")) > 2 * REFUSALS, lambda: f"tried again and again, not {said}")
+        control.always.clear()
+        await until(lambda: over(control, task_id), f"settled, not {said}")
+        assert control.task(task_id)["result"] == {"x": 1}
+
+
+@in_loop
+async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_other(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.fleet.bridge.AGAIN_S", 0.02)
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path) as (one, said),
+    ):
+        first, second, third = (control.add("echo") for _ in range(3))
+        await until(lambda: f"{third}: queued" in said, f"queued, not {said}")
+        control.faults["result"] += [s.status(500)] * REFUSALS
+        await stored(fleet, first)
+        await until(lambda: over(control, first), lambda: f"settled, not {said}")
+        await until(lambda: f"{first}: FAILED, by n" in said, lambda: f"said, not {said}")
+        assert "refused the result" in control.task(first)["error"]
+        control.faults["result"] += [s.status(500)] * 2 * REFUSALS
+        await stored(fleet, second)
+        await stored(fleet, third)
+        await until(lambda: over(control, third), f"settled, not {said}")
+        assert not over(control, second)
+        await until(lambda: one.on_the_way == 0)
+        assert any(line.startswith(f"{second}: the control node does not take its outcome") for line in said)
 
 
 @in_loop
