@@ -42,6 +42,10 @@ _LONG_S: Final = 999_999_999.0  # the longest that a script can say; whoever was
 _FREE: Final = "user: {idle: 1000000}, gpu: {percent: 0, vram_gb: 0, foreign: 0}, cpu: 0, host: fit"
 
 
+# What comes of a line that lacks something, or holds something else than it should.
+_NO_JOURNAL: Final = (AttributeError, KeyError, OverflowError, TypeError, ValueError, msgspec.ValidationError)
+
+
 class RecordError(Exception):
     """There is nothing to cut out; the text says why and what to do."""
 
@@ -120,12 +124,19 @@ def cut(paths: Iterable[Path], since: datetime, until: datetime, title: str = ""
                     mind = Lifecycle(limits, memory=Memory(since_s=entry["boot_s"], cooldown_from_s=cooldown))
     except StopIteration:
         pass
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, msgspec.ValidationError) as error:
-        raise RecordError(f"a line is not of the journal's form ({error}); `rae-node replay` names it") from None
+    except _NO_JOURNAL as error:
+        raise _of_another_form(error) from None
     if not inside:
         span = f"{since.isoformat(timespec='seconds')} to {until.isoformat(timespec='seconds')}"
         raise RecordError(f"no decision from {span} follows a start; name a wider span, or the journals of the days before")
-    return _checked(_script(inside, began, limits, title)), note
+    try:
+        return _checked(_script(inside, began, limits, title)), note
+    except _NO_JOURNAL as error:
+        raise _of_another_form(error) from None
+
+
+def _of_another_form(error: Exception) -> RecordError:
+    return RecordError(f"a line is not of the journal's form ({error}); `rae-node replay` names it")
 
 
 def _checked(text: str) -> str:

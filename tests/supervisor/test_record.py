@@ -87,12 +87,29 @@ def test_a_kept_day_is_cut_without_the_days_before(tmp_path: Path) -> None:
         cut([path], at(zero_s), at(zero_s + steps[-1] + 1))
 
 
-@pytest.mark.parametrize("change", [{"observation": "x"}, {"observation": None}, {"task": "x"}, {"at_s": 10**400}, {"time": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"observation": "x"}, {"observation": None}, {"task": "x"}, {"at_s": 10**400}, {"time": 3}, {"time": "2026-10-05"},
+        {"row": "\ud800"},
+    ],
+)  # fmt: skip
 def test_a_line_of_another_form_is_refused_in_words(tmp_path: Path, change: dict[str, object]) -> None:
     zero_s, steps = lived("timed-out.yaml", tmp_path / "logs")
     (path,) = (tmp_path / "logs").glob("*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     next(line for line in reversed(lines) if line["kind"] == "decision").update(change)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(RecordError, match="is not of the journal's form"):
+        cut([path], at(zero_s), at(zero_s + steps[-1] + 1))
+
+
+@pytest.mark.parametrize("field", ["row", "observation", "at_s", "time"])
+def test_a_line_that_lacks_something_is_refused_in_words(tmp_path: Path, field: str) -> None:
+    zero_s, steps = lived("timed-out.yaml", tmp_path / "logs")
+    (path,) = (tmp_path / "logs").glob("*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    del next(line for line in reversed(lines) if line["kind"] == "decision")[field]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(RecordError, match="is not of the journal's form"):
         cut([path], at(zero_s), at(zero_s + steps[-1] + 1))
