@@ -308,7 +308,7 @@ class InputDevices:
             nodes = {name for name in os.listdir(self._folder) if name.startswith("event")}
         except OSError:
             nodes = set()
-        for node in self._devices.keys() - nodes:
+        for node in [node for node, opened in self._devices.items() if node not in nodes or self._is_another(node, opened)]:
             self._close(node)
         self._shut = {node: why for node, why in self._shut.items() if node in nodes}
         for node in sorted(nodes - self._devices.keys()):
@@ -325,6 +325,13 @@ class InputDevices:
             self._devices[node] = _Open(device, fd)
         if self._blind and self._devices:  # who used one meanwhile is not known, so somebody may have
             self._blind, self._sign_at_s, self._sign = False, self._clock.now_s(), BLIND_SIGN
+
+    def _is_another(self, node: str, opened: _Open) -> bool:
+        """What has this name now is not what was opened: it has gone and come again before anybody looked."""
+        try:
+            return not os.path.samestat(os.fstat(opened.fd), os.stat(self._folder / node))
+        except OSError:
+            return True
 
     def _close(self, node: str) -> None:
         opened = self._devices.pop(node, None)

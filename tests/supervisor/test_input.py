@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,23 @@ def test_devices_come_and_go(world: World) -> None:
             await eventually(lambda: world.wakes == 1)
             (world.dev / "input/event0").unlink()
             await eventually(lambda: not sensor._devices)
+
+    play(scene())
+
+
+def test_a_device_that_comes_again_before_anybody_looked_is_another_one(world: World) -> None:
+    """A dock, or a keyboard after a suspend: its node goes and comes again at once, under the same name."""
+
+    async def scene() -> None:
+        world.keyboard()
+        async with world.sensor() as sensor:
+            old = world.writers.pop("event0")
+            (world.dev / "input/event0").unlink()
+            shutil.rmtree(world.sys / "class/input/event0")
+            world.keyboard()
+            world.send("event0", KEY)
+            await eventually(lambda: sensor.latest(world.clock.now_s()).last_sign_at_s > NEVER, "its key")
+            os.close(old)
 
     play(scene())
 
