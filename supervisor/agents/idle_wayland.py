@@ -245,7 +245,7 @@ class WaylandIdle:
                 (length,) = struct.unpack_from("=I", body, 4)
                 interface = body[8 : 8 + length - 1].decode()
                 self._registry.globals[name] = (interface, struct.unpack_from("=I", body, 8 + (length + 3) // 4 * 4)[0])
-                if interface == SEAT and self._ready:
+                if interface == SEAT and self._notifier:
                     self._add_seat(name)
                     self._say()
             else:

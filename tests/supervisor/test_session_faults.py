@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,5 +244,34 @@ def test_what_a_display_that_was_given_up_says_late_proves_nothing(monkeypatch: 
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert source.reading is None
+
+    play(story())
+
+
+def test_a_seat_that_comes_while_a_compositor_is_being_asked_is_watched_too() -> None:
+    """Whoever sits down there would never be seen."""
+
+    async def story() -> None:
+        source, sent = idle_wayland.WaylandIdle(Path("wayland-7")), list[bytes]()
+        source._writer = SimpleNamespace(write=sent.append)  # type: ignore[assignment]
+
+        def tell(name: int, interface: str) -> None:
+            body = idle_wayland._u32(name) + idle_wayland._text(interface) + idle_wayland._u32(2)
+            source._take(idle_wayland.REGISTRY_ID, 0, body)
+
+        async def answer() -> None:
+            await eventually(lambda: source._syncs, "the question")
+            source._take(next(iter(source._syncs)), 0, idle_wayland._u32(0))
+
+        beginning = asyncio.ensure_future(source._begin(asyncio.get_running_loop().create_future()))
+        tell(1, idle_wayland.SEAT)
+        tell(2, idle_wayland.EXT)
+        await answer()
+        await eventually(lambda: source._notifier, "the notifier")
+        tell(3, idle_wayland.SEAT)
+        await answer()
+        await beginning
+        assert set(source._seats) == {1, 3}
+        assert {note.seat for note in source._notes.values()} == set(source._seats.values())
 
     play(story())
