@@ -38,6 +38,7 @@ LINGER_S: Final = 20.0
 AGAIN_S: Final = 1.0  # between tries of what must succeed some time
 LAST_S: Final = 3.0
 PROCESSING: Final = "PROCESSING"
+NO_TASK: Final = "it is no task"
 
 
 class Bridge:
@@ -183,16 +184,15 @@ class Bridge:
 
     async def _pass_on(self, task: Mapping[str, Any]) -> None:
         """Note the task, then queue it, however long that takes: the control node does not hand it out again."""
-        task_id, kind, payload, priority = str(task["id"]).lower(), task.get("type"), task.get("payload"), task.get("priority")
-        if not is_type(kind) or not isinstance(payload, dict):
-            await self._refuse(task_id, "it is no task")
+        claim = _claim(task)
+        if claim is None:
+            await self._refuse(str(task["id"]).lower(), NO_TASK)
             return
-        self._on_the_way[task_id] = kind
+        self._on_the_way[claim.id] = claim.type
         try:
-            await self._notes.put(Entry(task_id, kind))
+            await self._notes.put(Entry(claim.id, claim.type))
         except OSError as error:
-            self._say(f"{task_id}: could not be noted, a crash now would lose it: {error}")
-        claim = Claim(task_id, kind, payload, priority if type(priority) is int else 0)
+            self._say(f"{claim.id}: could not be noted, a crash now would lose it: {error}")
         await self._until_done(lambda: self._queue(claim))
 
     async def _refuse(self, task_id: str, why: str) -> None:
@@ -227,12 +227,13 @@ class Bridge:
         if task is not None and task.get("status") != PROCESSING:
             await self._settled(entry.id)
         elif not await self._brought(entry.id) and task is not None:
-            payload = task.get("payload")
-            if isinstance(payload, dict):
-                await self._queue(Claim(entry.id, str(task.get("type", entry.type)), payload))
-            else:
-                await self._post(Result(entry.id, entry.type, "", {}, "lost: the control node does not show the task any more"))
-                await self._settled(entry.id)
+            if claim := _claim({**task, "id": entry.id}):
+                await self._queue(claim)
+                return
+            shown = isinstance(task.get("payload"), dict)
+            why = f"refused: {NO_TASK}" if shown else "lost: the control node does not show the task any more"
+            await self._post(Result(entry.id, entry.type, "", {}, why))
+            await self._settled(entry.id)
 
     async def _brought(self, task_id: str) -> bool:
         """Whether the fleet has the task's result already; then it is posted."""
@@ -331,6 +332,14 @@ class Bridge:
                 raise
 
         await AsyncRetrying(retry=retry_if_exception_type(Trouble), wait=self._backoff, sleep=asyncio.sleep)(when_up)
+
+
+def _claim(task: Mapping[str, Any]) -> Claim | None:
+    """What the control node shows as a task; None: it can be none of a fleet's."""
+    kind, payload, priority = task.get("type"), task.get("payload"), task.get("priority")
+    if not is_type(kind) or not isinstance(payload, dict):
+        return None
+    return Claim(str(task["id"]).lower(), kind, payload, priority if type(priority) is int else 0)
 
 
 def _no_result(task_id: str, why: str) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from supervisor.fleet.bridge import Bridge
 from supervisor.fleet.forms import Result, decode_task
 from supervisor.fleet.wire import Server
 from supervisor.settings import Control
+from supervisor.sources.base import Claim
 from supervisor.sources.note import Entry, Notes
 from supervisor.sources.outbox import REFUSALS
 from supervisor.sources.rae_api import RaeApi
@@ -58,7 +60,7 @@ async def bridge(
 async def left(control: RaeServer, folder: Path) -> str:
     """A task that the last life of the bridge had taken and noted; its id."""
     control.node.register(NAME, {}, None)
-    task_id = control.add("echo", {"a": 1})
+    task_id = control.add("echo", {"a": 1}, 7)
     assert control.node.claim(NAME)
     notes = Notes(folder)
     await notes.load()
@@ -213,6 +215,12 @@ async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_
         assert any(line.startswith(f"{second}: the control node does not take its outcome") for line in said)
 
 
+async def queued(fleet: Operator, kind: str, task_id: str) -> Claim:
+    """The task as it lies in the queue."""
+    msg = await fleet.wire.api(f"STREAM.MSG.GET.{layout.TASKS}", {"last_by_subj": layout.task_subject(kind, task_id)})
+    return decode_task(base64.b64decode(msg["message"]["data"]))
+
+
 @in_loop
 async def test_what_is_queued_is_the_task_as_it_was(server: NatsServer, tmp_path: Path) -> None:
     async with (
@@ -221,12 +229,30 @@ async def test_what_is_queued_is_the_task_as_it_was(server: NatsServer, tmp_path
         bridge(server, control, tmp_path) as (_, said),
     ):
         task_id = control.add("échó", {"a": [1, None]}, 7)
-        await until(lambda: f"{task_id}: queued" in said, f"queued, not {said}")
-        msg = await fleet.wire.api(f"STREAM.MSG.GET.{layout.TASKS}", {"last_by_subj": layout.task_subject("échó", task_id)})
-        import base64
+        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        assert await queued(fleet, "échó", task_id) == Claim(task_id, "échó", {"a": [1, None]}, 7)
 
-        task = decode_task(base64.b64decode(msg["message"]["data"]))
-        assert (task.id, task.type, task.payload, task.priority) == (task_id, "échó", {"a": [1, None]}, 7)
+
+@in_loop
+async def test_a_left_task_that_was_not_queued_is_queued_as_it_was(server: NatsServer, tmp_path: Path) -> None:
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        task_id = await left(control, tmp_path)
+        async with bridge(server, control, tmp_path) as (_, said):
+            await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+            assert await queued(fleet, "echo", task_id) == Claim(task_id, "echo", {"a": 1}, 7)
+
+
+@pytest.mark.parametrize("kind", ["x" * 70_000, "\x1b[31m", ""])
+@in_loop
+async def test_a_left_task_that_is_none_any_more_is_refused(server: NatsServer, tmp_path: Path, kind: str) -> None:
+    async with RaeServer().listening() as control, operator(server.url):
+        task_id = await left(control, tmp_path)
+        next(iter(control.node._tasks.values())).type = kind
+        async with bridge(server, control, tmp_path) as (one, said):
+            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+            assert control.task(task_id)["error"] == "refused: it is no task"
+            await until(lambda: one.on_the_way == 0)
+            assert one.fleet.error == ""
 
 
 @pytest.mark.parametrize(
