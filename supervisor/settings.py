@@ -68,7 +68,7 @@ class Automation(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the node works at all."""
 
     enabled: Annotated[bool, Meta(description="The main switch; false keeps the node DISABLED.")]
-    auto_start: Annotated[bool, Meta(description="Begin by itself when the service starts, unasked.")]
+    auto_start: Annotated[bool, Meta(description="Start at boot; the installer and `rae-node enable` go by it.")]
 
 
 class Safety(Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,7 +131,10 @@ class Token(Struct, frozen=True, forbid_unknown_fields=True):
 
     file: Annotated[
         Filled | None,
-        Meta(description="A file that holds the key, readable by the service's user alone. Nothing: no such file."),
+        Meta(
+            description="A file that holds the key, readable by the service's user alone; a relative path starts at the folder "
+            "of this file. Nothing: no such file."
+        ),
     ] = None
     credential: Annotated[
         CredentialName | None,
@@ -190,7 +193,9 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
     paths: ControlPaths = field(default_factory=ControlPaths)
     ca_file: Annotated[
         Filled | None,
-        Meta(description="A PEM file of authorities to trust in place of the system's. Nothing: the system's."),
+        Meta(
+            description="A PEM file, by its whole path, of authorities to trust in place of the system's. Nothing: the system's."
+        ),
     ] = None
     connect_timeout_sec: Annotated[
         float, Meta(gt=0, le=120, description="For the connection; a machine on the same network answers in far less.")
@@ -575,7 +580,10 @@ class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     control: Control = field(default_factory=Control)
     tasks: Annotated[
         dict[TaskTypeName, TaskType],
-        Meta(description="The task types that this node runs; one of any other type fails, and says so. Empty: none."),
+        Meta(
+            description="The task types that this node runs; one of any other type fails and says so, or goes on to another "
+            "node of a fleet. Empty: none."
+        ),
     ] = field(default_factory=dict)
     gpu: GpuSettings = field(default_factory=GpuSettings)
     presence: PresenceSettings = field(default_factory=PresenceSettings)

@@ -133,7 +133,7 @@ def _tasks(f: msgspec.structs.FieldInfo) -> list[str]:
     lines = [*_comment(description(f.type), ""), "# Each type has:"]
     for name, inner in _flat(TaskType):
         text = f"{name}: {_explained(inner.type)} Default: {_value(inner)}"
-        lines += textwrap.wrap(text, WIDTH, initial_indent="#   ", subsequent_indent="#     ")
+        lines += _wrapped(text, "#   ", "#     ")
     lines += ["# Two examples; remove the {} and the # to use them:", f"{f.name}: {{}}"]
     return lines + ["#" + line for line in EXAMPLES.splitlines()]
 
@@ -148,7 +148,12 @@ def _flat(kind: type[msgspec.Struct], before: str = "") -> Iterator[tuple[str, m
 
 
 def _comment(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+    return _wrapped(" ".join(text.split()), f"{indent}# ", f"{indent}# ")
+
+
+def _wrapped(text: str, first: str, later: str) -> list[str]:
+    """Names with dashes, as /run/rae-node, stay whole: they are there to be copied."""
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
 
 
 def _explained(annotation: Any) -> str:
