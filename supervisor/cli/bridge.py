@@ -20,10 +20,14 @@ def bridge(
         int, typer.Option("--ahead", metavar="N", min=1, max=300, help="Tasks taken from the control node and not done yet.")
     ] = 100,
 ) -> None:
-    """Take tasks from a RAE control node for a fleet on NATS, and post the results back.
+    """Bring a RAE control node's tasks to a fleet on NATS.
 
-    Who submits to the control node (node.yaml: control) need not change anything. Leases, queueing anew and giving back
-    are the fleet's. Runs until Ctrl-C or SIGTERM; started again, it goes on where it was.
+    Posts the results back: who submits to the control node (node.yaml: control) need not change anything. Leases, queueing
+    anew and giving back are the fleet's. Runs until Ctrl-C or SIGTERM; started again, it goes on where it was.
+
+    Example: `rae-node bridge --config my-rae --server nats://127.0.0.1:4222`.
+
+    Exit 0: it was told to stop. 1: a fault of its own.
     """
     from supervisor.fleet.access import AccessError, server_of
     from supervisor.fleet.bridge import main

@@ -35,7 +35,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="DIR",
-        help="Folder with runtime.yaml and node.yaml. Default: $RAE_NODE_CONFIG, else /opt/rae-node/agent, else ./config.",
+        help="The folder with runtime.yaml and node.yaml. Default: $RAE_NODE_CONFIG, else /opt/rae-node/agent, else ./config.",
         show_default=False,
     ),
 ]

@@ -25,7 +25,7 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Every error at once, one line each, with file:line:column, what was found and what is allowed.
 
-    Exit 2: an error. Exit 1: the files are sound, but with these settings the node can never become READY.
+    Exit 0: sound. 1: sound, but with these settings the node can never become READY. 2: an error.
     """
     from supervisor.config import unreachable
 
@@ -43,7 +43,9 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 
 @app.command()
-def schema(which: Annotated[Which, typer.Argument(help="runtime or node")], config: ConfigOption = None) -> None:
+def schema(
+    which: Annotated[Which, typer.Argument(metavar="runtime|node", help="Which file.")], config: ConfigOption = None
+) -> None:
     """Print the JSON schema of a file.
 
     For editors. Example: `rae-node config schema node > node.schema.json`.

@@ -21,6 +21,8 @@ def control(
 
     Prints its URL as the first line, and speaks what RAE 2.7 to 2.9 speak (dialect B). Nothing is kept: when it ends,
     its tasks are gone.
+
+    Exit 0: it was told to stop. 1: it cannot listen there.
     """
     from supervisor.embedded.control_node import main
 

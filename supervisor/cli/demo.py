@@ -23,9 +23,12 @@ def demo(
     ] = 1.0,
     config: ConfigOption = None,
 ) -> None:
-    """See the node at work on this machine: real sensors, a real control node, real tasks, every state; under a minute.
+    """See the node at work on this machine, in a minute.
 
-    Changes nothing: everything lives in a temporary folder. With a terminal it draws live, else it prints lines.
+    Real sensors, then a scripted person; a real control node, real tasks, every state. Changes nothing: everything lives in
+    a temporary folder. With a terminal it draws live, else it prints lines.
+
+    Exit 0: every task is done and every state was seen. 1: not so.
     """
     from supervisor.demo import Demo
 

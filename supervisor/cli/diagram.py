@@ -39,7 +39,8 @@ def diagram(
     `--highlight` marks where the node is now, `--highlight READY` any state. `--from logs/` writes on each arrow how often
     it was taken and after how long a stay, and into each state the time that the node spent there.
 
-    Exit 2: a wrong state, or no journal. With --highlight alone, 3: the daemon is not running, 4: it does not answer.
+    Exit 1: it cannot be drawn or written. 2: a wrong state, or no journal. With --highlight alone, 3: the daemon is not
+    running, 4: it does not answer.
     """
     from supervisor.offline.diagram import DiagramError, Layer, render
 

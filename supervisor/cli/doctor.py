@@ -19,7 +19,7 @@ def report(config: ConfigOption = None, json: JsonOption = False) -> None:
     Each line comes from live checks; whatever fails is named, with the reason and what to do. Run it with sudo: then the
     service's own user and place are used. Changes nothing, starts nothing.
 
-    Exit 1: NOT READY.
+    Exit 0: READY. 1: NOT READY.
     """
     from supervisor.offline import report as words
 
@@ -31,9 +31,10 @@ def report(config: ConfigOption = None, json: JsonOption = False) -> None:
 def verify(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Go through the acceptance of an installed node.
 
-    Host and date, a line [PASS] or [FAIL] for each check, the verdict. Changes nothing, starts nothing.
+    Host and date, a line [PASS] or [FAIL] for each check, the verdict. Run it with sudo: then the service's own user and
+    place are used. Changes nothing, starts nothing.
 
-    Exit 1: something failed.
+    Exit 0: Verdict: PASS. 1: FAIL.
     """
     from supervisor.doctor import heading
     from supervisor.offline import report as words
@@ -46,9 +47,10 @@ def verify(config: ConfigOption = None, json: JsonOption = False) -> None:
 def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Look at everything that the node needs.
 
-    Each check passed, failed (with what to do), or does not apply here. Changes nothing, starts nothing.
+    Each check passed, failed (with what to do), or does not apply here. Run it with sudo: then the service's own user and
+    place are used. Changes nothing, starts nothing.
 
-    Exit 1: something failed.
+    Exit 0: nothing failed. 1: something did.
     """
     from supervisor.offline import report as words
 

@@ -40,6 +40,8 @@ def disable(config: ConfigOption = None) -> None:
     """Stop the service, and keep it from starting at boot.
 
     A running task is stopped and handed back first. Needs root: `sudo rae-node disable`.
+
+    Exit 1: it could not be done.
     """
     _systemctl("disable", "--now", UNIT)
     print("rae-node is stopped and disabled")

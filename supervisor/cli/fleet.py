@@ -74,11 +74,11 @@ def fleet(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, every two seconds, until Ctrl-C.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show the nodes of a fleet on NATS: state, since when, tasks done, and what each waits for.
+    """Show the nodes of a fleet on NATS.
 
-    A node that has not been heard of for two minutes is not shown.
+    State, since when, tasks done, and what each waits for. A node that has not been heard of for two minutes is not shown.
 
-    Exit 3: no server can be reached. Exit 4: it does not answer.
+    Exit 1: the server refuses. Exit 3: no server can be reached. Exit 4: it does not answer.
     """
     from supervisor.fleet.overview import overview, screen
 

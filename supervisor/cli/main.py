@@ -51,7 +51,10 @@ ENDLESS = frozenset({"demo", "top", "--watch", "-w"})  # these end with their re
 
 app = typer.Typer(
     name="rae-node",
-    help="Lends this machine to a RAE control node while nobody uses it, and gets out of the way the moment somebody does.",
+    help=(
+        "Lends this machine to a RAE control node while nobody uses it, and gets out of the way the moment somebody does.\n\n"
+        "For a first look: `rae-node demo`. Why does it not work? `rae-node why`."
+    ),
     epilog=(
         "Exit codes: 0 yes or done, 1 no, failed or not safe, 2 wrong usage or configuration, "
         "3 the daemon is not running, 4 it does not answer or is another version, 130 interrupted."

@@ -26,6 +26,9 @@ def pause(
     restarts, and shows its end in `rae-node status`.
 
     Examples: `rae-node pause`, `rae-node pause 2h`, `rae-node pause until 18:00`, `rae-node pause --after-task`.
+
+    Only root, the node's user and members of its group may. Exit 1: refused. Exit 3: the daemon is not running. Exit 4: it
+    does not answer, or is another version.
     """
     more = {"after_task": True} if after_task else {}
     answer = ask_daemon(config, "pause", until=end_of(how_long or [], time.time()), **more)
@@ -35,7 +38,10 @@ def pause(
 def resume(config: ConfigOption = None) -> None:
     """End a pause.
 
-    Also tries a control node again that was given up (execution.retry_on_disconnect: false).
+    Also tries a control node again that was given up (execution.retry_on_disconnect: false), or that asked to wait.
+
+    Exit 1: refused, see `rae-node pause --help`. Exit 3: the daemon is not running. Exit 4: it does not answer, or is
+    another version.
     """
     print(ask_daemon(config, "resume")["status"])
 

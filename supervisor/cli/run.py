@@ -18,6 +18,10 @@ def run(
 
     Watches this machine, asks the control node for work when it is safe, and stops it when somebody comes back.
     Stops in order on SIGTERM and Ctrl-C; SIGHUP, or a change of a file, reads the configuration again.
+
+    Example: `rae-node run --config my-node`.
+
+    Exit 0: it was told to stop. 1: it cannot run here, or another one does. 2: the configuration is broken.
     """
     from supervisor.config import find_folder
     from supervisor.service import serve

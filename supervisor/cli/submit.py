@@ -31,10 +31,13 @@ def submit(
 ) -> None:
     """Submit tasks to a fleet on NATS.
 
-    A task is `{"type": "echo", "payload": {"n": 1}}`; with an `id` (a UUID) of its own it is queued once, however often it
-    is submitted. Prints each task's id; with --wait its outcome.
+    Example: `echo '{"type": "echo", "payload": {}}' | rae-node submit - --wait`.
 
-    Exit 1: a task failed, or --timeout is over. Exit 3: no server can be reached. Exit 4: it does not answer.
+    A task with an `id` (a UUID) of its own is done once, however often it is submitted. Prints each task's id; with --wait
+    its outcome.
+
+    Exit 1: a task failed, --timeout is over, or the server refuses. Exit 3: no server can be reached. Exit 4: it does not
+    answer.
     """
     from supervisor.fleet import submit as fleet
 

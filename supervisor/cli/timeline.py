@@ -16,11 +16,15 @@ FORMS = (".html", ".svg", ".png")
 
 def timeline(
     logs: Annotated[list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals. Default: paths.logs.")] = None,
-    days: Annotated[int, typer.Option(min=1, max=366, help="How many days, up to the last that the journal tells of.")] = 7,
+    days: Annotated[
+        int, typer.Option(metavar="N", min=1, max=366, help="How many days, up to the last that the journal tells of.")
+    ] = 7,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="A page (.html) or a picture (.svg, .png).")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Show what the node did: states, tasks, the person, the load of others, and what is missing.
+    """Show what the node did, day by day.
+
+    States, tasks, the person, the load of others, and what is missing.
 
     Example: `rae-node timeline --days 7 --out week.html` makes one file that needs no network; without --out a band a day
     is drawn in the terminal.

@@ -22,10 +22,11 @@ HOURS: Final = 7200.0
 
 
 def top(config: ConfigOption = None) -> None:
-    """Watch the node live: state, guards with their bars, task, link, last decisions.
+    """Watch the node live, and pause it by a key.
 
-    Keys: `p` pauses, `a` after the task in hand, `2` for two hours, `r` resumes, `q` quits. A bar shows how much of its
-    limit a reading has reached. Without a terminal it is shown once; `rae-node status --watch` goes on.
+    State, guards with their bars, task, link, last decisions. Keys: `p` pauses, `a` after the task in hand,
+    `2` for two hours, `r` resumes, `q` quits. A bar shows how much of its limit a reading has reached. Without a terminal
+    it is shown once; `rae-node status --watch` goes on.
 
     Exit 3: the daemon is not running. Exit 4: it does not answer, or is another version.
     """

@@ -62,7 +62,7 @@ def whatif(
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another limit; repeatable.")] = None,
     sweep: Annotated[str, typer.Option(metavar="NAME=FROM..TO[:STEP]", help="A line for each value: the trade-off.")] = "",
     task_minutes: Annotated[
-        float, typer.Option(min=0.1, max=10080, callback=a_number, help="How long each task is taken to last.")
+        float, typer.Option(metavar="N", min=0.1, max=10080, callback=a_number, help="How long each task is taken to last.")
     ] = 20.0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture of it (.svg, .png).")] = None,
     json: JsonOption = False,
@@ -70,13 +70,16 @@ def whatif(
 ) -> None:
     """Ask recorded days what other limits would have meant.
 
-    Example: `rae-node whatif --set safety.idle_required_minutes=5`, or `--sweep idle_required_minutes=2..30:4`.
+    Example: `rae-node whatif --set safety.idle_required_minutes=5`.
+
+    A row for each value: `rae-node whatif --sweep idle_required_minutes=2..30:4`.
+
     With --config DIR and no --set, the limits in that folder are the other ones.
 
     Taken for granted, before and after alike: there is always a task, each as long as --task-minutes, as long as the
     control node can be reached; readings hold between two lines of the journal.
 
-    Exit 2: a setting is wrong, a journal cannot be read, or FILE cannot be written.
+    Exit 0: told or drawn. 2: a setting is wrong, a journal cannot be read, or FILE cannot be written.
     """
     if out is not None and out.suffix.lower() not in (".svg", ".png"):
         leave(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in .svg or .png")
