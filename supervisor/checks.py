@@ -18,16 +18,19 @@ from typing import Any, Final
 
 from states.guards import Verdict, gpu_free, user_away
 from states.memory import Memory
-from states.observation import NO_TASK, Automation, Observation
+from states.observation import NEVER, NO_TASK, Automation, Observation
 from states.words import number
 from supervisor import stdout
-from supervisor.clock import SystemClock
+from supervisor.clock import Clock, SystemClock
 from supervisor.config import Config, ConfigErrors, find_folder, load
 from supervisor.control import DaemonDown, DaemonMute, ask
 from supervisor.observer import Source
 from supervisor.senses import Senses
+from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.sessions import BACK_SIGN, START_SIGN
 
 ASK_S: Final = 0.2
+RECALL_S: Final = 1.0  # a node at work may take a moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,10 @@ class _Look:
 async def _look(config: Config) -> _Look:
     clock = SystemClock()
     senses = Senses(config, clock)
-    await asyncio.gather(senses.start(lambda: None), borrow(senses, config))
+    seen = asyncio.to_thread(remembered, config, clock)
+    _, _, signs = await asyncio.gather(senses.start(lambda: None), borrow(senses, config), seen)
+    if senses.observer.presence:  # blind is blind, whatever is remembered
+        senses.observer.presence += signs
     try:
         now_s = clock.now_s()
         observation = senses.observer.look(now_s, config.limits, Automation(True), NO_TASK)
@@ -77,6 +83,43 @@ async def borrow(senses: Senses, config: Config) -> None:
     with contextlib.suppress(DaemonDown, DaemonMute, ValueError):
         told = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
         senses.desktop.restore(told.get("desktop"))
+
+
+class _Remembered:
+    """What the running node has seen of the person. One look sees no button that was pressed before it, no film that has
+    ended; it can only add a sign."""
+
+    name = "rae-node"
+
+    def __init__(self, sign: str, at_s: float) -> None:
+        self._sign, self._at_s = sign, at_s
+
+    async def start(self, wake: Wake) -> None:
+        """Nothing to start."""
+
+    async def stop(self) -> None:
+        """Nothing is held."""
+
+    def latest(self, now_s: float) -> Presence:
+        """The newest sign that it has seen."""
+        return Presence(self.name, now_s, self._at_s, self._sign)
+
+
+def remembered(config: Config, clock: Clock) -> tuple[_Remembered, ...]:
+    """The newest sign by a running node's sources, if there is one; what it only takes for one, as it has not watched for
+    long enough, is none."""
+    try:
+        told = ask(config.paths.runtime, "status", RECALL_S, trusted=True).get("presence")
+    except (DaemonDown, DaemonMute):
+        return ()
+    signs: list[tuple[float, str]] = []
+    for source in told if isinstance(told, list) else ():
+        known = source if isinstance(source, dict) and source.get("present") is False else {}
+        idle_s, sign = known.get("idle_s"), known.get("reading")
+        if isinstance(idle_s, int | float) and isinstance(sign, str) and sign not in (START_SIGN, BACK_SIGN):
+            signs.append((clock.now_s() - max(0.0, float(idle_s)), f"{sign}, as the running node has seen"))
+    at_s, sign = max(signs, default=(NEVER, ""))
+    return (_Remembered(sign, at_s),) if sign else ()
 
 
 async def check_user(config: Config) -> Check:

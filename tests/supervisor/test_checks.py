@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.running import NodeFolder
+
+from supervisor import checks, senses
+from supervisor.clock import Clock
+from supervisor.config import load
+from supervisor.control import SOCKET_NAME, ControlServer
+from supervisor.sensors.sessions import BACK_SIGN, START_SIGN
+from supervisor.sensors.terminals import Terminals
 
 ROOT = Path(__file__).parents[2]
 DOORS = {"check_user_idle.py": "check-user", "check_gpu_load.py": "check-gpu"}
@@ -91,3 +101,68 @@ def folder_sources(answer: dict[str, object]) -> list[str]:
         assert reading["ok"] is not None or reading["quality"] == "unknown"
         assert "age_s" in reading
     return [reading["name"] for reading in readings]
+
+
+def source(reading: str, idle_s: float | None, present: bool | None = False) -> dict[str, Any]:
+    """As a daemon's `status` tells of one."""
+    return {"source": "input", "reading": reading, "present": present, "idle_s": idle_s, "age_s": 0.0, "quality": "event"}
+
+
+WATCHED = {"safety": {"detect_active_user": True, "idle_required_minutes": 1}}
+PAD = source("user active on gamepad 'Pad' (event7)", 2.0)
+REMEMBERED = "user active on gamepad 'Pad' (event7), as the running node has seen"
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        pytest.param([source("no source: no input device can be read", None), PAD], REMEMBERED, id="a gamepad"),
+        pytest.param([source("user anna logged in on tty1", 500.0), PAD], REMEMBERED, id="the nearest sign"),
+        pytest.param([source(START_SIGN, 2.0), source(BACK_SIGN, 2.0)], "", id="its own start is nobody"),
+        pytest.param([source("unknown", 2.0, None)], "", id="a source that cannot tell"),
+        pytest.param([7, {}, source("x", None), {"idle_s": "x"}], "", id="another version's words"),
+        pytest.param("words", "", id="another version"),
+    ],
+)
+def test_what_the_running_node_has_seen_counts_in_one_look(
+    told: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One look sees no button that was pressed before it, and no film that has ended."""
+    (tmp_path / "dev/pts").mkdir(parents=True)
+    terminals: Callable[[Clock], Terminals] = lambda clock: Terminals(clock, tmp_path / "dev")  # noqa: E731 - typed
+    monkeypatch.setattr(senses, "Terminals", terminals)
+    node = {"presence": {"sessions": False, "input": "off"}, "gpu": {"presence": "none"}}
+    config = load(NodeFolder.make(tmp_path / "n", runtime=WATCHED, node=node).path)
+    config.paths.runtime.mkdir()
+
+    async def look() -> checks.Check:
+        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda _: {"presence": told}}, frozenset())
+        await server.start()
+        try:
+            return await checks.check_user(config)
+        finally:
+            await server.stop()
+
+    check = asyncio.run(look())
+    assert check.safe is not bool(reason), check
+    assert [line[: len(reason)] for line in check.reasons] == ([reason] if reason else [])
+
+
+def test_no_running_node_opens_eyes(tmp_path: Path) -> None:
+    """With no source of presence of its own a look stays blind, whatever is remembered."""
+    node = {"presence": {"sessions": False, "terminals": False, "input": "off"}, "gpu": {"presence": "none"}}
+    config = load(NodeFolder.make(tmp_path / "n", runtime=WATCHED, node=node).path)
+    config.paths.runtime.mkdir()
+
+    async def look() -> checks.Check:
+        away = {"presence": [source("user active on pts/3", 1e6)]}
+        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda _: away}, frozenset())
+        await server.start()
+        try:
+            return await checks.check_user(config)
+        finally:
+            await server.stop()
+
+    check = asyncio.run(look())
+    assert not check.safe
+    assert "no source of presence is switched on" in check.reasons[0]
