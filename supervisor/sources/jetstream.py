@@ -144,7 +144,7 @@ class JetStream(LinkedSource):
         if on_preempt == "fail":
             self.settle(claim, {}, f"preempted: {clean.reason(reason)}")
             return
-        lease = self._leases.pop(claim.id)
+        lease = None if claim.id in self._results.ids else self._leases.pop(claim.id)
         if lease is None:
             self._event("outcome-ignored", task=claim.id, type=claim.type, reason="the task has an outcome already")
             return
@@ -247,9 +247,9 @@ class JetStream(LinkedSource):
             await link.word(delivery.reply, unfit(delivery.count))
             self._event("claim-passed-on", task=claim.id, type=claim.type, reason="this node does not run this type")
             return
+        lease = self._leases.take(claim, delivery)
         if delivery.count > 1:
-            claim = await self._with_its_place(claim)
-        self._leases.take(claim, delivery)
+            lease.claim = claim = await self._with_its_place(claim)
         try:
             await self._notes.put(Entry(claim.id, claim.type))
         except OSError as error:
@@ -284,16 +284,21 @@ class JetStream(LinkedSource):
         place = {key: value for key, value in claim.payload.items() if lease.claim.payload.get(key) != value}
         word = "handed-back"
         try:
-            if not self._leases.surely_ours(lease):
-                raise Trouble("its lease has ended")
+            self._must_be_ours(lease)
             if place:
                 await self._save(claim, place, lease.count)
+                self._must_be_ours(lease)
             await self._need().word(lease.reply, GIVE_BACK)
         except Exception as error:  # noqa: BLE001  trouble or a fault of ours: the end of the lease does the same
             why = error.reason if isinstance(error, Trouble) else f"it failed ({type(error).__name__})"
             word, reason = "handed-back-by-lease", f"{reason}; {why}"
         self._event(word, task=claim.id, type=claim.type, reason=reason)
         await self._unnote(claim.id)
+
+    def _must_be_ours(self, lease: Lease) -> None:
+        """A word for a task that is another node's by now would take it from that one."""
+        if not self._leases.surely_ours(lease):
+            raise Trouble("its lease has ended")
 
     async def _save(self, claim: Claim, place: Mapping[str, Any], count: int) -> None:
         body = await asyncio.to_thread(lambda: clean.encode(clean.mapping(place)))

@@ -63,10 +63,12 @@ class Leases:
         """The lease of a task that is settled or goes back: it is not renewed any more."""
         return self._by_id.pop(task_id, None)
 
-    def take(self, claim: Claim, delivery: Delivery) -> None:
+    def take(self, claim: Claim, delivery: Delivery) -> Lease:
         """Hold this delivery from now on."""
-        self._by_id[claim.id] = Lease(claim, delivery.reply, delivery.count, self._clock.now_s() + self.length_s)
+        lease = Lease(claim, delivery.reply, delivery.count, self._clock.now_s() + self.length_s)
+        self._by_id[claim.id] = lease
         self._held.set()
+        return lease
 
     def again(self, lease: Lease, delivery: Delivery) -> None:
         """One that had lapsed was handed to this very node: nobody else has the task, so it goes on here."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from support.nats_rig import NatsServer, needs_server, node, operator, server, until
 from support.rae_server import in_loop
 
 from states.observation import Link
+from supervisor.sources.base import Claim
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -96,3 +100,59 @@ async def test_a_server_killed_in_the_middle_of_work_and_restarted_loses_nothing
         assert await fleet.queue() == (0, 0, 5)
         for task in tasks:
             assert (await fleet.settled(task)).error is None
+
+
+@in_loop
+async def test_a_task_whose_lease_ends_while_its_place_is_saved_is_not_taken_from_the_next_node(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A word of ours would give back what is another node's by then, and a third one would have it as well."""
+    async with (
+        operator(server.url, lease_s=LEASE_S) as fleet,
+        node(server.url, tmp_path, node_id="one") as one,
+        node(server.url, tmp_path, node_id="two") as two,
+    ):
+        task = await fleet.submit()
+        claim = await one.claim()
+        genuine, free = one.source._save, asyncio.Event()
+
+        async def slow(*of: Any) -> None:
+            await free.wait()
+            await genuine(*of)
+
+        monkeypatch.setattr(one.source, "_save", slow)
+        one.source.hand_back(replace(claim, payload={"rae_state": 1}), "the person came back", "resubmit")
+        assert (await two.claim()).id == task
+        free.set()
+        assert "lease has ended" in (await one.saw("handed-back-by-lease"))["reason"]
+        assert await one.poll() is None
+        assert await fleet.queue() == (1, 1, 0)
+
+
+@in_loop
+async def test_a_lease_is_renewed_from_the_moment_that_the_task_is_here(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the place that it has saved, or the note, keeps the node waiting."""
+    async with (
+        operator(server.url, lease_s=LEASE_S) as fleet,
+        node(server.url, tmp_path, node_id="one") as one,
+        node(server.url, tmp_path, node_id="two") as two,
+    ):
+        task = await fleet.submit()
+        one.source.hand_back(await one.claim(), "the person came back", "resubmit")
+        await one.saw("handed-back")
+        genuine, free = two.source._with_its_place, asyncio.Event()
+
+        async def slow(claim: Claim) -> Claim:
+            await free.wait()
+            return await genuine(claim)
+
+        monkeypatch.setattr(two.source, "_with_its_place", slow)
+        assert two.source.ask()
+        lease = await until(lambda: two.source._leases.get(task), "it is held")
+        first_end_s = lease.ends_s
+        while two.source._clock.now_s() < first_end_s + 1:
+            assert await one.poll() is None
+        free.set()
+        await until(lambda: two.source.waiting, "it can be taken")

@@ -163,3 +163,26 @@ async def test_stopping_gives_back_what_was_not_taken(server: NatsServer, tmp_pa
             await until(lambda: one.source.waiting is not None, "waiting")
         assert (await two.claim()).id == task
         await cut(two.source)
+
+
+@in_loop
+async def test_a_task_has_one_outcome(server: NatsServer, tmp_path: Path) -> None:
+    """The first stands: what is settled is not given back as well, and the other way round."""
+    async with operator(server.url, lease_s=60) as fleet, node(server.url, tmp_path) as rig:
+        task = await fleet.submit()
+        claim = await rig.claim()
+        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.hand_back(claim, "the person came back", "resubmit")
+        rig.source.hand_back(claim, "the person came back", "fail")
+        await rig.delivered()
+        assert await rig.poll() is None
+        assert (await fleet.settled(task)).result == {"x": 1}
+        assert rig.names().count("outcome-ignored") == 2
+        assert "handed-back" not in rig.names()
+        await fleet.submit()
+        claim = await rig.claim()
+        rig.source.hand_back(claim, "the person came back", "resubmit")
+        rig.source.settle(claim, {"x": 1}, None)
+        await rig.saw("handed-back")
+        assert rig.names().count("outcome-ignored") == 3
+        assert rig.source.counts == {"done": 1, "failed": 0, "handed_back": 1, "second": 0}
