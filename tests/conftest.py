@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import sysbox
+
+# How long an example takes is the machine's business.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +19,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sysbox.SysBox]:
     """The shared system; tests that use it carry the marker `box` and leave it as they found it."""
     if reason := sysbox.unavailable():
         sysbox.refuse(reason)
-    settings = "IdleAction=ignore\nInhibitDelayMaxSec=3s"
+    settings = "IdleAction=ignore\nInhibitDelayMaxSec=10s"
     with sysbox.SysBox(tmp_path_factory.mktemp("box"), logind_conf=settings) as system:
         yield system
 

@@ -95,6 +95,9 @@ async def watch(seconds: float, settled_s: float = SETTLED_S) -> tuple[dict[str,
             IdleServer(runtime / "wayland-0", 2),
             running(agent, env | {"DBUS_SESSION_BUS_ADDRESS": bus.address}, idle.folder / "agent.log") as beside,
         ):
+            async with asyncio.timeout(60):
+                while b"link: up" not in (idle.folder / "ours.log").read_bytes() or not tree(daemon.pid)[1:]:
+                    await asyncio.sleep(0.05)
             await asyncio.sleep(settled_s)
             watched = [*tree(daemon.pid), beside.pid]
             threads = {int(task.name): program(pid) for pid in watched for task in Path(f"/proc/{pid}/task").iterdir()}

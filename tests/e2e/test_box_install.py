@@ -190,7 +190,7 @@ def interrupted_at(node: Installed, step: int, how: int) -> None:
     inside = node.box.run("pgrep", "-f", f"^/usr/bin/python3 -I {INSTALL}", check=False).stdout.split()
     if inside:
         node.box.run("kill", f"-{int(how)}", inside[0], check=False)
-    _, complaint = process.communicate(timeout=30)
+    _, complaint = process.communicate(timeout=120)
     assert "Traceback" not in complaint, complaint
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -98,28 +97,21 @@ def test_where_a_control_node_may_be(tmp_path: Path, url: str) -> None:
     assert load(write(tmp_path, node=f"control: {{url: '{url}'}}")).node.control.url == url
 
 
-def test_it_is_cheap_and_imports_little() -> None:
+def test_it_imports_little() -> None:
     """A broken configuration is told before anything heavy is loaded."""
     program = (
-        "import sys, time, dataclasses, pathlib, typing, yaml, msgspec\n"
-        "before = time.perf_counter()\n"
+        "import sys, dataclasses, pathlib, typing, yaml, msgspec\n"
         "from supervisor.config import load\n"
         "load(pathlib.Path('config'))\n"
-        "print(time.perf_counter() - before)\n"
         "print(*sorted(m for m in sys.modules if m.split('.')[0] in ('states', 'supervisor')))\n"
         "print(*(m for m in ('asyncio', 'socket', 'difflib', 'psutil', 'transitions', 'logging') if m in sys.modules))"
     )
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    best = 1.0
-    for _ in range(5):
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environ)
-        took, modules, heavy = run.stdout.split("\n")[:3]
-        best = min(best, float(took))
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules, heavy = run.stdout.split("\n")[:2]
     ours = ["config", "control_url", "executors", "executors.registry", "hours", "node_checks", "reach", "settings"]
     ours += ["settings_walk", "yaml_strict"]
     assert modules.split() == ["states", "states.limits", "supervisor", *(f"supervisor.{name}" for name in ours)]
     assert heavy == ""
-    assert best < 0.1  # 0.009 s on an unloaded machine of 2026, over the libraries' own imports
 
 
 # --- nothing but ConfigErrors, whatever is in the files

@@ -78,9 +78,10 @@ def test_a_graphical_login_and_logout(box: SysBox, kind: str) -> None:
         with session(box, "anna", kind=kind) as number:
             now = await seen.until(lambda p: bool(p.present), "the login")
             assert f"graphical session {number} of anna on seat0, idle time unknown: install" in now.present
+            begun = CLOCK.now_s()
         now = await seen.until(lambda p: not p.present, "the logout")
         assert now.sign == "anna logged out on seat0"
-        assert now.last_sign_at_s == pytest.approx(CLOCK.now_s(), abs=2)
+        assert begun <= now.last_sign_at_s <= CLOCK.now_s()
 
     watch(box, story)
 
@@ -90,6 +91,7 @@ def test_hints_count_only_together(box: SysBox, strict: bool) -> None:
     async def story(seen: Seen) -> None:
         with session(box, "anna") as number:
             await seen.until(lambda p: bool(p.present), "the login")
+            hinted = CLOCK.now_s()
             box.session_call(number, "SetIdleHint", "b", "true")
             await seen.until(lambda p: "not locked" in p.present or strict, "idle alone")
             begun = CLOCK.now_s()
@@ -99,7 +101,7 @@ def test_hints_count_only_together(box: SysBox, strict: bool) -> None:
                 return
             now = await seen.until(lambda p: not p.present, "idle and locked")
             assert now.sign == "user active on seat0"
-            assert begun - 2 < now.last_sign_at_s <= begun
+            assert hinted - 2 < now.last_sign_at_s <= begun
             box.session_call(number, "SetLockedHint", "b", "false")
             now = await seen.until(lambda p: bool(p.present), "unlocked")
             assert now.last_sign_at_s >= begun
@@ -200,10 +202,11 @@ def test_a_film_is_a_sign_until_it_ends(box: SysBox) -> None:
         film = box.popen(*hold, stdin=subprocess.PIPE)
         now = await seen.until(lambda p: bool(p.present), "the film")
         assert now.present.startswith("idle blocked by Film of uid 0 (pid ")
+        begun = CLOCK.now_s()
         film.communicate()
         now = await seen.until(lambda p: not p.present, "the end of the film")
         assert now.sign.endswith("until just now")
-        assert now.last_sign_at_s == pytest.approx(CLOCK.now_s(), abs=2)
+        assert begun <= now.last_sign_at_s <= CLOCK.now_s()
 
     watch(box, story)
 
@@ -259,12 +262,12 @@ def test_sleep_waits_for_the_delay_lock_and_twice_in_a_row(box: SysBox) -> None:
             assert power.read_text().strip() == "freeze mem"
             probe.do("release_delay")
             until(lambda: power.read_text().strip() == "mem", "the sleep")
-            assert time.monotonic() - begun < 2.5, "it waited for the lock to time out"
+            assert time.monotonic() - begun < 9, "it waited for the lock to time out"
             until(lambda: not probe.state()["going_down"], "the resume")
             until(lambda: kinds() == ["shutdown", "sleep"], "both locks again")
-            suspend.wait(10)
+            suspend.wait(60)
         assert probe.state()["delay_error"] == ""
-        assert probe.state()["delay_max_s"] == 3.0  # the box's logind.conf
+        assert probe.state()["delay_max_s"] == 10.0  # the box's logind.conf
 
 
 def test_the_doctor_sees_what_the_real_loginctl_sees(box: SysBox) -> None:

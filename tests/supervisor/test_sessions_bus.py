@@ -108,7 +108,7 @@ def test_a_bus_that_accepts_and_says_nothing_is_an_error_in_time(tmp_path: Path)
         mute.listen()
         begun = time.monotonic()
         asyncio.run(story())
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 30  # not for ever
 
 
 def test_the_address_in_the_environment_is_taken(private_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,11 +176,11 @@ def test_a_fault_of_logind_is_an_error_and_passes(
 
 def test_a_logind_that_hangs_is_an_error_by_age(private_bus: PrivateBus) -> None:
     async def story() -> None:
-        async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_sec=0.3) as watched:
+        async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_sec=2.0) as watched:
             assert watched.now.error == ""
             fake.delays["GetAll"] = 3600.0
             await eventually(lambda: "has not been heard of" in watched.now.error, "the age of the last answer")
-            assert watched.now.read_at_s < CLOCK.now_s() - 0.3
+            assert watched.now.read_at_s < CLOCK.now_s() - 2.0
 
     asyncio.run(story())
 
@@ -188,7 +188,7 @@ def test_a_logind_that_hangs_is_an_error_by_age(private_bus: PrivateBus) -> None
 def test_a_call_has_a_deadline_and_a_lock_that_comes_late_is_not_kept(private_bus: PrivateBus) -> None:
     async def story() -> None:
         async with logind(private_bus.address) as fake, Watched(private_bus.address, delay_locks=False) as watched:
-            fake.delays["Inhibit"] = 0.2
+            fake.delays["Inhibit"] = 1.5
             with pytest.raises(BusError, match=r"logind did not answer Inhibit within 0\.05 s"):
                 await watched.bus.call(
                     LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "Inhibit", "sleep", "w", "y", "block",
@@ -372,10 +372,9 @@ def test_a_lock_may_be_excepted_and_its_age_is_told(private_bus: PrivateBus) -> 
                 fake.lock("idle", "Talk")
                 await fake.emit(LOGIN1_PATH, PROPERTIES, "PropertiesChanged", "sa{sv}as", LOGIN1_MANAGER, {}, [])
                 await eventually(lambda: watched.now.present.startswith("idle blocked by Talk"), "the other one")
-                told = "idle blocked by Talk of uid 1000 (pid 4242), for 0 s at least (presence.ignore_inhibitors)"
-                assert told in watched.sensor.describe()
-                excepted = "idle blocked by Film of uid 1000 (pid 4242), for 0 s at least (not counted: "
-                assert excepted + "presence.ignore_inhibitors)" in watched.sensor.describe()
+                blocked = r"idle blocked by {} of uid 1000 \(pid 4242\), for \d+ s at least \({}presence.ignore_inhibitors\)"
+                for told in (blocked.format("Talk", ""), blocked.format("Film", "not counted: ")):
+                    assert any(re.fullmatch(told, line) for line in watched.sensor.describe())
 
     asyncio.run(story())
 

@@ -88,9 +88,13 @@ def test_off_unless_let_in_and_never_on_a_command_line(held: Containment, tmp_pa
         await until_async((bench.folder / "up").exists)
         await until_async(lambda: len(bench.tasks[0].pids()) == 2)
         pids = [*bench.tasks[0].pids(), bench.tasks[0]._keeper.pid]
+
+        def sleepers() -> list[int]:
+            return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"]
+
+        await until_async(lambda: bool(sleepers()))
         for pid in pids:
             assert SECRET not in Path(f"/proc/{pid}/cmdline").read_text()
-        sleeper = [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"]
-        assert SECRET.encode() not in Path(f"/proc/{sleeper[0]}/environ").read_bytes()
+        assert SECRET.encode() not in Path(f"/proc/{sleepers()[0]}/environ").read_bytes()
 
     run(held, tmp_path, body)

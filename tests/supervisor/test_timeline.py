@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -248,12 +247,10 @@ def test_only_the_last_days(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_month_adds_up_and_is_drawn_in_time(kind: str) -> None:
+def test_a_month_adds_up_and_is_drawn(kind: str) -> None:
     logs = weeks.lived(kind)
-    began = time.process_time()
     told = load([logs], 31)
     drawn = (page(told), picture(told), rasterise(picture(told, dark=False), 1.5))
-    assert time.process_time() - began < 10  # a busy machine takes longer by the clock
     assert all(drawn)
     s = told.summary()
     whole_h = (told.end - told.begin) / 3600

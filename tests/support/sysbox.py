@@ -57,8 +57,11 @@ def unavailable() -> str:
         return f"a box needs {', '.join(missing)}"
     if lacking := [name for name, paths in FILES.items() if not any(Path("/").glob(paths))]:
         return f"a box needs the packages of {', '.join(lacking)}"
-    if cgroup2_root() is None:
+    root = cgroup2_root()
+    if root is None:
         return "a box needs cgroup2 mounted"
+    if not os.access(root, os.W_OK):
+        return "a box needs a cgroup2 that it may write to"
     if "overlay" not in Path("/proc/filesystems").read_text():
         return "a box needs overlayfs in the kernel"
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "--net", "true"]
