@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from states.observation import Link
@@ -29,6 +29,9 @@ class Outcome:
     lease: Lease
     result: Result
     body: bytes = b""
+    replaced: bool = False  # by the reason why the fleet does not take it
+    blind: bool = False  # it was sent, and the answer was lost
+    stored: bool = False  # the fleet has it; the task is not acknowledged yet
 
 
 class Results:
@@ -127,11 +130,9 @@ class Results:
         if not outcome.body:
             outcome.body = await asyncio.to_thread(result.encode)
         first = True
-        try:
-            # the message id holds the node: what this node sends again is the same, what another sends is a second one
-            await link.store(layout.result_subject(result.id), outcome.body, f"{result.id}.{layout.token(result.node)}")
-        except Exists:
-            first = False
+        if not outcome.stored:
+            first = await self._store(link, outcome)
+            outcome.stored = first
         await link.word(outcome.lease.reply, wire.ACK)
         self._done[result.id] = None
         while len(self._done) > REMEMBERED:
@@ -140,15 +141,32 @@ class Results:
             self._event("delivered", task=result.id, type=result.type, error=result.error is not None)
             return
         self._second()
-        reason = "another node's result was first, and stands; this one is dropped"
+        whose = "another node's result, or this one, whose answer was lost," if outcome.blind else "another node's result"
+        reason = f"{whose} was first, and stands; this one is dropped"
         self._event("done-twice", task=result.id, type=result.type, reason=reason)
+
+    async def _store(self, link: Wire, outcome: Outcome) -> bool:
+        """Have the result stored; False: there is one."""
+        result = outcome.result
+        try:
+            # the message id holds the node: what this node sends again is the same, what another sends is a second one
+            await link.store(layout.result_subject(result.id), outcome.body, f"{result.id}.{layout.token(result.node)}")
+        except Exists:
+            return False
+        except Refused:
+            raise
+        except Trouble as trouble:
+            outcome.blind = outcome.blind or trouble.sent
+            raise
+        return True
 
     def _replaced(self, outcome: Outcome, refused: Refused) -> bool:
         """The fleet says no to this result for good: its reason is the outcome then. False: it was just that."""
+        if outcome.replaced:
+            return False
         what = "result too large" if refused.status == TOO_LARGE else "the fleet refused the result"
         result, error = outcome.result, f"{what}: {refused.reason}"
-        if result.error == error:
-            return False
+        error = error if result.error is None else f"{result.error} ({error})"
         self._event("outcome-refused", task=result.id, type=result.type, reason=refused.reason)
-        outcome.result, outcome.body = Result(result.id, result.type, result.node, {}, error), b""
+        outcome.result, outcome.body, outcome.replaced = replace(result, result={}, error=error), b"", True
         return True
