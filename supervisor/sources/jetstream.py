@@ -267,8 +267,12 @@ class JetStream(LinkedSource):
     async def _bury(self, delivery: Delivery, reason: str, task_id: str, kind: str) -> None:
         """Nobody can run it: keep it where an operator finds it, tell its submitter, and end it."""
         link, name = self._need(), task_id or f"sequence-{delivery.sequence}"
-        headers = {layout.REASON_HEADER: reason}
-        await link.store(layout.dead_subject(name), delivery.data, f"dead-{delivery.sequence}", headers)
+        subject, msg_id = layout.dead_subject(name), f"dead-{delivery.sequence}"
+        try:
+            await link.store(subject, delivery.data, msg_id, {layout.REASON_HEADER: reason})
+        except Refused as refused:  # left in the queue, it would fail every node's poll: without its content, then
+            reason = f"{reason}; its content is not kept: {refused.reason}"
+            await link.store(subject, b"", msg_id, {layout.REASON_HEADER: reason})
         if task_id:
             failed = Result(task_id, kind, self._node_id, {}, f"dead: {reason}")
             with contextlib.suppress(Exists):

@@ -62,3 +62,16 @@ async def test_a_task_that_every_node_gives_up_ends_as_a_dead_letter_that_its_su
         assert "4 deliveries" in (await rig.saw("dead-letter"))["reason"]
         assert str((await fleet.settled(task)).error).startswith("dead: given up after 4 deliveries")
         assert (await fleet.queue())[0] == 0
+
+
+@in_loop
+async def test_poison_that_is_too_large_for_a_dead_letter_ends_all_the_same(server: NatsServer, tmp_path: Path) -> None:
+    """With the reason beside it, it is more than the server takes; left in the queue, it would fail every node's poll."""
+    async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
+        await rig.up()
+        await fleet.raw(b"x" * (fleet.wire.max_payload - 63), task_id=str(uuid4()))
+        assert await rig.poll() is None
+        assert "not JSON" in (await rig.saw("dead-letter"))["reason"]
+        assert (await fleet.queue())[:2] == (0, 0)
+        assert (await fleet.stream(layout.DEAD))["messages"] == 1
+        assert "down" not in rig.names()[1:]
