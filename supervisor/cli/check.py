@@ -13,8 +13,8 @@ def check_user(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Say whether anybody uses this machine.
 
     The first line is SAFE TO RUN (exit 0) or DO NOT RUN: reason (exit 1, also on any error).
-    Looks at sessions, terminals, input devices, and GPU processes that are not RAE's, by the daemon's own sensors; what
-    desktops tell of themselves it asks the daemon, if one runs.
+    Looks at sessions, terminals, input devices, and GPU processes that are not RAE's, by the daemon's own sensors; a
+    running daemon is asked for what it has seen before.
     """
     _answer("user", config, json)
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from supervisor.config import Config
 
 
+ANSWER_S = 5.0  # what a daemon may take
+
+
 class Exit(IntEnum):
     """0 yes or done, 1 no, failed or not safe, 2 wrong usage or configuration, 3 no daemon, 4 it does not answer."""
 
@@ -115,20 +118,39 @@ def runtime_folder(folder: Path | None) -> Path:
     return salvage(place).paths.runtime
 
 
-def ask_daemon(folder: Path | None, name: str, **fields: Any) -> dict[str, Any]:
-    """The daemon's answer; exits 3 when it is down, 4 when it does not answer, 1 when it refuses."""
+class NoAnswer(Exception):
+    """The daemon is down, does not answer, or refuses; with the exit code for that, and why, in words."""
+
+    def __init__(self, code: Exit, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+def hear(runtime: Path, name: str, timeout_s: float = ANSWER_S, **fields: Any) -> dict[str, Any]:
+    """The answer of the daemon whose runtime folder this is.
+
+    Raises:
+        NoAnswer: there is none.
+    """
     from supervisor.control import DaemonDown, DaemonMute, ask
 
-    runtime = runtime_folder(folder)
     try:
-        answer = ask(runtime, name, **fields)
+        answer = ask(runtime, name, timeout_s, **fields)
     except DaemonDown as down:
-        leave(Exit.DOWN, str(down))
+        raise NoAnswer(Exit.DOWN, str(down)) from None
     except DaemonMute as mute:
-        leave(Exit.MUTE, str(mute))
+        raise NoAnswer(Exit.MUTE, str(mute)) from None
     if not answer.get("ok"):
-        leave(Exit.NO, str(answer.get("error", "refused")))
+        raise NoAnswer(Exit.NO, str(answer.get("error", "refused")))
     return answer
+
+
+def ask_daemon(folder: Path | None, name: str, **fields: Any) -> dict[str, Any]:
+    """The daemon's answer; exits 3 when it is down, 4 when it does not answer, 1 when it refuses."""
+    try:
+        return hear(runtime_folder(folder), name, **fields)
+    except NoAnswer as none:
+        leave(none.code, str(none))
 
 
 # --config given before the command's name, set by the root command.

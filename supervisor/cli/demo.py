@@ -66,7 +66,8 @@ def _summary(summary: Summary) -> None:
     print(f"{len(summary.tasks)} tasks done, {back}.")
     if summary.stopped_in_s is not None:
         print(f"The task was gone {summary.stopped_in_s * 1000:.0f} ms after the person came back.")
-    print("Next: `rae-node config check`, then `rae-node run`; `rae-node why` tells what keeps a node from working.")
+    print("Next (in a checkout first `. .venv/bin/activate`): `rae-node config check`, then `rae-node run`;")
+    print("`rae-node why` tells what keeps a node from working.")
 
 
 class _Live:

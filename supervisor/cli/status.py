@@ -11,7 +11,18 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document, fit, show
+from supervisor.cli.common import (
+    ConfigOption,
+    JsonOption,
+    NoAnswer,
+    ask_daemon,
+    document,
+    fit,
+    hear,
+    leave,
+    runtime_folder,
+    show,
+)
 
 KEYS = ("state", "since", "reason", "guards", "task", "paused_until", "source", "version")
 WATCH_S = 0.5
@@ -56,11 +67,15 @@ def _watch(config: Path | None, as_json: bool) -> NoReturn:
         from rich.live import Live
         from rich.text import Text
 
-        with Live(Text(""), auto_refresh=False, screen=True) as live:
-            while True:
-                lines = fit(_screen(ask_daemon(config, "status")), *shutil.get_terminal_size())
-                live.update(Text("\n".join(lines)), refresh=True)
-                time.sleep(WATCH_S)
+        runtime = runtime_folder(config)
+        try:
+            with Live(Text(""), auto_refresh=False, screen=True) as live:
+                while True:
+                    lines = fit(_screen(hear(runtime, "status")), *shutil.get_terminal_size())
+                    live.update(Text("\n".join(lines)), refresh=True)
+                    time.sleep(WATCH_S)
+        except NoAnswer as none:  # said once the screen is the person's again, or it would go with ours
+            leave(none.code, str(none))
     while True:
         answer = ask_daemon(config, "status")
         if answer["status"] != last:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.cli.common import ConfigOption, Exit, ask_daemon, leave, runtime_folder
+from supervisor.cli.common import ConfigOption, Exit, NoAnswer, ask_daemon, hear, leave, runtime_folder
 
 EVERY_S: Final = 1.0
 PATIENCE_S: Final = 3.0
@@ -76,7 +76,7 @@ class _Asker(threading.Thread):
                 word, fields = self._words.pop(0)
                 answer = self._ask(word, **fields)
                 if answer is not None:
-                    self._tell(str(answer.get("status") or answer.get("error", "")))
+                    self._tell(str(answer.get("status", "")))
             if (answer := self._ask("status")) is not None:
                 self.answer, self.answered_s = answer, time.monotonic()
             os.write(self._news, b".")
@@ -84,18 +84,16 @@ class _Asker(threading.Thread):
             self._wanted.clear()
 
     def _ask(self, name: str, **fields: Any) -> dict[str, Any] | None:
-        from supervisor.control import DaemonDown, DaemonMute, ask
-
         try:
-            answer = ask(self._runtime, name, PATIENCE_S, **fields)
-        except DaemonDown as down:
-            self.trouble, self.code = str(down), Exit.DOWN
-        except DaemonMute as mute:
-            self.trouble, self.code = str(mute), Exit.MUTE
-        else:
-            self.trouble, self.code = "", Exit.YES
-            return answer
-        return None
+            answer = hear(self._runtime, name, PATIENCE_S, **fields)
+        except NoAnswer as none:
+            if name != "status" and none.code is Exit.NO:  # a word that is refused: the daemon is well
+                self._tell(str(none))
+            else:
+                self.trouble, self.code = str(none), none.code
+            return None
+        self.trouble, self.code = "", Exit.YES
+        return answer
 
     def _tell(self, text: str) -> None:
         self.message, self.message_s = text, time.monotonic()
