@@ -15,6 +15,8 @@ import pytest
 from support.running import RAE_NODE, NodeFolder, daemon
 from support.terminal import terminal
 
+from supervisor import control
+from supervisor.cli import top
 from supervisor.cli.common import fit
 from supervisor.cli.top_view import BAR, KEYS, Seen, bar, screen
 
@@ -156,6 +158,31 @@ def test_status_and_why_fit_a_screen(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_why_a_watch_has_ended_is_there_to_read(tmp_path: Path) -> None:
+    """Its own screen goes with it, and all that was said on that."""
+    folder = NodeFolder.make(tmp_path / "n")
+    argv = [*RAE_NODE, "status", "--watch", "--config", str(folder.path)]
+    with terminal(tmp_path, argv) as window:
+        assert "the daemon is not running" in window.wait(lambda text: "exit 3" in text, "its end, without a daemon")
+    with daemon(folder) as node:
+        node.wait_up()
+        with terminal(tmp_path, argv) as window:
+            window.wait(lambda text: "version  " in text, "status --watch")
+            node.stop()
+            assert "the daemon is not running" in window.wait(lambda text: "exit 3" in text, "its end")
+
+
+@pytest.mark.parametrize(("name", "trouble", "code", "message"), [("status", "a fault", 1, ""), ("pause", "", 0, "a fault")])
+def test_a_daemon_that_refuses_is_told_as_such(
+    name: str, trouble: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "ask", lambda *_, **__: {"v": 1, "ok": False, "error": "a fault"})
+    asker = top._Asker(Path("/nowhere"), {})
+    assert asker._ask(name) is None
+    assert (asker.trouble, asker.code, asker.message) == (trouble, code, message)
+
+
 def test_without_a_terminal_it_is_shown_once(tmp_path: Path) -> None:
     folder = NodeFolder.make(tmp_path)
     done = folder.cli("top")
