@@ -79,7 +79,7 @@ def beside(folder: Path, story: Callable[[str, BusIdle], Any], quiet_s: float = 
             source = BusIdle(bus.address, quiet_s)
             running = asyncio.ensure_future(source.run(lambda: None))
             try:
-                await asyncio.wait_for(story(bus.address, source), 30)
+                await asyncio.wait_for(story(bus.address, source), 150)
             finally:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
@@ -109,10 +109,11 @@ def test_mutter_tells_both_ways_and_is_asked_for_a_proof(tmp_path: Path) -> None
         await eventually(lambda: active(source), "the probe")
         assert source.reading
         assert (source.reading.source, source.reading.pid) == ("Mutter's idle monitor", os.getpid())
-        idle_ms = 300
+        idle_ms, begun_s = 300, boot_s()
         await mutter.emit(MUTTER_PATH, "WatchFired", "u", 1)
         await eventually(lambda: idle(source) and mutter.asked[-1] == "GetIdletime", "idle")
-        assert source.reading.idle_since_s == pytest.approx(boot_s() - 0.3, abs=0.2)
+        assert source.reading.idle_since_s is not None
+        assert begun_s - 0.31 <= source.reading.idle_since_s <= boot_s() - 0.29
         await mutter.emit(MUTTER_PATH, "WatchFired", "u", 2)  # the watch of the beginning, which is over by now
         await mutter.emit(MUTTER_PATH, "WatchFired", "u", 3)
         await eventually(lambda: active(source), "a touch", 20)
@@ -179,7 +180,7 @@ def test_the_screen_saver_is_asked_only_where_wanted_and_its_unit_is_proven(
         await eventually(lambda: idle(source), "idle", 20)
         assert source.reading
         assert "asked every" in source.reading.source
-        assert source.reading.idle_since_s == pytest.approx(since_s, abs=1.2)
+        assert source.reading.idle_since_s == pytest.approx(since_s, abs=5)  # its own seconds, and the machine's pauses
         since_s = boot_s()
 
         def touched() -> bool:  # seen within the moment itself, or by the time that has passed since
