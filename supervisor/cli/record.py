@@ -14,7 +14,7 @@ from supervisor.cli.common import ConfigOption, Exit, configuration, err, leave
 def _time(text: str, name: str) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         leave(Exit.WRONG, f"{name}: found {text!r}, allowed: a time such as 2026-11-24T18:00 (local, or with its offset)")
 
 
@@ -34,8 +34,11 @@ def record(
     """
     from supervisor.offline.record import RecordError, cut
 
+    begin, end = _time(since, "--from"), _time(until, "--to")
+    if end < begin:
+        leave(Exit.WRONG, f"--to: found {until!r}, allowed: a time after --from ({since})")
     try:
-        text, note = cut(logs or [configuration(config).paths.logs], _time(since, "--from"), _time(until, "--to"))
+        text, note = cut(logs or [configuration(config).paths.logs], begin, end)
         file.write_text(text, encoding="utf-8")
     except RecordError as error:
         leave(Exit.WRONG, str(error))

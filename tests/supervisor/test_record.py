@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import typer
 from support.clock import ManualClock
 
 from states.lifecycle import Lifecycle
 from states.memory import Memory
+from supervisor.cli.record import record
 from supervisor.journal import Journal
 from supervisor.offline.record import RecordError, cut
 from supervisor.offline.replay import replay_files
@@ -68,6 +70,23 @@ def test_an_empty_span_says_what_to_do(tmp_path: Path) -> None:
     zero_s, _ = lived(NAMES[0], tmp_path / "logs")
     with pytest.raises(RecordError, match="name a wider span"):
         cut([tmp_path / "logs"], at(zero_s - 900), at(zero_s - 800))
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "says"),
+    [
+        ("soon", "2026-10-05", "--from: found 'soon', allowed: a time such as"),
+        ("0001-01-01T00:00:00+05:00", "2026-10-05", "--from: found '0001-01-01T00:00:00+05:00', allowed: a time such as"),
+        ("2026-10-06", "2026-10-05", "--to: found '2026-10-05', allowed: a time after --from"),
+    ],
+)
+def test_times_that_make_no_span_are_refused_before_any_journal_is_read(
+    begin: str, end: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as exit_:
+        record(begin, end, Path("/nowhere/x.yaml"), [Path("/nowhere")])
+    assert exit_.value.exit_code == 2
+    assert capsys.readouterr().err.startswith(says)
 
 
 def test_a_kept_day_is_cut_without_the_days_before(tmp_path: Path) -> None:
