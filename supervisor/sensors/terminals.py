@@ -108,7 +108,7 @@ class Terminals:
     def _look(self, now_s: float) -> None:
         first = self._looked_at_s == NEVER
         offset_s = self._clock.wall_s() - now_s  # wall time = boot time + offset, now
-        unused_ns = self._made_ns() + MAKING_NS
+        made_ns = self._made_ns()
         # After a sign that was just told a console can only repeat it: the way to the decision is a third as long without
         # them, and what was typed on one keeps its time for the next look.
         told, self._told = self._told and not first, False
@@ -125,7 +125,7 @@ class Terminals:
             if known == st.st_atime_ns:
                 continue
             at_s = st.st_atime_ns / 1e9 - offset_s
-            if first and st.st_atime_ns <= unused_ns and not name.startswith("pts/"):
+            if first and abs(st.st_atime_ns - made_ns) <= MAKING_NS and not name.startswith("pts/"):
                 at_s = 0.0
             elif not 0.0 <= at_s <= now_s or (known is None and not first):
                 at_s = now_s  # the clock was set, or the terminal is new, which is a sign at once
@@ -153,7 +153,7 @@ class Terminals:
         try:
             return os.stat(self._dev / "full").st_mtime_ns
         except OSError:
-            return -MAKING_NS
+            return -2 * MAKING_NS  # no access time is near that
 
     def _a_machines(self, gid: int) -> bool:
         if gid not in self._groups:

@@ -198,6 +198,16 @@ def test_consoles_never_typed_on_stand_for_the_boot(dev: Dev, wrong_s: float) ->
     assert dev.looks(sensor) == (2, "user active on tty1")
 
 
+def test_a_console_typed_on_after_a_clock_was_set_back_is_somebodys(dev: Dev) -> None:
+    """Another system keeps local time in the machine's clock: the boot was hours ahead, and what was typed since looks
+    older than the nodes."""
+    made_s = BOOT_WALL_S + 7200
+    (dev.root / "full").touch()
+    os.utime(dev.root / "full", (made_s, made_s))
+    dev.terminal("tty1", 300)
+    assert dev.looks(Terminals(dev.clock, dev.root)) == (300, "user active on tty1")
+
+
 def test_a_terminal_is_no_older_than_the_look_before_its_change(dev: Dev) -> None:
     """Between two looks ten seconds apart somebody typed: at its time, which lies between them."""
     dev.terminal("pts/1", 20 * MINUTE)
