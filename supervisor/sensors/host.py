@@ -62,7 +62,7 @@ class CpuMeter:
     """
 
     def __init__(self, window_s: float) -> None:
-        self._window_s = window_s
+        self._window_s = max(window_s, MIN_WINDOW_S)
         self._samples: deque[CpuSample] = deque()  # their own_s is the sum of what could be believed
         self._own_before_s = 0.0
 
@@ -87,7 +87,7 @@ class CpuMeter:
                 own_s = last.own_s + (own_more_s if 0 <= own_more_s <= spent_s * 1.1 + 0.1 else 0.0)
         self._own_before_s = sample.own_s
         self._samples.append(CpuSample(sample.at_s, sample.total_s, sample.idle_s, own_s))
-        while len(self._samples) > 2 and self._samples[1].at_s <= sample.at_s - self._window_s:
+        while len(self._samples) > 2 and sample.at_s - self._samples[1].at_s >= self._window_s:
             self._samples.popleft()
 
     def percent(self) -> float | None:

@@ -176,6 +176,18 @@ def test_percent_is_in_bounds_and_never_less_for_a_broken_task_counter(
             assert whole <= 100
 
 
+@given(st.lists(st.floats(0.001, 3), max_size=30), st.floats(0.001, 2))
+def test_once_known_the_load_stays_known_however_looks_follow(waits: list[float], window_s: float) -> None:
+    """A short host.cpu_window_sec, and two looks right after each other: no task may be stopped for that."""
+    meter, at_s, known = CpuMeter(window_s), 0.0, False
+    for wait_s in (0.0, *waits):
+        at_s += wait_s
+        if meter.due(at_s):
+            meter.add(CpuSample(at_s, 4 * at_s, 3 * at_s, 0.0))
+        known = known or meter.percent() is not None
+        assert meter.percent() == (pytest.approx(25.0) if known else None)
+
+
 @given(st.floats(0.6, 60), st.integers(1, 64), st.floats(0, 1), st.floats(0, 1))
 def test_the_tasks_own_use_is_not_held_against_it(seconds: float, cores: int, busy: float, own: float) -> None:
     """R11, for any share: what is left is others' share exactly."""
