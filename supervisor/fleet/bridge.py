@@ -19,12 +19,11 @@ from tenacity import AsyncRetrying, retry_if_exception_type
 from states.observation import Link
 from supervisor.clock import Clock, SystemClock
 from supervisor.fleet import layout, wire
-from supervisor.fleet.forms import Poison, Result, decode_result, encode_task, is_type
+from supervisor.fleet.forms import Poison, Result, decode_result, encode_task, is_type, no_result, stored_result
 from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
 from supervisor.sources import clean
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Availability, Claim
-from supervisor.sources.ids import same_id
 from supervisor.sources.link import KeptLink, end
 from supervisor.sources.note import Entry, Notes
 from supervisor.sources.outbox import REFUSALS, lasting
@@ -240,11 +239,7 @@ class Bridge:
         data = await self._need().last(layout.RESULTS, layout.result_subject(task_id))
         if data is None:
             return False
-        try:
-            result = decode_result(data)
-        except Poison as poison:
-            result = _no_result(task_id, str(poison))
-        await self._post(result if same_id(result.id, task_id) else _no_result(task_id, "it is another task's"))
+        await self._post(stored_result(data, task_id))
         await self._settled(task_id)
         return True
 
@@ -268,7 +263,7 @@ class Bridge:
         try:
             result = decode_result(delivery.data)
         except Poison as poison:
-            result = _no_result(poison.task_id, str(poison))
+            result = no_result(poison.task_id, str(poison))
         if result.id in self._on_the_way:
             await self._until_done(lambda: self._post(result))
             await self._settled(result.id)
@@ -340,11 +335,6 @@ def _claim(task: Mapping[str, Any]) -> Claim | None:
     if not is_type(kind) or not isinstance(payload, dict):
         return None
     return Claim(str(task["id"]).lower(), kind, payload, priority if type(priority) is int else 0)
-
-
-def _no_result(task_id: str, why: str) -> Result:
-    """What takes the place of something that a node stored as a result."""
-    return Result(task_id, "", "", {}, f"what the fleet holds for it is no result: {why}")
 
 
 async def _until(event: asyncio.Event) -> None:

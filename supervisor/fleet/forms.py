@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn, TypeGuard
 
 from supervisor.sources import clean
 from supervisor.sources.base import Claim
-from supervisor.sources.ids import is_id
+from supervisor.sources.ids import is_id, same_id
 
 MAX_TYPE_CHARS: Final = 128
 
@@ -97,6 +97,20 @@ def decode_result(data: bytes) -> Result:
     if not isinstance(result, dict) or not (error is None or (isinstance(error, str) and error)):
         raise Poison("the result is not one", str(texts["id"]))
     return Result(**texts, result=result, error=error)  # type: ignore[arg-type]  # texts were checked
+
+
+def stored_result(data: bytes, task_id: str) -> Result:
+    """What is stored as this task's result; a failure that says so where it is none, or another task's."""
+    try:
+        result = decode_result(data)
+    except Poison as poison:
+        return no_result(task_id, str(poison))
+    return result if same_id(result.id, task_id) else no_result(task_id, "it is another task's")
+
+
+def no_result(task_id: str, why: str) -> Result:
+    """What takes the place of something that a node stored as a result."""
+    return Result(task_id, "", "", {}, f"what the fleet holds for it is no result: {why}")
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:

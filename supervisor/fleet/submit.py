@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 from uuid import uuid4
 
 from supervisor.fleet import layout
-from supervisor.fleet.forms import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task, is_type
+from supervisor.fleet.forms import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task, is_type, stored_result
 from supervisor.fleet.wire import Exists, Wire
 from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id
@@ -95,31 +97,34 @@ async def wait(
         Trouble: the servers are gone.
     """
     missing = set(ids)
-    news = asyncio.Event()
+    turns = deque(missing)
+    all_here = asyncio.Event()
 
-    def heard(data: bytes) -> None:
-        try:
-            result = decode_result(data)
-        except Poison:
-            return
+    def tell(result: Result) -> None:
         if result.id in missing:
             missing.discard(result.id)
             came(result)
-            news.set()
+            if not missing:
+                all_here.set()
+
+    def heard(data: bytes) -> None:
+        with contextlib.suppress(Poison):  # what lies there is looked up, too
+            tell(decode_result(data))
 
     await wire.listen(layout.ANY_RESULT, heard)
     end_s = None if timeout_s is None else time.monotonic() + timeout_s
     while missing and (end_s is None or time.monotonic() < end_s):
-        # a result that came before we listened, or that was dropped on the way to us
-        for task_id in list(missing)[:AT_ONCE]:
+        # a result that came before we listened, or that was dropped on the way to us: so many a turn, each in its turn
+        found = False
+        turns = deque(task_id for task_id in turns if task_id in missing)
+        for task_id in list(turns)[:AT_ONCE]:
+            turns.rotate(-1)
             if task_id in missing and (data := await wire.last(layout.RESULTS, layout.result_subject(task_id))) is not None:
-                heard(data)
-        news.clear()
+                tell(stored_result(data, task_id))
+                found = True
         pause_s = LOOK_AGAIN_S if end_s is None else max(0.0, min(LOOK_AGAIN_S, end_s - time.monotonic()))
-        if missing:
-            try:
+        if missing and not found:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
-                    await news.wait()
-            except TimeoutError:
-                pass
+                    await all_here.wait()
     return missing
