@@ -40,6 +40,7 @@ def submit(
     answer.
     """
     from supervisor.fleet import submit as fleet
+    from supervisor.sources.transport import Trouble
 
     try:
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
@@ -65,8 +66,15 @@ def submit(
             err(f"{len(over)} of {len(outcomes)} done, {over.count('FAILED')} failed")
 
     async def work(wire: Any) -> set[str]:
-        for again in await fleet.submit(wire, tasks):
-            err(f"{again} was queued already")
+        queued: list[str] = []
+        try:
+            again = await fleet.submit(wire, tasks, queued=queued.append)
+        except Trouble:
+            for task_id in queued:
+                err(f"{task_id} is queued")
+            raise
+        for task_id in again:
+            err(f"{task_id} was queued already")
         if not (wait or watch):
             return set()
         return await fleet.wait(wire, outcomes, timeout_s=timeout, came=came)

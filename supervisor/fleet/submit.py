@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from supervisor.fleet import layout
 from supervisor.fleet.forms import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task, is_type, stored_result
-from supervisor.fleet.wire import Exists, Wire
+from supervisor.fleet.wire import TOO_LARGE, Exists, Refused, Wire
 from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id
 
@@ -69,13 +69,19 @@ def _task(value: Any, number: int) -> Claim:
     return Claim(task_id.lower(), kind, payload, priority)
 
 
-async def submit(wire: Wire, tasks: Iterable[Claim]) -> list[str]:
-    """Queue them; the ids of those that were queued already, which is no fault.
+async def submit(
+    wire: Wire, tasks: Iterable[Claim], *, queued: Callable[[str], None] = lambda task_id: None
+) -> list[str]:
+    """Queue them; the ids of those that were queued already, which is no fault. `queued` is told of each that is.
 
     Raises:
+        Refused: one is too large, and none is queued.
         Trouble: one could not be queued, and with it maybe those after it; the same call again queues what is missing.
     """
-    gate = asyncio.Semaphore(AT_ONCE)
+    tasks, gate = list(tasks), asyncio.Semaphore(AT_ONCE)
+    for number, task in enumerate(tasks, 1):
+        if why := wire.too_large(encode_task(task), wire.msg_id(task.id)):
+            raise Refused(f"task {number}: {why}; nothing is queued", status=TOO_LARGE)
 
     async def one(task: Claim) -> str | None:
         async with gate:
@@ -83,6 +89,7 @@ async def submit(wire: Wire, tasks: Iterable[Claim]) -> list[str]:
                 new = await wire.store(layout.task_subject(task.type, task.id), encode_task(task), task.id)
             except Exists:
                 new = False
+            queued(task.id)
             return None if new else task.id
 
     return [task_id for task_id in await asyncio.gather(*map(one, tasks)) if task_id is not None]

@@ -31,6 +31,7 @@ NOTHING: Final = "404"
 TIME_OVER: Final = "408"
 HEADERS_BYTES: Final = 12  # what a message's headers take beside names, texts and four bytes each: NATS/1.0 and an empty line
 MAX_WORDS: Final = 200
+TOO_LARGE: Final = 413
 
 ACK: Final = b"+ACK"
 IN_PROGRESS: Final = b"+WPI"
@@ -154,6 +155,18 @@ class Wire:
         most: Any = self._client.max_payload if self._client is not None else None
         return most if type(most) is int and most > 0 else MIB
 
+    def too_large(self, data: bytes, headers: Mapping[str, str]) -> str:
+        """Why this server does not take such a message; empty: it does."""
+        size = len(data) + sum(len(name) + len(text.encode()) + 4 for name, text in headers.items()) + HEADERS_BYTES
+        if size <= self.max_payload:
+            return ""
+        return f"{size / MIB:.2f} MiB are more than the {self.max_payload / MIB:.2f} MiB that {self.url} takes"
+
+    @staticmethod
+    def msg_id(msg_id: str) -> dict[str, str]:
+        """The header by which a message is stored once."""
+        return {"Nats-Msg-Id": msg_id}
+
     async def request(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float = ANSWER_S
     ) -> Msg:
@@ -166,10 +179,8 @@ class Wire:
         from nats.errors import Error, NoRespondersError
 
         client = self._connected()
-        size = len(data) + sum(len(name) + len(text.encode()) + 4 for name, text in (headers or {}).items()) + HEADERS_BYTES
-        if size > self.max_payload:
-            reason = f"{size / MIB:.2f} MiB are more than the {self.max_payload / MIB:.2f} MiB that {self.url} takes"
-            raise Refused(reason, status=413)
+        if why := self.too_large(data, headers or {}):
+            raise Refused(why, status=TOO_LARGE)
         asking = client.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
         try:
             return await self._while_connected(asking)
@@ -212,7 +223,7 @@ class Wire:
             Exists: another one lies there, and it stands.
             Trouble: it may be stored or not; the same call again finds out.
         """
-        msg = await self.request(subject, data, headers={"Nats-Msg-Id": msg_id, **(headers or {})})
+        msg = await self.request(subject, data, headers={**self.msg_id(msg_id), **(headers or {})})
         return not _answer(msg.data, _family(subject)).get("duplicate", False)
 
     async def last(self, stream: str, subject: str) -> bytes | None:

@@ -18,7 +18,6 @@ from supervisor.sources.link import KeptLink
 from supervisor.sources.transport import Trouble
 
 REMEMBERED: Final = 512  # tasks whose results are stored, should one be delivered once more
-TOO_LARGE: Final = 413
 PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries to deliver while the link is up
 
 
@@ -164,7 +163,7 @@ class Results:
         """The fleet says no to this result for good: its reason is the outcome then. False: it was just that."""
         if outcome.replaced:
             return False
-        what = "result too large" if refused.status == TOO_LARGE else "the fleet refused the result"
+        what = "result too large" if refused.status == wire.TOO_LARGE else "the fleet refused the result"
         result, error = outcome.result, f"{what}: {refused.reason}"
         error = error if result.error is None else f"{result.error} ({error})"
         self._event("outcome-refused", task=result.id, type=result.type, reason=refused.reason)

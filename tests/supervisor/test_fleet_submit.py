@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,6 +12,9 @@ from support.rae_server import in_loop
 
 from supervisor.fleet import layout, submit
 from supervisor.fleet.forms import Result
+from supervisor.fleet.wire import Refused
+from supervisor.sources.base import Claim
+from supervisor.sources.transport import Trouble
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -50,3 +54,32 @@ async def test_what_is_stored_in_place_of_a_result_ends_the_wait(server: NatsSer
         assert await submit.wait(fleet.wire, [odd, other], timeout_s=60, came=came.append) == set()
         assert {result.id for result in came} == {odd, other}
         assert all("is no result" in str(result.error) for result in came)
+
+
+@in_loop
+async def test_one_task_that_is_too_large_keeps_all_from_being_queued(server: NatsServer) -> None:
+    """Their ids are new each time: half of them queued would be queued twice by the next try."""
+    async with operator(server.url) as fleet:
+        tasks = [Claim(str(uuid4()), "t", {"x": "y" * size}) for size in (1, 9 << 20, 1)]
+        with pytest.raises(Refused, match=r"task 2: 9\.00 MiB are more than the 8\.00 MiB"):
+            await submit.submit(fleet.wire, tasks)
+        assert (await fleet.stream(layout.TASKS))["messages"] == 0
+
+
+@in_loop
+async def test_what_was_queued_before_it_failed_is_told(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "AT_ONCE", 1)
+    async with operator(server.url) as fleet:
+        tasks = [Claim(str(uuid4()), "t") for _ in range(5)]
+        genuine = fleet.wire.store
+
+        async def store(subject: str, *of: Any) -> bool:
+            if tasks[3].id in subject:
+                raise Trouble("gives no answer")
+            return await genuine(subject, *of)
+
+        monkeypatch.setattr(fleet.wire, "store", store)
+        queued: list[str] = []
+        with pytest.raises(Trouble):
+            await submit.submit(fleet.wire, tasks, queued=queued.append)
+        assert queued == [task.id for task in tasks[:3]]
