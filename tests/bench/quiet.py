@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -81,17 +82,26 @@ def program(pid: int) -> str:
     return known[0] if known else Path(words[0]).name
 
 
+def by_itself() -> list[str]:
+    """What runs a program with terminals of its own, where that may be had: whoever types elsewhere here wakes a node."""
+    script = 'mount -t devpts -o newinstance,ptmxmode=0666 none /dev/pts && exec "$@"'
+    words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    may = os.geteuid() == 0 and subprocess.run([*words, "true"], capture_output=True, check=False).returncode == 0
+    return words if may else []
+
+
 async def watch(seconds: float, settled_s: float = SETTLED_S) -> tuple[dict[str, Trace], list[str]]:
     """The traces by program, and what runs below the daemon."""
     async with stage() as idle:
         runtime = idle.folder / "desk"
         runtime.mkdir()
         idle.logind.sessions["/org/freedesktop/login1/session/_3"] = session(User=(os.getuid(), "/u"))
-        agent = [sys.executable, "-I", "-m", "supervisor.agents.session", "--config", str(idle.folder)]
+        alone = by_itself()
+        agent = [*alone, sys.executable, "-I", "-m", "supervisor.agents.session", "--config", str(idle.folder)]
         env = {**idle.env, "XDG_RUNTIME_DIR": str(runtime)}
         with (
             PrivateBus(runtime) as bus,
-            running(idle.daemon, idle.env, idle.folder / "ours.log") as daemon,
+            running([*alone, *idle.daemon], idle.env, idle.folder / "ours.log") as daemon,
             IdleServer(runtime / "wayland-0", 2),
             running(agent, env | {"DBUS_SESSION_BUS_ADDRESS": bus.address}, idle.folder / "agent.log") as beside,
         ):
