@@ -105,7 +105,7 @@ def test_a_daemon_that_hangs_is_exit_4(tmp_path: Path) -> None:
             assert (client.returncode, out) == (4, "")
             assert "does not answer within 5 s" in errors
             assert len(errors.splitlines()) == 1
-        assert time.monotonic() - began_s < 30
+        assert time.monotonic() - began_s < 60  # not the time that it hangs
         os.kill(node.pid, signal.SIGCONT)
         assert folder.cli("status").returncode == 0
 

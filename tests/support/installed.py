@@ -53,6 +53,8 @@ class Installed:
         self.box = box
         box.sh("rm -rf /opt/rae-node /var/lib/rae-node")  # what a node of the machine around it has left is not the box's
         shutil.copytree(wheels, box.share / "wheels", dirs_exist_ok=True)
+        box.sh("for group in input render; do groupadd --system --force $group; done")  # udev brings them, where there is one
+        box.sh("for group in video render input; do groupadd -rf $group; done")  # as udev's package does
         self.uid = box.add_user(USER)
         shutil.copy(nvml_library, box.share / "libnvidia-ml.so.1")
         box.sh("cp /mnt/share/libnvidia-ml.so.1 /usr/local/lib/; ldconfig")
