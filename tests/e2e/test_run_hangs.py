@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support.login1 import FakeLogin1, PrivateBus, session
 from support.nvml_standin import GIB, StandIn, nvml_library, standin
+from support.ports import free_port
 from support.running import Daemon, NodeFolder, control_node, daemon
 from support.waiting import until
 
@@ -176,13 +177,12 @@ def test_a_control_node_that_never_answers(tmp_path: Path) -> None:
 
 
 def test_given_up_for_good_until_resumed(tmp_path: Path) -> None:
-    runtime = {"execution": {"retry_on_disconnect": False}}
-    with control_node() as control, daemon(NodeFolder.make(tmp_path, control.url, runtime)) as node:
+    runtime, port = {"execution": {"retry_on_disconnect": False}}, free_port()
+    with control_node(port) as control, daemon(NodeFolder.make(tmp_path, control.url, runtime)) as node:
         node.wait_for("READY")
         control.stop()
         status = answered(node, lambda s: s["state"] == "DISABLED", "a link given up is off")
         assert "retry_on_disconnect" in status["reason"]
-        port = int(control.url.rpartition(":")[2])
         with control_node(port) as again:
             assert node.state() == "DISABLED"
             assert node.folder.cli("resume").returncode == 0
