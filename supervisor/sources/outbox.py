@@ -56,6 +56,7 @@ class Item:
     bare: bool = False  # nothing but a reason is left of it
     blind: bool = False  # it was posted, and the answer was lost
     refusals: int = 0
+    faults: int = 0  # of ours
     lost_paths: int = 0
 
     @classmethod
@@ -227,8 +228,12 @@ class Outbox:
             await self._post(item)
         except Trouble:
             raise
-        except Exception as error:  # noqa: BLE001  an outcome is not lost to a fault of ours; it is tried again
-            raise Trouble(f"the outcome could not be handled ({type(error).__name__})", status=0) from None
+        except Exception as error:  # noqa: BLE001  a fault of ours: it is tried again, but not for ever, for others wait
+            reason = f"the outcome could not be handled ({type(error).__name__})"
+            item.faults += 1
+            if item.faults < REFUSALS:
+                raise Trouble(reason, status=0) from None
+            self._event("outcome-lost", task=item.id, type=item.type, reason=reason)
 
     async def _recover(self, item: Item) -> bool:
         """Decide about a task that a crash left; False when there is nothing to settle."""
@@ -248,7 +253,8 @@ class Outbox:
                 raise
             item.refusals, task = 0, None  # what cannot be looked at cannot be posted anew; it must not be waited for
         if task is not None:
-            ours = task.get("assigned_node_id") in {self._api.compute_id, item.node} - {""}
+            whose = task.get("assigned_node_id")
+            ours = isinstance(whose, str) and whose in {self._api.compute_id, item.node} - {""}
             if task.get("status") != "PROCESSING" or not ours:
                 reason = "the task is settled or with another node"
                 self._event("note-removed", task=item.id, type=item.type, reason=reason)

@@ -235,6 +235,33 @@ async def test_an_outcome_that_the_server_cannot_take_in_any_form_holds_up_no_ot
         assert server.task(second)["result"] == {"x": 2}
 
 
+@pytest.mark.parametrize("times", [outbox.REFUSALS - 1, outbox.REFUSALS])
+@in_loop
+async def test_an_outcome_that_we_cannot_handle_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """A fault of our own."""
+    genuine, faults = outbox.Item.encode, []
+
+    def encode(item: outbox.Item) -> bytes:
+        if item.id == first and len(faults) < times:
+            faults.append(item)
+            raise RuntimeError(SENTINEL)
+        return genuine(item)
+
+    monkeypatch.setattr(outbox.Item, "encode", encode)
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        first, second = server.add(), server.add()
+        rig.source.settle(await rig.claim(), {"x": 1}, None)
+        rig.source.settle(await rig.claim(), {"x": 2}, None)
+        await rig.delivered()
+        assert server.task(second)["result"] == {"x": 2}
+        lost = [event["task"] for event in rig.events if event["event"] == "outcome-lost"]
+        assert lost == ([first] if times == outbox.REFUSALS else [])
+        assert SENTINEL not in repr(rig.events)
+
+
 @in_loop
 async def test_outcomes_that_nobody_takes_do_not_pile_up(tmp_path: Path) -> None:
     """The link is sound and hands out tasks, but their results are put off for ever."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,34 @@ async def test_a_left_task_that_the_server_cannot_show_is_failed(tmp_path: Path,
             await rig.delivered()
             assert server.task(task_id)["error"] == "preempted: node restarted while it had the task"
             assert not rig.source.crash_note
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"assigned_node_id": ["x"]}, {"assigned_node_id": {}}, {"assigned_node_id": 7}, {"status": ["PROCESSING"]},
+        {"status": {}}, {"payload": 7}, {"type": {}}, {"type": ""}, {"priority": {}}, {"priority": 1e308},
+        {"payload": None, "type": None},
+    ],
+    ids=str,
+)  # fmt: skip
+@in_loop
+async def test_a_left_task_that_is_shown_oddly_holds_up_no_other(tmp_path: Path, odd: dict[str, Any]) -> None:
+    async with RaeServer().listening() as server:
+        task_id = await crashed(server, tmp_path)
+
+        async def shown(x: s.Exchange) -> None:
+            task = {**json.loads(x.genuine().partition(b"\r\n\r\n")[2]), **odd}
+            await s.raw(s.http(200, json.dumps(task).encode()))(x)
+
+        server.always["task"] = shown
+        async with running(server, tmp_path) as rig:
+            await rig.delivered()
+            assert not rig.source.crash_note
+            assert rig.note == []
+            assert rig.source.status.error == ""
+            left_alone = "status" in odd or "assigned_node_id" in odd
+            assert server.task(task_id)["status"] == ("PROCESSING" if left_alone else "FAILED")
 
 
 @in_loop
