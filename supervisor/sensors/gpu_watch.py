@@ -291,7 +291,10 @@ class GpuWatch(ABC):
         if self.opens_nodes:
             self._drain_inotify()
         self._watch_nodes()
-        self._take(line, self._clock.now_s())
+        try:
+            self._take(line, self._clock.now_s())
+        except Exception as error:  # noqa: BLE001 - a fault of ours is one more way not to know (R12), and tried again
+            self._failed(f"its answer cannot be judged: {type(error).__name__}: {error}")
 
     def _helper_failed(self, reason: str) -> None:
         if self._helper is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.gpu_rig import CLOCK, NvidiaMachine, helpers, now, nvidia, soon_again, stranger, until
@@ -12,6 +14,7 @@ from support.nvml_standin import GIB, StandIn, nvml_library, standin
 from support.waiting import play
 
 from states.observation import Gpu
+from supervisor.sensors.nvml import NvmlSensor
 from supervisor.settings import GpuSettings
 
 __all__ = ["nvidia", "nvml_library", "soon_again", "standin", "stranger"]  # fixtures
@@ -179,6 +182,26 @@ def test_a_gpu_that_nobody_can_ask_is_not_absent(standin: StandIn, nvidia: Nvidi
             assert now(sensor).value is None
             assert "there is an NVIDIA GPU" in now(sensor).error
             assert "libnvidia-ml.so.1 does not load" in now(sensor).error
+
+    play(scene())
+
+
+def test_an_answer_that_cannot_be_judged_is_asked_for_again(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """No descriptor is left to read the task's processes with, say: nothing else would ever make it look again."""
+    broken = True
+
+    def own_pids() -> frozenset[int]:
+        if broken:
+            raise OSError(24, "Too many open files")
+        return frozenset()
+
+    async def scene() -> None:
+        nonlocal broken
+        setup = replace(nvidia.setup(proc_root=Path("/proc"), settle_s=0.02), own_pids=own_pids)
+        async with nvidia.watched(NvmlSensor(setup)) as sensor:
+            await until(lambda: "Too many open files" in sensor.seen.error)
+            broken = False
+            await until(lambda: now(sensor).value == Gpu())
 
     play(scene())
 
