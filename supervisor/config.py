@@ -19,7 +19,7 @@ from states.limits import Limits
 from supervisor.hours import in_hours
 from supervisor.node_checks import cross_check, resolve
 from supervisor.reach import unreachable
-from supervisor.settings import NODE_FILE, RUNTIME_FILE, NodeSettings, Runtime, TaskType
+from supervisor.settings import NODE_FILE, RUNTIME_FILE, Control, NodeSettings, Runtime, TaskType
 from supervisor.settings_walk import allow_empty_sections, judge
 from supervisor.yaml_strict import Problem, Refused, in_words, printable, read
 
@@ -76,6 +76,17 @@ class Config:
     def resolve(self, path: str) -> Path:
         """A path of node.yaml: a relative one starts at the configuration folder, `~` is the user's home."""
         return resolve(self.folder, path)
+
+    @property
+    def control(self) -> Control:
+        """node.yaml's `control` as it is to be used: with its files' whole paths."""
+        control = self.node.control
+        token, ca_file = control.token, control.ca_file
+        return msgspec.structs.replace(
+            control,
+            ca_file=None if ca_file is None else str(self.resolve(ca_file)),
+            token=token if token.file is None else msgspec.structs.replace(token, file=str(self.resolve(token.file))),
+        )
 
 
 def find_folder(given: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Path:
@@ -201,7 +212,7 @@ def _notes(runtime: Runtime, node: NodeSettings) -> list[str]:
     """What is sound, but perhaps not meant."""
     notes = []
     if not node.tasks:
-        notes.append(f"{NODE_FILE}: tasks names no task type; every task will be handed back")
+        notes.append(f"{NODE_FILE}: tasks names no task type; no task can run here")
     limit = runtime.execution.task_timeout_minutes
     for name, task in node.tasks.items():
         if task.timeout_minutes is not None and task.timeout_minutes > limit:

@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from states.memory import State
 from states.observation import Host, Observation, Reading, TaskPhase
 from supervisor.clock import Clock
@@ -338,16 +336,12 @@ _PARTS: Final[dict[str, Callable[[Config], object]]] = {
 
 
 def key_of(config: Config) -> str | None:
-    """The control node's key; a relative control.token.file starts at the configuration folder.
+    """The control node's key.
 
     Raises:
         TokenError: it is configured and cannot be had.
     """
-    control = config.node.control
-    if control.token.file is not None:
-        place = msgspec.structs.replace(control.token, file=str(config.resolve(control.token.file)))
-        control = msgspec.structs.replace(control, token=place)
-    return token(control, os.environ)
+    return token(config.control, os.environ)
 
 
 def make_source(
@@ -363,7 +357,7 @@ def make_source(
         from supervisor.sources.jetstream import JetStream
 
         return JetStream(
-            config.node.control,
+            config.control,
             node_id=config.node_id,
             clock=clock,
             state_dir=config.paths.state,
@@ -376,7 +370,7 @@ def make_source(
             describe=describe,
         )
     return RaeHttp(
-        config.node.control,
+        config.control,
         node_id=config.node_id,
         clock=clock,
         state_dir=config.paths.state,

@@ -356,7 +356,7 @@ def main(config: Config, server: Server, ahead: int) -> int:
         say(str(error))
         return 2
     clock = SystemClock()
-    control, execution = config.node.control, config.runtime.execution
+    control, execution = config.control, config.runtime.execution
     transport = Transport(control, clock, key)
     api = RaeApi(transport, control, node_id=config.node_id, token=key, capabilities={"gpu": True, "fleet": True})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from hypothesis import strategies as st
 from support.config_folder import SEED, gpu, write
 
 from states.limits import Limits
+from supervisor.clock import SystemClock
 from supervisor.config import Config, ConfigErrors, load
+from supervisor.node import make_source
 from supervisor.settings import NodeSettings
+from supervisor.sources.rae_http import RaeHttp
 
 
 def test_the_seed_alone_is_sound(tmp_path: Path) -> None:
@@ -84,6 +88,23 @@ tasks:
     )
 
 
+@pytest.mark.parametrize(
+    ("named", "used"), [(None, None), ("ca.pem", "ca.pem"), ("../ca.pem", "../ca.pem"), ("~/ca.pem", "/home/anna/ca.pem")]
+)
+def test_files_of_the_link_start_at_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None, used: str | None
+) -> None:
+    """As the source is given them, wherever the node was started."""
+    monkeypatch.setenv("HOME", "/home/anna")
+    node = f"control: {{ca_file: {named}, token: {{file: {named}}}}}\n" if named else ""
+    config = load(write(tmp_path, node=node))
+    wanted = None if used is None else os.path.normpath(tmp_path / used)
+    assert (config.control.ca_file, config.control.token.file) == (wanted, wanted)
+    source = make_source(config, SystemClock(), None, lambda *_: None)
+    assert isinstance(source, RaeHttp)
+    assert source._transport._settings.ca_file == wanted
+
+
 URLS = [
     "http://localhost:8000", "http://LOCALHOST", "http://127.1.2.3", "http://[::1]:8000/api", "http://10.255.0.1", "http://172.16.0.1",
     "http://172.31.255.255", "http://192.168.0.1", "http://169.254.1.1", "http://100.64.0.1", "http://100.127.255.255",
@@ -126,7 +147,7 @@ HOSTILE = st.one_of(st.binary(max_size=200), st.lists(PIECES, max_size=40).map(b
 ONE_LINE = re.compile(r"(runtime|node)\.yaml:[1-9][0-9]*:[1-9][0-9]*: ([^\n]+: )?found [^\n]+, allowed: [^\n]+")
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(runtime=HOSTILE, node=HOSTILE)
 def test_any_bytes_give_a_config_or_lines(tmp_path: Path, runtime: bytes, node: bytes) -> None:
     """Every line has the one form, and its place exists in the file."""
@@ -187,7 +208,7 @@ TASKS = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(runtime=RUNTIMES, tasks=TASKS, flow=st.booleans())
 def test_what_is_written_is_what_is_read(
     tmp_path: Path, runtime: dict[str, dict[str, object]], tasks: dict[str, dict[str, object]], flow: bool
