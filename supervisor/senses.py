@@ -26,6 +26,12 @@ from supervisor.sensors.terminals import Terminals
 START_S: Final = 3.0
 
 
+def _local(clock: Clock) -> time.struct_time:
+    """The local time of here and now: machines travel, and a process asks for its zone once, unless it is made to."""
+    time.tzset()
+    return time.localtime(clock.wall_s())
+
+
 class Senses:
     """All sensors of a configuration, and the observer over them; also used for one look without a daemon.
 
@@ -73,7 +79,7 @@ class Senses:
             clock,
             config.node.host,
             own_cpu_s,
-            in_hours=lambda: in_hours(config.node.work, time.localtime(clock.wall_s())),
+            in_hours=lambda: in_hours(config.node.work, _local(clock)),
             going_down=lambda: self.sessions.going_down,
             own_pids=own_pids,
             metered=None if config.node.host.allow_metered else Metered(self.bus),

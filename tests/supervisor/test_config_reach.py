@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import ManualClock
+from support.running import NodeFolder
+from support.stories import zone
 
 from supervisor.config import in_hours, load, unreachable
+from supervisor.senses import Senses
 from supervisor.settings import Work
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -55,6 +60,21 @@ HOURS = [
 def test_working_hours(hours: list[str], days: list[str], now: tuple[str, str], is_open: bool, change_s: float) -> None:
     """A window past midnight belongs to the day on which it begins."""
     assert in_hours(Work(hours=hours, days=days), local(*now)) == (is_open, change_s)  # type: ignore[arg-type]
+
+
+def test_a_machine_that_travels_works_by_the_hours_of_where_it_is(tmp_path: Path) -> None:
+    """Noon in UTC is nine at night in Japan; a process asks for its zone once only, if nobody makes it ask again."""
+    folder = NodeFolder.make(tmp_path / "n", node={"work": {"hours": ["11:00-13:00"]}})
+    clock = ManualClock(wall=1_800_014_400.0)  # 15 January 2027, 12:00 UTC
+
+    def reason() -> str:
+        host = Senses(load(folder.path), clock).host.host(clock.now_s()).value
+        return host.reason if host is not None else "unknown"
+
+    with zone("UTC0"):
+        assert "work.hours" not in reason()
+        os.environ["TZ"] = "JST-9"
+        assert "outside work.hours, opens in 14 h" in reason()
 
 
 CLOCK = st.tuples(st.integers(0, 23), st.integers(0, 59)).map(lambda t: f"{t[0]:02d}:{t[1]:02d}")
