@@ -88,6 +88,10 @@ def rights(role: str, user: str, consumer: str = layout.CONSUMER) -> dict[str, A
     return {"publish": {"allow": send}, "subscribe": {"allow": [mine]}}
 
 
+class KeysError(Exception):
+    """The folder is not as this tool leaves it; one line."""
+
+
 class Keys:
     """A folder of keys. Private files are 0600 from their first byte on."""
 
@@ -98,14 +102,26 @@ class Keys:
         self._users_file = folder / "users.json"
 
     def users(self) -> dict[str, dict[str, str]]:
-        """Name → role and consumer, of everybody who has a key."""
-        return json.loads(self._users_file.read_text()) if self._users_file.exists() else {}
+        """Name → role and consumer, of everybody who has a key.
+
+        Raises:
+            KeysError: the list is damaged.
+        """
+        if not self._users_file.exists():
+            return {}
+        try:
+            users = json.loads(self._users_file.read_text())
+            return {name: {"role": str(one["role"]), "consumer": str(one["consumer"])} for name, one in users.items()}
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            why = "is damaged; put back the list of users as this tool wrote it, or all lose their keys"
+            raise KeysError(f"{self._users_file}: {why}") from None
 
     def add(self, servers: Sequence[str], users: Iterable[tuple[str, str, str]], store: str) -> list[str]:
         """Make what is missing for these servers and these (name, role, consumer); the files that are new."""
         before = set(self._files())
+        known = self.users()
         self._authority()
-        everybody = self.users() | {name: {"role": role, "consumer": consumer} for name, role, consumer in users}
+        everybody = known | {name: {"role": role, "consumer": consumer} for name, role, consumer in users}
         _private(self._users_file, json.dumps(everybody, indent=1))
         accounts = []
         for name, one in everybody.items():
@@ -128,17 +144,24 @@ class Keys:
         return [str(path) for path in self.folder.rglob("*") if path.is_file()]
 
     def _authority(self) -> None:
-        if not (self.folder / "ca.key").exists():
-            _private(self.folder / "ca.key", "")
+        key, certificate = self.folder / "ca.key", self.folder / "ca.pem"
+        if not _made(key):
+            new_key, new = self.folder / ".ca.key.new", self.folder / ".ca.pem.new"
+            _private(new_key, "")
             _openssl(
                 "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", DAYS,
-                "-subj", "/CN=RAE fleet", "-keyout", self.folder / "ca.key", "-out", self.folder / "ca.pem",
+                "-subj", "/CN=RAE fleet", "-keyout", new_key, "-out", new,
                 "-addext", "keyUsage=critical,keyCertSign,cRLSign",
             )
+            new.replace(certificate)
+            new_key.replace(key)  # last: with it, all is there
+        if not _made(certificate):
+            raise KeysError(f"{certificate} is missing beside {key}; put it back, for every certificate is checked by it")
 
     def _server(self, host: str, servers: Sequence[str], store: str) -> None:
         names = {end: self.folder / f"{host}.{end}" for end in ("conf", "pem", "key", "csr", "ext")}
-        if not names["key"].exists():
+        if not (_made(names["key"]) and _made(names["pem"])):
+            new = self.folder / f".{host}.pem.new"
             _private(names["key"], "")
             names["ext"].write_text(_EXTENSIONS.format(names=_alternative(host)))
             _openssl(
@@ -147,8 +170,9 @@ class Keys:
             )
             _openssl(
                 "x509", "-req", "-in", names["csr"], "-CA", self.folder / "ca.pem", "-CAkey", self.folder / "ca.key",
-                "-CAcreateserial", "-days", DAYS, "-extfile", names["ext"], "-out", names["pem"],
+                "-CAcreateserial", "-days", DAYS, "-extfile", names["ext"], "-out", new,
             )
+            new.replace(names["pem"])
             names["csr"].unlink()
             names["ext"].unlink()
         files = {"cert": names["pem"].name, "key": names["key"].name, "ca": "ca.pem"}
@@ -159,6 +183,11 @@ class Keys:
             cluster = _CLUSTER.format(password=password, routes=routes, **files)
         text = _CONF.format(conf=names["conf"].name, host=host, store=store, cluster=cluster, **files)
         _private(names["conf"], text)
+
+
+def _made(path: Path) -> bool:
+    """It is there, and not only begun."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def _private(path: Path, text: str) -> None:
@@ -217,6 +246,9 @@ def main(argv: Sequence[str]) -> int:
         return 1
     except OSError as error:
         sys.stderr.write(f"{error.filename}: {error.strerror}\n")
+        return 1
+    except KeysError as damaged:
+        sys.stderr.write(f"{damaged}\n")
         return 1
     sys.stdout.write("".join(f"{name}\n" for name in new))
     return 0

@@ -19,15 +19,39 @@ DEFINITIONS: Final = Path(__file__).with_name("streams.json")
 NO_SUCH: Final = 404
 
 
+class NoDefinitions(Exception):
+    """The file does not define streams and consumers; one line."""
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What the file defines.
+
+    Raises:
+        NoDefinitions: it cannot be read, or is no such file.
+    """
+    try:
+        wanted: dict[str, Any] = json.loads(file.read_text())
+        sound = all(isinstance(one["name"], str) for one in wanted["streams"]) and all(
+            isinstance(one["stream"], str) and isinstance(one["durable_name"], str) for one in wanted["consumers"]
+        )
+    except OSError as error:
+        raise NoDefinitions(f"{file}: {error.strerror}") from None
+    except (ValueError, RecursionError, TypeError, KeyError):
+        sound = False
+    if not sound:
+        raise NoDefinitions(f"{file}: defines no streams and consumers; {DEFINITIONS} shows the form")
+    return wanted
+
+
 async def set_up(
-    wire: Wire, replicas: int = 1, *, definitions: Path = DEFINITIONS, consumer: Mapping[str, Any] | None = None
+    wire: Wire, replicas: int = 1, *, wanted: Mapping[str, Any] | None = None, consumer: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Make or change them; a line for each. `consumer` is laid over every consumer of tasks.
 
     Raises:
         Trouble: the server did not, and why.
     """
-    wanted = json.loads(definitions.read_text())
+    wanted = wanted or read(DEFINITIONS)
     lines = [await _stream(wire, {**stream, "num_replicas": replicas}) for stream in wanted["streams"]]
     for one in wanted["consumers"]:
         settings = {**one, **(consumer or {} if one["stream"] == "RAE_TASKS" else {})}
@@ -65,15 +89,19 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
 
     async def work() -> list[str]:
+        wanted = read(given.file)
         wire = Wire(server_of(given.server, given.user, given.password_file, given.ca_file), name="rae-node fleet setup")
         await wire.open()
         try:
-            return await set_up(wire, given.replicas, definitions=given.file)
+            return await set_up(wire, given.replicas, wanted=wanted)
         finally:
             await wire.close()
 
     try:
         lines = asyncio.run(work())
+    except NoDefinitions as wrong:
+        sys.stderr.write(f"--file: {wrong}\n")
+        return 1
     except (Trouble, AccessError) as trouble:
         sys.stderr.write(f"{trouble}\n")
         return 1

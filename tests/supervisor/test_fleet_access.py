@@ -19,7 +19,7 @@ from support.nats_rig import NatsServer, Operator, needs_server, node, operator,
 from support.ports import free_port
 
 from states.observation import Link
-from supervisor.fleet import credentials, layout
+from supervisor.fleet import credentials, layout, setup
 from supervisor.fleet.access import AccessError, server_of
 from supervisor.fleet.wire import Server, Wire
 from supervisor.sources.transport import Trouble
@@ -80,6 +80,59 @@ def test_private_files_are_private_and_running_again_keeps_keys(fleet: Fleet, tm
     assert set(after) - set(before) == {"b", "routes"}
     assert (folder / "y.conf").read_text().count("nats-route://") == 3
     assert '"a"' in (folder / "users.conf").read_text()
+
+
+def test_keys_that_could_not_be_made_are_made_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tool that was not installed, or failed in the middle, leaves nothing that counts as a key."""
+    words = [str(tmp_path / "k"), "--server", "one", "--node", "a"]
+    with monkeypatch.context() as bare:
+        bare.setenv("PATH", str(tmp_path))
+        assert credentials.main(words) == 1
+    assert "apt install openssl" in capsys.readouterr().err
+    genuine = credentials._openssl
+
+    def fails(*of: Any) -> None:
+        if of[0] == "x509":
+            raise subprocess.CalledProcessError(1, "openssl", stderr="it fails")
+        genuine(*of)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(credentials, "_openssl", fails)
+        assert credentials.main(words) == 1
+    assert "it fails" in capsys.readouterr().err
+    assert credentials.main(words) == 0
+    ca, leaf = tmp_path / "k" / "ca.pem", tmp_path / "k" / "one.pem"
+    subprocess.run(["openssl", "verify", "-CAfile", ca, leaf], check=True, capture_output=True)
+    made = {path: path.read_bytes() for path in (tmp_path / "k").rglob("*") if path.is_file()}
+    assert credentials.main(words) == 0
+    assert made == {path: path.read_bytes() for path in (tmp_path / "k").rglob("*") if path.is_file()}
+    ca.unlink()
+    assert credentials.main(words) == 1
+    assert "put it back" in capsys.readouterr().err
+    assert (tmp_path / "k" / "ca.key").read_bytes() == made[tmp_path / "k" / "ca.key"], "nobody's key is thrown away"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": {}}'])
+def test_a_list_of_users_that_is_none_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (tmp_path / "users.json").write_text(content)
+    assert credentials.main([str(tmp_path), "--node", "b"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'users.json'}: ")
+    assert (tmp_path / "users.json").read_text() == content
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"streams": [{}], "consumers": []}'])
+def test_definitions_that_are_none_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    file = tmp_path / "streams.json"
+    if content is not None:
+        file.write_text(content)
+    assert setup.main(["--server", "nats://127.0.0.1:9", "--file", str(file)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"--file: {file}: ")
 
 
 def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
