@@ -19,6 +19,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -210,7 +211,8 @@ class HostSensor:
         if self._in_hours is not None:
             inside, change_s = self._in_hours()
             if not inside:
-                unfit.append(f"outside work.hours, opens in {duration(change_s)}")
+                opens = f"opens in {duration(change_s)}" if isfinite(change_s) else "which never open: name a day in work.days"
+                unfit.append(f"outside work.hours, {opens}")
         available_gb = self._memory().available / GIB
         if not available_gb >= self._settings.min_memory_gb:
             least = number(self._settings.min_memory_gb)

@@ -329,6 +329,12 @@ def test_unfit_is_said_before_unknown(tmp_path: Path) -> None:
     assert machine.host() == Host(False, False, "outside work.hours, opens in 60 s")
 
 
+def test_hours_that_never_open_are_told_as_such(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.hours = (False, math.inf)
+    assert machine.host() == Host(False, False, "outside work.hours, which never open: name a day in work.days")
+
+
 def test_slow_readings_are_kept_five_seconds(tmp_path: Path) -> None:
     """Batteries and temperatures are not read at every tick."""
     machine = Machine(tmp_path)
