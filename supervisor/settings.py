@@ -194,8 +194,8 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: Annotated[
         Filled | None,
         Meta(
-            description="A PEM file, by its whole path, of authorities to trust in place of the system's. Nothing: the "
-            "system's."
+            description="A PEM file of authorities to trust in place of the system's; a relative path starts at this "
+            "folder. Nothing: the system's."
         ),
     ] = None
     connect_timeout_sec: Annotated[

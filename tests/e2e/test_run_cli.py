@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 COMMANDS = [
     "run", "demo", "control", "status", "why", "top", "pause", "resume", "check-user", "check-gpu", "dry-run", "replay",
-    "record", "timeline", "whatif", "diagram",
+    "record", "timeline", "whatif", "diagram", "submit", "fleet", "bridge", "report", "verify", "doctor", "enable", "disable",
     "config check", "config schema",
 ]
 # Those that ask the daemon.
@@ -54,8 +54,11 @@ def rae_node(*words: str, **options: object) -> subprocess.CompletedProcess[str]
 def test_help_teaches_and_every_command_takes_a_configuration(command: str) -> None:
     done = rae_node(*command.split(), "--help")
     assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
     assert "--config DIR" in done.stdout
-    assert len(done.stdout.splitlines()) > 6
+    assert len(lines) > 6
+    assert max(map(len, lines)) <= 80
+    assert "exit " in done.stdout.lower() or command == "config schema", "its exit codes"
 
 
 @pytest.mark.parametrize("words", WRONG)
