@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from supervisor.control_url import nats_fault
-from supervisor.fleet.wire import Server
+from supervisor.fleet.wire import Knobs, Server
 
 DEFAULT_URL: Final = "nats://127.0.0.1:4222"
 SERVER_ENV: Final = "RAE_FLEET_SERVER"
 USER_ENV: Final = "RAE_FLEET_USER"
 PASSWORD_ENV: Final = "RAE_FLEET_PASSWORD_FILE"  # noqa: S105  the name of a variable
 CA_ENV: Final = "RAE_FLEET_CA_FILE"
+KNOBS: Final = Knobs(
+    url="--server", ca="--ca-file", no_key="give --user and --password-file", wrong_key="check --user and --password-file"
+)
 
 
 class AccessError(Exception):
@@ -53,7 +56,7 @@ def server_of(
             trusting(str(ca))
         except Trouble as trouble:
             raise AccessError(trouble.reason.replace("control.ca_file", "--ca-file")) from None
-    return Server(url, user, password, str(ca) if ca else None)
+    return Server(url, user, password, str(ca) if ca else None, knobs=KNOBS)
 
 
 def add_arguments(parser: Any) -> None:

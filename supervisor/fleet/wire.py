@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.fleet.layout import inbox, next_subject
-from supervisor.sources.transport import MIB, Trouble, trusting
+from supervisor.sources.transport import MIB, Trouble, cause, trusting
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -47,6 +49,16 @@ class Exists(Refused):
 
 
 @dataclass(frozen=True, slots=True)
+class Knobs:
+    """What a person would change, by the names that it has where the servers are named: for a node, in node.yaml."""
+
+    url: str = "control.url"
+    ca: str = "control.ca_file"
+    no_key: str = "set control.token"
+    wrong_key: str = "check control.token and node.id"
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
     """Where a fleet's servers are, and as whom to come. `url` may name several, separated by commas."""
 
@@ -55,6 +67,7 @@ class Server:
     password: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     connect_timeout_s: float = 5.0
+    knobs: Knobs = field(default=Knobs(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +109,7 @@ class Wire:
         def proven() -> None:
             # nats-py speaks TLS where the server asks for it, whatever the URL says
             if context is not None and not _encrypted(client):
-                raise Error("the server offers no TLS, and control.url says tls://")
+                raise Error(f"the server offers no TLS, and {server.knobs.url} says tls://")
 
         def password() -> str:
             proven()  # asked for just before it is sent: never in the clear to a server that was to prove itself
@@ -339,7 +352,12 @@ class Wire:
         return self._client
 
     async def _told(self, error: Exception) -> None:
-        self._error = _short(str(error).removeprefix("nats: "))
+        self._error = self._in_words(error)
+
+    def _in_words(self, error: Exception) -> str:
+        if isinstance(error, ssl.SSLError) or (isinstance(error, OSError) and error.errno in errno.errorcode):
+            return cause(error, self._server.knobs.ca)
+        return _short(str(error).removeprefix("nats: "))
 
     async def _closed(self) -> None:
         self._over.set()
@@ -350,13 +368,14 @@ class Wire:
     def _why(self, error: Exception, wants_key: bool) -> str:
         from nats.errors import Error
 
-        told = self._error or _short(str(error).removeprefix("nats: "))
+        told = self._error or self._in_words(error)
         if not isinstance(error, Error | OSError | TimeoutError):
             told = "it does not speak as NATS servers do"
         # a server that refuses a key hangs up at once, and its word for it may be lost with the connection
         hung_up = wants_key and isinstance(error, ConnectionError)
         if hung_up or "authorization" in told.lower():
-            advice = "check control.token and node.id" if self._server.password is not None else "set control.token"
+            knobs = self._server.knobs
+            advice = knobs.wrong_key if self._server.password is not None else knobs.no_key
             return f"{self._server.url} refuses this user's key: {advice}"
         if isinstance(error, TimeoutError) and not told:
             told = f"no answer within {self._server.connect_timeout_s:g} s"

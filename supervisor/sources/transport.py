@@ -264,7 +264,7 @@ class Transport:
         elif isinstance(error, httpx2.RemoteProtocolError):
             what = "the answer broke off or is not HTTP"
         else:
-            what = _cause(error)
+            what = cause(error)
         return Trouble(f"{self.url}: {what}", sent=not isinstance(error, never_sent))
 
 
@@ -302,11 +302,11 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _cause(error: BaseException) -> str:
-    """What the system said at the bottom of it, in words; never the text of the error itself."""
+def cause(error: BaseException, ca: str = "control.ca_file") -> str:
+    """What the system said at the bottom of it, in words; never the text of the error itself. `ca`: where the CAs are named."""
     for inner in _chain(error):
         if isinstance(inner, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted: {inner.verify_message} (control.ca_file names the CA)"
+            return f"its certificate is not trusted: {inner.verify_message} ({ca} names the CA)"
         if isinstance(inner, ssl.SSLError):
             return "the TLS handshake failed"
         if isinstance(inner, OSError) and inner.errno is not None and inner.errno in errno.errorcode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import stat
 import subprocess
@@ -227,8 +228,8 @@ def test_a_node_can_do_no_more(fleet: Fleet) -> None:
         ({"password": "wrong"}, "refuses this user's key"),
         ({"user": "desk.2"}, "refuses this user's key"),
         ({"password": None}, "refuses this user's key"),
-        ({"ca_file": None}, "cannot be reached"),
-        ({"url": "tls://localhost:%PORT%"}, "cannot be reached"),
+        ({"ca_file": None}, "cannot be reached: its certificate is not trusted: .* \\(control.ca_file names the CA\\)"),
+        ({"url": "tls://localhost:%PORT%"}, "cannot be reached: its certificate is not trusted: Hostname mismatch"),
     ],
 )
 def test_who_is_not_known_does_not_get_in(fleet: Fleet, changes: dict[str, Any], why: str) -> None:
@@ -237,6 +238,32 @@ def test_who_is_not_known_does_not_get_in(fleet: Fleet, changes: dict[str, Any],
     async def work() -> None:
         with pytest.raises(Trouble, match=why):
             await Wire(fleet.as_user("desk-1", **given), name="x").open()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "refuses this user's key: check --user and --password-file"),
+        ({"user": None, "password": None}, "refuses this user's key: give --user and --password-file"),
+        ({"ca": None}, "its certificate is not trusted: .* (--ca-file names the CA)"),
+    ],
+    ids=["wrong", "none", "no CA"],
+)
+def test_an_operator_is_told_of_options_not_of_settings(
+    fleet: Fleet, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("wrong\n")
+    file.chmod(0o600)
+    given = {"user": "operator", "password": file, "ca": fleet.keys / "ca.pem", **changes}
+
+    async def work() -> None:
+        with pytest.raises(Trouble) as trouble:
+            await Wire(server_of(fleet.url, given["user"], given["password"], given["ca"], {}), name="x").open()
+        assert re.search(re.escape(why).replace(r"\.\*", ".*"), trouble.value.reason), trouble.value.reason
+        assert "control." not in trouble.value.reason
 
     asyncio.run(asyncio.wait_for(work(), 60))
 

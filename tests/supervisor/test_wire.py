@@ -78,6 +78,12 @@ async def test_what_is_no_nats_server_is_said(pieces: list[bytes | None]) -> Non
             assert "no answer within 1 s" in trouble.value.reason
 
 
+@in_loop
+async def test_nobody_there_is_said_in_words() -> None:
+    with pytest.raises(Trouble, match=r"^nats://127\.0\.0\.1:9 cannot be reached: connection refused$"):
+        await Wire(Server("nats://127.0.0.1:9"), name="test").open()
+
+
 @pytest.mark.parametrize("content", [None, "no certificate"])
 @in_loop
 async def test_a_ca_file_that_cannot_be_used_is_named(tmp_path: Path, content: str | None) -> None:
