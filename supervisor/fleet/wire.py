@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -101,6 +102,7 @@ class Wire:
         from nats.aio.client import Client
         from nats.errors import Error
 
+        logging.getLogger("nats").setLevel(logging.CRITICAL + 1)  # it logs tracebacks that quote what was sent (R6)
         server = self._server
         urls = [url.strip() for url in server.url.split(",")]
         context = await asyncio.to_thread(trusting, server.ca_file) if any(u.startswith("tls:") for u in urls) else None
@@ -142,6 +144,8 @@ class Wire:
             await _let_go(client)
             raise Trouble(why) from None
         self._client = client
+        if client._reading_task is not None:
+            client._reading_task.add_done_callback(self._deaf)
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -359,7 +363,14 @@ class Wire:
             return cause(error, self._server.knobs.ca)
         return _short(str(error).removeprefix("nats: "))
 
+    def _deaf(self, _: asyncio.Task[None]) -> None:
+        """Nobody reads any more: by a fault, nats-py ends that in silence."""
+        self._lost()
+
     async def _closed(self) -> None:
+        self._lost()
+
+    def _lost(self) -> None:
         self._over.set()
         if not self._closing:
             self._closing = True

@@ -79,6 +79,22 @@ async def test_what_is_no_nats_server_is_said(pieces: list[bytes | None]) -> Non
 
 
 @in_loop
+async def test_what_breaks_the_library_ends_the_connection_and_stays_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """nats-py stops to listen, says so to nobody, and logs a traceback with whatever the server had sent."""
+    lost: list[str] = []
+    header = b"NATS/1.0 \xff\xff\xff\r\n\r\n"
+    odd = b"HMSG x 1 %d %d\r\n%s\r\n" % (len(header), len(header), header)
+    async with saying([INFO, None, b"PONG\r\n", None, odd, None, None, None]) as url:
+        wire = Wire(Server(url, connect_timeout_s=1), name="test", on_lost=lost.append)
+        await wire.open()
+        with pytest.raises(Trouble):
+            await wire.request("x", timeout_s=600)
+        assert lost == [f"{url}: the connection was lost"]
+        await wire.close()
+    assert caplog.text == ""
+
+
+@in_loop
 async def test_nobody_there_is_said_in_words() -> None:
     with pytest.raises(Trouble, match=r"^nats://127\.0\.0\.1:9 cannot be reached: connection refused$"):
         await Wire(Server("nats://127.0.0.1:9"), name="test").open()
