@@ -67,7 +67,7 @@ class Terminals:
         self._watched: dict[int, str] = {}
         self._watch_again = True
         self._woke_at_s = NEVER
-        self._told = False  # an event has told of a sign since the last look
+        self._told_at_s = NEVER  # when an event last told of a sign
 
     async def start(self, wake: Wake) -> None:
         """Begin to watch; the first look is done when this returns."""
@@ -111,7 +111,7 @@ class Terminals:
         made_ns = self._made_ns()
         # After a sign that was just told a console can only repeat it: the way to the decision is a third as long without
         # them, and what was typed on one keeps its time for the next look.
-        told, self._told = self._told and not first, False
+        told = not first and 0 <= now_s - self._told_at_s < QUIET_S  # older ones prove nothing of what came since
         seen = {name: at_ns for name, at_ns in self._known.items() if not name.startswith("pts/")} if told else {}
         for name in self._terminals() if told else [*self._nodes(), *self._terminals()]:
             try:
@@ -197,7 +197,7 @@ class Terminals:
             if event.mask & flags.Q_OVERFLOW:
                 name = "a terminal"
             self._note(name, now_s, Quality.EVENT)
-            self._told = True
+            self._told_at_s = now_s
             wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
         return wake
 

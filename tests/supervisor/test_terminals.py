@@ -147,16 +147,34 @@ def test_a_console_waits_for_the_look_after_a_sign_that_was_told(dev: Dev) -> No
             os.read(dev.slave("pts/1"), 2)
             await woken.wait()
             dev.typed("pts/1", 0)
-            dev.clock.boot_s += 20
+            dev.clock.boot_s += 0.5
             dev.typed("tty1", 0)
             dev.terminal("tty2", 5)
-            dev.clock.boot_s += 1
-            assert dev.looks(sensor) == (21, "user active on pts/1")
+            dev.clock.boot_s += 0.25
+            assert dev.looks(sensor) == (0.75, "user active on pts/1")
             dev.clock.boot_s += 1
             assert dev.looks(sensor) == (0, "user active on tty2")
             dev.clock.boot_s += 3
             assert dev.looks(sensor) == (3, "user active on tty2")
             assert sensor._known.keys() == {"tty1", "tty2", "pts/1"}
+
+    play(scene())
+
+
+def test_what_a_look_has_taken_itself_keeps_no_console_from_the_next_one(dev: Dev) -> None:
+    """That one may be the look that decides, the whole idle time later."""
+
+    async def scene() -> None:
+        dev.terminal("tty1", 30 * MINUTE)
+        master = dev.terminal("pts/1", 30 * MINUTE)
+        async with watching(Terminals(dev.clock, dev.root)) as sensor:
+            dev.clock.boot_s += 60
+            os.write(master, b"x\n")
+            os.read(dev.slave("pts/1"), 2)
+            assert dev.looks(sensor) == (0, "user active on pts/1")  # before the loop could tell of it
+            dev.clock.boot_s += 600
+            dev.typed("tty1", 5)
+            assert dev.looks(sensor) == (5, "user active on tty1")
 
     play(scene())
 
