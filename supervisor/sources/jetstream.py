@@ -35,6 +35,7 @@ UNFIT_S: Final = 2  # until a task that this node does not run is handed out aga
 UNFIT_SOON: Final = 5  # once it was handed out so often,
 UNFIT_MAX_S: Final = 300  # up to this
 GIVE_BACK: Final = b'-NAK {"delay": 0}'
+FOREVER_S: Final = 1e9  # no lease lasts so long
 POLL_MARGIN_S: Final = 0.05  # a lingering poll is over before the next one is due
 
 
@@ -183,10 +184,16 @@ class JetStream(LinkedSource):
         self._connected_to = self._wire.url
         try:
             settings = (await self._wire.api(f"CONSUMER.INFO.{layout.TASKS}.{self._consumer}"))["config"]
-            self._leases.length_s, self._max_deliver = settings["ack_wait"] / 1e9, int(settings.get("max_deliver", -1))
+            if settings["ack_policy"] != "explicit":
+                reason = f"{self._url}: its consumer {self._consumer} gives no leases (ack_policy: explicit is expected)"
+                raise Trouble(f"{reason}; see deploy/fleet")
+            length_s, most = settings["ack_wait"] / 1e9, int(settings.get("max_deliver", -1))
+            if not 0 < length_s < FOREVER_S:
+                raise ValueError
+            self._leases.length_s, self._max_deliver = length_s, most
         except Refused as missing:
             raise Trouble(f"{self._url} has no consumer {self._consumer}: {missing.reason}; see deploy/fleet") from None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise Trouble(f"{self._url} describes its consumer {self._consumer} as none that is known") from None
         await self._beat()
         self._results.hurry()

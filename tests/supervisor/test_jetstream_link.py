@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.nats_rig import NatsServer, needs_server, node, operator, server, until
@@ -10,6 +11,7 @@ from support.rae_server import in_loop
 
 from states.observation import Link
 from supervisor.fleet import layout
+from supervisor.fleet.wire import Wire
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -75,3 +77,38 @@ async def test_a_consumer_that_is_deleted_under_a_waiting_poll_is_no_busy_loop(s
         await until(lambda: "has no consumer nodes" in rig.source.status.reason, lambda: rig.source.status.reason)
     async with operator(server.url), node(server.url, tmp_path) as rig:
         await rig.up()
+
+
+SOUND = {"ack_policy": "explicit", "ack_wait": 10**10, "max_deliver": 50}
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({}, "none that is known"),
+        ({"config": []}, "none that is known"),
+        ({"config": {**SOUND, "ack_wait": 0}}, "none that is known"),
+        ({"config": {**SOUND, "ack_wait": -1}}, "none that is known"),
+        ({"config": {**SOUND, "ack_wait": "x"}}, "none that is known"),
+        ({"config": {**SOUND, "ack_wait": None}}, "none that is known"),
+        ({"config": {**SOUND, "ack_wait": float("inf")}}, "none that is known"),
+        ({"config": {**SOUND, "max_deliver": float("inf")}}, "none that is known"),
+        ({"config": {**SOUND, "max_deliver": []}}, "none that is known"),
+        ({"config": {**SOUND, "ack_policy": "none"}}, "ack_policy"),
+        ({"config": {**SOUND, "ack_policy": "all"}}, "ack_policy"),
+    ],
+    ids=str,
+)
+@in_loop
+async def test_a_consumer_that_gives_no_leases_is_not_asked_for_work(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], why: str
+) -> None:
+    async def api(self: Wire, name: str, body: Any = None) -> dict[str, Any]:
+        return told
+
+    async with operator(server.url):
+        monkeypatch.setattr(Wire, "api", api)
+        async with node(server.url, tmp_path) as rig:
+            await until(lambda: why in rig.source.status.reason, lambda: rig.source.status.reason)
+            assert "consumer nodes" in rig.source.status.reason
+            assert not rig.source.ask()
