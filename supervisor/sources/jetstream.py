@@ -109,9 +109,8 @@ class JetStream(LinkedSource):
                 if self._giving:
                     await asyncio.wait(self._giving)
                 if self._link.link is Link.UP:
-                    await self._results.last_chance()
-                    await self._beat()
-        except (TimeoutError, Trouble):
+                    await asyncio.gather(self._results.last_chance(), self._beat(), return_exceptions=True)
+        except TimeoutError:
             pass
         finally:
             await end(*self._work, *self._giving, *([self._poll] if self._poll is not None else []))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.nats_rig import NatsServer, needs_server, node, operator, server, until
+from support.nats_rig import NatsServer, Operator, needs_server, node, operator, server, until
 from support.rae_server import in_loop
 
 from states.observation import Link
@@ -112,3 +114,37 @@ async def test_a_consumer_that_gives_no_leases_is_not_asked_for_work(
             await until(lambda: why in rig.source.status.reason, lambda: rig.source.status.reason)
             assert "consumer nodes" in rig.source.status.reason
             assert not rig.source.ask()
+
+
+@pytest.mark.parametrize("mute", [layout.ANY_RESULT.removesuffix("*"), f"$KV.{layout.NODES}"], ids=["results", "registry"])
+@in_loop
+async def test_a_stop_says_offline_and_delivers_whichever_of_them_fails(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mute: str
+) -> None:
+    genuine = Wire.request
+    stopping = False
+
+    async def request(self: Wire, subject: str, *of: Any, **more: Any) -> Any:
+        if stopping and subject.startswith(mute):
+            await asyncio.Event().wait()
+        return await genuine(self, subject, *of, **more)
+
+    async def told(fleet: Operator) -> str:
+        data = await fleet.wire.last(layout.NODES_STREAM, layout.node_subject("node-1"))
+        return str(json.loads(data or b"{}").get("availability"))
+
+    async with operator(server.url) as fleet:
+        async with node(server.url, tmp_path, heartbeat_s=600, stop_s=1.0) as rig:
+            while await told(fleet) != "ONLINE":
+                await asyncio.sleep(0.02)
+            task = await fleet.submit()
+            claim = await rig.claim()
+            monkeypatch.setattr(Wire, "request", request)
+            stopping = True
+            rig.source.settle(claim, {}, None)
+        stopping = False
+        if mute.startswith("$KV"):
+            assert await fleet.result(task) is not None
+        else:
+            assert await told(fleet) == "OFFLINE"
+            assert "undelivered" in rig.names()
