@@ -86,6 +86,10 @@ class Item:
         self.step, self.error, self.result, self.payload, self.body = Step.RESULT, error, {}, {}, None
         self.bare = True
 
+    def encode_anew(self) -> bytes:
+        """The task as it is posted anew."""
+        return clean.encode({"type": self.type, "payload": clean.mapping(self.payload), "priority": self.priority})
+
     def encode(self) -> bytes:
         """The outcome as it is posted; a failure of its own when it is too large."""
         body = clean.encode({"task_id": self.id, "result": clean.mapping(self.result), "error": self.error})
@@ -275,10 +279,9 @@ class Outbox:
         if before == UNKNOWN:
             reason = "the answer to an earlier re-post was lost: the task may now exist twice"
             self._event("repost-repeated", task=item.id, type=item.type, reason=reason)
-        task = {"type": item.type, "payload": clean.mapping(item.payload), "priority": item.priority}
         await self._note_repost(item, UNKNOWN)
         try:
-            new_id = await self._api.create(await asyncio.to_thread(clean.encode, task))
+            new_id = await self._api.create(await asyncio.to_thread(item.encode_anew))
         except Trouble as trouble:
             if before is None and created_for_sure_not(trouble):
                 item.repost = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from support.rae_rig import clock, in_made_time, running
 from support.rae_server import RaeServer, in_loop, until
 
 from states.observation import Link
-from supervisor.sources import outbox
+from supervisor.sources import clean, outbox
 from supervisor.sources.base import Claim
 from supervisor.sources.linked import MAX_WAITING
 from supervisor.sources.note import Entry, Notes
@@ -307,6 +308,28 @@ async def test_resubmit_posts_the_task_anew_then_fails_the_old_one(tmp_path: Pat
         assert (again.type, again.payload, again.priority) == ("kind", {"a": [1, "ü"]}, 7)
         assert server.task(old)["status"] == "FAILED"
         assert server.task(old)["error"] == f"preempted: user active on seat0; resubmitted as {again.id}"
+
+
+@in_loop
+async def test_large_outcomes_are_cleaned_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second for a payload of many megabytes, and the person is back just now."""
+    genuine, where = clean.mapping, []
+
+    def mapping(value: Any) -> dict[str, Any]:
+        if "large" in value:
+            where.append(threading.current_thread())
+        return genuine(value)
+
+    monkeypatch.setattr(clean, "mapping", mapping)
+    async with RaeServer().listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        server.add("kind", {"large": 1})
+        rig.source.hand_back(await rig.claim(), "user returned", "resubmit")
+        await rig.delivered()
+        rig.source.settle(await rig.claim(), {"large": 2}, None)
+        await rig.delivered()
+    assert len(where) == 2
+    assert threading.main_thread() not in where
 
 
 @in_loop
