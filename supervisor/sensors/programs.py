@@ -2,8 +2,8 @@
 
 A name, a path, or a pattern of a systemd unit (what a sandbox hides of a program's path, its unit still tells). A look
 reads only what is new since the last one, and what is so young that it may still become another program; all of it is
-read once in `FULL_S`, for a program may start another in its place at any time. While a task runs the ticks are a second
-apart at most, which is then how long a program may go unseen.
+read once in `FULL_S`, for a program may start another in its place at any time, but not all at once: that would hold the
+loop up. While a task runs the ticks are a second apart at most, which is then how long a program may go unseen.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from states.observation import NEVER
 from supervisor.sensors.process import COMM_LENGTH, Name, in_units, name_of
 
 YOUNG_S: Final = 10.0
 FULL_S: Final = 10.0
+SHARES: Final = 10  # of all processes, over that time
 UNITS: Final = (".scope", ".service", ".slice")
 HIDDEN: Final = "other users' processes are not shown: /proc is mounted with hidepid (host.exclusive_programs)"
 
@@ -43,7 +43,7 @@ class Programs:
         self._own_pids, self._proc = own_pids, proc_root
         self._since: dict[int, float] = {}  # when each process was first seen
         self._found: dict[int, Name] = {}
-        self._full_at_s = NEVER
+        self._read_at_s: dict[int, float] = {}  # when each was last read, as far as that is once in `FULL_S`
 
     def running(self, now_s: float) -> list[str]:
         """Those that run now, in words.
@@ -56,10 +56,11 @@ class Programs:
         if os.path.lexists(self._proc / "self") and not name_of(self._proc, 1).comm:  # the first one is always there
             raise PermissionError(errno.EPERM, HIDDEN)
         pids = {int(name) for name in os.listdir(self._proc) if name.isdecimal()}
-        full = not 0 <= now_s - self._full_at_s < FULL_S
-        self._full_at_s = now_s if full else self._full_at_s
         self._since = {pid: self._since.get(pid, now_s) for pid in pids}
-        look_at = [p for p, since_s in self._since.items() if full or p in self._found or now_s - since_s <= YOUNG_S]
+        read_at_s = {pid: self._read_at_s.get(pid, now_s - FULL_S * (pid % SHARES) / SHARES) for pid in pids}
+        due = {pid for pid, at_s in read_at_s.items() if not 0 <= now_s - at_s < FULL_S}
+        self._read_at_s = read_at_s | dict.fromkeys(due, now_s)
+        look_at = [p for p, since_s in self._since.items() if p in due or p in self._found or now_s - since_s <= YOUNG_S]
         self._found = {pid: found for pid, found in self._found.items() if pid in pids}
         for pid in look_at:
             name = name_of(self._proc, pid)

@@ -21,6 +21,7 @@ from support.waiting import eventually, play, until
 
 from supervisor.clock import SystemClock
 from supervisor.dbus import PROPERTIES, SystemBus
+from supervisor.sensors import programs as programs_module
 from supervisor.sensors.host import HostSensor, pressure
 from supervisor.sensors.metered import NM, NM_PATH, Metered
 from supervisor.sensors.process import Name, cgroup_of, in_units
@@ -92,6 +93,29 @@ def test_a_process_that_becomes_another_program_is_seen(tmp_path: Path) -> None:
             until(lambda exe=exe: os.readlink(exe).endswith(GAME), "the other program")
             assert programs.running(look_s) == [f"{GAME} (pid {shell.pid})"]
             shell.kill()
+
+
+def test_no_look_reads_all_of_many_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some desktops have a thousand, and all at once would hold the loop up. Each is read within ten seconds all the same."""
+    pids = range(1000, 1300)
+    for pid in pids:
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "comm").write_text("sleep\n")
+    programs, reads = Programs([GAME], proc_root=tmp_path), list[list[int]]()
+    name_of = programs_module.name_of
+
+    def counted(proc_root: Path, pid: int) -> Name:
+        reads[-1].append(pid)
+        return name_of(proc_root, pid)
+
+    monkeypatch.setattr(programs_module, "name_of", counted)
+    for second in range(60):
+        reads.append([])
+        assert programs.running(100.0 + second) == []
+    settled = reads[20:]  # until then they are as young as the first look
+    assert max(map(len, settled)) <= len(pids) / 5
+    for first in range(len(settled) - 11):
+        assert {pid for look in settled[first : first + 11] for pid in look} == set(pids)
 
 
 def test_windows_programs_and_sandboxes_are_seen_by_what_they_show(tmp_path: Path) -> None:
