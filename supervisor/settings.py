@@ -379,7 +379,8 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Processes that draw the desktop; they always hold the GPU and are no sign of the person."),
     ] = field(
         default_factory=lambda: [
-            "Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "kwin_x11", "sway", "weston", "plasmashell",
+            "Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "kwin_x11", "sway", "weston", "plasmashell", "cinnamon", "xfwm4",
+            "mutter", "budgie-wm", "picom", "labwc", "wayfire", "niri", "Hyprland", "cosmic-comp",
         ]
     )
     display_cap_gb: Annotated[

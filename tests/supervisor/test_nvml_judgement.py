@@ -270,3 +270,15 @@ def test_a_fault_of_the_gpu_itself_counts_whatever_came_after_it(xids: tuple[int
     told = structs.replace(gpu(), xids=xids)
     assert seen(told).error.startswith(error)
     assert bool(seen(told).error) == bool(error)
+
+
+@pytest.mark.parametrize(
+    "comm",
+    ["gnome-shell", "kwin_wayland", "sway", "cinnamon", "xfwm4", "mutter", "picom", "labwc", "wayfire", "niri", "Hyprland",
+     "cosmic-comp", "budgie-wm"],
+)  # fmt: skip
+def test_what_draws_a_desktop_is_no_person_as_it_ships(comm: str) -> None:
+    """Else a node on such a desktop could never begin."""
+    use = judge([gpu(Process(50, "g", gib(0.5)))], (), {}, lambda _: Name(comm, f"/usr/bin/{comm}"), GpuSettings())
+    assert use.gpu is not None
+    assert use.gpu.foreign == 0
