@@ -31,7 +31,7 @@ WORK: Final = re.compile(r"drm-(?:engine|cycles)-(?!capacity-).+")
 UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 ACL_USER, ACL_GROUP = 0x02, 0x08
 GONE: Final = (FileNotFoundError, ProcessLookupError)
-UNSHOWN: Final = "other users' processes are not shown: /proc is mounted with hidepid"
+UNSHOWN: Final = "other users' processes are hidden: mount /proc without hidepid"
 
 
 def text(path: str) -> str:

@@ -20,7 +20,7 @@ YOUNG_S: Final = 10.0
 FULL_S: Final = 10.0
 SHARES: Final = 10  # of all processes, over that time
 UNITS: Final = (".scope", ".service", ".slice")
-HIDDEN: Final = "other users' processes are not shown: /proc is mounted with hidepid (host.exclusive_programs)"
+HIDDEN: Final = "other users' processes are hidden: mount /proc without hidepid (host.exclusive_programs)"
 
 
 class Programs:

@@ -40,6 +40,7 @@ QUIET_S: Final = 1.0  # somebody who types wakes the tick no more often
 MAKING_NS: Final = 5_000_000_000  # the kernel makes all its nodes within so much of each other
 CONSOLE: Final = re.compile(r"console|tty[0-9]+|hvc[0-9]+")
 SERIAL: Final = re.compile(r"tty(S|AMA|USB|ACM)[0-9]+")
+MEND: Final = "mount devpts there, or set presence.terminals to false in node.yaml"
 MACHINES: Final = frozenset({"dialout", "uucp"})
 
 
@@ -93,7 +94,7 @@ class Terminals:
             self._look(now_s)
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            words = f"terminals cannot be seen: {error.strerror or error}{where}"
+            words = f"terminals cannot be seen: {error.strerror or error}{where}: {MEND}"
             return Presence(self.name, now_s, self._sign_at_s, self._sign, error=words, quality=Quality.UNKNOWN)
         return Presence(self.name, now_s, self._sign_at_s, self._sign, quality=self._quality, hands=True)
 

@@ -251,7 +251,7 @@ def test_where_other_users_processes_are_not_even_listed_nothing_is_known(visibl
     if visible:
         world.process(1, "systemd", uid=0)
     errors = [card["error"] for card in look(world)]
-    assert errors == ["" if visible else "other users' processes are not shown: /proc is mounted with hidepid"]
+    assert errors == ["" if visible else "other users' processes are hidden: mount /proc without hidepid"]
 
 
 def test_a_process_whose_first_thread_has_ended_is_seen() -> None:

@@ -145,7 +145,7 @@ def test_where_other_users_processes_are_hidden_nobody_knows_what_runs(shown: bo
         (tmp_path / "1/comm").write_text("init")
     sensor = HostSensor(CLOCK, HostSettings(exclusive_programs=["supergame"]), lambda: 0.0, proc_root=tmp_path)
     error = sensor.host(CLOCK.now_s()).error
-    hidden = "other users' processes are not shown: /proc is mounted with hidepid (host.exclusive_programs)"
+    hidden = "other users' processes are hidden: mount /proc without hidepid (host.exclusive_programs)"
     assert error == ("" if shown else hidden)
 
 

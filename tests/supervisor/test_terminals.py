@@ -252,7 +252,8 @@ def test_no_terminals_to_be_seen_is_an_error(dev: Dev) -> None:
     dev.looks(sensor)
     (dev.root / "pts").rmdir()
     presence = sensor.latest(dev.clock.now_s())
-    assert presence.error == f"terminals cannot be seen: No such file or directory ({dev.root}/pts)"
+    mend = "mount devpts there, or set presence.terminals to false in node.yaml"
+    assert presence.error == f"terminals cannot be seen: No such file or directory ({dev.root}/pts): {mend}"
     assert presence.last_sign_at_s == dev.clock.now_s() - 60
     (dev.root / "pts").mkdir()
     assert dev.looks(sensor) == (60, "user active on tty1")
