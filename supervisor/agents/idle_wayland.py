@@ -110,8 +110,10 @@ class WaylandIdle:
                     self.pid = _peer_pid(self._writer.get_extra_info("socket"))
             except TimeoutError as error:
                 raise Gone(f"{self._path.name}: the compositor does not answer") from error
-            except OSError as error:
+            except (FileNotFoundError, ConnectionRefusedError) as error:
                 raise Absent(f"{self._path.name}: no compositor ({error.strerror})") from error
+            except OSError as error:
+                raise Gone(f"{self._path.name}: the compositor cannot be reached ({error.strerror})") from error
             listening = asyncio.ensure_future(self._listen(reader))
             try:
                 await self._begin(listening)
@@ -310,4 +312,3 @@ def _text(text: str) -> bytes:
 
 def _peer_pid(peer: socket.socket) -> int:
     return int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
-

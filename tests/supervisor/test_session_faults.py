@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import threading
@@ -17,7 +18,7 @@ from support.waiting import eventually, play
 
 from supervisor.agents import idle_terminals, idle_wayland, idle_x11, teller
 from supervisor.agents import session as session_module
-from supervisor.agents.idle import Idle
+from supervisor.agents.idle import Absent, Gone, Idle
 from supervisor.agents.session import Agent, Kept
 from supervisor.agents.teller import Teller
 
@@ -273,5 +274,27 @@ def test_a_seat_that_comes_while_a_compositor_is_being_asked_is_watched_too() ->
         await beginning
         assert set(source._seats) == {1, 3}
         assert {note.seat for note in source._notes.values()} == set(source._seats.values())
+
+    play(story())
+
+
+@pytest.mark.parametrize(
+    ("number", "absent"),
+    [(errno.ENOENT, True), (errno.ECONNREFUSED, True), (errno.EMFILE, False), (errno.EACCES, False), (errno.EAGAIN, False)],
+)
+def test_a_compositor_that_cannot_be_reached_is_not_absent(
+    number: int, absent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is absent is left out; of a display that is there and cannot be seen nothing is proven."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(asyncio, "open_unix_connection", refuse)
+
+    async def story() -> None:
+        with pytest.raises(Gone) as gone:
+            await idle_wayland.WaylandIdle(tmp_path / "wayland-0").run(lambda: None)
+        assert isinstance(gone.value, Absent) is absent
 
     play(story())
