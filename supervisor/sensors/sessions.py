@@ -41,6 +41,7 @@ from supervisor.sensors.login import session_properties
 from supervisor.settings import PresenceSettings
 
 UPOWER: Final = "org.freedesktop.UPower"
+UPOWER_PATH: Final = "/org/freedesktop/UPower"  # the lid and the mains; what lies below are batteries and their charge
 TERMINAL_TYPES: Final = ("tty", "unspecified", "web")  # every other type is graphical, also one we do not know
 NOT_PEOPLE: Final = ("greeter", "lock-screen", "none", "background", "manager")  # and what begins like the last two
 DELAYS: Final = {"sleep": "PreparingForSleep", "shutdown": "PreparingForShutdown"}
@@ -263,7 +264,7 @@ class Sessions:
         bus.watch(LOGIN1, self._owner_changed)
         bus.subscribe(LOGIN1, LOGIN1_MANAGER, "", self._manager_signal)
         bus.subscribe(LOGIN1, PROPERTIES, "PropertiesChanged", self._properties_changed)
-        bus.subscribe(UPOWER, PROPERTIES, "PropertiesChanged", lambda _: self._look_now.set())
+        bus.subscribe(UPOWER, PROPERTIES, "PropertiesChanged", self._power_changed)
 
     # What others read
 
@@ -497,6 +498,10 @@ class Sessions:
         self._preparing[kind] = preparing
         if ended and self._delays:
             self._delays.take([kind])  # on resume, before anything else (T26)
+
+    def _power_changed(self, signal: Signal) -> None:
+        if signal.path == UPOWER_PATH:
+            self._look_now.set()
 
     def _properties_changed(self, signal: Signal) -> None:
         session = self._sessions.get(signal.path)

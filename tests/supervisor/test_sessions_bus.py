@@ -23,7 +23,7 @@ from states.observation import NEVER
 from supervisor.clock import SystemClock
 from supervisor.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibit
 from supervisor.sensors.base import Presence
-from supervisor.sensors.sessions import BACK_SIGN, LID_CLOSED, START_SIGN, Sessions
+from supervisor.sensors.sessions import BACK_SIGN, LID_CLOSED, START_SIGN, UPOWER, Sessions
 from supervisor.settings import PresenceSettings
 
 CLOCK = SystemClock()
@@ -329,6 +329,33 @@ def test_a_lid_is_found_without_a_signal(private_bus: PrivateBus) -> None:
             assert watched.wakes > wakes
             fake.manager["LidClosed"] = False
             await eventually(lambda: not watched.sensor.going_down, "the lid open")
+
+    asyncio.run(story())
+
+
+def test_upower_tells_of_the_lid_and_a_charge_that_falls_is_no_cause_to_look(private_bus: PrivateBus) -> None:
+    """A laptop's batteries, and its mouse's, change each half minute."""
+
+    async def story() -> None:
+        upower = await MessageBus(bus_address=private_bus.address, bus_type=BusType.SYSTEM).connect()
+        await upower.request_name(UPOWER)
+
+        async def tell(path: str, name: str, value: Variant) -> None:
+            body = [f"{UPOWER}.Device" if "devices" in path else UPOWER, {name: value}, []]
+            await upower.send(Message.new_signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", body))
+
+        async with logind(private_bus.address) as fake, Watched(private_bus.address) as watched:
+            await eventually(lambda: len(fake.locks()) == 2 and not watched.sensor._look_now.is_set(), "rest")
+            asked = len(fake.calls)
+            await tell("/org/freedesktop/UPower/devices/battery_BAT0", "Percentage", Variant("d", 79.0))
+            fake.manager["LidClosed"] = True
+            for _ in range(3):  # what comes after it on the bus has come by then
+                await watched.bus.properties(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER)
+            assert len(fake.calls) == asked + 3
+            await tell("/org/freedesktop/UPower", "LidIsClosed", Variant("b", True))
+            await eventually(lambda: watched.sensor.going_down == LID_CLOSED, "the lid")
+        upower.disconnect()
+        await asyncio.gather(upower.wait_for_disconnect(), return_exceptions=True)
 
     asyncio.run(story())
 
