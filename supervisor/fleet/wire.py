@@ -193,7 +193,7 @@ class Wire:
             Refused: it is larger than the server takes; nothing was sent, for the server would hang up.
             Trouble: there is none; the server may have acted all the same.
         """
-        from nats.errors import Error, NoRespondersError
+        from nats.errors import ConnectionClosedError, Error, NoRespondersError
 
         client = self._connected()
         if why := self.too_large(data, headers or {}):
@@ -207,8 +207,12 @@ class Wire:
         except (Error, OSError) as error:
             denied = f" ({self._error})" if self._error else ""
             self._error = ""
-            raise Trouble(f"{self.url or self._server.url} gives no answer for {_family(subject)}{denied}: "
-                          f"{type(error).__name__}") from None
+            if isinstance(error, TimeoutError):
+                why = f" within {timeout_s:g} s"
+            else:
+                gone = isinstance(error, OSError | ConnectionClosedError)
+                why = ": the connection was lost" if gone else f": {type(error).__name__}"
+            raise Trouble(f"{self.url or self._server.url} gives no answer for {_family(subject)}{denied}{why}") from None
 
     async def _while_connected(self, asking: Coroutine[Any, Any, Msg]) -> Msg:
         """The answer, if it comes before the connection ends: nats-py would wait on for one that cannot come."""
@@ -322,8 +326,8 @@ class Wire:
                 with contextlib.suppress(Error, OSError, TimeoutError):
                     async with asyncio.timeout(DRAIN_S):
                         await sub.drain()  # type: ignore[no-untyped-call]
-        except (Error, OSError) as error:
-            raise Trouble(f"{self._server.url}: the connection failed ({type(error).__name__})") from None
+        except (Error, OSError):
+            raise Trouble(f"{self._server.url}: the connection was lost") from None
         while not isinstance(found, Delivery) and not answers.empty():
             with contextlib.suppress(Trouble):
                 found = _delivery(answers.get_nowait())

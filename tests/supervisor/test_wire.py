@@ -230,5 +230,18 @@ async def test_a_request_ends_with_its_connection(plain: NatsServer, how: str) -
     plain.kill() if how == "the server dies" else await wire.close()
     with pytest.raises(Trouble) as trouble:
         await asking
-    assert plain.url in trouble.value.reason
+    assert trouble.value.reason.startswith(f"{plain.url} gives no answer for mute")
+    assert trouble.value.reason.endswith(": the connection was lost")
+    await wire.close()
+
+
+@needs_server
+@in_loop
+async def test_no_answer_in_time_is_said_in_words(plain: NatsServer) -> None:
+    wire = Wire(Server(plain.url), name="test")
+    await wire.open()
+    await wire.listen("mute", lambda data: None)
+    with pytest.raises(Trouble) as trouble:
+        await wire.request("mute", timeout_s=0.2)
+    assert trouble.value.reason == f"{plain.url} gives no answer for mute within 0.2 s"
     await wire.close()
