@@ -152,6 +152,8 @@ class InputDevices:
 
     def latest(self, now_s: float) -> Presence:
         """The newest sign. Costs one read a device that finds nothing."""
+        if self._folder_wd == -1 and self._loop is not None:  # nothing tells of devices that come
+            self._look_for_devices()
         used = self._empty_all(now_s)
         if not used and not self._listening and now_s - self._sign_at_s >= SETTLED_S:
             self._listen()
@@ -297,10 +299,13 @@ class InputDevices:
                 self._folder_wd, relevant = -1, True
             relevant = relevant or event.wd == self._folder_wd or event.name == self._folder.name
         if relevant:
-            self._watch()
-            self._find()
-            if self._listening:
-                self._listen()
+            self._look_for_devices()
+
+    def _look_for_devices(self) -> None:
+        self._watch()
+        self._find()
+        if self._listening:
+            self._listen()
 
     def _find(self) -> None:
         """Open devices that have come, and let go of those that are gone."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inotify_simple import INotify
 from support.clock import ManualClock
 from support.input_world import KEY, SYN, World, event, world
 from support.waiting import eventually, play
@@ -223,6 +224,35 @@ def test_a_device_that_comes_again_before_anybody_looked_is_another_one(world: W
             world.send("event0", KEY)
             await eventually(lambda: sensor.latest(world.clock.now_s()).last_sign_at_s > NEVER, "its key")
             os.close(old)
+
+    play(scene())
+
+
+@pytest.mark.parametrize("lacking", ["instances", "watches"])
+def test_without_inotify_a_device_is_found_at_the_next_look(
+    lacking: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user has 128 instances, and the service's user may be the one whose desktop has used them up."""
+
+    class Watchless(INotify):
+        def add_watch(self, *_: object, **__: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    def refuse(**_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(input_module, "INotify", refuse if lacking == "instances" else Watchless)
+
+    async def scene() -> None:
+        async with world.sensor() as sensor:
+            sensor.latest(1.0)
+            world.keyboard()
+            sensor.latest(2.0)
+            world.send("event0", KEY)
+            await eventually(lambda: world.wakes == 1, "its key")
+            (world.dev / "input/event0").unlink()
+            sensor.latest(3.0)
+            assert not sensor._devices
 
     play(scene())
 
