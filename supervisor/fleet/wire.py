@@ -193,7 +193,7 @@ class Wire:
             Refused: it is larger than the server takes; nothing was sent, for the server would hang up.
             Trouble: there is none; the server may have acted all the same.
         """
-        from nats.errors import ConnectionClosedError, Error, NoRespondersError
+        from nats.errors import NoRespondersError
 
         client = self._connected()
         if why := self.too_large(data, headers or {}):
@@ -204,14 +204,10 @@ class Wire:
         except NoRespondersError:
             raise Trouble(f"{self.url} has no stream for {_family(subject)}: set it up (deploy/fleet), or wait for its leader",
                           sent=False) from None
-        except (Error, OSError) as error:
+        except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
             denied = f" ({self._error})" if self._error else ""
             self._error = ""
-            if isinstance(error, TimeoutError):
-                why = f" within {timeout_s:g} s"
-            else:
-                gone = isinstance(error, OSError | ConnectionClosedError)
-                why = ": the connection was lost" if gone else f": {type(error).__name__}"
+            why = f" within {timeout_s:g} s" if isinstance(error, TimeoutError) else f": {_lost(error)}"
             raise Trouble(f"{self.url or self._server.url} gives no answer for {_family(subject)}{denied}{why}") from None
 
     async def _while_connected(self, asking: Coroutine[Any, Any, Msg]) -> Msg:
@@ -326,8 +322,10 @@ class Wire:
                 with contextlib.suppress(Error, OSError, TimeoutError):
                     async with asyncio.timeout(DRAIN_S):
                         await sub.drain()  # type: ignore[no-untyped-call]
-        except (Error, OSError):
-            raise Trouble(f"{self._server.url}: the connection was lost") from None
+        except Trouble:
+            raise
+        except Exception as error:  # noqa: BLE001  as for a request
+            raise Trouble(f"{self._server.url}: {_lost(error)}") from None
         while not isinstance(found, Delivery) and not answers.empty():
             with contextlib.suppress(Trouble):
                 found = _delivery(answers.get_nowait())
@@ -395,6 +393,14 @@ class Wire:
         if isinstance(error, TimeoutError) and not told:
             told = f"no answer within {self._server.connect_timeout_s:g} s"
         return f"{self._server.url} cannot be reached: {told or type(error).__name__}"
+
+
+def _lost(error: Exception) -> str:
+    """What became of a connection that is no use any more."""
+    from nats.errors import ConnectionClosedError, ConnectionDrainingError
+
+    gone = isinstance(error, OSError | ConnectionClosedError | ConnectionDrainingError)
+    return "the connection was lost" if gone else f"the connection failed ({type(error).__name__})"
 
 
 def _encrypted(client: Client) -> bool:

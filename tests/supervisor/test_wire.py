@@ -237,6 +237,27 @@ async def test_a_request_ends_with_its_connection(plain: NatsServer, how: str) -
 
 @needs_server
 @in_loop
+async def test_what_the_library_raises_by_itself_is_trouble_too(plain: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of its own in the moment that a connection ends would else be taken for one of ours, and cost a result."""
+    from nats.aio.client import Client
+
+    async def fails(*of: Any, **more: Any) -> None:
+        raise AssertionError("sentinel-7f3a")
+
+    wire = Wire(Server(plain.url), name="test")
+    await wire.open()
+    for what in ("request", "subscribe"):
+        monkeypatch.setattr(Client, what, fails)
+    with pytest.raises(Trouble, match="AssertionError") as asked:
+        await wire.request("x")
+    with pytest.raises(Trouble, match="AssertionError") as pulled:
+        await wire.pull("s", "c", linger_s=lambda: 0.0, enough=asyncio.Event())
+    assert "sentinel" not in asked.value.reason + pulled.value.reason
+    await wire.close()
+
+
+@needs_server
+@in_loop
 async def test_no_answer_in_time_is_said_in_words(plain: NatsServer) -> None:
     wire = Wire(Server(plain.url), name="test")
     await wire.open()
