@@ -94,8 +94,9 @@ def decode_result(data: bytes) -> Result:
     error, result = value.get("error"), value.get("result")
     if not is_id(texts["id"]) or not all(isinstance(text, str) for text in texts.values()):
         raise Poison("the result does not say whose it is")
+    texts["id"] = texts["id"].lower()
     if not isinstance(result, dict) or not (error is None or (isinstance(error, str) and error)):
-        raise Poison("the result is not one", str(texts["id"]))
+        raise Poison("the result is not one", texts["id"])
     return Result(**texts, result=result, error=error)  # type: ignore[arg-type]  # texts were checked
 
 

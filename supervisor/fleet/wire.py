@@ -284,12 +284,21 @@ class Wire:
         await self.request(reply, word, timeout_s=min(ANSWER_S, timeout_s))
 
     async def listen(self, subject: str, heard: Callable[[bytes], None]) -> None:
-        """Call `heard` with every message there, as long as the connection lasts."""
+        """Call `heard` with every message there, as long as the connection lasts.
+
+        Raises:
+            Trouble: it has ended.
+        """
 
         async def hear(msg: Msg) -> None:
             heard(msg.data)
 
-        await self._connected().subscribe(subject, cb=hear)
+        try:
+            await self._connected().subscribe(subject, cb=hear)
+        except Trouble:
+            raise
+        except Exception as error:  # noqa: BLE001  as for a request
+            raise Trouble(f"{self._server.url}: {_lost(error)}") from None
 
     async def pull(
         self, stream: str, consumer: str, *, linger_s: Callable[[], float], enough: asyncio.Event

@@ -57,6 +57,18 @@ async def test_what_is_stored_in_place_of_a_result_ends_the_wait(server: NatsSer
 
 
 @in_loop
+async def test_a_result_may_name_its_task_in_capitals(server: NatsServer) -> None:
+    async with operator(server.url) as fleet:
+        task_id = str(uuid4())
+        data = Result(task_id.upper(), "t", "n", {}, None).encode()
+        await fleet.wire.store(layout.result_subject(task_id), data, task_id)
+        came: list[Result] = []
+        async with asyncio.timeout(20):
+            assert await submit.wait(fleet.wire, [task_id], timeout_s=60, came=came.append) == set()
+        assert [result.id for result in came] == [task_id]
+
+
+@in_loop
 async def test_one_task_that_is_too_large_keeps_all_from_being_queued(server: NatsServer) -> None:
     """Their ids are new each time: half of them queued would be queued twice by the next try."""
     async with operator(server.url) as fleet:
