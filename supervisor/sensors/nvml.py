@@ -103,7 +103,8 @@ class NvmlSensor(GpuWatch):
 
     @property
     def _resting(self) -> bool:
-        return self._napping
+        """An open would end the nap; where opens are not seen, nothing but a look may."""
+        return self._napping and self._inotify is not None and set(self._nodes()) <= set(self._watched.values())
 
     def _glance(self, now_s: float) -> bool:
         pci = self._pci.names()

@@ -130,6 +130,28 @@ def test_a_quiet_gpu_that_may_sleep_is_left_alone(
     play(scene())
 
 
+def test_a_nap_in_which_no_open_would_be_seen_ends_with_the_first_demand(
+    standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task begins, and nothing but looks tells of a game that begins beside it."""
+
+    def refuse(**_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(gpu_watch, "INotify", refuse)
+    monkeypatch.setattr(nvml, "NAP_S", 600.0)
+    nvidia.pci("active", "auto")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            await until(lambda: sensor._napping and not helpers())
+            standin.shows("0.util=50")
+            sensor.demand(0.2)
+            await until(lambda: now(sensor).value == Gpu(50))
+
+    play(scene())
+
+
 def test_an_open_of_a_node_is_looked_at_at_once(
     standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes]
 ) -> None:
