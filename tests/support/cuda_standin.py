@@ -44,21 +44,19 @@ class CudaStandIn:
     def driver(self, version: str) -> None:
         """The version that the kernel tells; empty: no driver is loaded."""
         path = self.sys / "module/nvidia/version"
-        path.write_text(f"{version}\n") if version else path.unlink(missing_ok=True)
+        self._put(path, f"{version}\n") if version else path.unlink(missing_ok=True)
 
     def memory(self, free_gb: float) -> None:
         """What /proc/meminfo tells, GiB."""
-        (self.proc / "meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {int(free_gb * (1 << 20))} kB\n")
+        self._put(self.proc / "meminfo", f"MemTotal: 99999999 kB\nMemAvailable: {int(free_gb * (1 << 20))} kB\n")
 
     def plays(self, *lines: str) -> None:
         """What goes otherwise from now on, in the stand-in's own words (fake_cuda.c)."""
-        new = self._played / "plays.new"
-        new.write_text("\n".join(lines) + "\n")
-        os.replace(new, self._played / "plays")
+        self._put(self._played / "plays", "\n".join(lines) + "\n")
 
     def uses_cuda(self, pid: int, state: str = "running") -> None:
         """From now on this process has CUDA."""
-        (self._played / f"{pid}.state").write_text(f"{STATES.index(state)}\n")
+        self._put(self._played / f"{pid}.state", f"{STATES.index(state)}\n")
 
     def state(self, pid: int) -> str:
         """The state that it is in."""
@@ -71,6 +69,13 @@ class CudaStandIn:
     def order(self) -> list[str]:
         """Those calls that change something, in order: `lock 123`."""
         return [" ".join(call[:2]) for call in self.calls() if call[0] not in ("init", "state")]
+
+    @staticmethod
+    def _put(path: Path, text: str) -> None:
+        """A file, whole or not at all: the library reads it at any time."""
+        draft = path.with_name(f"{path.name}.draft")
+        draft.write_text(text)
+        os.replace(draft, path)
 
     def _lines(self, name: str) -> list[str]:
         path = self._played / name
