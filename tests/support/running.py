@@ -166,7 +166,7 @@ class NodeFolder:
         new.write_text(text)
         new.replace(self.path / name)
 
-    def cli(self, *words: str, timeout_s: float = 30.0, **options: Any) -> subprocess.CompletedProcess[str]:
+    def cli(self, *words: str, timeout_s: float = 60.0, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command of `rae-node` on this configuration."""
         argv = [*RAE_NODE, *words, "--config", str(self.path)]
         env = {**os.environ, **self.environment}
