@@ -86,13 +86,16 @@ class Desktop:
         self._reports: dict[int, _Report] = {}
         self._hang_up: dict[int, Callable[[], None]] = {}
         self._event = (NEVER, "")
+        self._stopped = False
 
     async def start(self, wake: Wake) -> None:
         """Begin to wake; agents come by themselves."""
         self._wake = wake
 
     async def stop(self) -> None:
-        """Send the agents away: they come back, and hear then what is asked of them."""
+        """Send the agents away: they come back, and hear then what is asked of them. Who is back before another took this
+        one's place is sent away again, or its reports would reach nobody."""
+        self._stopped = True
         for hang_up in list(self._hang_up.values()):
             hang_up()
         self._wake = lambda: None
@@ -108,8 +111,10 @@ class Desktop:
         """One report.
 
         Raises:
-            ValueError: it is none; the last one holds until it is too old.
+            ValueError: it is none, or nobody asks any more; the last one holds until it is too old.
         """
+        if self._stopped:
+            raise ValueError("the node makes its sensors anew: come back in a moment")
         now_s = self._clock.now_s()
         new, old = _parse(message, now_s), self._reports.get(uid)
         for number, told in new.sessions.items():

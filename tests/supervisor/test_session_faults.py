@@ -21,6 +21,10 @@ from supervisor.agents import session as session_module
 from supervisor.agents.idle import Absent, Gone, Idle
 from supervisor.agents.session import Agent, Kept
 from supervisor.agents.teller import Teller
+from supervisor.clock import SystemClock
+from supervisor.control import ControlServer
+from supervisor.sensors.desktop import Desktop
+from supervisor.settings import PresenceSettings
 
 S3 = "/org/freedesktop/login1/session/_33"
 
@@ -296,5 +300,40 @@ def test_a_compositor_that_cannot_be_reached_is_not_absent(
         with pytest.raises(Gone) as gone:
             await idle_wayland.WaylandIdle(tmp_path / "wayland-0").run(lambda: None)
         assert isinstance(gone.value, Absent) is absent
+
+    play(story())
+
+
+def test_an_agent_that_is_back_before_the_sensors_are_made_anew_is_heard_by_the_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Letting go of the old ones takes a moment, and an agent no longer: what it told those would reach nobody, for good."""
+    monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
+
+    def desktop() -> Desktop:
+        return Desktop(SystemClock(), PresenceSettings(), lambda _: (os.getuid(), "anna"), lambda _: "anna")
+
+    old, new = desktop(), desktop()
+    current, calls = old, 0
+
+    def hearing(uid: int, hang_up: Callable[[], None]) -> Any:
+        nonlocal calls
+        calls += 1
+        return current.hearing(uid, hang_up)
+
+    async def story() -> None:
+        nonlocal current
+        server = ControlServer(tmp_path / "control.sock", {}, frozenset(), {"presence": hearing})
+        await server.start()
+        telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, lambda _: None).run())
+        await eventually(lambda: old._reports, "the first report")
+        await old.stop()
+        await eventually(lambda: calls > 1, "the agent, back")
+        current = new
+        await eventually(lambda: new._reports, "its report to the new one")
+        assert not old._reports
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        await server.stop()
 
     play(story())
