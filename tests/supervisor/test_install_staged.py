@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import grp
 import os
+import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,36 @@ def test_staged_it_writes_there_and_nowhere_else_and_takes_it_back(tmp_path: Pat
     assert here_too.exists() is before
     assert install("--root", str(root), "--uninstall", "--purge").returncode == 0
     assert [path for path in root.rglob("*") if not path.is_dir()] == []
+
+
+def bindings(folder: Path) -> None:
+    """A wheel that stands for cuda-bindings; its weight is not what is tried."""
+    info = "cuda_bindings-12.9.0.dist-info"
+    said = {"METADATA": "Metadata-Version: 2.1\nName: cuda-bindings\nVersion: 12.9.0\n",
+            "WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}  # fmt: skip
+    with zipfile.ZipFile(folder / "cuda_bindings-12.9.0-py3-none-any.whl", "w") as wheel:
+        for name, text in said.items():
+            wheel.writestr(f"{info}/{name}", text)
+        wheel.writestr(f"{info}/RECORD", "".join(f"{info}/{name},,\n" for name in (*said, "RECORD")))
+
+
+@pytest.mark.slow
+def test_an_upgrade_keeps_the_extra_that_is_there_or_says_that_it_cannot(tmp_path: Path, wheels: Path) -> None:
+    root, with_cuda = tmp_path / "root", tmp_path / "wheels"
+    shutil.copytree(wheels, with_cuda)
+    bindings(with_cuda)
+
+    def run(found: Path) -> tuple[str, bool]:
+        done = install("--root", str(root), "--user", "somebody-else", "--wheels", str(found))
+        assert (done.returncode, done.stderr) == (0, "")
+        steps = next(line for line in done.stdout.splitlines() if "virtual environment in" in line)
+        there = any((root / "opt/rae-node/venv").glob("lib/python*/site-packages/cuda_bindings-*.dist-info"))
+        return steps.partition("offline")[2], there
+
+    assert run(with_cuda) == (")", False), "not asked for"
+    python = root / "opt/rae-node/venv/bin/python"
+    pip = [str(python), "-m", "pip", "install", "-q", "--no-index", "--find-links", str(with_cuda), "cuda-bindings"]
+    subprocess.run(pip, check=True, capture_output=True, timeout=120)
+    assert run(with_cuda) == (", with the extra cuda as before)", True)
+    words = ", no more the extra cuda: no cuda_bindings-*.whl is there (`deploy/wheels DIR cuda`))"
+    assert run(wheels) == (words, False)
