@@ -283,14 +283,15 @@ class Agent:
     @contextlib.contextmanager
     def _watch_runtime(self) -> Iterator[None]:
         """Look again when a compositor's socket or a cookie comes or goes."""
+        self._untold = True
         try:
             inotify = INotify(nonblocking=True)
         except OSError:  # a user has few of them
-            self._untold = True
             yield
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # and so many watches
             inotify.add_watch(self._runtime, flags.CREATE | flags.DELETE | flags.MOVED_TO)
+            self._untold = False
 
         def read() -> None:
             if any(event.name.startswith(("wayland-", "xauth")) for event in inotify.read(timeout=0)):

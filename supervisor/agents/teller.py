@@ -119,17 +119,14 @@ class Teller:
 
 class _Watch:
     """Waits until the socket, or the next folder on the way to it, comes; `seen`: that can be seen (a user has few
-    inotify instances)."""
+    inotify instances, and so many watches)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inotify: INotify | None = None
         self._event = asyncio.Event()
         self.wait = self._event.wait
-
-    @property
-    def seen(self) -> bool:
-        return self._inotify is not None
+        self.seen = False
 
     def __enter__(self) -> _Watch:
         with contextlib.suppress(OSError):
@@ -138,6 +135,7 @@ class _Watch:
             for folder in self._path.parents:
                 with contextlib.suppress(OSError):
                     self._inotify.add_watch(folder, flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB)
+                    self.seen = True
                     break
         return self
 

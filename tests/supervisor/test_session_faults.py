@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from inotify_simple import INotify
 from support.login1 import FakeLogin1, PrivateBus, session
 from support.waiting import eventually, play
 
@@ -112,13 +113,24 @@ async def nothing(again: bool) -> dict[str, Any]:
     return {"sessions": [], "terminals": None}
 
 
-def test_without_inotify_the_daemon_is_tried_again_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Watchless(INotify):
+    """inotify where the user has used up all watches."""
+
+    def add_watch(self, *_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def refuse(**_: object) -> None:
+    raise OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize("inotify", [refuse, Watchless], ids=["no instance", "no watch"])
+def test_without_inotify_the_daemon_is_tried_again_after_a_while(
+    inotify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A user may have 128 of them, and desktops use them up."""
     monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
     heard = asyncio.Event()
-
-    def refuse(**_: object) -> None:
-        raise OSError(24, "Too many open files")
 
     async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
@@ -126,7 +138,7 @@ def test_without_inotify_the_daemon_is_tried_again_after_a_while(tmp_path: Path,
         writer.close()
 
     async def story() -> None:
-        monkeypatch.setattr(teller, "INotify", refuse)
+        monkeypatch.setattr(teller, "INotify", inotify)
         said: list[str] = []
         telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, said.append).run())
         await eventually(lambda: said, "a word")
@@ -162,14 +174,13 @@ def test_sessions_that_logind_did_not_tell_are_asked_for_again(member: str, tmp_
     play(story())
 
 
-def test_without_inotify_a_compositor_is_found_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("inotify", [refuse, Watchless], ids=["no instance", "no watch"])
+def test_without_inotify_a_compositor_is_found_after_a_while(
+    inotify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing tells of its socket then; terminals are left to their own times, which the daemon reads."""
-
-    def refuse(**_: object) -> None:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr(session_module, "INotify", refuse)
-    monkeypatch.setattr(idle_terminals, "INotify", refuse)
+    monkeypatch.setattr(session_module, "INotify", inotify)
+    monkeypatch.setattr(idle_terminals, "INotify", inotify)
     monkeypatch.setattr(session_module, "RETRY_S", (0.01, 0.1))
     found: list[Path] = []
 
