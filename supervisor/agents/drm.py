@@ -13,6 +13,7 @@ with the right to open it. Root's own are not among them: the totals count them.
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
 import struct
@@ -30,6 +31,7 @@ ANY_MEMORY: Final = re.compile(r"drm-(?:resident|memory|total)-(?!cycles-).+")
 WORK: Final = re.compile(r"drm-(?:engine|cycles)-(?!capacity-).+")
 UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 ACL_USER, ACL_GROUP = 0x02, 0x08
+BROKERS: Final = ("systemd-logind", "elogind-daemon", "seatd")  # they open devices for others
 GONE: Final = (FileNotFoundError, ProcessLookupError)
 UNSHOWN: Final = "other users' processes are hidden: mount /proc without hidepid"
 
@@ -189,13 +191,19 @@ class Looker:
             for device in devices.values():
                 device["error"] = device["error"] or UNSHOWN
             return
-        # The youngest first: a context that logind or seatd has opened for a compositor is open in both, and the latter's.
-        for pid in sorted((int(name) for name in os.listdir(self._proc) if name.isdecimal()), reverse=True):
+        # A context that logind or seatd has opened for a compositor is open in both, and the latter's: they come last.
+        last: list[int] = []
+        pids = sorted((int(name) for name in os.listdir(self._proc) if name.isdecimal()), reverse=True)
+        for pid in itertools.chain(pids, last):
             if pid == os.getpid():
                 continue
             folder = f"{self._proc}/{pid}"
             try:
-                for pci, client in self._clients(*files_of(folder), devices, seen):
+                place, opened = files_of(folder)
+                if opened and pid not in last and text(f"{folder}/comm") in BROKERS:
+                    last.append(pid)
+                    continue
+                for pci, client in self._clients(place, opened, devices, seen):
                     devices[pci]["clients"].append({"pid": pid} | client)
             except PermissionError:
                 owner = who(folder)

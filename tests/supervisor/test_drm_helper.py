@@ -148,6 +148,16 @@ def test_a_context_that_a_broker_has_opened_is_its_users(world: DrmMachine) -> N
     assert card["clients"] == [{"pid": 900, "vram": 1 << 20, "busy": True}]
 
 
+@pytest.mark.parametrize("broker", ["systemd-logind", "elogind-daemon", "seatd"])
+def test_a_logind_that_was_started_again_is_no_owner_either(broker: str, world: DrmMachine) -> None:
+    """As after its upgrade: it is younger than the compositor then, and has its descriptors still."""
+    world.amd()
+    world.process(700, "gnome-shell", context(vram_kib=1024))
+    world.process(900, broker, context(vram_kib=1024), uid=0)
+    (card,) = look(world)
+    assert [client["pid"] for client in card["clients"]] == [700]
+
+
 def test_the_parts_of_a_gpu_are_told_apart(world: DrmMachine) -> None:
     device = world.card(INTEL, "i915")
     for part, idle_ms in (("gt0", 7), ("gt1", 9)):
