@@ -398,6 +398,8 @@ class Sessions:
                     await self._look()
             except BusError as error:
                 self._error = self._bus.error or f"{error}: see systemctl status systemd-logind"
+            except Exception as error:  # noqa: BLE001 - a fault of ours is one more way not to know (R12), and tried again
+                self._error = f"sessions cannot be read: {type(error).__name__}: {error}"
             self._looked.set()
             if self._told() != before:
                 self._wake()

@@ -22,6 +22,7 @@ from support.waiting import eventually
 from states.observation import NEVER
 from supervisor.clock import SystemClock
 from supervisor.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibit
+from supervisor.sensors import sessions as sessions_module
 from supervisor.sensors.base import Presence
 from supervisor.sensors.sessions import BACK_SIGN, LID_CLOSED, START_SIGN, UPOWER, Sessions
 from supervisor.settings import PresenceSettings
@@ -248,6 +249,29 @@ def test_delay_locks_are_held_given_up_and_taken_again(private_bus: PrivateBus) 
                 await fake.prepare("Sleep", False)
                 await eventually(lambda: kinds(fake) == ["shutdown", "sleep"], "the lock on sleep taken again")
                 assert watched.sensor.going_down == ""
+
+    asyncio.run(story())
+
+
+def test_a_fault_of_ours_in_a_look_is_unknown_and_no_end(private_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without another look it would stay so until the node is started again."""
+    monkeypatch.setattr(sessions_module, "RETRY_S", 0.05)
+    broken = True
+    compare = Sessions._compare
+
+    def fail(sensor: Sessions, *arguments: Any) -> None:
+        if broken:
+            raise ZeroDivisionError("a fault of ours")
+        compare(sensor, *arguments)
+
+    monkeypatch.setattr(Sessions, "_compare", fail)
+
+    async def story() -> None:
+        nonlocal broken
+        async with logind(private_bus.address), Watched(private_bus.address) as watched:
+            assert watched.now.error == "sessions cannot be read: ZeroDivisionError: a fault of ours"
+            broken = False
+            await eventually(lambda: not watched.now.error, "another look")
 
     asyncio.run(story())
 
