@@ -137,6 +137,10 @@ class Wire:
             proven()
             if not client.is_connected:
                 raise ConnectionResetError("the server hung up")
+        except asyncio.CancelledError:
+            self._closing = True
+            _end(client)
+            raise
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
             self._closing = True
             told = client._server_info
@@ -419,9 +423,22 @@ def _encrypted(client: Client) -> bool:
 
 
 async def _let_go(client: Client) -> None:
-    with contextlib.suppress(Exception):  # a TLS connection that failed may never say that it is closed
-        async with asyncio.timeout(CLOSE_S):
-            await client.close()
+    try:
+        with contextlib.suppress(Exception):  # a TLS connection that failed may never say that it is closed
+            async with asyncio.timeout(CLOSE_S):
+                await client.close()
+    finally:
+        _end(client)
+
+
+def _end(client: Client) -> None:
+    """End what nats-py has running: where its close fails, it leaves that behind."""
+    listening = (sub._wait_for_msgs_task for sub in client._subs.values())
+    for task in (client._reading_task, client._ping_interval_task, client._flusher_task, *listening):
+        if task is not None:
+            task.cancel()
+    if client._transport is not None:
+        client._transport.close()  # type: ignore[no-untyped-call]
 
 
 def _answer(data: bytes, what: str) -> dict[str, Any]:

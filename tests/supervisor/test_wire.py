@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.nats_rig import NatsServer, needs_server, node, operator, server
-from support.rae_server import in_loop
+from support.rae_server import in_loop, until
 
 from states.observation import Link
 from supervisor.fleet import layout
@@ -266,3 +266,34 @@ async def test_no_answer_in_time_is_said_in_words(plain: NatsServer) -> None:
         await wire.request("mute", timeout_s=0.2)
     assert trouble.value.reason == f"{plain.url} gives no answer for mute within 0.2 s"
     await wire.close()
+
+
+@needs_server
+@pytest.mark.parametrize("how", ["close fails", "open is cancelled"])
+@in_loop
+async def test_nothing_of_a_connection_goes_on_after_it(plain: NatsServer, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """nats-py's own tasks, one a subscription and three more, are left behind where its close fails."""
+    from nats.aio.client import Client
+
+    async def fails(self: Client) -> None:
+        raise OSError("x")
+
+    before, genuine, asked = asyncio.all_tasks(), Client.connect, asyncio.Event()
+    wire = Wire(Server(plain.url), name="test")
+    if how == "close fails":
+        monkeypatch.setattr(Client, "close", fails)
+        await wire.open()
+        await wire.listen("x", lambda data: None)
+        await wire.close()
+    else:
+
+        async def connect(self: Client, *of: Any, **more: Any) -> None:
+            await genuine(self, *of, **more)
+            asked.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Client, "connect", connect)
+        opening = asyncio.create_task(wire.open())
+        await asked.wait()
+        opening.cancel()
+    await until(lambda: asyncio.all_tasks() == before, lambda: f"all ended, not {asyncio.all_tasks() - before}", 5)
