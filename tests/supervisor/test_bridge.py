@@ -85,7 +85,7 @@ async def test_what_is_stored_in_place_of_a_left_tasks_result_fails_it(
         data = stored.replace(b"%b", task_id.encode())
         await fleet.wire.store(layout.result_subject(task_id), data, "x")
         async with bridge(server, control, tmp_path) as (one, said):
-            await until(lambda: over(control, task_id), f"settled, not {said}")
+            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
             assert "no result" in control.task(task_id)["error"]
             await until(lambda: one.on_the_way == 0)
             other = control.add("echo")
@@ -111,9 +111,9 @@ async def test_a_node_that_stores_what_is_no_result_fails_the_task(server: NatsS
         bridge(server, control, tmp_path) as (one, said),
     ):
         task_id = control.add("echo")
-        await until(lambda: f"{task_id}: queued" in said, f"queued, not {said}")
+        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
         await fleet.wire.store(layout.result_subject(task_id), NO_RESULTS[2].replace(b"%b", task_id.encode()), "x")
-        await until(lambda: over(control, task_id), f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
         assert "no result" in control.task(task_id)["error"]
         await until(lambda: one.on_the_way == 0)
 
@@ -126,7 +126,7 @@ async def test_a_task_too_large_to_be_read_is_failed(server: NatsServer, tmp_pat
         bridge(server, control, tmp_path, max_answer_mb=1) as (_, said),
     ):
         task_id = control.add("echo", {"x": "y" * 2_000_000})
-        await until(lambda: over(control, task_id), f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
         assert "control.max_answer_mb" in control.task(task_id)["error"]
         assert "may be lost" not in " ".join(said)
 
@@ -138,7 +138,7 @@ async def test_a_task_handed_out_again_whose_result_is_there_is_not_done_again(s
         task_id = control.add("echo")
         await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), "x")
         async with bridge(server, control, tmp_path) as (_, said):
-            await until(lambda: over(control, task_id), f"settled, not {said}")
+            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
             assert control.task(task_id)["result"] == {"x": 1}
             assert (await fleet.stream(layout.TASKS))["messages"] == 0
 
@@ -152,7 +152,7 @@ async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServe
         bridge(server, control, tmp_path) as (one, said),
     ):
         task_id = control.add("echo")
-        await until(lambda: f"{task_id}: queued" in said, f"queued, not {said}")
+        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
         control.always.update({kind: s.status(502) for kind in ("register", "heartbeat", "poll", "result")})
         await until(lambda: one.control.link is not Link.UP)
         tries = len(control.of("register"))
@@ -160,7 +160,7 @@ async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServe
         await until(lambda: len(control.of("register")) > tries + 15, "the link tries again and again")
         assert control.of("result") == []
         control.always.clear()
-        await until(lambda: over(control, task_id), f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
 
 
 async def stored(fleet: Operator, task_id: str) -> None:
@@ -180,12 +180,12 @@ async def test_a_control_node_that_is_broken_altogether_does_not_cost_a_result(
         bridge(server, control, tmp_path, heartbeat_interval_s=600) as (_, said),
     ):
         task_id = control.add("echo")
-        await until(lambda: f"{task_id}: queued" in said, f"queued, not {said}")
+        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
         control.always.update({kind: s.status(500) for kind in ("result", "heartbeat", "register")})
         await stored(fleet, task_id)
         await until(lambda: len(control.of("result")) > 2 * REFUSALS, lambda: f"tried again and again, not {said}")
         control.always.clear()
-        await until(lambda: over(control, task_id), f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
         assert control.task(task_id)["result"] == {"x": 1}
 
 
@@ -200,7 +200,7 @@ async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_
         bridge(server, control, tmp_path) as (one, said),
     ):
         first, second, third = (control.add("echo") for _ in range(3))
-        await until(lambda: f"{third}: queued" in said, f"queued, not {said}")
+        await until(lambda: f"{third}: queued" in said, lambda: f"queued, not {said}")
         control.faults["result"] += [s.status(500)] * REFUSALS
         await stored(fleet, first)
         await until(lambda: over(control, first), lambda: f"settled, not {said}")
@@ -209,7 +209,7 @@ async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_
         control.faults["result"] += [s.status(500)] * 2 * REFUSALS
         await stored(fleet, second)
         await stored(fleet, third)
-        await until(lambda: over(control, third), f"settled, not {said}")
+        await until(lambda: over(control, third), lambda: f"settled, not {said}")
         assert not over(control, second)
         await until(lambda: one.on_the_way == 0)
         assert any(line.startswith(f"{second}: the control node does not take its outcome") for line in said)
@@ -268,10 +268,10 @@ async def test_a_type_that_no_node_can_have_is_refused_and_bursts_neither_note_n
         bridge(server, control, tmp_path) as (one, said),
     ):
         task_id = control.add(kind)
-        await until(lambda: over(control, task_id), f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
         assert control.task(task_id)["error"] == "refused: it is no task"
         other = control.add("echo")
-        await until(lambda: f"{other}: queued" in said, f"queued, not {said}")
+        await until(lambda: f"{other}: queued" in said, lambda: f"queued, not {said}")
         assert (await Notes(tmp_path).load())[1] == ""
         assert one.fleet.error == ""
 

@@ -35,7 +35,7 @@ async def set_up(url: str, lease_s: float = 2.0) -> None:
         pass
 
 
-def cli(server: NatsServer | str, *words: str, text: str = "", timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def cli(server: NatsServer | str, *words: str, text: str = "", timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
     """A command of `rae-node`, told where the fleet is by the environment."""
     url = server if isinstance(server, str) else server.url
     env = {**os.environ, "RAE_FLEET_SERVER": url}
@@ -53,7 +53,7 @@ def member(path: Path, server: NatsServer, name: str, **node: Any) -> NodeFolder
 def test_submit_wait_and_see_the_nodes(server: NatsServer, tmp_path: Path) -> None:
     with daemon(member(tmp_path, server, "one")) as one, daemon(member(tmp_path, server, "two")):
         tasks = [{"type": "echo", "payload": {"n": n}} for n in range(4)] + [{"type": "fail"}]
-        done = cli(server, "submit", "-", "--wait", "--json", "--timeout", "40", text=json.dumps(tasks))
+        done = cli(server, "submit", "-", "--wait", "--json", "--timeout", "120", text=json.dumps(tasks))
         outcomes = json.loads(done.stdout)
         assert [o["status"] for o in outcomes] == ["COMPLETED"] * 4 + ["FAILED"], done.stderr
         assert [o["result"]["n"] for o in outcomes[:4]] == [0, 1, 2, 3]
@@ -86,7 +86,7 @@ def test_a_killed_daemons_task_is_done_by_another_and_nothing_is_lost(server: Na
         busy = until(lambda: [n for n in nodes.values() if running(n)], "a task runs")
         busy[0].kill()
         again = "\n".join(json.dumps({"type": "slow", "id": task}) for task in ids)
-        done = cli(server, "submit", "-", "--watch", "--timeout", "50", text=again)
+        done = cli(server, "submit", "-", "--watch", "--timeout", "120", text=again)
         assert done.returncode == 0, done.stderr
         assert sorted(done.stdout.split()) == sorted([*ids, "COMPLETED", "COMPLETED"])
         assert "2 of 2 done, 0 failed" in done.stderr
