@@ -78,7 +78,8 @@ class Rights:
         for node in nodes:
             try:
                 st = os.stat(node)
-            except OSError:
+            except OSError:  # not in our /dev, so who may is not known: anybody (R12)
+                self._all = True
                 continue
             self._all = self._all or bool(st.st_mode & 0o006)
             self._users.add(st.st_uid)

@@ -60,6 +60,11 @@ def test_who_cannot_be_looked_into_counts_only_with_the_right_to_open_it(
     assert agent.Rights([str(node)]).may(5001, {5001, *groups}) is hidden
 
 
+def test_who_may_open_a_node_that_cannot_be_seen_is_everybody(tmp_path: Path) -> None:
+    """A service in a /dev of its own: others have the GPU's nodes all the same."""
+    assert agent.Rights([str(tmp_path / "renderD128")]).may(5001, set())
+
+
 def _no_acl() -> bytes:
     raise OSError(61, "No data available")
 
