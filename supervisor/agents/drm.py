@@ -12,6 +12,7 @@ with the right to open it. Root's own are not among them: the totals count them.
 
 from __future__ import annotations
 
+import errno
 import glob
 import itertools
 import os
@@ -31,6 +32,7 @@ ANY_MEMORY: Final = re.compile(r"drm-(?:resident|memory|total)-(?!cycles-).+")
 WORK: Final = re.compile(r"drm-(?:engine|cycles)-(?!capacity-).+")
 UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 ACL_USER, ACL_GROUP = 0x02, 0x08
+NO_LIST: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT)
 BROKERS: Final = ("systemd-logind", "elogind-daemon", "seatd")  # they open devices for others
 GONE: Final = (FileNotFoundError, ProcessLookupError)
 UNSHOWN: Final = "other users' processes are hidden: mount /proc without hidepid"
@@ -90,7 +92,8 @@ class Rights:
     def _read_acl(self, node: str) -> None:
         try:
             acl = os.getxattr(node, "system.posix_acl_access")
-        except OSError:
+        except OSError as error:
+            self._all = self._all or error.errno not in NO_LIST
             return
         for tag, bits, who in struct.iter_unpack("<HHI", acl[4 : len(acl) - (len(acl) - 4) % 8]):
             if bits & 6 and tag in (ACL_USER, ACL_GROUP):

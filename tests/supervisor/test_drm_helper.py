@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
@@ -63,6 +64,22 @@ def test_who_cannot_be_looked_into_counts_only_with_the_right_to_open_it(
 def test_who_may_open_a_node_that_cannot_be_seen_is_everybody(tmp_path: Path) -> None:
     """A service in a /dev of its own: others have the GPU's nodes all the same."""
     assert agent.Rights([str(tmp_path / "renderD128")]).may(5001, set())
+
+
+@pytest.mark.parametrize(
+    ("number", "everybody"), [(errno.ENODATA, False), (errno.EOPNOTSUPP, False), (errno.EPERM, True), (errno.EIO, True)]
+)
+def test_who_may_open_a_node_whose_list_cannot_be_read_is_everybody(
+    number: int, everybody: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "renderD128"
+    node.touch(mode=0o600)
+
+    def refuse(path: str, name: str) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(agent.os, "getxattr", refuse)
+    assert agent.Rights([str(node)]).may(5001, set()) is everybody
 
 
 def _no_acl() -> bytes:
