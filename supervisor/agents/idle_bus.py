@@ -38,6 +38,7 @@ BACKOFF_S: Final = (1.0, 60.0)
 MAX_HOLDERS: Final = 16
 MAX_ASKED: Final = 128  # a lock of GNOME's is asked for what it is
 UNTOLD: Final = "somebody (who inhibits is not told)"
+NO_SUCH: Final = tuple(f"{BUS}.Error.Unknown{what}" for what in ("Method", "Object", "Interface"))  # not this desktop's
 UNIT_S: Final = 4.0  # so long must answers grow as seconds do, before they are taken for seconds
 
 
@@ -230,6 +231,7 @@ class BusIdle:
 
     async def _list_gnome(self) -> None:
         held: list[str] = []
+        paths: list[str] | None = None
         try:
             (paths,) = await self._ask(GNOME, GNOME_PATH, "GetInhibitors", expect="ao")
             for path in paths[:MAX_ASKED]:
@@ -240,9 +242,9 @@ class BusIdle:
             if len(paths) > MAX_ASKED:
                 held.append(UNTOLD)
         except BusError as error:
-            if error.name and self._bus.owner(GNOME):
+            if paths is not None and error.name and self._bus.owner(GNOME):
                 return  # one ended between two questions: the signal of its end is on its way
-            held = list(self._untold(GNOME, self._gnome, self._list_gnome))
+            held = [] if error.name in NO_SUCH else list(self._untold(GNOME, self._gnome, self._list_gnome))
         if tuple(held) != self._gnome:
             self._gnome = tuple(held)
             self._changed()
@@ -252,10 +254,12 @@ class BusIdle:
         try:
             (inhibited,) = await self._ask(KDE, KDE_PATH, "HasInhibition", KDE_SCREEN, signature="u", expect="b")
             if inhibited:
+                held = (UNTOLD,)
                 (listed,) = await self._ask(KDE, KDE_PATH, "ListInhibitions", expect="a(ss)")
                 held = tuple(holder for holder, _ in listed[:MAX_HOLDERS]) or ("an unnamed program",)
         except BusError as error:
-            held = () if error.name else self._untold(KDE, self._kde, self._list_kde)
+            if error.name not in NO_SUCH:
+                held = self._untold(KDE, self._kde, self._list_kde)
         if held != self._kde:
             self._kde = held
             self._changed()

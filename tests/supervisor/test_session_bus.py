@@ -37,7 +37,7 @@ QUIET_S = 0.3
 
 
 class Service:
-    """A service of ours: answers by member, (signature, body), a callable that gives it, or None: it hangs."""
+    """A service of ours: answers by member, (signature, body), a callable that gives it, an error's name, or None: it hangs."""
 
     def __init__(self, address: str, name: str) -> None:
         self.address, self.name = address, name
@@ -59,6 +59,8 @@ class Service:
         answer = self.answers[message.member]
         if answer is None:
             return True
+        if isinstance(answer, str):
+            return Message.new_error(message, answer, "as planned")
         return Message.new_method_return(message, *(answer(message) if callable(answer) else answer))
 
     async def emit(self, path: str, member: str, signature: str, *body: Any) -> None:
@@ -335,6 +337,31 @@ def test_who_does_not_tell_of_inhibitors_may_have_some(
         assert source.inhibitors == ("film",)
         service.answers[member] = none
         await eventually(lambda: source.inhibitors == (), "its end")
+        await service.stop()
+
+    beside(tmp_path, story)
+
+
+@pytest.mark.parametrize(("name", "member"), [(GNOME, "GetInhibitors"), (KDE, "HasInhibition"), (KDE, "ListInhibitions")])
+@pytest.mark.parametrize(
+    ("error", "held"),
+    [
+        pytest.param("AccessDenied", (UNTOLD,), id="refused"),
+        pytest.param("Failed", (UNTOLD,), id="failed"),
+        pytest.param("UnknownMethod", (), id="there is no such list"),
+    ],
+)
+def test_a_list_that_is_refused_is_no_empty_one(
+    name: str, member: str, error: str, held: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle_bus, "AGAIN_S", 0.1)
+
+    async def story(address: str, source: BusIdle) -> None:
+        service = Service(address, name)
+        service.answers = {"HasInhibition": ("b", [True]), member: f"org.freedesktop.DBus.Error.{error}"}
+        await service.start()
+        await eventually(lambda: member in service.asked and not source._tasks, "the answer")
+        assert source.inhibitors == ((UNTOLD,) if member == "ListInhibitions" else held)  # that there is one was told
         await service.stop()
 
     beside(tmp_path, story)
