@@ -30,6 +30,7 @@ while not os.path.exists("end"):
     time.sleep(0.005)
     now = time.monotonic()
     longest, last = max(longest, now - last), now
+longest = max(longest, time.monotonic() - last)
 print(json.dumps({"longest": longest}))
 """
 ON_GPU = {"gpu": {"presence": "required", "look_interval_sec": 0.2}}
