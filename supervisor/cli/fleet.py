@@ -38,7 +38,8 @@ def at_the_fleet(
 ) -> T:
     """Do it with a connection; exits 3 when no server is there, 4 when it is mute, 1 when it refuses, 2 on wrong options."""
     from supervisor.fleet.access import AccessError, server_of
-    from supervisor.fleet.wire import Refused, Wire
+    from supervisor.fleet.answers import Refused
+    from supervisor.fleet.wire import Wire
     from supervisor.sources.transport import Trouble
 
     try:

@@ -19,8 +19,9 @@ from tenacity import AsyncRetrying, retry_if_exception_type
 from states.observation import Link
 from supervisor.clock import Clock, SystemClock
 from supervisor.fleet import layout, wire
+from supervisor.fleet.answers import Delivery, Exists, Refused
 from supervisor.fleet.forms import Poison, Result, decode_result, encode_task, is_type, no_result, stored_result
-from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
+from supervisor.fleet.wire import Server, Wire
 from supervisor.sources import clean
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Availability, Claim

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.fleet.wire import Refused, Wire
+from supervisor.fleet.answers import Refused
+from supervisor.fleet.wire import Wire
 from supervisor.sources.transport import Trouble
 
 DEFINITIONS: Final = Path(__file__).with_name("streams.json")

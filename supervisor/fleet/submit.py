@@ -12,8 +12,9 @@ from typing import Any, Final
 from uuid import uuid4
 
 from supervisor.fleet import layout
+from supervisor.fleet.answers import TOO_LARGE, Exists, Refused
 from supervisor.fleet.forms import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task, is_type, stored_result
-from supervisor.fleet.wire import TOO_LARGE, Exists, Refused, Wire
+from supervisor.fleet.wire import Wire
 from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id
 

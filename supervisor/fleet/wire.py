@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from supervisor.fleet.answers import NOTHING, TOO_LARGE, Delivery, Refused, family, one_line, read_answer, read_delivery
 from supervisor.fleet.layout import inbox, next_subject
 from supervisor.sources.transport import MIB, Trouble, cause, trusting
 
@@ -27,26 +28,13 @@ ANSWER_S: Final = 5.0
 CLOSE_S: Final = 1.0
 DRAIN_S: Final = 2.0
 PING_S: Final = 30  # a connection that has died in silence is noticed after two of these, or by the next request
+IMPATIENT_S: Final = 1.0  # between two requests for work of one poll, at least
 ROUND_S: Final = 10.0  # a request for work is renewed so often: one that a server took along when it died is lost
-LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
-PER_SUBJECT: Final = "per subject"
-NOTHING: Final = "404"
-TIME_OVER: Final = "408"
 HEADERS_BYTES: Final = 12  # what a message's headers take beside names, texts and four bytes each: NATS/1.0 and an empty line
-MAX_WORDS: Final = 200
-TOO_LARGE: Final = 413
 
 ACK: Final = b"+ACK"
 IN_PROGRESS: Final = b"+WPI"
 TERM: Final = b"+TERM"
-
-
-class Refused(Trouble):
-    """The server says no, and would again: a limit, a right, a name that is not there."""
-
-
-class Exists(Refused):
-    """Another message lies at that subject already, and it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +57,6 @@ class Server:
     ca_file: str | None = None
     connect_timeout_s: float = 5.0
     knobs: Knobs = field(default=Knobs(), compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message that is ours for as long as its lease. `reply`: where it is acknowledged; `count`: deliveries so far."""
-
-    data: bytes = field(repr=False)
-    reply: str
-    count: int
-    sequence: int
 
 
 class Wire:
@@ -206,13 +184,13 @@ class Wire:
         try:
             return await self._while_connected(asking)
         except NoRespondersError:
-            raise Trouble(f"{self.url} has no stream for {_family(subject)}: set it up (deploy/fleet), or wait for its leader",
+            raise Trouble(f"{self.url} has no stream for {family(subject)}: set it up (deploy/fleet), or wait for its leader",
                           sent=False) from None
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
             denied = f" ({self._error})" if self._error else ""
             self._error = ""
             why = f" within {timeout_s:g} s" if isinstance(error, TimeoutError) else f": {_lost(error)}"
-            raise Trouble(f"{self.url or self._server.url} gives no answer for {_family(subject)}{denied}{why}") from None
+            raise Trouble(f"{self.url or self._server.url} gives no answer for {family(subject)}{denied}{why}") from None
 
     async def _while_connected(self, asking: Coroutine[Any, Any, Msg]) -> Msg:
         """The answer, if it comes before the connection ends: nats-py would wait on for one that cannot come."""
@@ -235,7 +213,7 @@ class Wire:
             Trouble: there is no answer.
         """
         msg = await self.request(f"$JS.API.{name}", b"" if body is None else json.dumps(body).encode())
-        return _answer(msg.data, name)
+        return read_answer(msg.data, name)
 
     async def store(self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None = None) -> bool:
         """Have a message stored once. False: this very one, by its id, was stored before.
@@ -245,7 +223,7 @@ class Wire:
             Trouble: it may be stored or not; the same call again finds out.
         """
         msg = await self.request(subject, data, headers={**self.msg_id(msg_id), **(headers or {})})
-        return not _answer(msg.data, _family(subject)).get("duplicate", False)
+        return not read_answer(msg.data, family(subject)).get("duplicate", False)
 
     async def last(self, stream: str, subject: str) -> bytes | None:
         """The last message there, None when there is none.
@@ -316,6 +294,7 @@ class Wire:
         from nats.errors import Error
 
         client = self._connected()
+        loop = asyncio.get_running_loop()
         answers: asyncio.Queue[Msg] = asyncio.Queue()
         try:
             box = client.new_inbox()
@@ -327,8 +306,13 @@ class Wire:
                 while found is None and (left_s := linger_s()) > 0 and not enough.is_set():
                     left_s = min(left_s, ROUND_S)
                     wanted = {"batch": 1, "expires": max(1, int(left_s * 1e9))}
+                    again_s = loop.time() + min(IMPATIENT_S, left_s)
                     found = await self._next(stream, consumer, box, answers, wanted, left_s + 1.0, enough)
                     found = None if found is TimeoutError else found
+                    if found is None:  # a server that did not wait as it was asked to is not asked in a busy loop
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout_at(again_s):
+                                await enough.wait()
             finally:
                 # no interest, then everything that was sent before: nothing is left lying with us unseen
                 # (a connection that ends meanwhile would have us wait for ever)
@@ -341,7 +325,7 @@ class Wire:
             raise Trouble(f"{self._server.url}: {_lost(error)}") from None
         while not isinstance(found, Delivery) and not answers.empty():
             with contextlib.suppress(Trouble):
-                found = _delivery(answers.get_nowait())
+                found = _as_delivery(answers.get_nowait())
         return found if isinstance(found, Delivery) else None
 
     async def _next(
@@ -359,7 +343,7 @@ class Wire:
         try:
             done, _ = await asyncio.wait({answer, stop}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if answer in done:
-                return _delivery(answer.result())
+                return _as_delivery(answer.result())
             return None if stop in done else TimeoutError
         finally:
             answer.cancel()
@@ -376,7 +360,7 @@ class Wire:
     def _in_words(self, error: Exception) -> str:
         if isinstance(error, ssl.SSLError) or (isinstance(error, OSError) and error.errno in errno.errorcode):
             return cause(error, self._server.knobs.ca)
-        return _short(str(error).removeprefix("nats: "))
+        return one_line(str(error).removeprefix("nats: "))
 
     def _deaf(self, _: asyncio.Task[None]) -> None:
         """Nobody reads any more: by a fault, nats-py ends that in silence."""
@@ -441,54 +425,5 @@ def _end(client: Client) -> None:
         client._transport.close()  # type: ignore[no-untyped-call]
 
 
-def _answer(data: bytes, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Trouble(f"the server answered {what} with something that is no answer of JetStream")
-    error = value.get("error")
-    if error is None:
-        return value
-    if not isinstance(error, dict):
-        raise Trouble(f"the server answered {what} with an error in words of its own")
-    text, code = _short(str(error.get("description", ""))), error.get("code")
-    if error.get("err_code") == LIMIT_OF_STREAM and PER_SUBJECT in text:
-        raise Exists(f"{what}: there is one already")
-    if code == 503:
-        raise Trouble(f"{what}: {text}")  # a full stream, no leader yet: it may do better soon
-    raise Refused(f"{what}: {text}", status=code if type(code) is int else 0)
-
-
-def _delivery(msg: Msg) -> Delivery | None:
-    """The message as a delivery; None for a word of the server's (nothing there, time over).
-
-    Raises:
-        Trouble: its word says that it will hand out nothing: the consumer is gone, or has another leader.
-    """
-    if not msg.reply:
-        headers = msg.headers or {}
-        if (status := headers.get("Status", NOTHING)) in (NOTHING, TIME_OVER):
-            return None
-        word = _short(f"{status} {headers.get('Description', '')}")
-        raise Trouble(f"the fleet hands out no work now: its server says {word}")
-    # $JS.ACK.<stream>.<consumer>.<count>.<sequence>..., or with domain and account before the stream
-    words = msg.reply.split(".")
-    at = 4 if len(words) == 9 else 6
-    try:
-        return Delivery(msg.data, msg.reply, int(words[at]), int(words[at + 1]))
-    except (IndexError, ValueError):
-        return None
-
-
-def _family(subject: str) -> str:
-    """The subject without what belongs to one task."""
-    if subject.startswith("$JS.ACK"):
-        return "an acknowledgement"
-    return ".".join(subject.split(".")[: 5 if subject.startswith("$JS") else 2])
-
-
-def _short(text: str) -> str:
-    """What a server said, in one line that does a terminal no harm."""
-    return "".join(char for char in " ".join(text.split()) if char.isprintable())[:MAX_WORDS]
+def _as_delivery(msg: Msg) -> Delivery | None:
+    return read_delivery(msg.data, msg.reply, msg.headers or {})

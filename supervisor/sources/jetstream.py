@@ -18,9 +18,10 @@ from typing import Any, Final
 from states.observation import Link
 from supervisor.clock import Clock
 from supervisor.fleet import layout, wire
+from supervisor.fleet.answers import Delivery, Exists, Refused
 from supervisor.fleet.forms import Poison, Result, decode_place, decode_task
 from supervisor.fleet.registry import entry
-from supervisor.fleet.wire import Delivery, Exists, Refused, Server, Wire
+from supervisor.fleet.wire import Server, Wire
 from supervisor.settings import Control
 from supervisor.sources import clean
 from supervisor.sources.base import Availability, Claim, Wake

@@ -11,7 +11,8 @@ from typing import Final
 from states.observation import Link
 from supervisor.clock import Clock
 from supervisor.fleet import wire
-from supervisor.fleet.wire import Delivery, Wire
+from supervisor.fleet.answers import Delivery
+from supervisor.fleet.wire import Wire
 from supervisor.sources.base import Claim
 from supervisor.sources.link import KeptLink
 from supervisor.sources.transport import Trouble

@@ -11,8 +11,9 @@ from typing import Final
 
 from states.observation import Link
 from supervisor.fleet import layout, wire
+from supervisor.fleet.answers import TOO_LARGE, Exists, Refused
 from supervisor.fleet.forms import Result
-from supervisor.fleet.wire import Exists, Refused, Wire
+from supervisor.fleet.wire import Wire
 from supervisor.sources.leases import Lease
 from supervisor.sources.link import KeptLink
 from supervisor.sources.transport import Trouble
@@ -163,7 +164,7 @@ class Results:
         """The fleet says no to this result for good: its reason is the outcome then. False: it was just that."""
         if outcome.replaced:
             return False
-        what = "result too large" if refused.status == wire.TOO_LARGE else "the fleet refused the result"
+        what = "result too large" if refused.status == TOO_LARGE else "the fleet refused the result"
         result, error = outcome.result, f"{what}: {refused.reason}"
         error = error if result.error is None else f"{result.error} ({error})"
         self._event("outcome-refused", task=result.id, type=result.type, reason=refused.reason)

@@ -11,8 +11,8 @@ from support.nats_rig import NatsServer, Operator, needs_server, operator, serve
 from support.rae_server import in_loop
 
 from supervisor.fleet import layout, submit
+from supervisor.fleet.answers import Refused
 from supervisor.fleet.forms import Result
-from supervisor.fleet.wire import Refused
 from supervisor.sources.base import Claim
 from supervisor.sources.transport import Trouble
 

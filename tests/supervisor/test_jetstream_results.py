@@ -12,8 +12,9 @@ from support.nats_rig import NatsServer, Operator, needs_server, node, operator,
 from support.rae_server import in_loop
 
 from supervisor.fleet import layout, wire
+from supervisor.fleet.answers import Refused
 from supervisor.fleet.setup import DEFINITIONS
-from supervisor.fleet.wire import Refused, Wire
+from supervisor.fleet.wire import Wire
 from supervisor.sources.transport import Trouble
 
 __all__ = ["server"]  # a fixture

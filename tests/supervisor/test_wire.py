@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from support.rae_server import in_loop, until
 from states.observation import Link
 from supervisor.fleet import layout
 from supervisor.fleet.access import AccessError, server_of
-from supervisor.fleet.wire import Refused, Server, Wire
+from supervisor.fleet.answers import Refused
+from supervisor.fleet.wire import Server, Wire
 from supervisor.sources.transport import Trouble
 
 __all__ = ["server"]  # a fixture
@@ -199,6 +201,19 @@ async def test_a_strange_answer_is_trouble_in_one_short_line(plain: NatsServer, 
             await wire.store("rae.results.x", b"{}", "x")
         assert len(trouble.value.reason) < 400
         assert trouble.value.reason.isprintable()
+
+
+@needs_server
+@pytest.mark.parametrize("status", ["404", "408"])
+@in_loop
+async def test_a_server_that_has_no_patience_is_no_busy_loop(plain: NatsServer, status: str) -> None:
+    """It answers at once that nothing came, though it was asked to wait."""
+    async with answering(plain, layout.next_subject("s", "c"), b"", {"Status": status}) as wire:
+        assert wire._client is not None
+        end_s = time.monotonic() + 1.5
+        found = await wire.pull("s", "c", linger_s=lambda: end_s - time.monotonic(), enough=asyncio.Event())
+        assert found is None
+        assert wire._client.stats["out_msgs"] < 10
 
 
 @needs_server
