@@ -74,7 +74,7 @@ class Held:
 
     async def outcome(self, code: str, **fields: Any) -> str | None:
         task = await self.start(code, **fields)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             await self.ended.wait()
         return task.error
 
@@ -86,9 +86,7 @@ async def limits(held: Held) -> dict[str, Any]:
     found["files"] = {name: held.file(task, name) for name in names}
     await task.stop(0)
     bomb = await held.start(BOMB, max_processes=1)
-    async with asyncio.timeout(60):
-        while int(held.file(bomb, "pids.current")) < 1024:
-            await asyncio.sleep(0.05)
+    async with asyncio.timeout(200):  # a thousand of them end too
         await held.ended.wait()
     found["bomb"] = [bomb.error, dict(bomb.result)]
     held.held.cpu_percent = 40.0

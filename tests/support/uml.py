@@ -31,7 +31,7 @@ def unavailable() -> str:
     return "" if shutil.which(KERNEL) else f"no {KERNEL} (apt-get install user-mode-linux)"
 
 
-def run(base: Path, *words: str, memory: str = "768M", timeout_s: float = 240.0) -> Any:
+def run(base: Path, *words: str, memory: str = "768M", timeout_s: float = 600.0) -> Any:
     """Boot it, run this Python program as root inside, and return the JSON document that it printed last.
 
     Args:
