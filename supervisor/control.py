@@ -1,7 +1,8 @@
 """The local control socket: one JSON line in, one JSON line out, then closed (R1: a unix socket, never a port).
 
 The daemon answers from what its last tick left behind; a command goes into its inbox. Peers are told by SO_PEERCRED:
-anybody on the machine may ask how the node is, only root, the node's own user and members of its group may say a word.
+anybody on the machine may ask how the node is, only root, the node's own user and members of its group may say a word. A
+task runs as the node's user, but speaks neither for the operator nor for the person.
 
 A first line with `tell` in place of `ask` opens a connection that stays: each further line is heard, none is answered.
 There is one such connection a user, the newest, and how much it may say is bounded; it can hold up only itself.
@@ -36,6 +37,7 @@ PATIENCE_S: Final = 0.05
 QUEUE: Final = 256
 MAX_TELLERS: Final = 64
 TELL_GAP_S: Final = 0.02  # between two lines that are heard: 50 a second
+NOT_A_TASK: Final = "a task may not say that"
 _SO_PEERGROUPS: Final = 59
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
@@ -67,7 +69,7 @@ class DaemonMute(Exception):
 
 class ControlServer:
     """Serves `handlers` by the name in `ask`; `words` are those that change something and need a permitted peer.
-    `hearings`, by the name in `tell`, are for those who stay."""
+    `hearings`, by the name in `tell`, are for those who stay. `barred` says of a pid that it has no word whoever it runs as."""
 
     def __init__(
         self,
@@ -75,11 +77,13 @@ class ControlServer:
         handlers: dict[str, Handler],
         words: frozenset[str],
         hearings: Mapping[str, Hearing] | None = None,
+        barred: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._path = path
         self._handlers = handlers
         self._words = words
         self._hearings = hearings or {}
+        self._barred = barred
         self._tellers: dict[int, asyncio.StreamWriter] = {}  # by uid
         self._heard: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None
@@ -173,6 +177,8 @@ class ControlServer:
                         await asyncio.sleep(0)
                         answer = self._answer(request, writer)
                     return await self._say(writer, answer)
+                if self._is_barred(writer):
+                    return await self._say(writer, self._envelope(False, error=NOT_A_TASK))
             self._leave(writer)
             await self._hear(hearing, request, reader, writer)
         except (TimeoutError, OSError, ValueError):
@@ -215,13 +221,19 @@ class ControlServer:
             if self._tellers.get(uid) is writer:
                 del self._tellers[uid]
 
+    def _is_barred(self, writer: asyncio.StreamWriter) -> bool:
+        return self._barred(_credentials(writer.get_extra_info("socket"))[0])
+
     def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
         name = request.get("ask")
         handler = self._handlers.get(name) if isinstance(name, str) else None
         if handler is None:
             return self._envelope(False, error=f"unknown question {name!r}")
-        if name in self._words and not permitted(writer.get_extra_info("socket")):
-            return self._envelope(False, error="only root, the node's user and members of its group may say that")
+        if name in self._words:
+            if not permitted(writer.get_extra_info("socket")):
+                return self._envelope(False, error="only root, the node's user and members of its group may say that")
+            if self._is_barred(writer):
+                return self._envelope(False, error=NOT_A_TASK)
         try:
             return self._envelope(True, **handler(request))
         except ValueError as error:
@@ -249,15 +261,20 @@ async def _line(reader: asyncio.StreamReader) -> dict[str, Any]:
     return request
 
 
+def _credentials(peer: socket.socket) -> tuple[int, int, int]:
+    """(pid, uid, gid) of whoever connected (SO_PEERCRED); the pid is 0 where it has none here."""
+    pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid, uid, gid
+
+
 def peer_uid(peer: socket.socket) -> int:
-    """Whose process is at the other end (SO_PEERCRED)."""
-    _pid, uid, _gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(uid)
+    """Whose process is at the other end."""
+    return _credentials(peer)[1]
 
 
 def permitted(peer: socket.socket) -> bool:
     """The peer is root, our own user, or a member of our group."""
-    _pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    _, uid, gid = _credentials(peer)
     if uid in (0, os.getuid()):
         return True
     try:

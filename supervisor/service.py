@@ -219,6 +219,7 @@ def _trouble(context: dict[str, Any]) -> str:
 
 def _server(daemon: Daemon, config: Config) -> ControlServer:
     from supervisor.control import SOCKET_NAME, ControlServer
+    from supervisor.executors import holds
 
     node = daemon.node
     handlers = {
@@ -228,7 +229,12 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
         "desktop": lambda _: node.senses.desktop.snapshot(),
     }
     hearings = {"presence": lambda uid, hang_up: node.senses.desktop.hearing(uid, hang_up)}
-    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), hearings)
+
+    def barred(pid: int) -> bool:
+        """It may be of our task: it descends from us, or has gone since it connected."""
+        return node.slot.tree is not None and holds.descends(pid, os.getpid()) is not False
+
+    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), hearings, barred)
 
 
 async def _listen(server: ControlServer, runtime: Path) -> None:
@@ -242,8 +248,11 @@ def _watch(folder: Path, wake: Any) -> Any:
     """Wake when a file of the folder changes; returns what ends the watch."""
     from inotify_simple import INotify, flags
 
-    inotify = INotify(nonblocking=True)
     loop = asyncio.get_running_loop()
+    try:
+        inotify = INotify(nonblocking=True)
+    except OSError:  # a user has few of them
+        return lambda: None
     try:
         changes = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.CREATE
         inotify.add_watch(str(folder), changes | flags.ATTRIB)

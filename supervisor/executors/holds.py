@@ -95,6 +95,18 @@ def descendants(root: int) -> list[Process]:
     return found
 
 
+def descends(pid: int, root: int) -> bool | None:
+    """Whether a process is below `root`, by its parents' parents; None: one of these is gone. A pid of 0 stands for a process
+    of another pid namespace than this one and those below it."""
+    while pid > 1:
+        if (process := look(pid)) is None:
+            return None
+        pid = process.ppid
+        if pid == root:
+            return True
+    return False
+
+
 def _children(pid: int) -> list[int]:
     """The direct children, by the kernel's own list. Raises FileNotFoundError where the kernel keeps none."""
     found: list[int] = []

@@ -59,6 +59,27 @@ for pid in (node, keeper):
             pass
 print(json.dumps({"traced": traced, "signalled": signalled}))
 """
+# It runs as the node's user, who may say these words; what it asks as anybody may is answered.
+SPEAK = """
+import json, os, socket
+def word(**said):
+    peer = socket.socket(socket.AF_UNIX)
+    peer.connect("../../run/control.sock")
+    peer.sendall(json.dumps({"v": 1, **said}).encode() + b"\\n")
+    answer = json.loads(peer.makefile().readline())
+    return answer.get("error", "") or answer["ok"]
+over, alive = os.pipe()
+if os.fork():
+    os.close(alive); os.read(over, 1); os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+session = {"id": "1", "source": "made up", "idle": 1e6, "inhibitors": [], "why": ""}
+print(json.dumps({
+    "pause": word(ask="pause"), "resume": word(ask="resume"),
+    "tell": word(tell="presence", sessions=[session], terminals=None), "status": word(ask="status"),
+}))
+"""
+REFUSED = "a task may not say that"
 KINDS: dict[str, tuple[str, dict[str, Any], str | None, Any]] = {
     # what it does, its settings, the error's beginning (None: it succeeds), its result (None: not looked at)
     "double_fork": ("import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(1000)\n    os._exit(0)\n"
@@ -77,7 +98,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str | None, Any]] = {
                    "time.sleep(1000)", {"max_memory_gb": 0.1}, "limit: memory ", None),
     "disk_hog": ("f = open('big', 'wb')\nfor _ in range(60): f.write(b'x' * (1 << 20))\nf.flush(); time.sleep(1000)",
                  {"max_disk_gb": 0.03}, "limit: disk ", None),
-    "many_files": ("import os\nfor n in range(4000):\n    if n % 1000 == 0: os.makedirs(f'd{n}/' + 'e/' * 50, 0)\n"
+    "many_files": ("import os\nfor n in range(10_000):\n    if n % 1000 == 0: os.makedirs(f'd{n}/' + 'e/' * 50, 0)\n"
                    "    open(f'f{n}', 'w').close()\nprint('{}')", {}, None, {}),
     "nul": ("import os\nos.write(1, b'{\"a\": \"x' + bytes([92]) + b'u0000y\"}')", {}, None, {"a": "x\ufffdy"}),
     "raw_nul": ("import os\nos.write(1, b'{\"a\": \"x\\x00y\"}')", {}, "result: not a JSON object: ", None),
@@ -87,6 +108,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], str | None, Any]] = {
     "stops_itself": ("import os\nos.kill(os.getpid(), 19)", {"timeout_minutes": 0.02}, "timeout: ", None),
     "closes_stdin": ("import os\nos.close(0); time.sleep(0.1); print('{}')", {}, None, {}),
     "attacks_the_node": (ATTACK, {}, None, {"traced": [-1, -1], "signalled": 0}),
+    "speaks_for_others": (SPEAK, {}, None, {"pause": REFUSED, "resume": REFUSED, "tell": REFUSED, "status": True}),
     "kills_itself": ("import os\nos.kill(os.getpid(), 9)", {}, "signal: 9 (SIGKILL)", None),
 }  # fmt: skip
 

@@ -187,6 +187,35 @@ def test_supplementary_groups_count(tmp_path: Path, groups: list[int], may: bool
 
 
 @in_loop
+async def test_who_is_barred_has_no_word_whoever_it_runs_as(tmp_path: Path) -> None:
+    heard: list[dict[str, Any]] = []
+
+    class Ear:
+        def hear(self, message: dict[str, Any]) -> None:
+            heard.append(message)
+
+        def gone(self) -> None:
+            pass
+
+    for barred in (True, False):
+        server = ControlServer(
+            tmp_path / "control.sock", {"status": status, "pause": pause}, frozenset({"pause"}),
+            {"presence": lambda *_: (Ear(), {})}, lambda pid, barred=barred: pid == os.getpid() and barred,
+        )  # fmt: skip
+        await server.start()
+        answers = {}
+        for word in ("ask status", "ask pause", "tell presence"):
+            kind, name = word.split()
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "control.sock")
+            writer.write(json.dumps({"v": PROTOCOL, kind: name}).encode() + b"\n")
+            answers[word] = json.loads(await reader.readline())["ok"]
+            writer.close()
+        await server.stop()
+        assert answers == {"ask status": True, "ask pause": not barred, "tell presence": not barred}
+        assert len(heard) == (not barred)
+
+
+@in_loop
 async def test_a_crowd_that_asks_is_answered(tmp_path: Path) -> None:
     async with serving(tmp_path) as path:
         answers = await asyncio.gather(*(say(path, asked()) for _ in range(50)))
