@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -153,19 +154,17 @@ def as_nobody(say: Callable[[], str]) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # the child asks once, and is gone
-def test_who_may_not_speak_is_told_so_and_gets_the_status(tmp_path: Path) -> None:
+def test_who_may_not_speak_is_told_so_and_gets_the_status() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
-    folder = NodeFolder.make(tmp_path)
-    for place in (tmp_path, *tmp_path.parents):
-        if not place.stat().st_mode & 1:
-            place.chmod(0o711)
-    with daemon(folder) as node:
+    # not in tmp_path: each start of pytest closes the folder above it to others
+    with tempfile.TemporaryDirectory() as base, daemon(NodeFolder.make(Path(base))) as node:
+        Path(base).chmod(0o711)
         node.wait_up()
         assert as_nobody(node.state) in ("DISABLED", "IDLE_WAIT", "READY")
         assert "only root, the node's user and members of its group" in as_nobody(lambda: node.ask("pause")["error"])
         assert node.ask()["paused_until"] is None
-        os.chmod(tmp_path / "run/control.sock", 0o600)
+        os.chmod(Path(base, "run/control.sock"), 0o600)
         assert as_nobody(lambda: node.ask()["status"]).startswith("DaemonMute: the daemon cannot be asked at ")
         assert as_nobody(lambda: node.ask()["status"]).endswith("Permission denied")
 

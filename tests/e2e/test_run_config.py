@@ -95,7 +95,8 @@ def test_switched_off_in_the_file_and_on_again_by_sighup(tmp_path: Path) -> None
 
 def test_without_inotify_a_change_is_seen_at_the_next_look(tmp_path: Path) -> None:
     """A user has some hundred of them; another program may hold them all."""
-    none_left = ["unshare", "--user", "--map-root-user", "sh", "-c", 'echo 0 >/proc/sys/user/max_inotify_instances; exec "$@"', "-"]
+    spent = "echo 0 >/proc/sys/user/max_inotify_instances"
+    none_left = ["unshare", "--user", "--map-root-user", "sh", "-c", f'{spent}; exec "$@"', "-"]
     if subprocess.run([*none_left, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no user namespace can be made here")
     with control_node() as control, daemon(NodeFolder.make(tmp_path, control.url), argv=(*none_left, *RAE_NODE, "run")) as node:

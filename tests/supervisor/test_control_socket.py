@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -168,11 +169,11 @@ def test_a_client_that_is_let_go_unheard_asks_again(tmp_path: Path) -> None:
     [([], False), ([7], False), ([os.getgid()], True), ([*range(60000, 60200), os.getgid()], True)],
     ids=["no group", "another", "ours", "ours among many"],
 )
-def test_supplementary_groups_count(tmp_path: Path, groups: list[int], may: bool) -> None:
-    path = tmp_path / "s"
-    for place in (tmp_path, *tmp_path.parents):
-        place.chmod(place.stat().st_mode | 0o011)  # who is in a folder's group is not among the others
-    with socket.socket(socket.AF_UNIX) as server:
+def test_supplementary_groups_count(groups: list[int], may: bool) -> None:
+    # not in tmp_path: each start of pytest closes the folder above it to others
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
+        path = Path(folder, "s")
+        path.parent.chmod(0o711)
         server.bind(str(path))
         path.chmod(0o666)
         server.listen()
