@@ -86,12 +86,15 @@ def unblock(o: Observation, m: Memory, lim: Limits) -> str:
     hints = {
         "automation_on": _switch_on(first),
         "user_away": "make the person's signs readable: " + first.reason,
-        "gpu_free": "free the GPU: " + first.reason,
+        "gpu_free": "free the GPU: " + first.reason + (_NOT_FOREIGN if first.unit == "processes" else ""),
         "cpu_free": "let the CPU load of others fall: " + first.reason,
         "host_fit": "mend the host: " + first.reason,
         "task_gone": ("free the GPU: " if first.value == "held" else "end the task's last process: ") + first.reason,
     }
     return hints.get(first.name, first.reason)
+
+
+_NOT_FOREIGN = "; what is RAE's, or only draws the desktop, is named in gpu.own_processes and gpu.display_servers (node.yaml)"
 
 
 def _switch_on(verdict: Verdict) -> str:

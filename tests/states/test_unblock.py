@@ -45,6 +45,7 @@ def off(reason: str, source: str, until_s: float | None = None) -> Observation:
         (WAITS, free(person=None), "make the person's signs readable: user unknown: as planned"),
         (WAITS, free(person=Person(NOW), cpu=Cpu(99.0)), "let the CPU load of others fall: "),
         (WAITS, free(gpu=Gpu(99.0, 1.0)), "free the GPU: GPU at 99 %"),
+        (WAITS, free(gpu=Gpu(4.0, 1.0, 2)), "free the GPU: GPU used by 2 processes not RAE's; what is RAE's, or only draws"),
         (WAITS, free(host=Host(False, reason="on battery")), "mend the host: host unfit: on battery"),
         (replace(WAITS, cooldown_from_s=NOW - 60), free(), "wait 14 min (safety.cooldown_minutes)"),
         (READY, free(), "nothing blocks it, it waits for a task"),
