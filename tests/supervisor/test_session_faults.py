@@ -143,7 +143,7 @@ def test_without_inotify_the_daemon_is_tried_again_after_a_while(
         telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, said.append).run())
         await eventually(lambda: said, "a word")
         server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
-        await asyncio.wait_for(heard.wait(), 10)
+        await asyncio.wait_for(heard.wait(), 30)
         telling.cancel()
         await asyncio.gather(telling, return_exceptions=True)
         server.close()
