@@ -283,7 +283,7 @@ class Bridge:
                 await self._api.result(result.id, clean.encode(body))
             except Trouble as trouble:
                 if not lasting(trouble):
-                    if trouble.status != 500 or not await self._sound():
+                    if trouble.status != 500 or not await self._api.takes_heartbeat(self._availability):
                         raise
                     refusals += 1
                     if refusals < REFUSALS:
@@ -298,14 +298,6 @@ class Bridge:
                 continue
             self._say(f"{result.id}: {result.status}, by {result.node or 'nobody'}")
             return
-
-    async def _sound(self) -> bool:
-        """Whether the control node takes a heartbeat right now: then it is the result that it cannot take."""
-        try:
-            await self._api.heartbeat(self._availability)
-        except Trouble:
-            return False
-        return True
 
     async def _settled(self, task_id: str) -> None:
         self._on_the_way.pop(task_id, None)

@@ -107,6 +107,14 @@ class RaeApi:
         if not isinstance(await self._call("heartbeat", "POST", paths.heartbeat, body, max_bytes=SMALL_BYTES), dict):
             raise self._malformed("heartbeat")
 
+    async def takes_heartbeat(self, availability: Availability) -> bool:
+        """Whether the server takes a heartbeat right now: if so, it is what else it refuses that it cannot take."""
+        try:
+            await self.heartbeat(availability)
+        except Trouble:
+            return False
+        return True
+
     async def poll(self) -> dict[str, Any] | None:
         """Ask for a task; None: there is none. The server has handed it out even if the answer is lost on the way.
 

@@ -169,11 +169,7 @@ class RaeHttp(LinkedSource):
 
     async def _sound(self) -> bool:
         """Whether the server takes a heartbeat right now."""
-        try:
-            await self._api.heartbeat(self._availability)
-        except Trouble:
-            return False
-        return True
+        return await self._api.takes_heartbeat(self._availability)
 
     # --- the poll
 

@@ -108,6 +108,23 @@ def source(reading: str, idle_s: float | None, present: bool | None = False) -> 
     return {"source": "input", "reading": reading, "present": present, "idle_s": idle_s, "age_s": 0.0, "quality": "event"}
 
 
+def beside_a_node(folder: Path, told: Any, **presence: bool) -> checks.Check:
+    """check-user while a node runs whose `status` tells of `told`; but for terminals no source of its own."""
+    node = {"presence": {"sessions": False, "input": "off", **presence}, "gpu": {"presence": "none"}}
+    config = load(NodeFolder.make(folder / "n", runtime=WATCHED, node=node).path)
+    config.paths.runtime.mkdir()
+
+    async def look() -> checks.Check:
+        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda _: {"presence": told}}, frozenset())
+        await server.start()
+        try:
+            return await checks.check_user(config)
+        finally:
+            await server.stop()
+
+    return asyncio.run(look())
+
+
 WATCHED = {"safety": {"detect_active_user": True, "idle_required_minutes": 1}}
 PAD = source("user active on gamepad 'Pad' (event7)", 2.0)
 REMEMBERED = "user active on gamepad 'Pad' (event7), as the running node has seen"
@@ -131,38 +148,13 @@ def test_what_the_running_node_has_seen_counts_in_one_look(
     (tmp_path / "dev/pts").mkdir(parents=True)
     terminals: Callable[[Clock], Terminals] = lambda clock: Terminals(clock, tmp_path / "dev")  # noqa: E731 - typed
     monkeypatch.setattr(senses, "Terminals", terminals)
-    node = {"presence": {"sessions": False, "input": "off"}, "gpu": {"presence": "none"}}
-    config = load(NodeFolder.make(tmp_path / "n", runtime=WATCHED, node=node).path)
-    config.paths.runtime.mkdir()
-
-    async def look() -> checks.Check:
-        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda _: {"presence": told}}, frozenset())
-        await server.start()
-        try:
-            return await checks.check_user(config)
-        finally:
-            await server.stop()
-
-    check = asyncio.run(look())
+    check = beside_a_node(tmp_path, told)
     assert check.safe is not bool(reason), check
     assert [line[: len(reason)] for line in check.reasons] == ([reason] if reason else [])
 
 
 def test_no_running_node_opens_eyes(tmp_path: Path) -> None:
     """With no source of presence of its own a look stays blind, whatever is remembered."""
-    node = {"presence": {"sessions": False, "terminals": False, "input": "off"}, "gpu": {"presence": "none"}}
-    config = load(NodeFolder.make(tmp_path / "n", runtime=WATCHED, node=node).path)
-    config.paths.runtime.mkdir()
-
-    async def look() -> checks.Check:
-        away = {"presence": [source("user active on pts/3", 1e6)]}
-        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda _: away}, frozenset())
-        await server.start()
-        try:
-            return await checks.check_user(config)
-        finally:
-            await server.stop()
-
-    check = asyncio.run(look())
+    check = beside_a_node(tmp_path, [source("user active on pts/3", 1e6)], terminals=False)
     assert not check.safe
     assert "no source of presence is switched on" in check.reasons[0]
