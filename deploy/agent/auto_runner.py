@@ -15,4 +15,4 @@ PYTHON = next((root.resolve() / "bin" / "python" for root in ROOTS if (root / "b
 if PYTHON is None:
     print("auto_runner.py: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)
     sys.exit(1)
-os.execv(PYTHON, [str(PYTHON), "-I", "-m", "supervisor.service", "--unattended", *sys.argv[1:]])
+os.execv(PYTHON, [str(PYTHON), "-I", "-m", "supervisor.daemon.main", "--unattended", *sys.argv[1:]])

@@ -15,4 +15,4 @@ PYTHON = next((root.resolve() / "bin" / "python" for root in ROOTS if (root / "b
 if PYTHON is None:
     print("DO NOT RUN: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)
     sys.exit(1)
-os.execv(PYTHON, [str(PYTHON), "-I", "-m", "supervisor.checks", "gpu", *sys.argv[1:]])
+os.execv(PYTHON, [str(PYTHON), "-I", "-m", "supervisor.tools.doctor.one_look", "gpu", *sys.argv[1:]])

@@ -29,8 +29,8 @@ def bridge(
 
     Exit 0: it was told to stop. 1: a fault of its own.
     """
-    from supervisor.fleet.access import AccessError, server_of
-    from supervisor.fleet.bridge import main
+    from supervisor.sources.nats.admin.access import AccessError, server_of
+    from supervisor.sources.nats.admin.bridge import main
 
     settings = configuration(config)
     if settings.node.control.source == "nats":

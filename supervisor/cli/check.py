@@ -29,6 +29,6 @@ def check_gpu(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 
 def _answer(which: str, folder: Path | None, as_json: bool) -> None:
-    from supervisor.checks import answer
+    from supervisor.tools.doctor.one_look import answer
 
     raise typer.Exit(answer(which, given(folder), as_json=as_json))

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from supervisor import stdout
+from supervisor.linux import console as stdout
 
 if TYPE_CHECKING:
-    from supervisor.config import Config
+    from supervisor.config.load import Config
 
 
 ANSWER_S = 5.0  # what a daemon may take
@@ -99,7 +99,7 @@ def document(value: Any) -> None:
 
 def configuration(folder: Path | None) -> Config:
     """The sound configuration, or exit 2 with a line for each error."""
-    from supervisor.config import ConfigErrors, find_folder, load
+    from supervisor.config.load import ConfigErrors, find_folder, load
 
     try:
         return load(find_folder(given(folder)))
@@ -109,8 +109,8 @@ def configuration(folder: Path | None) -> Config:
 
 def runtime_folder(folder: Path | None) -> Path:
     """Where the daemon's socket is. Also with a broken configuration the daemon lives on, and is to be asked why."""
-    from supervisor.config import find_folder
-    from supervisor.salvage import salvage
+    from supervisor.config.fallback import salvage
+    from supervisor.config.load import find_folder
 
     place = find_folder(given(folder))
     if not place.is_dir():
@@ -132,7 +132,7 @@ def hear(runtime: Path, name: str, timeout_s: float = ANSWER_S, **fields: Any) -
     Raises:
         NoAnswer: there is none.
     """
-    from supervisor.control import DaemonDown, DaemonMute, ask
+    from supervisor.linux.control_socket import DaemonDown, DaemonMute, ask
 
     try:
         answer = ask(runtime, name, timeout_s, **fields)

@@ -27,7 +27,7 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Exit 0: sound. 1: sound, but with these settings the node can never become READY. 2: an error.
     """
-    from supervisor.config import unreachable
+    from supervisor.config.load import unreachable
 
     found = configuration(config)
     never = unreachable(found)
@@ -50,6 +50,6 @@ def schema(
 
     For editors. Example: `rae-node config schema node > node.schema.json`.
     """
-    from supervisor.config import schema as schema_of
+    from supervisor.config.load import schema as schema_of
 
     document(schema_of(which.value))

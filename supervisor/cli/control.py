@@ -24,6 +24,6 @@ def control(
 
     Exit 0: it was told to stop. 1: it cannot listen there.
     """
-    from supervisor.embedded.control_node import main
+    from supervisor.tools.demo.control_node.main import main
 
     raise typer.Exit(main(listen, requeue_after))

@@ -13,8 +13,8 @@ from supervisor.cli.common import ConfigOption, Exit, a_number, leave
 from supervisor.cli.status import MARK
 
 if TYPE_CHECKING:
-    from supervisor.daemon import Daemon
-    from supervisor.demo import Summary
+    from supervisor.daemon.loop import Daemon
+    from supervisor.tools.demo.demo import Summary
 
 
 def demo(
@@ -30,7 +30,7 @@ def demo(
 
     Exit 0: every task is done and every state was seen. 1: not so.
     """
-    from supervisor.demo import Demo
+    from supervisor.tools.demo.demo import Demo
 
     live = _Live() if sys.stdout.isatty() else None
     say = live.say if live else _print

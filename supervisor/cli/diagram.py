@@ -13,7 +13,7 @@ from supervisor.cli.common import ConfigOption, Exit, ask_daemon, leave
 
 if TYPE_CHECKING:
     from states.memory import State
-    from supervisor.offline.traffic import Traffic
+    from supervisor.tools.history.row_counts import Traffic
 
 
 class Format(StrEnum):
@@ -42,7 +42,7 @@ def diagram(
     Exit 1: it cannot be drawn or written. 2: a wrong state, or no journal. With --highlight alone, 3: the daemon is not
     running, 4: it does not answer.
     """
-    from supervisor.offline.diagram import DiagramError, Layer, render
+    from supervisor.tools.history.diagram import DiagramError, Layer, render
 
     try:
         drawn = render(form.value, Layer(_now(highlight, state, config), _counted(logs)))
@@ -74,7 +74,7 @@ def _now(highlight: bool, word: str, config: Path | None) -> State | None:
 
 
 def _counted(logs: list[Path] | None) -> Traffic | None:
-    from supervisor.offline.traffic import TrafficError, count
+    from supervisor.tools.history.row_counts import TrafficError, count
 
     if not logs:
         return None

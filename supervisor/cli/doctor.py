@@ -10,7 +10,7 @@ import typer
 from supervisor.cli.common import ConfigOption, Exit, JsonOption, document, given
 
 if TYPE_CHECKING:
-    from supervisor.offline.report import Check
+    from supervisor.tools.doctor.report import Check
 
 
 def report(config: ConfigOption = None, json: JsonOption = False) -> None:
@@ -21,7 +21,7 @@ def report(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Exit 0: READY. 1: NOT READY.
     """
-    from supervisor.offline import report as words
+    from supervisor.tools.doctor import report as words
 
     checks = _checks(config)
     document(words.report_dict(checks)) if json else print(words.report(checks))
@@ -36,8 +36,8 @@ def verify(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Exit 0: Verdict: PASS. 1: FAIL.
     """
-    from supervisor.doctor import heading
-    from supervisor.offline import report as words
+    from supervisor.tools.doctor import report as words
+    from supervisor.tools.doctor.doctor import heading
 
     checks = _checks(config)
     document(words.verify_dict(checks, *heading())) if json else print(words.verify(checks, *heading()))
@@ -52,7 +52,7 @@ def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Exit 0: nothing failed. 1: something did.
     """
-    from supervisor.offline import report as words
+    from supervisor.tools.doctor import report as words
 
     checks = _checks(config)
     document([check.as_dict() for check in checks]) if json else print(words.doctor(checks))
@@ -62,7 +62,7 @@ def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
 def _checks(folder: Path | None) -> list[Check]:
     import asyncio
 
-    from supervisor.config import find_folder
-    from supervisor.doctor import examine
+    from supervisor.config.load import find_folder
+    from supervisor.tools.doctor.doctor import examine
 
     return asyncio.run(examine(find_folder(given(folder)).absolute()))

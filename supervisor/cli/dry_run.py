@@ -12,8 +12,8 @@ def dry_run(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Exit 1 when one comes out otherwise than required.
     """
-    from supervisor.offline.dryrun import as_table
-    from supervisor.offline.dryrun import dry_run as cases_of
+    from supervisor.tools.history.dry_run import as_table
+    from supervisor.tools.history.dry_run import dry_run as cases_of
 
     cases = cases_of(configuration(config).limits)
     wrong = [case for case in cases if case.allowed != case.required]

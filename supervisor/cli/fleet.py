@@ -37,10 +37,10 @@ def at_the_fleet(
     work: Callable[[Any], Awaitable[T]], server: str | None, user: str | None, password: Path | None, ca_file: Path | None
 ) -> T:
     """Do it with a connection; exits 3 when no server is there, 4 when it is mute, 1 when it refuses, 2 on wrong options."""
-    from supervisor.fleet.access import AccessError, server_of
-    from supervisor.fleet.answers import Refused
-    from supervisor.fleet.wire import Wire
-    from supervisor.sources.transport import Trouble
+    from supervisor.sources.nats.admin.access import AccessError, server_of
+    from supervisor.sources.nats.connection import Wire
+    from supervisor.sources.nats.errors import Refused
+    from supervisor.sources.rae.transport import Trouble
 
     try:
         place = server_of(server, user, password, ca_file)
@@ -81,7 +81,7 @@ def fleet(
 
     Exit 1: the server refuses. Exit 3: no server can be reached. Exit 4: it does not answer.
     """
-    from supervisor.fleet.overview import overview, screen
+    from supervisor.sources.nats.admin.overview import overview, screen
 
     async def look(wire: Any) -> None:
         live = sys.stdout.isatty() and watch and not json

@@ -19,7 +19,7 @@ if sys.excepthook is sys.__excepthook__:
 
 import typer  # noqa: E402
 
-from supervisor import stdout  # noqa: E402
+from supervisor import VERSION  # noqa: E402
 from supervisor.cli.bridge import bridge  # noqa: E402
 from supervisor.cli.check import check_gpu, check_user  # noqa: E402
 from supervisor.cli.common import ConfigOption, Exit, err, remember  # noqa: E402
@@ -41,7 +41,7 @@ from supervisor.cli.timeline import timeline  # noqa: E402
 from supervisor.cli.top import top  # noqa: E402
 from supervisor.cli.whatif import whatif  # noqa: E402
 from supervisor.cli.why import why  # noqa: E402
-from supervisor.version import VERSION  # noqa: E402
+from supervisor.linux import console as stdout  # noqa: E402
 
 # typer's own name for wrong usage is private, one of its kinds is not.
 UsageError: Any = typer.BadParameter.__base__

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from supervisor.version import VERSION
+from supervisor import VERSION
 
 
 def page() -> str:

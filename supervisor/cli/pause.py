@@ -48,7 +48,7 @@ def resume(config: ConfigOption = None) -> None:
 
 def end_of(words: list[str], now: float) -> float | None:
     """The end in seconds since the epoch; None: no end. A time of day that has passed is tomorrow's."""
-    from supervisor.will import LONGEST_S, YEAR_S
+    from supervisor.daemon.automation import LONGEST_S, YEAR_S
 
     text = " ".join(words)
     if not text:

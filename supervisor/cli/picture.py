@@ -13,7 +13,7 @@ def write_picture(out: Path, draw: Callable[[bool], str], zoom: float = 2.0) -> 
     if out.suffix.lower() != ".png":
         write_file(out, draw(True).encode())
         return
-    from supervisor.offline.raster import PictureError, rasterise
+    from supervisor.tools.history.svg_to_png import PictureError, rasterise
 
     try:
         content = rasterise(draw(False), zoom)

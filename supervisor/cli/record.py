@@ -32,7 +32,7 @@ def record(
 
     Exit 0: written. 2: there is nothing in the span, a journal cannot be read, or FILE cannot be written.
     """
-    from supervisor.offline.record import RecordError, cut
+    from supervisor.tools.history.record import RecordError, cut
 
     begin, end = _time(since, "--from"), _time(until, "--to")
     if end < begin:

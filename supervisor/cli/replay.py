@@ -19,7 +19,7 @@ def replay(
 
     Exit 0: all as expected. 1: the first difference of each is shown. 2: one cannot be read.
     """
-    from supervisor.offline.replay import answer, as_json, errors, exit_code, replay_files
+    from supervisor.tools.history.replay import answer, as_json, errors, exit_code, replay_files
 
     reports = replay_files(files)
     if json:

@@ -23,7 +23,7 @@ def run(
 
     Exit 0: it was told to stop. 1: it cannot run here, or another one does. 2: the configuration is broken.
     """
-    from supervisor.config import find_folder
-    from supervisor.service import serve
+    from supervisor.config.load import find_folder
+    from supervisor.daemon.main import serve
 
     raise typer.Exit(Exit(serve(find_folder(given(config)), unattended=unattended)))

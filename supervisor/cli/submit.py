@@ -39,8 +39,8 @@ def submit(
     Exit 1: a task failed, --timeout is over, or the server refuses. Exit 3: no server can be reached. Exit 4: it does not
     answer.
     """
-    from supervisor.fleet import submit as fleet
-    from supervisor.sources.transport import Trouble
+    from supervisor.sources.nats.admin import submit as fleet
+    from supervisor.sources.rae.transport import Trouble
 
     try:
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()

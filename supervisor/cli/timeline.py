@@ -31,7 +31,7 @@ def timeline(
 
     Exit 0: drawn. 2: nothing to draw, a journal cannot be read, or FILE cannot be written.
     """
-    from supervisor.offline.timeline import TimelineError, load
+    from supervisor.tools.history.timeline.timeline import TimelineError, load
 
     if out is not None and out.suffix.lower() not in FORMS:
         leave(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in {', '.join(FORMS)}")
@@ -42,18 +42,18 @@ def timeline(
     except OSError as error:
         leave(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
     if out is not None and out.suffix.lower() == ".html":
-        from supervisor.offline.timeline_html import page
+        from supervisor.tools.history.timeline.html import page
 
         write_file(out, page(told).encode())
         return
     if out is not None:
-        from supervisor.offline.timeline_svg import picture
+        from supervisor.tools.history.timeline.svg import picture
 
         write_picture(out, lambda dark: picture(told, dark), 2.0 if len(told.days()) <= 10 else 1.5)
         return
     from rich.console import Console
 
-    from supervisor.offline.timeline_text import lines
+    from supervisor.tools.history.timeline.terminal import lines
 
     console = Console(highlight=False, width=shutil.get_terminal_size().columns)  # of a dumb terminal too
     for line in lines(told, console.width):

@@ -20,7 +20,7 @@ MAX_STEPS = 200
 
 def _setting(name: str) -> str:
     """The whole name of a setting that can be asked about."""
-    from supervisor.offline.record import SETTINGS
+    from supervisor.tools.history.record import SETTINGS
 
     known = next((full for full in SETTINGS if name in (full, full.partition(".")[2])), None)
     if known is None:
@@ -30,8 +30,8 @@ def _setting(name: str) -> str:
 
 def _with(limits: Limits, name: str, value: str) -> Limits:
     """`limits` with one setting changed, judged by the rules of the files."""
-    from supervisor.offline.record import SETTINGS
-    from supervisor.offline.script import ScriptError, parse
+    from supervisor.tools.history.record import SETTINGS
+    from supervisor.tools.history.script import ScriptError, parse
 
     known = _setting(name)
     text = f"replay: 1\nsettings: {{{known}: {value}}}\nsteps: [{{at: 0s, expect: {{state: DISABLED}}}}]\n"
@@ -83,7 +83,7 @@ def whatif(
     """
     if out is not None and out.suffix.lower() not in (".svg", ".png"):
         leave(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in .svg or .png")
-    from supervisor.offline.whatif import WhatIfError, as_json, as_rows, live, load
+    from supervisor.tools.history.whatif import WhatIfError, as_json, as_rows, live, load
 
     try:
         past = load(logs or [configuration(config).paths.logs])
@@ -105,8 +105,8 @@ def whatif(
         asked = {f"{name}={value}": _with(after, name, value) for value in values}
     results = {name: live(past, limits, task_minutes * 60) for name, limits in asked.items()}
     if out is not None:
-        from supervisor.offline.record import SETTINGS
-        from supervisor.offline.whatif_svg import Swept, picture
+        from supervisor.tools.history.record import SETTINGS
+        from supervisor.tools.history.whatif_svg import Swept, picture
 
         swept, told = None, f"tasks of {task_minutes:g} min, always there; {', '.join(changes or ())}".rstrip("; ")
         if sweep:

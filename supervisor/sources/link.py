@@ -9,9 +9,9 @@ from typing import Final
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never
 
 from states.observation import Link
-from supervisor.clock import Clock
+from supervisor.linux.clock import Clock
 from supervisor.sources.backoff import Backoff
-from supervisor.sources.transport import Trouble
+from supervisor.sources.rae.transport import Trouble
 
 Connect = Callable[[], Awaitable[None]]
 CONNECTING: Final = "connecting"

@@ -44,7 +44,7 @@ async def bench(rounds: int) -> int:
         env["RAE_NODE_CONFIG"] = str(config)
         own = [sys.executable, "-I"]
         daemon = subprocess.Popen(
-            [*own, "-m", "supervisor.service", "--config", str(config)], env=env, stderr=subprocess.DEVNULL
+            [*own, "-m", "supervisor.daemon.main", "--config", str(config)], env=env, stderr=subprocess.DEVNULL
         )
         stack.callback(daemon.wait)
         stack.callback(daemon.terminate)

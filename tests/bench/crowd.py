@@ -58,8 +58,8 @@ async def probe(note: Path) -> None:
 
 def serve(folder: Path) -> int:
     """The daemon, with the probe in its loop."""
-    from supervisor import service
-    from supervisor.daemon import Daemon
+    from supervisor.daemon import main as service
+    from supervisor.daemon.loop import Daemon
 
     real = Daemon.run
 

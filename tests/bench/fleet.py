@@ -37,13 +37,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support.fleet_rig import KIND, Log, Member, configs
 from support.nats_rig import NatsServer, nats_cluster, nats_server, operator
 
-from supervisor import daemon as loop_module
-from supervisor.fleet import layout
-from supervisor.fleet.overview import overview
-from supervisor.fleet.submit import submit
-from supervisor.fleet.wire import Wire
+from supervisor.daemon import loop as loop_module
 from supervisor.sources.base import Claim
-from supervisor.sources.transport import Trouble
+from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats.admin.overview import overview
+from supervisor.sources.nats.admin.submit import submit
+from supervisor.sources.nats.connection import Wire
+from supervisor.sources.rae.transport import Trouble
 
 LEASE_S: Final = 10.0  # as shipped
 AWAY_S: Final = 27.0  # on average, between two visits of a person

@@ -187,7 +187,7 @@ async def stage() -> AsyncIterator[Stage]:
                 await asyncio.sleep(0.05)
             shutil.copy(ROOT / "config" / "runtime.yaml", folder / "runtime.yaml")
             (folder / "node.yaml").write_text(NODE.format(url=said.partition("\n")[0]))
-            yield Stage(folder, env, [*run, "supervisor.service", "--unattended", "--config", str(folder)], logind)
+            yield Stage(folder, env, [*run, "supervisor.daemon.main", "--unattended", "--config", str(folder)], logind)
 
 
 async def bench(seconds: float) -> int:

@@ -97,7 +97,7 @@ async def watch(seconds: float, settled_s: float = SETTLED_S) -> tuple[dict[str,
         runtime.mkdir()
         idle.logind.sessions["/org/freedesktop/login1/session/_3"] = session(User=(os.getuid(), "/u"))
         alone = by_itself()
-        agent = [*alone, sys.executable, "-I", "-m", "supervisor.agents.session", "--config", str(idle.folder)]
+        agent = [*alone, sys.executable, "-I", "-m", "supervisor.sensors.session_agent.agent", "--config", str(idle.folder)]
         env = {**idle.env, "XDG_RUNTIME_DIR": str(runtime)}
         with (
             PrivateBus(runtime) as bus,

@@ -24,7 +24,9 @@ from support import weeks
 from support.bench import Row, verdict
 from support.stories import zone
 
-from supervisor.offline import timeline, timeline_html, whatif
+from supervisor.tools.history import whatif
+from supervisor.tools.history.timeline import html as timeline_html
+from supervisor.tools.history.timeline import timeline
 
 RAE_NODE = (sys.executable, "-m", "supervisor.cli.main")
 

@@ -41,16 +41,16 @@ from states.lifecycle import Lifecycle
 from states.limits import Limits
 from states.memory import Memory, State
 from states.observation import Automation, Cpu, Gpu, Host, Reading, TaskPhase
-from supervisor.clock import SystemClock
-from supervisor.effects.workdir import Workdir
-from supervisor.executors.command import CommandExecutor
-from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment, detect
-from supervisor.observer import Observer
-from supervisor.performer import Performer
-from supervisor.sensors.terminals import Terminals
-from supervisor.settings import TaskType
-from supervisor.slot import Slot
+from supervisor.config.schema import TaskType
+from supervisor.daemon.performer import Performer
+from supervisor.linux.clock import SystemClock
+from supervisor.sensors.observer import Observer
+from supervisor.sensors.presence.terminals import Terminals
 from supervisor.sources.base import Claim
+from supervisor.tasks.attempt import Slot
+from supervisor.tasks.executors.command import CommandExecutor
+from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment, detect
+from supervisor.tasks.workdir import Workdir
 
 CLOCK = SystemClock()
 LIMITS = Limits(idle_required_s=0.05)

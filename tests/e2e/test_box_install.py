@@ -143,7 +143,7 @@ def make_old_wheels(node: Installed, scratch: Path) -> str:
     version = new.name.split("-")[1]
     shutil.unpack_archive(new, scratch / "w", "zip")
     info = scratch / "w" / f"rae_node-{version}.dist-info"
-    for path in (info / "METADATA", scratch / "w/supervisor/version.py"):
+    for path in (info / "METADATA", scratch / "w/supervisor/__init__.py"):
         path.write_text(path.read_text().replace(version, "0.0.9"))
     record = (info / "RECORD").read_text().replace(version, "0.0.9")
     (info / "RECORD").write_text(re.sub(r",sha256=[^,]*,\d*", ",,", record))

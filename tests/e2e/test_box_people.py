@@ -27,7 +27,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SysBox]:
         box.run("chown", "-R", "anna:anna", CONFIG)
         box.run(
             "systemd-run", "-q", "--unit=rae-node", "-pType=notify", "-pUser=anna", "-pStandardError=journal",
-            "-EPYTHONPATH=" + box.env["PYTHONPATH"], box.python, "-m", "supervisor.service", "--config", CONFIG,
+            "-EPYTHONPATH=" + box.env["PYTHONPATH"], box.python, "-m", "supervisor.daemon.main", "--config", CONFIG,
         )
         until(lambda: '"READY"' in cli(box, "anna", "status", "--json")[1], lambda: box.sh("journalctl -o cat"), 30)
         yield box

@@ -14,7 +14,8 @@ import pytest
 from support.installed import boot
 from support.sysbox import REPO, SysBox
 
-from supervisor.executors import landlock, sandbox
+from supervisor.tasks.process import bubblewrap as sandbox
+from supervisor.tasks.process import landlock
 
 pytestmark = [pytest.mark.slow, pytest.mark.box]
 # What makes no place, but runs something; ProtectHome= may hide the interpreter of these tests.
@@ -25,9 +26,10 @@ NOT_PLACE = (
 LOOK = """
 import asyncio, json, sys
 from pathlib import Path
-from supervisor.executors import landlock, sandbox
-from supervisor.executors.containment import detect
-from supervisor.settings import TaskType
+from supervisor.tasks.process import landlock
+from supervisor.tasks.process import bubblewrap as sandbox
+from supervisor.tasks.process.containment import detect
+from supervisor.config.schema import TaskType
 held = detect()
 print(json.dumps({
     "held": held.describe(), "own": Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip(),

@@ -24,7 +24,7 @@ from support.installed import UNIT, Installed, boot
 from support.nvml_standin import nvml_library
 from support.waiting import until
 
-from supervisor.control import DaemonDown, DaemonMute, ask
+from supervisor.linux.control_socket import DaemonDown, DaemonMute, ask
 
 __all__ = ["nvml_library"]
 pytestmark = [pytest.mark.slow, pytest.mark.box]

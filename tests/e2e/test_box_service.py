@@ -15,7 +15,7 @@ from support.nvml_standin import nvml_library
 from support.seed import REPORT
 from support.waiting import until
 
-from supervisor.executors import landlock
+from supervisor.tasks.process import landlock
 
 __all__ = ["nvml_library"]
 pytestmark = [pytest.mark.slow, pytest.mark.box]
@@ -25,7 +25,7 @@ FAULTS = """
 import signal
 def fail(name, make):
     def handler(*_):
-        import supervisor.daemon as daemon
+        import supervisor.daemon.loop as daemon
         def broken(self, *_):
             raise make(daemon)
         setattr(daemon.Daemon, name, broken)
@@ -138,7 +138,7 @@ def test_its_sandbox_lets_journald_have_the_fields(node: Installed) -> None:
 def test_it_runs_as_its_user_isolated_and_locked_in(node: Installed) -> None:
     pid = node.main_pid()
     cmdline = node.box.sh(f"tr '\\0' ' ' < /proc/{pid}/cmdline")
-    assert re.fullmatch(r"/opt/rae-node/versions/\S+/bin/python -I -m supervisor.service --unattended ", cmdline)
+    assert re.fullmatch(r"/opt/rae-node/versions/\S+/bin/python -I -m supervisor.daemon.main --unattended ", cmdline)
     status = dict(line.split(":\t", 1) for line in node.box.sh(f"cat /proc/{pid}/status").splitlines())
     assert status["Uid"].split() == [str(node.uid)] * 4
     assert (int(status["CapEff"], 16), status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == (0, "1", "2")

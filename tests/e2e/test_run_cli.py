@@ -202,7 +202,7 @@ def _fds(pid: int) -> list[str]:
 def test_a_fault_of_ours_is_one_line_without_a_traceback(tmp_path: Path) -> None:
     broken = (
         "import supervisor.cli.status as s, supervisor.cli.common as c\n"
-        "import supervisor.control as k\n"
+        "import supervisor.linux.control_socket as k\n"
         "def ask(*a, **k): raise RuntimeError('as planned')\n"
         "k.ask = ask\n"
         "from supervisor.cli.main import main\n"

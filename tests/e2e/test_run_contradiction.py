@@ -1,6 +1,6 @@
 """The running daemon, a logind of ours, and an agent's word against a game's: present, and told once at each end.
 
-Terminals are left out: this machine's own are used by whoever works on it (tests/supervisor/test_contradictions.py has them).
+Terminals are left out: this machine's own are used by whoever works on it (tests/sensors/test_conflicts.py has them).
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from support.running import ControlNode, Daemon, NodeFolder, control_node, daemo
 from support.trees import marked_with
 from support.waiting import until
 
-from supervisor.executors import landlock
+from supervisor.tasks.process import landlock
 
 pytestmark = pytest.mark.slow
 
 # The daemon as ever, and on its loop a beat every 5 ms that notes how late it comes, and the loop's own CPU time meanwhile.
 PROBE = """
 import asyncio, json, os, sys, time
-from supervisor import service
+from supervisor.daemon import main as service
 from supervisor.cli.main import main
 path, run, worst = sys.argv.pop(1), service._run, {"late_ms": 0.0, "busy_ms": 0.0}
 async def probed(*given):

@@ -35,8 +35,8 @@ def build_wheel(folder, settings=None, metadata=None):
     return name
 """
 MODULE = """
-from supervisor.executors.command import CommandExecutor
-from supervisor.executors.base import StartFailed
+from supervisor.tasks.executors.command import CommandExecutor
+from supervisor.tasks.executors.base import StartFailed
 
 class Reverse(CommandExecutor):
     def _order(self, claim, workdir):

@@ -14,11 +14,11 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from supervisor.clock import SystemClock
-from supervisor.dbus import SystemBus
-from supervisor.effects.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
-from supervisor.sensors.sessions import Sessions
-from supervisor.settings import PresenceSettings
+from supervisor.config.schema import PresenceSettings
+from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
+from supervisor.linux.clock import SystemClock
+from supervisor.linux.dbus import SystemBus
+from supervisor.sensors.presence.logind import Sessions
 
 if TYPE_CHECKING:
     from support.sysbox import SysBox

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config import ConfigErrors, load
+from supervisor.config.load import ConfigErrors, load
 
 SEED = """\
 automation:

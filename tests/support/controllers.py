@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from supervisor.executors.command import CommandExecutor
-from supervisor.executors.command_task import CommandTask
-from supervisor.executors.containment import CgroupContainment, detect
-from supervisor.settings import TaskType
+from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
+from supervisor.tasks.executors.command import CommandExecutor
+from supervisor.tasks.process.command_process import CommandTask
+from supervisor.tasks.process.containment import CgroupContainment, detect
 
 ROOT = Path("/sys/fs/cgroup")
 BURN = "while True: pass"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support.gpu_rig import Machine
 
-from supervisor.sensors.drm import DrmSensor
-from supervisor.settings import GpuSettings
+from supervisor.config.schema import GpuSettings
+from supervisor.sensors.gpu.drm import DrmSensor
 
 GIB = 2**30
 AMD, INTEL = "0000:03:00.0", "0000:00:02.0"

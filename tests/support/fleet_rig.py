@@ -23,18 +23,18 @@ from support.weeks import settings
 from states.lifecycle import Lifecycle
 from states.memory import Memory, State
 from states.observation import NEVER, Cpu, Gpu, Host, Reading
-from supervisor.clock import SystemClock
-from supervisor.config import Config
-from supervisor.daemon import Daemon
-from supervisor.effects.systemd import Notifier
-from supervisor.journal import Journal
-from supervisor.node import make_source
-from supervisor.observer import Observer
-from supervisor.performer import Performer
+from supervisor.config.load import Config
+from supervisor.daemon.loop import Daemon
+from supervisor.daemon.performer import Performer
+from supervisor.daemon.wiring import make_source
+from supervisor.journal.decision_log import Journal
+from supervisor.linux.clock import SystemClock
+from supervisor.linux.sd_notify import Notifier
 from supervisor.sensors.base import Presence
-from supervisor.slot import Slot
+from supervisor.sensors.observer import Observer
 from supervisor.sources.base import Claim
-from supervisor.sources.jetstream import JetStream
+from supervisor.sources.nats.source import JetStream
+from supervisor.tasks.attempt import Slot
 
 KIND = "work"
 
@@ -178,7 +178,7 @@ class Member:
         self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """As supervisor/service.py does it, but for the process around it."""
+        """As supervisor/daemon/main.py does it, but for the process around it."""
         for path in (self.config.paths.logs, self.config.paths.state, self.config.paths.workdir):
             path.mkdir(parents=True, exist_ok=True)
         daemon: Daemon | None = None

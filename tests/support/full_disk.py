@@ -28,10 +28,10 @@ from support.clock import ManualClock  # noqa: E402
 from support.simulated import Supply  # noqa: E402
 from support.stories import Story, at  # noqa: E402
 
-from supervisor.clock import Clock  # noqa: E402
-from supervisor.journal import Journal, files, read  # noqa: E402
-from supervisor.offline.replay import replay_files  # noqa: E402
-from supervisor.textlog import TextLog  # noqa: E402
+from supervisor.journal.decision_log import Journal, files, read  # noqa: E402
+from supervisor.journal.text_log import TextLog  # noqa: E402
+from supervisor.linux.clock import Clock  # noqa: E402
+from supervisor.tools.history.replay import replay_files  # noqa: E402
 
 FULL_S, FREED_S, END_S = 15 * 60.0, 80 * 60.0, 100 * 60.0
 BACK_S, GONE_S = 40 * 60.0 + 7, 42 * 60.0

@@ -13,12 +13,12 @@ import pytest
 from support.waiting import eventually
 
 from states.observation import Gpu, Reading
-from supervisor.clock import SystemClock
-from supervisor.sensors import gpu_watch
+from supervisor.config.schema import GpuSettings
+from supervisor.linux.clock import SystemClock
 from supervisor.sensors.base import Wake
-from supervisor.sensors.gpu_watch import Setup
-from supervisor.sensors.nvml import NvmlSensor
-from supervisor.settings import GpuSettings
+from supervisor.sensors.gpu import poller as gpu_watch
+from supervisor.sensors.gpu.nvml import NvmlSensor
+from supervisor.sensors.gpu.poller import Setup
 
 CLOCK = SystemClock()
 
@@ -113,7 +113,7 @@ def helpers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            ours = {"supervisor.agents.gpu", "supervisor.agents.drm"} & set(child.cmdline())
+            ours = {"supervisor.sensors.gpu.nvml_helper", "supervisor.sensors.gpu.drm_helper"} & set(child.cmdline())
             if ours and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
     return found

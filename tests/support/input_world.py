@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.clock import SystemClock
-from supervisor.sensors.input import InputDevices
-from supervisor.sensors.input_device import EV_KEY, EV_SYN, EVENT, WORD_BITS, Axis
+from supervisor.linux.clock import SystemClock
+from supervisor.sensors.presence.evdev import EV_KEY, EV_SYN, EVENT, WORD_BITS, Axis
+from supervisor.sensors.presence.input import InputDevices
 
 LETTERS = range(1, 120)
 PAD_KEYS = (0x130, 0x131, 0x133)

@@ -17,15 +17,15 @@ from states.limits import Limits
 from states.memory import Memory, State
 from states.observation import Gpu, Observation, Reading
 from states.table import BY_ID
-from supervisor import minder as minding
-from supervisor.clock import SystemClock
-from supervisor.effects.workdir import Workdir
-from supervisor.executors.base import FreezeFailed
-from supervisor.minder import Minder
-from supervisor.performer import Performer
-from supervisor.sensors.gpu_use import Own
-from supervisor.settings import GpuSettings, TaskType
-from supervisor.slot import Slot
+from supervisor.config.schema import GpuSettings, TaskType
+from supervisor.daemon.performer import Performer
+from supervisor.linux.clock import SystemClock
+from supervisor.sensors.gpu.ownership import Own
+from supervisor.tasks import monitor as minding
+from supervisor.tasks.attempt import Slot
+from supervisor.tasks.executors.base import FreezeFailed
+from supervisor.tasks.monitor import Minder
+from supervisor.tasks.workdir import Workdir
 
 CLOCK = SystemClock()
 ON_GPU = Own(1, 2.0, 5.0)

@@ -22,16 +22,16 @@ from support.waiting import DEADLINE_S
 from support.waiting import eventually as until
 
 from states.observation import Link
-from supervisor.clock import SystemClock
-from supervisor.fleet import layout
-from supervisor.fleet.forms import Result, decode_result, encode_task
-from supervisor.fleet.setup import set_up
-from supervisor.fleet.wire import Server, Wire
-from supervisor.settings import Control
+from supervisor.config.schema import Control
+from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Availability, Claim
-from supervisor.sources.jetstream import JetStream
 from supervisor.sources.link import end
-from supervisor.sources.transport import Trouble
+from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats.admin.setup import set_up
+from supervisor.sources.nats.connection import Server, Wire
+from supervisor.sources.nats.messages import Result, decode_result, encode_task
+from supervisor.sources.nats.source import JetStream
+from supervisor.sources.rae.transport import Trouble
 
 BINARY = shutil.which("nats-server")
 needs_server = pytest.mark.skipif(BINARY is None, reason="nats-server is not installed (Debian: apt install nats-server)")

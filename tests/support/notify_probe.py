@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from supervisor.effects.systemd import Notifier
+from supervisor.linux.sd_notify import Notifier
 
 
 def main(orders: Path) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from supervisor.executors.base import StartFailed, StopFailed
 from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
+from supervisor.tasks.executors.base import StartFailed, StopFailed
 
 ID = "3880bb8d-0b6a-4b0b-9f55-3d2f6a1c0001"
 

@@ -14,11 +14,11 @@ from support.clock import MadeLoop, ManualClock
 from support.rae_server import RaeServer, until
 
 from states.observation import Link
-from supervisor.clock import SystemClock
-from supervisor.settings import Control
+from supervisor.config.schema import Control
+from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Claim
 from supervisor.sources.link import end
-from supervisor.sources.rae_http import RaeHttp
+from supervisor.sources.rae.source import RaeHttp
 
 NODE_ID = "node-1"
 UNHURRIED = {"read_timeout_sec": 5, "total_timeout_sec": 10}  # a machine that is busy is not silent

@@ -16,10 +16,10 @@ from typing import Any
 
 from support.waiting import DEADLINE_S, eventually
 
-from supervisor.clock import SystemClock
-from supervisor.embedded.api import Api
-from supervisor.embedded.server import Reply, Request
-from supervisor.embedded.store import ControlNode
+from supervisor.linux.clock import SystemClock
+from supervisor.tools.demo.control_node.api import Api
+from supervisor.tools.demo.control_node.server import Reply, Request
+from supervisor.tools.demo.control_node.store import ControlNode
 
 PATHS = {
     "A": {"prefix": "/control", "poll": "/tasks/poll", "lookup": False},

@@ -22,7 +22,7 @@ from support.waiting import DEADLINE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
 RAE_NODE = (sys.executable, "-I", "-m", "supervisor.cli.main")
-SERVICE = (sys.executable, "-I", "-m", "supervisor.service", "--unattended")
+SERVICE = (sys.executable, "-I", "-m", "supervisor.daemon.main", "--unattended")
 
 # Off the person's and the machine's whims: what a test wants to see, it brings about itself.
 RUNTIME: dict[str, dict[str, Any]] = {
@@ -216,13 +216,13 @@ class Daemon:
 
     def ask(self, name: str = "status", **fields: Any) -> dict[str, Any]:
         """The answer of its control socket."""
-        from supervisor.control import ask
+        from supervisor.linux.control_socket import ask
 
         return ask(self.folder.path / "run", name, **fields)
 
     def look(self) -> dict[str, Any]:
         """Its status, or nothing while it cannot be asked."""
-        from supervisor.control import DaemonDown, DaemonMute
+        from supervisor.linux.control_socket import DaemonDown, DaemonMute
 
         try:
             return self.ask()

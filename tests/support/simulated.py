@@ -17,13 +17,13 @@ from support.parts import Treeless, Unlinked
 from support.stories import HOUR, MINUTE, Story
 
 from states.observation import NEVER, Cpu, Gpu, Host, Link, Reading
-from supervisor.config import Config
-from supervisor.node import Node
+from supervisor.config.load import Config
+from supervisor.config.schema import TaskType
+from supervisor.daemon.wiring import Node
 from supervisor.sensors.base import Presence
-from supervisor.sensors.gpu_use import Own
-from supervisor.settings import TaskType
-from supervisor.slot import Slot
+from supervisor.sensors.gpu.ownership import Own
 from supervisor.sources.base import Claim, LinkStatus
+from supervisor.tasks.attempt import Slot
 
 TYPES: Final = ("render", "embed", "transcribe")
 

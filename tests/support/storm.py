@@ -34,11 +34,11 @@ from support.bad_answers import TABLE, Bad
 from support.clock import MadeLoop, ManualClock
 from support.running import control_node
 
-from supervisor.clock import SystemClock
-from supervisor.settings import Control, Execution
+from supervisor.config.schema import Control, Execution
+from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Availability, Claim
-from supervisor.sources.names import Names
-from supervisor.sources.rae_http import RaeHttp
+from supervisor.sources.rae.resolver import Names
+from supervisor.sources.rae.source import RaeHttp
 
 HOST: Final = "control.test"
 SHARE: Final = 0.35  # of all requests that meet a fault

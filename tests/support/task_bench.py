@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from support.trees import marked_with, until_async
 
-from supervisor.effects.workdir import Workdir
-from supervisor.executors.command import CommandExecutor
-from supervisor.executors.command_task import CommandTask
-from supervisor.executors.containment import CgroupContainment, Containment, TreeContainment, detect
-from supervisor.settings import TaskType
+from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
+from supervisor.tasks.executors.command import CommandExecutor
+from supervisor.tasks.process.command_process import CommandTask
+from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment, detect
+from supervisor.tasks.workdir import Workdir
 
 DETECTED = detect()
 

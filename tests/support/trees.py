@@ -86,7 +86,7 @@ class Plain:
 
     def works(self) -> bool:
         """A plain user can start it."""
-        argv = [self.python, "-c", f"import supervisor.executors.command; open({self.path!r})"]
+        argv = [self.python, "-c", f"import supervisor.tasks.executors.command; open({self.path!r})"]
         try:
             return not subprocess.run(
                 argv, env=self.environment, user=NOBODY, group=NOBODY, extra_groups=[], cwd="/", capture_output=True, timeout=30
@@ -160,11 +160,11 @@ def _hoppers(count: int, folder: str) -> None:
 
 async def _daemon(kind: str, root: str, grace: str, argv: list[str]) -> None:
     """Start a command as the daemon does; then stop it, or hold it until somebody kills us."""
-    from supervisor.effects.workdir import Workdir
-    from supervisor.executors import containment
-    from supervisor.executors.command import CommandExecutor
-    from supervisor.settings import TaskType
+    from supervisor.config.schema import TaskType
     from supervisor.sources.base import Claim
+    from supervisor.tasks.executors.command import CommandExecutor
+    from supervisor.tasks.process import containment
+    from supervisor.tasks.workdir import Workdir
 
     held = containment.TreeContainment("by order") if kind == "tree" else containment.detect()
     assert kind == "detect" or isinstance(held, containment.TreeContainment) == (kind == "tree"), held.describe()

@@ -36,11 +36,11 @@ from support.stories import KINDS, Story, zone  # noqa: E402
 
 from states.lifecycle import Lifecycle  # noqa: E402
 from states.memory import Memory  # noqa: E402
-from supervisor import daemon as loop_module  # noqa: E402
-from supervisor.config import Config, load  # noqa: E402
-from supervisor.effects.systemd import Notifier  # noqa: E402
-from supervisor.journal import Journal, files  # noqa: E402
-from supervisor.version import VERSION  # noqa: E402
+from supervisor import VERSION  # noqa: E402
+from supervisor.config.load import Config, load  # noqa: E402
+from supervisor.daemon import loop as loop_module  # noqa: E402
+from supervisor.journal.decision_log import Journal, files  # noqa: E402
+from supervisor.linux.sd_notify import Notifier  # noqa: E402
 
 BUSY_S: Final = 30.0  # between looks with a task in hand; the product takes 1 s
 UP_S: Final = 40.0  # since boot, when the daemon starts
@@ -126,7 +126,7 @@ def live_once(config: Config, clock: ManualClock, story: Story, supply: Supply, 
 
 
 async def _life(config: Config, clock: ManualClock, story: Story, supply: Supply, end: float, cut: bool) -> None:
-    """From one start of the daemon to its end, as supervisor/service.py does it."""
+    """From one start of the daemon to its end, as supervisor/daemon/main.py does it."""
     loop = asyncio.get_running_loop()
     zero = clock.wall - clock.now
     daemon: loop_module.Daemon | None = None

@@ -24,12 +24,12 @@ from support.displays import Display, IdleServer, Mutter, Sway, Xvfb
 from support.login1 import FakeLogin1, PrivateBus, session
 from support.waiting import eventually
 
-from supervisor.agents.idle_wayland import WaylandIdle
-from supervisor.agents.idle_x11 import _Server as BareX
-from supervisor.control import ControlServer
-from supervisor.dbus import SystemBus
-from supervisor.sensors.desktop import Desktop
-from supervisor.sensors.sessions import Sessions
+from supervisor.linux.control_socket import ControlServer
+from supervisor.linux.dbus import SystemBus
+from supervisor.sensors.presence.agent_reports import Desktop
+from supervisor.sensors.presence.logind import Sessions
+from supervisor.sensors.session_agent.wayland import WaylandIdle
+from supervisor.sensors.session_agent.x11 import _Server as BareX
 
 ROOT = Path(__file__).resolve().parents[3]
 QUIET_S = 0.2  # so soon a desktop calls its person idle
@@ -55,7 +55,7 @@ async def with_agent(
         await desktop.start(decider.wake)
         agent = await asyncio.create_subprocess_exec(
             sys.executable, "-c",
-            "import asyncio, sys; from pathlib import Path; from supervisor.agents import session;"
+            "import asyncio, sys; from pathlib import Path; from supervisor.sensors.session_agent import agent as session;"
             f"session.TYPED_GAP_S = 0; asyncio.run(session.Agent(Path(sys.argv[1]), quiet_s={QUIET_S}).run())",
             str(folder / "control.sock"), cwd=ROOT,
             env={

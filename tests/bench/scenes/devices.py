@@ -17,14 +17,14 @@ from support.input_world import SYN, World, event
 from support.nvml_standin import StandIn, build
 from support.waiting import eventually
 
-from supervisor.daemon import BUSY_S
-from supervisor.sensors import input as input_sensor
-from supervisor.sensors.gpu_watch import Setup
-from supervisor.sensors.idle_detect import TIMES, IdleDetect
-from supervisor.sensors.input import InputDevices
-from supervisor.sensors.input_device import EV_ABS, EV_KEY, EV_REL
-from supervisor.sensors.nvml import NvmlSensor
-from supervisor.settings import GpuSettings
+from supervisor.config.schema import GpuSettings
+from supervisor.daemon.loop import BUSY_S
+from supervisor.sensors.gpu.nvml import NvmlSensor
+from supervisor.sensors.gpu.poller import Setup
+from supervisor.sensors.presence import input as input_sensor
+from supervisor.sensors.presence.evdev import EV_ABS, EV_KEY, EV_REL
+from supervisor.sensors.presence.idle_detect import TIMES, IdleDetect
+from supervisor.sensors.presence.input import InputDevices
 
 GPU_MS = 20.0  # a foreign process on the GPU is seen so soon, and a driver's call later (performance.md)
 

@@ -17,8 +17,8 @@ from support import sysbox
 from support.login1 import MANAGER, FakeLogin1, PrivateBus, variants
 from support.waiting import eventually
 
-from supervisor.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, SystemBus
-from supervisor.sensors.sessions import Sessions
+from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, SystemBus
+from supervisor.sensors.presence.logind import Sessions
 
 
 @contextlib.asynccontextmanager

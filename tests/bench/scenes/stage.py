@@ -20,11 +20,11 @@ from states.lifecycle import Lifecycle, blocked_by
 from states.limits import Limits
 from states.memory import Memory, State
 from states.observation import NO_TASK, Automation, Cpu, Gpu, Host, Reading
-from supervisor.clock import SystemClock
-from supervisor.daemon import BUSY_S
-from supervisor.observer import Observer
+from supervisor.config.schema import PresenceSettings
+from supervisor.daemon.loop import BUSY_S
+from supervisor.linux.clock import SystemClock
 from supervisor.sensors.base import Presence, PresenceSensor
-from supervisor.settings import PresenceSettings
+from supervisor.sensors.observer import Observer
 
 CLOCK = SystemClock()
 AWAY_S = 0.03  # so soon after a sign the mind is at ease again, here

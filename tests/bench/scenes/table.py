@@ -13,7 +13,7 @@ from scenes.terminals import opening, typing, typing_elsewhere
 from support import sysbox
 from support.displays import missing
 
-from supervisor.daemon import BUSY_S
+from supervisor.daemon.loop import BUSY_S
 
 
 def needs(*programs: str) -> Callable[[], str]:

@@ -16,9 +16,9 @@ from inotify_simple import flags
 from scenes.stage import AWAY_S, CLOCK, Decider, Deed, Seen, Stage, deed, inotify_on, now_and, rested, ticking
 from support.displays import NOBODY
 
-from supervisor.daemon import BUSY_S
-from supervisor.sensors import terminals
-from supervisor.sensors.terminals import Terminals
+from supervisor.daemon.loop import BUSY_S
+from supervisor.sensors.presence import terminals
+from supervisor.sensors.presence.terminals import Terminals
 
 STEP_S = 8.2  # the kernel moves a terminal's access time in steps of 8 s
 

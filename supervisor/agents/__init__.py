@@ -1,1 +1,0 @@
-"""Small programs of ours that run outside the daemon."""

@@ -1,0 +1,1 @@
+"""Reads, checks and describes both configuration files."""

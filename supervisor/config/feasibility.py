@@ -1,0 +1,68 @@
+"""Whether sound settings can reach READY at all: `rae-node config check` exits 1 if they cannot (interface §4)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from supervisor.config.schedule import windows
+from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, NodeSettings
+
+if TYPE_CHECKING:
+    from supervisor.config.load import Config
+
+# An idle desktop (compositor, clock, mail) takes about one percent of CPU and GPU and some ten MiB of VRAM: a limit
+# below these is never kept for long enough.
+IDLE_DESKTOP_PERCENT: Final = 2.0
+IDLE_DESKTOP_VRAM_GB: Final = 0.1
+# Sensors look every two seconds at best, and a look may take one: a reading may not be too old before the next is there.
+FRESH_SEC: Final = 3.0
+# A hottest sensor colder than a room does not exist.
+ROOM_C: Final = 30.0
+
+
+def _input(node: NodeSettings) -> bool:
+    """Input devices alone are enough only where they must be readable."""
+    return node.presence.input == "required"
+
+
+def unreachable(config: Config) -> list[str]:
+    """Why a sound configuration can never reach READY, one line each naming the setting; empty if it can (exit 1)."""
+    safety, node = config.runtime.safety, config.node
+    reasons = []
+
+    def never(file: str, name: str, value: object, why: str) -> None:
+        shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+        reasons.append(f"{file}: {name} is {shown}: {why}")
+
+    if not config.runtime.automation.enabled:
+        never(RUNTIME_FILE, "automation.enabled", False, "the node stays DISABLED; set it to true")
+    for name, value, least, unit in (
+        ("max_cpu_percent", safety.max_cpu_percent, IDLE_DESKTOP_PERCENT, "%"),
+        ("max_gpu_percent", safety.max_gpu_percent, IDLE_DESKTOP_PERCENT, "%"),
+        ("max_vram_gb", safety.max_vram_gb, IDLE_DESKTOP_VRAM_GB, "GiB"),
+    ):
+        if value < least:
+            never(RUNTIME_FILE, f"safety.{name}", value, f"an idle desktop needs more; set it to {least:g} {unit} or more")
+    if safety.detect_active_user and not (node.presence.sessions or node.presence.terminals or _input(node)):
+        why = "with presence.terminals false as well nothing tells that the user is away; set one of them to true"
+        never(NODE_FILE, "presence.sessions", False, why)
+    least_gpu_age = max(FRESH_SEC, node.gpu.look_interval_sec + 1.0)
+    ages = [("gpu.max_age_sec", node.gpu.max_age_sec, least_gpu_age), ("host.max_age_sec", node.host.max_age_sec, FRESH_SEC)]
+    if safety.detect_active_user:
+        ages.append(("presence.max_age_sec", node.presence.max_age_sec, FRESH_SEC))
+    for name, value, least in ages:
+        if value < least:
+            never(NODE_FILE, name, value, f"readings are older than that before the next look; set it to {least:g} or more")
+    if node.host.max_temperature_c < ROOM_C:
+        why = f"no machine is that cold; set it to {ROOM_C:g} or more"
+        never(NODE_FILE, "host.max_temperature_c", node.host.max_temperature_c, why)
+    memory_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    if node.host.min_memory_gb >= memory_gb:
+        never(NODE_FILE, "host.min_memory_gb", node.host.min_memory_gb, f"this machine has {memory_gb:.1f} GiB; set it lower")
+    if not node.work.days:
+        never(NODE_FILE, "work.days", "empty", "work is allowed on no day; name at least one")
+    if not windows(node.work):
+        why = "such a window never opens; let it end at another time than it begins"
+        never(NODE_FILE, "work.hours", ", ".join(node.work.hours), why)
+    return reasons

@@ -1,0 +1,53 @@
+"""Working hours: `work.hours` and `work.days` of node.yaml against a local time. Pure."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from supervisor.config.schema import Work
+
+_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DAY_S: Final = 86400
+
+
+def in_hours(work: Work, local: time.struct_time) -> tuple[bool, float]:
+    """Whether work is allowed at this local time, and seconds until that changes (inf: never).
+
+    A window past midnight belongs to the day on which it begins. Seconds are of the wall clock: on the night of a
+    daylight-saving change they are off by that hour, and right again at the next look.
+    """
+    now_s = local.tm_hour * 3600 + local.tm_min * 60 + min(local.tm_sec, 59)
+    spans = sorted(windows(work))
+    until_s: float | None = None
+    for shift in range(-1, 9):  # yesterday's window may still be open; a week and a day shows every change
+        if _DAYS[(local.tm_wday + shift) % 7] not in work.days:
+            continue
+        for start, end in spans:
+            opens_s, closes_s = shift * _DAY_S + start, shift * _DAY_S + end
+            if until_s is not None and opens_s <= until_s:
+                until_s = max(until_s, closes_s)
+            elif until_s is None and opens_s <= now_s < closes_s:
+                until_s = closes_s
+    if until_s is not None:
+        return True, float("inf") if until_s - now_s > 7 * _DAY_S else until_s - now_s
+    opening = [
+        shift * _DAY_S + start
+        for shift in range(8)
+        if _DAYS[(local.tm_wday + shift) % 7] in work.days
+        for start, _ in spans
+        if shift * _DAY_S + start > now_s
+    ]
+    return False, min(opening) - now_s if opening else float("inf")
+
+
+def windows(work: Work) -> list[tuple[int, int]]:
+    """The windows of a day that have a length, as seconds from its midnight; the end may be in the next day."""
+    if not work.hours:
+        return [(0, _DAY_S)]
+    spans = []
+    for text in work.hours:
+        start, end = (int(t[:2]) * 3600 + int(t[3:]) * 60 for t in text.split("-"))
+        if start != end:
+            spans.append((start, end if end > start else end + _DAY_S))
+    return spans

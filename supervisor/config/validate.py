@@ -1,0 +1,283 @@
+"""A YAML document beside its types: every value judged by itself, every error with its place (R7).
+
+`supervisor/config/schema.py` is the only description of the fields. msgspec judges each value; what an error calls allowed is
+derived from the same type, so that the two cannot drift.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from supervisor.config.yaml_reader import Mapping, Node, Problem, Scalar, Sequence, found, parse, printable, resolved
+
+MAX_PROBLEMS: Final = 100  # of one file; more help nobody
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+
+class _Bad:
+    """Stands for a value that was refused."""
+
+
+_BAD: Final = _Bad()
+_NUMBER: Final = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_WHOLE: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")  # fits any bound; longer ones are refused as they stand
+
+Check = Callable[["Walk", Any], None]
+
+
+def judge(cls: type[_S], text: str, file: str, problems: list[Problem], check: Check | None = None) -> _S | None:
+    """A file's text as its struct; adds what is wrong, in file order, and gives None then."""
+    root, refused = parse(text, file)
+    walk = Walk(file, refused)
+    if root is None and not _required(cls):
+        root = Mapping(1, 1)
+    value = walk.section(cls, Scalar(1, 1, "", True) if root is None else root, "", Node(1, 1))
+    if not walk.problems and check is not None and isinstance(value, cls):
+        check(walk, value)
+    if walk.problems:
+        ordered = sorted(walk.problems, key=lambda problem: (problem.line, problem.column))
+        problems.extend(ordered[:MAX_PROBLEMS])
+        if rest := ordered[MAX_PROBLEMS:]:
+            problems.append(Problem(file, rest[0].line, rest[0].column, "", f"{len(rest)} more errors", "none"))
+        return None
+    assert isinstance(value, cls)
+    return value
+
+
+class Walk:
+    """Goes through a document beside its types; `places` remembers where each field's value is."""
+
+    def __init__(self, file: str, problems: list[Problem]) -> None:
+        self.file = file
+        self.problems = problems
+        self.places: dict[str, Node] = {}
+
+    def refuse(self, place: Node, path: str, what: str, allowed: str) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(self.file, place.line, place.column, path, what, allowed))
+
+    def section(self, cls: type[Any], node: Node, path: str, key: Node) -> Any:
+        """A mapping with fixed fields; `key` is where a missing one is reported."""
+        if isinstance(node, Scalar) and not _required(cls) and found(node) == "nothing":
+            node = Mapping(node.line, node.column)  # a section with all its fields commented out
+        if not isinstance(node, Mapping):
+            return self._mistyped(node, path, cls)
+        fields = {f.name: f for f in msgspec.structs.fields(cls)}
+        values: dict[str, Any] = {}
+        for name, (name_node, value_node) in self._pairs(node, path).items():
+            if name in fields:
+                values[name] = self._value(fields[name].type, value_node, join(path, name), name_node)
+            else:
+                self.refuse(name_node, join(path, name), "an unknown field", _names(fields, name, len(self.problems)))
+        for name, f in fields.items():
+            if f.required and name not in values:
+                self.refuse(key, join(path, name), "nothing", allowed(f.type))
+                values[name] = _BAD
+        return _BAD if _BAD in values.values() else cls(**values)
+
+    def _value(self, annotation: Any, node: Node, path: str, key: Node) -> Any:
+        """A value of any type; _BAD if it was refused."""
+        self.places[path] = node
+        inner, _, optional = _unwrap(annotation)
+        if optional and isinstance(node, Scalar) and found(node) == "nothing":
+            return None
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            return self.section(inner, node, path, key)
+        origin = get_origin(inner)
+        if origin is dict:
+            return self._table(annotation, node, path)
+        if origin is list:
+            return self._list(annotation, node, path)
+        return self._leaf(annotation, inner, node, path)
+
+    def _table(self, annotation: Any, node: Node, path: str) -> Any:
+        """A mapping with free names."""
+        if isinstance(node, Scalar) and found(node) == "nothing":
+            return {}
+        if not isinstance(node, Mapping):
+            return self._mistyped(node, path, annotation)
+        key_type, value_type = get_args(_unwrap(annotation)[0])
+        values: dict[str, Any] = {}
+        for name, (name_node, value_node) in self._pairs(node, path).items():
+            if _sound(name, key_type):
+                values[name] = self._value(value_type, value_node, join(path, name), name_node)
+            else:
+                self.refuse(name_node, path, f"the name {printable(name) or repr(name)}", allowed(key_type))
+        return _BAD if _BAD in values.values() else values
+
+    def _list(self, annotation: Any, node: Node, path: str) -> Any:
+        if not isinstance(node, Sequence):
+            return self._mistyped(node, path, annotation)
+        (item_type,) = get_args(_unwrap(annotation)[0])
+        values = [self._value(item_type, item, f"{path}[{n}]", item) for n, item in enumerate(node.items)]
+        return _BAD if _BAD in values else values
+
+    def _leaf(self, annotation: Any, inner: Any, node: Node, path: str) -> Any:
+        """A scalar, read strictly by the type that is asked for, and judged by msgspec."""
+        value = _read_as(inner, node) if isinstance(node, Scalar) else _BAD
+        if value is _BAD or not _sound(value, annotation):
+            return self._mistyped(node, path, annotation)
+        return value
+
+    def _mistyped(self, node: Node, path: str, annotation: Any) -> _Bad:
+        if type(node) is not Node:  # a bare one was refused already
+            self.refuse(node, path, found(node), allowed(annotation) + _hint(annotation, node))
+        return _BAD
+
+    def _pairs(self, node: Mapping, path: str) -> dict[str, tuple[Node, Node]]:
+        """The fields of a mapping; what is no name, and what is there twice, is refused."""
+        pairs: dict[str, tuple[Node, Node]] = {}
+        for key, value in node.pairs:
+            if type(key) is Node:
+                continue
+            kind = resolved(key.text) if isinstance(key, Scalar) and key.plain else "str"
+            if kind == "merge":
+                self.refuse(key, path, "the merge key <<", "every value written out")
+            elif not isinstance(key, Scalar) or kind != "str":
+                self.refuse(key, path, f"{found(key)} as a name", "a text (in quotes where YAML reads it as something else)")
+            elif key.text in pairs:
+                first = pairs[key.text][0]
+                self.refuse(key, join(path, key.text), f"a second time (first on line {first.line})", "once")
+            else:
+                pairs[key.text] = key, value
+        return pairs
+
+
+def join(path: str, name: str) -> str:
+    """The dotted name of a field in its section."""
+    name = printable(name) or "''"
+    return f"{path}.{name}" if path else name
+
+
+def _required(cls: type[Any]) -> bool:
+    """Some field of this section has no default."""
+    return any(f.required for f in msgspec.structs.fields(cls))
+
+
+def _unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta], bool]:
+    """The type itself, what is said about it, and whether nothing is allowed as well."""
+    metas: list[msgspec.Meta] = []
+    optional = False
+    while True:
+        origin = get_origin(annotation)
+        if origin is Annotated:
+            annotation, *more = get_args(annotation)
+            metas += more
+        elif origin is Union or origin is UnionType:
+            annotation, none = get_args(annotation)
+            assert none is NoneType, "unreachable: settings hold no unions but with None"
+            optional = True
+        else:
+            return annotation, metas, optional
+
+
+def _pattern(annotation: Any) -> bool:
+    return any(meta.pattern for meta in _unwrap(annotation)[1])
+
+
+def _decent(text: str, *, single_line: bool) -> bool:
+    """No NUL (no path or argument can hold one), nothing that is no character, no line break where there is a pattern."""
+    if "\0" in text or (single_line and "\n" in text):
+        return False
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _read_as(inner: Any, node: Scalar) -> Any:
+    """A scalar as this type would have it written, else _BAD."""
+    text = node.text
+    if inner is bool:
+        return {"true": True, "false": False}.get(text, _BAD) if node.plain else _BAD
+    if inner is float:
+        return float(text) if node.plain and _NUMBER.fullmatch(text) else _BAD
+    if inner is int:
+        return int(text) if node.plain and _WHOLE.fullmatch(text) else _BAD
+    return _BAD if node.plain and not _is_text(text) else text
+
+
+def _is_text(plain: str) -> bool:
+    """A plain scalar that every YAML takes for a text."""
+    return resolved(plain) == "str" and not _NUMBER.fullmatch(plain)
+
+
+def allowed(annotation: Any) -> str:
+    """What a type allows, in words."""
+    inner, metas, optional = _unwrap(annotation)
+    return _allowed_inner(inner, metas) + (", or nothing" if optional else "")
+
+
+def _allowed_inner(inner: Any, metas: list[msgspec.Meta]) -> str:
+    for meta in metas:
+        if meta.extra and "allowed" in meta.extra:
+            return str(meta.extra["allowed"])
+    if inner is bool:
+        return "true or false"
+    if inner is float or inner is int:
+        signs = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+        bounds = [f"{sign} {bound:g}" for meta in metas for name, sign in signs if (bound := getattr(meta, name)) is not None]
+        return " ".join(["a whole number" if inner is int else "a number", " and ".join(bounds)]).rstrip()
+    if inner is str:
+        return "a text that is not empty" if any(meta.min_length for meta in metas) else "a text"
+    origin = get_origin(inner)
+    if origin is Literal:
+        return "one of " + ", ".join(get_args(inner))
+    if origin is list:
+        return "a list, each item " + allowed(get_args(inner)[0])
+    if origin is dict:
+        return "a mapping, each name " + allowed(get_args(inner)[0])
+    return "a section with " + ", ".join(inner.__struct_fields__)
+
+
+def description(annotation: Any) -> str:
+    """Why a field is there."""
+    return "".join(meta.description or "" for meta in _unwrap(annotation)[1])
+
+
+def _hint(annotation: Any, node: Node) -> str:
+    """How to write what was probably meant."""
+    if not isinstance(node, Scalar) or not node.plain:
+        return ""
+    inner = _unwrap(annotation)[0]
+    kind = resolved(node.text)
+    if inner is float or inner is int:
+        special = re.fullmatch(r"[-+]?\.?(?:inf|nan)", node.text, re.IGNORECASE)
+        odd = kind in ("int", "float") and not _NUMBER.fullmatch(node.text) and not special
+        return ", in plain decimal form" if odd else ""
+    text_in_quotes = (inner is str or get_origin(inner) is Literal) and kind != "null" and _sound(node.text, annotation)
+    return " (in quotes)" if text_in_quotes else ""
+
+
+def _sound(value: Any, annotation: Any) -> bool:
+    """msgspec takes the value as it is."""
+    if isinstance(value, str) and not _decent(value, single_line=_pattern(annotation)):
+        return False
+    try:
+        msgspec.convert(value, annotation)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _names(fields: Iterable[str], unknown: str, problems: int) -> str:
+    """The fields that there are, and the one that was probably meant."""
+    names = list(fields)
+    listed = ", ".join(names)
+    if problems < MAX_PROBLEMS and len(unknown) <= 64:
+        from difflib import get_close_matches
+
+        if close := get_close_matches(unknown.lower().replace("-", "_"), names, n=1):
+            return f"{listed} (did you mean {close[0]}?)"
+    return listed
+
+
+def allow_empty_sections(document: dict[str, Any]) -> None:
+    """In node.yaml a section may be left empty, which is how it looks with every field commented out."""
+    for definition in document["$defs"].values():
+        for name, field in definition.get("properties", {}).items():
+            if "$ref" in field or "additionalProperties" in field:
+                definition["properties"][name] = {"anyOf": [field, {"type": "null"}]}

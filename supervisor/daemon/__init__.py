@@ -1,0 +1,1 @@
+"""The process: its loop, its parts and how they are wired."""

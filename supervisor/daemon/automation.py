@@ -1,0 +1,139 @@
+"""The operator's will: runtime.yaml, a pause, a configuration that is broken → one reading of `automation`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from states.observation import Automation
+from supervisor.linux.clock import Clock, iso
+
+PAUSE_FILE: Final = "pause.json"
+YEAR_S: Final = 365 * 86400.0
+LONGEST_S: Final = 10 * YEAR_S
+
+
+class Will:
+    """What switches the node off, in this order: it is stopping, its files are broken, a pause, the file, a hindrance.
+
+    A pause is kept in the state folder and survives restarts; its end is a wall-clock time, for people mean one. One that
+    begins after the task in hand lets that task finish, and no other begin; a restart hands the task back, and it begins.
+    """
+
+    def __init__(self, state_dir: Path, clock: Clock) -> None:
+        self._path = state_dir / PAUSE_FILE
+        self._clock = clock
+        self.stopping = ""
+        self.hindrances: dict[str, str] = {}  # what keeps the node from working at all, by what it is about
+        self.problems: tuple[str, ...] = ()
+        self.enabled = False
+        self.paused_until: float | None = None
+        self.paused_by = ""
+        self.paused = False
+        self.after_task = False  # the pause waits for the task in hand
+        self.in_hand: Callable[[], bool] = lambda: False
+        self._load()
+
+    def automation(self, now_s: float) -> Automation:
+        """The reading, at `now_s` (seconds of CLOCK_BOOTTIME)."""
+        if self.stopping:
+            return Automation(False, self.stopping, "operator")
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            return Automation(False, self.problems[0] + more, "configuration")
+        if self.paused:
+            left_s = None if self.paused_until is None else self.paused_until - self._clock.wall_s()
+            if left_s is not None and left_s <= 0:
+                with contextlib.suppress(OSError):  # the file says when the pause ended, so it may stay
+                    self.resume()
+            elif self.finishing:
+                pass
+            elif left_s is None:
+                return Automation(False, f"paused{self._by()}, until `rae-node resume`", "operator")
+            else:
+                return Automation(False, f"paused{self._by()} until {self._end()}", "operator", now_s + left_s)
+        if not self.enabled:
+            return Automation(False, "automation.enabled is false in runtime.yaml", "runtime.yaml")
+        if hindrance := next(filter(None, self.hindrances.values()), ""):
+            return Automation(False, hindrance, "node")
+        return Automation(True, source="runtime.yaml")
+
+    @property
+    def finishing(self) -> bool:
+        """The task in hand is the last one: then the pause begins."""
+        self.after_task = self.after_task and self.in_hand()
+        return self.paused and self.after_task
+
+    def pause(self, until: float | None, by: str, *, after_task: bool = False) -> None:
+        """Pause until a wall-clock time (seconds since the epoch), or for good (None); at once, or after the task in hand.
+
+        Raises:
+            ValueError: that is no time in the years to come.
+            OSError: the pause cannot be kept; it holds all the same until the next restart.
+        """
+        now = self._clock.wall_s()
+        if until is not None and not now < until <= now + LONGEST_S:
+            raise ValueError(f"a pause ends in the future, within {LONGEST_S / YEAR_S:g} years, or not at all")
+        self.paused, self.paused_until, self.paused_by, self.after_task = True, until, by, after_task
+        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        draft = self._path.with_suffix(".new")
+        draft.write_text(json.dumps({"v": 1, "until": until, "by": by}))  # after a restart no task is in hand: paused
+        os.replace(draft, self._path)
+
+    def resume(self) -> None:
+        """End the pause.
+
+        Raises:
+            OSError: its file cannot be removed; the pause is over all the same until the next restart.
+        """
+        self.paused, self.paused_until, self.paused_by, self.after_task = False, None, "", False
+        self._path.unlink(missing_ok=True)
+
+    def finishing_words(self) -> str:
+        """For `status`; nothing when no pause waits for the task in hand."""
+        if not self.finishing:
+            return ""
+        end = "until `rae-node resume`" if self.paused_until is None else f"until {self._end()}"
+        return f"finishes the task in hand, takes no other, then pauses {end}"
+
+    def paused_end(self) -> str | None:
+        """When the pause ends, ISO 8601; `until resumed` without an end; None when there is no pause."""
+        if not self.paused:
+            return None
+        return "until resumed" if self.paused_until is None else iso(self.paused_until)
+
+    def refuse(self, problems: Sequence[str]) -> None:
+        """The files are broken: off, with these lines as the reason."""
+        self.problems = tuple(problems)
+
+    def accept(self, enabled: bool) -> None:
+        """The files are sound."""
+        self.problems = ()
+        self.enabled = enabled
+
+    def _load(self) -> None:
+        try:
+            kept = json.loads(self._path.read_text())
+            until = None if kept["until"] is None else float(kept["until"])
+            if until is not None and not abs(until) < self._clock.wall_s() + LONGEST_S:
+                raise ValueError
+            self.paused, self.paused_until, self.paused_by = True, until, str(kept["by"])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError):
+            # Somebody paused the node and we cannot read for how long: it stays paused until told otherwise.
+            self.paused, self.paused_until, self.paused_by = True, None, ""
+
+    def _by(self) -> str:
+        return f" by {self.paused_by}" if self.paused_by else ""
+
+    def _end(self) -> str:
+        end = time.localtime(self.paused_until)
+        today = time.localtime(self._clock.wall_s())
+        same_day = (end.tm_year, end.tm_yday) == (today.tm_year, today.tm_yday)
+        return time.strftime("%H:%M" if same_day else "%a %d %b %H:%M", end)

@@ -1,0 +1,141 @@
+"""Keeping the machine awake while a task runs, and only then: block locks of logind's on `sleep` and on `idle` (R15).
+
+One lock per kind (T24), taken on entry to RUNNING and given up on leaving it; no power setting is ever changed. A lock
+is a descriptor, so a crash of the node gives it up too. When logind or the bus goes away while locks are held, they are
+`lost` until logind lists them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from supervisor.linux.dbus import LOGIN1, REFUSED, BusError, Inhibition, Lock, SystemBus, inhibit, inhibitions
+
+KINDS = ("sleep", "idle")
+RELEASE_TIMEOUT_S = 1.0
+LOOKS = 50
+
+
+class InhibitRefused(Exception):
+    """A lock was refused; none is held. The text says why and what to do."""
+
+
+class ReleaseFailed(Exception):
+    """logind still lists a lock whose descriptor this process has closed; the text says which."""
+
+
+class Inhibitor:
+    """The node's block locks. `mode`: host.inhibitor, "required" or "none" (then nothing is done); `on_change` is
+    called in the loop's thread when locks that were held are lost, or found again. Made before the bus is started."""
+
+    def __init__(
+        self, bus: SystemBus, mode: str, who: str = "rae-node", on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        self._bus, self._mode, self._who, self._on_change = bus, mode, who, on_change
+        self._locks: list[Lock] = []
+        self._why = ""
+        self._check: asyncio.Task[None] | None = None
+        self.lost = ""
+        self.refused = ""  # the D-Bus error's name of the last refusal
+        bus.watch(LOGIN1, self._owner_changed)
+
+    @property
+    def held(self) -> bool:
+        """Every lock is held, as far as is known."""
+        return bool(self._locks) and not self.lost
+
+    @property
+    def needed(self) -> bool:
+        """host.inhibitor: required."""
+        return self._mode != "none"
+
+    async def take(self, why: str) -> str:
+        """Take the locks; what was done, in words. `why` is what `systemd-inhibit --list` shows: never a payload.
+
+        Raises:
+            InhibitRefused: one of them was refused; what had been taken is released.
+        """
+        if self._mode == "none":
+            return "no lock taken: host.inhibitor is none"
+        if self.held:
+            return "locks on sleep and idle are held already"
+        self._close()
+        self._why = f"{' '.join(why.split())[:200]} (pid {os.getpid()})"  # ours alone, also beside a second node
+        try:
+            for kind in KINDS:
+                self._locks.append(await inhibit(self._bus, kind, self._who, self._why, "block"))
+        except BusError as error:
+            self._close()
+            self.refused = error.name
+            raise InhibitRefused(_mend(error, kind)) from error
+        except BaseException:
+            self._close()
+            raise
+        return "locks on sleep and idle taken"
+
+    async def release(self) -> str:
+        """Give the locks up, and see that logind has forgotten them; once is enough, more does no harm.
+
+        Raises:
+            ReleaseFailed: logind still lists one (a process holds a copy of its descriptor).
+        """
+        if self._mode == "none":
+            return "no lock to release: host.inhibitor is none"
+        self._close()
+        if not self._why:
+            return "no lock to release"
+        try:
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                for _ in range(LOOKS):
+                    left = await self._listed()
+                    if not left:
+                        self._why = ""
+                        return "locks released"
+                    await asyncio.sleep(RELEASE_TIMEOUT_S / 2 / LOOKS)
+        except (BusError, TimeoutError) as error:
+            return f"locks released, unseen by logind: {str(error) or 'it does not answer'}"
+        kinds = " and ".join(lock.what for lock in left)
+        raise ReleaseFailed(f"logind still lists the lock on {kinds}: a process holds a copy of its descriptor")
+
+    def _close(self) -> None:
+        for lock in self._locks:
+            lock.close()
+        self._locks.clear()
+        self.lost = ""
+
+    async def _listed(self) -> list[Inhibition]:
+        return [
+            lock
+            for lock in await inhibitions(self._bus)
+            if lock.blocks and lock.who == self._who and lock.why == self._why and lock.what in KINDS
+        ]
+
+    def _owner_changed(self, owner: str) -> None:
+        if not self._locks:
+            return
+        self.lost = "the sleep lock is lost: " + (self._bus.error or "logind was restarted")
+        self._on_change()
+        if owner:
+            self._check = asyncio.get_running_loop().create_task(self._find())
+
+    async def _find(self) -> None:
+        """logind is back: the locks hold if it still lists them (it keeps them over its own restart)."""
+        try:
+            kinds = {lock.what for lock in await self._listed()}
+        except BusError:
+            return  # still lost; the next owner is asked again
+        if self._locks and kinds.issuperset(KINDS):
+            self.lost = ""
+            self._on_change()
+
+
+def _mend(error: BusError, kind: str) -> str:
+    if error.name in REFUSED:
+        user = os.environ.get("USER") or f"uid {os.geteuid()}"
+        return (
+            f"polkit refuses the lock org.freedesktop.login1.inhibit-block-{kind} to {user}: run the installer, which"
+            " puts the polkit rule in place, or set host.inhibitor to none in node.yaml"
+        )
+    return f"no lock on {kind}: {error}"

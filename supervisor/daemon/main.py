@@ -1,0 +1,295 @@
+"""The daemon's process: folders, lock, signals, then the loop. What the unit's auto_runner.py and `rae-node run` start.
+
+Imports no command line. Configuration errors are told before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import gc
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from supervisor.config.fallback import salvage
+from supervisor.config.load import Config, ConfigErrors, find_folder, load
+
+if TYPE_CHECKING:
+    from supervisor.daemon.loop import Daemon
+    from supervisor.linux.control_socket import ControlServer
+
+DELIVER_S: Final = 5.0
+# The collector finds nothing among modules that are just being loaded, and looking costs a twentieth of the start.
+COLLECT_AFTER_S: Final = 1.0
+LOCK_NAME: Final = "daemon.lock"
+
+
+def say(text: str) -> None:
+    """One line for people: journald's, or the terminal's. Nobody may listen any more; the node goes on."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def serve(folder: Path, *, unattended: bool = False) -> int:
+    """Run the node; returns the exit code: 0 after an orderly stop, 1 it cannot run here, 2 a broken configuration.
+
+    `unattended`: a broken configuration means DISABLED with that reason, until it is mended, instead of an exit.
+    """
+    problems: tuple[str, ...] = ()
+    try:
+        config = load(folder)
+    except ConfigErrors as errors:
+        problems = tuple(map(str, errors.problems))
+        for line in problems:
+            say(line)
+        if not unattended:
+            return _refuse(2, errno.EINVAL, problems[0])
+        config = salvage(folder)
+    obstacles = prepare(config)
+    for line in obstacles:
+        say(line)
+    if obstacles and not unattended:
+        return _refuse(1, errno.EACCES, obstacles[0])
+    lock = _lock(config.paths.runtime)
+    if lock is None:
+        why = f"another rae-node runs with {config.paths.runtime}; stop it, or move paths.runtime in node.yaml"
+        say(why)
+        return _refuse(1, errno.EBUSY, why)
+    try:
+        return asyncio.run(_run(config, problems, obstacles))
+    except Exception as error:
+        if os.environ.get("RAE_NODE_DEBUG"):
+            raise
+        why = f"{type(error).__name__}: {error}"
+        say(f"rae-node: {why} (RAE_NODE_DEBUG=1 shows where)")
+        return _refuse(1, getattr(error, "errno", None) or errno.EIO, why)
+    finally:
+        os.close(lock)
+
+
+def _refuse(code: int, number: int, why: str) -> int:
+    """Tell systemd why this process ends; returns the exit code."""
+    from supervisor.linux.sd_notify import Notifier
+
+    Notifier().errno(number, why)
+    return code
+
+
+def wipe(folder: Path) -> int:
+    """Remove what tasks have left in the work folder, unless a node runs there; the exit code. For ExecStopPost= (R6)."""
+    from supervisor.tasks.workdir import Workdir
+
+    config = salvage(folder)
+    lock = _lock(config.paths.runtime)
+    if lock is None:
+        say(f"nothing is wiped: a rae-node runs with {config.paths.runtime}")
+        return 1
+    try:
+        Workdir(config.paths.workdir).wipe_all()
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}")
+        return 1
+    finally:
+        os.close(lock)
+    return 0
+
+
+def prepare(config: Config) -> list[str]:
+    """Make the folders of node.yaml's `paths`; a line for each that cannot be used."""
+    lines = []
+    for name, mode in (("logs", 0o750), ("workdir", 0o700), ("runtime", 0o755), ("state", 0o700)):
+        path: Path = getattr(config.paths, name)
+        try:
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            usable = os.access(path, os.W_OK | os.X_OK)
+        except OSError as error:
+            lines.append(f"{path}: cannot be made: {error.strerror}; set paths.{name} in node.yaml, or run the installer")
+            continue
+        if not usable:
+            lines.append(f"{path}: cannot be written; set paths.{name} in node.yaml, or mend its owner")
+    return lines
+
+
+def _lock(runtime: Path) -> int | None:
+    """Only one daemon a runtime folder. None: another one holds it."""
+    try:
+        fd = os.open(runtime / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return os.open(os.devnull, os.O_RDONLY)  # the folder's trouble was told by `prepare`
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _crashed(state: Path) -> bool:
+    """A task was in flight when the last life ended: its note is there (what it says, the source reads later)."""
+    from supervisor.sources.in_flight import NAME
+
+    return os.path.lexists(state / NAME)
+
+
+async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) -> int:
+    from states.lifecycle import Lifecycle
+    from states.memory import Memory
+    from supervisor import VERSION
+    from supervisor.daemon.loop import Daemon, InvariantBroken
+    from supervisor.daemon.wiring import Node
+    from supervisor.journal.decision_log import Journal
+    from supervisor.journal.journald import of_service
+    from supervisor.journal.text_log import TextLog
+    from supervisor.linux.clock import SystemClock
+    from supervisor.linux.sd_notify import Notifier
+
+    clock, notifier = SystemClock(), Notifier()
+    now_s = clock.now_s()
+    daemon: Daemon | None = None
+
+    def wake() -> None:
+        if daemon is not None:
+            daemon.wake()
+
+    node = Node(config, clock, wake, notifier.grant)
+    node.will.accept(config.runtime.automation.enabled)
+    node.will.refuse(problems)
+    node.will.hindrances["folders"] = obstacles[0] if obstacles else ""
+    # A task was in flight when the last life ended: the rest that it earned is not skipped (R4).
+    memory = Memory(since_s=now_s, cooldown_from_s=now_s if _crashed(config.paths.state) else None)
+    keep_days, journald = config.node.logs.keep_days, of_service(os.environ)
+    journal = Journal(config.paths.logs, clock, keep_days, say, TextLog(config.paths.logs, keep_days), journald)
+    daemon = Daemon(node, Lifecycle(config.limits, memory=memory), journal, clock, notifier)
+    node.on_event = daemon.event
+    journal.start(VERSION, config.limits, memory)
+    loop = asyncio.get_running_loop()
+    loop.call_later(COLLECT_AFTER_S, _collect)
+    loop.set_exception_handler(lambda _, context: say(f"internal: {_trouble(context)}"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, daemon.stop, f"the node is stopping ({signal.Signals(number).name})")
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    socket = _server(daemon, config)
+    await _listen(socket, config.paths.runtime)
+
+    async def mend() -> str:
+        left = prepare(config)
+        if not left:
+            await _listen(socket, config.paths.runtime)
+        return left[0] if left else ""
+
+    node.mend = mend
+    watch = _watch(config.folder, wake)
+    try:
+        await node.start()
+        try:
+            await daemon.run()
+        except InvariantBroken as broken:
+            notifier.trigger(f"a fault of the node itself: {broken}")
+            raise
+        notifier.stopping(daemon.status_line())
+        await node.stop(DELIVER_S)
+        notifier.close()
+    finally:
+        watch()
+        await socket.stop()
+        journal.write("stop", state=daemon.mind.state, reason=node.will.stopping)
+        journal.close()
+        if node.metrics is not None:
+            node.metrics.close()
+    return 0
+
+
+def _collect() -> None:
+    """From now on look for garbage, but not among what the start has made: that would hold up the loop for 15 ms."""
+    gc.freeze()
+    gc.enable()
+
+
+def _trouble(context: dict[str, Any]) -> str:
+    """A fault that nobody waited for, in one line: a traceback may hold what a task was given (R6)."""
+    error = context.get("exception")
+    return str(context.get("message", "")) + (f" ({type(error).__name__}: {error})" if error is not None else "")
+
+
+def _server(daemon: Daemon, config: Config) -> ControlServer:
+    from supervisor.linux.control_socket import SOCKET_NAME, ControlServer
+    from supervisor.tasks.process import process_tree as holds
+
+    node = daemon.node
+    handlers = {
+        "status": lambda _: daemon.status(),
+        "pause": daemon.pause,
+        "resume": daemon.resume,
+        "desktop": lambda _: node.senses.desktop.snapshot(),
+    }
+    hearings = {"presence": lambda uid, hang_up: node.senses.desktop.hearing(uid, hang_up)}
+
+    def barred(pid: int) -> bool:
+        """It may be of our task: it descends from us, or has gone since it connected."""
+        return node.slot.tree is not None and holds.descends(pid, os.getpid()) is not False
+
+    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), hearings, barred)
+
+
+async def _listen(server: ControlServer, runtime: Path) -> None:
+    try:
+        await server.start()
+    except OSError as error:
+        say(f"{runtime}: no control socket: {error.strerror or error}; `rae-node status` will not work")
+
+
+def _watch(folder: Path, wake: Any) -> Any:
+    """Wake when a file of the folder changes; returns what ends the watch."""
+    from inotify_simple import INotify, flags
+
+    loop = asyncio.get_running_loop()
+    try:
+        inotify = INotify(nonblocking=True)
+    except OSError:  # a user has few of them
+        return lambda: None
+    try:
+        changes = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.CREATE
+        inotify.add_watch(str(folder), changes | flags.ATTRIB)
+    except OSError:
+        inotify.close()  # the folder is not there: every tick looks at the files anyway
+        return lambda: None
+
+    def changed() -> None:
+        inotify.read(timeout=0)
+        wake()
+
+    loop.add_reader(inotify.fileno(), changed)
+
+    def end() -> None:
+        loop.remove_reader(inotify.fileno())
+        inotify.close()
+
+    return end
+
+
+def main(argv: list[str]) -> int:
+    """`python -m supervisor.daemon.main [--unattended] [--config DIR]`."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="auto_runner.py", description="The node as a service; see `rae-node run --help`.")
+    parser.add_argument("--unattended", action="store_true", help="a broken configuration means DISABLED, not an exit")
+    parser.add_argument("--config", metavar="DIR", help="folder with runtime.yaml and node.yaml")
+    parser.add_argument("--wipe", action="store_true", help="only remove what tasks have left in the work folder")
+    given = parser.parse_args(argv)
+    gc.disable()
+    if given.wipe:
+        return wipe(find_folder(given.config))
+    return serve(find_folder(given.config), unattended=given.unattended)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before the loop took over
+        sys.exit(130)

@@ -1,1 +1,0 @@
-"""What carries out effects on the machine: inhibitor, work dir, systemd."""

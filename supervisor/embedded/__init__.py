@@ -1,1 +1,0 @@
-"""The control node in memory: a door to try the product, and the server of the tests."""

@@ -1,1 +1,0 @@
-"""What runs a task, and what holds it."""

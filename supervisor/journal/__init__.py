@@ -1,0 +1,1 @@
+"""Decisions written, and read back by people and tools."""

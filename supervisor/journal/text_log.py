@@ -1,0 +1,48 @@
+"""The plain text log for people, beside the journal (R16): a line of words for each line that says something.
+
+`rae-node-YYYY-MM-DD.log`, by the journal's days. Each day begins with the state that the night left.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from supervisor.journal.daily_file import DayFile
+from supervisor.journal.summary import one_line
+from supervisor.linux.clock import iso
+
+STEM: Final = "rae-node"
+SUFFIX: Final = ".log"
+
+
+class TextLog:
+    """Appends lines to today's file; a failure is remembered in `trouble` and never raised."""
+
+    def __init__(self, folder: Path, keep_days: int = 7) -> None:
+        self._file = DayFile(folder, STEM, SUFFIX, keep_days)
+        self._lost = 0
+        self.trouble = ""
+
+    def say(self, wall_s: float, text: str) -> None:
+        """One line, at once, with its time (seconds since the epoch)."""
+        lines = [text]
+        if self._lost:
+            lines.insert(0, f"({'a line is' if self._lost == 1 else f'{self._lost} lines are'} missing here: {self.trouble})")
+        try:
+            for line in lines:
+                self._file.append(wall_s, f"{iso(wall_s)}  {line}\n".encode(errors="replace"))
+                self._lost = 0
+            self.trouble = ""
+        except OSError as error:
+            self._lost += 1
+            self.trouble = f"the text log cannot be written in {self._file.folder}: {error.strerror or error}"
+
+    def day(self, wall_s: float, status: str) -> None:
+        """The first line of a day, if nothing was said today."""
+        if not self._file.begun(wall_s):
+            self.say(wall_s, one_line(status))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()

@@ -1,1 +1,0 @@
-"""Asked of the same mind without a node: replay, dry run, diagram."""

@@ -1,0 +1,1 @@
+"""GPUs: load, memory, and who uses them."""

@@ -1,0 +1,1 @@
+"""The machine: CPU, power, memory, heat, network, programs."""

@@ -1,0 +1,348 @@
+"""Input devices as signs of the person (R9): when a key, a pointer, a touch, a pen or a gamepad was last used.
+
+The nodes in /dev/input that we may read are opened and read like any other reader's; nothing is taken from anybody. What
+was read is wiped at once, and only the time is kept: no key, no value, no place ever leaves this file. Where nodes may
+not be read (the service's user is not in group input) this source has nothing to say, which is no error by itself:
+others see the person as well. No device at all is "no source", never "idle".
+
+A moving mouse sends a thousand events a second. The first event after a rest wakes the loop; then all devices are left
+alone, but emptied once a second, until a whole second has passed without a sign. So somebody at work costs one short
+look a second here, and no tick.
+
+Devices come and go by inotify on /dev/input; a node appears before udev sets its rights, so a change of rights is one
+more reason to try. Neither is a sign: a wireless mouse goes and comes by itself. A device that another program has
+grabbed (a key remapper) sends us nothing; what that program makes of it comes from a device of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from inotify_simple import INotify, flags
+
+from states.observation import NEVER
+from supervisor.linux.clock import Clock
+from supervisor.sensors.base import Presence, Quality, Wake
+from supervisor.sensors.presence.evdev import (
+    EV_ABS,
+    EV_KEY,
+    EV_REL,
+    EVENT,
+    Axis,
+    Device,
+    Kind,
+    bumped,
+    describe,
+    pressed,
+)
+
+QUIET_S: Final = 1.0  # after a sign, until the devices are listened to again
+SETTLED_S: Final = 0.3  # a look that finds nothing this long after a sign listens again at once
+DRIFT_S: Final = 0.1  # a gamepad that drifts is heard no more often; the kernel keeps its events meanwhile
+BUMP_PIXELS: Final = 16
+BUMP_REST_S: Final = 900.0  # only after so long a rest may a motion be a bump
+BUMP_SAME_S: Final = 0.25  # what comes so soon is the same bump
+BUMP_AGAIN_S: Final = 1.0  # and what comes after it, but within this, is a person
+BUFFER: Final = 64 * EVENT.size
+BLIND_SIGN: Final = "no input device could be read until just now"
+ROUNDS: Final = 16  # buffers emptied at one look; more than the kernel keeps
+
+_MASK: Final = 0x40104593  # EVIOCSMASK
+_ABS: Final = 0x80184540  # EVIOCGABS(0)
+WANTED: Final = 1 << EV_KEY | 1 << EV_REL | 1 << EV_ABS
+
+
+def axis_range(fd: int, code: int) -> Axis | None:
+    """The range of a device's axis; None: it does not say."""
+    try:
+        answer = fcntl.ioctl(fd, _ABS + code, bytes(24))
+    except OSError:
+        return None
+    _, least, most, *_ = struct.unpack("6i", answer)
+    return Axis(least, most)
+
+
+def _ask_for_less(fd: int) -> None:
+    """Let the kernel send keys and motion alone: a light on a keyboard that a program blinks is no person."""
+    wanted = (ctypes.c_uint8 * 4)(*WANTED.to_bytes(4, "little"))
+    with contextlib.suppress(OSError):  # not an evdev of Linux 4.4 or later: everything it sends counts
+        fcntl.ioctl(fd, _MASK, struct.pack("IIQ", 0, len(wanted), ctypes.addressof(wanted)))
+
+
+class _Open:
+    """A device that is being read."""
+
+    def __init__(self, device: Device, fd: int) -> None:
+        self.device, self.fd = device, fd
+        self.bump_at_s, self.bump_over = NEVER, False
+
+
+class InputDevices:
+    """The newest use of all readable input devices. No timer at rest; events wake the tick.
+
+    Args:
+        clock: the clock.
+        required: no readable device is then an error, which blocks; else it is only said in `describe`.
+        dead_zone: of a gamepad's axes, 0 to 1 of half their range.
+        ignore_bumps: one short motion of a pointer after a long rest is then no sign.
+        axis_of: the range of an axis of an open device.
+    """
+
+    name = "input"
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        required: bool = False,
+        dead_zone: float = 0.25,
+        ignore_bumps: bool = False,
+        dev_root: Path = Path("/dev"),
+        sys_root: Path = Path("/sys"),
+        axis_of: Callable[[int, int], Axis | None] = axis_range,
+    ) -> None:
+        self._clock, self.required = clock, required
+        self._dead_zone, self._ignore_bumps = dead_zone, ignore_bumps
+        self._dev, self._folder, self._sys = dev_root, dev_root / "input", sys_root / "class/input"
+        self._axis_of = axis_of
+        self._buffer = bytearray(BUFFER)
+        self._devices: dict[str, _Open] = {}
+        self._shut: dict[str, str] = {}  # devices of a person's that may not be read, and why
+        self._sign_at_s, self._sign = NEVER, ""
+        self._blind = False  # it was said that nothing can be seen here
+        self._listening = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._resting: dict[str, asyncio.TimerHandle] = {}  # drifting devices, and when they are heard again
+        self._wake: Wake = lambda: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._inotify: INotify | None = None
+        self._folder_wd = -1
+
+    async def start(self, wake: Wake) -> None:
+        """Open what there is, and begin to listen."""
+        self._loop, self._wake = asyncio.get_running_loop(), wake
+        with contextlib.suppress(OSError):
+            self._inotify = INotify(nonblocking=True)
+            self._loop.add_reader(self._inotify.fileno(), self._changed)
+        self._watch()
+        self._find()
+        self._listen()
+
+    async def stop(self) -> None:
+        """Close everything."""
+        self._ignore()
+        for node in list(self._devices):
+            self._close(node)
+        for timer in (self._timer, *self._resting.values()):
+            if timer is not None:
+                timer.cancel()
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
+            self._inotify.close()
+            self._inotify = None
+        self._loop = None
+
+    def latest(self, now_s: float) -> Presence:
+        """The newest sign. Costs one read a device that finds nothing."""
+        if self._folder_wd == -1 and self._loop is not None:  # nothing tells of devices that come
+            self._look_for_devices()
+        used = self._empty_all(now_s)
+        if not used and not self._listening and now_s - self._sign_at_s >= SETTLED_S:
+            self._listen()
+        error = ""
+        if self.required and not self._devices:
+            self._blind = True
+            error = f"no input device can be read: {self._mend()}, or set presence.input to auto in node.yaml"
+        sign = self._sign or ("" if self._devices else "no source: no input device can be read")
+        quality = Quality.EVENT if self._devices else Quality.UNKNOWN
+        return Presence(self.name, now_s, self._sign_at_s, sign, error=error, quality=quality, hands=True)
+
+    def describe(self) -> list[str]:
+        """Each device of a person's, read or not, one line each, for people; nothing of what it sent."""
+        lines = [f"{o.device.called}: read, only the time of use is kept" for _, o in sorted(self._devices.items())]
+        lines += [f"{node}: not read ({why})" for node, why in sorted(self._shut.items())]
+        if self._shut:
+            lines.append(f"to see these too: {self._mend()}")
+        return lines or ["no input device: this source tells nothing"]
+
+    def _mend(self) -> str:
+        return "add the service's user to group input" if self._shut else "there is none in /dev/input"
+
+    # --- listening
+
+    def _listen(self) -> None:
+        """Be called at the next event of any device."""
+        if self._loop is not None:
+            self._listening = True
+            for node, opened in self._devices.items():
+                if node not in self._resting:
+                    self._loop.add_reader(opened.fd, self._used, node)
+
+    def _ignore(self) -> None:
+        self._listening = False
+        if self._loop is not None:
+            for opened in self._devices.values():
+                self._loop.remove_reader(opened.fd)
+
+    def _used(self, node: str) -> None:
+        """A device has sent something, or has rested: wake the loop if that is a sign, and then leave all devices alone
+        for a while; let a device rest that sends what is none."""
+        sign = self._empty(node, self._clock.now_s())
+        if sign:
+            self._ignore()
+            self._later(QUIET_S)
+            self._wake()
+        elif sign is False and node in self._devices and self._loop is not None:
+            opened = self._devices[node]
+            rest_s = BUMP_SAME_S if opened.device.kind is Kind.POINTER else DRIFT_S
+            self._loop.remove_reader(opened.fd)
+            self._resting[node] = self._loop.call_later(rest_s, self._rested, node)
+
+    def _rested(self, node: str) -> None:
+        self._resting.pop(node, None)
+        if not self._listening or self._loop is None:
+            return
+        self._used(node)
+        if (opened := self._devices.get(node)) is not None and self._listening:
+            opened.bump_over = True
+            if opened.device.kind is Kind.POINTER and (timer := self._resting.pop(node, None)) is not None:
+                timer.cancel()  # the rest of the bump has been taken: what comes now is motion again
+            if node not in self._resting:
+                self._loop.add_reader(opened.fd, self._used, node)
+
+    def _later(self, delay_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._loop is not None:
+            self._timer = self._loop.call_later(delay_s, self._calm)
+
+    def _calm(self) -> None:
+        """Listen again once nobody has touched anything for a while."""
+        self._timer = None
+        if self._empty_all(self._clock.now_s()):
+            self._later(QUIET_S)
+        elif not self._listening:
+            self._listen()
+
+    # --- reading, and forgetting
+
+    def _empty_all(self, now_s: float) -> bool:
+        """Take what all devices have sent; whether any of it is a sign."""
+        found = [self._empty(node, now_s) for node in list(self._devices)]
+        return any(found)
+
+    def _empty(self, node: str, now_s: float) -> bool | None:
+        """Take what one device has sent; whether it is a sign, None: it sent nothing. What was read is overwritten
+        before this returns."""
+        opened, sign = self._devices[node], None
+        try:
+            for _ in range(ROUNDS):
+                size = os.readv(opened.fd, [self._buffer])
+                if size == 0:
+                    self._close(node)
+                    break
+                sign = self._is_sign(opened, memoryview(self._buffer)[:size], now_s) or bool(sign)
+                if size < BUFFER:
+                    break
+        except BlockingIOError:
+            pass
+        except OSError:  # unplugged
+            self._close(node)
+        finally:
+            self._buffer[:] = bytes(BUFFER)
+        if sign:
+            self._sign_at_s, self._sign = now_s, f"user active on {opened.device.called}"
+        return sign
+
+    def _is_sign(self, opened: _Open, data: memoryview, now_s: float) -> bool:
+        if opened.device.kind is Kind.GAMEPAD:
+            return pressed(data, lambda code: self._axis_of(opened.fd, code), self._dead_zone)
+        if opened.device.kind is Kind.POINTER and self._ignore_bumps:
+            return self._is_no_bump(opened, data, now_s)
+        return True
+
+    def _is_no_bump(self, opened: _Open, data: memoryview, now_s: float) -> bool:
+        """HTCondor's filter: a short motion after a long rest must come again within a second."""
+        since_s = now_s - opened.bump_at_s
+        again = opened.bump_over and since_s <= BUMP_AGAIN_S
+        if again or now_s - self._sign_at_s < BUMP_REST_S or not bumped(data, BUMP_PIXELS):
+            opened.bump_at_s = NEVER
+            return True
+        if since_s > BUMP_AGAIN_S:
+            opened.bump_at_s, opened.bump_over = now_s, False
+        return False
+
+    # --- devices come and go
+
+    def _watch(self) -> None:
+        """Watch /dev/input, or wait for it to be made."""
+        if self._inotify is None or self._folder_wd != -1:
+            return
+        with contextlib.suppress(OSError):
+            self._folder_wd = self._inotify.add_watch(self._folder, flags.CREATE | flags.ATTRIB | flags.DELETE)
+            return
+        with contextlib.suppress(OSError):
+            self._inotify.add_watch(self._dev, flags.CREATE | flags.ONLYDIR)
+
+    def _changed(self) -> None:
+        relevant = False
+        for event in self._inotify.read(timeout=0) if self._inotify is not None else ():
+            if event.wd == self._folder_wd and event.mask & flags.IGNORED:
+                self._folder_wd, relevant = -1, True
+            relevant = relevant or event.wd == self._folder_wd or event.name == self._folder.name
+        if relevant:
+            self._look_for_devices()
+
+    def _look_for_devices(self) -> None:
+        self._watch()
+        self._find()
+        if self._listening:
+            self._listen()
+
+    def _find(self) -> None:
+        """Open devices that have come, and let go of those that are gone."""
+        try:
+            nodes = {name for name in os.listdir(self._folder) if name.startswith("event")}
+        except OSError:
+            nodes = set()
+        for node in [node for node, opened in self._devices.items() if node not in nodes or self._is_another(node, opened)]:
+            self._close(node)
+        self._shut = {node: why for node, why in self._shut.items() if node in nodes}
+        for node in sorted(nodes - self._devices.keys()):
+            device = describe(self._sys, node)
+            if device is None or device.kind is Kind.NONE:
+                continue
+            try:
+                fd = os.open(self._folder / node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            except OSError as error:
+                self._shut[node] = f"{device.kind} '{device.name}': {error.strerror or error}"
+                continue
+            _ask_for_less(fd)
+            self._shut.pop(node, None)
+            self._devices[node] = _Open(device, fd)
+        if self._blind and self._devices:  # who used one meanwhile is not known, so somebody may have
+            self._blind, self._sign_at_s, self._sign = False, self._clock.now_s(), BLIND_SIGN
+
+    def _is_another(self, node: str, opened: _Open) -> bool:
+        """What has this name now is not what was opened: it has gone and come again before anybody looked."""
+        try:
+            return not os.path.samestat(os.fstat(opened.fd), os.stat(self._folder / node))
+        except OSError:
+            return True
+
+    def _close(self, node: str) -> None:
+        opened = self._devices.pop(node, None)
+        if opened is not None:
+            if self._loop is not None:
+                self._loop.remove_reader(opened.fd)
+            os.close(opened.fd)
+        if (timer := self._resting.pop(node, None)) is not None:
+            timer.cancel()

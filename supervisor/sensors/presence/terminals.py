@@ -1,0 +1,210 @@
+"""Terminals as signs of the person (R9): when somebody last typed at one, and terminals that come and go.
+
+The kernel moves a terminal's access time when typed bytes are read from it, and only then; output moves the
+modification time, which says nothing about a person. It moves in steps of 8 seconds, so a time taken from it is up to
+8 seconds old, and nothing finer may be read into it. Where we may read the node ourselves (our own terminals; all, as
+root) inotify tells each read of typed bytes at once.
+
+Access times are wall-clock times, and the wall clock may jump. They are turned into seconds of CLOCK_BOOTTIME once,
+when they are first seen, and a change seen later lies between the last look and now, whatever it says. A time in the
+future, or from before the boot, proves that the clock was set since, and counts as now. But most consoles have never
+been typed on since the kernel made their nodes, and clocks are often set soon after that: an access time of the age of
+/dev/full, made in the same moment and by the same clock, stands for the boot.
+
+What is a terminal: pseudo-terminals in /dev/pts (but not ptmx, which makes them), virtual consoles, /dev/console, and
+serial lines except those that belong to group dialout or uucp: getty gives its line to group tty, and a line with a UPS
+or a GPS on it is read all day by a program. A console where only getty waits has an access time too, but it stays what
+it was, so its age lets it be. The terminal in which the node itself was started counts like any other: whoever
+typed the command is a person. A task that makes itself a pseudo-terminal cannot be told from one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from inotify_simple import INotify, flags
+
+from states.observation import NEVER
+from supervisor.linux.clock import Clock
+from supervisor.sensors.base import Presence, Quality, Wake
+
+QUIET_S: Final = 1.0  # somebody who types wakes the tick no more often
+MAKING_NS: Final = 5_000_000_000  # the kernel makes all its nodes within so much of each other
+CONSOLE: Final = re.compile(r"console|tty[0-9]+|hvc[0-9]+")
+SERIAL: Final = re.compile(r"tty(S|AMA|USB|ACM)[0-9]+")
+MEND: Final = "mount devpts there, or set presence.terminals to false in node.yaml"
+MACHINES: Final = frozenset({"dialout", "uucp"})
+
+
+class Terminals:
+    """The newest sign of all terminals. Looks when asked, and has no timer; events wake the tick.
+
+    Args:
+        clock: the clock; its wall time is compared with access times.
+        dev_root: /dev.
+    """
+
+    name = "terminals"
+
+    def __init__(self, clock: Clock, dev_root: Path = Path("/dev")) -> None:
+        self._clock, self._dev = clock, dev_root
+        self._known: dict[str, int] = {}  # terminals of the last look, with their access times in ns
+        self._looked_at_s = NEVER
+        self._sign_at_s, self._sign, self._quality = NEVER, "", Quality.POLLED
+        self._prefix = f"{dev_root}/"
+        self._consoles: list[str] = []
+        self._listed_ns = -1  # the time of /dev's last change when `_consoles` was made
+        self._groups: dict[int, bool] = {}
+        self._wake: Wake = lambda: None
+        self._inotify: INotify | None = None
+        self._watched: dict[int, str] = {}
+        self._watch_again = True
+        self._woke_at_s = NEVER
+        self._told_at_s = NEVER  # when an event last told of a sign
+
+    async def start(self, wake: Wake) -> None:
+        """Begin to watch; the first look is done when this returns."""
+        self._wake = wake
+        with contextlib.suppress(OSError):  # without inotify, looks alone tell, at each tick
+            self._inotify = INotify(nonblocking=True)
+            asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._touched)
+            # No OPEN: whoever lists the folder opens it, and would wake us each time; of a terminal, only bytes typed count.
+            self._watched[self._inotify.add_watch(self._dev / "pts", flags.CREATE | flags.DELETE)] = ""
+        self.latest(self._clock.now_s())
+
+    async def stop(self) -> None:
+        """Stop watching."""
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
+            self._inotify.close()
+            self._inotify = None
+            self._watched.clear()
+
+    def latest(self, now_s: float) -> Presence:
+        """The newest sign. Costs one stat a terminal."""
+        try:
+            self._look(now_s)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            words = f"terminals cannot be seen: {error.strerror or error}{where}: {MEND}"
+            return Presence(self.name, now_s, self._sign_at_s, self._sign, error=words, quality=Quality.UNKNOWN)
+        return Presence(self.name, now_s, self._sign_at_s, self._sign, quality=self._quality, hands=True)
+
+    def describe(self) -> list[str]:
+        """Which terminals there are, and of which each key is told at once, for people."""
+        told = set(self._watched.values())
+        parts = (self._known.keys() & told, "each key at once"), (self._known.keys() - told, "in steps of 8 s")
+        return [f"{_names(names)}: {how}" for names, how in parts if names] or ["no terminal"]
+
+    # --- looking
+
+    def _look(self, now_s: float) -> None:
+        first = self._looked_at_s == NEVER
+        offset_s = self._clock.wall_s() - now_s  # wall time = boot time + offset, now
+        made_ns = self._made_ns()
+        # After a sign that was just told a console can only repeat it: the way to the decision is a third as long without
+        # them, and what was typed on one keeps its time for the next look.
+        told = not first and 0 <= now_s - self._told_at_s < QUIET_S  # older ones prove nothing of what came since
+        seen = {name: at_ns for name, at_ns in self._known.items() if not name.startswith("pts/")} if told else {}
+        for name in self._terminals() if told else [*self._nodes(), *self._terminals()]:
+            try:
+                st = os.stat(self._prefix + name)  # not by Path: this is the tick's dearest part
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISCHR(st.st_mode) or (SERIAL.fullmatch(name) and self._a_machines(st.st_gid)):
+                continue
+            seen[name] = st.st_atime_ns
+            known = self._known.get(name)
+            if known == st.st_atime_ns:
+                continue
+            at_s = st.st_atime_ns / 1e9 - offset_s
+            if first and abs(st.st_atime_ns - made_ns) <= MAKING_NS and not name.startswith("pts/"):
+                at_s = 0.0
+            elif not 0.0 <= at_s <= now_s or (known is None and not first):
+                at_s = now_s  # the clock was set, or the terminal is new, which is a sign at once
+            self._note(name, max(at_s, self._looked_at_s))
+        for name in self._known.keys() - seen.keys():
+            self._note(name, now_s)  # closing a terminal is a sign as much as opening one
+        self._watch(seen)
+        self._known, self._looked_at_s = seen, now_s
+        self._take_events(now_s)  # what this look has seen must not wake the loop again
+
+    def _nodes(self) -> list[str]:
+        """Nodes that may be consoles or serial lines, relative to /dev. Raises OSError when it cannot be listed."""
+        changed_ns = os.stat(self._prefix).st_mtime_ns
+        if changed_ns != self._listed_ns:
+            self._consoles = [name for name in os.listdir(self._prefix) if CONSOLE.fullmatch(name) or SERIAL.fullmatch(name)]
+            self._listed_ns = changed_ns
+        return self._consoles
+
+    def _terminals(self) -> list[str]:
+        """Pseudo-terminals, relative to /dev. Raises OSError when they cannot be listed."""
+        return [f"pts/{name}" for name in os.listdir(self._prefix + "pts") if name.isdecimal()]
+
+    def _made_ns(self) -> int:
+        """When the kernel made the nodes in /dev, by its wall clock of that moment; nothing changes /dev/full's time."""
+        try:
+            return os.stat(self._dev / "full").st_mtime_ns
+        except OSError:
+            return -2 * MAKING_NS  # no access time is near that
+
+    def _a_machines(self, gid: int) -> bool:
+        if gid not in self._groups:
+            try:
+                self._groups[gid] = grp.getgrgid(gid).gr_name in MACHINES
+            except KeyError:
+                self._groups[gid] = False
+        return self._groups[gid]
+
+    def _note(self, name: str, at_s: float, quality: Quality = Quality.POLLED) -> None:
+        if at_s >= self._sign_at_s:
+            self._sign_at_s, self._sign, self._quality = at_s, f"user active on {name}", quality
+
+    # --- events
+
+    def _watch(self, terminals: dict[str, int]) -> None:
+        """Watch what we may read for reads of typed bytes."""
+        if self._inotify is None or (terminals.keys() == self._known.keys() and not self._watch_again):
+            return
+        self._watch_again = False
+        for name in terminals.keys() - set(self._watched.values()):
+            with contextlib.suppress(OSError):  # another's terminal: its access time must do
+                self._watched[self._inotify.add_watch(self._dev / name, flags.ACCESS)] = name
+
+    def _touched(self) -> None:
+        """Something happened: note what is a sign by itself, and let the tick look."""
+        now_s = self._clock.now_s()
+        if self._take_events(now_s):
+            self._woke_at_s = now_s
+            self._wake()
+
+    def _take_events(self, now_s: float) -> bool:
+        """Note the signs among the events so far; whether the tick should look."""
+        wake = False
+        for event in self._inotify.read(timeout=0) if self._inotify is not None else ():
+            if event.mask & flags.IGNORED:
+                self._watched.pop(event.wd, None)
+                self._watch_again = True
+                continue
+            name = self._watched.get(event.wd) or f"pts/{event.name}"
+            if event.mask & flags.Q_OVERFLOW:
+                name = "a terminal"
+            self._note(name, now_s, Quality.EVENT)
+            self._told_at_s = now_s
+            wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
+        return wake
+
+
+def _names(terminals: Iterable[str]) -> str:
+    """The pseudo-terminals by name; of consoles there are sixty-odd, most of them nobody's."""
+    ours = sorted(name for name in terminals if name.startswith("pts/"))
+    consoles = len(set(terminals)) - len(ours)
+    return ", ".join(ours[:8] + ["…"] * (len(ours) > 8) + [f"{consoles} consoles"] * bool(consoles))

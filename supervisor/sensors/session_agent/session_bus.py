@@ -1,0 +1,319 @@
+"""What a desktop says on its own bus: Mutter's idle monitor, the ScreenSaver interface, and who keeps it from idling.
+
+Mutter (GNOME, which has no ext-idle-notify) tells of both ways by signals. `GetSessionIdleTime` of the ScreenSaver
+interface tells nothing by itself: it is asked every few seconds, only where a session has no other source; some answer
+in seconds and some in milliseconds, so that what answers differ by must show which, and go on doing so. Inhibitors are
+GNOME's and KDE's own lists, with their holders; a film's title is in neither (R16: only the name of the program is taken);
+a list that is not told is not an empty one. A game that has registered with gamemode is one more; asking never starts
+gamemode (T31), as no question here starts anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from states.observation import NEVER
+from supervisor.linux.dbus import BUS, BUS_PATH, BusError, Signal, SystemBus
+from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Gone, Idle, boot_s
+
+MUTTER: Final = "org.gnome.Mutter.IdleMonitor"
+MUTTER_PATH: Final = "/org/gnome/Mutter/IdleMonitor/Core"
+SAVER: Final = "org.freedesktop.ScreenSaver"
+SAVER_PATH: Final = "/org/freedesktop/ScreenSaver"
+GNOME: Final = "org.gnome.SessionManager"
+GNOME_PATH: Final = "/org/gnome/SessionManager"
+GNOME_IDLE: Final = 8  # the flag of inhibitors that keep the session from idling
+KDE: Final = "org.kde.Solid.PowerManagement.PolicyAgent"
+KDE_PATH: Final = "/org/kde/Solid/PowerManagement/PolicyAgent"
+KDE_SCREEN: Final = 4  # the policy of inhibitions that keep the screen on
+GAMEMODE: Final = "com.feralinteractive.GameMode"
+GAMEMODE_PATH: Final = "/com/feralinteractive/GameMode"
+PLAYING: Final = "gamemode"  # the holder's name, also for presence.ignore_inhibitors
+AGAIN_S: Final = 10.0
+POLL_S: Final = 5.0
+PROBE_S: Final = 1.5
+BACKOFF_S: Final = (1.0, 60.0)
+MAX_HOLDERS: Final = 16
+MAX_ASKED: Final = 128  # a lock of GNOME's is asked for what it is
+UNTOLD: Final = "somebody (who inhibits is not told)"
+NO_SUCH: Final = tuple(f"{BUS}.Error.Unknown{what}" for what in ("Method", "Object", "Interface"))  # not this desktop's
+UNIT_S: Final = 4.0  # so long must answers grow as seconds do, before they are taken for seconds
+
+
+class BusIdle:
+    """One session bus. `reading` is Mutter's word, else the screen saver's, where `poll` allows that."""
+
+    def __init__(self, address: str, quiet_s: float = QUIET_S) -> None:
+        self._bus = SystemBus(address, backoff_s=BACKOFF_S, name="session bus")
+        self._quiet_s = quiet_s
+        self._changed: Callable[[], None] = lambda: None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._polling: asyncio.Task[None] | None = None
+        self._mutter: Idle | None = None
+        self._saver: Idle | None = None
+        self._idle_watch = self._active_watch = 0
+        self._gnome: tuple[str, ...] = ()
+        self._kde: tuple[str, ...] = ()
+        self._playing: tuple[str, ...] = ()
+        self._again: dict[str, asyncio.TimerHandle] = {}
+        self._bus.watch(MUTTER, lambda owner: self._do(self._begin_mutter(owner)))
+        self._saver_there = asyncio.Event()
+        self._bus.watch(SAVER, lambda owner: self._saver_there.set() if owner else self._saver_there.clear())
+        self._bus.watch(GNOME, lambda _: self._do(self._list_gnome()))
+        self._bus.watch(KDE, lambda _: self._do(self._list_kde()))
+        self._bus.watch(GAMEMODE, lambda _: self._do(self._count_games()))
+        self._bus.subscribe(MUTTER, MUTTER, "WatchFired", self._fired)
+        self._bus.subscribe(GNOME, GNOME, "", lambda _: self._do(self._list_gnome()))
+        self._bus.subscribe(KDE, KDE, "InhibitionsChanged", lambda _: self._do(self._list_kde()))
+        self._bus.subscribe(GAMEMODE, GAMEMODE, "", lambda _: self._do(self._count_games()))
+
+    @property
+    def reading(self) -> Idle | None:
+        """See `Source`."""
+        return self._mutter or self._saver
+
+    @property
+    def inhibitors(self) -> tuple[str, ...]:
+        """Who keeps the desktop from idling."""
+        return tuple(dict.fromkeys(self._gnome + self._kde + self._playing))
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """See `Source`; it goes on for as long as nobody cancels it."""
+        self._changed = changed
+        await self._bus.start()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self.poll(False)
+            for timer in self._again.values():
+                timer.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._bus.stop()
+
+    async def prove(self) -> None:
+        """See `Source`; it never raises: a bus that is there may still have other things to say."""
+        if self._mutter is not None:
+            try:
+                await self._ask_mutter()
+            except Gone:
+                self._lose_mutter()
+
+    def poll(self, wanted: bool) -> None:
+        """A session has no other source: ask the screen saver."""
+        if wanted and self._polling is None:
+            self._polling = asyncio.ensure_future(self._poll())
+        elif not wanted and self._polling is not None:
+            self._polling.cancel()
+            self._polling = self._saver = None
+
+    async def environment(self) -> dict[str, str]:
+        """What the user's manager hands on, such as DISPLAY; empty where there is none."""
+        name, path = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
+        try:
+            listed = (await self._bus.properties(name, path, f"{name}.Manager")).get("Environment", [])
+        except BusError:
+            return {}
+        return dict(entry.partition("=")[::2] for entry in listed)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- Mutter
+
+    async def _begin_mutter(self, owner: str) -> None:
+        self._mutter, self._idle_watch, self._active_watch = None, 0, 0
+        if owner:
+            try:
+                (pid,) = await self._bus.call(
+                    BUS, BUS_PATH, BUS, "GetConnectionUnixProcessID", MUTTER, signature="s", expect="u"
+                )
+                quiet_ms = int(self._quiet_s * 1000)
+                (self._idle_watch,) = await self._ask(MUTTER, MUTTER_PATH, "AddIdleWatch", quiet_ms, signature="t", expect="u")
+                await self._watch_for_touch()
+                self._mutter = Idle("Mutter's idle monitor", None, (), pid)
+                await self._ask_mutter()
+            except (BusError, Gone):
+                self._lose_mutter()
+                return
+        self._changed()
+
+    def _lose_mutter(self) -> None:
+        """It does not answer: it has gone, which the bus tells, or is busy, as GNOME's shell is while it starts."""
+        self._mutter = None
+        self._changed()
+        self._later(MUTTER, self._find_mutter)
+
+    async def _find_mutter(self) -> None:
+        if self._mutter is None and (owner := self._bus.owner(MUTTER)):
+            await self._begin_mutter(owner)
+
+    async def _watch_for_touch(self) -> None:
+        (self._active_watch,) = await self._ask(MUTTER, MUTTER_PATH, "AddUserActiveWatch", expect="u")
+
+    async def _ask_mutter(self) -> None:
+        try:
+            (idle_ms,) = await self._ask(MUTTER, MUTTER_PATH, "GetIdletime", expect="t")
+        except BusError as error:
+            self._mutter = None
+            raise Gone(f"Mutter's idle monitor does not answer: {error}") from error
+        self._set_mutter(None if idle_ms < self._quiet_s * 1000 else boot_s() - idle_ms / 1000)
+
+    def _set_mutter(self, since_s: float | None) -> None:
+        if (old := self._mutter) is None:
+            return
+        self._mutter = Idle(old.source, since_s, (), old.pid)
+        if (old.idle_since_s is None) != (since_s is None):
+            self._changed()
+
+    def _fired(self, signal: Signal) -> None:
+        if signal.path != MUTTER_PATH or not signal.body:
+            return
+        if signal.body[0] == self._active_watch:
+            self._set_mutter(None)
+        elif signal.body[0] == self._idle_watch:
+            self._set_mutter(boot_s() - self._quiet_s)
+            self._do(self._rearm())
+
+    async def _rearm(self) -> None:
+        """A watch for a touch fires once; a touch that came before it was set is seen in the idle time."""
+        try:
+            await self._watch_for_touch()
+            await self._ask_mutter()
+        except (BusError, Gone):
+            self._lose_mutter()
+
+    # --- the screen saver
+
+    async def _poll(self) -> None:
+        unit = 0.0
+        before = first = (0, NEVER)
+        while True:
+            if not self._saver_there.is_set():  # who has gone tells of no touch, and a successor may count otherwise
+                self._set_saver(None)
+                unit, before, first = 0.0, (0, NEVER), (0, NEVER)
+                await self._saver_there.wait()
+            try:
+                (value,) = await self._ask(SAVER, SAVER_PATH, "GetSessionIdleTime", expect="u")
+            except BusError:
+                self._set_saver(None)
+                unit, before, first = 0.0, (0, NEVER), (0, NEVER)
+                await asyncio.sleep(BACKOFF_S[1])
+                continue
+            now = value, boot_s()
+            if unit and not _goes_on(before, now, unit):
+                self._set_saver(None)
+                unit, first = 0.0, now
+            elif not unit and _grows_in_ms(before, now):
+                unit = 0.001
+            elif not unit and not _grows_in_s(first, now):
+                first = now
+            elif not unit and now[1] - first[1] >= UNIT_S:
+                unit = 1.0
+            if unit:
+                # An answer in whole seconds is up to one second old.
+                idle_s = value * unit
+                self._set_saver(Idle(f"{SAVER} (asked every {POLL_S:g} s)", now[1] - idle_s if idle_s >= POLL_S else None))
+            before = now
+            await asyncio.sleep(POLL_S if unit else PROBE_S)
+
+    def _set_saver(self, new: Idle | None) -> None:
+        old, self._saver = self._saver, new
+        if (old is None) != (new is None) or (old and new and (old.idle_since_s is None) != (new.idle_since_s is None)):
+            self._changed()
+
+    # --- inhibitors
+
+    async def _list_gnome(self) -> None:
+        held: list[str] = []
+        paths: list[str] | None = None
+        try:
+            (paths,) = await self._ask(GNOME, GNOME_PATH, "GetInhibitors", expect="ao")
+            for path in paths[:MAX_ASKED]:
+                interface = f"{GNOME}.Inhibitor"
+                (bits,) = await self._ask(GNOME, path, "GetFlags", interface=interface, expect="u")
+                if bits & GNOME_IDLE:
+                    held += await self._ask(GNOME, path, "GetAppId", interface=interface, expect="s")
+            if len(paths) > MAX_ASKED:
+                held.append(UNTOLD)
+        except BusError as error:
+            if paths is not None and error.name and self._bus.owner(GNOME):
+                return  # one ended between two questions: the signal of its end is on its way
+            held = [] if error.name in NO_SUCH else list(self._untold(GNOME, self._gnome, self._list_gnome))
+        if tuple(held) != self._gnome:
+            self._gnome = tuple(held)
+            self._changed()
+
+    async def _list_kde(self) -> None:
+        held: tuple[str, ...] = ()
+        try:
+            (inhibited,) = await self._ask(KDE, KDE_PATH, "HasInhibition", KDE_SCREEN, signature="u", expect="b")
+            if inhibited:
+                held = (UNTOLD,)
+                (listed,) = await self._ask(KDE, KDE_PATH, "ListInhibitions", expect="a(ss)")
+                held = tuple(holder for holder, _ in listed[:MAX_HOLDERS]) or ("an unnamed program",)
+        except BusError as error:
+            if error.name not in NO_SUCH:
+                held = self._untold(KDE, self._kde, self._list_kde)
+        if held != self._kde:
+            self._kde = held
+            self._changed()
+
+    def _untold(self, name: str, known: tuple[str, ...], ask: Callable[[], Coroutine[Any, Any, None]]) -> tuple[str, ...]:
+        """What to believe where a list is not told: nothing if nobody is there to tell it; else what was known of it, or
+        that somebody may be in it (R12), until it is told."""
+        if not self._bus.owner(name):
+            return ()
+        self._later(name, ask)
+        return known or (UNTOLD,)
+
+    def _later(self, name: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Ask again after a while."""
+        if name in self._again:
+            self._again[name].cancel()
+        self._again[name] = asyncio.get_running_loop().call_later(AGAIN_S, lambda: self._do(ask()))
+
+    async def _count_games(self) -> None:
+        playing: tuple[str, ...] = ()
+        if self._bus.owner(GAMEMODE):
+            try:
+                games = (await self._bus.properties(GAMEMODE, GAMEMODE_PATH, GAMEMODE)).get("ClientCount")
+            except BusError as error:
+                games = None
+                if not error.name:  # busy with its scripts, it seems: no signal will come of it
+                    self._later(GAMEMODE, self._count_games)
+            playing = () if games == 0 and type(games) is int else (PLAYING,)  # one that does not say is not idle
+        if playing != self._playing:
+            self._playing = playing
+            self._changed()
+
+    async def _ask(
+        self, name: str, path: str, member: str, *body: Any, interface: str = "", signature: str = "", expect: str = ""
+    ) -> list[Any]:
+        return await self._bus.call(
+            name, path, interface or name, member, *body, signature=signature, expect=expect, timeout_s=ANSWER_S
+        )
+
+
+Answer = tuple[int, float]  # what the screen saver said, and when, in seconds of CLOCK_BOOTTIME
+
+
+def _grows_in_ms(before: Answer, now: Answer) -> bool:
+    """So much grows nothing that is counted in seconds."""
+    return 0.9 <= (now[0] - before[0]) / 1000 / max(1e-6, now[1] - before[1]) <= 1.1
+
+
+def _grows_in_s(first: Answer, now: Answer) -> bool:
+    """As seconds do, of which answers are whole ones; by chance milliseconds do so, too, while somebody types."""
+    return abs(now[0] - first[0] - (now[1] - first[1])) <= 1.0
+
+
+def _goes_on(before: Answer, now: Answer, unit: float) -> bool:
+    """What was answered is possible after the answer before: nobody was there in between, or somebody was."""
+    passed_s = now[1] - before[1]
+    return now[0] * unit <= passed_s + 1.0 or abs((now[0] - before[0]) * unit - passed_s) <= 1.0 + 0.1 * passed_s

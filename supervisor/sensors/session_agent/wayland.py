@@ -1,0 +1,314 @@
+"""Idle time of a Wayland compositor: ext-idle-notify-v1, else org_kde_kwin_idle, spoken on the wire.
+
+A dozen messages of the protocol are all that is needed, and on a socket that does not block no compositor can hang us;
+libwayland's client would need bindings for each protocol, a thread for each display, and its own memory.
+
+What "idled" is worth (T6): an inhibitor (a film) keeps version 1 and kwin_idle from saying anything at all, some
+compositors also "resumed". So only "idled" means away, and only as long as a fresh notification, asked for at each
+proof, idles too. Version 2 has input notifications, which no inhibitor stops: they tell the person from the film, and
+the difference between the two is the inhibitor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from supervisor.sensors.session_agent.source import ANSWER_S, NAMELESS, QUIET_S, Absent, Gone, Idle, Lacking, boot_s
+
+DISPLAY_ID: Final = 1
+REGISTRY_ID: Final = 2
+MAX_MESSAGE: Final = 4096  # the protocol's own limit
+PROOF_S: Final = 0.3  # how long a fresh notification waits before it idles
+INHIBITED_AFTER_S: Final = 0.5  # input is idle, and the other notification still is not
+EXT: Final = "ext_idle_notifier_v1"
+KWIN: Final = "org_kde_kwin_idle"
+SEAT: Final = "wl_seat"
+
+
+@dataclass(slots=True)
+class _Notification:
+    """A notification of one seat. `input_only`: no inhibitor stops it."""
+
+    seat: int
+    timeout_s: float
+    input_only: bool
+    proof: asyncio.Event | None = None  # set by "idled", for one that was asked for as a proof
+    idle_since_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Registry:
+    """Globals by name: (interface, version)."""
+
+    globals: dict[int, tuple[str, int]] = field(default_factory=dict)
+
+    def of(self, interface: str) -> list[tuple[int, int]]:
+        return [(name, version) for name, (kind, version) in self.globals.items() if kind == interface]
+
+
+class WaylandIdle:
+    """One compositor's socket, such as $XDG_RUNTIME_DIR/wayland-0."""
+
+    def __init__(self, path: Path, quiet_s: float = QUIET_S) -> None:
+        self._path, self._quiet_s = path, quiet_s
+        self.pid = 0  # the compositor's
+        self._reset()
+
+    def _reset(self) -> None:
+        self._writer: asyncio.StreamWriter | None = None
+        self._registry = _Registry()
+        self._next, self._free = REGISTRY_ID + 1, list[int]()
+        self._syncs: dict[int, asyncio.Event] = {}
+        self._notes: dict[int, _Notification] = {}
+        self._seats: dict[int, int] = {}  # object id by global name
+        self._notifier, self._protocol, self._version = 0, "", 0
+        self._inhibited = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._changed: Callable[[], None] = lambda: None
+        self._ready = False
+        self._said: Idle | None = None
+
+    def _say(self) -> None:
+        """Two notifications tell of one touch, one after the other: only what changes the reading is told."""
+        if (reading := self.reading) != self._said:
+            self._said = reading
+            self._changed()
+
+    @property
+    def reading(self) -> Idle | None:
+        """Idle when every seat is, by the best notification that it has."""
+        if not self._ready:
+            return None
+        what = "input notifications of " if self._version > 1 else ""
+        name = "ext-idle-notify-v1" if self._protocol == EXT else self._protocol
+        source = f"{what}{name} on {self._path.name}"
+        since_s: float | None = None
+        told = [n for n in self._notes.values() if n.proof is None and n.input_only == self._has_input]
+        if told and all(n.idle_since_s is not None for n in told):
+            since_s = max(n.idle_since_s or 0.0 for n in told)
+        return Idle(source, since_s, (NAMELESS,) if self._inhibited else (), self.pid)
+
+    @property
+    def _has_input(self) -> bool:
+        return self._version > 1
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """See `Source`."""
+        self._reset()
+        try:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    reader, self._writer = await asyncio.open_unix_connection(self._path, limit=2 * MAX_MESSAGE)
+                    self.pid = _peer_pid(self._writer.get_extra_info("socket"))
+            except TimeoutError as error:
+                raise Gone(f"{self._path.name}: the compositor does not answer") from error
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                raise Absent(f"{self._path.name}: no compositor ({error.strerror})") from error
+            except OSError as error:
+                raise Gone(f"{self._path.name}: the compositor cannot be reached ({error.strerror})") from error
+            listening = asyncio.ensure_future(self._listen(reader))
+            try:
+                await self._begin(listening)
+                self._changed = changed
+                self._say()
+                await listening
+            finally:
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._writer is not None:
+                self._writer.transport.abort()
+            self._reset()
+
+    async def _begin(self, listening: asyncio.Future[None]) -> None:
+        self._send(DISPLAY_ID, 1, _u32(REGISTRY_ID))
+        await self._round_trip(listening)  # all globals are known
+        if not self._registry.of(SEAT):
+            raise Lacking(f"{self._path.name} has no seat, so it sees nobody")
+        if found := self._registry.of(EXT):
+            self._protocol, self._version = EXT, min(2, found[0][1])
+        elif found := self._registry.of(KWIN):
+            self._protocol, self._version = KWIN, 1
+        else:
+            raise Lacking(f"{self._path.name} offers neither ext-idle-notify-v1 nor {KWIN}")
+        self._notifier = self._bind(found[0][0], self._protocol, self._version)
+        for name, _ in self._registry.of(SEAT):
+            self._add_seat(name)
+        await self._round_trip(listening)  # a protocol error would have come by now
+        self._ready = True
+
+    def _add_seat(self, name: int) -> None:
+        self._seats[name] = seat = self._bind(name, SEAT, 1)
+        for input_only in {False, self._has_input}:
+            self._notify(_Notification(seat, self._quiet_s, input_only))
+
+    def _notify(self, note: _Notification) -> int:
+        number = self._new_id()
+        self._notes[number] = note
+        timeout = _u32(int(note.timeout_s * 1000))
+        if self._protocol == KWIN:
+            self._send(self._notifier, 0, _u32(number) + _u32(note.seat) + timeout)
+        else:
+            self._send(self._notifier, 2 if note.input_only else 1, _u32(number) + timeout + _u32(note.seat))
+        return number
+
+    async def _round_trip(self, listening: asyncio.Future[None] | None = None) -> None:
+        done = asyncio.Event()
+        number = self._new_id()
+        self._syncs[number] = done
+        self._send(DISPLAY_ID, 0, _u32(number))
+        await self._within(done, listening)
+
+    async def _within(self, done: asyncio.Event, listening: asyncio.Future[None] | None = None) -> None:
+        waiting = asyncio.ensure_future(done.wait())
+        try:
+            both = [waiting] + ([listening] if listening else [])
+            await asyncio.wait(both, timeout=ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+        if listening is not None and listening.done():
+            await listening
+        if not done.is_set():
+            raise Gone(f"{self._path.name}: the compositor does not answer")
+
+    async def prove(self) -> None:
+        """A fresh notification must idle as well; else an inhibitor is up, or the compositor has forgotten us."""
+        await self._round_trip()
+        wrong = False
+        for number, note in list(self._notes.items()):
+            if note.idle_since_s is None or note.proof is not None or note.input_only != self._has_input:
+                continue
+            done = asyncio.Event()
+            proof = self._notify(_Notification(note.seat, PROOF_S, note.input_only, done))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    await done.wait()
+            self._destroy(proof)
+            if not done.is_set() and number in self._notes and note.idle_since_s is not None:
+                wrong = True
+                self._destroy(number)  # it may be stuck in "idled" for ever: a new one idles when it is true
+                self._notify(_Notification(note.seat, self._quiet_s, note.input_only))
+        if wrong:
+            self._say()
+
+    # --- the wire
+
+    def _new_id(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self._next += 1
+        return self._next - 1
+
+    def _bind(self, name: int, interface: str, version: int) -> int:
+        number = self._new_id()
+        self._send(REGISTRY_ID, 0, _u32(name) + _text(interface) + _u32(version) + _u32(number))
+        return number
+
+    def _destroy(self, number: int) -> None:
+        if self._notes.pop(number, None) is not None:
+            self._send(number, 0)
+
+    def _send(self, target: int, opcode: int, body: bytes = b"") -> None:
+        assert self._writer is not None
+        self._writer.write(struct.pack("=IHH", target, opcode, 8 + len(body)) + body)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                source, opcode, size = struct.unpack("=IHH", await reader.readexactly(8))
+                if not 8 <= size <= MAX_MESSAGE:
+                    raise Gone(f"{self._path.name}: the compositor sends what is no Wayland")
+                self._take(source, opcode, await reader.readexactly(size - 8))
+        except (OSError, EOFError) as error:
+            raise Gone(f"{self._path.name}: the compositor has gone") from error
+        except (struct.error, UnicodeDecodeError, IndexError) as error:
+            raise Gone(f"{self._path.name}: the compositor sends what is no Wayland") from error
+
+    def _take(self, source: int, opcode: int, body: bytes) -> None:
+        if source == DISPLAY_ID:
+            (number,) = struct.unpack_from("=I", body)
+            if opcode == 0:
+                raise Gone(f"{self._path.name}: the compositor refuses {self._protocol or 'us'}")
+            if REGISTRY_ID < number < self._next and number not in self._free:
+                self._free.append(number)
+        elif source == REGISTRY_ID:
+            (name,) = struct.unpack_from("=I", body)
+            if opcode == 0:
+                (length,) = struct.unpack_from("=I", body, 4)
+                interface = body[8 : 8 + length - 1].decode()
+                self._registry.globals[name] = (interface, struct.unpack_from("=I", body, 8 + (length + 3) // 4 * 4)[0])
+                if interface == SEAT and self._notifier:
+                    self._add_seat(name)
+                    self._say()
+            else:
+                self._registry.globals.pop(name, None)
+                if (seat := self._seats.pop(name, None)) is not None:
+                    for number in [n for n, note in self._notes.items() if note.seat == seat]:
+                        self._destroy(number)
+                    if not self._seats:
+                        raise Gone(f"{self._path.name} has no seat any more")
+                    self._say()
+        elif (done := self._syncs.pop(source, None)) is not None:
+            done.set()
+        elif (note := self._notes.get(source)) is not None and opcode in (0, 1):
+            self._told(note, opcode == 0)
+
+    def _told(self, note: _Notification, idled: bool) -> None:
+        if note.proof is not None:
+            if idled:
+                note.proof.set()
+            return
+        note.idle_since_s = boot_s() - note.timeout_s if idled else None
+        self._compare()
+        self._say()
+
+    def _compare(self, sure: bool = False) -> None:
+        """With version 2: input is idle and the other notification is not, so an inhibitor is up."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        known = [n for n in self._notes.values() if n.proof is None]
+        unlike = any(
+            n.idle_since_s is not None and other.idle_since_s is None
+            for n in known if n.input_only
+            for other in known if other.seat == n.seat and not other.input_only
+        )  # fmt: skip
+        if unlike and not sure and not self._inhibited:
+            self._timer = asyncio.get_running_loop().call_later(INHIBITED_AFTER_S, self._look_again)
+        else:
+            self._inhibited = unlike
+
+    def _look_again(self) -> None:
+        self._compare(sure=True)
+        self._say()
+
+
+def sockets(runtime: Path) -> Iterator[Path]:
+    """Sockets of compositors in a runtime folder."""
+    with contextlib.suppress(OSError):
+        for entry in sorted(os.listdir(runtime)):
+            if entry.startswith("wayland-") and not entry.endswith(".lock"):
+                yield runtime / entry
+
+
+def _u32(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode() + b"\0"
+    return _u32(len(raw)) + raw + b"\0" * (-len(raw) % 4)
+
+
+def _peer_pid(peer: socket.socket) -> int:
+    return int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])

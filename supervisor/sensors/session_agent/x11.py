@@ -1,0 +1,330 @@
+"""Idle time of an X server: XSync alarms on its IDLETIME counter; for sessions that logind calls x11 only (T1).
+
+python-xlib blocks, and a hung X server blocks it for good. So a thread of its own holds the connection; the loop asks
+it with a deadline, and leaves it behind when it hangs. A thread that was left behind is not followed by another one
+until it is over: at most one a display can hang.
+
+Two alarms: one fires when nobody has touched anything for `QUIET_S` and tells for how long (the counter's value), the
+other when the counter falls back, which is the first touch. Both stay silent in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Gone, Idle, boot_s
+
+IDLETIME: Final = "IDLETIME"
+NO_COOKIE: Final = "/nonexistent"  # an empty file would make python-xlib write to stderr
+ENDING_S: Final = 0.1
+# Only one at a time may connect: python-xlib takes the cookie's file from the environment.
+_CONNECTING: Final = threading.Lock()
+_STUCK: Final[dict[str, threading.Thread]] = {}
+
+
+class X11Idle:
+    """One X display, such as ":0". `cookies`: files with cookies to try, in this order; none at all comes last."""
+
+    def __init__(self, display: str, cookies: Callable[[], Sequence[Path]], quiet_s: float = QUIET_S) -> None:
+        self._display, self._cookies, self._quiet_s = display, cookies, quiet_s
+        self._idle_since_s: float | None = None
+        self._proven = False
+        self._thread: _Watcher | None = None
+        self._changed: Callable[[], None] = lambda: None
+
+    @property
+    def reading(self) -> Idle | None:
+        """See `Source`."""
+        if not self._proven:
+            return None
+        return Idle(f"XSync {IDLETIME} of display {self._display}", self._idle_since_s)
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """See `Source`."""
+        stuck = _STUCK.get(self._display)
+        if stuck is not None and stuck.is_alive():
+            await asyncio.sleep(ENDING_S)  # it may be about to end
+        if stuck is not None and stuck.is_alive():
+            raise Gone(f"display {self._display} hangs")
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[None] = loop.create_future()
+        first = asyncio.Event()
+
+        def told(idle_s: float | None, at_s: float) -> None:
+            if over.done():  # it was given up, and its touches with it
+                return
+            idle_for_s = None if idle_s is None or idle_s < self._quiet_s else idle_s
+            since_s = None if idle_for_s is None else at_s - idle_for_s
+            new = not self._proven or (since_s is None) != (self._idle_since_s is None)
+            self._proven, self._idle_since_s = True, since_s
+            first.set()
+            if new:
+                self._changed()
+
+        def ended(reason: str) -> None:
+            first.set()
+            if not over.done():
+                over.set_exception(Gone(reason))
+
+        def post(call: Callable[..., None], *arguments: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is over
+                loop.call_soon_threadsafe(call, *arguments)
+
+        self._changed = changed
+        self._thread = thread = _Watcher(
+            self._display, list(self._cookies()), self._quiet_s,
+            lambda idle_s, at_s: post(told, idle_s, at_s), lambda reason: post(ended, reason),
+        )
+        thread.start()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    await first.wait()
+            if not first.is_set():
+                raise Gone(f"display {self._display} does not answer")
+            await over
+        finally:
+            self._proven, self._thread, self._changed = False, None, lambda: None
+            over.cancel()
+            thread.end()
+            _STUCK[self._display] = thread
+
+    async def prove(self) -> None:
+        """A round trip; the counter tells what it is."""
+        if self._thread is None:
+            raise Gone(f"display {self._display} has gone")
+        answered = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def answer() -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(answered.set)
+
+        self._thread.ask(answer)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await answered.wait()
+        except TimeoutError as error:
+            raise Gone(f"display {self._display} does not answer") from error
+
+
+class _Watcher(threading.Thread):
+    """Holds the connection. `tell(idle_s, at_s)`: the counter at a moment, in seconds; None: touched just now."""
+
+    def __init__(
+        self,
+        display: str,
+        cookies: list[Path],
+        quiet_s: float,
+        tell: Callable[[float | None, float], None],
+        ended: Callable[[str], None],
+    ) -> None:
+        super().__init__(name=f"x11 {display}", daemon=True)
+        self._display, self._cookies, self._quiet_s = display, cookies, quiet_s
+        self._tell, self._ended = tell, ended
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pipe = threading.Lock()  # held by who closes it and who writes: its number may be another's by then
+        self._asked: list[Callable[[], None]] = []
+        self._over = False
+
+    def ask(self, answer: Callable[[], None]) -> None:
+        """Read the counter, tell, then call `answer`, in the thread."""
+        self._asked.append(answer)
+        self._poke()
+
+    def end(self) -> None:
+        """End as soon as it can."""
+        self._over = True
+        self._poke()
+
+    def _poke(self) -> None:
+        with self._pipe, contextlib.suppress(OSError):
+            os.write(self._write, b".")
+
+    def run(self) -> None:
+        server = None
+        try:
+            server = self._connect()
+            self._watch(server)
+        except Gone as error:
+            self._ended(str(error))
+        except Exception as error:  # noqa: BLE001 - python-xlib raises whatever it likes; no traceback reaches a user
+            self._ended(f"display {self._display}: {type(error).__name__}: {' '.join(str(error).split())[:80]}")
+        finally:
+            if server is not None:
+                with contextlib.suppress(Exception):
+                    server.close()
+            with self._pipe:
+                os.close(self._read)
+                os.close(self._write)
+                self._read = self._write = -1
+
+    def _connect(self) -> _Server:
+        why = "nobody gave a cookie"
+        for cookie in [*self._cookies, None]:
+            try:
+                return _Server(self._display, cookie)
+            except Exception as error:  # noqa: BLE001 - as above; the next cookie may do
+                why = " ".join(str(error).split()).removeprefix(f"Can't connect to display \"{self._display}\": ")
+        raise Gone(f"display {self._display} lets us not in: {why[:80]}")
+
+    def _watch(self, server: _Server) -> None:
+        server.arm(self._quiet_s)
+        self._tell(server.idle_s(), boot_s())
+        while not self._over:
+            # Events that came along with an answer lie in the library's queue already.
+            while server.pending():
+                if (idle_s := server.alarm()) is not None:
+                    self._tell(None if idle_s < self._quiet_s else idle_s, boot_s())
+            if self._asked:
+                answers, self._asked = self._asked, []
+                self._tell(server.idle_s(), boot_s())
+                for answer in answers:
+                    answer()
+                continue
+            ready, _, _ = select.select([server.fileno(), self._read], [], [])
+            if self._read in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._read, 64)
+
+
+class _Server:
+    """The connection, and the part of the SYNC extension that is needed: python-xlib has none of it."""
+
+    def __init__(self, display: str, cookie: Path | None) -> None:
+        with _CONNECTING, _environment("XAUTHORITY", str(cookie or NO_COOKIE)):
+            self._display = _display(display)
+        self._sync = _declare()
+        found = self._query_extension()
+        if not found.present:
+            self.close()
+            raise Gone(f"display {display} has no SYNC extension")
+        self._opcode = found.major_opcode
+        self._display.add_extension_event(found.first_event + 1, self._sync.AlarmNotify)
+        self._sync.Initialize(display=self._display, opcode=self._opcode, major=3, minor=1)
+        listed = self._sync.ListSystemCounters(display=self._display, opcode=self._opcode)
+        if IDLETIME not in (known := _counters(bytes(listed.raw), listed.count)):
+            self.close()
+            raise Gone(f"display {display} has no {IDLETIME} counter")
+        self._counter = known[IDLETIME]
+
+    def _query_extension(self) -> Any:
+        from Xlib.protocol import request
+
+        return request.QueryExtension(display=self._display, name="SYNC")
+
+    def arm(self, quiet_s: float) -> None:
+        """One alarm for "idle for so long", one for "touched again"; both stay armed."""
+        limit = int(quiet_s * 1000)
+        for test, value in ((self._sync.POSITIVE_TRANSITION, limit), (self._sync.NEGATIVE_TRANSITION, limit - 1)):
+            self._sync.CreateAlarm(
+                display=self._display, opcode=self._opcode, alarm=self._display.allocate_resource_id(), mask=0x3F,
+                counter=self._counter, value_type=0, value_hi=0, value_lo=value, test=test, delta_hi=0, delta_lo=0, events=1,
+            )  # fmt: skip
+        self._display.flush()
+
+    def idle_s(self) -> float:
+        """The counter: seconds since the last touch."""
+        reply = self._sync.QueryCounter(display=self._display, opcode=self._opcode, counter=self._counter)
+        return float((reply.value_hi << 32) + reply.value_lo) / 1000
+
+    def pending(self) -> bool:
+        """There is an event to be read."""
+        return bool(self._display.pending_events())
+
+    def alarm(self) -> float | None:
+        """The counter's value in the next event, in seconds; None: the event is something else's."""
+        event = self._display.next_event()
+        if not isinstance(event, self._sync.AlarmNotify):
+            return None
+        return float((event.value_hi << 32) + event.value_lo) / 1000
+
+    def fileno(self) -> int:
+        """For select."""
+        return int(self._display.fileno())
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._display.close()
+
+
+def _counters(raw: bytes, count: int) -> dict[str, int]:
+    """Counters by name: id, resolution (8 bytes), length of the name (2 bytes), the name, to the next multiple of 4."""
+    known, at = {}, 0
+    for _ in range(count):
+        number, length = struct.unpack_from("=I8xH", raw, at)
+        known[raw[at + 14 : at + 14 + length].decode("latin-1")] = number
+        at += (14 + length + 3) // 4 * 4
+    return known
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _display(name: str) -> Any:
+    """The library's low level: its upper one, which has classes for windows and fonts, costs a MiB more."""
+    from Xlib.protocol import display
+
+    class Display(display.Display):  # type: ignore[misc]
+        resource_classes: Final[dict[str, Any]] = {}
+
+    return Display(name)
+
+
+def _declare() -> Any:
+    """The requests of the SYNC extension (X Synchronization Extension Protocol, version 3.1)."""
+    from Xlib.protocol import rq
+
+    opcode, length = rq.Card8("opcode"), rq.RequestLength()
+    head = (rq.ReplyCode(), rq.Pad(1), rq.Card16("sequence_number"), rq.ReplyLength())
+
+    class Initialize(rq.ReplyRequest):  # type: ignore[misc]
+        _request = rq.Struct(opcode, rq.Opcode(0), length, rq.Card8("major"), rq.Card8("minor"), rq.Pad(2))
+        _reply = rq.Struct(*head, rq.Card8("major"), rq.Card8("minor"), rq.Pad(22))
+
+    class ListSystemCounters(rq.ReplyRequest):  # type: ignore[misc]
+        _request = rq.Struct(opcode, rq.Opcode(1), length)
+        _reply = rq.Struct(*head, rq.Card32("count"), rq.Pad(20), rq.List("raw", rq.Card8Obj))
+
+    class QueryCounter(rq.ReplyRequest):  # type: ignore[misc]
+        _request = rq.Struct(opcode, rq.Opcode(5), length, rq.Card32("counter"))
+        _reply = rq.Struct(*head, rq.Int32("value_hi"), rq.Card32("value_lo"), rq.Pad(16))
+
+    class CreateAlarm(rq.Request):  # type: ignore[misc]
+        _request = rq.Struct(
+            opcode, rq.Opcode(8), length, rq.Card32("alarm"), rq.Card32("mask"), rq.Card32("counter"), rq.Card32("value_type"),
+            rq.Int32("value_hi"), rq.Card32("value_lo"), rq.Card32("test"), rq.Int32("delta_hi"), rq.Card32("delta_lo"),
+            rq.Card32("events"),
+        )  # fmt: skip
+
+    class AlarmNotify(rq.Event):  # type: ignore[misc]
+        _code = None
+        _fields = rq.Struct(
+            rq.Card8("type"), rq.Card8("kind"), rq.Card16("sequence_number"), rq.Card32("alarm"), rq.Int32("value_hi"),
+            rq.Card32("value_lo"), rq.Int32("alarm_hi"), rq.Card32("alarm_lo"), rq.Card32("time"), rq.Card8("state"), rq.Pad(3),
+        )  # fmt: skip
+
+    class Sync:
+        POSITIVE_TRANSITION, NEGATIVE_TRANSITION = 0, 1
+
+    for declared in (Initialize, ListSystemCounters, QueryCounter, CreateAlarm, AlarmNotify):
+        setattr(Sync, declared.__name__, declared)
+    return Sync

@@ -1,0 +1,1 @@
+"""Tasks from a fleet on NATS JetStream."""

@@ -1,0 +1,1 @@
+"""Setting up and operating a fleet: credentials, streams, submit, bridge."""

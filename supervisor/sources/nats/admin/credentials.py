@@ -1,0 +1,258 @@
+"""Keys for a fleet: `python -m supervisor.sources.nats.admin.credentials DIR --server HOST... --node ID...` (needs openssl).
+
+Writes into DIR what each machine needs and no more: for a server its configuration, certificate and `users.conf`; for a
+node, an operator or a bridge one file with its password; `ca.pem` for all. May be run again to add servers or nodes: what is
+there stays. A user's rights are in `rights`, and nothing else is allowed to it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from supervisor.sources.nats import subjects as layout
+
+ADMIN: Final = "admin"
+OPERATOR: Final = "operator"
+BRIDGE: Final = "bridge"
+ROUTES: Final = "routes"  # the servers among themselves
+DAYS: Final = "3650"
+CLIENT_PORT: Final = 4222
+CLUSTER_PORT: Final = 6222
+
+_CONF: Final = """# Written by supervisor.sources.nats.admin.credentials. Start, in this folder: nats-server -c {conf}
+server_name: "{host}"
+listen: "0.0.0.0:4222"
+max_payload: 8MB
+ping_interval: "20s"
+jetstream {{ store_dir: "{store}", max_file_store: 20GB }}
+tls {{ cert_file: "{cert}", key_file: "{key}", ca_file: "{ca}", timeout: 5 }}
+{cluster}include "users.conf"
+"""
+_CLUSTER: Final = """cluster {{
+  name: rae, listen: "0.0.0.0:6222", no_advertise: true
+  authorization {{ user: "routes", password: "{password}", timeout: 5 }}
+  tls {{ cert_file: "{cert}", key_file: "{key}", ca_file: "{ca}", verify: true, timeout: 5 }}
+  routes: [ {routes} ]
+}}
+"""
+_EXTENSIONS: Final = """basicConstraints=critical,CA:FALSE
+keyUsage=critical,digitalSignature
+extendedKeyUsage=serverAuth,clientAuth
+subjectKeyIdentifier=hash
+authorityKeyIdentifier=keyid
+subjectAltName={names}
+"""
+
+
+def rights(role: str, user: str, consumer: str = layout.CONSUMER) -> dict[str, Any]:
+    """What a user of this role may send and hear; everything else is refused by the server."""
+    api, mine = "$JS.API", f"{layout.inbox(user)}.>"
+    if role == ADMIN:
+        return {"publish": ">", "subscribe": ">"}
+    if role == OPERATOR:
+        send = [
+            "rae.tasks.*.*",
+            *(f"{api}.STREAM.INFO.{stream}" for stream in (layout.TASKS, layout.RESULTS, layout.DEAD)),
+            f"{api}.CONSUMER.LIST.{layout.TASKS}",
+            f"{api}.DIRECT.GET.{layout.RESULTS}.>",
+            f"{api}.DIRECT.GET.{layout.NODES_STREAM}",
+        ]
+        return {"publish": {"allow": send}, "subscribe": {"allow": [mine, layout.ANY_RESULT]}}
+    if role == BRIDGE:
+        send = [
+            "rae.tasks.*.*",
+            f"{api}.CONSUMER.INFO.{layout.RESULTS}.{layout.BRIDGE}",
+            layout.next_subject(layout.RESULTS, layout.BRIDGE),
+            f"$JS.ACK.{layout.RESULTS}.{layout.BRIDGE}.>",
+            f"{api}.DIRECT.GET.{layout.RESULTS}.>",
+        ]
+        return {"publish": {"allow": send}, "subscribe": {"allow": [mine]}}
+    send = [
+        f"{api}.CONSUMER.INFO.{layout.TASKS}.{consumer}",
+        layout.next_subject(layout.TASKS, consumer),
+        f"$JS.ACK.{layout.TASKS}.{consumer}.>",
+        layout.ANY_RESULT,
+        "rae.dead.*",
+        layout.place_subject("*"),
+        f"{api}.DIRECT.GET.{layout.PLACES}.{layout.place_subject('*')}",
+        layout.node_subject(user),
+    ]
+    return {"publish": {"allow": send}, "subscribe": {"allow": [mine]}}
+
+
+class KeysError(Exception):
+    """The folder is not as this tool leaves it; one line."""
+
+
+class Keys:
+    """A folder of keys. Private files are 0600 from their first byte on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in (folder, folder / "passwords"):
+            part.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._users_file = folder / "users.json"
+
+    def users(self) -> dict[str, dict[str, str]]:
+        """Name → role and consumer, of everybody who has a key.
+
+        Raises:
+            KeysError: the list is damaged.
+        """
+        if not self._users_file.exists():
+            return {}
+        try:
+            users = json.loads(self._users_file.read_text())
+            return {name: {"role": str(one["role"]), "consumer": str(one["consumer"])} for name, one in users.items()}
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            why = "is damaged; put back the list of users as this tool wrote it, or all lose their keys"
+            raise KeysError(f"{self._users_file}: {why}") from None
+
+    def add(self, servers: Sequence[str], users: Iterable[tuple[str, str, str]], store: str) -> list[str]:
+        """Make what is missing for these servers and these (name, role, consumer); the files that are new."""
+        before = set(self._files())
+        known = self.users()
+        self._authority()
+        everybody = known | {name: {"role": role, "consumer": consumer} for name, role, consumer in users}
+        _private(self._users_file, json.dumps(everybody, indent=1))
+        accounts = []
+        for name, one in everybody.items():
+            grants = json.dumps(rights(one["role"], name, one["consumer"]))
+            key = json.dumps(self.password(name))
+            accounts.append(f"  {{ user: {json.dumps(name)}, password: {key}, permissions: {grants} }}\n")
+        _private(self.folder / "users.conf", f"authorization {{\n users: [\n{''.join(accounts)} ]\n}}\n")
+        for host in servers:
+            self._server(host, servers, store)
+        return sorted(set(self._files()) - before)
+
+    def password(self, name: str) -> str:
+        """A user's password, made at the first call."""
+        file = self.folder / "passwords" / name
+        if not file.exists():
+            _private(file, secrets.token_urlsafe(32) + "\n")
+        return file.read_text().strip()
+
+    def _files(self) -> list[str]:
+        return [str(path) for path in self.folder.rglob("*") if path.is_file()]
+
+    def _authority(self) -> None:
+        key, certificate = self.folder / "ca.key", self.folder / "ca.pem"
+        if not _made(key):
+            new_key, new = self.folder / ".ca.key.new", self.folder / ".ca.pem.new"
+            _private(new_key, "")
+            _openssl(
+                "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", DAYS,
+                "-subj", "/CN=RAE fleet", "-keyout", new_key, "-out", new,
+                "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+            )
+            new.replace(certificate)
+            new_key.replace(key)  # last: with it, all is there
+        if not _made(certificate):
+            raise KeysError(f"{certificate} is missing beside {key}; put it back, for every certificate is checked by it")
+
+    def _server(self, host: str, servers: Sequence[str], store: str) -> None:
+        names = {end: self.folder / f"{host}.{end}" for end in ("conf", "pem", "key", "csr", "ext")}
+        if not (_made(names["key"]) and _made(names["pem"])):
+            new = self.folder / f".{host}.pem.new"
+            _private(names["key"], "")
+            names["ext"].write_text(_EXTENSIONS.format(names=_alternative(host)))
+            _openssl(
+                "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                "-subj", f"/CN={host}", "-keyout", names["key"], "-out", names["csr"],
+            )
+            _openssl(
+                "x509", "-req", "-in", names["csr"], "-CA", self.folder / "ca.pem", "-CAkey", self.folder / "ca.key",
+                "-CAcreateserial", "-days", DAYS, "-extfile", names["ext"], "-out", new,
+            )
+            new.replace(names["pem"])
+            names["csr"].unlink()
+            names["ext"].unlink()
+        files = {"cert": names["pem"].name, "key": names["key"].name, "ca": "ca.pem"}
+        cluster = ""
+        if len(servers) > 1:
+            password = self.password(ROUTES)
+            routes = ", ".join(f'"nats-route://{ROUTES}:{password}@{_in_url(one)}:{CLUSTER_PORT}"' for one in servers)
+            cluster = _CLUSTER.format(password=password, routes=routes, **files)
+        text = _CONF.format(conf=names["conf"].name, host=host, store=store, cluster=cluster, **files)
+        _private(names["conf"], text)
+
+
+def _made(path: Path) -> bool:
+    """It is there, and not only begun."""
+    return path.exists() and path.stat().st_size > 0
+
+
+def _private(path: Path, text: str) -> None:
+    """Write it whole, readable by its owner alone."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+    new.replace(path)
+
+
+def _openssl(*words: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, text=True, timeout=60)
+
+
+def _alternative(host: str) -> str:
+    try:
+        return f"IP:{ipaddress.ip_address(host)}"
+    except ValueError:
+        return f"DNS:{host}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m supervisor.sources.nats.admin.credentials DIR --server HOST... --node ID...`; exit 0, 1, 2."""
+    import argparse
+    import re
+
+    parser = argparse.ArgumentParser(prog="deploy/fleet/credentials", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--server", action="append", default=[], metavar="HOST", help="a server's name or address; 1 or 3")
+    parser.add_argument("--node", action="append", default=[], metavar="ID", help="a node's id, as node.id in its node.yaml")
+    parser.add_argument("--consumer", default=layout.CONSUMER, help="what these nodes pull from (control.nats.consumer)")
+    parser.add_argument("--store", default="/var/lib/nats/jetstream", metavar="DIR", help="where servers keep their streams")
+    given = parser.parse_args(argv)
+    reserved = {ADMIN, OPERATOR, BRIDGE, ROUTES}
+    for name in given.node:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name in reserved:
+            parser.error(f"--node: found {name}, allowed: an id as in node.yaml, none of {', '.join(sorted(reserved))}")
+    for host in given.server:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}", host):
+            parser.error(f"--server: found {host}, allowed: a host name or an address")
+    users = [(role, role, "") for role in (ADMIN, OPERATOR, BRIDGE)]
+    users += [(name, "node", given.consumer) for name in given.node]
+    try:
+        new = Keys(given.folder).add(given.server, users, given.store)
+    except FileNotFoundError as missing:
+        sys.stderr.write(f"{missing.filename} is not installed; it makes the certificates (Debian: apt install openssl)\n")
+        return 1
+    except subprocess.SubprocessError as failed:
+        said = str(getattr(failed, "stderr", "") or "").strip().splitlines() or [type(failed).__name__]
+        sys.stderr.write(f"openssl failed, see its own words: {said[-1]}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"{error.filename}: {error.strerror}\n")
+        return 1
+    except KeysError as damaged:
+        sys.stderr.write(f"{damaged}\n")
+        return 1
+    sys.stdout.write("".join(f"{name}\n" for name in new))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

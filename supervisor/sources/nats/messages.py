@@ -1,0 +1,128 @@
+"""Tasks and results as they travel: JSON, read strictly. What does not read as a task is never run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeGuard
+
+from supervisor.sources import sanitize as clean
+from supervisor.sources.base import Claim
+from supervisor.sources.ids import is_id, same_id
+
+MAX_TYPE_CHARS: Final = 128
+
+
+class Poison(Exception):
+    """It is not a task; the text says why, and quotes nothing of it. `task_id`: its id, where that at least is sound."""
+
+    def __init__(self, reason: str, task_id: str = "") -> None:
+        super().__init__(reason)
+        self.task_id = task_id
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One task's outcome. `error` None: it succeeded."""
+
+    id: str
+    type: str
+    node: str
+    result: Mapping[str, Any]
+    error: str | None
+
+    @property
+    def status(self) -> str:
+        """As the RAE control node calls it."""
+        return "COMPLETED" if self.error is None else "FAILED"
+
+    def encode(self) -> bytes:
+        """Cleaned JSON."""
+        body = {"id": self.id, "type": self.type, "node": self.node, "status": self.status}
+        return clean.encode({**body, "result": clean.mapping(self.result), "error": self.error})
+
+
+def is_type(value: Any) -> TypeGuard[str]:
+    """It can be the type of a task, and be shown and written anywhere."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_TYPE_CHARS and value.isprintable()
+
+
+def encode_task(claim: Claim) -> bytes:
+    """A task as it is posted."""
+    task = {"id": claim.id, "type": claim.type, "payload": clean.mapping(claim.payload), "priority": claim.priority}
+    return clean.encode(task)
+
+
+def decode_task(data: bytes) -> Claim:
+    """The task.
+
+    Raises:
+        Poison: it is none.
+    """
+    value = _object(data, "the task")
+    task_id, kind, payload, priority = (value.get(name) for name in ("id", "type", "payload", "priority"))
+    if not is_id(task_id):
+        raise Poison("the task's id is not a UUID")
+    task_id = task_id.lower()
+    if not is_type(kind):
+        raise Poison("the task has no usable type", task_id)
+    if not isinstance(payload, dict):
+        raise Poison("the task's payload is not an object", task_id)
+    if priority is not None and type(priority) is not int:
+        raise Poison("the task's priority is not an integer", task_id)
+    return Claim(task_id, kind, payload, priority or 0)
+
+
+def decode_place(data: bytes) -> dict[str, Any]:
+    """What a task has saved, to be laid over its payload.
+
+    Raises:
+        Poison: it is none.
+    """
+    return _object(data, "the place")
+
+
+def decode_result(data: bytes) -> Result:
+    """The result.
+
+    Raises:
+        Poison: it is none.
+    """
+    value = _object(data, "the result")
+    texts = {name: value.get(name) for name in ("id", "type", "node")}
+    error, result = value.get("error"), value.get("result")
+    if not is_id(texts["id"]) or not all(isinstance(text, str) for text in texts.values()):
+        raise Poison("the result does not say whose it is")
+    texts["id"] = texts["id"].lower()
+    if not isinstance(result, dict) or not (error is None or (isinstance(error, str) and error)):
+        raise Poison("the result is not one", texts["id"])
+    return Result(**texts, result=result, error=error)  # type: ignore[arg-type]  # texts were checked
+
+
+def stored_result(data: bytes, task_id: str) -> Result:
+    """What is stored as this task's result; a failure that says so where it is none, or another task's."""
+    try:
+        result = decode_result(data)
+    except Poison as poison:
+        return no_result(task_id, str(poison))
+    return result if same_id(result.id, task_id) else no_result(task_id, "it is another task's")
+
+
+def no_result(task_id: str, why: str) -> Result:
+    """What takes the place of something that a node stored as a result."""
+    return Result(task_id, "", "", {}, f"what the fleet holds for it is no result: {why}")
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data.decode(), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise Poison(f"{what} is not JSON") from None
+    if not isinstance(value, dict):
+        raise Poison(f"{what} is not an object")
+    return value
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are no JSON

@@ -1,0 +1,1 @@
+"""Tasks from a RAE control node over HTTP."""

@@ -1,0 +1,1 @@
+"""One task: started, watched, paused, stopped, cleaned up."""

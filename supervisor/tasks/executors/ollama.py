@@ -1,0 +1,376 @@
+"""Runs `llm_inference`, `quality_loop` and `code_verify_cycle` on this machine's Ollama, by its HTTP API (R2, R4, R6, R23).
+
+The answer is read as a stream, so that closing it stops the model at once. However a task ends, Ollama is asked to unload
+its models; whether the VRAM is free is for the GPU sensor to say. An error never quotes the server or the payload (R6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from supervisor.config.schema import TaskType
+from supervisor.config.urls import host_of, is_loopback
+from supervisor.sources.base import Claim
+from supervisor.tasks.executors.base import FreezeFailed, StartFailed, StopFailed, Wake
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from supervisor.tasks.process.containment import Containment
+
+WRITER: Final = "deepseek-coder:33b"
+REVIEWER: Final = "deepseek-coder:6.7b"
+TYPES: Final = ("llm_inference", "quality_loop", "code_verify_cycle")
+PROGRAMS: Final = frozenset({"ollama", "ollama_llama_server"})
+CONNECT_S: Final = 5.0
+SILENCE_S: Final = 300.0  # between two pieces of an answer: a large model takes minutes to load
+CUT_S: Final = 1.0
+UNLOAD_S: Final = 3.0
+LOOK_AGAIN_S: Final = 2.0  # how long a list of Ollama's processes is good for
+LINE_MORE_BYTES: Final = 4 << 20  # of a line, beside its text: the last one holds numbers for the whole talk
+SMALL_BYTES: Final = 1 << 20  # of an answer about loading
+KEEP_ALIVE: Final = "1m"  # should the daemon be killed, Ollama unloads the model by itself
+_PASSED: Final = re.compile(r"\bPASSED\b")  # anywhere in the review, as the agents before this one judged it
+_MIB: Final = 1 << 20
+_TICK: Final = os.sysconf("SC_CLK_TCK")
+
+
+class OllamaFailed(Exception):
+    """The task failed; `kind` is stable, the text is in words."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(f"{kind}: {text}")
+        self.kind = kind
+
+
+class OllamaExecutor:
+    """Runs one task type on Ollama.
+
+    Args:
+        task_type: the server's address and the bound of the result, from node.yaml.
+        containment: not needed: no process is started.
+    """
+
+    def __init__(self, task_type: TaskType, containment: Containment | None = None) -> None:
+        self._type = task_type
+
+    async def start(self, claim: Claim, workdir: Path, wake: Wake) -> OllamaTask:
+        """See Executor."""
+        if not is_loopback(host_of(self._type.ollama_url)):
+            raise StartFailed(f"tasks.{claim.type}.ollama_url is not an address of this machine")
+        task = OllamaTask(self._type, claim, wake)
+        task.begin()
+        return task
+
+
+class OllamaTask:
+    """One task's requests; a RunningTask without a process of its own: alive while a request, or the unloading, goes on."""
+
+    def __init__(self, task_type: TaskType, claim: Claim, wake: Wake) -> None:
+        self._url = task_type.ollama_url.rstrip("/")
+        self._max = int(task_type.max_result_mb * _MIB)
+        self._claim = claim
+        self._wake = wake
+        self._loop = asyncio.get_running_loop()
+        self._used: set[str] = set()
+        self._said = 0  # bytes of all answers
+        self._job: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[str] | None = None
+        self._rungs = ""
+        self._alive = True
+        self._error: str | None = "its end was not seen"
+        self._result: Mapping[str, Any] = {}
+        self._processes = _Processes(self._loop)
+
+    @property
+    def alive(self) -> bool:
+        """See RunningTask."""
+        return self._alive
+
+    @property
+    def ended(self) -> bool:
+        """See RunningTask."""
+        return not self._alive
+
+    @property
+    def error(self) -> str | None:
+        """See RunningTask."""
+        return None if self._alive else self._error
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """See RunningTask."""
+        return {} if self._alive else self._result
+
+    @property
+    def state(self) -> Any:
+        """See RunningTask: an answer that was cut begins anew."""
+        return None
+
+    def pids(self) -> frozenset[int]:
+        """Ollama's processes, found by their program: what they use is the task's doing."""
+        return self._processes.pids() if self._alive else frozenset()
+
+    def cpu_s(self) -> float:
+        """CPU seconds of Ollama's processes since the task began."""
+        return self._processes.cpu_s(look=self._alive)
+
+    def begin(self) -> None:
+        """Send the first request, in a task of its own."""
+        self._job = self._loop.create_task(self._run())
+
+    async def freeze(self) -> str:
+        """See RunningTask: never. The model computes in Ollama's own processes, another user's, which serve others too."""
+        raise FreezeFailed("a request to Ollama cannot be frozen, only cut: the model computes in Ollama's own processes")
+
+    async def thaw(self) -> str:
+        """See RunningTask."""
+        return "was not frozen"
+
+    async def stop(self, grace_s: float) -> str:
+        """Cut the request, ask Ollama to unload, wait for that for three seconds at most.
+
+        Raises:
+            StopFailed: the request does not end.
+        """
+        if not self._alive:
+            return self._rungs or "gone already"
+        if self._stopping is None or self._stopping.done():
+            self._stopping = self._loop.create_task(self._stop())
+        return await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> str:
+        begun_s = self._loop.time()
+        assert self._job is not None
+        self._job.cancel()
+        await asyncio.wait([self._job], timeout=CUT_S)
+        if not self._job.done():
+            raise StopFailed(f"the request to Ollama did not end within {CUT_S:g} s")
+        if not self._alive:
+            return "ended by itself"
+        cut_ms = (self._loop.time() - begun_s) * 1000
+        unloaded = await self._unload()
+        took_ms = (self._loop.time() - begun_s) * 1000
+        self._rungs = f"request cut {cut_ms:.0f} ms, {unloaded} {took_ms:.0f} ms"
+        self._finish()
+        return self._rungs
+
+    async def _run(self) -> None:
+        try:
+            async with await asyncio.to_thread(_client) as client:
+                result = await self._work(client)
+            self._error, self._result = None, {"status": "success", **result}
+        except OllamaFailed as failed:
+            self._fail(failed.kind, str(failed))
+        except Exception as error:  # noqa: BLE001 - whatever a server does to the library is a failure of the task
+            self._fail(*_trouble(error))
+        await self._unload()
+        self._finish()
+
+    def _fail(self, kind: str, text: str) -> None:
+        self._error, self._result = text, {"status": "error", "kind": kind, "error": text}
+
+    def _finish(self) -> None:
+        self._alive = False
+        self._wake()
+
+    async def _work(self, client: httpx2.AsyncClient) -> dict[str, Any]:
+        payload = self._claim.payload
+        if self._claim.type == "llm_inference":
+            model = _text(payload, "model") or WRITER
+            return {"response": await self._generate(client, model, _needed(payload, "prompt"), _text(payload, "system"))}
+        task = _text(payload, "prompt") or _text(payload, "task")
+        code = _text(payload, "diff") or _text(payload, "code")
+        if not task and not code:
+            why = "a memory_id alone cannot be followed: nodes have no memory access" if "memory_id" in payload else ""
+            raise OllamaFailed("bad payload", why or "it has neither prompt or task, nor diff or code")
+        parts = [task or "Check the code below, correct what is wrong, and answer with the whole of it."]
+        for name, text in (("Context", _text(payload, "context")), ("Code", code)):
+            if text:
+                parts.append(f"{name}:\n{text}")
+        order = "\n\n".join(parts)
+        written = await self._generate(client, _text(payload, "writer_model") or WRITER, order)
+        review = await self._generate(
+            client,
+            _text(payload, "reviewer_model") or REVIEWER,
+            "Review the answer to the task below. Begin with the word PASSED if it is correct and complete; otherwise "
+            f"begin with REJECTED and say what is wrong.\n\nTask:\n{order}\n\nAnswer:\n{written}",
+        )
+        return {"writer_output": written, "review_report": review, "is_passed": _PASSED.search(review) is not None}
+
+    async def _generate(self, client: httpx2.AsyncClient, model: str, prompt: str, system: str = "") -> str:
+        """One whole answer of a model."""
+        if model.strip().lower().endswith(("-cloud", ":cloud")):
+            raise OllamaFailed("model refused", "a cloud model would send the task's data out of this machine")
+        self._used.add(model)
+        order = {"model": model, "prompt": prompt, "stream": True, "keep_alive": KEEP_ALIVE}
+        body = json.dumps({**order, "system": system} if system else order).encode()
+        said: list[str] = []
+        size, rest = 0, bytearray()
+        async with client.stream("POST", f"{self._url}/api/generate", content=body) as response:
+            if response.status_code == 404:
+                raise OllamaFailed("model missing", "Ollama does not have the model; `ollama list` shows what it has")
+            if response.status_code != 200:
+                raise OllamaFailed("http error", f"Ollama answered with status {response.status_code}")
+            async for chunk in response.aiter_raw():
+                size += len(chunk)
+                if size > 16 * self._max:  # each piece of text comes in a line of some hundred bytes
+                    raise OllamaFailed("too large", f"the stream is longer than {16 * self._max} bytes")
+                *lines, left = chunk.split(b"\n")
+                for line in lines:
+                    rest += line
+                    if rest.strip() and self._hear(bytes(rest), said):
+                        return "".join(said)
+                    rest.clear()
+                rest += left
+                if len(rest) > self._max + LINE_MORE_BYTES:
+                    raise OllamaFailed("too large", f"a line of the stream is longer than {self._max + LINE_MORE_BYTES} bytes")
+        if rest.strip() and self._hear(bytes(rest), said):
+            return "".join(said)
+        raise OllamaFailed("stream broken", "Ollama's answer ended before the model was done")
+
+    def _hear(self, line: bytes, said: list[str]) -> bool:
+        """Take in one line of the stream; whether it was the last."""
+        try:
+            word = json.loads(line)
+        except (ValueError, RecursionError):
+            raise OllamaFailed("stream broken", "a line of Ollama's answer is not JSON") from None
+        if not isinstance(word, dict):
+            raise OllamaFailed("stream broken", "a line of Ollama's answer is not a JSON object")
+        if "error" in word:
+            raise OllamaFailed("model failed", "Ollama reported an error in the middle of its answer; see its own log")
+        text = word.get("response", "")
+        if not isinstance(text, str):
+            raise OllamaFailed("stream broken", "a line of Ollama's answer holds no text")
+        said.append(text)
+        self._said += len(text.encode(errors="replace"))
+        if self._said > self._max:
+            raise OllamaFailed("too large", f"the answer is longer than {self._max / _MIB:g} MiB (max_result_mb)")
+        return word.get("done") is True
+
+    async def _unload(self) -> str:
+        """Ask for the models to be unloaded until they are not listed any more; in words. What counts is the VRAM."""
+        if not self._used:
+            return "nothing to unload"
+        try:
+            async with asyncio.timeout(UNLOAD_S), await asyncio.to_thread(_client) as client:
+                for model in self._used:
+                    order = json.dumps({"model": model, "keep_alive": 0}).encode()
+                    await _beginning(client, "POST", f"{self._url}/api/generate", order)
+                while self._used & await self._loaded(client):  # noqa: ASYNC110 - Ollama tells no event
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            return f"not unloaded within {UNLOAD_S:g} s"
+        except Exception as error:  # noqa: BLE001 - a server that is gone holds nothing; the VRAM is read in any case
+            return f"unloading failed ({type(error).__name__})"
+        return "unloaded"
+
+    async def _loaded(self, client: httpx2.AsyncClient) -> set[str]:
+        answer = json.loads(await _beginning(client, "GET", f"{self._url}/api/ps"))
+        names = {str(model.get("name", "")) for model in answer.get("models", [])}
+        return names | {name.removesuffix(":latest") for name in names}
+
+
+class _Processes:
+    """Ollama's processes and their CPU time, by /proc; a list of them is kept for two seconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._looked_s = float("-inf")
+        self._pids: frozenset[int] = frozenset()
+        self._before = {pid: _cpu_s(pid) for pid in self.pids()}
+        self._most: dict[int, float] = {}
+
+    def pids(self) -> frozenset[int]:
+        """The processes now."""
+        if self._loop.time() - self._looked_s >= LOOK_AGAIN_S:
+            self._looked_s = self._loop.time()
+            self._pids = frozenset(int(name) for name in os.listdir("/proc") if name.isdigit() and _is_ollama(name))
+        return self._pids
+
+    def cpu_s(self, *, look: bool) -> float:
+        """CPU seconds since the beginning; it never falls."""
+        for pid in self.pids() if look else ():
+            self._most[pid] = max(self._most.get(pid, 0.0), _cpu_s(pid) - self._before.get(pid, 0.0))
+        return sum(self._most.values())
+
+
+def _is_ollama(pid: str) -> bool:
+    """By its program; by its short name where the program may not be read (another user's)."""
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")) in PROGRAMS
+    except PermissionError:
+        try:
+            return Path(f"/proc/{pid}/comm").read_text().strip() in {name[:15] for name in PROGRAMS}
+        except OSError:
+            return False
+    except OSError:
+        return False
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICK
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _client() -> httpx2.AsyncClient:
+    """Off the loop: the library takes time to import."""
+    import httpx2
+
+    return httpx2.AsyncClient(
+        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # never used: loopback only, no redirects
+        timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S),
+        limits=httpx2.Limits(max_connections=2, max_keepalive_connections=0),
+        trust_env=False,
+        follow_redirects=False,
+        headers={"content-type": "application/json", "accept-encoding": "identity"},
+    )
+
+
+async def _beginning(client: httpx2.AsyncClient, method: str, url: str, content: bytes | None = None) -> bytes:
+    """An answer, or the beginning of one that is longer than SMALL_BYTES."""
+    body = bytearray()
+    async with client.stream(method, url, content=content) as response:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > SMALL_BYTES:
+                break
+    return bytes(body)
+
+
+def _trouble(error: Exception) -> tuple[str, str]:
+    import httpx2
+
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return "not reachable", "not reachable: no Ollama answers at tasks.<type>.ollama_url; is its service running?"
+    if isinstance(error, httpx2.TimeoutException):
+        return "silent", f"silent: Ollama said nothing for {SILENCE_S:g} s"
+    if isinstance(error, httpx2.TransportError):
+        return "stream broken", "stream broken: the connection to Ollama broke off"
+    return "failed", f"failed: the request to Ollama failed ({type(error).__name__})"
+
+
+def _text(payload: Mapping[str, Any], name: str) -> str:
+    value = payload.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise OllamaFailed("bad payload", f"its {name} is not a text")
+    return value
+
+
+def _needed(payload: Mapping[str, Any], name: str) -> str:
+    value = _text(payload, name)
+    if not value:
+        raise OllamaFailed("bad payload", f"it has no {name}")
+    return value

@@ -1,0 +1,1 @@
+"""The process tree of a task, and what contains it."""

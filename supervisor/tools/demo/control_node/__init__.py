@@ -1,0 +1,1 @@
+"""A control node in memory."""

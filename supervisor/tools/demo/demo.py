@@ -1,0 +1,320 @@
+"""The first try (`rae-node demo`): the real loop, the real control node, real tasks; first this machine's own sensors,
+then a scripted person, so that every state is seen in under a minute. Everything lives in a folder that goes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from states.guards import SAFE, Verdict
+from states.lifecycle import Lifecycle
+from states.memory import Memory, State
+from states.observation import Cpu, Gpu, Host, Reading
+from supervisor.config.load import load
+from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused
+from supervisor.daemon.loop import Daemon
+from supervisor.daemon.wiring import Node
+from supervisor.journal.decision_log import Journal, files, read
+from supervisor.linux.clock import SystemClock
+from supervisor.linux.dbus import SystemBus
+from supervisor.linux.sd_notify import Notifier
+from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.observer import Observer
+
+TASKS_FILE: Final = Path(__file__).with_name("tasks.py")
+REAL_S: Final = 4.0
+PATIENCE_S: Final = 180.0
+
+RUNTIME: Final = """\
+automation: {{enabled: true, auto_start: true}}
+safety: {{detect_active_user: true, idle_required_minutes: {idle}, max_cpu_percent: 80, max_gpu_percent: 90,
+  max_vram_gb: 14, cooldown_minutes: {cooldown}}}
+execution: {{poll_interval_sec: 1, heartbeat_interval_sec: 1, task_timeout_minutes: 2, retry_on_disconnect: true}}
+"""
+
+
+@dataclass
+class ScriptedPerson:
+    """Somebody who comes and goes as told; a presence sensor like any other."""
+
+    clock: SystemClock
+    name: str = "scripted person"
+    at_desk: bool = True
+    left_at_s: float = 0.0
+    wake: Wake = field(default=lambda: None)
+
+    async def start(self, wake: Wake) -> None:
+        self.wake = wake
+
+    async def stop(self) -> None:
+        pass
+
+    def latest(self, now_s: float) -> Presence:
+        if self.at_desk:
+            return Presence(self.name, now_s, present="user active (scripted)")
+        return Presence(self.name, now_s, self.left_at_s, "user active (scripted)")
+
+    def come(self) -> None:
+        """Touch the mouse."""
+        self.at_desk = True
+        self.wake()
+
+    def go(self) -> None:
+        """Leave the desk."""
+        self.at_desk, self.left_at_s = False, self.clock.now_s()
+        self.wake()
+
+
+class Api:
+    """The submitter's side of the control node."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """GET, or POST of a JSON body; blocks for 5 s at most."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"})  # noqa: S310
+        with self._open(request, timeout=5) as answer:
+            return json.load(answer)
+
+
+@dataclass
+class Summary:
+    """What the demo has shown."""
+
+    tasks: list[dict[str, Any]]
+    handed_back: int
+    seen: dict[str, float]
+    stopped_in_s: float | None
+
+    @property
+    def complete(self) -> bool:
+        """Every task is done and every state was seen."""
+        return all(t["status"] == "COMPLETED" for t in self.tasks) and set(self.seen) == set(State)
+
+
+def time_in_states(logs: Path) -> dict[str, float]:
+    """Seconds spent in each state, as the decision journal tells; the states in the order in which they were seen."""
+    spent: dict[str, float] = {}
+    state, since_s = str(State.DISABLED), None
+    for _, entry in (line for path in files([logs]) for line in read(path)):
+        if entry["kind"] == "start":
+            since_s = entry["boot_s"]
+        elif (entry["kind"] == "decision" and entry["from"] != entry["to"]) or entry["kind"] == "stop":
+            spent[state] = spent.get(state, 0.0) + entry["boot_s"] - (since_s or entry["boot_s"])
+            state, since_s = entry.get("to", state), entry["boot_s"]
+    return spent
+
+
+class Demo:
+    """One run. `say` gets lines for the person; `watch` is called a few times a second with the daemon, to draw it."""
+
+    def __init__(self, speed: float, say: Callable[[str], None], watch: Callable[[Daemon], None]) -> None:
+        self._speed = speed
+        self._say = say
+        self._watch = watch
+        self._clock = SystemClock()
+        self._stopped_in_s: float | None = None
+
+    async def run(self) -> Summary:
+        """From an empty folder to the summary.
+
+        Raises:
+            TimeoutError: a task was not done in time.
+            OSError: the control node did not start.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="rae-node-demo-"))
+        try:
+            async with asyncio.timeout(PATIENCE_S / self._speed + 60):
+                return await self._run(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _run(self, folder: Path) -> Summary:
+        control = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-m", "supervisor.cli.main", "control", "--listen", "127.0.0.1:0"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            assert control.stdout is not None
+            url = (await control.stdout.readline()).decode().strip()
+            if not url:
+                raise OSError("the control node did not start; try `rae-node control --listen 127.0.0.1:8000`")
+            self._say(f"Control node: {url}, a process of its own, in memory.")
+            return await self._with_control(folder, url)
+        finally:
+            if control.returncode is None:
+                control.terminate()
+            await control.wait()
+
+    async def _with_control(self, folder: Path, url: str) -> Summary:
+        api = Api(url)
+        with self._daemon(folder, url, await self._inhibitor_mode()) as (node, daemon):
+            await node.start()
+            loop = asyncio.create_task(daemon.run())
+            screen = asyncio.create_task(self._draw(daemon))
+            try:
+                await asyncio.sleep(1 / self._speed)
+                self._say("The operator switches automation on.")
+                node.will.accept(True)
+                daemon.wake()
+                await self._real_sensors(daemon)
+                person = self._script_the_person(node, daemon)
+                tasks, handed_back = await self._play(api, person, daemon, loop)
+            finally:
+                daemon.stop("the demo is over")
+                await loop
+                screen.cancel()
+                await node.stop(2.0)
+        return Summary(tasks, handed_back, time_in_states(folder / "logs"), self._stopped_in_s)
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        text = "the quick brown fox jumps over the lazy dog and the dog sleeps on"
+        return [
+            {"type": "primes", "payload": {"below": 3_000_000}, "priority": 3},
+            {"type": "words", "payload": {"text": text}, "priority": 2},
+            {"type": "render", "payload": {"seconds": 6 / self._speed}, "priority": 1},
+            {"type": "primes", "payload": {"below": 1_000_000}, "priority": 0},
+        ]
+
+    @contextmanager
+    def _daemon(self, folder: Path, url: str, inhibitor: str) -> Iterator[tuple[Node, Daemon]]:
+        minutes = 0.1 / self._speed
+        types = {
+            name: {"executor": "command", "argv": [sys.executable, "-I", str(TASKS_FILE), name], "grace_sec": 1}
+            for name in ("primes", "words", "render")
+        }
+        settings = {
+            "control": {"source": "embedded", "url": url},
+            "tasks": types,
+            "gpu": {"presence": "optional"},
+            "host": {"inhibitor": inhibitor},
+            "work": {"run_minutes": 5},
+            "paths": {"logs": "logs", "workdir": "work", "runtime": "run", "state": "state"},
+        }
+        (folder / "runtime.yaml").write_text(RUNTIME.format(idle=minutes, cooldown=minutes))
+        (folder / "node.yaml").write_text(json.dumps(settings, indent=1))
+        config = load(folder)
+        box: list[Daemon] = []
+        node = Node(config, self._clock, lambda: box[0].wake() if box else None, lambda _: None)
+        journal = Journal(config.paths.logs, self._clock, say=self._say)
+        memory = Memory(since_s=self._clock.now_s())
+        daemon = Daemon(node, Lifecycle(config.limits, memory=memory), journal, self._clock, Notifier({}))
+        node.on_event = daemon.event
+        box.append(daemon)
+        journal.start("demo", config.limits, memory)
+        try:
+            yield node, daemon
+        finally:
+            journal.close()
+
+    async def _draw(self, daemon: Daemon) -> None:
+        while True:
+            self._watch(daemon)
+            await asyncio.sleep(0.1)
+
+    async def _real_sensors(self, daemon: Daemon) -> None:
+        """Some seconds of what this machine itself says, and what of it would keep the node from working."""
+        self._say("First, this machine's real sensors:")
+        await asyncio.sleep(REAL_S / self._speed)
+        for verdict in self._blocked(daemon):
+            self._say(f"  blocked by {verdict.name}: {verdict.reason}")
+
+    async def _inhibitor_mode(self) -> str:
+        """`required` where the lock can really be had, else `none`, and why."""
+        bus = SystemBus()
+        inhibitor = Inhibitor(bus, "required")
+        await bus.start()
+        try:
+            self._say(f"Sleep inhibitor: {await inhibitor.take('the demo tries the lock')}.")
+            await inhibitor.release()
+        except InhibitRefused as refused:
+            self._say(f"Sleep inhibitor: {refused}; the demo goes on with host.inhibitor: none.")
+            return "none"
+        finally:
+            await bus.stop()
+        return "required"
+
+    def _blocked(self, daemon: Daemon) -> list[Verdict]:
+        observation = daemon.last
+        assert observation is not None
+        judged = [guard.tell(observation, daemon.mind.memory, daemon.mind.limits) for guard in SAFE]
+        return [verdict for verdict in judged if verdict.ok is not True]
+
+    def _script_the_person(self, node: Node, daemon: Daemon) -> ScriptedPerson:
+        """From here on the signs are scripted; the loop, the link, the tasks and the times go on as they are."""
+        self._say("From here on a scripted person comes and goes, on a free machine; loop, link and tasks stay real.")
+        person = ScriptedPerson(self._clock, wake=daemon.wake)
+
+        def free(value: Any) -> Callable[[float], Reading[Any]]:
+            return lambda now_s: Reading(value, "", "scripted", now_s)
+
+        node.senses.observer = Observer(
+            (person,), free(Gpu(4, 1)), free(Cpu(5)), free(Host()), self._clock.now_s()
+        )
+        daemon.wake()
+        return person
+
+    async def _play(
+        self, api: Api, person: ScriptedPerson, daemon: Daemon, loop: asyncio.Task[None]
+    ) -> tuple[list[dict[str, Any]], int]:
+        await asyncio.sleep(2 / self._speed)
+        self._say("The person leaves the desk.")
+        person.go()
+        await self._until(loop, lambda: daemon.mind.state is State.READY)
+        await asyncio.sleep(1.5 / self._speed)
+        posted = [await asyncio.to_thread(api.call, "/control/tasks", task) for task in self._tasks()]
+        self._say(f"{len(posted)} tasks are posted to the control node: " + ", ".join(t["type"] for t in posted) + ".")
+        await self._until(loop, lambda: daemon.node.slot.task().type == "render" and daemon.mind.state is State.RUNNING)
+        await asyncio.sleep(1.5 / self._speed)
+        self._say("The person comes back, in the middle of a task.")
+        began_s = time.monotonic()
+        person.come()
+        await self._until(loop, lambda: daemon.mind.state is not State.RUNNING)
+        self._stopped_in_s = time.monotonic() - began_s
+        await asyncio.sleep(1 / self._speed)
+        self._say("The person leaves again.")
+        person.go()
+        tasks, handed_back = [], 0
+        for task in posted:
+            done, again = await self._done(api, task["id"], loop)
+            tasks.append(done)
+            handed_back += again
+        await self._until(loop, lambda: daemon.mind.state is State.COOLDOWN)
+        return tasks, handed_back
+
+    async def _until(self, loop: asyncio.Task[None], holds: Callable[[], bool]) -> None:
+        while not holds():
+            if loop.done():
+                loop.result()
+                raise OSError("the daemon has ended early")
+            await asyncio.sleep(0.02)
+
+    async def _done(self, api: Api, task_id: str, loop: asyncio.Task[None]) -> tuple[dict[str, Any], int]:
+        """The finished task, followed through every hand-back, and how often it was handed back."""
+        again = 0
+        while True:
+            task = await asyncio.to_thread(api.call, f"/control/tasks/{task_id}")
+            if task["status"] == "FAILED" and "resubmitted as " in (task["error"] or ""):
+                task_id, again = task["error"].rpartition("resubmitted as ")[2].split()[0], again + 1
+            elif task["status"] in ("COMPLETED", "FAILED"):
+                return task, again
+            else:
+                await self._until(loop, lambda: True)
+                await asyncio.sleep(0.2)
+
+

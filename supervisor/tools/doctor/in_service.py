@@ -1,0 +1,263 @@
+"""The checks of `doctor` that count only in the service's own place: as its user, in its sandbox, outside of any session.
+
+`doctor` runs this file there and reads its answer, one JSON document. It changes nothing: the sleep lock is taken and
+given up again, logs are rotated in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from states.guards import gpu_free
+from states.memory import Memory, State
+from states.observation import NO_TASK, Automation, Observation
+from supervisor.config.load import Config, ConfigErrors, load
+from supervisor.config.schema import Paths
+from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
+from supervisor.daemon.wiring import key_of
+from supervisor.journal.decision_log import Journal
+from supervisor.linux.clock import SystemClock
+from supervisor.linux.dbus import SystemBus
+from supervisor.sensors.base import Quality
+from supervisor.sensors.observer import Source
+from supervisor.sensors.sensor_set import Senses
+from supervisor.sources.api_key import TokenError
+from supervisor.tasks.process import bubblewrap as sandbox
+from supervisor.tasks.process.containment import TreeContainment, detect
+from supervisor.tools.doctor.report import GPU, PERSON, UNATTENDED, Check
+from supervisor.tools.doctor.second_opinion import loginctl, nvidia_smi
+
+SECOND_SAMPLE_S = 0.7  # CPU load is a difference
+GPU_S = 5.0  # for a look at the GPU of this very moment
+DAY_S = 86400.0
+
+
+async def checks(config: Config) -> list[Check]:
+    """All of them, side by side where they wait."""
+    senses, lock = await asyncio.gather(_senses(config), sleep_lock(config))
+    return [*senses, lock, *folders(config), rotation(config), containment(), key(config), *await programs(config)]
+
+
+async def _senses(config: Config) -> list[Check]:
+    from supervisor.tools.doctor.one_look import borrow
+
+    clock = SystemClock()
+    senses = Senses(config, clock)
+    await asyncio.gather(senses.start(lambda: None), borrow(senses, config))
+    try:
+        seen = senses.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
+        if seen.cpu.value is None:
+            await asyncio.sleep(SECOND_SAMPLE_S)
+            seen = senses.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
+        crosschecks = await asyncio.gather(
+            loginctl(lambda: senses.sessions.known, lambda: senses.sessions.latest(clock.now_s()).error),
+            nvidia_smi(lambda: _gpu_rows(senses)),
+        )
+        sources = senses.observer.sources(seen.now_s)
+        return [
+            *presence(sources, config), *seen_by(sources, senses), contradictions(senses.observer.contradictions(seen.now_s)),
+            *readings(seen, config), *crosschecks,
+        ]  # fmt: skip
+    finally:
+        await senses.stop()
+        await senses.bus.stop()
+
+
+async def _gpu_rows(senses: Senses) -> list[dict[str, Any]]:
+    await senses.gpu.refresh(GPU_S)
+    return senses.gpu.describe()
+
+
+def presence(sources: list[Source], config: Config) -> Iterator[Check]:
+    """Each source of presence was asked, and answered (R9, R12)."""
+    watched = config.limits.detect_active_user
+    reason = f"safety.detect_active_user is {str(watched).lower()}"
+    yield Check("user guard", PERSON, watched, reason, "set it to true in runtime.yaml")
+    if len(sources) == 1:  # the GPU's processes are always there
+        yield Check("presence", PERSON, False, "no source is switched on", "set presence.sessions to true in node.yaml")
+    for source in sources:
+        blind = None if source is sources[-1] else False  # where the GPU cannot be seen, its guard says so
+        ok, mend = blind if source.present is None else True, "until then the person counts as active"
+        yield Check(f"presence: {source.source}", PERSON, ok, source.line(), mend, source.as_dict())
+
+
+def seen_by(sources: list[Source], senses: Senses) -> Iterator[Check]:
+    """What each source looks at: sessions, idle sources that agents proved, terminals, input devices; who blocks idle."""
+    names = {"logind": "sessions", "session agents": "idle sources", "terminals": "terminals", "input": "input devices"}
+    for source in sources:
+        if (name := names.get(source.source)) is not None:
+            known = True if source.quality is not Quality.UNKNOWN else None
+            reason = "; ".join(source.details) or source.reading
+            yield Check(name, PERSON, known, reason, reading={"details": list(source.details)})
+        if source.source == "logind":
+            held = senses.sessions.locks()
+            yield Check("locks on idle", PERSON, known, "; ".join(held) or "none known", reading={"details": held})
+
+
+def contradictions(found: list[str]) -> Check:
+    """Sources that contradict each other: no fault by itself, for whoever says "present" is taken at its word."""
+    reason = "; ".join(found) + ": somebody is taken to be there" if found else "none between the sources"
+    return Check("contradictions", PERSON, True, reason, reading={"details": found})
+
+
+def readings(seen: Observation, config: Config) -> Iterator[Check]:
+    """GPU, CPU and host were read, whatever they say now (R10, R11)."""
+    verdict = gpu_free.tell(seen, Memory(), config.limits)
+    gpu = seen.gpu.value
+    blind = gpu is None or (not gpu.present and config.limits.gpu_required)
+    mend = "mend the driver, or set gpu.presence in node.yaml if this machine has no NVIDIA GPU to lend"
+    yield Check("GPU guard", GPU, not blind, verdict.reason, mend)
+    for name, reading in (("CPU guard", seen.cpu), ("host guard", seen.host)):
+        value = "" if reading.value is None else _value(reading.value)
+        yield Check(name, UNATTENDED, reading.value is not None, reading.error or value, f"see {reading.source}")
+
+
+def _value(value: object) -> str:
+    percent = getattr(value, "percent", None)
+    if percent is not None:
+        return f"CPU of others at {percent:.0f} %"
+    return "fit" if getattr(value, "fit", False) else str(getattr(value, "reason", value))
+
+
+async def sleep_lock(config: Config) -> Check:
+    """The very locks of RUNNING, taken and given up (R15)."""
+    mode = config.node.host.inhibitor
+    if mode == "none":
+        return Check("sleep lock", UNATTENDED, None, "host.inhibitor is none: this machine is said never to suspend")
+    bus = SystemBus()
+    lock = Inhibitor(bus, mode)
+    try:
+        await bus.start()
+        await lock.take("rae-node doctor tries the lock")
+        return Check("sleep lock", UNATTENDED, True, f"{await lock.release()} after they were taken, as {_user()}")
+    except (InhibitRefused, ReleaseFailed) as refused:
+        reason, _, mend = str(refused).partition(": run")
+        return Check("sleep lock", UNATTENDED, False, reason, "run" + mend if mend else "")
+    finally:
+        await bus.stop()
+
+
+def folders(config: Config) -> Iterator[Check]:
+    """The service's user can use the folders of node.yaml's `paths`."""
+    for name in ("logs", "workdir", "runtime", "state"):
+        path: Path = getattr(config.paths, name)
+        mend = f"run the installer again, or set paths.{name} in node.yaml"
+        try:
+            seen = os.lstat(path)
+        except FileNotFoundError:
+            made = str(path) in (Paths().runtime, Paths().state)  # the unit makes them
+            yield Check(f"folder: {name}", UNATTENDED, None if made else False, f"{path} is not there yet", mend)
+            continue
+        trouble = ""
+        if not stat.S_ISDIR(seen.st_mode):
+            trouble = "is no folder"
+        elif name == "workdir" and seen.st_uid != os.geteuid():
+            trouble = f"belongs to uid {seen.st_uid}, not to {_user()}"
+        elif not os.access(path, os.W_OK | os.X_OK):
+            trouble = f"cannot be written by {_user()}"
+        elif shutil.disk_usage(path).free < 1 << 20:
+            trouble = "is on a full disk"
+        yield Check(f"folder: {name}", UNATTENDED, not trouble, f"{path} {trouble or 'can be used'}", mend)
+
+
+class _Days:
+    """A clock that goes by the day."""
+
+    def __init__(self) -> None:
+        self.day = 0
+
+    def now_s(self) -> float:
+        return self.day * DAY_S
+
+    def wall_s(self) -> float:
+        return time.time() + self.day * DAY_S
+
+
+def rotation(config: Config) -> Check:
+    """Logs are kept `logs.keep_days` days (R16): by the journal itself, over made-up days, in a temporary folder."""
+    keep, days = config.node.logs.keep_days, _Days()
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder), days, keep)
+        for days.day in range(keep + 3):
+            journal.write("alive", state=State.DISABLED, reason="doctor")
+        journal.close()
+        kept = len(os.listdir(folder))
+    trouble = journal.trouble or ("" if kept == keep else f"{kept} files were kept of {keep + 3} days, not {keep}")
+    return Check("log rotation", UNATTENDED, not trouble, trouble or f"a file a day, {keep} are kept", "report this as a fault")
+
+
+def containment() -> Check:
+    """What holds a task's processes: tried with a process."""
+    found = detect()
+    tree = isinstance(found, TreeContainment)
+    in_unit = "INVOCATION_ID" in os.environ
+    return Check("containment", UNATTENDED, not (tree and in_unit), found.describe(), "see Delegate= in the unit")
+
+
+def key(config: Config) -> Check:
+    """The control node's key can be had, if one is configured."""
+    token = config.node.control.token
+    if token.file is None and token.credential is None and token.env is None:
+        return Check("control node's key", UNATTENDED, None, "none is configured (control.token)")
+    try:
+        key_of(config)
+    except TokenError as error:
+        return Check("control node's key", UNATTENDED, False, str(error), "see control.token in node.yaml")
+    return Check("control node's key", UNATTENDED, True, "it can be read")
+
+
+async def programs(config: Config) -> list[Check]:
+    """Each task type's program is there for the service's user, and its sandbox works; who runs anything is named."""
+    if not config.node.tasks:
+        return [Check("task programs", UNATTENDED, None, "node.yaml names no task type yet (tasks)")]
+    found: list[Check] = []
+    for name, task in config.node.tasks.items():
+        if task.executor == "command":
+            path = shutil.which(task.argv[0]) if task.argv else None
+            reason = f"{path} can be run" if path else f"{task.argv[:1]} cannot be run by {_user()} in the service"
+            mend = f"set tasks.{name}.argv in node.yaml; what lies in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
+            found.append(Check(f"task program: {name}", UNATTENDED, path is not None, reason, mend))
+        elif task.executor == "shell_command":
+            walls = "in a sandbox" if task.sandbox != "none" else "WITHOUT a sandbox"
+            reason = f"runs ANY command that the control node sends, as {_user()}, {walls}"
+            found.append(Check(f"shell commands: {name}", UNATTENDED, None, reason, "name the commands as types of their own"))
+        if task.sandbox == "bubblewrap":
+            with tempfile.TemporaryDirectory() as folder:
+                why = await sandbox.fault(task, Path(folder))
+            reason, _, mend = why.removeprefix("sandbox: ").partition(": ") if why else ("tried: it works", "", "")
+            found.append(Check(f"sandbox: {name}", UNATTENDED, not why, reason, mend))
+    return found
+
+
+def _user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid {os.geteuid()}"
+
+
+def main(argv: list[str], write: Callable[[str], object] = sys.stdout.write) -> int:
+    """`python -m supervisor.tools.doctor.in_service DIR`."""
+    try:
+        found = asyncio.run(checks(load(Path(argv[0]))))
+    except ConfigErrors as errors:
+        found = [Check("configuration", UNATTENDED, False, str(errors.problems[0]), "mend the file")]
+    write(json.dumps([asdict(check) for check in found]) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Replay, record, what-if, dry run, diagram."""

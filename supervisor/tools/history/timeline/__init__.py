@@ -1,0 +1,1 @@
+"""What the node did and why, from its journal."""

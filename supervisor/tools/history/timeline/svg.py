@@ -1,0 +1,303 @@
+"""A timeline as SVG: a day is four lanes (states, tasks, person, load against its limits), drawn alike on page and picture.
+
+Places across are percents, so that a day fits any width and its patterns are not stretched. Colours are Okabe and Ito's,
+which people with colour blindness tell apart; every state has a pattern of its own besides, and its name where there is
+room. Every part says in its `<title>` what it means.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final
+from xml.sax.saxutils import escape
+
+from states.limits import Limits
+from states.memory import State
+from supervisor.tools.history.svg_to_png import FONT
+from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Point
+from supervisor.tools.history.timeline.timeline import Timeline, steps
+from supervisor.tools.history.timeline.words import clock, date, day_words, person_words, span_words, summary_rows, task_words
+
+HEIGHT: Final = 122  # of a day, in pixels
+_STATE_Y, _TASK_Y, _PERSON_Y, _LOAD_Y, _HOUR_Y = 8, 40, 54, 70, 116
+_STATE_H, _TASK_H, _PERSON_H, _LOAD_H = 28, 9, 9, 32
+_BIN_S: Final = 300.0  # the load is drawn by its highest reading in five minutes
+_LEAST: Final = 0.09  # percent of the width that anything has at least, about a pixel
+_BRIEF_S: Final = 1.0  # a stay shorter than this is in the sums and in the words of its neighbours, not on the band
+_TOP: Final = 1.25  # what the load's lane shows at most, as a share of the limit
+
+FILLS: Final = {
+    State.DISABLED: "#999999",
+    State.IDLE_WAIT: "#56b4e9",
+    State.READY: "#f0e442",
+    State.RUNNING: "#009e73",
+    State.COOLDOWN: "#e69f00",
+}
+# The pattern over each fill: what is drawn in a tile of 8 pixels.
+TILES: Final = {
+    State.DISABLED: "M0 0 L8 8 M8 0 L0 8",
+    State.IDLE_WAIT: "M0 4 H8",
+    State.READY: "M2 2 h2 M6 6 h2",
+    State.RUNNING: "",
+    State.COOLDOWN: "M-2 2 L2 -2 M0 8 L8 0 M6 10 L10 6",
+}
+# What stands for a state where its name has no room.
+LETTERS: Final = {
+    State.DISABLED: "D",
+    State.IDLE_WAIT: "I",
+    State.READY: "Y",
+    State.RUNNING: "R",
+    State.COOLDOWN: "C",
+}
+HATCH: Final = TILES[State.COOLDOWN]
+CURVES: Final = (("cpu", "CPU", "%"), ("gpu", "GPU", "%"), ("vram", "VRAM", "GiB"))
+
+_PERSON_FILL: Final = {
+    HERE: 'class="body here"',
+    LEFT: 'class="body" fill="url(#p-left)"',
+    UNSEEN: 'class="body" fill="url(#p-unseen)"',
+}
+
+STYLE: Final = """
+.page{fill:#fff}.ink{fill:#1f2328}.soft{fill:#59636e}
+.t{font-size:12px}.tt{font-size:20px;font-weight:bold}.b{font-weight:bold}.hour{font-size:10px}.mid{text-anchor:middle}
+.name{font-size:11px;font-weight:bold;fill:#000;pointer-events:none}.tile{fill:none;stroke:#000;stroke-opacity:.3;stroke-width:1.3}
+.grid{stroke:#d1d9e0;stroke-width:1}
+.gap-back{fill:#fff}.gap-tile{fill:none;stroke:#818b98;stroke-width:1}.gap{stroke:#818b98;stroke-dasharray:3 3}
+.task{fill:#0072b2;stroke:#fff;stroke-width:.8}.task.failed{fill:#1f2328}.back-back{fill:#cc79a7}.back-tile{fill:none;stroke:#fff;stroke-width:2}
+.flag{fill:#882255}.cross{fill:none;stroke:#1f2328;stroke-width:2}.mark{fill:#1f2328}
+.here{fill:#d55e00}.left-tile{fill:none;stroke:#d55e00;stroke-width:2}.unseen-tile{fill:none;stroke:#818b98;stroke-width:2}
+.curve{fill:none;stroke-width:1.4;vector-effect:non-scaling-stroke}
+.cpu{stroke:#0072b2}.gpu{stroke:#d55e00;stroke-dasharray:6 2}.vram{stroke:#009e73;stroke-dasharray:2 2}
+.limit{fill:none;stroke:#59636e;stroke-dasharray:4 4;stroke-width:1}
+.seg:focus{outline:none}.seg:focus-visible .body{stroke:#1f2328;stroke-width:3}
+"""
+DARK: Final = """
+.page{fill:#0d1117}.ink{fill:#e6edf3}.soft{fill:#9198a1}.grid{stroke:#3d444d}
+.gap-back{fill:#0d1117}.task{fill:#56b4e9;stroke:#0d1117}.task.failed{fill:#e6edf3}.flag{fill:#ee99bb}
+.cross{stroke:#e6edf3}.mark{fill:#e6edf3}.cpu{stroke:#56b4e9}.gpu{stroke:#f08030}.vram{stroke:#2fd0a0}.limit{stroke:#9198a1}
+.seg:focus-visible .body{stroke:#fff}
+"""
+
+
+def dark_style() -> str:
+    """The colours where the reader's screen is dark."""
+    return f"@media (prefers-color-scheme:dark){{{DARK}}}"
+
+
+def patterns() -> str:
+    """The fills, to be put once into a document."""
+
+    def tile(name: str, back: str, kind: str, path: str) -> str:
+        return (
+            f'<pattern id="p-{name}" width="8" height="8" patternUnits="userSpaceOnUse">{back}'
+            f'<path class="{kind}" d="{path or "M0 0"}"/></pattern>'
+        )
+
+    parts = [
+        tile(state, f'<rect width="8" height="8" fill="{FILLS[state]}"/>', "tile", TILES[state]) for state in State
+    ]
+    parts.append(tile(GAP, '<rect class="gap-back" width="8" height="8"/>', "gap-tile", HATCH))
+    parts.append(tile("back", '<rect class="back-back" width="8" height="8"/>', "back-tile", HATCH))
+    parts.append(tile("left", "", "left-tile", HATCH))
+    parts.append(tile("unseen", "", "unseen-tile", "M2 2 h2 M6 6 h2"))
+    return f"<defs>{''.join(parts)}</defs>"
+
+
+def day(part: Timeline, begin: float, end: float, longest_s: float, place: str, width: float = 1000.0) -> str:
+    """A local day in its lanes, as an `<svg>` with the attributes `place`; `width` in pixels, as far as it is known."""
+
+    def x(at: float) -> str:
+        return f"{100 * (at - begin) / longest_s:.3f}%"
+
+    def wide(a: float, b: float) -> str:
+        return f"{max(100 * (b - a) / longest_s, _LEAST):.3f}%"
+
+    out = [f'<svg {place} role="group" aria-label="{_attribute(date(begin))}">', *_hours(begin, end, x)]
+    out.append('<g class="lane" role="group" aria-label="states">')
+    shown_spans = (s for s in part.spans if s.end - s.begin >= _BRIEF_S)
+    for span in sorted(shown_spans, key=lambda s: s.end - s.begin < longest_s * _LEAST / 100):  # short stays lie on top
+        share = (span.end - span.begin) / longest_s
+        kind = span.state if span.state in FILLS or span.state == GAP else GAP  # a state of another version has no colour
+        body = (
+            f'<rect class="body {kind.lower()}" x="{x(span.begin)}" y="{_STATE_Y}" width="{wide(span.begin, span.end)}" '
+            f'height="{_STATE_H}" fill="url(#p-{kind})"/>'
+        )
+        name = "no record" if span.state == GAP else span.state
+        if share > 0.009 and (share > 0.075 or span.state != GAP):  # its name where there is room, else the first letter
+            text, shown = name, "name" if share > 0.24 else "name narrow"
+            if share <= 0.075:
+                text, shown = next((letter for state, letter in LETTERS.items() if state == name), "?"), "name narrow mid"
+            at = x((span.begin + span.end) / 2 if len(text) == 1 else span.begin + 0.004 * longest_s)
+            ink = " ink" if span.state == GAP else ""
+            body += f'<text class="{shown}{ink}" x="{at}" y="{_STATE_Y + 18}">{escape(text)}</text>'
+        out.append(_segment(span_words(span, part.tasks), body))
+    out.append('</g><g class="lane" role="group" aria-label="tasks">')
+    for task in part.tasks:
+        fill = ' fill="url(#p-back)"' if task.outcome == "handed back" else ""
+        kind = "" if fill else f" task {task.outcome}"
+        body = (
+            f'<rect class="body{kind}" x="{x(task.begin)}" y="{_TASK_Y}" width="{wide(task.begin, task.end)}" '
+            f'height="{_TASK_H}"{fill}/>'
+        )
+        if task.outcome in ("handed back", "failed", "lost") and task.end < end:
+            flag = '<path class="flag" d="M-4.5 -4 H4.5 L0 4 z"/>'
+            if task.outcome == "failed":
+                flag = '<path class="cross" d="M-3 -4 L3 2 M3 -4 L-3 2"/>'
+            body += f'<svg x="{x(task.end)}" y="{_TASK_Y}" overflow="visible">{flag}</svg>'
+        out.append(_segment(task_words(task), body))
+    out.append('</g><g class="lane" role="group" aria-label="person">')
+    for person in part.person:
+        if person.kind == AWAY:
+            continue
+        body = (
+            f'<rect {_PERSON_FILL[person.kind]} x="{x(person.begin)}" y="{_PERSON_Y}" '
+            f'width="{wide(person.begin, person.end)}" height="{_PERSON_H}"/>'
+        )
+        out.append(_segment(person_words(person), body))
+    out.append('</g><g class="lane" role="group" aria-label="events">')
+    for mark in part.marks:
+        body = f'<svg x="{x(mark.at)}" y="0" overflow="visible"><circle class="mark body" cx="0" cy="4" r="3"/></svg>'
+        out.append(_segment(f"{clock(mark.at)} {mark.words}", body))
+    out += ["</g>", _load(part, begin, longest_s, width), "</svg>"]
+    return "".join(out)
+
+
+def _segment(words: str, body: str) -> str:
+    return f'<g class="seg"><title>{escape(words)}</title>{body}</g>'
+
+
+def _hours(begin: float, end: float, x: object) -> Iterable[str]:
+    """Lines and figures, every three hours of the day's own clock."""
+    assert callable(x)
+    yield f'<line class="grid" x1="{x(begin)}" x2="{x(end)}" y1="{_LOAD_Y + _LOAD_H}" y2="{_LOAD_Y + _LOAD_H}"/>'
+    at, last = begin, -1
+    while at <= end + 1:
+        hour = time.localtime(at).tm_hour if at < end else 24
+        if hour % 3 == 0 and hour != last:
+            kind = "hour soft" + (" mid" if at > begin else "") + (" narrow" if hour % 6 else "")
+            yield f'<line class="grid" x1="{x(at)}" x2="{x(at)}" y1="{_STATE_Y}" y2="{_LOAD_Y + _LOAD_H}"/>'
+            if hour < 24:
+                yield f'<text class="{kind}" x="{x(at)}" y="{_HOUR_Y}">{hour:02}:00</text>'
+        last = hour
+        at += 3600
+
+
+def _load(part: Timeline, begin: float, longest_s: float, width: float) -> str:
+    """CPU, GPU and VRAM of others, each as a share of its limit."""
+
+    def y(share: float) -> str:
+        return f"{_LOAD_H * (1 - min(max(share, 0), _TOP) / _TOP):.1f}"
+
+    scale = width / longest_s
+    tops = [(since, tops_of(limits)) for since, _, limits in steps(part)]
+    lines = [f'<path class="limit curve" d="M0 {y(1)} H{(part.end - begin) * scale:.1f}"/>']
+    for name, label, _ in CURVES:
+        path, last_bin = "", -2
+        for n, value in _bins(part.points, name, begin):
+            at = begin + n * _BIN_S
+            limit = next((top[name] for since, top in reversed(tops) if since <= at), tops[0][1][name])
+            path += f"{'L' if n == last_bin + 1 else 'M'}{(n + 0.5) * _BIN_S * scale:.1f} {y(value / limit)}"
+            last_bin = n
+        if path:
+            words = f"{label} of others, as a share of its limit"
+            lines.append(f'<path class="curve {name}" d="{path}"><title>{words}</title></path>')
+    return (
+        f'<svg class="load" x="0" y="{_LOAD_Y}" width="100%" height="{_LOAD_H}" viewBox="0 0 {width:.0f} {_LOAD_H}" '
+        f'preserveAspectRatio="none" aria-hidden="true">{"".join(lines)}</svg>'
+    )
+
+
+def tops_of(limits: Limits) -> dict[str, float]:
+    """Each curve's limit."""
+    return {"cpu": limits.max_cpu_percent, "gpu": limits.max_gpu_percent, "vram": limits.max_vram_gb}
+
+
+def _bins(points: Iterable[Point], name: str, begin: float) -> list[tuple[int, float]]:
+    highest: dict[int, float] = {}
+    for point in points:
+        value = getattr(point, name)
+        if value is not None:
+            n = int((point.at - begin) // _BIN_S)
+            highest[n] = max(value, highest.get(n, 0.0))
+    return sorted(highest.items())
+
+
+def swatch(place: str, kind: str) -> str:
+    """A sample of what a legend names; `kind` is a state, GAP, a curve, or one of task, back, failed, here, left, unseen."""
+    if kind in FILLS or kind == GAP:
+        body = f'<rect class="{kind.lower()}" width="28" height="14" fill="url(#p-{kind})"/>'
+    elif kind in ("back", "left", "unseen"):
+        body = f'<rect width="28" height="9" y="3" fill="url(#p-{kind})"/>'
+    elif kind in ("cpu", "gpu", "vram", "limit"):
+        body = f'<path class="curve {kind}" d="M0 7 H28"/>'
+    elif kind == "failed":
+        body = '<path class="cross" d="M11 4 L17 10 M17 4 L11 10"/>'
+    elif kind == "mark":
+        body = '<circle class="mark" cx="14" cy="7" r="3"/>'
+    else:
+        body = f'<rect class="{kind}" width="28" height="9" y="3"/>'
+    return f'<svg {place} width="28" height="14" aria-hidden="true">{body}</svg>'
+
+
+LEGEND: Final = (
+    *((str(state), f"{state} ({letter})") for state, letter in LETTERS.items()),
+    (GAP, "no record"),
+    ("task", "task"),
+    ("back", "task handed back (▼)"),
+    ("failed", "task failed"),
+    ("here", "person here"),
+    ("left", "just left"),
+    ("unseen", "person not known"),
+    ("cpu", "CPU"),
+    ("gpu", "GPU"),
+    ("vram", "VRAM"),
+    ("limit", "limit"),
+    ("mark", "event"),
+)
+
+
+def picture(timeline: Timeline, dark: bool = True) -> str:
+    """The whole as one SVG. `dark`: with colours of its own where the reader's screen is dark."""
+    left, wide, right = 184, 1100, 36
+    width = left + wide + right
+    days = timeline.days()
+    longest_s = max(b - a for a, b in days)
+    body = [
+        _text(24, 40, "rae-node timeline", "tt ink"),
+        _text(24, 62, f"{date(timeline.begin)} to {date(timeline.end - 1)}", "t soft"),
+    ]
+    y = 92
+    for name, value in summary_rows(timeline):
+        body += [_text(24, y, name, "t soft"), _text(210, y, value, "t ink")]
+        y += 19
+    y, x = y + 12, 24.0
+    for kind, label in LEGEND:
+        step = 44 + 7.4 * len(label) + 10
+        if x + step > width - right:
+            x, y = 24.0, y + 22
+        body += [swatch(f'x="{x:.0f}" y="{y - 11}"', kind), _text(x + 34, y, label, "t ink")]
+        x += step
+    y += 26
+    for begin, end in days:
+        part = timeline.between(begin, end)
+        body.append(_text(24, y + _STATE_Y + 12, date(begin), "t ink b"))
+        for n, words in enumerate(day_words(part).split(", ")[:5]):
+            body.append(_text(24, y + _STATE_Y + 30 + 15 * n, words, "t soft"))
+        body.append(day(part, begin, end, longest_s, f'x="{left}" y="{y}" width="{wide}" height="{HEIGHT}"', wide))
+        y += HEIGHT + 8
+    height = y + 16
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'font-family="{FONT}"><style>{STYLE}{dark_style() if dark else ""}</style>{patterns()}'
+        f'<rect class="page" width="{width}" height="{height}"/>{"".join(body)}</svg>\n'
+    )
+
+
+def _text(x: float, y: float, text: str, kind: str) -> str:
+    return f'<text class="{kind}" x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>'
+
+
+def _attribute(text: str) -> str:
+    return escape(text, {'"': "&quot;"})

@@ -1,0 +1,107 @@
+"""Words that every form of the timeline uses: in the terminal, on the picture and on the page."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from states.memory import State
+from states.words import elapsed
+from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, PersonSpan, Span, TaskSpan
+
+if TYPE_CHECKING:
+    from supervisor.tools.history.timeline.timeline import Timeline
+
+
+def quick(seconds: float) -> str:
+    """A reaction: milliseconds, or seconds with one decimal."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s" if seconds < 100 else elapsed(seconds)
+
+
+def clock(at: float) -> str:
+    """The local time of day, to the minute."""
+    return time.strftime("%H:%M", time.localtime(at))
+
+
+def date(at: float) -> str:
+    """A local day, such as Mon 5 Oct 2026."""
+    local = time.localtime(at)
+    return time.strftime("%a ", local) + str(local.tm_mday) + time.strftime(" %b %Y", local)
+
+
+def hours(value: float) -> str:
+    """Hours for people: `40 min`, `5 h 12 min`, `328 h`."""
+    return elapsed(value * 3600) if value < 24 else f"{value:.0f} h"
+
+
+def span_words(span: Span, tasks: Iterable[TaskSpan] = ()) -> str:
+    """A span in lines: what, when, why it was entered, what was said, and what ended it."""
+    name = "no record" if span.state == GAP else span.state
+    lines = [f"{name}, {clock(span.begin)} to {clock(span.end)} ({elapsed(span.end - span.begin)})"]
+    if span.why:
+        lines.append(span.why if span.state == GAP else f"because {span.why}")
+    if span.state != State.RUNNING:
+        lines += [f"said: {text}" for text in span.words]
+    inside = [t for t in tasks if t.begin < span.end and t.end > span.begin]
+    counts = Counter(t.outcome for t in inside)
+    if inside:
+        told = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+        lines.append(f"{len(inside)} {'task' if len(inside) == 1 else 'tasks'}: {told}")
+    if span.left:
+        lines.append(f"until {span.left}")
+    return "\n".join(lines)
+
+
+def task_words(task: TaskSpan) -> str:
+    """A task in lines."""
+    name = f"{task.type or 'task'} {short(task.id)}".rstrip()
+    lines = [f"{name}: {task.outcome}, {clock(task.begin)} to {clock(task.end)} ({elapsed(task.end - task.begin)})"]
+    if task.why:
+        lines.append(task.why)
+    if task.reaction_s is not None:
+        lines.append(f"gone {quick(task.reaction_s)} after the person's sign")
+    return "\n".join(lines)
+
+
+def person_words(span: PersonSpan) -> str:
+    """The person in lines."""
+    words = {HERE: "somebody is here", LEFT: "just left, not away for long enough", AWAY: "nobody here", UNSEEN: "not known"}
+    return f"{words[span.kind]}, {clock(span.begin)} to {clock(span.end)} ({elapsed(span.end - span.begin)})"
+
+
+def day_words(part: Timeline) -> str:
+    """A day's sums in a line."""
+    s = part.summary()
+    told = [f"{hours(s.given_h)} given", f"{s.done} done"]
+    told += [f"{s.failed} failed"] if s.failed else []
+    told += [f"{s.preempted} handed back"] if s.preempted else []
+    told += [f"{s.lost} lost"] if s.lost else []
+    told += [f"no record of {hours(s.gap_h)}"] if s.gap_h > 0.05 else []
+    return ", ".join(told)
+
+
+def summary_rows(timeline: Timeline) -> list[tuple[str, str]]:
+    """The summary as (name, value), for every form."""
+    s = timeline.summary()
+    share = f" ({100 * s.given_h / s.recorded_h:.0f} % of the time on record)" if s.recorded_h else ""
+    states = ", ".join(f"{state} {hours(s.states_h[state])}" for state in State if s.states_h.get(state, 0) > 0)
+    back = ", ".join(f"{n} by {row or 'no row'}" for row, n in sorted(s.handed_back.items(), key=lambda p: -p[1]))
+    rows = [
+        ("Given to tasks", hours(s.given_h) + share),
+        ("Tasks done", f"{s.done}" + (f", {s.failed} failed" if s.failed else "") + (f", {s.lost} lost" if s.lost else "")),
+        ("Handed back", f"{s.preempted}" + (f": {back}" if back else "")),
+        ("From sign to no process", s.reaction_words),
+        ("Person at the machine", f"{hours(s.here_h)}; away {hours(s.away_h)}"),
+        ("States", states),
+        ("No record", hours(s.gap_h) if s.gap_h > 0.01 else "none missing"),
+    ]
+    if timeline.left_out:
+        rows.append(("Lines left out", f"{timeline.left_out}: torn, or of another version or form"))
+    return rows
+
+
+def short(task_id: str) -> str:
+    """Enough of an id to tell tasks apart."""
+    return f"{task_id[:8]}…" if len(task_id) > 12 else task_id

@@ -1,0 +1,214 @@
+"""What would have happened with other limits: recorded journals through the pure mind again (R16, R17).
+
+What is assumed, for before and after alike: a task is always there while the control node can be reached, lasts `task_s`,
+and every effect succeeds at once; readings hold between lines, the person's last sign ages by itself (as in interface §5).
+A decision is written at the sign that led to it; where only a sign of life tells of a newer sign, the person is taken to
+have come half-way since the line before: too early as often as too late. Time in which the node wrote nothing for
+`SILENT_S` counts for nobody; a restart begins in DISABLED and loses the task in hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from states.effects import Effect
+from states.lifecycle import EffectResult, Lifecycle, Outcome
+from states.limits import Limits
+from states.memory import State
+from states.observation import NO_TASK, Link, Observation, Person, Task, TaskPhase
+from supervisor.journal import decision_log as journal
+from supervisor.journal.codec import observation_of
+from supervisor.tools.history.timeline.timeline import SILENT_S
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_CLAIMED, _RUNNING, _ENDED = (Task(phase, "t", "any") for phase in (TaskPhase.CLAIMED, TaskPhase.RUNNING, TaskPhase.ENDED))
+
+
+class WhatIfError(Exception):
+    """The journals cannot be asked; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What was seen, life by life, and the last limits that were in force."""
+
+    lives: tuple[tuple[Observation, ...], ...]
+    limits: Limits
+
+
+@dataclass(slots=True)
+class Result:
+    """Hours in READY and RUNNING, tasks done and preempted, and how often the person came back to a task at work."""
+
+    hours_ready: float = 0.0
+    hours_worked: float = 0.0
+    tasks_done: int = 0
+    tasks_preempted: int = 0
+    person_met: int = 0
+
+
+def load(paths: Iterable[Path]) -> Past:
+    """Everything that was seen.
+
+    Raises:
+        WhatIfError: nothing was.
+        OSError: a journal cannot be read.
+    """
+    lives: list[list[Observation]] = [[]]
+    limits = Limits()
+    try:
+        for path in journal.files(paths):
+            for _, entry in journal.read(path):
+                if "carried" in entry:
+                    limits = msgspec.convert(entry["carried"]["limits"], Limits)
+                if entry["kind"] == "start":
+                    lives.append([])
+                elif entry["kind"] == "config" and "limits" in entry:
+                    limits = msgspec.convert(entry["limits"], Limits)
+                elif "observation" in entry:
+                    at_s = float(entry.get("at_s", entry["boot_s"]))
+                    seen = replace(observation_of(entry["observation"], at_s, source="journal"), task=NO_TASK)
+                    if lives[-1] and at_s < lives[-1][-1].now_s:
+                        lives.append([])
+                    if lives[-1] and (came := _came(lives[-1][-1], seen, entry["kind"] == "decision")) is not None:
+                        lives[-1].append(came)
+                    lives[-1].append(seen)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, msgspec.ValidationError) as error:
+        raise WhatIfError(f"a line is not of the journal's form ({error}); `rae-node replay` names it") from None
+    kept = tuple(tuple(life) for life in lives if life)
+    if not kept:
+        raise WhatIfError("no line says what was seen; name journals (decisions-*.jsonl) or a folder of them")
+    return Past(kept, limits)
+
+
+def _came(before: Observation, after: Observation, decided: bool) -> Observation | None:
+    """The moment between two looks at which the person came, as far as it is known; readings are the earlier look's."""
+    was, now = before.person.value, after.person.value
+    if was is None or now is None or not now.last_sign_at_s > max(was.last_sign_at_s, before.now_s) + 1.0:
+        return None
+    at_s = min(now.last_sign_at_s, after.now_s)
+    if not decided:
+        at_s = (before.now_s + at_s) / 2
+    seen = _aged(before, at_s)
+    return replace(seen, person=replace(seen.person, value=Person(at_s, now.sign)))
+
+
+def live(past: Past, limits: Limits, task_s: float) -> Result:
+    """The past once more, under these limits, with tasks of `task_s` seconds."""
+    result = Result()
+    for life in past.lives:
+        mind = Lifecycle(limits, life[0].now_s)
+        for before, after in pairwise(life):
+            gap_s = after.now_s - before.now_s
+            if gap_s > SILENT_S:
+                _settle(mind, before, task_s, result)
+                continue
+            _span(mind, before, after.now_s, task_s, result)
+        _settle(mind, life[-1], task_s, result)
+    return result
+
+
+def _span(mind: Lifecycle, seen: Observation, end_s: float, task_s: float, result: Result) -> None:
+    """From one look to the next: what is due in between is judged when it is due."""
+    now_s = seen.now_s
+    while now_s < end_s:
+        _settle(mind, seen if now_s == seen.now_s else _aged(seen, now_s), task_s, result)
+        next_s = min(end_s, _due(mind, seen, now_s, task_s))
+        if mind.state is State.READY:
+            result.hours_ready += (next_s - now_s) / 3600
+        elif mind.state is State.RUNNING:
+            result.hours_worked += (next_s - now_s) / 3600
+        now_s = next_s
+
+
+def _aged(seen: Observation, now_s: float) -> Observation:
+    """The same readings later: fresh ones hold, a stale one stays stale."""
+    by_s = now_s - seen.now_s
+    names = ("person", "gpu", "cpu", "host")
+    return replace(
+        seen, now_s=now_s, **{n: replace(r, read_at_s=r.read_at_s + by_s) for n in names for r in (getattr(seen, n),)}
+    )
+
+
+def _due(mind: Lifecycle, seen: Observation, now_s: float, task_s: float) -> float:
+    """The next moment at which time alone may change something (seconds)."""
+    memory, limits = mind.memory, mind.limits
+    times: list[float] = []
+    if seen.person.value is not None:
+        times.append(seen.person.value.last_sign_at_s + limits.idle_required_s)
+    if memory.cooldown_from_s is not None:
+        times.append(memory.cooldown_from_s + limits.cooldown_s)
+    if memory.hold_from_s is not None:
+        times.append(memory.hold_from_s + limits.hold_s)
+    if memory.started_at_s is not None:
+        times.append(memory.started_at_s + min(task_s, limits.task_timeout_s))
+    return min((t for t in times if t > now_s + 1e-3), default=float("inf"))
+
+
+def _with(o: Observation, task: Task) -> Observation:
+    """The same look with this task in hand; `dataclasses.replace` takes three times as long, and this is most of a run."""
+    return Observation(o.now_s, o.automation, o.person, o.gpu, o.cpu, o.host, task, o.link, o.link_reason)
+
+
+def _settle(mind: Lifecycle, seen: Observation, task_s: float, result: Result) -> None:
+    """Ticks at one moment until nothing more fires; a task is there whenever one is asked for."""
+    for _ in range(8):
+        memory = mind.memory
+        task = NO_TASK
+        if memory.state is State.READY:
+            task = _CLAIMED if seen.link is Link.UP else NO_TASK
+        elif memory.state is State.RUNNING:
+            if memory.started_at_s is None:
+                task = _CLAIMED if seen.link is Link.UP else NO_TASK
+            else:
+                task = _ENDED if seen.now_s - memory.started_at_s >= task_s - 1e-3 else _RUNNING
+        plan = mind.propose(seen if task is NO_TASK else _with(seen, task))
+        row = plan.row
+        if plan.quiet or (row is None and Effect.HAND_BACK in plan.effects):
+            return  # nobody would have asked for the one that goes back
+        mind.commit(plan, Outcome(tuple(EffectResult(e, True) for e in plan.effects)))
+        if row is None:
+            return
+        if memory.state is State.RUNNING:
+            result.tasks_done += Effect.SETTLE in plan.effects and task is _ENDED
+            if Effect.STOP in plan.effects:
+                result.tasks_preempted += row.id != "timed-out"
+                result.person_met += row.id == "user-returned"
+
+
+def as_rows(results: dict[str, Result], width: int = 80) -> Iterator[str]:
+    """A table in text, and below it the hours worked and the times that a person was met as bars, no wider than `width`."""
+    name_w = max(12, *(len(name) for name in results))
+    yield f"{'':<{name_w}} {'h ready':>8} {'h worked':>9} {'done':>6} {'preempted':>10} {'person met':>11}"
+    for name, r in results.items():
+        yield (
+            f"{name:<{name_w}} {r.hours_ready:>8.2f} {r.hours_worked:>9.2f} {r.tasks_done:>6} {r.tasks_preempted:>10} "
+            f"{r.person_met:>11}"
+        )
+    for title, values in (
+        ("hours worked", {name: r.hours_worked for name, r in results.items()}),
+        ("person met", {name: float(r.person_met) for name, r in results.items()}),
+    ):
+        yield ""
+        yield title
+        most = max(values.values(), default=0.0) or 1.0
+        room = max(10, width - name_w - 10)
+        for name, value in values.items():
+            yield f"{name:<{name_w}} {value:>7.{0 if title == 'person met' else 1}f} {_bar(value / most * room)}".rstrip()
+
+
+def _bar(cells: float) -> str:
+    """A bar to an eighth of a character."""
+    whole, part = divmod(int(cells * 8 + 0.5), 8)
+    return "█" * whole + _EIGHTHS[part].strip()
+
+
+def as_json(results: dict[str, Result]) -> list[dict[str, Any]]:
+    """One object a line of the table."""
+    return [{"name": name, **msgspec.to_builtins(r)} for name, r in results.items()]

@@ -1,0 +1,159 @@
+"""The metrics file: what ticks leave in it, read back by the client library's own parser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support.model import NOW, Signs, observe
+
+from states.effects import Effect
+from states.lifecycle import EffectResult, Lifecycle, Outcome
+from states.limits import Limits
+from states.memory import Memory, State
+from states.observation import TaskPhase
+from supervisor.journal.metrics import Metrics
+from supervisor.sources.base import LinkStatus
+
+LIMITS = Limits(idle_required_s=600)
+
+
+def samples(path: Path) -> dict[str, float]:
+    """`name{label}` → value."""
+    found = {}
+    for family in text_string_to_metric_families(path.read_text()):
+        for sample in family.samples:
+            labels = ",".join(sample.labels[key] for key in sorted(sample.labels) if key != "unit")
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def test_a_way_out_of_running_is_counted_with_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "rae_node.prom"
+    metrics = Metrics(path)
+    mind = Lifecycle(LIMITS, memory=Memory(state=State.RUNNING, running_since_s=NOW - 10, started_at_s=NOW - 10))
+    plan = mind.propose(observe(Signs(user="no"), TaskPhase.RUNNING))
+    results = [EffectResult(e, e is not Effect.WIPE, "the person came back", 0.02) for e in plan.effects]
+    outcome = Outcome(tuple(results))
+    metrics.tick(plan, outcome, mind.commit(plan, outcome), LIMITS, LinkStatus(outbox=1))
+    seen = samples(path)
+    assert seen["rae_node_state{COOLDOWN}"] == 1
+    assert seen["rae_node_state{RUNNING}"] == 0
+    assert seen["rae_node_guard{user_away}"] == 0
+    assert seen["rae_node_rows_total{user-returned}"] == 1
+    assert seen["rae_node_tasks_total{handed_back}"] == 1
+    assert seen["rae_node_effect_failures_total{wipe}"] == 1
+    assert seen["rae_node_yield_seconds_count"] == 1
+    assert seen["rae_node_yield_seconds_bucket{0.025}"] == 1
+    assert seen["rae_node_reading{user_idle}"] == 599
+    assert seen["rae_node_outbox"] == 1
+    assert seen["rae_node_link_up"] == 1
+
+
+def whole(path: Path) -> Path:
+    """A file as a node with something to tell leaves it."""
+    metrics = Metrics(path, lambda: 1_800_000_000.0)
+    mind = Lifecycle(LIMITS, memory=Memory(state=State.RUNNING, running_since_s=NOW - 10, started_at_s=NOW - 10))
+    plan = mind.propose(observe(Signs(user="no"), TaskPhase.RUNNING))
+    outcome = Outcome(tuple(EffectResult(e, True, "", 0.02) for e in plan.effects))
+    metrics.tick(plan, outcome, mind.commit(plan, outcome), LIMITS, LinkStatus(error="refused", error_s=1.0))
+    return path
+
+
+def test_every_series_is_there_from_the_first(tmp_path: Path) -> None:
+    seen = samples(whole(tmp_path / "m.prom"))
+    assert seen["rae_node_updated_timestamp_seconds"] == 1_800_000_000
+    assert {seen[f"rae_node_tasks_total{{{name}}}"] for name in ("succeeded", "failed", "timed_out")} == {0}
+    assert {seen[f"rae_node_state_seconds_total{{{state}}}"] for state in State} == {0}
+    assert seen["rae_node_rows_total{safe}"] == 0
+    assert seen["rae_node_limit{cpu}"] == LIMITS.max_cpu_percent
+    assert seen["rae_node_link_errors_total"] == 1
+
+
+def test_a_trouble_of_the_link_is_counted_once(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "m.prom")
+    mind = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
+    for error_s in (None, 1.0, 1.0, 2.0, None):
+        plan = mind.propose(observe(Signs(user="no"), TaskPhase.NONE))
+        metrics.tick(plan, Outcome(), mind.commit(plan), LIMITS, LinkStatus(error="x", error_s=error_s))
+    metrics._write()
+    assert samples(tmp_path / "m.prom")["rae_node_link_errors_total"] == 2
+
+
+def test_it_is_readable_by_its_collector_and_leaves_no_draft(tmp_path: Path) -> None:
+    kept = os.umask(0o077)
+    try:
+        path = whole(tmp_path / "m.prom")
+    finally:
+        os.umask(kept)
+    assert oct(path.stat().st_mode)[-3:] == "644"
+    assert list(tmp_path.iterdir()) == [path]
+    Metrics(path).close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here (apt-get install prometheus); the client's own parser reads it in the other tests")
+    text = whole(tmp_path / "m.prom").read_bytes()
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_the_dashboard_asks_for_what_is_there(tmp_path: Path) -> None:
+    dashboard = json.loads((Path(__file__).parents[2] / "deploy/grafana/rae-node.json").read_text())
+    told = whole(tmp_path / "m.prom").read_text()
+    names = set(re.findall(r"^(rae_node_\w+)", told, re.MULTILINE))
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert asked
+    used = {name for expr in asked for name in re.findall(r"rae_node_\w+", expr)}
+    assert used <= names
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in used} >= families - {"rae_node_build_info"}, "and shows all"
+    labels = {name for expr in asked for name in re.findall(r"(\w+)=~?\"", expr)} - {"instance"}
+    assert labels <= {"state", "guard", "reading", "unit", "row", "outcome", "effect", "le"}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_unknown_is_minus_one_and_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "rae_node.prom"
+    mind = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
+    plan = mind.propose(observe(Signs(user="unknown", gpu="unknown"), TaskPhase.NONE))
+    Metrics(path).tick(plan, Outcome(), mind.commit(plan), LIMITS, LinkStatus())
+    seen = samples(path)
+    assert seen["rae_node_guard{user_away}"] == -1
+    assert seen["rae_node_reading{user_idle}"] != seen["rae_node_reading{user_idle}"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path / "not-there" / "rae_node.prom")
+    mind = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
+    plan = mind.propose(observe(Signs(user="no"), TaskPhase.NONE))
+    metrics.tick(plan, Outcome(), mind.commit(plan), LIMITS, LinkStatus())
+    assert "metrics cannot be written" in metrics.trouble
+    (tmp_path / "not-there").mkdir()
+    moved = Lifecycle(LIMITS, memory=Memory(state=State.DISABLED)).propose(observe(Signs(), TaskPhase.NONE))
+    metrics.tick(moved, Outcome(), Memory(state=State.IDLE_WAIT), LIMITS, LinkStatus())  # a move is written at once
+    assert metrics.trouble == ""
+    assert samples(tmp_path / "not-there" / "rae_node.prom")["rae_node_state{IDLE_WAIT}"] == 1
+
+
+@pytest.mark.slow
+def test_the_daemon_writes_it_only_where_it_is_asked_to(tmp_path: Path) -> None:
+    from support.running import NodeFolder, daemon
+    from support.waiting import until
+
+    folder = NodeFolder.make(tmp_path / "node", "http://127.0.0.1:9", node={"metrics": {"file": "m.prom"}})
+    with daemon(folder) as node:
+        until(lambda: (tmp_path / "node" / "m.prom").exists(), "the metrics file")
+        until(lambda: "rae_node_state" in (tmp_path / "node" / "m.prom").read_text(), "whole from the first")
+        assert node.stop() == 0
+    assert not list((tmp_path / "node").glob("*m.prom*")), "who is gone tells nothing, and no half file stays"

@@ -1,0 +1,163 @@
+"""What the kernel tells of AMD and Intel GPUs, judged: how busy they are, and whose it is (R9, R10)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.drm_rig import AMD, GIB, INTEL
+
+from states.observation import Gpu
+from supervisor.config.schema import GpuSettings
+from supervisor.linux.proc import Name
+from supervisor.sensors.gpu.drm_usage import Card, Client, Look, busy_percent, judge
+
+NAMES = {
+    10: Name("worker"),
+    20: Name("sway"),
+    21: Name("kwin_wayland"),
+    30: Name("game"),
+    40: Name("model", "", "/system.slice/ollama.service"),
+}
+
+
+def seen(
+    *cards: Card, own: frozenset[int] = frozenset(), percents: dict[str, float] | None = None, **settings: Any
+) -> tuple[Gpu | None, str]:
+    lent = {card.pci for card in cards}
+    use = judge(
+        cards, lent, percents or {}, own, {}, lambda pid: NAMES.get(pid, Name()), GpuSettings(**settings)
+    )
+    return use.gpu, use.error
+
+
+def amd(*clients: Client, used: float = 0.0, hidden: tuple[int, ...] = ()) -> Card:
+    return Card(AMD, "amdgpu", total=16 * GIB, used=int(used * GIB), clients=clients, hidden=hidden)
+
+
+def client(pid: int, vram: float = 0.0, busy: bool = True) -> Client:
+    return Client(pid, int(vram * GIB), busy)
+
+
+GAME = "game (pid 30)"
+
+
+@pytest.mark.parametrize(
+    ("found", "gpu", "error"),
+    [
+        pytest.param(seen(amd()), Gpu(), "", id="nobody"),
+        pytest.param(seen(amd(client(30, 1), used=1)), Gpu(0, 1, 1, True, (GAME,)), "", id="a game"),
+        pytest.param(seen(amd(client(30, busy=False))), Gpu(), "", id="open, and never used"),
+        pytest.param(seen(amd(used=3)), Gpu(0, 3), "", id="memory of nobody listed counts"),
+        pytest.param(seen(amd(client(20, 1), used=1.5)), Gpu(0, 1.5), "", id="display server under the cap"),
+        pytest.param(seen(amd(client(20, 3), used=3)), Gpu(0, 3, 1, True, ("sway (pid 20)",)), "", id="over the cap"),
+        pytest.param(seen(amd(used=1, hidden=(21,))), Gpu(0, 1), "", id="hidden display server under the cap"),
+        pytest.param(
+            seen(amd(used=3, hidden=(21,))), Gpu(0, 3, 1, True, ("kwin_wayland (pid 21)",)), "", id="hidden, over the cap"
+        ),
+        pytest.param(seen(Card(INTEL, "i915", hidden=(21,))), Gpu(), "", id="hidden, on a GPU without memory"),
+        pytest.param(seen(amd(hidden=(30,))), None, f"{GAME} may use the GPU and cannot be looked into", id="hidden"),
+        pytest.param(seen(amd(hidden=(99,))), Gpu(), "", id="hidden and gone"),
+        pytest.param(seen(amd(hidden=(10,)), own=frozenset({10})), Gpu(), "", id="hidden and ours"),
+        pytest.param(seen(amd(hidden=(40,)), own_units=["ollama.service"]), Gpu(), "", id="hidden, of a unit of ours"),
+        pytest.param(
+            seen(amd(client(10, 4), used=5), own=frozenset({10}), percents={AMD: 99.0}), Gpu(0, 1), "", id="ours"
+        ),
+        pytest.param(
+            seen(amd(client(10, 4), client(30), used=5), own=frozenset({10}), percents={AMD: 99.0}),
+            Gpu(99, 1, 1, True, (GAME,)), "", id="ours beside a game",
+        ),
+        pytest.param(
+            seen(Card(INTEL, "xe", clients=(client(30, 2), client(10, 1))), own=frozenset({10})),
+            Gpu(0, 2, 1, True, (GAME,)), "", id="without a total, what is known is added up",
+        ),
+    ],
+)  # fmt: skip
+def test_whose_it_is(found: tuple[Gpu | None, str], gpu: Gpu | None, error: str) -> None:
+    assert found[0] == gpu
+    assert found[1].startswith(error)
+    assert bool(found[1]) is bool(error)
+
+
+LATE, EARLY = {77: 5.0}, {77: 4.9}
+
+
+@pytest.mark.parametrize(
+    ("card", "lately", "unlisted", "left", "held"),
+    [
+        pytest.param(amd(used=0.5), LATE, {AMD: 0.4}, "", False, id="given back"),
+        pytest.param(amd(client(77, 2), used=2), EARLY, {}, "2 GiB by pid 77, which is gone", False, id="just gone"),
+        pytest.param(amd(client(77, 2), used=2), LATE, {}, "2 GiB by pid 77, which is gone", True, id="gone for too long"),
+        pytest.param(amd(client(77, busy=False)), LATE, {}, "", False, id="open, and never used"),
+        pytest.param(amd(used=3), EARLY, {AMD: 1.0}, "2 GiB by no listed process", False, id="a driver that is late"),
+        pytest.param(amd(used=3), LATE, {AMD: 1.0}, "2 GiB by no listed process", True, id="a driver that leaks"),
+        pytest.param(amd(used=3), {}, {AMD: 1.0}, "2 GiB by no listed process", True, id="a leak of long ago"),
+        pytest.param(amd(used=1.2), LATE, {AMD: 1.0}, "", False, id="the driver's bookkeeping"),
+        pytest.param(amd(client(20, 1), used=2), LATE, {AMD: 1.0}, "", False, id="somebody else, who is listed"),
+        pytest.param(
+            amd(used=1.5, hidden=(21,)), LATE, {AMD: 1.0}, "0.5 GiB by no process that can be looked into", True,
+            id="who cannot be looked into explains nothing",
+        ),
+        pytest.param(amd(client(40, 8), used=8), {40: 9.0}, {}, "8 GiB by model (pid 40)", True, id="a server keeps it"),
+        pytest.param(amd(client(40, 0.4), used=0.4), {40: 9.0}, {}, "", False, id="a server's own small context"),
+        pytest.param(amd(client(40, 8), used=8), {}, {}, "", False, id="a server that no task of late has used"),
+        pytest.param(Card(INTEL, "xe", clients=(client(40, 8),)), {40: 9.0}, {}, "8 GiB by model (pid 40)", True, id="Intel's"),
+        pytest.param(Card(AMD, "amdgpu", asleep=True), LATE, {AMD: 1.0}, "", False, id="asleep"),
+    ],
+)  # fmt: skip
+def test_what_a_task_has_left(
+    card: Card, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
+) -> None:
+    """Told at once; it blocks, with that reason, when it is held longer than gpu.vram_release_sec."""
+    settings = GpuSettings(own_units=["ollama.service"])
+    names = {**NAMES, 77: Name()}
+    use = judge([card], {card.pci}, {}, frozenset(), lately, lambda pid: names[pid], settings, unlisted)
+    assert use.gpu is not None
+    assert (use.own.left, use.gpu.held) == (left, left if held else "")
+
+
+def test_what_was_there_beside_the_task_is_not_the_tasks() -> None:
+    """Its last look tells; of a GPU whose driver tells no total, nothing is remembered."""
+    beside = amd(client(10, 4), client(20, 1), used=6)
+    other = Card(INTEL, "xe", clients=(client(10, 1),))
+    use = judge([beside, other], {AMD, INTEL}, {}, {10}, {10: 0.0}, NAMES.__getitem__, GpuSettings())
+    assert (use.own.unlisted, use.own.left) == ({AMD: 1.0}, "")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "seconds", "percent"),
+    [
+        (0, 1000, 1.0, 0.0),
+        (0, 250, 1.0, 75.0),
+        (0, 0, 1.0, 100.0),
+        (0, 1100, 1.0, 0.0),
+        (500, 100, 1.0, None),
+        (0, 10, 0.05, None),
+        (None, 10, 1.0, None),
+    ],
+)
+def test_idle_times_tell_how_busy_it_was(before: int | None, after: int, seconds: float, percent: float | None) -> None:
+    then = Look(10.0, (Card(INTEL, "i915", idle_ms={} if before is None else {"gt0": before}),))
+    card = Card(INTEL, "i915", idle_ms={"gt0": after})
+    assert busy_percent(then, Look(10.0 + seconds, (card,)), card) == percent
+    assert busy_percent(None, Look(10.0 + seconds, (card,)), card) is None
+
+
+def test_the_busiest_part_counts_whatever_it_did_before() -> None:
+    """The media part is fully busy now, but has been idle far longer since boot than the other."""
+    then = Look(10.0, (Card(INTEL, "i915", idle_ms={"gt0": 1_000, "gt1": 90_000}),))
+    card = Card(INTEL, "i915", idle_ms={"gt0": 2_000, "gt1": 90_000})
+    assert busy_percent(then, Look(11.0, (card,)), card) == 100.0
+
+
+@pytest.mark.parametrize(("used", "total"), [(17, 16), (-1, 16), (-1, None)])
+def test_impossible_memory_is_unknown(used: int, total: int | None) -> None:
+    card = Card(AMD, "amdgpu", percent=0, used=used, total=total)
+    with pytest.raises(ValueError, match="impossible memory"):
+        busy_percent(None, Look(0.0, (card,)), card)
+
+
+def test_a_driver_that_tells_nothing_is_unknown() -> None:
+    card = Card(INTEL, "i915")
+    with pytest.raises(ValueError, match="does not tell how busy it is"):
+        busy_percent(None, Look(0.0, (card,)), card)

@@ -1,0 +1,284 @@
+"""What is on the GPU, and whose it is (R9, R10)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from supervisor.config.schema import GpuSettings
+from supervisor.linux.proc import Name, listed, printable
+from supervisor.sensors.gpu.nvml_usage import Device, Process, judge
+from supervisor.sensors.gpu.ownership import GIB, Use, Whose
+
+SETTINGS = GpuSettings()
+NAMES = {
+    10: Name("worker", "/opt/task/worker"),
+    11: Name("ollama", "/usr/bin/ollama"),
+    20: Name("Xorg", "/usr/lib/xorg/Xorg"),
+    21: Name("gnome-shell", ""),
+    30: Name("game", "/home/anna/game"),
+    31: Name("python3", ""),
+    40: Name("model", "", "/system.slice/ollama.service"),
+    41: Name("model", "", "/user.slice/user-1000.slice/user@1000.service/app.slice/app-ollama.scope"),
+}
+
+
+def gib(size: float) -> int:
+    return round(size * GIB)
+
+
+def gpu(*there: Process, percent: int | None = 0, used: float = 0.0, uuid: str = "GPU-a", error: str = "") -> Device:
+    return Device(
+        uuid=uuid, total=gib(24), used=gib(used), reserved=gib(0.4), percent=percent, processes=there, error=error
+    )
+
+
+def seen(
+    *devices: Device,
+    own: frozenset[int] = frozenset(),
+    lately: frozenset[int] = frozenset(),
+    settings: GpuSettings = SETTINGS,
+) -> Use:
+    return judge(devices, own, dict.fromkeys(lately, 0.0), lambda pid: NAMES.get(pid, Name()), settings)
+
+
+OWN = frozenset({10})
+BIG_TASK = Process(10, "c", gib(10))
+XORG = Process(20, "g", gib(1))
+SHELL = Process(21, "g", gib(0.5))
+
+
+@pytest.mark.parametrize(
+    ("use", "percent", "vram_gb", "names"),
+    [
+        pytest.param(seen(gpu()), 0, 0, (), id="a quiet GPU is free"),
+        pytest.param(
+            seen(gpu(Process(40, "c", gib(2)), used=2), settings=GpuSettings(own_units=["ollama.service"])),
+            0, 0, (), id="of a unit that is RAE's",
+        ),
+        pytest.param(
+            seen(gpu(Process(41, "c", gib(2)), used=2), settings=GpuSettings(own_units=["ollama.service"])),
+            0, 2, ("model (pid 41)",), id="of another unit",
+        ),
+        pytest.param(seen(gpu(percent=97)), 97, 0, (), id="load by nobody listed counts"),
+        pytest.param(seen(gpu(used=3)), 0, 3, (), id="memory of nobody listed counts"),
+        pytest.param(
+            seen(gpu(Process(30, "g", gib(6)), percent=80, used=6)), 80, 6, ("game (pid 30)",), id="a game is type G"
+        ),
+        pytest.param(seen(gpu(Process(31, "c", gib(2)), used=2)), 0, 2, ("python3 (pid 31)",), id="another's CUDA job"),
+        pytest.param(seen(gpu(Process(99, "c", gib(2)), used=2)), 0, 2, ("pid 99",), id="a pid that is nobody"),
+        pytest.param(seen(gpu(XORG, SHELL, used=1.5, percent=3)), 3, 1.5, (), id="display servers under the cap"),
+        pytest.param(
+            seen(gpu(XORG, Process(21, "g", gib(1.5)), used=2.5)), 0, 2.5, ("Xorg (pid 20)", "gnome-shell (pid 21)"),
+            id="display servers over the cap together",
+        ),
+        pytest.param(
+            seen(gpu(Process(20, "g", None), used=1)), 0, 1, ("Xorg (pid 20)",),
+            id="a display server that tells no memory proves nothing",
+        ),
+        pytest.param(seen(gpu(BIG_TASK, percent=99, used=11), own=OWN), 0, 1, (), id="the task's load is its own"),
+        pytest.param(
+            seen(gpu(BIG_TASK, Process(30, "g", gib(2)), percent=99, used=13), own=OWN), 99, 3, ("game (pid 30)",),
+            id="beside somebody foreign all load counts",
+        ),
+        pytest.param(
+            seen(gpu(Process(10, "c", None), used=10), own=OWN), 0, 10, (), id="own memory not told is not taken off"
+        ),
+        pytest.param(seen(gpu(BIG_TASK, used=4), own=OWN), 0, 0, (), id="never below nothing"),
+        pytest.param(seen(gpu(percent=60), own=OWN), 60, 0, (), id="a task without a context is no excuse"),
+        pytest.param(
+            seen(gpu(BIG_TASK, used=10), lately=OWN), 0, 10, ("worker (pid 10)",), id="alive after the task is foreign"
+        ),
+        pytest.param(
+            seen(gpu(Process(77, "c", gib(10)), used=10), lately=frozenset({77})), 0, 10, (),
+            id="what the task left behind is memory, not a person",
+        ),
+        pytest.param(
+            seen(gpu(percent=5, used=1), gpu(percent=50, used=0.5, uuid="GPU-b")), 50, 1, (),
+            id="the busiest of the lent counts",
+        ),
+    ],
+)
+def test_a_look(use: Use, percent: float, vram_gb: float, names: tuple[str, ...]) -> None:
+    """What others do on the lent GPUs."""
+    assert use.error == ""
+    assert use.gpu is not None
+    assert (percent, pytest.approx(vram_gb), len(names), names) == (
+        use.gpu.percent, use.gpu.vram_gb, use.gpu.foreign, use.gpu.foreign_names,
+    )  # fmt: skip
+
+
+LATE, EARLY = {77: 5.0}, {77: 4.9}
+OLLAMA = GpuSettings(own_processes=["ollama"])
+
+
+@pytest.mark.parametrize(
+    ("there", "used", "lately", "unlisted", "left", "held"),
+    [
+        pytest.param([Process(77, "c", gib(2))], 2, EARLY, {}, "2 GiB by pid 77, which is gone", False, id="just gone"),
+        pytest.param([Process(77, "c", gib(2))], 2, LATE, {}, "2 GiB by pid 77, which is gone", True, id="gone for too long"),
+        pytest.param([Process(77, "c", None)], 2, LATE, {}, "VRAM by pid 77, which is gone", True, id="nobody knows how much"),
+        pytest.param([Process(77, "c", 0)], 2, LATE, {}, "", False, id="a context without memory"),
+        pytest.param([], 0, LATE, {"GPU-a": 0.0}, "", False, id="given back"),
+        pytest.param([], 3, LATE, {"GPU-a": 1.0}, "2 GiB by no listed process", True, id="a driver that leaks"),
+        pytest.param([], 3, {}, {"GPU-a": 1.0}, "2 GiB by no listed process", True, id="a leak of long ago"),
+        pytest.param([], 1.2, LATE, {"GPU-a": 1.0}, "", False, id="the driver's bookkeeping"),
+        pytest.param([Process(30, "g", gib(2))], 3, LATE, {"GPU-a": 1.0}, "", False, id="somebody else, who is listed"),
+        pytest.param(
+            [Process(11, "c", gib(8))], 8, {11: 9.0}, {}, "8 GiB by ollama (pid 11)", True, id="a server that does not unload"
+        ),
+        pytest.param([Process(11, "c", gib(0.4))], 0.4, {11: 9.0}, {}, "", False, id="a server's own small context"),
+        pytest.param([Process(11, "c", gib(8))], 8, {}, {}, "", False, id="a server that no task of late has used"),
+    ],
+)
+def test_what_a_task_has_left(
+    there: list[Process], used: float, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
+) -> None:
+    """Told at once; it blocks, with that reason, when it is held longer than gpu.vram_release_sec."""
+    use = judge((gpu(*there, used=used),), frozenset(), lately, lambda pid: NAMES.get(pid, Name()), OLLAMA, unlisted)
+    assert use.gpu is not None
+    assert use.own.left == left
+    assert use.gpu.held == (left if held else "")
+
+
+@pytest.mark.parametrize(
+    ("there", "percent", "own"),
+    [
+        pytest.param([Process(10, "c", gib(10), 40), Process(20, "g", gib(1), 5)], 45, (1, 10.0, 40.0), id="told by process"),
+        pytest.param([Process(10, "c", gib(10))], 45, (1, 10.0, 45.0), id="all of it is the task's where that is not told"),
+        pytest.param([Process(10, "c", gib(10), 0)], 95, (1, 10.0, 95.0), id="a driver that only seems to tell"),
+        pytest.param([Process(10, "c", gib(10), 900)], 45, (1, 10.0, 45.0), id="nonsense is not told"),
+        pytest.param([Process(10, "c", gib(10)), Process(30, "g", gib(1))], 45, (1, 10.0, None), id="nobody can part them"),
+        pytest.param([Process(30, "g", gib(1))], 45, (0, 0.0, None), id="no context"),
+        pytest.param([Process(10, "c", gib(4), 70), Process(12, "c", gib(4), 60)], 99, (2, 8.0, 100.0), id="two of the task"),
+    ],
+)
+def test_what_the_task_itself_does(there: list[Process], percent: int, own: tuple[int, float, float | None]) -> None:
+    """Its processes, its VRAM, and how busy it keeps the GPU (R4)."""
+    use = seen(gpu(*there, used=12, percent=percent), own=frozenset({10, 12}))
+    assert (use.own.processes, use.own.vram_gb, use.own.percent) == own
+
+
+def test_only_the_lent_gpu_is_judged() -> None:
+    """A game on GPU a does not keep GPU b from being lent; a fault of a neither."""
+    settings = GpuSettings(lend=["GPU-b"])
+    busy = gpu(Process(30, "g", gib(6)), percent=99, used=6)
+    assert seen(busy, gpu(uuid="GPU-b"), settings=settings).gpu == seen(gpu()).gpu
+    assert seen(gpu(error="is lost"), gpu(uuid="GPU-b"), settings=settings).gpu == seen(gpu()).gpu
+    assert [row["lent"] for row in seen(busy, gpu(uuid="GPU-b"), settings=settings).rows] == [False, True]
+
+
+def test_configured_programs_are_own_and_their_load_is_forgiven_only_while_a_task_runs() -> None:
+    """`gpu.own_processes` by path or name: an Ollama that computes without a task of ours serves somebody else."""
+    settings = GpuSettings(own_processes=["/usr/bin/ollama"])
+    device = gpu(Process(11, "c", gib(8)), percent=90, used=8)
+    for own, percent in ((frozenset[int](), 90.0), (OWN, 0.0)):
+        use = seen(device, own=own, settings=settings)
+        assert use.gpu is not None
+        assert (percent, 0.0, 0) == (use.gpu.percent, use.gpu.vram_gb, use.gpu.foreign)
+
+
+@pytest.mark.parametrize(
+    ("devices", "lend", "words"),
+    [
+        pytest.param((gpu(percent=255),), (), "impossible utilisation (255 %)", id="255 percent"),
+        pytest.param((gpu(percent=-1),), (), "impossible utilisation", id="negative percent"),
+        pytest.param((gpu(percent=None),), (), "impossible utilisation", id="no percent"),
+        pytest.param((gpu(used=25),), (), "impossible memory", id="more used than there is"),
+        pytest.param((gpu(used=-1),), (), "impossible memory", id="less than nothing used"),
+        pytest.param((gpu(Process(30, "c", -5)),), (), "memory of a process", id="a process with less than nothing"),
+        pytest.param((gpu(error="its memory cannot be read: lost"),), (), "cannot be read", id="a device in error"),
+        pytest.param((gpu(), gpu(uuid="GPU-b", error="is lost")), (), "GPU-b: is lost", id="one of two in error"),
+        pytest.param((gpu(),), ("GPU-z",), "GPU-z (gpu.lend in node.yaml) is not there", id="a lent one that is not there"),
+        pytest.param((gpu(uuid="", error="cannot be opened"),), ("GPU-z",), "one cannot be opened", id="a lent one lost"),
+        pytest.param((), (), "shows no GPU", id="none at all"),
+    ],
+)
+def test_what_cannot_be_believed_is_unknown(devices: tuple[Device, ...], lend: tuple[str, ...], words: str) -> None:
+    """No value, and why, in words (R12)."""
+    use = seen(*devices, settings=GpuSettings(lend=list(lend)))
+    assert use.gpu is None
+    assert words in use.error
+
+
+def test_memory_that_nobody_holds_is_told_in_words() -> None:
+    """Above half a GiB, without what the driver reserves where it cannot say so."""
+    assert seen(gpu(XORG, used=1.4)).note == ""
+    assert seen(gpu(XORG, used=4)).note == "3 GiB of VRAM held by no listed process"
+    old_call = Device(uuid="GPU-a", total=gib(24), used=gib(1.0), percent=0)
+    assert seen(old_call).note == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "same"),
+    [
+        (Name("Xorg", "/usr/lib/xorg/Xorg"), "Xorg", True),
+        (Name("Xorg", "/home/anna/game"), "Xorg", False),
+        (Name("Xorg", ""), "Xorg", True),
+        (Name("Xorg2", ""), "Xorg", False),
+        (Name("kwin_wayland", ""), "kwin", False),
+        (Name("a-very-long-nam", ""), "a-very-long-name-indeed", True),
+        (Name("worker", "/opt/a/worker"), "/opt/a/worker", True),
+        (Name("worker", "/tmp/worker"), "/opt/a/worker", False),
+        (Name("worker", ""), "/opt/a/worker", False),
+        (Name("", ""), "", False),
+    ],
+)
+def test_a_program_is_known_by_its_file_before_its_name(name: Name, entry: str, same: bool) -> None:
+    """A process may call itself what it likes; its file counts where it may be read."""
+    assert listed(name, [entry]) is same
+
+
+def test_hostile_names_cannot_write_to_the_terminal() -> None:
+    """Control characters and length of a name that somebody else chose."""
+    assert printable("\x1b[31mgame\n") == "?[31mgame?"
+    assert len(printable("x" * 100)) == 32
+
+
+pids = st.integers(1, 40)
+sizes = st.one_of(st.none(), st.integers(0, gib(24)))
+contexts = st.builds(Process, pids, st.sampled_from(["c", "g", "cg"]), sizes)
+processes = st.lists(contexts, max_size=6, unique_by=lambda p: p.pid)
+
+
+@given(processes, st.integers(-5, 260), st.integers(-1, gib(25)), st.frozensets(pids), st.frozensets(pids))
+def test_a_judgement_is_in_bounds_or_none(
+    there: list[Process], percent: int, used: int, own: frozenset[int], lately: frozenset[int]
+) -> None:
+    """Either a value in its bounds or an error; every process that is neither ours nor harmless is counted."""
+    device = Device(uuid="GPU-a", total=gib(24), used=used, reserved=0, percent=percent, processes=tuple(there))
+    use = seen(device, own=own, lately=lately)
+    if use.gpu is None:
+        assert use.error
+        return
+    assert 0 <= use.gpu.percent <= 100
+    assert 0 <= use.gpu.vram_gb <= 24
+    foreign = [p for p in use.rows[0]["processes"] if p["whose"] == Whose.FOREIGN]
+    assert use.gpu.foreign == len(foreign) == len(use.gpu.foreign_names)
+    assert not {p["pid"] for p in foreign} & own
+    unknown = {p.pid for p in there if p.pid not in NAMES} - own - lately
+    assert unknown <= {p["pid"] for p in foreign}
+
+
+@pytest.mark.parametrize(
+    ("xids", "error"),
+    [((), ""), ((31, 45), ""), ((48, 45), "GPU-a: the driver reported Xid 48 (memory error that cannot be corrected)")],
+)
+def test_a_fault_of_the_gpu_itself_counts_whatever_came_after_it(xids: tuple[int, ...], error: str) -> None:
+    told = structs.replace(gpu(), xids=xids)
+    assert seen(told).error.startswith(error)
+    assert bool(seen(told).error) == bool(error)
+
+
+@pytest.mark.parametrize(
+    "comm",
+    ["gnome-shell", "kwin_wayland", "sway", "cinnamon", "xfwm4", "mutter", "picom", "labwc", "wayfire", "niri", "Hyprland",
+     "cosmic-comp", "budgie-wm"],
+)  # fmt: skip
+def test_what_draws_a_desktop_is_no_person_as_it_ships(comm: str) -> None:
+    """Else a node on such a desktop could never begin."""
+    use = judge([gpu(Process(50, "g", gib(0.5)))], (), {}, lambda _: Name(comm, f"/usr/bin/{comm}"), GpuSettings())
+    assert use.gpu is not None
+    assert use.gpu.foreign == 0

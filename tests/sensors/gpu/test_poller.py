@@ -1,0 +1,269 @@
+"""When the NVML sensor looks and when it rests; helpers that hang, die or cannot be killed; a suspend."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+
+import pytest
+from support.gpu_rig import NvidiaMachine, helpers, now, nvidia, soon_again, stranger, until
+from support.nvml_standin import GIB, StandIn, nvml_library, standin
+from support.waiting import play, watched_loop
+
+from states.observation import Gpu
+from supervisor.config.schema import GpuSettings
+from supervisor.linux import helper_process as helper_module
+from supervisor.linux.helper_process import Helper
+from supervisor.sensors.gpu import nvml
+from supervisor.sensors.gpu import poller as gpu_watch
+
+__all__ = ["nvidia", "nvml_library", "soon_again", "standin", "stranger"]  # fixtures
+
+pytestmark = pytest.mark.usefixtures("soon_again")
+
+
+def test_a_call_that_hangs_is_abandoned(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Unknown after the deadline, the loop free meanwhile, the helper gone, and a new one when the driver answers."""
+    standin.shows()
+
+    async def scene() -> None:
+        async with nvidia.sensor(deadline_s=1.0) as sensor, watched_loop() as held:
+            assert now(sensor).value == Gpu()
+            (old,) = helpers()
+            standin.shows("delay.nvmlDeviceGetUtilizationRates=60000")
+            sensor.demand(0.2)
+            await until(lambda: now(sensor).value is None)
+            assert now(sensor).error == "the NVIDIA driver hangs: no answer within 1 s"
+            assert held.longest_s < 0.5, "it waited on the loop"
+            await until(lambda: old not in helpers())
+            standin.shows()
+            await until(lambda: now(sensor).value == Gpu())
+
+    play(scene())
+
+
+def test_a_helper_that_cannot_be_killed_is_left_alone(
+    standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uninterruptible sleep (here: a kill that is not sent): no second helper while the first is there."""
+    monkeypatch.setattr(helper_module, "END_S", 0.1)
+    standin.shows("delay.nvmlInit=60000")
+    kill = Helper.kill
+
+    async def scene() -> None:
+        async with nvidia.sensor(first_deadline_s=0.2) as sensor:
+            assert "hangs" in now(sensor).error
+            await until(lambda: "cannot be killed" in now(sensor).error)
+            (stuck,) = helpers()
+            assert f"process {stuck.pid} cannot be killed" in now(sensor).error
+            monkeypatch.setattr(Helper, "kill", kill)
+            stuck.kill()
+            standin.shows()
+            await until(lambda: now(sensor).value == Gpu())
+
+    monkeypatch.setattr(Helper, "kill", lambda self: self._close())
+    play(scene())
+
+
+def test_a_helper_that_dies_is_replaced(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Unknown, with the reason, until the next one has answered."""
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            helpers()[0].kill()
+            await until(lambda: now(sensor).error)
+            assert now(sensor).error == "the GPU helper failed: it ended"
+            await until(lambda: now(sensor).value == Gpu())
+
+    play(scene())
+
+
+def test_a_sleeping_gpu_is_free_without_nvml(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """PCI's runtime status proves it, again at each look; awake, it is asked."""
+    nvidia.pci("suspended", "auto")
+    standin.shows("0.util=50")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            first = now(sensor)
+            assert (Gpu(), "PCI runtime_status (asleep)") == (first.value, first.source)
+            assert sensor.describe() == [{"pci": "0000:01:00.0", "power": "suspended"}]
+            await until(lambda: now(sensor).read_at_s > first.read_at_s)
+            assert helpers() == []
+            nvidia.pci("active", "auto")
+            await until(lambda: now(sensor).value == Gpu(50))
+            nvidia.pci("suspended", "auto")
+            assert now(sensor).value == Gpu()
+            await until(lambda: not helpers())
+
+    play(scene())
+
+
+def test_a_sleeping_device_of_another_driver_proves_nothing(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Lent to a virtual machine, or without driver: asleep for other reasons."""
+    nvidia.pci("suspended", "auto", driver="vfio-pci")
+    standin.shows("0.util=50")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            assert now(sensor).value == Gpu(50)
+
+    play(scene())
+
+
+def test_a_quiet_gpu_that_may_sleep_is_left_alone(
+    standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The helper goes, so that its handle keeps nothing awake; one that stays awake all the same is watched again."""
+    monkeypatch.setattr(nvml, "NAP_S", 0.2)
+    nvidia.pci("active", "auto")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            sensor.demand(0.2)
+            assert now(sensor).value == Gpu()
+            await until(lambda: not helpers())
+            looks: set[float] = set()
+            await until(lambda: looks.add(now(sensor).read_at_s) or len(looks) > 3)  # two naps in vain, then it stays
+            assert len(helpers()) == 1
+
+    play(scene())
+
+
+def test_a_nap_in_which_no_open_would_be_seen_ends_with_the_first_demand(
+    standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task begins, and nothing but looks tells of a game that begins beside it."""
+
+    def refuse(**_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(gpu_watch, "INotify", refuse)
+    monkeypatch.setattr(nvml, "NAP_S", 600.0)
+    nvidia.pci("active", "auto")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            await until(lambda: sensor._napping and not helpers())
+            standin.shows("0.util=50")
+            sensor.demand(0.2)
+            await until(lambda: now(sensor).value == Gpu(50))
+
+    play(scene())
+
+
+def test_an_open_of_a_node_is_looked_at_at_once(
+    standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes]
+) -> None:
+    """Also what comes a moment after the open, as a context does; a node that appears is watched too."""
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            (nvidia.dev / "nvidia0").touch()
+            await until(lambda: nvidia.wakes >= 2)
+            await until(lambda: not sensor._follow_up)
+            wakes = nvidia.wakes
+            (nvidia.dev / "nvidia0").open().close()
+            await until(lambda: nvidia.wakes > wakes)
+            standin.shows(f"0.proc={stranger.pid}:{GIB}:g", f"0.mem_used={GIB}")
+            await until(lambda: now(sensor).value == Gpu(0, 1.0, 1, True, (f"sleep (pid {stranger.pid})",)))
+
+    play(scene())
+
+
+def test_a_node_that_is_made_anew_is_watched_anew(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Also while somebody still has the old one open."""
+    node = nvidia.dev / "nvidia0"
+    node.touch()
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            with node.open():
+                await until(lambda: nvidia.wakes >= 2)
+                node.unlink()
+                await until(lambda: not sensor._follow_up)
+                wakes = nvidia.wakes
+                node.touch()
+                await until(lambda: nvidia.wakes > wakes)
+                await until(lambda: not sensor._follow_up)
+                wakes = nvidia.wakes
+                node.open().close()
+                await until(lambda: nvidia.wakes > wakes)
+
+    play(scene())
+
+
+def test_what_a_server_keeps_for_a_task_is_not_forgotten_by_a_failure(
+    standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory counts as ours, so that only this keeps the GPU from being lent again."""
+    monkeypatch.setattr(gpu_watch, "REMNANT_S", 1.5)
+    nvidia.own = frozenset({stranger.pid})
+    listed = [f"0.proc={stranger.pid}:{2 * GIB}:c", f"0.mem_used={2 * GIB}"]
+    standin.shows(*listed)
+
+    async def scene() -> None:
+        async with nvidia.sensor(GpuSettings(own_processes=["sleep"], vram_release_sec=0.1)) as sensor:
+            sensor.demand(0.2)
+            nvidia.own = frozenset()
+            held = f"2 GiB by sleep (pid {stranger.pid})"
+            await until(lambda: (seen := now(sensor).value) is not None and seen.held == held)
+            standin.shows(*listed, "err.nvmlDeviceGetCount=999")
+            await until(lambda: now(sensor).value is None)
+            failed_at_s = time.monotonic()
+            await until(lambda: now(sensor).value is None and time.monotonic() > failed_at_s + 1.6)
+            standin.shows(*listed)
+            await until(lambda: now(sensor).value is not None)
+            assert now(sensor).value == Gpu(held=held)
+
+    play(scene())
+
+
+def test_demand_decides_how_often(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """Rarely by itself; every so many seconds when asked to."""
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            standin.shows("0.util=50")
+            sensor.demand(None)
+            assert sensor._timer
+            assert sensor._timer.when() - asyncio.get_running_loop().time() > 20
+            sensor.demand(0.2)
+            await until(lambda: now(sensor).value == Gpu(50))
+
+    play(scene())
+
+
+def test_after_a_suspend_nothing_is_known_until_a_new_helper_has_looked(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    """What was read before proves nothing; the old helper's handles neither."""
+    slept_s = 0.0
+
+    async def scene() -> None:
+        nonlocal slept_s
+        async with nvidia.sensor(suspended_s=lambda: slept_s) as sensor:
+            assert now(sensor).value == Gpu()
+            before = {helper.pid for helper in helpers()}
+            slept_s = 0.5
+            assert now(sensor).value == Gpu()
+            slept_s = 3600.0
+            assert (now(sensor).value, now(sensor).error) == (None, "not looked at since the machine woke up")
+            await until(lambda: now(sensor).value == Gpu())
+            assert not before & {helper.pid for helper in helpers()}
+
+    play(scene())
+
+
+def test_a_driver_that_is_not_back_after_a_suspend_is_its_own_reason(standin: StandIn, nvidia: NvidiaMachine) -> None:
+    slept_s = 0.0
+
+    async def scene() -> None:
+        nonlocal slept_s
+        async with nvidia.sensor(suspended_s=lambda: slept_s) as sensor:
+            standin.shows("err.nvmlInit=9")
+            slept_s = 60.0
+            await until(lambda: "the NVIDIA driver is not loaded" in now(sensor).error)
+            standin.shows()
+            await until(lambda: now(sensor).value == Gpu())
+
+    play(scene())

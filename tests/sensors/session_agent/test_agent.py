@@ -1,0 +1,398 @@
+"""The session agent and the daemon's ear, joined by a real control socket: real displays, ptys, and a logind of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.displays import IdleServer, Xvfb, missing
+from support.login1 import FakeLogin1, PrivateBus, session
+from support.waiting import eventually, watched_loop
+
+from supervisor.config.schema import PresenceSettings
+from supervisor.linux.clock import SystemClock
+from supervisor.linux.control_socket import ControlServer
+from supervisor.linux.dbus import SystemBus
+from supervisor.sensors.base import Presence
+from supervisor.sensors.presence.agent_reports import MEND, Desktop
+from supervisor.sensors.presence.logind import Sessions
+from supervisor.sensors.session_agent.agent import Agent
+
+QUIET_S = 0.3
+ME = os.getuid()
+CLOCK = SystemClock()
+S3 = "/org/freedesktop/login1/session/_33"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="agent-"))
+    yield path
+    shutil.rmtree(path)
+
+
+class Node:
+    """The daemon's part: logind's sessions, the desktop sensor, the control socket."""
+
+    def __init__(self, folder: Path, bus: str, max_age_s: float) -> None:
+        settings = PresenceSettings(max_age_sec=max_age_s)
+        self.path = folder / "node" / "control.sock"
+        self._bus = SystemBus(bus)
+        self.desktop = Desktop(CLOCK, settings, lambda s: self.sessions.owner(s), lambda uid: self.sessions.name_of(uid))
+        self.sessions = Sessions(
+            self._bus, CLOCK, settings, delay_locks=False, start_is_sign=False, proof=self.desktop.proof
+        )
+        self.server = ControlServer(self.path, {}, frozenset(), {"presence": self.desktop.hearing})
+        self.woken = asyncio.Event()
+
+    async def start(self) -> Node:
+        await self.sessions.start(self.woken.set)
+        await self.desktop.start(self.woken.set)
+        await self.server.start()
+        return self
+
+    async def stop(self) -> None:
+        await self.server.stop()
+        await self.desktop.stop()
+        await self.sessions.stop()
+        await self._bus.stop()
+
+    @property
+    def now(self) -> Presence:
+        return self.sessions.latest(CLOCK.now_s())
+
+    @property
+    def typed(self) -> Presence:
+        return self.desktop.latest(CLOCK.now_s())
+
+    async def until(self, condition: Callable[[Presence], Any], what: str) -> None:
+        await eventually(lambda: condition(self.now), lambda: f"{what}; now: {self.now}; {self.desktop.describe()}")
+
+    async def away(self, source: str) -> None:
+        await self.until(lambda p: not p.present and source in p.sign, f"away by {source}")
+
+    async def here(self, words: str) -> None:
+        await self.until(lambda p: words in p.present, words)
+
+
+class World:
+    """A bus with logind, a node, an agent."""
+
+    def __init__(self, folder: Path, bus: PrivateBus, login1: FakeLogin1, node: Node) -> None:
+        self.folder, self.bus, self.login1, self.node = folder, bus, login1, node
+        self.said: list[str] = []
+        self.runtime = folder / "run"
+        self._running: asyncio.Task[None] | None = None
+
+    def start_agent(self, **options: Any) -> Agent:
+        agent = Agent(
+            self.node.path, bus_address=self.bus.address, session_bus=f"unix:path={self.folder}/no-bus",
+            runtime=self.runtime, quiet_s=QUIET_S, say=self.said.append, **options,
+        )
+        self._running = asyncio.ensure_future(agent.run())
+        return agent
+
+    async def stop_agent(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def world(folder: Path, max_age_s: float = 60.0, **changes: Any) -> AsyncIterator[World]:
+    (folder / "run").mkdir()
+    with PrivateBus(folder) as bus:
+        login1 = await FakeLogin1(bus.address).start()
+        if changes:
+            login1.sessions[S3] = session(**{"User": (ME, "/u"), **changes})
+        node = await Node(folder, bus.address, max_age_s).start()
+        made = World(folder, bus, login1, node)
+        try:
+            yield made
+        finally:
+            await made.stop_agent()
+            await node.stop()
+            await login1.stop()
+
+
+def in_loop(story: Callable[..., Awaitable[None]]) -> Callable[[Path], None]:
+    def run(folder: Path) -> None:
+        asyncio.run(asyncio.wait_for(story(folder), 60))
+
+    run.__doc__ = story.__doc__
+    return run
+
+
+needs_x = pytest.mark.skipif(bool(missing("Xvfb", "xdotool")), reason=missing("Xvfb", "xdotool"))
+
+
+@needs_x
+@in_loop
+async def test_an_x11_session_from_install_to_kill(folder: Path) -> None:
+    with Xvfb() as x:
+        async with world(folder, Type="x11", Display=x.name) as seen:
+            await seen.node.here(f"graphical session 3 of anna on seat0, idle time unknown: {MEND}")
+            seen.start_agent()
+            await seen.node.away("XSync IDLETIME")
+            seen.node.woken.clear()
+            begun_s = time.monotonic()
+            await asyncio.to_thread(x.touch)
+            await asyncio.wait_for(seen.node.woken.wait(), 5)
+            assert seen.node.now.present.startswith("graphical session 3 of anna active on seat0 (XSync")
+            assert time.monotonic() - begun_s < 0.5
+            await seen.node.away("XSync IDLETIME")
+            x.stop()
+            await seen.node.here("idle time unknown: display")
+            await seen.stop_agent()
+            await seen.node.here(MEND)
+
+
+@needs_x
+@in_loop
+async def test_a_hung_display_is_no_proof_once_it_has_been_asked(folder: Path) -> None:
+    with Xvfb() as x:
+        async with world(folder, 1.5, Type="x11", Display=x.name) as seen:
+            seen.start_agent()
+            await seen.node.away("XSync IDLETIME")
+            x.hang()
+            await seen.node.until(lambda p: bool(p.present), "unknown")
+            await seen.node.here("does not answer")
+            x.go_on()
+            await seen.node.away("XSync IDLETIME")
+
+
+@in_loop
+async def test_wayland_its_film_and_its_end(folder: Path) -> None:
+    async with world(folder, Type="wayland") as seen:
+        seen.start_agent()
+        await seen.node.here("idle time unknown: the session agent finds no display of it")
+        with IdleServer(seen.runtime / "wayland-0", 2) as server:
+            await seen.node.away("input notifications of ext-idle-notify-v1 on wayland-0")
+            server.say("i")
+            await eventually(lambda: "idle inhibitor" in seen.node.typed.present, "the film")
+            assert seen.node.typed.present == "idle blocked by an idle inhibitor of the compositor of anna (session 3)"
+            server.say("u")
+            await eventually(lambda: not seen.node.typed.present, "its end")
+            server.touch()
+            await seen.node.here("active on seat0 (input notifications")
+            await seen.node.away("input notifications")
+        (seen.runtime / "wayland-0").unlink()
+        await seen.node.here("finds no display")
+
+
+@in_loop
+async def test_one_display_that_cannot_be_seen_spoils_the_proof(folder: Path) -> None:
+    """A nested compositor is idle while its owner works in the outer one, which offers nothing."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # it answers nothing at all
+        writer.close()
+
+    async with world(folder, Type="wayland") as seen:
+        with IdleServer(seen.runtime / "wayland-1", 2):
+            seen.start_agent()
+            await seen.node.away("wayland-1")
+            mute = await asyncio.start_unix_server(serve, seen.runtime / "wayland-0")
+            await seen.node.here("idle time unknown: wayland-0")
+            mute.close()
+            (seen.runtime / "wayland-0").unlink()
+            await seen.node.away("wayland-1")
+
+
+@in_loop
+async def test_x_is_asked_for_x11_sessions_alone(folder: Path) -> None:
+    """T1: whatever Display says, a Wayland session's X server knows X windows only."""
+    async with world(folder, Type="wayland", Display=":0") as seen:
+        seen.start_agent()
+        await seen.node.here("finds no display")
+
+
+@in_loop
+async def test_typing_in_terminals_of_ours(folder: Path) -> None:
+    async with world(folder, Type="tty", TTY="pts/0") as seen:
+        agent = seen.start_agent()
+        await eventually(lambda: seen.node.desktop._reports, "a report")
+        master, slave = pty.openpty()  # it came after the agent
+        try:
+            watched = agent._terminals._names
+            await eventually(lambda: os.ttyname(slave).removeprefix("/dev/") in watched.values(), "it is watched")
+            for _ in range(2):
+                seen.node.woken.clear()
+                begun_s = CLOCK.now_s()
+                os.write(master, b"x\n")
+                os.read(slave, 10)
+                await asyncio.wait_for(seen.node.woken.wait(), 5)
+                now = seen.node.typed
+                assert now.sign == f"anna active on {os.ttyname(slave).removeprefix('/dev/')}"
+                assert begun_s <= now.last_sign_at_s + 0.01
+                await asyncio.sleep(1.1)  # told once a second at most
+        finally:
+            os.close(master)
+            os.close(slave)
+
+
+@in_loop
+async def test_sessions_of_others_are_not_looked_at(folder: Path) -> None:
+    async with world(folder, Type="wayland", User=(ME + 1, "/u"), Name="bert") as seen:
+        with IdleServer(seen.runtime / "wayland-0", 2):
+            seen.start_agent()
+            await eventually(lambda: seen.node.desktop._reports, "a report")
+            await asyncio.sleep(0.5)
+            await seen.node.here(f"session 3 of bert on seat0, idle time unknown: {MEND}")
+
+
+@in_loop
+async def test_the_node_may_come_later_go_and_come_again(folder: Path) -> None:
+    async with world(folder, Type="wayland") as seen:
+        await seen.node.server.stop()
+        shutil.rmtree(seen.node.path.parent)
+        with IdleServer(seen.runtime / "wayland-0", 2):
+            seen.start_agent()
+            await eventually(lambda: seen.said, "a word")
+            assert f"no daemon listens at {seen.node.path}" in seen.said
+            for _ in range(3):
+                await seen.node.server.start()
+                await seen.node.away("wayland-0")
+                await seen.node.server.stop()
+                await seen.node.here(MEND)
+
+
+@in_loop
+async def test_reports_stay_young_and_cost_a_line_each(folder: Path) -> None:
+    async with world(folder, 1.5, Type="wayland") as seen:
+        with IdleServer(seen.runtime / "wayland-0", 2):
+            heard: list[dict[str, Any]] = []
+            hear = seen.node.desktop.hear
+            seen.node.desktop.hear = lambda uid, m: (heard.append(dict(m)), hear(uid, m))[1]  # type: ignore[method-assign]
+            seen.start_agent()
+            await seen.node.away("wayland-0")
+            heard.clear()
+            begun_s = time.monotonic()
+            while time.monotonic() - begun_s < 4:
+                assert not seen.node.now.present
+                await asyncio.sleep(0.05)
+            assert 2 <= len(heard) <= 4
+            assert max(len(json.dumps(m)) for m in heard) < 400
+
+
+# --- peers that are no agent
+
+
+async def connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_unix_connection(path)
+
+
+def line(**fields: Any) -> bytes:
+    told = {"id": "3", "source": "made up", "idle": 100.0, "inhibitors": [], "why": ""}
+    return json.dumps({"v": 1, "tell": "presence", "sessions": [told], "terminals": None} | fields).encode() + b"\n"
+
+
+@pytest.mark.skipif(ME != 0, reason="takes another user's part, so it needs root")
+@in_loop
+async def test_another_users_word_about_a_session_counts_for_nothing(folder: Path) -> None:
+    folder.chmod(0o755)
+    async with world(folder, Type="wayland") as seen:
+        peer = socket.socket(socket.AF_UNIX)
+        os.seteuid(65534)
+        try:
+            peer.connect(str(seen.node.path))
+        finally:
+            os.seteuid(0)
+        peer.sendall(line())
+        peer.settimeout(5)
+        assert b'"ok": true' in await asyncio.to_thread(peer.recv, 4096)
+        await seen.node.here(MEND)
+        assert seen.node.desktop.describe() == ["session 3: uid 65534 tells of it, but does not own it: not believed"]
+        peer.close()
+        await eventually(lambda: not seen.node.desktop._reports, "its end")
+
+
+@in_loop
+async def test_the_owners_word_counts_until_it_is_silent_or_gone(folder: Path) -> None:
+    async with world(folder, 1.0, Type="wayland") as seen:
+        reader, writer = await connect(seen.node.path)
+        writer.write(line())
+        assert json.loads(await reader.readline())["every_s"] == pytest.approx(2 / 3)
+        await seen.node.away("made up")
+        await seen.node.here("the session agent has been silent for 1 s")
+        writer.write(line())
+        await seen.node.away("made up")
+        writer.close()
+        await seen.node.here(MEND)
+
+
+@in_loop
+async def test_the_newest_connection_of_a_user_replaces_the_older(folder: Path) -> None:
+    async with world(folder, Type="wayland") as seen:
+        old_reader, old = await connect(seen.node.path)
+        old.write(line())
+        await old_reader.readline()
+        new_reader, new = await connect(seen.node.path)
+        new.write(line())
+        await new_reader.readline()
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(old_reader.read(), 5) == b""
+        await seen.node.away("made up")
+        new.close()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"{}\n", b"[]\n", b"\n", b"x" * 100_000, b'{"v":1,"tell":"presence","sessions":3}\n', b"\xff\xfe\n", b'{"v":2}\n',
+     b"[" * 4000 + b"\n"],
+    ids=lambda raw: repr(raw[:20]),
+)  # fmt: skip
+def test_garbage_ends_the_connection_and_nothing_else(folder: Path, raw: bytes) -> None:
+    async def story() -> None:
+        async with world(folder, Type="wayland") as seen:
+            for first in (line(), b""):
+                reader, writer = await connect(seen.node.path)
+                writer.write(first)
+                if first:
+                    await reader.readline()
+                    await seen.node.away("made up")
+                with contextlib.suppress(ConnectionError):
+                    writer.write(raw)
+                    answer = await asyncio.wait_for(reader.read(), 5)
+                    assert not answer or json.loads(answer)["ok"] is False
+                await seen.node.here(MEND)
+                writer.close()
+            reader, writer = await connect(seen.node.path)
+            writer.write(line())
+            assert json.loads(await reader.readline())["ok"] is True
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+@in_loop
+async def test_a_flood_is_heard_at_its_own_cost(folder: Path) -> None:
+    async with world(folder, Type="wayland") as seen:
+        heard = 0
+        hear = seen.node.desktop.hear
+
+        def count(uid: int, message: Any) -> None:
+            nonlocal heard
+            heard += 1
+            hear(uid, message)
+
+        seen.node.desktop.hear = count  # type: ignore[method-assign]
+        reader, writer = await connect(seen.node.path)
+        writer.write(line() * 5000)
+        async with watched_loop() as held:
+            await asyncio.sleep(1)  # for more than is heard in a second
+        assert 0 < heard <= 60
+        assert held.longest_s < 0.2
+        assert not reader.at_eof()
+        writer.transport.abort()

@@ -1,0 +1,385 @@
+"""Who may do what in a fleet: TLS, passwords, and the rights of each role, at a server configured by our own tool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support.nats_rig import NatsServer, Operator, needs_server, node, operator, until
+from support.ports import free_port
+
+from states.observation import Link
+from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats.admin import credentials, setup
+from supervisor.sources.nats.admin.access import AccessError, server_of
+from supervisor.sources.nats.connection import Server, Wire
+from supervisor.sources.rae.transport import Trouble
+
+pytestmark = [needs_server, pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")]
+
+
+@dataclass
+class Fleet:
+    """A server with TLS and users."""
+
+    server: NatsServer
+    keys: Path
+
+    @property
+    def url(self) -> str:
+        return f"tls://127.0.0.1:{self.server.port}"
+
+    def as_user(self, name: str, **changes: Any) -> Server:
+        """The way in for a user."""
+        password = (self.keys / "passwords" / name).read_text().strip()
+        return Server(**{"url": self.url, "user": name, "password": password, "ca_file": str(self.keys / "ca.pem"), **changes})
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    assert credentials.main([str(folder / "keys"), "--server", "127.0.0.1", "--node", "desk-1", "--node", "desk.2"]) == 0
+    port = free_port()
+    conf = folder / "keys" / "127.0.0.1.conf"
+    conf.write_text(
+        conf.read_text().replace("0.0.0.0:4222", f"127.0.0.1:{port}").replace("/var/lib/nats/jetstream", str(folder / "js"))
+    )
+
+    server = NatsServer(folder, name="configured", port=port, config=conf, prefix=("env", "-C", str(folder / "keys"))).start()
+    one = Fleet(server, folder / "keys")
+
+    async def prepared() -> None:
+        async with operator("", server=one.as_user("admin")):
+            pass
+
+    asyncio.run(prepared())
+    yield one
+    server.kill()
+
+
+def test_private_files_are_private_and_running_again_keeps_keys(fleet: Fleet, tmp_path: Path) -> None:
+    for path in fleet.keys.rglob("*"):
+        secret = path.suffix == ".key" or path.parent.name == "passwords" or path.name in ("users.conf", "users.json")
+        if path.is_file() and secret:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    folder = tmp_path / "k"
+    assert credentials.main([str(folder), "--node", "a"]) == 0
+    before = {path.name: path.read_text() for path in (folder / "passwords").iterdir()}
+    assert credentials.main([str(folder), "--node", "b", "--server", "x", "--server", "y", "--server", "z"]) == 0
+    after = {path.name: path.read_text() for path in (folder / "passwords").iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"b", "routes"}
+    assert (folder / "y.conf").read_text().count("nats-route://") == 3
+    assert '"a"' in (folder / "users.conf").read_text()
+
+
+def test_keys_that_could_not_be_made_are_made_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tool that was not installed, or failed in the middle, leaves nothing that counts as a key."""
+    words = [str(tmp_path / "k"), "--server", "one", "--node", "a"]
+    with monkeypatch.context() as bare:
+        bare.setenv("PATH", str(tmp_path))
+        assert credentials.main(words) == 1
+    assert "apt install openssl" in capsys.readouterr().err
+    genuine = credentials._openssl
+
+    def fails(*of: Any) -> None:
+        if of[0] == "x509":
+            raise subprocess.CalledProcessError(1, "openssl", stderr="it fails")
+        genuine(*of)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(credentials, "_openssl", fails)
+        assert credentials.main(words) == 1
+    assert "it fails" in capsys.readouterr().err
+    assert credentials.main(words) == 0
+    ca, leaf = tmp_path / "k" / "ca.pem", tmp_path / "k" / "one.pem"
+    subprocess.run(["openssl", "verify", "-CAfile", ca, leaf], check=True, capture_output=True)
+    made = {path: path.read_bytes() for path in (tmp_path / "k").rglob("*") if path.is_file()}
+    assert credentials.main(words) == 0
+    assert made == {path: path.read_bytes() for path in (tmp_path / "k").rglob("*") if path.is_file()}
+    ca.unlink()
+    assert credentials.main(words) == 1
+    assert "put it back" in capsys.readouterr().err
+    assert (tmp_path / "k" / "ca.key").read_bytes() == made[tmp_path / "k" / "ca.key"], "nobody's key is thrown away"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": {}}'])
+def test_a_list_of_users_that_is_none_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (tmp_path / "users.json").write_text(content)
+    assert credentials.main([str(tmp_path), "--node", "b"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'users.json'}: ")
+    assert (tmp_path / "users.json").read_text() == content
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"streams": [{}], "consumers": []}'])
+def test_definitions_that_are_none_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    file = tmp_path / "streams.json"
+    if content is not None:
+        file.write_text(content)
+    assert setup.main(["--server", "nats://127.0.0.1:9", "--file", str(file)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"--file: {file}: ")
+
+
+def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
+    async def work() -> None:
+        key = fleet.as_user("desk.2").password
+        async with (
+            operator("", server=fleet.as_user("operator"), made=True) as boss,
+            node(fleet.url, tmp_path, node_id="desk.2", token=key, ca_file=str(fleet.keys / "ca.pem")) as rig,
+        ):
+            await rig.up()
+            task = await boss.submit()
+            rig.source.settle(await rig.claim(), {"n": 1}, None)
+            assert (await boss.settled(task)).node == "desk.2"
+            await boss.submit()
+            claim = await rig.claim()
+            rig.source.hand_back(replace(claim, payload={"rae_state": 7}), "back", "resubmit")
+            await rig.saw("handed-back")
+            assert "place-lost" not in rig.names()
+            claim = await rig.claim()
+            assert claim.payload == {"rae_state": 7}
+            rig.source.settle(claim, {}, "failed")
+            await boss.raw(b"poison", task_id=str(uuid4()))
+            assert await rig.poll() is None
+            await rig.saw("dead-letter")
+            await rig.delivered()
+            from supervisor.sources.nats.admin.overview import overview
+
+            seen = await overview(boss.wire)
+            assert [n["node"] for n in seen["nodes"]] == ["desk.2"]
+            assert seen["tasks"]["waiting"] == seen["tasks"]["running"] == 0
+
+    asyncio.run(asyncio.wait_for(work(), 90))
+
+
+FORBIDDEN = {
+    "post a task": "rae.tasks.echo.x",
+    "tell of another node": layout.node_subject("desk.2"),
+    "take from the registry": f"$JS.API.DIRECT.GET.{layout.NODES_STREAM}.{layout.node_subject('desk.2')}",
+    "read results": f"$JS.API.DIRECT.GET.{layout.RESULTS}.rae.results.x",
+    "list places": f"$JS.API.DIRECT.GET.{layout.PLACES}",
+    "read the queue": f"$JS.API.STREAM.MSG.GET.{layout.TASKS}",
+    "purge the queue": f"$JS.API.STREAM.PURGE.{layout.TASKS}",
+    "delete a stream": f"$JS.API.STREAM.DELETE.{layout.RESULTS}",
+    "change a consumer": f"$JS.API.CONSUMER.DURABLE.CREATE.{layout.TASKS}.nodes",
+    "make a consumer": f"$JS.API.CONSUMER.CREATE.{layout.RESULTS}",
+    "pull what is a bridge's": layout.next_subject(layout.RESULTS, layout.BRIDGE),
+    "acknowledge for a bridge": f"$JS.ACK.{layout.RESULTS}.bridge.1.1.1.1.0",
+    "list streams": "$JS.API.STREAM.NAMES",
+    "anything else": "x.y",
+}
+
+
+def test_a_node_can_do_no_more(fleet: Fleet) -> None:
+    """Each is refused by the server, and nothing of it has happened."""
+    told: list[str] = []
+
+    class Listening(Wire):
+        async def _told(self, error: Exception) -> None:
+            told.append(str(error))
+            await super()._told(error)
+
+    async def work() -> None:
+        wire = Listening(fleet.as_user("desk-1"), name="desk-1")
+        await wire.open()
+        async with operator("", server=fleet.as_user("admin"), made=True) as boss:
+            before = {name: await boss.stream(name) for name in (layout.TASKS, layout.RESULTS, layout.NODES_STREAM)}
+            for what, subject in FORBIDDEN.items():
+                with pytest.raises(Trouble):
+                    await wire.request(subject, b"{}", timeout_s=0.1)
+                refusal = f'permissions violation for publish to "{subject}"'.lower()
+                await until(lambda r=refusal: any(r in text.lower() for text in told), f"{what}: refused, not {told}")
+            heard: list[bytes] = []
+            for subject in ("_INBOX.>", "_INBOX.desk=2E2.>", ">", "rae.results.*", "rae.tasks.>", "$KV.>"):
+                await wire.listen(subject, heard.append)
+            await boss.submit("none")
+            await boss.wire.api(f"STREAM.PURGE.{layout.TASKS}")
+            await asyncio.sleep(0.3)
+            assert heard == []
+            after = {name: await boss.stream(name) for name in before}
+            for name in before:
+                assert (before[name]["last_seq"], before[name]["messages"]) == (
+                    after[name]["last_seq"] - (name == layout.TASKS), after[name]["messages"],
+                ), name
+        await wire.close()
+
+    asyncio.run(asyncio.wait_for(work(), 90))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"password": "wrong"}, "refuses this user's key"),
+        ({"user": "desk.2"}, "refuses this user's key"),
+        ({"password": None}, "refuses this user's key"),
+        ({"ca_file": None}, "cannot be reached: its certificate is not trusted: .* \\(control.ca_file names the CA\\)"),
+        ({"url": "tls://localhost:%PORT%"}, "cannot be reached: its certificate is not trusted: Hostname mismatch"),
+    ],
+)
+def test_who_is_not_known_does_not_get_in(fleet: Fleet, changes: dict[str, Any], why: str) -> None:
+    given = {k: v.replace("%PORT%", str(fleet.server.port)) if isinstance(v, str) else v for k, v in changes.items()}
+
+    async def work() -> None:
+        with pytest.raises(Trouble, match=why):
+            await Wire(fleet.as_user("desk-1", **given), name="x").open()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, "refuses this user's key: check --user and --password-file"),
+        ({"user": None, "password": None}, "refuses this user's key: give --user and --password-file"),
+        ({"ca": None}, "its certificate is not trusted: .* (--ca-file names the CA)"),
+    ],
+    ids=["wrong", "none", "no CA"],
+)
+def test_an_operator_is_told_of_options_not_of_settings(
+    fleet: Fleet, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("wrong\n")
+    file.chmod(0o600)
+    given = {"user": "operator", "password": file, "ca": fleet.keys / "ca.pem", **changes}
+
+    async def work() -> None:
+        with pytest.raises(Trouble) as trouble:
+            await Wire(server_of(fleet.url, given["user"], given["password"], given["ca"], {}), name="x").open()
+        assert re.search(re.escape(why).replace(r"\.\*", ".*"), trouble.value.reason), trouble.value.reason
+        assert "control." not in trouble.value.reason
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["asks for a key", "asks for none"])
+@pytest.mark.parametrize("token", ["very-secret", None], ids=["a key", "no key"])
+def test_nobody_comes_in_the_clear_to_a_server_that_offers_no_tls(tmp_path: Path, token: str | None, asks: bool) -> None:
+    """Somebody in the middle who answers first, without TLS: he gets no key, and hands out no task."""
+    got = bytearray()
+
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        info = {"server_id": "x", "version": "2.9.10", "proto": 1, "max_payload": 1 << 20, "auth_required": asks}
+        later = {**info, "tls_required": True}
+        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+        while data := await reader.read(4096):
+            got.extend(data)
+            writer.write(b"PONG\r\nINFO " + json.dumps(later).encode() + b"\r\n")
+        writer.close()
+
+    async def work() -> None:
+        server = await asyncio.start_server(impostor, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        user = "desk-1" if token else ""
+        with pytest.raises(Trouble, match="no TLS"):
+            await Wire(Server(f"tls://127.0.0.1:{port}", user, token), name="x").open()
+        async with node(f"tls://127.0.0.1:{port}", tmp_path, token=token) as rig:
+            await until(lambda: "no TLS" in rig.source.status.reason, lambda: rig.source.status.reason)
+            assert rig.source.status.link is Link.DOWN
+        server.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+    assert b"very-secret" not in got
+    assert b"PUB" not in got
+
+
+def test_the_way_in_for_an_operator(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text("abc\n")
+    file.chmod(0o600)
+    environ = {"RAE_FLEET_SERVER": "tls://a:1,tls://b:1", "RAE_FLEET_USER": "boss", "RAE_FLEET_PASSWORD_FILE": str(file)}
+    assert server_of(None, None, None, None, environ) == Server("tls://a:1,tls://b:1", "boss", "abc")
+    assert server_of("nats://127.0.0.1:1", None, None, None, {}) == Server("nats://127.0.0.1:1")
+    for url in ("nats://example.org:4222", "http://127.0.0.1", "nats://a:b@127.0.0.1:1", "tls://", "nats://127.0.0.1:1,nats://8.8.8.8:1"):
+        with pytest.raises(AccessError, match="--server"):
+            server_of(url, None, None, None, {})
+    file.chmod(0o644)
+    with pytest.raises(AccessError, match=r"--password-file: .* can be read or changed by others"):
+        server_of(None, None, None, None, environ)
+    with pytest.raises(AccessError, match="needs --password-file"):
+        server_of(None, "boss", None, None, {})
+
+
+def test_three_servers_start_from_the_tools_own_files_as_the_readme_says(tmp_path: Path) -> None:
+    """TLS between them too; streams in three copies; an operator and a node come in by what the tool has written for them."""
+    root = Path(__file__).resolve().parents[3]
+    keys, hosts = tmp_path / "keys", ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+    words = [word for host in hosts for word in ("--server", host)]
+    tool = [str(root / "deploy/fleet/credentials"), str(keys), *words, "--node", "desk-1", "--store", str(tmp_path / "js-%h")]
+    subprocess.run(tool, check=True, capture_output=True)
+    ports = free_port(), free_port()
+    servers = []
+    try:
+        for host in hosts:
+            conf = keys / f"{host}.conf"
+            text = conf.read_text().replace("%h", host).replace("0.0.0.0", host)
+            for port, free in zip((":4222", ":6222"), ports, strict=True):
+                text = text.replace(port, f":{free}")
+            conf.write_text(text)
+            prefix = ("env", "-C", str(keys))
+            servers.append(NatsServer(tmp_path, name=host, host=host, port=ports[0], config=conf, prefix=prefix))
+        for server in servers:
+            server.start()
+        url = ",".join(f"tls://{host}:{ports[0]}" for host in hosts)
+        admin = ["--server", url, "--user", "admin", "--password-file", str(keys / "passwords/admin"), "--ca-file",
+                 str(keys / "ca.pem"), "--replicas", "3"]
+        for _ in range(60):  # leaders are elected first
+            done = subprocess.run([str(root / "deploy" / "fleet" / "setup"), *admin], capture_output=True, text=True)
+            if done.returncode == 0:
+                break
+            time.sleep(0.5)
+        assert "stream RAE_TASKS, 3 replica(s)" in done.stdout, done.stderr + "\n".join(s.log()[-2000:] for s in servers)
+
+        async def work() -> None:
+            def secret(name: str) -> str:
+                return (keys / "passwords" / name).read_text().strip()
+
+            ca = str(keys / "ca.pem")
+            boss = Server(url, "operator", secret("operator"), ca)
+            async with (
+                operator("", server=boss, made=True) as fleet,
+                node(url, tmp_path, node_id="desk-1", token=secret("desk-1"), ca_file=ca) as rig,
+            ):
+                await rig.up()
+                servers[0].kill()
+                task = await _persist(fleet)
+                rig.source.settle(await rig.claim(), {"n": 3}, None)
+                assert (await fleet.settled(task)).result == {"n": 3}
+
+        asyncio.run(asyncio.wait_for(work(), 90))
+    finally:
+        for server in servers:
+            server.kill()
+
+
+async def _persist(fleet: Operator) -> str:
+    """Submit through the end of a server: the same id, by whichever server is there."""
+    task = str(uuid4())
+    for _ in range(100):
+        try:
+            if not fleet.wire.up:
+                await fleet.wire.close()
+                fresh = Wire(fleet.wire._server, name="operator")
+                await fresh.open()
+                fleet.wire = fresh
+            return await fleet.submit("echo", {}, task)
+        except Trouble:
+            await asyncio.sleep(0.2)
+    raise AssertionError("no server took the task")

@@ -1,0 +1,287 @@
+"""The bridge at a real nats-server and a control node that misbehaves: no task is lost, none ends the bridge (R2, R21)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support import rae_server as s
+from support.nats_rig import NatsServer, Operator, needs_server, operator, server
+from support.rae_server import RaeServer, in_loop, until
+
+from states.observation import Link
+from supervisor.config.schema import Control
+from supervisor.linux.clock import SystemClock
+from supervisor.sources.base import Claim
+from supervisor.sources.in_flight import Entry, Notes
+from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats.admin.bridge import Bridge
+from supervisor.sources.nats.connection import Server
+from supervisor.sources.nats.messages import Result, decode_task
+from supervisor.sources.rae.api import RaeApi
+from supervisor.sources.rae.outbox import REFUSALS
+from supervisor.sources.rae.transport import Transport
+
+__all__ = ["server"]  # a fixture
+pytestmark = needs_server
+NAME = "the-fleet"
+
+
+@contextlib.asynccontextmanager
+async def bridge(
+    server: NatsServer, control: RaeServer, folder: Path, heartbeat_interval_s: float = 0.1, **more: Any
+) -> AsyncIterator[tuple[Bridge, list[str]]]:
+    """A bridge that runs; what it says."""
+    settings = Control(**{"url": control.url, "max_requests_per_sec": 1000, "backoff_max_sec": 0.3, **more})
+    transport = Transport(settings, SystemClock(), None)
+    api = RaeApi(transport, settings, node_id=NAME, token=None, capabilities={})
+    said: list[str] = []
+    one = Bridge(
+        api, Server(server.url), Notes(folder), clock=SystemClock(), poll_interval_s=0.05,
+        heartbeat_interval_s=heartbeat_interval_s, backoff_max_s=settings.backoff_max_sec, ahead=5, say=said.append,
+    )
+    stop = asyncio.Event()
+    work = asyncio.create_task(one.run(stop))
+    try:
+        yield one, said
+        assert not work.done(), work
+    finally:
+        stop.set()
+        await work
+        await transport.close()
+
+
+async def left(control: RaeServer, folder: Path) -> str:
+    """A task that the last life of the bridge had taken and noted; its id."""
+    control.node.register(NAME, {}, None)
+    task_id = control.add("echo", {"a": 1}, 7)
+    assert control.node.claim(NAME)
+    notes = Notes(folder)
+    await notes.load()
+    await notes.put(Entry(task_id, "echo"))
+    return task_id
+
+
+def over(control: RaeServer, task_id: str) -> bool:
+    return control.task(task_id)["status"] in ("COMPLETED", "FAILED")
+
+
+NO_RESULTS = [b"", b"[1]", b'{"id": "%b", "type": "echo", "node": "n", "result": [], "error": null}', b'{"id": "x"}']
+
+
+@pytest.mark.parametrize("stored", NO_RESULTS)
+@in_loop
+async def test_what_is_stored_in_place_of_a_left_tasks_result_fails_it(
+    server: NatsServer, tmp_path: Path, stored: bytes
+) -> None:
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        task_id = await left(control, tmp_path)
+        data = stored.replace(b"%b", task_id.encode())
+        await fleet.wire.store(layout.result_subject(task_id), data, "x")
+        async with bridge(server, control, tmp_path) as (one, said):
+            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+            assert "no result" in control.task(task_id)["error"]
+            await until(lambda: one.on_the_way == 0)
+            other = control.add("echo")
+            await until(lambda: f"{other}: queued" in said)
+
+
+@in_loop
+async def test_another_tasks_result_does_not_settle_this_one(server: NatsServer, tmp_path: Path) -> None:
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        task_id = await left(control, tmp_path)
+        other = Result(str(uuid4()), "echo", "n", {"x": 1}, None)
+        await fleet.wire.store(layout.result_subject(task_id), other.encode(), "x")
+        async with bridge(server, control, tmp_path):
+            await until(lambda: over(control, task_id))
+            assert "no result" in control.task(task_id)["error"]
+
+
+@in_loop
+async def test_a_node_that_stores_what_is_no_result_fails_the_task(server: NatsServer, tmp_path: Path) -> None:
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path) as (one, said),
+    ):
+        task_id = control.add("echo")
+        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        await fleet.wire.store(layout.result_subject(task_id), NO_RESULTS[2].replace(b"%b", task_id.encode()), "x")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        assert "no result" in control.task(task_id)["error"]
+        await until(lambda: one.on_the_way == 0)
+
+
+@in_loop
+async def test_a_task_too_large_to_be_read_is_failed(server: NatsServer, tmp_path: Path) -> None:
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url),
+        bridge(server, control, tmp_path, max_answer_mb=1) as (_, said),
+    ):
+        task_id = control.add("echo", {"x": "y" * 2_000_000})
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        assert "control.max_answer_mb" in control.task(task_id)["error"]
+        assert "may be lost" not in " ".join(said)
+
+
+@in_loop
+async def test_a_task_handed_out_again_whose_result_is_there_is_not_done_again(server: NatsServer, tmp_path: Path) -> None:
+    """As after a bridge was away for so long that the control node queued its tasks anew."""
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        task_id = control.add("echo")
+        await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), "x")
+        async with bridge(server, control, tmp_path) as (_, said):
+            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+            assert control.task(task_id)["result"] == {"x": 1}
+            assert (await fleet.stream(layout.TASKS))["messages"] == 0
+
+
+@in_loop
+async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServer, tmp_path: Path) -> None:
+    """No result is posted at one that cannot be reached; it is when it is back."""
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path) as (one, said),
+    ):
+        task_id = control.add("echo")
+        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        control.always.update({kind: s.status(502) for kind in ("register", "heartbeat", "poll", "result")})
+        await until(lambda: one.control.link is not Link.UP)
+        tries = len(control.of("register"))
+        await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), "x")
+        await until(lambda: len(control.of("register")) > tries + 15, "the link tries again and again")
+        assert control.of("result") == []
+        control.always.clear()
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+
+
+async def stored(fleet: Operator, task_id: str) -> None:
+    """A node's result of the task."""
+    await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), task_id)
+
+
+@in_loop
+async def test_a_control_node_that_is_broken_altogether_does_not_cost_a_result(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500s count against the result only while the same server takes heartbeats."""
+    monkeypatch.setattr("supervisor.sources.nats.admin.bridge.AGAIN_S", 0.02)
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path, heartbeat_interval_s=600) as (_, said),
+    ):
+        task_id = control.add("echo")
+        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        control.always.update({kind: s.status(500) for kind in ("result", "heartbeat", "register")})
+        await stored(fleet, task_id)
+        await until(lambda: len(control.of("result")) > 2 * REFUSALS, lambda: f"tried again and again, not {said}")
+        control.always.clear()
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        assert control.task(task_id)["result"] == {"x": 1}
+
+
+@in_loop
+async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_other(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.sources.nats.admin.bridge.AGAIN_S", 0.02)
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path) as (one, said),
+    ):
+        first, second, third = (control.add("echo") for _ in range(3))
+        await until(lambda: f"{third}: queued" in said, lambda: f"queued, not {said}")
+        control.faults["result"] += [s.status(500)] * REFUSALS
+        await stored(fleet, first)
+        await until(lambda: over(control, first), lambda: f"settled, not {said}")
+        await until(lambda: f"{first}: FAILED, by n" in said, lambda: f"said, not {said}")
+        assert "refused the result" in control.task(first)["error"]
+        control.faults["result"] += [s.status(500)] * 2 * REFUSALS
+        await stored(fleet, second)
+        await stored(fleet, third)
+        await until(lambda: over(control, third), lambda: f"settled, not {said}")
+        assert not over(control, second)
+        await until(lambda: one.on_the_way == 0)
+        assert any(line.startswith(f"{second}: the control node does not take its outcome") for line in said)
+
+
+async def queued(fleet: Operator, kind: str, task_id: str) -> Claim:
+    """The task as it lies in the queue."""
+    msg = await fleet.wire.api(f"STREAM.MSG.GET.{layout.TASKS}", {"last_by_subj": layout.task_subject(kind, task_id)})
+    return decode_task(base64.b64decode(msg["message"]["data"]))
+
+
+@in_loop
+async def test_what_is_queued_is_the_task_as_it_was(server: NatsServer, tmp_path: Path) -> None:
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url) as fleet,
+        bridge(server, control, tmp_path) as (_, said),
+    ):
+        task_id = control.add("échó", {"a": [1, None]}, 7)
+        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        assert await queued(fleet, "échó", task_id) == Claim(task_id, "échó", {"a": [1, None]}, 7)
+
+
+@in_loop
+async def test_a_left_task_that_was_not_queued_is_queued_as_it_was(server: NatsServer, tmp_path: Path) -> None:
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        task_id = await left(control, tmp_path)
+        async with bridge(server, control, tmp_path) as (_, said):
+            await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+            assert await queued(fleet, "echo", task_id) == Claim(task_id, "echo", {"a": 1}, 7)
+
+
+@pytest.mark.parametrize("kind", ["x" * 70_000, "\x1b[31m", ""])
+@in_loop
+async def test_a_left_task_that_is_none_any_more_is_refused(server: NatsServer, tmp_path: Path, kind: str) -> None:
+    async with RaeServer().listening() as control, operator(server.url):
+        task_id = await left(control, tmp_path)
+        next(iter(control.node._tasks.values())).type = kind
+        async with bridge(server, control, tmp_path) as (one, said):
+            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+            assert control.task(task_id)["error"] == "refused: it is no task"
+            await until(lambda: one.on_the_way == 0)
+            assert one.fleet.error == ""
+
+
+@pytest.mark.parametrize(
+    "kind", ["x" * 5_000, "x" * 70_000, "\x1b[31m", "a\nb"], ids=["long", "longer than a note", "escape", "lines"]
+)
+@in_loop
+async def test_a_type_that_no_node_can_have_is_refused_and_bursts_neither_note_nor_connection(
+    server: NatsServer, tmp_path: Path, kind: str
+) -> None:
+    async with (
+        RaeServer().listening() as control,
+        operator(server.url),
+        bridge(server, control, tmp_path) as (one, said),
+    ):
+        task_id = control.add(kind)
+        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        assert control.task(task_id)["error"] == "refused: it is no task"
+        other = control.add("echo")
+        await until(lambda: f"{other}: queued" in said, lambda: f"queued, not {said}")
+        assert (await Notes(tmp_path).load())[1] == ""
+        assert one.fleet.error == ""
+
+
+@in_loop
+async def test_a_full_note_is_read_again(tmp_path: Path) -> None:
+    """As many tasks as a bridge may have on the way, with the longest types."""
+    notes = Notes(tmp_path)
+    await notes.load()
+    notes._entries = {e.id: e for e in (Entry(str(uuid4()), "\U0001f600" * 128, "n" * 200) for _ in range(300))}
+    await notes.put(Entry(str(uuid4()), "t"))
+    left, trouble = await Notes(tmp_path).load()
+    assert (len(left), trouble) == (301, "")

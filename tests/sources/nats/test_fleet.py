@@ -1,0 +1,198 @@
+"""Fleets of real minds, loops and links at real servers: a person comes back, nodes die, servers die, the network is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.fleet_rig import KIND, Log, Member, configs
+from support.nats_rig import Operator, nats_cluster, nats_server, needs_server, operator, until
+
+from states.memory import State
+from states.observation import Link
+from supervisor.sources.nats import subjects as layout
+
+pytestmark = needs_server
+
+
+def run(work: Any, limit_s: float = 150) -> None:
+    asyncio.run(asyncio.wait_for(work, limit_s))
+
+
+@contextlib.asynccontextmanager
+async def fleet(members: list[Member]) -> AsyncIterator[None]:
+    """All started; stopped in order at the end, those that still live."""
+    try:
+        for member in members:
+            await member.start()
+        yield
+    finally:
+        await asyncio.gather(*(m.stop() for m in members if m._running is not None and not m._running.done()))
+
+
+def five(folder: Path, url: str, log: Log) -> list[Member]:
+    """Five nodes, which tell `log`."""
+    return [Member(config, log) for config in configs(folder, [f"n{n}" for n in range(5)], url)]
+
+
+async def all_done(boss: Operator, tasks: list[str], log: Log, timeout_s: float = 100) -> None:
+    """Every task has its one result, no task is left, and whatever ran twice is known to have."""
+    for task in tasks:
+        assert (await boss.settled(task, timeout_s)).error is None
+    end_s = time.monotonic() + 30
+    while (queue := await boss.queue())[:2] != (0, 0):
+        assert time.monotonic() < end_s, queue
+        await asyncio.sleep(0.05)
+    assert queue == (0, 0, len(tasks))
+    # the engine keeps the first result, and tells who brings a second one
+    assert all(count == 1 for count in log.delivered.values()), log.delivered
+
+
+def test_a_person_returns_to_one_of_three_and_its_task_goes_on_elsewhere_long_before_its_lease_ends(tmp_path: Path) -> None:
+    async def work() -> None:
+        with nats_server(tmp_path / "nats") as server:
+            log = Log()
+            members = [Member(c, log, keep_journal=True) for c in configs(tmp_path, ["one", "two", "three"], server.url)]
+            async with operator(server.url, lease_s=600) as boss, fleet(members):
+                await until(lambda: all(m.state is State.READY for m in members), lambda: str([m.state for m in members]))
+                task = await boss.submit(KIND, {"seconds": 3})
+                busy = await until(lambda: next((m for m in members if m.task == task), None), "it runs")
+                busy.person_comes()
+                await until(lambda: len(log.starts[task]) == 2, "it runs elsewhere")
+                (gap,) = log.gaps()
+                print(f"from the person's return to the task running elsewhere: {gap * 1000:.0f} ms")
+                assert busy.state is State.COOLDOWN
+                assert log.starts[task][0][1] == busy.name != log.starts[task][1][1]
+                await all_done(boss, [task], log)
+            lines = (tmp_path / "members" / busy.name / "logs").glob("decisions-*.jsonl")
+            assert any('"handed-back"' in path.read_text() for path in lines)
+
+    run(work())
+
+
+def test_nodes_die_in_the_middle_of_work_and_nothing_is_lost(tmp_path: Path) -> None:
+    async def work() -> None:
+        with nats_server(tmp_path / "nats") as server:
+            log = Log()
+            members = five(tmp_path, server.url, log)
+            async with operator(server.url, lease_s=2) as boss, fleet(members):
+                tasks = [await boss.submit(KIND, {"seconds": 0.5}) for _ in range(20)]
+                for member in members[:2]:
+                    await until(lambda m=member: m.task, "it runs")
+                    await member.die()
+                await all_done(boss, tasks, log)
+                assert len(log.gaps()) == 2
+
+    run(work())
+
+
+def test_the_server_is_killed_and_restarted_in_the_middle_of_work_and_nothing_is_lost(tmp_path: Path) -> None:
+    async def work() -> None:
+        with nats_server(tmp_path / "nats") as server:
+            log = Log()
+            members = five(tmp_path, server.url, log)
+            async with operator(server.url, lease_s=2) as boss, fleet(members):
+                tasks = [await boss.submit(KIND, {"seconds": 0.7}) for _ in range(25)]
+                await until(lambda: all(m.task for m in members), "they work")
+                server.kill()
+                await until(lambda: all(m.node.source.status.outbox for m in members), "their results wait")
+                server.start()
+                await until(lambda: all(m.node.source.status.link is Link.UP for m in members), "all are back")
+            async with operator(server.url, made=True) as boss, fleet([Member(configs(tmp_path, ["z"], server.url)[0], log)]):
+                await all_done(boss, tasks, log)
+
+    run(work())
+
+
+def test_one_of_three_servers_dies_in_the_middle_of_work_and_nothing_is_lost(tmp_path: Path) -> None:
+    async def work() -> None:
+        with nats_cluster(tmp_path / "nats") as servers:
+            log = Log()
+            url = ",".join(server.url for server in servers)
+            members = five(tmp_path, url, log)
+            async with operator(url, replicas=3, lease_s=3) as boss, fleet(members):
+                tasks = [await boss.submit(KIND, {"seconds": 0.5}) for _ in range(20)]
+                await until(lambda: sum(bool(m.task) for m in members) >= 3, "they work")
+                victim = next(server for server in servers if server.url != boss.wire.url)
+                victim.kill()
+                done = (await boss.stream(layout.RESULTS))["messages"]
+                while (await boss.stream(layout.RESULTS))["messages"] == done:
+                    await asyncio.sleep(0.05)  # work goes on with two
+                victim.start()
+                await all_done(boss, tasks, log)
+                await until(lambda: all(m.node.source.status.link is Link.UP for m in members), "all are back")
+
+    run(work())
+
+
+@pytest.fixture
+def cut_network() -> Iterator[tuple[list[str], str, list[str]]]:
+    """A namespace for the server with two cables to us: how to run there, its name, and the server's two addresses."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    name, hosts = f"rae{os.getpid()}", []
+    taken = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True).stdout
+    order = [200 + (os.getpid() + n) % 50 for n in range(50)]  # another run's is passed over
+    ten = next(f"10.{n}" for n in order if f" 10.{n}." not in taken)
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        ip("netns", "add", name)
+    except subprocess.CalledProcessError as refused:
+        pytest.skip(f"no network namespace can be made here: {refused.stderr.decode().strip()}")
+    try:
+        ip("-n", name, "link", "set", "lo", "up")
+        for side in (0, 1):
+            ours, theirs, net = f"ra{os.getpid() % 100000}{side}", f"cable{side}", f"{ten}.{side}"
+            ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
+            ip("addr", "add", f"{net}.1/24", "dev", ours)
+            ip("link", "set", ours, "up")
+            ip("-n", name, "addr", "add", f"{net}.2/24", "dev", theirs)
+            ip("-n", name, "link", "set", theirs, "up")
+            hosts.append(f"{net}.2")
+        yield ["ip", "netns", "exec", name], name, hosts
+    finally:
+        subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def test_cut_off_from_half_of_the_nodes_in_the_middle_of_work_nothing_is_lost(
+    tmp_path: Path, cut_network: tuple[list[str], str, list[str]]
+) -> None:
+    prefix, namespace, hosts = cut_network
+
+    async def work() -> None:
+        with nats_server(tmp_path / "nats", host="0.0.0.0", prefix=prefix) as server:
+            log = Log()
+            urls = [f"nats://{host}:{server.port}" for host in hosts]
+            halves = [
+                [Member(c, log) for c in configs(tmp_path / side, [f"{side}{n}" for n in range(3)], url)]
+                for side, url in zip("ab", urls, strict=True)
+            ]
+            async with operator(urls[0], lease_s=2) as boss, fleet(halves[0] + halves[1]):
+                tasks = [await boss.submit(KIND, {"seconds": 1.5}) for _ in range(18)]
+                await until(lambda: all(m.task for m in halves[1]), "the other half works")
+                on_the_other_side = {m.task for m in halves[1]}
+                cable = ["ip", "-n", namespace, "link", "set", "cable1"]
+                subprocess.run([*cable, "down"], check=True)
+                # their tasks go on there, unheard, and begin anew on our side
+                await until(lambda: all(len(log.starts[t]) >= 2 for t in on_the_other_side), "they run here as well", 60)
+                await until(lambda: all(m.node.source.status.link is Link.DOWN for m in halves[1]), "they know", 60)
+                subprocess.run([*cable, "up"], check=True)
+                await all_done(boss, tasks, log)
+                await until(lambda: all(m.node.source.status.link is Link.UP for m in halves[1]), "they are back", 60)
+                await until(lambda: all(m.node.source.status.outbox == 0 for m in halves[1]), "all is delivered", 60)
+                assert log.events["done-twice"] == len(on_the_other_side), log.events
+                print(f"{len(tasks)} tasks, {len(on_the_other_side)} done on both sides, all known: {dict(log.events)}")
+                await all_done(boss, tasks, log)
+
+    run(work())

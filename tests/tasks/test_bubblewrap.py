@@ -1,0 +1,146 @@
+"""The bubblewrap sandbox from inside: what a task sees and may do; and what happens where it cannot be had (R4, R6)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.task_bench import Bench, held, run
+from support.trees import until_async
+
+from supervisor.config.schema import TaskType
+from supervisor.tasks.executors.base import StartFailed
+from supervisor.tasks.process import bubblewrap as sandbox
+from supervisor.tasks.process.containment import Containment, TreeContainment
+
+__all__ = ["held"]
+WALLS = TaskType(sandbox="bubblewrap")
+LOOK = """
+import json, os, socket, sys
+def tries(what):
+    try:
+        return what() and "" or ""
+    except OSError as error:
+        return error.strerror
+port = int(sys.argv[1])
+print(json.dumps({
+    "processes": len([n for n in os.listdir("/proc") if n.isdigit()]), "cwd": os.getcwd(), "uid": os.getuid(),
+    "usr": tries(lambda: open("/usr/x", "w")), "own": tries(lambda: open("x", "w")),
+    "home": os.path.exists("/home"), "root": os.path.exists("/root"), "var": os.path.exists("/var"), "tmp": os.listdir("/tmp"),
+    "net": tries(lambda: socket.create_connection(("127.0.0.1", port), 1)), "run": os.path.exists("/run"),
+    "more": tries(lambda: open(sys.argv[2])), "nnp": [l.split()[1] for l in open("/proc/self/status") if "NoNew" in l],
+    "caps": [l.split()[1] for l in open("/proc/self/status") if l.startswith("CapEff")],
+    "fds": sorted(os.listdir("/proc/self/fd"), key=int)[:-1], "umask": os.umask(0), "mark": os.environ["RAE_NODE_TASK"][:3],
+}))
+"""
+
+
+@pytest.fixture
+def walls(tmp_path: Path) -> None:
+    """Skips where there are none to be had."""
+    (tmp_path / "probe").mkdir()
+    if why := asyncio.run(sandbox.fault(WALLS, tmp_path / "probe")):
+        pytest.skip(why)
+
+
+@pytest.mark.usefixtures("walls")
+@pytest.mark.parametrize("network", [False, True])
+def test_what_a_task_sees(held: Containment, tmp_path: Path, network: bool) -> None:
+    secret = tmp_path / "given"
+    secret.write_text("x")
+
+    async def body(bench: Bench) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            argv = ["/usr/bin/python3", "-I", "-S", "-c", LOOK, str(server.getsockname()[1]), str(secret)]
+            fields: dict[str, Any] = {"sandbox": "bubblewrap", "sandbox_network": network}
+            for read in ([], [str(secret)]):
+                bench.ended.clear()
+                error, seen = await bench.outcome(*argv, sandbox_read=read, **fields)
+                assert error is None, seen
+                assert len(seen.pop("mark")) == 3
+                assert seen == {
+                    "processes": 2, "cwd": str(bench.folder), "uid": os.getuid(),
+                    "usr": "Read-only file system", "own": "",
+                    "home": False, "root": False, "var": False, "run": False,
+                    "tmp": seen["tmp"], "net": "" if network else "Connection refused", "more": "" if read else seen["more"],
+                    "nnp": ["1"], "caps": ["0000000000000000"], "fds": ["0", "1", "2"], "umask": 0o077,
+                }  # fmt: skip
+                assert bool(seen["more"]) is not bool(read)
+                bench.work.wipe(bench.folder)
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.usefixtures("walls")
+def test_a_polite_stop_reaches_the_task_in_it(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        goodbye = "trap 'sleep 0.2; echo \"{}\"; exit 0' TERM; touch up; while :; do sleep 0.01; done"
+        task = await bench.start("sh", "-c", goodbye, sandbox="bubblewrap")
+        await until_async((bench.folder / "up").exists)
+        assert (await task.freeze()).startswith("frozen")
+        await task.thaw()
+        assert [word.split()[0] for word in (await task.stop(10)).split(", ")] == ["frozen", "term", "gone"]
+        assert (task.error, task.result) == (None, {})
+        bench.ended.clear()
+        task = await bench.start("sh", "-c", "touch up; setsid sleep 1000 & sleep 1000", sandbox="bubblewrap")
+        await until_async((bench.folder / "up").exists)
+        await until_async(lambda: len(task.pids()) >= 4)
+        await task.stop(0)
+        assert not task.alive
+
+    run(held, tmp_path, body)
+
+
+def test_without_it_the_type_fails_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    monkeypatch.setenv("PATH", str(fake))
+
+    async def body(bench: Bench) -> None:
+        with pytest.raises(StartFailed, match=r"^sandbox: bubblewrap is not here: install it \(apt-get install bubblewrap\)"):
+            await bench.start("/bin/true", sandbox="bubblewrap")
+        (fake / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2; exit 1\n")
+        (fake / "bwrap").chmod(0o755)
+        with pytest.raises(StartFailed) as failed:
+            await bench.start("/bin/true", sandbox="bubblewrap")
+        assert str(failed.value) == (
+            "sandbox: bubblewrap does not work here (No permissions to create a new namespace): "
+            "let the service (`systemctl edit rae-node`: [Service] RestrictNamespaces=no and SystemCallFilter=@mount capset), "
+            "or set sandbox: none"
+        )
+        (fake / "bwrap").write_text("#!/bin/sh\nexec /bin/sleep 1000\n")
+        monkeypatch.setattr(sandbox, "TRY_S", 0.2)
+        with pytest.raises(StartFailed, match="did not answer within"):
+            await bench.start("/bin/true", sandbox="bubblewrap")
+
+    run(TreeContainment("by choice"), tmp_path, body)
+
+
+def test_gpu_nodes_are_let_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sandbox, "_GPU", ("/dev/nul*",))
+    words = sandbox.argv(WALLS, tmp_path)
+    assert json.dumps(["--dev-bind-try", "/dev/null", "/dev/null"])[1:-1] in json.dumps(words)
+
+
+def test_a_trial_that_is_cut_short_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the start takes too long, or the node stops meanwhile."""
+    slow = tmp_path / "bin" / "bwrap"
+    slow.parent.mkdir()
+    slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+
+    async def go() -> None:
+        trial = asyncio.create_task(sandbox.fault(WALLS, tmp_path))
+        await until_async(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+        pid = int((tmp_path / "pid").read_text())
+        trial.cancel()
+        await asyncio.wait([trial])
+        await until_async(lambda: not Path(f"/proc/{pid}").exists(), what="it is gone and reaped")
+
+    asyncio.run(go())

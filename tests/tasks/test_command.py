@@ -1,0 +1,461 @@
+"""The command executor with real processes: streams, outcomes, environment, stops (R2, R4, R6, R19, R23)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.task_bench import Bench, held, py, run
+from support.trees import alive, command, marked_with, pids_in, until_async
+
+from supervisor.tasks.executors.base import FreezeFailed, StartFailed, StopFailed
+from supervisor.tasks.process import command_process as command_task
+from supervisor.tasks.process import shim as keeper
+from supervisor.tasks.process.command_process import CommandTask
+from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment
+
+__all__ = ["held"]
+SECRET = "sentinel-4711"
+
+
+async def nasty(bench: Bench, out: Path, count: int) -> tuple[CommandTask, list[int]]:
+    """A nasty tree of that many workers, all there, and their pids; they note them in `out`."""
+    out.mkdir()
+    task = await bench.start(*command("nasty", str(count), str(out)))
+    await until_async(lambda: len(pids_in(out)) == count)
+    return task, pids_in(out)
+
+
+OUTCOMES = [
+    pytest.param(["true"], None, {}, id="nothing-on-stdout"),
+    pytest.param(["echo", ' {"a": [1, null]} '], None, {"a": [1, None]}, id="an-object"),
+    pytest.param(["cat"], None, {"say": "héllo", "n": 1}, id="payload-comes-back"),
+    pytest.param(["sh", "-c", "exit 3"], "exit: code 3", {"status": 3}, id="exit-code"),
+    pytest.param(["sh", "-c", "echo '{}'; exit 1"], "exit: code 1", {"status": 1}, id="exit-code-beats-output"),
+    pytest.param(["sh", "-c", "echo lost >&2; exit 2"], "exit: code 2", {"status": 2, "stderr": "lost"}, id="its-stderr"),
+    pytest.param(["sh", "-c", "echo noise >&2; echo '{}'"], None, {}, id="stderr-of-a-success-is-dropped"),
+    pytest.param(["sh", "-c", "kill -9 $$"], "signal: 9 (SIGKILL)", {"status": -9}, id="killed"),
+    pytest.param(["sh", "-c", "kill -TERM $$"], "signal: 15 (SIGTERM)", {"status": -15}, id="terminated"),
+    pytest.param(["sh", "-c", "kill -40 $$"], "signal: 40 (real-time)", {"status": -40}, id="real-time-signal"),
+    pytest.param(["echo", "[1]"], "result: not a JSON object: it is JSON of another type (list)", {}, id="a-list"),
+    pytest.param(["echo", SECRET], "result: not a JSON object: JSON is malformed: invalid character (byte 0)", {}, id="text"),
+    pytest.param(["printf", '{"' + SECRET], "result: not a JSON object: Input data was truncated", {}, id="cut"),
+    pytest.param(["printf", '{"a":"\\377"}'], "result: not a JSON object: it is not UTF-8", {}, id="not-utf-8"),
+    pytest.param(["printf", '{"' + SECRET + '": 1e999}'], "result: not a JSON object: Number out of range", {}, id="1e999"),
+    pytest.param(py("print('[' * 100000)"), "result: not a JSON object: nested too deep", {}, id="nested"),
+    pytest.param(["sh", "-c", "sleep 1000 & setsid sleep 1000 & echo '{}'"], None, {}, id="what-outlives-it-is-killed"),
+    pytest.param(["sh", "-c", "exec 0<&- 1>&- 2>&-; sleep 0.05"], None, {}, id="closes-its-streams"),
+]
+
+
+@pytest.mark.parametrize(("argv", "error", "result"), OUTCOMES)
+def test_outcome(held: Containment, tmp_path: Path, argv: list[str], error: str | None, result: Any) -> None:
+    async def body(bench: Bench) -> None:
+        said, got = await bench.outcome(*argv, payload={"say": "héllo", "n": 1})
+        assert (said or "").startswith(error or "")
+        assert (said is None) == (error is None)
+        assert got == result
+        assert SECRET not in (said or "")
+
+    run(held, tmp_path, body)
+
+
+def test_five_megabytes_there_and_back(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        payload = {"data": "x" * (5 << 20)}
+        assert await bench.outcome("cat", payload=payload) == (None, payload)
+
+    run(held, tmp_path, body)
+
+
+def test_nothing_is_lost_of_a_task_that_ends_before_it_was_read(held: Containment, tmp_path: Path) -> None:
+    """Its last words are still in the pipe when its end is heard of, and its stdin was closed long before."""
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "cat > /dev/null; sleep 0.1; echo '{\"said\": true}'; echo oh >&2")
+        await asyncio.sleep(0.05)  # the payload is written, our end of stdin closed
+        for fd in (task._pipes._stdout, task._pipes._stderr):
+            asyncio.get_running_loop().remove_reader(fd)
+        async with asyncio.timeout(20):
+            await bench.ended.wait()
+        assert (task.error, task.result) == (None, {"said": True})
+
+    run(held, tmp_path, body)
+
+
+def test_stdin_that_nobody_reads_blocks_nothing(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        assert await bench.outcome("true", payload={"data": "x" * (5 << 20)}) == (None, {})
+        bench.ended.clear()
+        await bench.start("sleep", "1000", payload={"data": "x" * (5 << 20)})
+        begun_s = time.monotonic()
+        await asyncio.sleep(0)
+        assert time.monotonic() - begun_s < 1
+
+    run(held, tmp_path, body)
+
+
+def test_flood_is_the_tasks_own_fault(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        error, result = await bench.outcome("sh", "-c", "trap '' TERM; yes & yes", max_result_mb=0.5)
+        assert error == "result: larger than 0.5 MiB (max_result_mb)"
+        assert result == {}
+        bench.ended.clear()
+        error, result = await bench.outcome("sh", "-c", "yes >&2 & sleep 0.3; exit 1")
+        assert error == "exit: code 1"
+        assert len(result["stderr"]) <= 8192
+
+    run(held, tmp_path, body)
+
+
+def test_born_with_little_and_last_in_line(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONTROL_TOKEN", SECRET)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    code = """
+import json, os, resource, signal
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+print(json.dumps({
+    "env": dict(os.environ), "cwd": os.getcwd(), "nice": os.nice(0), "umask": os.umask(0), "nnp": status["NoNewPrivs"],
+    "idle": os.sched_getscheduler(0) == os.SCHED_IDLE, "oom": open("/proc/self/oom_score_adj").read().strip(),
+    "core": resource.getrlimit(resource.RLIMIT_CORE)[0], "fds": sorted(os.listdir("/proc/self/fd"), key=int)[:-1],
+    "ignored": int(status["SigIgn"], 16) & (1 << 14 | 1 << 1 | 1 << 0), "blocked": int(status["SigBlk"], 16),
+    "leader": os.getsid(0) == os.getpid() == os.getpgid(0), "mode": oct(os.stat(".").st_mode & 0o777),
+}))
+"""
+
+    async def body(bench: Bench) -> None:
+        error, born = await bench.outcome(*py(code), env={"TYPE": "t"}, environment={"NODE": "n"})
+        assert error is None, born
+        env = born.pop("env")
+        env.pop("LC_CTYPE", None)  # the interpreter's own coercion
+        assert env.pop("RAE_NODE_TASK").endswith(bench.folder.name)
+        folder = str(bench.folder)
+        assert env == {
+            "PATH": os.environ["PATH"], "LANG": os.environ.get("LANG", "C.UTF-8"), "HOME": folder, "TMPDIR": folder,
+            "RAE_TASK_ID": "id-1", "RAE_TASK_TYPE": "kind", "TYPE": "t", "NODE": "n",
+        }  # fmt: skip
+        assert born == {
+            "cwd": folder, "nice": 19, "umask": 0o077, "nnp": "1", "idle": os.geteuid() == 0, "oom": "1000",
+            "core": 1, "fds": ["0", "1", "2"], "ignored": 0, "blocked": 0, "leader": True, "mode": "0o700",
+        }  # fmt: skip
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("uid", "born"),
+    [(0, (os.SCHED_IDLE, 19, psutil.IOPRIO_CLASS_NONE)), (65534, (os.SCHED_OTHER, 19, psutil.IOPRIO_CLASS_IDLE))],
+    ids=["may go back up", "may not"],
+)
+def test_last_in_line_for_processor_and_disk(uid: int, born: tuple[int, int, int]) -> None:
+    """SCHED_IDLE alone is the idle I/O class too, as long as none is set (block/ioprio.c)."""
+    there, told = os.pipe()
+    if (child := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+        os.setresuid(uid, uid, uid)
+        keeper.be_polite()
+        found = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), int(psutil.Process().ionice().ioclass)
+        os.write(told, json.dumps(found).encode())
+        os._exit(0)
+    os.close(told)
+    with os.fdopen(there) as words:
+        assert tuple(json.load(words)) == born
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "fields", "reason"),
+    [
+        (["no-such-command"], {}, "no-such-command: No such file or directory"),
+        (["/dev/null"], {}, "/dev/null: Permission denied"),
+        ([], {}, "tasks.kind.argv is empty; name the command in node.yaml"),
+        (["true"], {"env": {"A=B": ""}}, "true: ValueError: illegal environment variable name"),
+        (["true"], {"payload": {"a": object()}}, "the payload cannot be written as JSON (TypeError)"),
+    ],
+)
+def test_does_not_start(held: Containment, tmp_path: Path, argv: list[str], fields: dict[str, Any], reason: str) -> None:
+    async def body(bench: Bench) -> None:
+        with pytest.raises(StartFailed) as failed:
+            await bench.start(*argv, **fields)
+        assert str(failed.value) == reason
+        assert not bench.ended.is_set()
+
+    run(held, tmp_path, body)
+
+
+def test_a_start_given_up_leaves_nothing(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        starting = asyncio.create_task(bench.start("sleep", "1000"))
+        await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await until_async(lambda: not bench.folder.exists(), what="the keeper has wiped")
+
+    run(held, tmp_path, body)
+
+
+def test_a_start_that_hangs_is_given_up(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_task, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(command_task, "_KEEPER", "import time; time.sleep(1000)")
+
+    async def body(bench: Bench) -> None:
+        with pytest.raises(StartFailed, match="not started within 0 s"):
+            await bench.start("true")
+
+    run(held, tmp_path, body)
+
+
+def test_polite_stop_lets_it_say_goodbye(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        goodbye = "trap 'printf %s \"$SAVED\"; exit 0' TERM; touch up; while :; do sleep 0.01; done"
+        task = await bench.start("sh", "-c", goodbye, env={"SAVED": '{"saved": 1}'})
+        await until_async((bench.folder / "up").exists)
+        rungs = await task.stop(10)
+        assert [word.split()[0] for word in rungs.split(", ")] == ["frozen", "term", "gone"]
+        assert (task.error, task.result) == (None, {"saved": 1})
+        assert bench.ended.is_set()
+        assert await task.stop(10) == rungs  # again: nothing to do
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 0.2])
+def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: float) -> None:
+    async def body(bench: Bench) -> None:
+        task, workers = await nasty(bench, tmp_path / "out", 20)
+        await until_async(lambda: set(workers) <= task.pids())
+        used_s = task.cpu_s()
+        begun_s = time.monotonic()
+        rungs = await task.stop(grace_s)
+        took_s = time.monotonic() - begun_s
+        assert not [pid for pid in workers if alive(pid)]
+        assert grace_s <= took_s < grace_s + 3
+        assert rungs.startswith("frozen ")
+        assert task.error == "signal: 9 (SIGKILL)"
+        assert task.cpu_s() >= used_s > 0
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.parametrize("then", ["stop", "kill"])
+def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path, then: str) -> None:
+    out = tmp_path / "out"
+
+    def counters() -> list[str]:
+        return [(out / str(pid)).read_text() for pid in pids_in(out)]
+
+    async def body(bench: Bench) -> None:
+        task, _ = await nasty(bench, out, 12)
+        await until_async(lambda: all(counters()))
+        for _ in range(3):
+            assert re.fullmatch(r"frozen \d+ ms", await task.freeze())
+            before, used_s = counters(), task.cpu_s()
+            await asyncio.sleep(0.1)
+            assert counters() == before
+            assert task.cpu_s() - used_s < 0.05
+            assert re.fullmatch(r"thawed \d+ ms", await task.thaw())
+            await until_async(lambda: all(a != b for a, b in zip(counters(), before, strict=True)), what="all run on")  # noqa: B023
+        assert await task.thaw() == "was not frozen"
+        if os.geteuid() == 0:  # as last in line as it was born
+            assert {os.sched_getscheduler(pid) for pid in pids_in(out)} == {os.SCHED_IDLE}
+        await task.freeze()
+        assert (await task.stop(0.2 if then == "stop" else 0)).startswith("frozen ")
+        assert not [pid for pid in pids_in(out) if alive(pid)]
+        assert await task.thaw() == "gone already"
+        with pytest.raises(FreezeFailed, match="it is gone already"):
+            await task.freeze()
+
+    run(held, tmp_path, body)
+
+
+def test_a_task_that_is_being_stopped_is_not_thawed(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done")
+        await until_async((bench.folder / "up").exists)
+        await task.freeze()
+        stopping = asyncio.create_task(task.stop(0.5))
+        await asyncio.sleep(0.05)
+        with pytest.raises(FreezeFailed, match="it is being stopped"):
+            await task.freeze()
+        assert await task.thaw() == "it is being stopped"
+        await stopping
+        assert not task.alive
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_freeze_without_a_keeper_fails_in_words(
+    held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
+) -> None:
+    monkeypatch.setattr(command_task, "ANSWER_LIMIT_S", 0.3)
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sleep", "1000")
+        os.kill(task._keeper.pid, blow)
+        with pytest.raises(FreezeFailed, match=r"its keeper (was killed|did not answer)|it ended|it is gone"):
+            await task.freeze()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(task._keeper.pid, signal.SIGCONT)
+
+    run(held, tmp_path, body)
+
+
+def test_a_tree_in_a_cgroup_stands_before_its_keeper_gets_its_turn(held: Containment, tmp_path: Path) -> None:
+    if not isinstance(held, CgroupContainment):
+        pytest.skip("without a cgroup the keeper's walk is the shortest way")
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "trap 'echo bye >&2; exit 3' TERM; touch up; while :; do sleep 0.01; done")
+        await until_async((bench.folder / "up").exists)
+        os.kill(task._keeper.pid, signal.SIGSTOP)
+        frozen = Path(task._cgroup or "", "cgroup.freeze")
+        stopping = asyncio.ensure_future(task.stop(20))
+        await until_async(lambda: frozen.read_text() == "1\n", what="the order")
+        os.kill(task._keeper.pid, signal.SIGCONT)
+        assert "term" in await stopping
+        assert task.error == "exit: code 3"
+
+    run(held, tmp_path, body)
+
+
+def test_a_later_order_leaves_a_tree_running_that_says_goodbye(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        work = "trap 'touch bye; while ! test -e end; do sleep 0.01; done; exit 3' TERM; touch up; while :; do sleep 0.01; done"
+        task = await bench.start("sh", "-c", work)
+        await until_async((bench.folder / "up").exists)
+        stopping = asyncio.ensure_future(task.stop(30))
+        await until_async((bench.folder / "bye").exists)
+        again = asyncio.ensure_future(task.stop(25))
+        await asyncio.sleep(0)
+        (bench.folder / "end").touch()
+        await stopping
+        await again
+        assert task.error == "exit: code 3"
+
+    run(held, tmp_path, body)
+
+
+def test_a_freeze_given_up_does_not_confuse_the_next(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sleep", "1000")
+        given_up = asyncio.create_task(task.freeze())
+        await asyncio.sleep(0)
+        given_up.cancel()
+        assert (await task.thaw()).startswith("thawed")
+        assert (await task.freeze()).startswith("frozen")
+
+    run(held, tmp_path, body)
+
+
+def test_hoppers_are_caught(held: Containment, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    async def body(bench: Bench) -> None:
+        task = await bench.start(*command("hoppers", "10", str(out)))
+        await until_async(lambda: len(pids_in(out)) == 10)
+        await task.stop(0)
+        assert not task.alive
+        assert not marked_with(f"RAE_NODE_TASK={bench.tasks[0]._mark}")
+
+    run(held, tmp_path, body)
+
+
+def test_concurrent_stops_take_the_shortest_grace(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done")
+        await until_async((bench.folder / "up").exists)
+        begun_s = time.monotonic()
+        polite = asyncio.create_task(task.stop(60))
+        await asyncio.sleep(0.1)
+        answers = await asyncio.gather(polite, task.stop(0), task.stop(30))
+        assert time.monotonic() - begun_s < 10
+        assert len(set(answers)) == 1
+
+    run(held, tmp_path, body)
+
+
+def test_stop_while_it_ends_by_itself(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        for delay_ms in range(8):
+            bench.ended.clear()
+            task = await bench.start("sh", "-c", "sleep 0.004; echo '{}'")
+            await asyncio.sleep(delay_ms / 1000)
+            await task.stop(5)
+            assert task.ended
+            assert bench.ended.is_set()
+            bench.work.wipe(bench.folder)
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_task_that_turns_on_its_keeper(
+    held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
+) -> None:
+    monkeypatch.setattr(command_task, "ANSWER_LIMIT_S", 0.3)
+
+    async def body(bench: Bench) -> None:
+        task, workers = await nasty(bench, tmp_path / "out", 8)
+        os.kill(task._keeper.pid, blow)
+        if blow == signal.SIGSTOP:
+            assert await task.stop(0) == "cleared away by the daemon, for its keeper did not answer"
+        async with asyncio.timeout(10):
+            await bench.ended.wait()
+        assert task.error == f"lost: stopped, for its keeper {'was killed' if blow == signal.SIGKILL else 'did not answer'}"
+        assert not [pid for pid in workers if alive(pid)]
+
+    run(held, tmp_path, body)
+
+
+def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sleep", "1000")
+        stopping = asyncio.create_task(task.stop(60))
+        await asyncio.sleep(0)
+        task._understand({"left": ["77 (state D)"], "rungs": "frozen 1 ms, kill 3 ms"})
+        with pytest.raises(StopFailed, match=r"still alive after the kill: 77 \(state D\) \(frozen 1 ms, kill 3 ms\)"):
+            await stopping
+        assert task.alive
+
+    run(TreeContainment("by choice"), tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    "older", ["keeper._SYS_CLONE3 = 9999", "keeper.holds._children = lambda pid: open('/nothing')"], ids=["clone3", "children"]
+)
+def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
+    patched = f"from supervisor.tasks.process import shim as keeper; {older}; main("
+    monkeypatch.setattr(command_task, "_KEEPER", command_task._KEEPER.replace("main(", patched, 1))
+
+    async def body(bench: Bench) -> None:
+        task, workers = await nasty(bench, tmp_path / "out", 6)
+        assert set(workers) <= task.pids()
+        assert (await task.stop(0)).startswith("frozen ")
+        assert not [pid for pid in workers if alive(pid)]
+
+    run(held, tmp_path, body)
+
+
+def test_nothing_of_payload_or_result_reaches_a_command_line(held: Containment, tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        task = await bench.start("sh", "-c", "cat > /dev/null; sleep 1000", payload={"key": SECRET}, env={"TOKEN": SECRET})
+        for pid in [*task.pids(), task._keeper.pid]:
+            assert SECRET not in Path(f"/proc/{pid}/cmdline").read_text()
+        assert SECRET not in Path(f"/proc/{task._keeper.pid}/environ").read_text()
+        assert json.loads(json.dumps(dict(task.result))) == {}
+
+    run(held, tmp_path, body)

@@ -1,0 +1,146 @@
+"""What a task may do to processes that are not its own: nothing (R4); and what it may do to files: as before."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.task_bench import Bench, held, py, run
+from support.trees import alive
+
+from supervisor.tasks.process import command_process as command_task
+from supervisor.tasks.process import landlock
+from supervisor.tasks.process.containment import Containment
+
+__all__ = ["held"]
+BEGIN = """
+import ctypes, json, os, sys
+def does(what):
+    try:
+        what()
+        return "done"
+    except OSError as error:
+        return error.strerror
+"""
+ATTACK = BEGIN + """
+victim = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+def tried(answer): return os.strerror(ctypes.get_errno()) if answer < 0 else "done"
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+child = os.fork()
+if child == 0:
+    import time
+    time.sleep(1000)
+os.makedirs("a/b")
+open("a/b/file", "w").close()
+keeper = os.getppid()
+found = {
+    "trace": tried(libc.ptrace(16, victim, 0, 0)), "memory": does(lambda: open(f"/proc/{victim}/mem", "rb").read(1)),
+    "environment": does(lambda: open(f"/proc/{victim}/environ", "rb").read()),
+    "trace_keeper": tried(libc.ptrace(16, keeper, 0, 0)),
+    "signal": does(lambda: os.kill(victim, 15)), "signal_keeper": does(lambda: os.kill(keeper, 9)),
+    "own_trace": tried(libc.ptrace(16, child, 0, 0)), "own_signal": does(lambda: os.kill(child, 9)),
+    "rename": does(lambda: os.rename("a/b/file", "a/file")), "link": does(lambda: os.link("a/file", "a/b/again")),
+}
+print(json.dumps(found))
+"""
+NO = "Operation not permitted"
+CLOSED = {
+    "trace": NO, "memory": "Permission denied", "trace_keeper": NO, "own_trace": "done", "own_signal": "done",
+    "rename": "done", "link": "done",
+}  # fmt: skip
+
+
+@pytest.fixture
+def victim() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the same user."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
+def test_what_is_not_its_own_is_closed_to_it(
+    held: Containment, tmp_path: Path, victim: subprocess.Popen[bytes]
+) -> None:
+    if landlock.abi() < 6:
+        pytest.skip("signals are open before Linux 6.12")
+
+    async def body(bench: Bench) -> None:
+        error, found = await bench.outcome(*py(ATTACK), str(victim.pid))
+        assert error is None, found
+        assert found == {**CLOSED, "signal": NO, "signal_keeper": NO, "environment": found["environment"]}
+        assert alive(victim.pid)
+        assert os.geteuid() == 0 or found["environment"] == "Permission denied"  # CAP_PERFMON may read it
+
+    run(held, tmp_path, body)
+
+
+@pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
+def test_on_an_older_kernel_it_cannot_trace(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patch = "from supervisor.tasks.process import shim as keeper; keeper.landlock.abi = lambda: 2; main("
+    monkeypatch.setattr(command_task, "_KEEPER", command_task._KEEPER.replace("main(", patch, 1))
+    harmless = ATTACK.replace("os.kill(keeper, 9)", "os.kill(keeper, 0)").replace("os.kill(victim, 15)", "os.kill(victim, 0)")
+
+    async def body(bench: Bench) -> None:
+        error, found = await bench.outcome(*py(harmless), str(os.getpid()))
+        assert error is None, found
+        assert found == {**CLOSED, "signal": "done", "signal_keeper": "done", "environment": found["environment"]}
+
+    run(held, tmp_path, body)
+
+
+TOLD = [
+    (7, "by Landlock a task can neither trace nor signal what is not its own"),
+    (4, "a task can signal what runs as the same user (Landlock keeps it from tracing)"),
+    (0, "a task can signal what runs as the same user, and trace it (no Landlock)"),
+]
+
+
+@pytest.mark.parametrize(("found", "words"), TOLD)
+def test_what_doctor_says(found: int, words: str) -> None:
+    assert landlock.describe(found) == words
+
+
+def test_where_there_is_none_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    landlock.enter()
+    os.kill(os.getppid(), 0)
+
+
+CLOSING = BEGIN + """
+from pathlib import Path
+from supervisor.tasks.process import landlock
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+if len(sys.argv) > 2:
+    landlock.abi = lambda: int(sys.argv[2])
+here = Path(sys.argv[1])
+landlock.enter(str(here / "dev/input"))
+print(json.dumps({
+    "listen": does((here / "dev/input/event0").read_bytes),
+    "inject": does(lambda: (here / "dev/input/event0").write_bytes(b"")),
+    "device": does((here / "dev/nvidia0").read_bytes), "file": does(lambda: (here / "work/new").write_text("x")),
+    "null": does(Path("/dev/null").read_bytes), "proc": does(Path("/proc/self/stat").read_bytes),
+    "rename": does(lambda: os.rename(here / "work/a/file", here / "work/file")), "run": os.system("/bin/true"),
+}))
+"""
+
+
+@pytest.mark.parametrize("version", [[], ["3"]], ids=["this kernel", "an older one"])
+@pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
+def test_a_task_cannot_listen_to_the_keyboard(version: list[str], tmp_path: Path) -> None:
+    (tmp_path / "dev/input").mkdir(parents=True)
+    (tmp_path / "work/a").mkdir(parents=True)
+    for name in ("dev/input/event0", "dev/nvidia0", "work/a/file"):
+        (tmp_path / name).touch()
+    root = Path(landlock.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", CLOSING, str(tmp_path), *version], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    no = "Permission denied"
+    open_ = dict.fromkeys(("device", "file", "null", "proc", "rename"), "done")
+    assert json.loads(done.stdout) == {"listen": no, "inject": no, **open_, "run": 0}

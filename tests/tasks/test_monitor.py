@@ -1,0 +1,293 @@
+"""The minder: limits by real processes, VRAM by a scripted GPU; and the slot and performer of a task that is minded."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from support.minded import CLOCK, FREE, KILLED, LEFT, ON_GPU, OUT, START, IcyTask, Look, Rig, rig, until
+from support.parts import ID, ScriptedSource, ScriptedTask, claim
+
+from states.effects import Effect
+from states.limits import Limits
+from states.observation import Gpu, TaskPhase
+from supervisor.config.schema import GpuSettings, TaskType
+from supervisor.sensors.gpu.ownership import Own
+from supervisor.tasks import monitor as minding
+from supervisor.tasks.attempt import Slot
+
+__all__ = ["rig"]  # a fixture
+
+# --- VRAM after the end
+
+
+@pytest.mark.parametrize(
+    ("looks", "presence", "words"),
+    [
+        ([(Gpu(), FREE)], "required", "VRAM free after 0 ms"),
+        ([(Gpu(), LEFT), (Gpu(), LEFT), (Gpu(), FREE)], "required", "VRAM free after"),
+        ([(Gpu(), LEFT), (None, FREE), (Gpu(), FREE)], "required", "VRAM free after"),
+        ([(Gpu(present=False), FREE)], "optional", "VRAM free after"),
+        ([(Gpu(), LEFT), (Gpu(held=LEFT.left), LEFT)], "required", "2 GiB by pid 7, which is gone"),
+        ([(Gpu(), LEFT)], "required", "2 GiB by pid 7, which is gone"),
+        ([(None, FREE)], "required", "VRAM not readable: the NVIDIA driver hangs"),
+        ([(None, FREE)], "optional", "VRAM not readable (the NVIDIA driver hangs), and gpu.presence asks for no GPU"),
+    ],
+)
+def test_vram_is_read_until_it_is_free_or_known_to_be_held(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, looks: list[Look], presence: Any, words: str
+) -> None:
+    monkeypatch.setattr(minding, "VRAM_LATE_S", 0.1)
+    free = words.startswith("VRAM free")
+    rig.settings[0] = GpuSettings(presence=presence, vram_release_sec=60 if free else 0.3)  # a slow machine is in time
+
+    async def story() -> str:
+        await rig.do("task-claimed", *START)
+        rig.gpu.looks = [(Gpu(), ON_GPU), *looks]
+        return (await rig.do("user-returned", *OUT))[0]
+
+    said = asyncio.run(story())
+    assert said.startswith("frozen 1 ms, gone 2 ms, VRAM ")
+    assert words.removesuffix("0 ms") in said
+    assert ("VRAM still held after " in said) is (words == LEFT.left)
+    assert rig.source.outbox == [("handed back", ID, "the person came back", "resubmit")]
+    assert not rig.minder.unread
+
+
+def test_a_look_of_before_the_stop_proves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minding, "VRAM_LATE_S", 0.1)
+    rig.settings[0] = GpuSettings(vram_release_sec=1)
+
+    async def story() -> str:
+        await rig.do("task-claimed", *START)
+        rig.gpu.looks, rig.gpu.age_s = [(Gpu(), ON_GPU), (Gpu(), FREE)], 9.0
+        return (await rig.do("user-returned", *OUT))[0]
+
+    assert asyncio.run(story()).endswith(": no look at it within this time")
+    assert rig.gpu.asked > 2
+
+
+def test_before_a_sleep_nobody_waits_for_the_driver(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minding, "VRAM_SLEEP_S", 0.1)
+    rig.settings[0] = GpuSettings(vram_release_sec=60)
+
+    async def story() -> str:
+        await rig.do("task-claimed", *START)
+        rig.gpu.looks = [(Gpu(), ON_GPU), (Gpu(), LEFT)]
+        return (await rig.do("going-down", *OUT))[0]
+
+    began_s = CLOCK.now_s()
+    assert "VRAM still held after " in asyncio.run(story())
+    assert CLOCK.now_s() - began_s < 30  # not the time that the driver may take
+
+
+def test_a_sleep_that_comes_while_it_waits_ends_the_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minding, "VRAM_SLEEP_S", 0.1)
+    rig.settings[0] = GpuSettings(vram_release_sec=60)
+
+    async def story() -> str:
+        await rig.do("task-claimed", *START)
+        rig.gpu.looks = [(Gpu(), ON_GPU), (Gpu(), LEFT)]
+        stopping = asyncio.ensure_future(rig.do("user-returned", *OUT))
+        await until(lambda: rig.gpu.asked > 1)
+        rig.minder._going_down = lambda: True
+        return (await stopping)[0]
+
+    assert "VRAM still held after " in asyncio.run(story())
+
+
+def test_a_task_without_a_gpu_costs_no_look(rig: Rig) -> None:
+    async def story() -> None:
+        await rig.do("task-claimed", *START)
+        await rig.do("user-returned", *OUT)
+
+    asyncio.run(story())
+    assert rig.gpu.asked == 0
+
+
+def test_after_an_end_by_itself_it_is_read_before_the_result_is_settled(rig: Rig) -> None:
+    rig.settings[0] = GpuSettings(vram_release_sec=60)
+
+    async def story() -> list[str]:
+        await rig.do("task-claimed", *START)
+        rig.gpu.looks = [(Gpu(), ON_GPU)]
+        await until(lambda: rig.minder.unread)
+        rig.executor.task.alive, rig.executor.task.result = False, {"n": 2}
+        rig.gpu.looks = [(Gpu(), LEFT), (Gpu(), LEFT), (Gpu(), FREE)]
+        await rig.performer.look_after()
+        await rig.performer.look_after()
+        return await rig.do("task-ended", Effect.SETTLE, Effect.WIPE, Effect.RELEASE)
+
+    said = asyncio.run(story())[0]
+    assert said.startswith("succeeded, VRAM free after ")
+    assert rig.source.outbox == [("settled", ID, {"n": 2}, None)]
+
+
+# --- its own limits
+
+
+def test_a_limit_is_the_tasks_own_fault_whatever_else_happens(rig: Rig) -> None:
+    """Condemned, and then the person comes back before it is gone: settled once, as its failure, not posted anew."""
+    rig.executor.task.stop_hangs = True
+    rig.types["render"] = TaskType(argv=["x"], max_vram_gb=1)
+    rig.gpu.looks = [(Gpu(), ON_GPU), (Gpu(), FREE)]
+
+    async def story() -> str:
+        await rig.do("task-claimed", *START)
+        await until(lambda: rig.slot.fault)
+        assert rig.slot.task().phase is TaskPhase.RUNNING
+        rig.executor.task.stop_hangs = False
+        return (await rig.do("user-returned", *OUT))[1]
+
+    fault = "limit: VRAM 2 GiB, limit 1 GiB (tasks.render.max_vram_gb)"
+    assert asyncio.run(story()) == f"settled in place of that, failed: {fault}"
+    assert rig.source.outbox == [("settled", ID, {}, fault)]
+    assert rig.executor.task.graces[0] == 0.0
+    assert rig.slot.empty
+
+
+def test_a_tree_that_outlives_its_claim_condemns_nobody_else(rig: Rig) -> None:
+    rig.slot.take()
+    rig.slot.stopped = True
+    rig.slot.condemn("limit: memory")
+    assert rig.slot.fault == ""
+    rig.slot.stopped = False
+    rig.slot.condemn("limit: memory")
+    rig.slot.condemn("limit: disk")
+    assert rig.slot.fault == "limit: memory"
+    rig.slot.close()
+    rig.slot.condemn("limit: memory")
+    assert rig.slot.fault == ""
+
+
+@pytest.mark.parametrize(
+    ("tree", "failure", "fault", "outcome"),
+    [
+        (ScriptedTask(False, "signal: 9", KILLED), "", "", (KILLED, "signal: 9")),
+        (ScriptedTask(False, "signal: 9", KILLED), "timeout: x", "", (KILLED, "timeout: x")),
+        (ScriptedTask(False, "signal: 9", {**KILLED, "more": 1}), "", "limit: x", (KILLED, "limit: x")),
+        (ScriptedTask(False, None, {"answer": 42}), "timeout: x", "", ({}, "timeout: x")),
+        (ScriptedTask(False, None, {"answer": 42}), "", "", ({"answer": 42}, None)),
+        (None, "unknown task type", "", ({}, "unknown task type")),
+        (None, "", "", ({}, "the task never ran")),
+    ],
+)
+def test_a_stopped_task_tells_how_it_ended_and_the_end_of_its_stderr(
+    tree: ScriptedTask | None, failure: str, fault: str, outcome: tuple[dict[str, Any], str | None]
+) -> None:
+    slot = Slot(ScriptedSource(claim()))
+    slot.take()
+    slot.tree, slot.failure, slot.fault = tree, failure, fault
+    assert slot.outcome() == outcome
+
+
+def test_the_setting_that_timed_out_is_named(rig: Rig) -> None:
+    async def story(limits: Limits) -> str:
+        rig.limits[0], rig.source.waiting = limits, claim()
+        await rig.do("task-claimed", *START)
+        return (await rig.do("timed-out", Effect.STOP, Effect.SETTLE))[1]
+
+    assert asyncio.run(story(Limits(task_timeouts_s={"render": 60}))).endswith("(tasks.render.timeout_minutes)")
+    rig.executor.task = IcyTask()
+    assert asyncio.run(story(Limits())).endswith("(execution.task_timeout_minutes)")
+
+
+def test_memory_of_a_real_process_is_held_to_its_limit(rig: Rig) -> None:
+    rig.types["render"] = TaskType(argv=["x"], max_memory_gb=0.05)
+    code = "hog = bytearray(80 << 20); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        rig.executor.task.pids = lambda: frozenset({process.pid})  # type: ignore[method-assign]
+
+        async def story() -> None:
+            await rig.do("task-claimed", *START)
+            await until(lambda: rig.slot.fault)
+
+        asyncio.run(story())
+        process.kill()
+    assert rig.slot.fault == "limit: memory 0.1 GiB, limit 0.05 GiB (tasks.render.max_memory_gb)"
+    words = rig.minder.words()
+    assert words is None, "it is gone"
+
+
+def test_limits_that_are_none_limit_nothing_and_changes_hold_at_once(rig: Rig) -> None:
+    rig.types["render"] = TaskType(argv=["x"], max_disk_gb=None, max_processes=None)
+    rig.executor.task.pids = lambda: frozenset(range(2000, 6000))  # type: ignore[method-assign]
+
+    async def story() -> None:
+        await rig.do("task-claimed", *START)
+        await until(lambda: rig.minder.usage.processes == 4000)
+        await asyncio.sleep(0.1)
+        assert rig.slot.fault == ""
+        rig.types["render"] = TaskType(argv=["x"], max_processes=3999)
+        await until(lambda: rig.slot.fault)
+
+    asyncio.run(story())
+    assert rig.slot.fault == "limit: processes 4000, limit 3999 (tasks.render.max_processes)"
+
+
+def test_a_look_that_fails_is_told_and_the_next_one_counts(rig: Rig) -> None:
+    def broken() -> frozenset[int]:
+        raise OSError(24, "Too many open files")
+
+    rig.types["render"] = TaskType(argv=["x"], max_processes=1)
+    rig.executor.task.pids = broken  # type: ignore[method-assign]
+
+    async def story() -> None:
+        await rig.do("task-claimed", *START)
+        await until(lambda: rig.minder.note())
+        assert rig.minder.note() == "the task could not be looked after: OSError: [Errno 24] Too many open files"
+        rig.executor.task.pids = lambda: frozenset({1, 2})  # type: ignore[method-assign]
+        await until(lambda: rig.slot.fault)
+        assert rig.minder.note() == ""
+
+    asyncio.run(story())
+
+
+# --- its own load
+
+
+def test_a_task_that_cannot_be_frozen_says_so_and_runs_on(rig: Rig) -> None:
+    rig.limits[0], rig.executor.task = Limits(max_gpu_percent=1), IcyTask("cannot be frozen, only cut")
+    rig.gpu.looks = [(Gpu(), Own(1, 2.0, 80.0))]
+
+    async def story() -> list[str]:
+        await rig.do("task-claimed", *START)
+        await until(lambda: rig.minder.note())
+        words = rig.minder.words()
+        assert words is not None
+        assert (words["frozen"], words["gpu_percent"], words["vram_gb"]) == (False, 80.0, 2.0)
+        note = rig.minder.note()
+        rig.gpu.looks = [(Gpu(), FREE)]
+        return [note, (await rig.do("user-returned", *OUT))[0]]
+
+    note, said = asyncio.run(story())
+    assert note == "the task's GPU use of 80 % cannot be held to 1 % (safety.max_gpu_percent): cannot be frozen, only cut"
+    assert said.endswith(note)
+
+
+def test_a_task_is_frozen_and_thawed_and_never_thawed_once_it_is_being_stopped(rig: Rig) -> None:
+    task = rig.executor.task
+    assert isinstance(task, IcyTask)
+    rig.limits[0] = Limits(max_gpu_percent=1)
+    rig.gpu.looks = [(Gpu(), Own(1, 2.0, 80.0))]
+
+    async def story() -> None:
+        await rig.do("task-claimed", *START)
+        await until(lambda: task.ice == ["frozen"])
+        rig.limits[0] = Limits(max_gpu_percent=100)  # all may be used: it goes on
+        await until(lambda: task.ice == ["frozen", "thawed"])
+        rig.limits[0] = Limits(max_gpu_percent=1)
+        await until(lambda: task.ice[2:] == ["frozen"])
+        rig.gpu.looks = [(Gpu(), FREE)]
+        await rig.do("user-returned", *OUT)
+        rig.limits[0] = Limits(max_gpu_percent=100)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(story())
+    assert task.ice == ["frozen", "thawed", "frozen"]
+    assert rig.minder.words() is None
