@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SPEED ?= 1
 
-.PHONY: help demo test install lint type walls unit diagrams schemas bench wheels deb clean
+.PHONY: help demo test install lint type layers unit diagrams schemas bench wheels deb clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,9 +12,9 @@ demo: ## Set up, then see the node at work on this machine: real sensors, real t
 	@deploy/setup run
 	@$(BIN)/rae-node demo --speed $(SPEED)
 
-test: ## Set up, then lint, types, walls and all tests
+test: ## Set up, then lint, types, layers and all tests
 	@deploy/setup test
-	@$(MAKE) --no-print-directory lint type walls unit
+	@$(MAKE) --no-print-directory lint type layers unit
 
 lint:
 	$(BIN)/ruff check .
@@ -22,7 +22,7 @@ lint:
 type:
 	$(BIN)/mypy
 
-walls:
+layers:
 	$(BIN)/lint-imports
 
 unit:
@@ -34,7 +34,7 @@ diagrams: ## Draw diagrams/ from the table that runs
 	$(BIN)/rae-node diagram --format svg --out diagrams/lifecycle.svg
 
 schemas: ## Write config/ (both files and their schemas) from the types
-	$(BIN)/python -m supervisor.shipped config
+	$(BIN)/python -m supervisor.config.generate config
 
 install: ## As root: lay the node out under /opt/rae-node as a service; starts nothing (ARGS="--user anna", see deploy/install --help)
 	@deploy/install $(ARGS)

@@ -27,10 +27,10 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Exit 0: sound. 1: sound, but with these settings the node can never become READY. 2: an error.
     """
-    from supervisor.config.load import unreachable
+    from supervisor.config.feasibility import unreachable
 
     found = configuration(config)
-    never = unreachable(found)
+    never = unreachable(found.runtime, found.node)
     if json:
         document({"sound": True, "reachable": not never, "reasons": list(never), "notes": list(found.notes)})
     else:

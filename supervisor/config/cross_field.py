@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from supervisor.config import executor_names
 from supervisor.config.schema import Control, NodeSettings
 from supervisor.config.urls import host_of, is_loopback, nats_fault, url_fault
 from supervisor.config.validate import Walk, join
 from supervisor.config.yaml_reader import Node, found
-from supervisor.tasks.executors import registry
 
 OLLAMA_TYPES: Final = ("llm_inference", "quality_loop", "code_verify_cycle")
 
@@ -34,8 +34,8 @@ def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
     for name, task in node.tasks.items():
         path = join("tasks", name)
         try:
-            registry.check(task.executor)
-        except registry.NoExecutor as missing:
+            executor_names.check(task.executor)
+        except executor_names.NoExecutor as missing:
             refuse(f"{path}.executor", None, str(missing))
             continue
         if task.executor == "ollama_api":

@@ -11,8 +11,9 @@ import os
 from pathlib import Path
 
 from states.limits import Limits
-from supervisor.config.load import NODE_FILE, Config, ConfigErrors, Folders, load, resolve
-from supervisor.config.schema import Automation, Execution, NodeSettings, Paths, Runtime, Safety
+from supervisor.config.cross_field import resolve
+from supervisor.config.load import Config, ConfigErrors, Folders, load
+from supervisor.config.schema import NODE_FILE, Automation, Execution, NodeSettings, Paths, Runtime, Safety
 from supervisor.config.validate import Walk, judge
 from supervisor.config.yaml_reader import Mapping, Node, Refused, Scalar, parse, read
 

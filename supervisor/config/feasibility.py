@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from supervisor.config.schedule import windows
-from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, NodeSettings
-
-if TYPE_CHECKING:
-    from supervisor.config.load import Config
+from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, NodeSettings, Runtime
 
 # An idle desktop (compositor, clock, mail) takes about one percent of CPU and GPU and some ten MiB of VRAM: a limit
 # below these is never kept for long enough.
@@ -26,16 +23,16 @@ def _input(node: NodeSettings) -> bool:
     return node.presence.input == "required"
 
 
-def unreachable(config: Config) -> list[str]:
+def unreachable(runtime: Runtime, node: NodeSettings) -> list[str]:
     """Why a sound configuration can never reach READY, one line each naming the setting; empty if it can (exit 1)."""
-    safety, node = config.runtime.safety, config.node
+    safety = runtime.safety
     reasons = []
 
     def never(file: str, name: str, value: object, why: str) -> None:
         shown = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
         reasons.append(f"{file}: {name} is {shown}: {why}")
 
-    if not config.runtime.automation.enabled:
+    if not runtime.automation.enabled:
         never(RUNTIME_FILE, "automation.enabled", False, "the node stays DISABLED; set it to true")
     for name, value, least, unit in (
         ("max_cpu_percent", safety.max_cpu_percent, IDLE_DESKTOP_PERCENT, "%"),

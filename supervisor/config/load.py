@@ -1,7 +1,7 @@
 """runtime.yaml (exactly the seed's fields) and node.yaml → one frozen Config; every error at once, with its place (R7).
 
 Imported before anything heavy, so that a broken configuration is told quickly. The fields are described in
-`settings.py`, judged in `settings_walk.py`, and compared with each other in `node_checks.py`.
+`schema.py`, judged in `validate.py`, and compared with each other in `cross_field.py`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,9 @@ import msgspec
 
 from states.limits import Limits
 from supervisor.config.cross_field import cross_check, resolve
-from supervisor.config.feasibility import unreachable
-from supervisor.config.schedule import in_hours
 from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, Control, NodeSettings, Runtime, TaskType
 from supervisor.config.validate import allow_empty_sections, judge
 from supervisor.config.yaml_reader import Problem, Refused, in_words, printable, read
-
-__all__ = [
-    "NODE_FILE",
-    "RUNTIME_FILE",
-    "Config",
-    "ConfigErrors",
-    "Folders",
-    "Problem",
-    "find_folder",
-    "fingerprint",
-    "in_hours",
-    "limits_of",
-    "load",
-    "resolve",
-    "schema",
-    "unreachable",
-]
 
 INSTALLED: Final = Path("/opt/rae-node/agent")
 
@@ -204,8 +185,6 @@ def _hold(task: TaskType) -> float | None:
     """Seconds; None: as all. What Ollama computes in a process of its own cannot be frozen."""
     return 0.0 if task.executor == "ollama_api" else task.hold_sec
 
-
-_limits = limits_of  # the name by which offline/script.py knows it
 
 
 def _notes(runtime: Runtime, node: NodeSettings) -> list[str]:

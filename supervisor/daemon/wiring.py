@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from states.memory import State
 from states.observation import Host, Observation, Reading, TaskPhase
+from supervisor.config.executor_names import NoExecutor
 from supervisor.config.load import Config, ConfigErrors, fingerprint, load
 from supervisor.config.schema import TaskType
 from supervisor.daemon.automation import Will
@@ -82,7 +83,7 @@ class Node:
     def _build_source(self, config: Config) -> None:
         key, self.will.hindrances["key"] = None, ""
         try:
-            key = key_of(config)
+            key = token(config.control, os.environ)
         except TokenError as error:
             self.will.hindrances["key"] = str(error)
         self.source: Source = make_source(
@@ -152,7 +153,7 @@ class Node:
         self.containment.cpu_percent = self.limits.max_cpu_percent
         try:
             return registry.Guarded(registry.make(task_type.executor, task_type, self.containment))
-        except registry.NoExecutor as missing:
+        except NoExecutor as missing:
             raise StartFailed(f"executor {task_type.executor}: allowed: {missing}") from None
 
     async def connect(self) -> None:
@@ -333,15 +334,6 @@ _PARTS: Final[dict[str, Callable[[Config], object]]] = {
     ),
     "senses": lambda c: (c.node.gpu, c.node.presence, c.node.host, c.node.work),
 }
-
-
-def key_of(config: Config) -> str | None:
-    """The control node's key.
-
-    Raises:
-        TokenError: it is configured and cannot be had.
-    """
-    return token(config.control, os.environ)
 
 
 def make_source(

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from states.observation import NEVER
-from supervisor.config.load import Config, in_hours
+from supervisor.config.load import Config
+from supervisor.config.schedule import in_hours
 from supervisor.linux.clock import Clock
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import PresenceSensor, Wake

@@ -14,7 +14,9 @@ from support.clock import ManualClock
 from support.running import NodeFolder
 from support.stories import zone
 
-from supervisor.config.load import in_hours, load, unreachable
+from supervisor.config.feasibility import unreachable
+from supervisor.config.load import load
+from supervisor.config.schedule import in_hours
 from supervisor.config.schema import Work
 from supervisor.sensors.sensor_set import Senses
 
@@ -108,7 +110,8 @@ def _config(folder: Path, runtime: tuple[str, str] | None, node: str) -> list[st
         text = text.replace(*runtime)
     (folder / "runtime.yaml").write_text(text)
     (folder / "node.yaml").write_text(node)
-    return unreachable(load(folder))
+    config = load(folder)
+    return unreachable(config.runtime, config.node)
 
 
 NEVER = [

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from states.limits import Limits
+from supervisor.config.feasibility import unreachable
 from supervisor.config.generate import EXAMPLES, SEED, files
-from supervisor.config.load import load, schema, unreachable
+from supervisor.config.load import load, schema
 from supervisor.config.schema import NodeSettings, TaskType
 from supervisor.config.validate import description
 
@@ -30,7 +31,7 @@ def test_the_shipped_configuration_is_sound_and_says_the_defaults() -> None:
     config = load(CONFIG)
     assert config.node == NodeSettings()
     assert config.limits == Limits()
-    assert unreachable(config) == []
+    assert unreachable(config.runtime, config.node) == []
 
 
 def test_the_shipped_runtime_file_has_the_seeds_lines() -> None:

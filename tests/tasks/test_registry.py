@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.config import executor_names
 from supervisor.config.cross_field import OLLAMA_TYPES
 from supervisor.config.generate import runtime_yaml
 from supervisor.config.load import ConfigErrors, load
@@ -41,7 +42,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_built_in_ones_are_there() -> None:
-    kinds = {name: type(registry.make(name, TaskType(), HELD)) for name in registry.BUILT_IN}
+    kinds = {name: type(registry.make(name, TaskType(), HELD)) for name in executor_names.BUILT_IN}
     assert kinds == {
         "command": CommandExecutor, "ollama_api": ollama_api.OllamaExecutor, "shell_command": ShellExecutor,
     }  # fmt: skip
@@ -49,12 +50,12 @@ def test_built_in_ones_are_there() -> None:
 
 
 def test_one_that_cannot_be_made_is_none(site: Path) -> None:
-    with pytest.raises(registry.NoExecutor, match=r"will_not cannot \(TypeError\)"):
+    with pytest.raises(executor_names.NoExecutor, match=r"will_not cannot \(TypeError\)"):
         registry.make("will_not", TaskType(executor="will_not"), HELD)
 
 
 def test_a_sites_own_is_found(site: Path) -> None:
-    registry.check("mine")
+    executor_names.check("mine")
     task_type = TaskType(executor="mine")
     assert registry.make("mine", task_type, HELD).given == (task_type, HELD)  # type: ignore[attr-defined]
 

@@ -1,7 +1,7 @@
 """AMD and Intel GPUs (R9, R10, R12), by what the kernel's DRM drivers tell in sysfs and in /proc/PID/fdinfo.
 
 As with NVIDIA's: `power/runtime_status` first, since a GPU that is `suspended` is used by nobody and must sleep on (T15);
-then the helper (drm_helper.py) reads; `drm_use` judges; when it looks is in `gpu_watch`. Opens of nodes in
+then the helper (drm_helper.py) reads; `drm_usage` judges; when it looks is in `poller`. Opens of nodes in
 /dev/dri are seen in the folder, whoever may read them; a compositor that has its device open opens nothing more.
 
 Which card is lent: those that `gpu.lend` names by PCI address; else the one with most memory of its own.

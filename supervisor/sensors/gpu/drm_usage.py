@@ -94,7 +94,7 @@ def judge(
     settings: GpuSettings,
     unlisted: Mapping[str, float] | None = None,
 ) -> Use:
-    """The lent cards without the node's own task (R9, R10), as `nvml_use.judge`.
+    """The lent cards without the node's own task (R9, R10), as `nvml_usage.judge`.
 
     Args:
         cards: all that the kernel shows.

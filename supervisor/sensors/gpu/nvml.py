@@ -4,8 +4,8 @@ Who knows what, in this order:
 1. PCI's sysfs: a GPU whose `power/runtime_status` is `suspended` is used by nobody; no NVML then, and no helper. The
    reverse proves nothing, and a missing PCI device neither (WSL2 has none).
 2. the helper (supervisor/sensors/gpu/nvml_helper.py), which alone loads NVML; whether the library loads is its finding.
-3. `nvml_use` judges what it said.
-When it looks, and what becomes of a helper that hangs, is in `gpu_watch`.
+3. `nvml_usage` judges what it said.
+When it looks, and what becomes of a helper that hangs, is in `poller`.
 
 A GPU that may sleep (`power/control` is `auto`) and is quiet gets the chance to: the helper is ended for up to
 `NAP_S`, since each query keeps the GPU awake for some 20 s. If it stays awake for another reason twice, that is left

@@ -1,5 +1,5 @@
 """Whose a GPU process is, what the node's own task does on the lent GPUs, and what one that is over has left there. Pure:
-names come from a function handed in. What each kind of GPU tells is judged in `nvml_use` and `drm_use`.
+names come from a function handed in. What each kind of GPU tells is judged in `nvml_usage` and `drm_usage`.
 
 A process on a lent GPU is one of four (R9):
 - own: of the node's task (`own_pids`, all of its control group), or listed in `gpu.own_processes` or `gpu.own_units`; its

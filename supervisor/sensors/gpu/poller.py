@@ -339,7 +339,7 @@ class GpuWatch(ABC):
             self._unlisted = use.own.unlisted or (self._unlisted if own else {})
 
     def _lately_own(self, now_s: float) -> dict[int, float]:
-        """See `nvml_use.judge`."""
+        """See `nvml_usage.judge`."""
         return {pid: now_s - seen_s for pid, seen_s in self._lately.items()}
 
     def _name_of(self, pid: int) -> Name:

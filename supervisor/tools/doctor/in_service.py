@@ -25,13 +25,13 @@ from states.observation import NO_TASK, Automation, Observation
 from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.config.schema import Paths
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
-from supervisor.daemon.wiring import key_of
 from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Quality
 from supervisor.sensors.observer import Source
 from supervisor.sensors.sensor_set import Senses
+from supervisor.sources import api_key
 from supervisor.sources.api_key import TokenError
 from supervisor.tasks.process import bubblewrap as sandbox
 from supervisor.tasks.process.containment import TreeContainment, detect
@@ -211,7 +211,7 @@ def key(config: Config) -> Check:
     if token.file is None and token.credential is None and token.env is None:
         return Check("control node's key", UNATTENDED, None, "none is configured (control.token)")
     try:
-        key_of(config)
+        api_key.token(config.control, os.environ)
     except TokenError as error:
         return Check("control node's key", UNATTENDED, False, str(error), "see control.token in node.yaml")
     return Check("control node's key", UNATTENDED, True, "it can be read")

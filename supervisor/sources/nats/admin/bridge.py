@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -337,15 +338,14 @@ async def _until(event: asyncio.Event) -> None:
 
 def main(config: Config, server: Server, ahead: int) -> int:
     """`rae-node bridge`, until SIGTERM or SIGINT; the exit status."""
-    from supervisor.daemon.wiring import key_of
-    from supervisor.sources.api_key import TokenError
+    from supervisor.sources.api_key import TokenError, token
 
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
     try:
-        key = key_of(config)
+        key = token(config.control, os.environ)
     except TokenError as error:
         say(str(error))
         return 2

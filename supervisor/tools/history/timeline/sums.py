@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from statistics import median
-from typing import TYPE_CHECKING
 
 from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT
-from supervisor.tools.history.timeline.words import quick
-
-if TYPE_CHECKING:
-    from supervisor.tools.history.timeline.timeline import Timeline
+from supervisor.tools.history.timeline.timeline import Timeline
 
 
 @dataclass(slots=True)
@@ -33,14 +28,6 @@ class Summary:
     def preempted(self) -> int:
         """Tasks that were given back before their end."""
         return sum(self.handed_back.values())
-
-    @property
-    def reaction_words(self) -> str:
-        """Median and worst, with how many there were."""
-        if not self.reactions_s:
-            return "nobody came back to a task"
-        worst, count = max(self.reactions_s), len(self.reactions_s)
-        return f"median {quick(median(self.reactions_s))}, worst {quick(worst)}, {count} {'time' if count == 1 else 'times'}"
 
 
 def summary(told: Timeline) -> Summary:

@@ -1,7 +1,7 @@
 """What a journal tells of some days: states, tasks, the person, readings, and what is missing (R16).
 
-Its parts are in timeline_spans, reading in timeline_read, sums in timeline_sums, words in timeline_words; drawing is in
-timeline_svg, timeline_html and timeline_text.
+Its parts are in spans.py, reading in reader.py, sums in sums.py, words in words.py; drawing is in svg.py, html.py and
+terminal.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 from states.limits import Limits
 from supervisor.journal import decision_log as journal
-from supervisor.tools.history.timeline import sums as timeline_sums
 from supervisor.tools.history.timeline.reader import SILENT_S as SILENT_S
 from supervisor.tools.history.timeline.reader import Reader
 from supervisor.tools.history.timeline.spans import GAP, Mark, PersonSpan, Point, Span, TaskSpan
@@ -68,10 +67,6 @@ class Timeline:
         """The n-th limits hold somewhere in this part; before the first line the first ones do."""
         following = self.limits[n + 1][0] if n + 1 < len(self.limits) else float("inf")
         return following > begin and (n == 0 or self.limits[n][0] < end)
-
-    def summary(self) -> timeline_sums.Summary:
-        """The sums. A task counts on the day of its end."""
-        return timeline_sums.summary(self)
 
 
 def _cut(spans: list[Any], begin: float, end: float) -> list[Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from statistics import median
 
 from states.memory import State
 from states.words import elapsed
 from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, PersonSpan, Span, TaskSpan
-
-if TYPE_CHECKING:
-    from supervisor.tools.history.timeline.timeline import Timeline
+from supervisor.tools.history.timeline.sums import summary
+from supervisor.tools.history.timeline.timeline import Timeline
 
 
 def quick(seconds: float) -> str:
@@ -73,7 +72,7 @@ def person_words(span: PersonSpan) -> str:
 
 def day_words(part: Timeline) -> str:
     """A day's sums in a line."""
-    s = part.summary()
+    s = summary(part)
     told = [f"{hours(s.given_h)} given", f"{s.done} done"]
     told += [f"{s.failed} failed"] if s.failed else []
     told += [f"{s.preempted} handed back"] if s.preempted else []
@@ -84,7 +83,7 @@ def day_words(part: Timeline) -> str:
 
 def summary_rows(timeline: Timeline) -> list[tuple[str, str]]:
     """The summary as (name, value), for every form."""
-    s = timeline.summary()
+    s = summary(timeline)
     share = f" ({100 * s.given_h / s.recorded_h:.0f} % of the time on record)" if s.recorded_h else ""
     states = ", ".join(f"{state} {hours(s.states_h[state])}" for state in State if s.states_h.get(state, 0) > 0)
     back = ", ".join(f"{n} by {row or 'no row'}" for row, n in sorted(s.handed_back.items(), key=lambda p: -p[1]))
@@ -92,7 +91,7 @@ def summary_rows(timeline: Timeline) -> list[tuple[str, str]]:
         ("Given to tasks", hours(s.given_h) + share),
         ("Tasks done", f"{s.done}" + (f", {s.failed} failed" if s.failed else "") + (f", {s.lost} lost" if s.lost else "")),
         ("Handed back", f"{s.preempted}" + (f": {back}" if back else "")),
-        ("From sign to no process", s.reaction_words),
+        ("From sign to no process", _reaction_words(s.reactions_s)),
         ("Person at the machine", f"{hours(s.here_h)}; away {hours(s.away_h)}"),
         ("States", states),
         ("No record", hours(s.gap_h) if s.gap_h > 0.01 else "none missing"),
@@ -100,6 +99,14 @@ def summary_rows(timeline: Timeline) -> list[tuple[str, str]]:
     if timeline.left_out:
         rows.append(("Lines left out", f"{timeline.left_out}: torn, or of another version or form"))
     return rows
+
+
+def _reaction_words(reactions_s: list[float]) -> str:
+    """Median and worst of the seconds from a sign to no process, with how many there were."""
+    if not reactions_s:
+        return "nobody came back to a task"
+    worst, count = max(reactions_s), len(reactions_s)
+    return f"median {quick(median(reactions_s))}, worst {quick(worst)}, {count} {'time' if count == 1 else 'times'}"
 
 
 def short(task_id: str) -> str:

@@ -1,0 +1,52 @@
+"""The executors that a task type may name: built-in ones, and those that a site installs under the entry point group
+`rae_node.executors`.
+
+Nothing is imported before node.yaml names it. Entry points are searched (8 ms) only for a name that is not built in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+GROUP: Final = "rae_node.executors"
+BUILT_IN: Final = {
+    "command": "supervisor.tasks.executors.command:CommandExecutor",
+    "ollama_api": "supervisor.tasks.executors.ollama:OllamaExecutor",
+    "shell_command": "supervisor.tasks.executors.shell:ShellExecutor",
+}
+
+
+class NoExecutor(Exception):
+    """There is no such executor, or it cannot be loaded; the text says what would be allowed."""
+
+
+def check(name: str) -> None:
+    """Whether there is such an executor; one that is not built in is loaded for that.
+
+    Raises:
+        NoExecutor: see there.
+    """
+    if name not in BUILT_IN:
+        installed(name)
+
+
+def installed(name: str) -> Callable[..., Any]:
+    """The entry point of that name, loaded.
+
+    Raises:
+        NoExecutor: see there.
+    """
+    from importlib.metadata import entry_points
+
+    found = entry_points(group=GROUP)
+    if name not in found.names:
+        raise NoExecutor(", ".join([*BUILT_IN, *sorted(found.names - BUILT_IN.keys())]))
+    try:
+        loaded = found[name].load()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code: whatever it raises is told in words
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise NoExecutor(f"an executor that can be loaded; {found[name].value} cannot: {why}") from None
+    if not callable(loaded):
+        raise NoExecutor(f"an executor; {found[name].value} is not one: it cannot be called")
+    return cast("Callable[..., Any]", loaded)
