@@ -18,7 +18,7 @@ RESIDUE_S: Final = 5.0  # what a GPU does so long after the task was frozen, it 
 SETTLE_S: Final = 1.0  # a sample of the driver reaches so far back: until then it is of the time before
 
 
-class Duty:
+class GpuQuota:
     """The account of one task.
 
     Args:

@@ -5,7 +5,7 @@ A task over one of its limits is stopped at once, and fails by its own fault: `l
 
 At a sign that may be a false alarm it is put on hold, when the mind says so (`hold`).
 
-Its own GPU use is held under `safety.max_gpu_percent`, as the mean of any minute, by freezing it for moments (`duty`).
+Its own GPU use is held under `safety.max_gpu_percent`, as the mean of any minute, by freezing it for moments (`gpu_quota`).
 
 Looks come once a second while a task runs, sooner while it nears a limit fast, and in a worker thread; the disk is walked
 more rarely, in a walk of its own, which may take long. VRAM and the GPU's load are the GPU sensor's last look.
@@ -28,7 +28,7 @@ from supervisor.linux.clock import Clock
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.tasks import usage
 from supervisor.tasks.executors.base import FreezeFailed, RunningTask, StopFailed
-from supervisor.tasks.gpu_quota import Duty
+from supervisor.tasks.gpu_quota import GpuQuota
 from supervisor.tasks.pause import Hold
 
 LOOK_S: Final = 1.0
@@ -112,7 +112,7 @@ class Minder:
         self._walk: asyncio.Task[int] | None = None
         self._walk_at_s = self._looked_at_s = 0.0
         self._on_gpu = False
-        self._duty: Duty | None = None
+        self._quota: GpuQuota | None = None
         self._unheld = self._trouble = self._spoilt = ""
         self._turning = asyncio.Lock()  # freezing and thawing, by whomever
         self.hold = Hold(lambda: self._gpu().own)
@@ -134,7 +134,7 @@ class Minder:
         self._unheld = self._trouble = self._spoilt = ""
         wanted = self._task_types().get(kind, TaskType()).checkpoint
         self.hold.begin(tree, wanted if self._limits().hold_of(kind) > 0 else "none")
-        self._duty = Duty(self._limits().max_gpu_percent, self._clock.now_s())
+        self._quota = GpuQuota(self._limits().max_gpu_percent, self._clock.now_s())
         self._looked_at_s = self._clock.now_s()
         self._walk_at_s = self._looked_at_s + LOOK_S
         self._watch = asyncio.get_running_loop().create_task(self._mind(self._task))
@@ -166,23 +166,23 @@ class Minder:
             "max_vram_gb": limits.max_vram_gb if kind.max_vram_gb is None else kind.max_vram_gb,
             "gpu_percent": _rounded(use.gpu_percent),
             "max_gpu_percent": limits.max_gpu_percent,
-            "mean_gpu_percent": _rounded(self._duty.mean()) if self._duty is not None and use.gpu_percent is not None else None,
-            "frozen": self.hold.held or (self._duty is not None and self._duty.frozen),
+            "mean_gpu_percent": _rounded(self._quota.mean()) if self._quota and use.gpu_percent is not None else None,
+            "frozen": self.hold.held or (self._quota is not None and self._quota.frozen),
             "on_hold": self.hold.held,
         }
 
     def note(self) -> str:
         """How the task's GPU use is held down, in words, or what is wrong; nothing where nothing needs to be said."""
-        duty = self._duty
+        quota = self._quota
         if self._trouble:
             return f"the task could not be looked after: {self._trouble}"
-        if duty is None or not (duty.rested_s or self._unheld):
+        if quota is None or not (quota.rested_s or self._unheld):
             return self.hold.why_pinned
         limit = f"{number(self._limits().max_gpu_percent)} % (safety.max_gpu_percent)"
         if self._unheld:
-            return f"the task's GPU use of {number(duty.load)} % cannot be held to {limit}: {self._unheld}"
-        paused = f"paused for {duty.rested_s:.0f} s in all"
-        return f"the task's GPU use is held to {limit}: {duty.mean():.0f} % in the last minute, {paused}"
+            return f"the task's GPU use of {number(quota.load)} % cannot be held to {limit}: {self._unheld}"
+        paused = f"paused for {quota.rested_s:.0f} s in all"
+        return f"the task's GPU use is held to {limit}: {quota.mean():.0f} % in the last minute, {paused}"
 
     # --- the limits
 
@@ -258,32 +258,32 @@ class Minder:
 
     async def _pace(self, task: _Minded) -> float:
         """Freeze or thaw the task when its GPU use asks for it; returns seconds until that may be so again."""
-        duty, gpu = self._duty, self._gpu()
-        assert duty is not None
-        duty.limit = self._limits().max_gpu_percent
-        duty.advance(self._clock.now_s())
-        self._read_load(duty)
-        if duty.due and not duty.frozen:  # by its load of this moment
+        quota, gpu = self._quota, self._gpu()
+        assert quota is not None
+        quota.limit = self._limits().max_gpu_percent
+        quota.advance(self._clock.now_s())
+        self._read_load(quota)
+        if quota.due and not quota.frozen:  # by its load of this moment
             await gpu.refresh(TURN_LOOK_S)
-            self._read_load(duty)
-        if not duty.due or not task.tree.alive:
-            return max(0.05, duty.wait_s())
+            self._read_load(quota)
+        if not quota.due or not task.tree.alive:
+            return max(0.05, quota.wait_s())
         async with self._turning:
             if self.hold.held:
                 return LOOK_S
             try:
-                await (task.tree.thaw() if duty.frozen else task.tree.freeze())
+                await (task.tree.thaw() if quota.frozen else task.tree.freeze())
             except FreezeFailed as failed:
                 self._unheld = str(failed)
                 return LOOK_S
             self._unheld = ""
-            duty.turn(self._clock.now_s(), frozen=not duty.frozen)
-            return max(0.05, duty.wait_s())
+            quota.turn(self._clock.now_s(), frozen=not quota.frozen)
+            return max(0.05, quota.wait_s())
 
-    def _read_load(self, duty: Duty) -> None:
+    def _read_load(self, quota: GpuQuota) -> None:
         reading, own = self._gpu().latest(self._clock.now_s()), self._gpu().own
         if reading.value is not None:
-            duty.read(own.percent if own.processes else 0.0, reading.read_at_s)
+            quota.read(own.percent if own.processes else 0.0, reading.read_at_s)
 
     # --- on hold
 
@@ -296,16 +296,16 @@ class Minder:
     async def take(self) -> str:
         """Put the task on hold; in words. Raises FreezeFailed: it runs on, or cannot: stop it."""
         async with self._turning:
-            duty = self._duty
-            if duty is not None and duty.frozen and self._task is not None:  # a lock on a frozen process hangs (T22)
+            quota = self._quota
+            if quota is not None and quota.frozen and self._task is not None:  # a lock on a frozen process hangs (T22)
                 await self._task.tree.thaw()
-                duty.turn(self._clock.now_s(), frozen=False)
+                quota.turn(self._clock.now_s(), frozen=False)
             self.look_back()
             words = await self.hold.take()
             if self.hold.out:
                 words += await self._seen_out()
-            if duty is not None:
-                duty.pause(self._clock.now_s())
+            if quota is not None:
+                quota.pause(self._clock.now_s())
             return words
 
     async def _seen_out(self) -> str:
@@ -329,8 +329,8 @@ class Minder:
                 if self._task is not None:
                     self._task.spoil(self._spoilt)
                 raise
-            if self._duty is not None:
-                self._duty.turn(self._clock.now_s(), frozen=False)
+            if self._quota is not None:
+                self._quota.turn(self._clock.now_s(), frozen=False)
             return words
 
     # --- VRAM after the end
