@@ -214,7 +214,7 @@ class Daemon:
             self._notifier.ready(self.status_line())
         self._notifier.status(self.status_line())
         self._notifier.watchdog()
-        for news in self.node.senses.observer.news():
+        for news in self.node.sensors.observer.news():
             self.journal.presence(memory.state, self.status_line(), news)
         words = "; ".join(filter(None, (self.status_line(), self.node.minder.note())))
         self.journal.alive(memory.state, words, self._last, self.mind.limits)
@@ -229,7 +229,7 @@ class Daemon:
                 wait_s = min(wait_s, verdict.wait_s)
         if left_s := hold_left_s(observation, memory, self.mind.limits):
             wait_s = min(wait_s, left_s)
-        if (due_s := self.node.senses.observer.due_s(self._clock.now_s())) is not None:
+        if (due_s := self.node.sensors.observer.due_s(self._clock.now_s())) is not None:
             wait_s = min(wait_s, due_s)
         if memory.state is State.READY and observation.link is Link.UP:
             wait_s = min(wait_s, max(0.0, self._next_poll_s - self._clock.now_s()))
@@ -274,15 +274,15 @@ class Daemon:
                 "error_at": None if link.error_s is None else iso(wall_s - (now_s - link.error_s)),
             },
             "version": VERSION,
-            "presence": [source.as_dict() for source in self.node.senses.observer.sources(now_s)],
-            "contradictions": self.node.senses.observer.contradictions(now_s),
+            "presence": [source.as_dict() for source in self.node.sensors.observer.sources(now_s)],
+            "contradictions": self.node.sensors.observer.contradictions(now_s),
             "owed": list(memory.owed),
             "last_row": memory.last_row,
             "recent": [{"time": when, "text": text} for when, text in self.journal.recent],
             "inhibitor": self.node.inhibitor_words(),
             "notes": self.node.notes(
                 self.node.minder.note(), self.journal.trouble, self.node.metrics.trouble if self.node.metrics else "",
-                *self.node.senses.observer.contradictions(now_s),
+                *self.node.sensors.observer.contradictions(now_s),
             ),
             "status": self.status_line(),
         }

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from states.memory import State
-from states.observation import Host, Observation, Reading, TaskPhase
+from states.observation import Observation, TaskPhase
 from supervisor.config.executor_names import NoExecutor
 from supervisor.config.load import Config, ConfigErrors, fingerprint, load
 from supervisor.config.schema import TaskType
@@ -20,7 +20,7 @@ from supervisor.daemon.performer import Performer
 from supervisor.linux.clock import Clock
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Wake
-from supervisor.sensors.sensor_set import Senses
+from supervisor.sensors.sensor_set import SensorSet
 from supervisor.sources.api_key import TokenError, token
 from supervisor.sources.base import Source
 from supervisor.sources.rae.source import RaeHttp
@@ -44,6 +44,19 @@ GPU_CHECK_S: Final = 1.0
 LIFE: Final = os.urandom(8).hex()
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
 SWEEP_AGAIN_S: Final = 10.0
+
+
+class _OwnTask:
+    """The processes of the node's task, whatever slot it is in."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def pids(self) -> frozenset[int]:
+        return self._node.slot.pids()
+
+    def cpu_s(self) -> float:
+        return self._node.slot.cpu_s()
 
 
 class Node:
@@ -77,7 +90,7 @@ class Node:
         self._connected = False
         self.will.hindrances["leftovers"] = ""
         self._build_source(config)
-        self._build_senses(config)
+        self._build_sensors(config)
         self._build_performer()
 
     def _build_source(self, config: Config) -> None:
@@ -92,26 +105,19 @@ class Node:
         self.slot = Slot(self.source)
         self.will.in_hand = lambda: self.slot.claim is not None
 
-    def _build_senses(self, config: Config) -> None:
+    def _build_sensors(self, config: Config) -> None:
         bus = SystemBus()
-        self._inhibitor = inhibitor = Inhibitor(bus, config.node.host.inhibitor, on_change=self._wake)
-        self.senses = Senses(config, self.clock, lambda: self.slot.pids(), lambda: self.slot.cpu_s(), bus, daemon=True)
-        host = self.senses.observer.host
-
-        def host_with_lock(now_s: float) -> Reading[Host]:
-            lost = inhibitor.lost  # the machine may fall asleep under the task: that is not fit to work
-            return Reading(Host(fit=False, reason=lost), "", "logind", now_s) if lost else host(now_s)
-
-        self.senses.observer.host = host_with_lock
+        self._inhibitor = Inhibitor(bus, config.node.host.inhibitor, on_change=self._wake)
+        self.sensors = SensorSet(config, self.clock, _OwnTask(self), bus, self._inhibitor, daemon=True)
 
     def _build_performer(self) -> None:
         self.minder = Minder(
             self.clock,
-            lambda: self.senses.gpu,
+            lambda: self.sensors.gpu,
             lambda: self.limits,
             lambda: self.config.node.gpu,
             lambda: self.config.node.tasks,
-            lambda: bool(self.senses.sessions.going_down),
+            lambda: bool(self.sensors.sessions.going_down),
         )
         self.performer = Performer(
             self.slot,
@@ -130,7 +136,7 @@ class Node:
         self.will.hindrances["leftovers"] = "removing what the last run left"
         self._sweep_again_s = self.clock.now_s() + SWEEP_AGAIN_S
         self._sweeping = asyncio.ensure_future(self._sweep())
-        await self.senses.start(self._wake, FIRST_TICK_S)
+        await self.sensors.start(self._wake, FIRST_TICK_S)
 
     async def _sweep(self) -> None:
         """What a crash has left is killed and wiped; until that is done, the node does not work."""
@@ -167,13 +173,13 @@ class Node:
             await asyncio.wait([self._sweeping], timeout=deadline_s)
         if self._connected:
             await self.source.stop(deadline_s)
-        await self._stop_senses()
+        await self._stop_sensors()
 
-    async def _stop_senses(self) -> None:
+    async def _stop_sensors(self) -> None:
         with contextlib.suppress(ReleaseFailed):
             await self.performer.inhibitor.release()
-        await self.senses.stop()
-        await self.senses.bus.stop()
+        await self.sensors.stop()
+        await self.sensors.bus.stop()
 
     @property
     def metrics(self) -> Metrics | None:
@@ -224,7 +230,7 @@ class Node:
         self._pending = bool(self._changed())
 
     def _changed(self) -> set[str]:
-        """The parts that are still made from other settings: `source`, `control` (its own section), `senses`."""
+        """The parts that are still made from other settings: `source`, `control` (its own section), `sensors`."""
         old, new = self._made_from, self.config
         changed = {name for name, parts in _PARTS.items() if parts(old) != parts(new)}
         return changed | ({"source", "control"} if self.will.hindrances["key"] else set())
@@ -243,12 +249,12 @@ class Node:
             if self._connected:
                 await self.source.stop(1.0)
             self._build_source(config)
-        if "senses" in changed:
-            told = self.senses.desktop.snapshot()["desktop"]
-            await self._stop_senses()
-            self._build_senses(config)
-            self.senses.desktop.restore(told)  # the agents are back in a moment
-            await self.senses.start(self._wake, FIRST_TICK_S)
+        if "sensors" in changed:
+            told = self.sensors.desktop.snapshot()["desktop"]
+            await self._stop_sensors()
+            self._build_sensors(config)
+            self.sensors.desktop.restore(told)  # the agents are back in a moment
+            await self.sensors.start(self._wake, FIRST_TICK_S)
         self._build_performer()
         if "source" in changed and self._connected:
             await self.source.start(self._wake)
@@ -279,7 +285,7 @@ class Node:
         """One whole look."""
         status = self.source.status
         automation = self.will.automation(now_s)
-        seen = self.senses.observer.look(
+        seen = self.sensors.observer.look(
             now_s, self.config.limits, automation, self.slot.task(), status.link, status.reason
         )
         if self.minder.pinned and seen.gpu.value is not None:
@@ -292,20 +298,20 @@ class Node:
         At rest opens of its nodes tell of who comes; that somebody has gone is told by nothing, so it is looked for.
         """
         interval_s: float | None = None
-        if state is State.RUNNING or (gpu_free and self.senses.gpu.own.left):
+        if state is State.RUNNING or (gpu_free and self.sensors.gpu.own.left):
             interval_s = self.config.node.gpu.look_interval_sec
         elif not gpu_free:
             interval_s = max(GPU_AGAIN_S, self.config.node.gpu.look_interval_sec)
-        self.senses.gpu.demand(interval_s)
+        self.sensors.gpu.demand(interval_s)
         if state is not State.RUNNING and self.slot.tree is None:
-            self.senses.sessions.release_delay()
+            self.sensors.sessions.release_delay()
 
     async def _check_gpu(self) -> None:
         """Before a start: a reading at rest may be a minute old."""
-        reading, now_s = self.senses.gpu.latest(self.clock.now_s()), self.clock.now_s()
+        reading, now_s = self.sensors.gpu.latest(self.clock.now_s()), self.clock.now_s()
         absent = reading.value is not None and not reading.value.present
         if not absent and now_s - reading.read_at_s > self.config.node.gpu.look_interval_sec:
-            await self.senses.gpu.refresh(GPU_CHECK_S)
+            await self.sensors.gpu.refresh(GPU_CHECK_S)
 
     def inhibitor_words(self) -> str:
         """For `status`."""
@@ -332,7 +338,7 @@ _PARTS: Final[dict[str, Callable[[Config], object]]] = {
         (c.runtime.execution.heartbeat_interval_sec, c.runtime.execution.retry_on_disconnect),
         c.runtime.execution.poll_interval_sec if c.node.control.source == "nats" else None,
     ),
-    "senses": lambda c: (c.node.gpu, c.node.presence, c.node.host, c.node.work),
+    "sensors": lambda c: (c.node.gpu, c.node.presence, c.node.host, c.node.work),
 }
 
 

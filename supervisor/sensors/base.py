@@ -63,6 +63,39 @@ class Presence:
     away: tuple[Away, ...] = ()
 
 
+class OwnTask(Protocol):
+    """The node's own task. Its processes are no sign of the person, and its CPU time is no load of others."""
+
+    def pids(self) -> frozenset[int]:
+        """The task's processes now; empty without one."""
+        ...
+
+    def cpu_s(self) -> float:
+        """The CPU seconds that the task has used so far; 0 without one."""
+        ...
+
+
+class NoOwnTask:
+    """For a look without a daemon."""
+
+    def pids(self) -> frozenset[int]:
+        """See `OwnTask`."""
+        return frozenset()
+
+    def cpu_s(self) -> float:
+        """See `OwnTask`."""
+        return 0.0
+
+
+class SleepLock(Protocol):
+    """The lock that keeps the machine awake while a task runs."""
+
+    @property
+    def lost(self) -> str:
+        """Why the lock that should be held is gone; empty when all is well."""
+        ...
+
+
 class PresenceSensor(Protocol):
     """A kind of sign of the person."""
 

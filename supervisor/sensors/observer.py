@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceReading:
     """What one source says of the person, for `why`, `check-user` and `doctor`. `present` None: it cannot tell. `idle_s`:
     seconds since its last sign, None: it knows of none. `age_s`: seconds since it was read."""
 
@@ -61,7 +61,7 @@ class Source:
         return f"{self.reading}{ago} ({self.quality}{read})"
 
 
-class Hold(Generic[T]):
+class SettledPeak(Generic[T]):
     """A reading that has been above its limit counts as that until it was below for `settle_s` seconds."""
 
     def __init__(self, settle_s: float) -> None:
@@ -109,8 +109,8 @@ class Observer:
         self.cpu = cpu
         self.host = host
         self._last = Person(first_sign_s, "node started")
-        self._held_gpu: Hold[Gpu] = Hold(settle_s)
-        self._held_cpu: Hold[Cpu] = Hold(settle_s)
+        self._held_gpu: SettledPeak[Gpu] = SettledPeak(settle_s)
+        self._held_cpu: SettledPeak[Cpu] = SettledPeak(settle_s)
         self._reports: list[Presence] = []
         self._gpu: Reading[Gpu] = UNSEEN
         self._contradictions = Contradictions()
@@ -143,7 +143,7 @@ class Observer:
         """What each source of presence says."""
         return [_report(sensor, now_s) for sensor in self.presence]
 
-    def sources(self, now_s: float) -> list[Source]:
+    def sources(self, now_s: float) -> list[SourceReading]:
         """Every source with its reading, time and quality, the GPU's processes among them; for people and scripts. As of the
         last look: a look takes the events that would else wake the loop, so it is the loop's alone."""
         found = []
@@ -217,9 +217,9 @@ def _most_of_cpus(one: Cpu, other: Cpu) -> Cpu:
     return other if other.percent > one.percent else one
 
 
-def _source(report: Presence, now_s: float, details: Sequence[str]) -> Source:
+def _source(report: Presence, now_s: float, details: Sequence[str]) -> SourceReading:
     idle_s, age_s = now_s - report.last_sign_at_s, now_s - report.read_at_s
-    return Source(
+    return SourceReading(
         report.source,
         report.error or report.present or report.sign or "no sign of the person",
         None if report.error else bool(report.present),
@@ -230,14 +230,14 @@ def _source(report: Presence, now_s: float, details: Sequence[str]) -> Source:
     )
 
 
-def _gpu_source(gpu: Reading[Gpu], now_s: float) -> Source:
+def _gpu_source(gpu: Reading[Gpu], now_s: float) -> SourceReading:
     age_s = now_s - gpu.read_at_s if isfinite(gpu.read_at_s) else None
     if gpu.value is None:
-        return Source("gpu processes", gpu.error, None, None, age_s, Quality.UNKNOWN)
+        return SourceReading("gpu processes", gpu.error, None, None, age_s, Quality.UNKNOWN)
     if not gpu.value.foreign:
-        return Source("gpu processes", "none that is not RAE's", False, None, age_s, Quality.POLLED)
+        return SourceReading("gpu processes", "none that is not RAE's", False, None, age_s, Quality.POLLED)
     who = ", ".join(gpu.value.foreign_names) or f"{gpu.value.foreign} that are not RAE's"
-    return Source("gpu processes", f"GPU used by {who}", True, 0.0, age_s, Quality.POLLED)
+    return SourceReading("gpu processes", f"GPU used by {who}", True, 0.0, age_s, Quality.POLLED)
 
 
 def _reading(name: str, look: Callable[[float], Reading[T]], now_s: float) -> Reading[T]:

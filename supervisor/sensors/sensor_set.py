@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import Final
 
-from states.observation import NEVER
+from states.observation import NEVER, Host, Reading
 from supervisor.config.load import Config
 from supervisor.config.schedule import in_hours
 from supervisor.linux.clock import Clock
 from supervisor.linux.dbus import SystemBus
-from supervisor.sensors.base import PresenceSensor, Wake
+from supervisor.sensors.base import NoOwnTask, OwnTask, PresenceSensor, SleepLock, Wake
 from supervisor.sensors.gpu.lent import Gpus
 from supervisor.sensors.gpu.poller import Setup
 from supervisor.sensors.host.host import HostSensor
@@ -33,7 +32,7 @@ def _local(clock: Clock) -> time.struct_time:
     return time.localtime(clock.wall_s())
 
 
-class Senses:
+class SensorSet:
     """All sensors of a configuration, and the observer over them; also used for one look without a daemon.
 
     `daemon`: hold logind's delay locks, and count the start as a sign of the person: what only tells events (a game, a
@@ -44,14 +43,16 @@ class Senses:
         self,
         config: Config,
         clock: Clock,
-        own_pids: Callable[[], frozenset[int]] = frozenset,
-        own_cpu_s: Callable[[], float] = lambda: 0.0,
+        own_task: OwnTask | None = None,
         bus: SystemBus | None = None,
+        sleep_lock: SleepLock | None = None,
         *,
         daemon: bool = False,
     ) -> None:
         self.config = config
         self.bus = bus or SystemBus()
+        self._sleep_lock = sleep_lock
+        own_task = own_task or NoOwnTask()
         presence: list[PresenceSensor] = []
         self.desktop = Desktop(
             clock,
@@ -75,20 +76,25 @@ class Senses:
                 ignore_bumps=setting.ignore_bumps,
             )
             presence += [self.input, IdleDetect(clock)]
-        self.gpu = Gpus(Setup(clock, config.node.gpu, own_pids, config.limits.max_age_gpu_s))
+        self.gpu = Gpus(Setup(clock, config.node.gpu, own_task.pids, config.limits.max_age_gpu_s))
         self.host = HostSensor(
             clock,
             config.node.host,
-            own_cpu_s,
+            own_task.cpu_s,
             in_hours=lambda: in_hours(config.node.work, _local(clock)),
             going_down=lambda: self.sessions.going_down,
-            own_pids=own_pids,
+            own_pids=own_task.pids,
             metered=None if config.node.host.allow_metered else Metered(self.bus),
         )
         first_sign_s = clock.now_s() if daemon else NEVER
         settle_s = config.node.work.settle_sec if daemon else 0.0
-        self.observer = Observer(presence, self.gpu.latest, self.host.cpu, self.host.host, first_sign_s, settle_s)
+        self.observer = Observer(presence, self.gpu.latest, self.host.cpu, self._host, first_sign_s, settle_s)
         self._starting: list[asyncio.Task[None]] = []
+
+    def _host(self, now_s: float) -> Reading[Host]:
+        if self._sleep_lock is not None and (lost := self._sleep_lock.lost):
+            return Reading(Host(fit=False, reason=lost), "", "logind", now_s)  # the machine may fall asleep under the task
+        return self.host.host(now_s)
 
     async def start(self, wake: Wake, patience_s: float = START_S) -> None:
         """Start all sensors side by side; returns when all have looked, or after `patience_s` seconds: a sensor that

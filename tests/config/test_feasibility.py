@@ -18,7 +18,7 @@ from supervisor.config.feasibility import unreachable
 from supervisor.config.load import load
 from supervisor.config.schedule import in_hours
 from supervisor.config.schema import Work
-from supervisor.sensors.sensor_set import Senses
+from supervisor.sensors.sensor_set import SensorSet
 
 CONFIG = Path(__file__).parents[2] / "config"
 DAYS = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -70,7 +70,7 @@ def test_a_machine_that_travels_works_by_the_hours_of_where_it_is(tmp_path: Path
     clock = ManualClock(wall=1_800_014_400.0)  # 15 January 2027, 12:00 UTC
 
     def reason() -> str:
-        host = Senses(load(folder.path), clock).host.host(clock.now_s()).value
+        host = SensorSet(load(folder.path), clock).host.host(clock.now_s()).value
         return host.reason if host is not None else "unknown"
 
     with zone("UTC0"):

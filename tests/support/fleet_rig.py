@@ -135,10 +135,10 @@ class MemberNode(SimulatedNode):
         self.source = source
         self.slot = Slot(self.source)
 
-    def _build_senses(self, config: Config) -> None:
-        super()._build_senses(config)
+    def _build_sensors(self, config: Config) -> None:
+        super()._build_sensors(config)
         desk = self._desk
-        self.senses.observer = Observer([desk], desk.gpu, desk.cpu, desk.host, NEVER)
+        self.sensors.observer = Observer([desk], desk.gpu, desk.cpu, desk.host, NEVER)
 
     def _build_performer(self) -> None:
         super()._build_performer()

@@ -203,7 +203,7 @@ class SimulatedSource(Unlinked):
 
 
 class SimulatedNode(Node):
-    """The product's node; its senses, its link and what runs a task are the story's."""
+    """The product's node; its sensors, its link and what runs a task are the story's."""
 
     def __init__(self, config: Config, clock: ManualClock, wake: Callable[[], None], story: Story, supply: Supply) -> None:
         self._story, self._supply, self._story_clock = story, supply, clock
@@ -215,12 +215,12 @@ class SimulatedNode(Node):
         self.source = SimulatedSource(self._story, self._story_clock, self._supply, lambda: self._wake())
         self.slot = Slot(self.source)
 
-    def _build_senses(self, config: Config) -> None:
-        super()._build_senses(config)
-        signs, senses = Signs(self._story, self._story_clock), self.senses
-        senses.observer.presence = (signs,)  # type: ignore[assignment]
-        senses.observer.gpu, senses.observer.cpu, senses.observer.host = signs.gpu, signs.cpu, signs.host
-        senses.gpu = StillGpu(signs)  # type: ignore[assignment]
+    def _build_sensors(self, config: Config) -> None:
+        super()._build_sensors(config)
+        signs, sensors = Signs(self._story, self._story_clock), self.sensors
+        sensors.observer.presence = (signs,)  # type: ignore[assignment]
+        sensors.observer.gpu, sensors.observer.cpu, sensors.observer.host = signs.gpu, signs.cpu, signs.host
+        sensors.gpu = StillGpu(signs)  # type: ignore[assignment]
 
     def _build_performer(self) -> None:
         super()._build_performer()

@@ -30,8 +30,8 @@ from inotify_simple import INotify, flags
 
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus
 from supervisor.sensors.presence.logind_session import session_properties
-from supervisor.sensors.session_agent.reporter import Teller
-from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Idle, Lacking, Source, boot_s
+from supervisor.sensors.session_agent.reporter import Reporter
+from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Idle, IdleSource, Lacking, boot_s
 from supervisor.sensors.session_agent.terminals import OwnTerminals
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Own:
 class Kept:
     """A source that is watched for as long as its display is there, and tried again when it fails."""
 
-    def __init__(self, source: Source, changed: Callable[[], None]) -> None:
+    def __init__(self, source: IdleSource, changed: Callable[[], None]) -> None:
         self.source, self._changed = source, changed
         self.fault: Gone | None = None
         self._poke = asyncio.Event()
@@ -161,7 +161,7 @@ class Agent:
         self._typed_told_s = 0.0
         self._said: dict[str, str] = {}
         self._terminals = OwnTerminals(self._typed, dev)
-        self._teller = Teller(socket, self.report, say)
+        self._reporter = Reporter(socket, self.report, say)
         self._bus = SystemBus(bus_address)
         self._bus.watch(LOGIN1, lambda _: self._look_now.set())
         self._bus.subscribe(LOGIN1, LOGIN1_MANAGER, "", lambda _: self._look_now.set())
@@ -175,7 +175,7 @@ class Agent:
         try:
             with self._watch_runtime():
                 await self._look()
-                telling = asyncio.ensure_future(self._teller.run())
+                telling = asyncio.ensure_future(self._reporter.run())
                 while True:
                     await self._look_now.wait()
                     self._look_now.clear()
@@ -207,7 +207,7 @@ class Agent:
         if changed:
             for kept in self._all():
                 kept.poke()
-            self._teller.tell()
+            self._reporter.tell()
 
     async def _own_sessions(self) -> dict[str, Own]:
         (listed,) = await self._bus.call(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "ListSessions", expect="a(susso)")
@@ -223,7 +223,7 @@ class Agent:
     async def _find_displays(self) -> None:
         from supervisor.sensors.session_agent.wayland import WaylandIdle, sockets
 
-        wanted: dict[tuple[str, str], Callable[[], Source]] = {}
+        wanted: dict[tuple[str, str], Callable[[], IdleSource]] = {}
         if self._sessions:
             for path in sockets(self._runtime):
                 wanted["wayland", str(path)] = lambda path=path: WaylandIdle(path, self._quiet_s)  # type: ignore[misc]
@@ -239,7 +239,7 @@ class Agent:
         self._look_again(nameless or self._unseen or self._untold)
         for key in self._kept.keys() - wanted.keys():
             await self._kept.pop(key).stop()
-            self._teller.tell()
+            self._reporter.tell()
         for key, make in wanted.items():
             if key in self._kept:
                 if self._kept[key].fault is not None:
@@ -267,7 +267,7 @@ class Agent:
             self._environment = await self._desktop[0].environment()
         return own.display or self._environment.get("DISPLAY", "") or os.environ.get("DISPLAY", "")
 
-    def _x11(self, name: str) -> Source:
+    def _x11(self, name: str) -> IdleSource:
         from supervisor.sensors.session_agent.x11 import X11Idle
 
         return X11Idle(name, self._cookies, self._quiet_s)
@@ -307,7 +307,7 @@ class Agent:
     # --- what is told
 
     def _changed(self) -> None:
-        self._teller.tell()
+        self._reporter.tell()
 
     def _desktop_changed(self) -> None:
         if self._desktop is not None and self._desktop[0].reading is None:
@@ -325,7 +325,7 @@ class Agent:
 
     def _tell_typed(self) -> None:
         self._typed_timer, self._typed_told_s = None, boot_s()
-        self._teller.tell()
+        self._reporter.tell()
 
     async def report(self, again: bool) -> dict[str, Any]:
         """What is known now; `again`: nothing has changed, so prove it."""

@@ -23,7 +23,7 @@ FIRST_RETRY_S: Final = 0.2
 LAST_RETRY_S: Final = 60.0
 
 
-class Teller:
+class Reporter:
     """Tells `report()` (awaited: it may look first; `again` says that nothing has changed) to the daemon at `path`."""
 
     def __init__(self, path: Path, report: Callable[[bool], Awaitable[dict[str, Any]]], say: Callable[[str], None]) -> None:

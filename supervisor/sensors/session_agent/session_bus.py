@@ -71,7 +71,7 @@ class BusIdle:
 
     @property
     def reading(self) -> Idle | None:
-        """See `Source`."""
+        """See `IdleSource`."""
         return self._mutter or self._saver
 
     @property
@@ -80,7 +80,7 @@ class BusIdle:
         return tuple(dict.fromkeys(self._gnome + self._kde + self._playing))
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """See `Source`; it goes on for as long as nobody cancels it."""
+        """See `IdleSource`; it goes on for as long as nobody cancels it."""
         self._changed = changed
         await self._bus.start()
         try:
@@ -95,7 +95,7 @@ class BusIdle:
             await self._bus.stop()
 
     async def prove(self) -> None:
-        """See `Source`; it never raises: a bus that is there may still have other things to say."""
+        """See `IdleSource`; it never raises: a bus that is there may still have other things to say."""
         if self._mutter is not None:
             try:
                 await self._ask_mutter()

@@ -46,7 +46,7 @@ class Idle:
     pid: int = 0
 
 
-class Source(Protocol):
+class IdleSource(Protocol):
     """One way to ask one desktop."""
 
     @property

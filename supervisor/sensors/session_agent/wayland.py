@@ -101,7 +101,7 @@ class WaylandIdle:
         return self._version > 1
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """See `Source`."""
+        """See `IdleSource`."""
         self._reset()
         try:
             try:

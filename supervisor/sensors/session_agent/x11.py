@@ -42,13 +42,13 @@ class X11Idle:
 
     @property
     def reading(self) -> Idle | None:
-        """See `Source`."""
+        """See `IdleSource`."""
         if not self._proven:
             return None
         return Idle(f"XSync {IDLETIME} of display {self._display}", self._idle_since_s)
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """See `Source`."""
+        """See `IdleSource`."""
         stuck = _STUCK.get(self._display)
         if stuck is not None and stuck.is_alive():
             await asyncio.sleep(ENDING_S)  # it may be about to end

@@ -263,7 +263,7 @@ class Demo:
         def free(value: Any) -> Callable[[float], Reading[Any]]:
             return lambda now_s: Reading(value, "", "scripted", now_s)
 
-        node.senses.observer = Observer(
+        node.sensors.observer = Observer(
             (person,), free(Gpu(4, 1)), free(Cpu(5)), free(Host()), self._clock.now_s()
         )
         daemon.wake()

@@ -29,8 +29,8 @@ from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Quality
-from supervisor.sensors.observer import Source
-from supervisor.sensors.sensor_set import Senses
+from supervisor.sensors.observer import SourceReading
+from supervisor.sensors.sensor_set import SensorSet
 from supervisor.sources import api_key
 from supervisor.sources.api_key import TokenError
 from supervisor.tasks.process import bubblewrap as sandbox
@@ -45,41 +45,41 @@ DAY_S = 86400.0
 
 async def checks(config: Config) -> list[Check]:
     """All of them, side by side where they wait."""
-    senses, lock = await asyncio.gather(_senses(config), sleep_lock(config))
-    return [*senses, lock, *folders(config), rotation(config), containment(), key(config), *await programs(config)]
+    sensors, lock = await asyncio.gather(_sensors(config), sleep_lock(config))
+    return [*sensors, lock, *folders(config), rotation(config), containment(), key(config), *await programs(config)]
 
 
-async def _senses(config: Config) -> list[Check]:
+async def _sensors(config: Config) -> list[Check]:
     from supervisor.tools.doctor.one_look import borrow
 
     clock = SystemClock()
-    senses = Senses(config, clock)
-    await asyncio.gather(senses.start(lambda: None), borrow(senses, config))
+    sensors = SensorSet(config, clock)
+    await asyncio.gather(sensors.start(lambda: None), borrow(sensors, config))
     try:
-        seen = senses.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
+        seen = sensors.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
         if seen.cpu.value is None:
             await asyncio.sleep(SECOND_SAMPLE_S)
-            seen = senses.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
+            seen = sensors.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
         crosschecks = await asyncio.gather(
-            loginctl(lambda: senses.sessions.known, lambda: senses.sessions.latest(clock.now_s()).error),
-            nvidia_smi(lambda: _gpu_rows(senses)),
+            loginctl(lambda: sensors.sessions.known, lambda: sensors.sessions.latest(clock.now_s()).error),
+            nvidia_smi(lambda: _gpu_rows(sensors)),
         )
-        sources = senses.observer.sources(seen.now_s)
+        sources = sensors.observer.sources(seen.now_s)
         return [
-            *presence(sources, config), *seen_by(sources, senses), contradictions(senses.observer.contradictions(seen.now_s)),
+            *presence(sources, config), *seen_by(sources, sensors), contradictions(sensors.observer.contradictions(seen.now_s)),
             *readings(seen, config), *crosschecks,
         ]  # fmt: skip
     finally:
-        await senses.stop()
-        await senses.bus.stop()
+        await sensors.stop()
+        await sensors.bus.stop()
 
 
-async def _gpu_rows(senses: Senses) -> list[dict[str, Any]]:
-    await senses.gpu.refresh(GPU_S)
-    return senses.gpu.describe()
+async def _gpu_rows(sensors: SensorSet) -> list[dict[str, Any]]:
+    await sensors.gpu.refresh(GPU_S)
+    return sensors.gpu.describe()
 
 
-def presence(sources: list[Source], config: Config) -> Iterator[Check]:
+def presence(sources: list[SourceReading], config: Config) -> Iterator[Check]:
     """Each source of presence was asked, and answered (R9, R12)."""
     watched = config.limits.detect_active_user
     reason = f"safety.detect_active_user is {str(watched).lower()}"
@@ -92,7 +92,7 @@ def presence(sources: list[Source], config: Config) -> Iterator[Check]:
         yield Check(f"presence: {source.source}", PERSON, ok, source.line(), mend, source.as_dict())
 
 
-def seen_by(sources: list[Source], senses: Senses) -> Iterator[Check]:
+def seen_by(sources: list[SourceReading], sensors: SensorSet) -> Iterator[Check]:
     """What each source looks at: sessions, idle sources that agents proved, terminals, input devices; who blocks idle."""
     names = {"logind": "sessions", "session agents": "idle sources", "terminals": "terminals", "input": "input devices"}
     for source in sources:
@@ -101,7 +101,7 @@ def seen_by(sources: list[Source], senses: Senses) -> Iterator[Check]:
             reason = "; ".join(source.details) or source.reading
             yield Check(name, PERSON, known, reason, reading={"details": list(source.details)})
         if source.source == "logind":
-            held = senses.sessions.locks()
+            held = sensors.sessions.locks()
             yield Check("locks on idle", PERSON, known, "; ".join(held) or "none known", reading={"details": held})
 
 

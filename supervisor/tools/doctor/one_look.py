@@ -25,9 +25,9 @@ from supervisor.linux import console as stdout
 from supervisor.linux.clock import Clock, SystemClock
 from supervisor.linux.control_socket import DaemonDown, DaemonMute, ask
 from supervisor.sensors.base import Presence, Wake
-from supervisor.sensors.observer import Source
+from supervisor.sensors.observer import SourceReading
 from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN
-from supervisor.sensors.sensor_set import Senses
+from supervisor.sensors.sensor_set import SensorSet
 
 ASK_S: Final = 0.2
 RECALL_S: Final = 1.0  # a node at work may take a moment
@@ -56,33 +56,33 @@ class _Look:
     """What one look has seen, as the sensors said it while they watched."""
 
     observation: Observation
-    sources: list[Source]
+    sources: list[SourceReading]
     contradictions: list[str]
     devices: list[dict[str, Any]]
 
 
 async def _look(config: Config) -> _Look:
     clock = SystemClock()
-    senses = Senses(config, clock)
+    sensors = SensorSet(config, clock)
     seen = asyncio.to_thread(remembered, config, clock)
-    _, _, signs = await asyncio.gather(senses.start(lambda: None), borrow(senses, config), seen)
-    if senses.observer.presence:  # blind is blind, whatever is remembered
-        senses.observer.presence += signs
+    _, _, signs = await asyncio.gather(sensors.start(lambda: None), borrow(sensors, config), seen)
+    if sensors.observer.presence:  # blind is blind, whatever is remembered
+        sensors.observer.presence += signs
     try:
         now_s = clock.now_s()
-        observation = senses.observer.look(now_s, config.limits, Automation(True), NO_TASK)
-        sources, contradictions = senses.observer.sources(now_s), senses.observer.contradictions(now_s)
-        return _Look(observation, sources, contradictions, senses.gpu.describe())
+        observation = sensors.observer.look(now_s, config.limits, Automation(True), NO_TASK)
+        sources, contradictions = sensors.observer.sources(now_s), sensors.observer.contradictions(now_s)
+        return _Look(observation, sources, contradictions, sensors.gpu.describe())
     finally:
-        await senses.stop()
-        await senses.bus.stop()
+        await sensors.stop()
+        await sensors.bus.stop()
 
 
-async def borrow(senses: Senses, config: Config) -> None:
+async def borrow(sensors: SensorSet, config: Config) -> None:
     """Session agents report to the daemon alone: take from it what they said. Without one nothing is proven by them."""
     with contextlib.suppress(DaemonDown, DaemonMute, ValueError):
         told = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
-        senses.desktop.restore(told.get("desktop"))
+        sensors.desktop.restore(told.get("desktop"))
 
 
 class _Remembered:
@@ -160,7 +160,7 @@ def _reading(verdict: Verdict) -> dict[str, Any]:
     return verdict.as_dict()
 
 
-def _source(source: Source) -> dict[str, Any]:
+def _source(source: SourceReading) -> dict[str, Any]:
     return {
         "name": source.source,
         "reason": source.reading,

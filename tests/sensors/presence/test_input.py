@@ -21,7 +21,7 @@ from supervisor.config.load import load
 from supervisor.linux.clock import SystemClock
 from supervisor.sensors.presence import input as input_module
 from supervisor.sensors.presence.evdev import EV_ABS, EV_KEY, EV_REL
-from supervisor.sensors.sensor_set import Senses
+from supervisor.sensors.sensor_set import SensorSet
 
 __all__ = ["world"]
 SENTINEL = 0x2A7  # a code that nothing else here has
@@ -341,5 +341,5 @@ def test_alone_it_must_see_something(presence: str, required: bool | None, tmp_p
     shipped = Path(__file__).parents[3] / "config"
     (tmp_path / "runtime.yaml").write_text((shipped / "runtime.yaml").read_text())
     (tmp_path / "node.yaml").write_text(f"presence: {presence}\n".replace("off", '"off"'))
-    senses = Senses(load(tmp_path), SystemClock())
-    assert (None if senses.input is None else senses.input.required) is required
+    sensors = SensorSet(load(tmp_path), SystemClock())
+    assert (None if sensors.input is None else sensors.input.required) is required

@@ -27,7 +27,7 @@ from supervisor.sensors.session_agent import terminals as idle_terminals
 from supervisor.sensors.session_agent import wayland as idle_wayland
 from supervisor.sensors.session_agent import x11 as idle_x11
 from supervisor.sensors.session_agent.agent import Agent, Kept
-from supervisor.sensors.session_agent.reporter import Teller
+from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.source import Absent, Gone, Idle
 
 S3 = "/org/freedesktop/login1/session/_33"
@@ -72,7 +72,7 @@ def test_an_answer_of_another_version_is_tried_again(answer: object, tmp_path: P
     async def story() -> None:
         server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
         said: list[str] = []
-        telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, said.append).run())
+        telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, said.append).run())
         await eventually(lambda: len(asked) > 2, "a third try")
         assert len(said) == 1
         telling.cancel()
@@ -101,7 +101,7 @@ def test_a_daemon_that_hangs_up_now_and_then_is_told_again_at_once_each_time(
     async def story() -> None:
         server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
         said: list[str] = []
-        telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, said.append).run())
+        telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, said.append).run())
         await eventually(lambda: taken > 14, lambda: f"more than {taken} connections")  # a minute and a half, if waits doubled
         assert set(said) == {"the daemon closed the connection"}
         assert len(said) >= 14
@@ -143,7 +143,7 @@ def test_without_inotify_the_daemon_is_tried_again_after_a_while(
     async def story() -> None:
         monkeypatch.setattr(teller, "INotify", inotify)
         said: list[str] = []
-        telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, said.append).run())
+        telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, said.append).run())
         await eventually(lambda: said, "a word")
         server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
         await asyncio.wait_for(heard.wait(), 30)
@@ -339,7 +339,7 @@ def test_an_agent_that_is_back_before_the_sensors_are_made_anew_is_heard_by_the_
         nonlocal current
         server = ControlServer(tmp_path / "control.sock", {}, frozenset(), {"presence": hearing})
         await server.start()
-        telling = asyncio.ensure_future(Teller(tmp_path / "control.sock", nothing, lambda _: None).run())
+        telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, lambda _: None).run())
         await eventually(lambda: old._reports, "the first report")
         await old.stop()
         await eventually(lambda: calls > 1, "the agent, back")

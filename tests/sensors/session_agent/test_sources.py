@@ -18,7 +18,7 @@ import pytest
 from support.displays import Display, IdleServer, Sway, Xvfb, missing
 from support.waiting import eventually, watched_loop
 
-from supervisor.sensors.session_agent.source import NAMELESS, Absent, Gone, Idle, Lacking, Source, boot_s
+from supervisor.sensors.session_agent.source import NAMELESS, Absent, Gone, Idle, IdleSource, Lacking, boot_s
 from supervisor.sensors.session_agent.wayland import WaylandIdle, sockets
 from supervisor.sensors.session_agent.x11 import X11Idle
 
@@ -28,7 +28,7 @@ QUIET_S = 0.3
 class Watched:
     """A source that runs, and what it said."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: IdleSource) -> None:
         self.source = source
         self.said: list[Idle | None] = []
         self.task = asyncio.ensure_future(source.run(lambda: self.said.append(source.reading)))
@@ -54,7 +54,7 @@ class Watched:
 
 
 @contextlib.asynccontextmanager
-async def watching(source: Source) -> AsyncIterator[Watched]:
+async def watching(source: IdleSource) -> AsyncIterator[Watched]:
     watched = Watched(source)
     try:
         yield watched
@@ -81,7 +81,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(params=["x11", "sway", "ext-idle-notify 1", "ext-idle-notify 2"])
-def desk(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Display, Source]]:
+def desk(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Display, IdleSource]]:
     """A display of each kind, and the source that fits it."""
     kind: str = request.param
     needs = {"x11": ("Xvfb", "xdotool"), "sway": ("sway", "swaymsg", "wtype")}.get(kind, ())
@@ -99,7 +99,7 @@ def desk(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Display
 
 
 @in_loop
-async def test_idle_after_a_while_and_active_with_the_first_touch(desk: tuple[Display, Source]) -> None:
+async def test_idle_after_a_while_and_active_with_the_first_touch(desk: tuple[Display, IdleSource]) -> None:
     display, source = desk
     begun_s = boot_s()
     async with watching(source) as seen:
@@ -119,7 +119,7 @@ async def test_idle_after_a_while_and_active_with_the_first_touch(desk: tuple[Di
 
 
 @in_loop
-async def test_it_is_silent_while_nothing_changes(desk: tuple[Display, Source]) -> None:
+async def test_it_is_silent_while_nothing_changes(desk: tuple[Display, IdleSource]) -> None:
     _, source = desk
     async with watching(source) as seen:
         await seen.until(lambda: seen.idle, "idle")
@@ -129,7 +129,7 @@ async def test_it_is_silent_while_nothing_changes(desk: tuple[Display, Source]) 
 
 
 @in_loop
-async def test_a_display_that_dies_is_gone_at_once(desk: tuple[Display, Source]) -> None:
+async def test_a_display_that_dies_is_gone_at_once(desk: tuple[Display, IdleSource]) -> None:
     display, source = desk
     async with watching(source) as seen:
         await seen.until(lambda: seen.idle, "idle")
@@ -142,7 +142,7 @@ async def test_a_display_that_dies_is_gone_at_once(desk: tuple[Display, Source])
 
 
 @in_loop
-async def test_a_display_that_hangs_holds_nothing_up(desk: tuple[Display, Source]) -> None:
+async def test_a_display_that_hangs_holds_nothing_up(desk: tuple[Display, IdleSource]) -> None:
     """While it is watched, and when it is asked for the first time; and it is seen again when it goes on."""
     display, source = desk
     async with watched_loop() as held:
@@ -166,7 +166,7 @@ async def test_a_display_that_hangs_holds_nothing_up(desk: tuple[Display, Source
 
 
 @in_loop
-async def test_no_thread_and_no_descriptor_is_left(desk: tuple[Display, Source]) -> None:
+async def test_no_thread_and_no_descriptor_is_left(desk: tuple[Display, IdleSource]) -> None:
     _, source = desk
     counts = set()
     for _ in range(4):

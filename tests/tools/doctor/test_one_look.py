@@ -17,7 +17,7 @@ from support.running import NodeFolder
 from supervisor.config.load import load
 from supervisor.linux.clock import Clock
 from supervisor.linux.control_socket import SOCKET_NAME, ControlServer
-from supervisor.sensors import sensor_set as senses
+from supervisor.sensors import sensor_set
 from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN
 from supervisor.sensors.presence.terminals import Terminals
 from supervisor.tools.doctor import one_look as checks
@@ -148,7 +148,7 @@ def test_what_the_running_node_has_seen_counts_in_one_look(
     """One look sees no button that was pressed before it, and no film that has ended."""
     (tmp_path / "dev/pts").mkdir(parents=True)
     terminals: Callable[[Clock], Terminals] = lambda clock: Terminals(clock, tmp_path / "dev")  # noqa: E731 - typed
-    monkeypatch.setattr(senses, "Terminals", terminals)
+    monkeypatch.setattr(sensor_set, "Terminals", terminals)
     check = beside_a_node(tmp_path, told)
     assert check.safe is not bool(reason), check
     assert [line[: len(reason)] for line in check.reasons] == ([reason] if reason else [])
