@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from states.effects import VETOING, Effect
+from states.ending import failed, handed_back, succeeded
 from states.lifecycle import EffectResult, Outcome, Plan
 from states.memory import State
 from states.observation import TaskPhase
@@ -47,10 +47,6 @@ WHY_BACK: Final[Mapping[str, str]] = {
 
 # Before the machine sleeps, logind waits five seconds by default: leave one for the rest (T26).
 SLEEP_GRACE_S: Final = 4.0
-
-
-# Where the place that a task has saved comes back to it, in its payload.
-STATE_KEY: Final = "rae_state"
 
 
 class Failed(Exception):
@@ -209,7 +205,7 @@ class Performer:
             setting = f"tasks.{claim.type}.timeout_minutes" if own else "execution.task_timeout_minutes"
             slot.failure = f"timeout: stopped after {elapsed(limit_s)}, the most that this node gives ({setting})"
         result, error = slot.outcome()
-        slot.source.settle(claim, result, error)
+        slot.source.settle(claim, succeeded(result) if error is None else failed(error, result))
         words = ["succeeded" if error is None else f"failed: {error}", slot.after]
         self._close()
         return ", ".join(filter(None, words))
@@ -227,14 +223,12 @@ class Performer:
         slot.why_back = why = slot.spoilt or WHY_BACK.get(row, slot.why_back or "no task can run here now")
         if slot.fault:  # it would fail elsewhere as well
             result, error = slot.outcome()
-            slot.source.settle(claim, result, error)
+            slot.source.settle(claim, failed(error or "", result))
             self._close()
             return f"settled in place of that, failed: {error}"
         task_type = self._task_types().get(claim.type)
         state = None if slot.tree is None else slot.tree.state
-        if state is not None:
-            claim = replace(claim, payload={**claim.payload, STATE_KEY: state})
-        slot.source.hand_back(claim, why, task_type.on_preempt if task_type else "resubmit")
+        slot.source.hand_back(claim, handed_back(why, state), task_type.on_preempt if task_type else "resubmit")
         self._close()
         return why if state is None else f"{why}; with the place that it has saved"
 

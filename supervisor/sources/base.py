@@ -7,13 +7,16 @@ is settled or handed back goes into the outbox in memory at once; delivery is th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from states.ending import Ending
 from states.observation import Link
 
 Wake = Callable[[], None]
+
+STATE_KEY: Final = "rae_state"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,13 @@ class Claim:
     type: str
     payload: Mapping[str, Any] = field(default_factory=dict, repr=False)
     priority: int = 0
+
+
+def with_saved_state(claim: Claim, ending: Ending) -> Claim:
+    """The claim as it goes back: its payload holds the place that the task has saved, under `rae_state`."""
+    if ending.saved_state is None:
+        return claim
+    return replace(claim, payload={**claim.payload, STATE_KEY: ending.saved_state})
 
 
 class Availability(StrEnum):
@@ -84,17 +94,19 @@ class Source(Protocol):
         """The claim that `take` would give, not taken yet."""
         ...
 
-    def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
-        """Put the outcome into the outbox. `error` None: the task succeeded; else a non-empty reason.
+    def settle(self, claim: Claim, ending: Ending) -> None:
+        """Put the ending of a task that succeeded or failed into the outbox.
 
         Raises:
             OSError: the note of the task in flight could not be kept.
         """
         ...
 
-    def hand_back(self, claim: Claim, reason: str, on_preempt: str) -> None:
-        """Put the giving back into the outbox. `on_preempt`: "resubmit" posts the task anew and then fails this one with
-        the new id; "fail" fails it with the stable prefix `preempted:`.
+    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
+        """Put a task that goes back into the outbox, with the place that it has saved (`with_saved_state`).
+
+        `on_preempt`: "resubmit" posts the task anew and then fails this one with the new id; "fail" fails it with the
+        stable prefix `preempted:`.
 
         Raises:
             OSError: the note of the task in flight could not be kept.

@@ -37,6 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from inotify_simple import INotify, flags
 from support.waiting import eventually
 
+from states.ending import Ending
 from states.lifecycle import Lifecycle
 from states.limits import Limits
 from states.memory import Memory, State
@@ -138,10 +139,10 @@ class Source:
         claim, self.claim = self.claim, None
         return claim
 
-    def settle(self, claim: Claim, result: Any, error: str | None) -> None:
-        raise AssertionError(f"the task ended by itself: {error}")
+    def settle(self, claim: Claim, ending: Ending) -> None:
+        raise AssertionError(f"the task ended by itself: {ending.error}")
 
-    def hand_back(self, claim: Claim, reason: str, on_preempt: str) -> None:
+    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
         self.back_s = time.perf_counter()
 
 

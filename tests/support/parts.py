@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from states.ending import Ending
 from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
 from supervisor.tasks.executors.base import StartFailed, StopFailed
 
@@ -95,13 +96,13 @@ class ScriptedSource(Unlinked):
         self.asking = True
         return True
 
-    def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
+    def settle(self, claim: Claim, ending: Ending) -> None:
         """See Source."""
-        self._put("settled", claim.id, dict(result), error)
+        self._put("settled", claim.id, dict(ending.result), ending.error)
 
-    def hand_back(self, claim: Claim, reason: str, on_preempt: str) -> None:
+    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
         """See Source."""
-        self._put("handed back", claim.id, reason, on_preempt)
+        self._put("handed back", claim.id, ending.error, on_preempt)
 
     def _put(self, *outcome: Any) -> None:
         if self.fault is not None:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from support.clock import ManualClock
 from support.parts import Treeless, Unlinked
 from support.stories import HOUR, MINUTE, Story
 
+from states.ending import Ending
 from states.observation import NEVER, Cpu, Gpu, Host, Link, Reading
 from supervisor.config.load import Config
 from supervisor.config.schema import TaskType
@@ -193,10 +194,10 @@ class SimulatedSource(Unlinked):
         """How the task in hand will go."""
         return self._now_lasts
 
-    def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
+    def settle(self, claim: Claim, ending: Ending) -> None:
         """See Source."""
 
-    def hand_back(self, claim: Claim, reason: str, on_preempt: str) -> None:
+    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
         """See Source."""
         if not self._supply.endless:
             self._supply.ready.append(self._now_lasts[0])

@@ -34,6 +34,7 @@ from support.bad_answers import TABLE, Bad
 from support.clock import MadeLoop, ManualClock
 from support.running import control_node
 
+from states.ending import failed, handed_back, succeeded
 from supervisor.config.schema import Control, Execution
 from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Availability, Claim
@@ -292,10 +293,10 @@ class Storm:
         await asyncio.sleep(self.rng.expovariate(1 / 60))
         how = self.rng.random()
         if how < 0.15:
-            self.source.hand_back(claim, "user returned", "resubmit" if how < 0.1 else "fail")
+            self.source.hand_back(claim, handed_back("user returned"), "resubmit" if how < 0.1 else "fail")
         else:
             result = {"n": claim.payload["n"], "stdout": "x" * (BIG if how > 0.9 else 10)}
-            self.source.settle(claim, result, "exit code 3" if how < 0.25 else None)
+            self.source.settle(claim, failed("exit code 3", result) if how < 0.25 else succeeded(result))
         self.source.announce(Availability.ONLINE)
         return True
 

@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from states.ending import Ending, failed, handed_back
 from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import Clock
 from supervisor.sources import sanitize as clean
-from supervisor.sources.base import Availability, Claim, Wake
+from supervisor.sources.base import Availability, Claim, Wake, with_saved_state
 from supervisor.sources.in_flight import Entry
 from supervisor.sources.link import STOPPED, end
 from supervisor.sources.nats import connection as wire
@@ -107,7 +108,7 @@ class JetStream(LinkedSource):
                 if self._poll is not None:
                     await asyncio.wait([self._poll])
                 if self._slot is not None:
-                    self.hand_back(self._slot, "the node stopped", "resubmit")
+                    self.hand_back(self._slot, handed_back("the node stopped"), "resubmit")
                 if self._giving:
                     await asyncio.wait(self._giving)
                 if self._link.link is Link.UP:
@@ -129,29 +130,30 @@ class JetStream(LinkedSource):
         self._until_s = self._clock.now_s() + self._poll_interval_s - POLL_MARGIN_S
         return super().ask()
 
-    def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
+    def settle(self, claim: Claim, ending: Ending) -> None:
         """Put the outcome into the outbox."""
         lease = self._leases.get(claim.id)
         if lease is None or claim.id in self._results.ids:
             self._event("outcome-ignored", task=claim.id, type=claim.type, reason="the task has an outcome already")
             return
         self._no_longer_waits(claim.id)
-        self.counts["done" if error is None else "failed"] += 1
-        reason = None if error is None else clean.reason(error)
-        self._results.put(lease, Result(claim.id, claim.type, self._node_id, result, reason))
+        self.counts["done" if ending.error is None else "failed"] += 1
+        reason = None if ending.error is None else clean.reason(ending.error)
+        self._results.put(lease, Result(claim.id, claim.type, self._node_id, ending.result, reason))
 
-    def hand_back(self, claim: Claim, reason: str, on_preempt: str) -> None:
+    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
         """Give it to the next node now; or, with on_preempt "fail", fail it."""
         self._no_longer_waits(claim.id)
         if on_preempt == "fail":
-            self.settle(claim, {}, f"preempted: {clean.reason(reason)}")
+            self.settle(claim, failed(f"preempted: {clean.reason(ending.error or '')}"))
             return
         lease = None if claim.id in self._results.ids else self._leases.pop(claim.id)
         if lease is None:
             self._event("outcome-ignored", task=claim.id, type=claim.type, reason="the task has an outcome already")
             return
         self.counts["handed_back"] += 1
-        self._giving.add(task := asyncio.create_task(self._give_back(lease, claim, clean.reason(reason))))
+        saved, reason = with_saved_state(claim, ending), clean.reason(ending.error or "")
+        self._giving.add(task := asyncio.create_task(self._give_back(lease, saved, reason)))
         task.add_done_callback(self._giving.discard)
 
     def announce(self, availability: Availability) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from states.ending import Ending, handed_back
 from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import Clock
-from supervisor.sources.base import Availability, Claim, Wake
+from supervisor.sources.base import Availability, Claim, Wake, with_saved_state
 from supervisor.sources.in_flight import Entry
 from supervisor.sources.link import STOPPED, end
 from supervisor.sources.network_source import LinkedSource
@@ -107,13 +108,13 @@ class RaeHttp(LinkedSource):
             await self._transport.close()
             self._link.say(Link.DOWN, STOPPED)
 
-    def settle(self, claim: Claim, result: Mapping[str, Any], error: str | None) -> None:
+    def settle(self, claim: Claim, ending: Ending) -> None:
         """Put the outcome into the outbox."""
-        self._put(Item.settled(claim, result, error))
+        self._put(Item.settled(claim, ending.result, ending.error))
 
-    def hand_back(self, claim: Claim, reason: str, on_preempt: str) -> None:
+    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
         """Put the giving back into the outbox; a claim not taken yet no longer waits."""
-        self._put(Item.handed_back(claim, reason, on_preempt))
+        self._put(Item.handed_back(with_saved_state(claim, ending), ending.error or "", on_preempt))
 
     def resume(self) -> None:
         """See LinkedSource; what the server asked for is forgotten too."""
@@ -259,7 +260,7 @@ class RaeHttp(LinkedSource):
         if self._poll is not None:
             await asyncio.wait([self._poll], timeout=wait_s)
         if self._slot is not None:
-            self.hand_back(self._slot, "node stopped", self._on_preempt(self._slot.type))
+            self.hand_back(self._slot, handed_back("node stopped"), self._on_preempt(self._slot.type))
 
     async def _say_offline(self) -> None:
         if self._api.compute_id:

@@ -19,6 +19,7 @@ import pytest
 from support.nats_rig import NatsServer, Operator, needs_server, node, operator, until
 from support.ports import free_port
 
+from states.ending import failed, succeeded
 from states.observation import Link
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin import credentials, setup
@@ -146,7 +147,7 @@ def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
         ):
             await rig.up()
             task = await boss.submit()
-            rig.source.settle(await rig.claim(), {"n": 1}, None)
+            rig.source.settle(await rig.claim(), succeeded({"n": 1}))
             assert (await boss.settled(task)).node == "desk.2"
             await boss.submit()
             claim = await rig.claim()
@@ -155,7 +156,7 @@ def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
             assert "place-lost" not in rig.names()
             claim = await rig.claim()
             assert claim.payload == {"rae_state": 7}
-            rig.source.settle(claim, {}, "failed")
+            rig.source.settle(claim, failed("failed"))
             await boss.raw(b"poison", task_id=str(uuid4()))
             assert await rig.poll() is None
             await rig.saw("dead-letter")
@@ -360,7 +361,7 @@ def test_three_servers_start_from_the_tools_own_files_as_the_readme_says(tmp_pat
                 await rig.up()
                 servers[0].kill()
                 task = await _persist(fleet)
-                rig.source.settle(await rig.claim(), {"n": 3}, None)
+                rig.source.settle(await rig.claim(), succeeded({"n": 3}))
                 assert (await fleet.settled(task)).result == {"n": 3}
 
         asyncio.run(asyncio.wait_for(work(), 90))

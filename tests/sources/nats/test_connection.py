@@ -14,6 +14,7 @@ import pytest
 from support.nats_rig import NatsServer, needs_server, node, operator, server
 from support.rae_server import in_loop, until
 
+from states.ending import succeeded
 from states.observation import Link
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.access import AccessError, server_of
@@ -139,7 +140,7 @@ async def test_a_result_that_only_its_header_makes_too_large_is_a_failure_with_t
             {"id": task, "type": "echo", "node": "node-1", "status": "COMPLETED", "result": {"x": ""}, "error": None},
             separators=(",", ":"),
         )
-        rig.source.settle(claim, {"x": "y" * (fleet.wire.max_payload - len(empty))}, None)
+        rig.source.settle(claim, succeeded({"x": "y" * (fleet.wire.max_payload - len(empty))}))
         assert "too large" in str((await fleet.settled(task)).error)
         assert rig.source.status.link is Link.UP
         assert "down" not in rig.names()[1:]

@@ -11,6 +11,7 @@ import pytest
 from support.nats_rig import NatsServer, needs_server, node, operator, server, until
 from support.rae_server import in_loop
 
+from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.sources.base import Claim
 
@@ -37,7 +38,7 @@ async def test_a_lease_is_renewed_as_long_as_the_task_is_here_and_lapses_with_it
         # the power is cut
         again = await two.claim()
         assert again.id == task
-        two.source.settle(again, {}, "it failed")
+        two.source.settle(again, failed("it failed"))
         assert (await fleet.settled(task)).error == "it failed"
 
 
@@ -67,9 +68,9 @@ async def test_done_on_both_sides_of_a_cut_the_first_result_stands_and_the_secon
         one.source._leases.length_s = 1e9  # it does not know that nobody hears its renewals
         again = await two.claim()
         assert again.id == task
-        two.source.settle(again, {"by": 2}, None)
+        two.source.settle(again, succeeded({"by": 2}))
         assert (await fleet.settled(task)).result == {"by": 2}
-        one.source.settle(claim, {"by": 1}, None)
+        one.source.settle(claim, succeeded({"by": 1}))
         assert (await one.saw("done-twice"))["task"] == task
         assert (await fleet.settled(task)).result == {"by": 2}
         assert one.source.counts["second"] == 1
@@ -83,7 +84,7 @@ async def test_a_server_killed_in_the_middle_of_work_and_restarted_loses_nothing
         tasks = [await fleet.submit("echo", {"n": n}) for n in range(5)]
         first = await rig.claim()
         server.kill()
-        rig.source.settle(first, {"n": 0}, None)
+        rig.source.settle(first, succeeded({"n": 0}))
         await until(lambda: rig.source.status.link is Link.DOWN, "down")
         assert not rig.source.ask()
         assert rig.source.status.outbox == 1
@@ -93,7 +94,7 @@ async def test_a_server_killed_in_the_middle_of_work_and_restarted_loses_nothing
         while len(done := {e["task"] for e in rig.events if e["event"] == "delivered"}) < len(tasks):
             claim = await rig.poll()
             if claim is not None:
-                rig.source.settle(claim, {}, None)
+                rig.source.settle(claim, succeeded({}))
             await rig.delivered()
         assert done == set(tasks)
     async with operator(server.url, made=True) as fleet:
@@ -140,7 +141,7 @@ async def test_a_lease_is_renewed_from_the_moment_that_the_task_is_here(
         node(server.url, tmp_path, node_id="two") as two,
     ):
         task = await fleet.submit()
-        one.source.hand_back(await one.claim(), "the person came back", "resubmit")
+        one.source.hand_back(await one.claim(), handed_back("the person came back"), "resubmit")
         await one.saw("handed-back")
         genuine, free = two.source._with_its_place, asyncio.Event()
 

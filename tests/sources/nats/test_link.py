@@ -11,6 +11,7 @@ import pytest
 from support.nats_rig import NatsServer, Operator, needs_server, node, operator, server, until
 from support.rae_server import in_loop
 
+from states.ending import succeeded
 from states.observation import Link
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.connection import Wire
@@ -43,7 +44,7 @@ async def test_what_is_missing_is_told_in_words(server: NatsServer, tmp_path: Pa
         await fleet.wire.api(f"STREAM.DELETE.{layout.RESULTS}")
         async with node(server.url, tmp_path) as rig:
             await fleet.submit()
-            rig.source.settle(await rig.claim(), {}, None)
+            rig.source.settle(await rig.claim(), succeeded({}))
             await until(lambda: "set it up" in rig.source.status.reason, lambda: rig.source.status.reason)
             assert rig.source.status.outbox == 1
 
@@ -57,7 +58,7 @@ async def test_the_outbox_is_bounded_by_asking_for_no_more(
         await fleet.submit()
         await fleet.submit()
         claim = await rig.claim()
-        rig.source.settle(claim, {}, None)
+        rig.source.settle(claim, succeeded({}))
         assert not rig.source.ask()
         await rig.delivered()
         assert rig.source.ask()
@@ -141,7 +142,7 @@ async def test_a_stop_says_offline_and_delivers_whichever_of_them_fails(
             claim = await rig.claim()
             monkeypatch.setattr(Wire, "request", request)
             stopping = True
-            rig.source.settle(claim, {}, None)
+            rig.source.settle(claim, succeeded({}))
         stopping = False
         if mute.startswith("$KV"):
             assert await fleet.result(task) is not None

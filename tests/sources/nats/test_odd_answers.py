@@ -14,6 +14,7 @@ from support.nats_liar import Liar
 from support.nats_rig import Rig, node, until
 from support.rae_server import in_loop
 
+from states.ending import failed, handed_back, succeeded
 from supervisor.sources.base import Claim
 
 ID = "7bc3cfb7-7654-4c30-a856-0f28b426b085"
@@ -25,13 +26,13 @@ def end(rig: Rig, claim: Claim, n: int) -> None:
     assert isinstance(claim.payload, dict)
     match n % 5:
         case 0 | 1:
-            rig.source.settle(claim, {"n": n}, None)
+            rig.source.settle(claim, succeeded({"n": n}))
         case 2:
-            rig.source.settle(claim, {}, "failed")
+            rig.source.settle(claim, failed("failed"))
         case 3:
             rig.source.hand_back(replace(claim, payload={**claim.payload, "rae_state": n}), "back", "resubmit")
         case _:
-            rig.source.hand_back(claim, "back", "fail")
+            rig.source.hand_back(claim, handed_back("back"), "fail")
 
 
 @pytest.mark.parametrize("seed", range(1, 5))
@@ -52,7 +53,7 @@ async def test_no_odd_answer_ends_the_node(tmp_path: Path, seed: int, caplog: py
             rig.source.ask()
             await asyncio.sleep(0.005)
             assert not [task for task in rig.source._work if task.done()]
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await rig.delivered()
         assert json.loads(liar.results[f"rae.results.{ID}"])["result"] == {"x": 1}
         await until(lambda: liar.acknowledged, "acknowledged")

@@ -8,6 +8,7 @@ from pathlib import Path
 from support.nats_rig import NatsServer, needs_server, node, operator, server
 from support.rae_server import in_loop
 
+from states.ending import succeeded
 from supervisor.config.schema import Nats
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.overview import overview, screen
@@ -29,7 +30,7 @@ async def test_a_node_tells_of_itself_and_is_gone_when_it_no_longer_does(server:
             assert entry["since"] == told["since"]
             assert entry["reason"] == "in use by its person, rests after work"
             await fleet.submit()
-            rig.source.settle(await rig.claim(), {}, None)
+            rig.source.settle(await rig.claim(), succeeded({}))
             await rig.delivered()
         data = await fleet.wire.last(layout.NODES_STREAM, layout.node_subject("a.b"))
         entry = json.loads(data or b"")

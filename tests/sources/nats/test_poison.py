@@ -9,6 +9,7 @@ import pytest
 from support.nats_rig import NatsServer, needs_server, node, operator, server, until
 from support.rae_server import in_loop
 
+from states.ending import handed_back
 from states.observation import Link
 from supervisor.sources.nats import subjects as layout
 
@@ -56,7 +57,7 @@ async def test_a_task_that_every_node_gives_up_ends_as_a_dead_letter_that_its_su
     async with operator(server.url, max_deliver=4) as fleet, node(server.url, tmp_path) as rig:
         task = await fleet.submit()
         for _ in range(3):
-            rig.source.hand_back(await rig.claim(), "again", "resubmit")
+            rig.source.hand_back(await rig.claim(), handed_back("again"), "resubmit")
         while "dead-letter" not in rig.names():
             assert await rig.poll() is None
         assert "4 deliveries" in (await rig.saw("dead-letter"))["reason"]

@@ -11,6 +11,7 @@ import pytest
 from support.nats_rig import NatsServer, Operator, needs_server, node, operator, server, until
 from support.rae_server import in_loop
 
+from states.ending import succeeded
 from supervisor.sources.nats import connection as wire
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.setup import DEFINITIONS
@@ -46,7 +47,7 @@ async def test_a_result_whose_acknowledgement_fails_is_not_taken_for_another_nod
         task = await fleet.submit()
         claim = await rig.claim()
         monkeypatch.setattr(Wire, "word", word)
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await failed.wait()
         await asyncio.sleep(0.3)  # the server forgets the message's id
         free.set()
@@ -79,7 +80,7 @@ async def test_a_result_whose_answer_was_lost_may_be_the_one_that_is_there(
         task = await fleet.submit()
         claim = await rig.claim()
         monkeypatch.setattr(Wire, "store", store)
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await rig.delivered()
         assert (await fleet.settled(task)).result == {"x": 1}
         assert "or this one, whose answer was lost" in (await rig.saw("done-twice"))["reason"]
@@ -102,7 +103,7 @@ async def test_a_fleet_that_refuses_each_time_in_other_words_is_no_busy_loop(
         await fleet.submit()
         claim = await rig.claim()
         monkeypatch.setattr(Wire, "store", store)
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await until(lambda: "down" in rig.names()[1:], "the link is told")
         assert len(refusals) == 2, "the result, and the reason in its place"
         assert rig.names().count("outcome-refused") == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from support.nats_rig import NatsServer, cut, needs_server, node, operator, server, until
 from support.rae_server import in_loop
 
+from states.ending import handed_back, succeeded
 from supervisor.sources.base import Availability
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.setup import DEFINITIONS
@@ -33,7 +34,7 @@ async def test_a_task_is_claimed_done_and_leaves_the_queue_after_its_result(serv
         assert rig.source.waiting is None
         note = json.loads((tmp_path / "node-1" / "task.json").read_text())
         assert [(entry["id"], entry["type"]) for entry in note["tasks"]] == [(task, "echo")]
-        rig.source.settle(claim, {"sum": 2, "odd": "a\0b"}, None)
+        rig.source.settle(claim, succeeded({"sum": 2, "odd": "a\0b"}))
         result = await fleet.settled(task)
         assert (result.status, result.result, result.node) == ("COMPLETED", {"sum": 2, "odd": "a\ufffdb"}, "node-1")
         await rig.delivered()
@@ -55,7 +56,7 @@ async def test_a_waiting_poll_gets_a_task_at_once_and_a_node_that_is_not_ready_a
         claim = rig.source.take()
         assert claim is not None
         assert claim.id == task
-        rig.source.settle(claim, {}, None)
+        rig.source.settle(claim, succeeded({}))
         await rig.delivered()
         assert rig.source.ask()
         await fleet.asked_for()
@@ -83,13 +84,13 @@ async def test_given_back_it_goes_on_elsewhere_within_a_moment(server: NatsServe
         assert two.source.ask()
         await fleet.asked_for()
         began_s = time.monotonic()
-        one.source.hand_back(claim, "the person came back", "resubmit")
+        one.source.hand_back(claim, handed_back("the person came back"), "resubmit")
         await until(lambda: two.source.waiting is not None, "the claim elsewhere, long before the lease or the poll ends")
         print(f"given back and claimed elsewhere after {(time.monotonic() - began_s) * 1000:.1f} ms")
         taken = two.source.take()
         assert taken is not None
         assert taken.id == task
-        two.source.settle(taken, {}, None)
+        two.source.settle(taken, succeeded({}))
         assert (await fleet.settled(task)).node == "two"
         assert (await one.saw("handed-back"))["reason"] == "the person came back"
 
@@ -106,7 +107,7 @@ async def test_what_a_task_has_saved_goes_with_it_to_the_next_node(server: NatsS
             claim = await here.claim()
             assert claim.payload == ({"n": 1} if not place else {"n": 1, "rae_state": {"step": place - 1}})
             saved = replace(claim, payload={**claim.payload, "rae_state": {"step": place}})
-            here.source.hand_back(saved, "the person came back", "resubmit")
+            here.source.hand_back(saved, handed_back("the person came back"), "resubmit")
             assert there.source.waiting is None
         last = await two.claim()
         assert last.payload == {"n": 1, "rae_state": {"step": 2}}
@@ -116,7 +117,7 @@ async def test_what_a_task_has_saved_goes_with_it_to_the_next_node(server: NatsS
         await two.saw("place-lost")
         again = await one.claim()
         assert (again.id, again.payload) == (task, {"n": 1})
-        one.source.settle(again, {}, None)
+        one.source.settle(again, succeeded({}))
         assert (await fleet.settled(task)).node == "one"
 
 
@@ -150,7 +151,7 @@ async def test_a_result_that_is_too_large_for_the_fleet_is_a_failure_with_that_r
 ) -> None:
     async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
         task = await fleet.submit()
-        rig.source.settle(await rig.claim(), {"text": "x" * (9 << 20)}, None)
+        rig.source.settle(await rig.claim(), succeeded({"text": "x" * (9 << 20)}))
         assert "too large" in str((await fleet.settled(task)).error)
 
 
@@ -171,9 +172,9 @@ async def test_a_task_has_one_outcome(server: NatsServer, tmp_path: Path) -> Non
     async with operator(server.url, lease_s=60) as fleet, node(server.url, tmp_path) as rig:
         task = await fleet.submit()
         claim = await rig.claim()
-        rig.source.settle(claim, {"x": 1}, None)
-        rig.source.hand_back(claim, "the person came back", "resubmit")
-        rig.source.hand_back(claim, "the person came back", "fail")
+        rig.source.settle(claim, succeeded({"x": 1}))
+        rig.source.hand_back(claim, handed_back("the person came back"), "resubmit")
+        rig.source.hand_back(claim, handed_back("the person came back"), "fail")
         await rig.delivered()
         assert await rig.poll() is None
         assert (await fleet.settled(task)).result == {"x": 1}
@@ -181,8 +182,8 @@ async def test_a_task_has_one_outcome(server: NatsServer, tmp_path: Path) -> Non
         assert "handed-back" not in rig.names()
         await fleet.submit()
         claim = await rig.claim()
-        rig.source.hand_back(claim, "the person came back", "resubmit")
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.hand_back(claim, handed_back("the person came back"), "resubmit")
+        rig.source.settle(claim, succeeded({"x": 1}))
         await rig.saw("handed-back")
         assert rig.names().count("outcome-ignored") == 3
         assert rig.source.counts == {"done": 1, "failed": 0, "handed_back": 1, "second": 0}

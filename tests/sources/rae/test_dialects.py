@@ -9,6 +9,7 @@ from support import rae_server as s
 from support.rae_rig import in_made_time, running
 from support.rae_server import RaeServer, in_loop
 
+from states.ending import succeeded
 from states.observation import Link
 from supervisor.config.schema import ControlPaths
 from supervisor.sources.base import Claim
@@ -26,7 +27,7 @@ async def test_each_dialect_is_found_and_a_task_goes_round(tmp_path: Path, diale
         task_id = server.add("kind", {"a": 1}, 3)
         claim = await rig.claim()
         assert claim == Claim(task_id, "kind", {"a": 1}, 3)
-        rig.source.settle(claim, {"x": 2}, None)
+        rig.source.settle(claim, succeeded({"x": 2}))
         await rig.delivered()
         assert server.task(task_id)["status"] == "COMPLETED"
         assert server.task(task_id)["result"] == {"x": 2}

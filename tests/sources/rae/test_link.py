@@ -12,6 +12,7 @@ from support.ports import free_port
 from support.rae_rig import NODE_ID, running
 from support.rae_server import RaeServer, in_loop, until
 
+from states.ending import succeeded
 from states.observation import Link
 from supervisor.sources.base import Availability
 
@@ -83,7 +84,7 @@ async def test_without_retry_one_failure_gives_the_link_up_until_resumed(tmp_pat
         await until(lambda: rig.source.status.link is Link.LOST)
         assert "retry_on_disconnect" in rig.source.status.reason
         assert not rig.source.ask()
-        rig.source.settle(claim, {"done": True}, None)
+        rig.source.settle(claim, succeeded({"done": True}))
         calls = len(server.calls)
         await asyncio.sleep(0)
         assert (rig.source.status.outbox, len(server.calls)) == (1, calls)

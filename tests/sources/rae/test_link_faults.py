@@ -21,6 +21,7 @@ from support.bad_answers import SENTINEL, TABLE, Bad
 from support.rae_rig import in_made_time, running
 from support.rae_server import RaeServer, in_loop, until
 
+from states.ending import handed_back, succeeded
 from states.observation import Link
 from supervisor.sources.base import Availability
 
@@ -71,7 +72,7 @@ async def test_a_bad_answer_to_a_result(tmp_path: Path, bad: Bad) -> None:
         task_id = server.add()
         claim = await rig.claim()
         server.faults["result"].append(bad.fault)
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await rig.delivered()
         task = server.task(task_id)
         expected = {"again": ("COMPLETED", 0), "failed": ("FAILED", 0), "lost": ("PROCESSING", 1)}[bad.result]
@@ -90,7 +91,7 @@ async def test_a_bad_answer_to_a_post_anew(tmp_path: Path, bad: Bad) -> None:
         task_id = server.add("kind", {"a": 1})
         claim = await rig.claim()
         server.faults["create"].append(bad.fault)
-        rig.source.hand_back(claim, "user returned", "resubmit")
+        rig.source.hand_back(claim, handed_back("user returned"), "resubmit")
         await rig.delivered()
         task = server.task(task_id)
         assert task["status"] == "FAILED"
@@ -206,7 +207,7 @@ async def test_without_retry_one_failure_of_any_call_gives_the_link_up(tmp_path:
         elif call == "poll":
             assert rig.source.ask()
         elif call == "result":
-            rig.source.settle(claim, {}, None)
+            rig.source.settle(claim, succeeded({}))
         await until(lambda: rig.source.status.link is Link.LOST)
         calls = len(server.calls)
         assert not rig.source.ask()

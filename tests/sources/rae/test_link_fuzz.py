@@ -24,6 +24,7 @@ from support import rae_server as s
 from support.clock import MadeLoop, ManualClock
 from support.rae_server import RaeServer
 
+from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import SystemClock
@@ -242,11 +243,11 @@ class Conversation:
     def _end(self, source: RaeHttp, claim: Claim) -> None:
         match self.ends[counts["claims"] % len(self.ends)]:
             case "done":
-                source.settle(claim, {"echo": claim.payload}, None)
+                source.settle(claim, succeeded({"echo": claim.payload}))
             case "failed":
-                source.settle(claim, {}, "failed")
+                source.settle(claim, failed("failed"))
             case how:
-                source.hand_back(claim, "user returned", how)
+                source.hand_back(claim, handed_back("user returned"), how)
 
     async def _recovers(self, source: RaeHttp) -> None:
         """From now on the server tells the truth: a task comes, and its result arrives."""
@@ -257,9 +258,9 @@ class Conversation:
                 while source.asking:
                     await asyncio.sleep(1)
                 if (claim := source.take()) is not None and claim.id == task_id:
-                    source.settle(claim, {"x": 1}, None)
+                    source.settle(claim, succeeded({"x": 1}))
                 elif claim is not None:  # what the script's answers led to posting anew
-                    source.settle(claim, {}, None)
+                    source.settle(claim, succeeded({}))
             await asyncio.sleep(45)
             if self.server.task(task_id)["status"] == "COMPLETED" and not source.status.outbox:
                 assert source.status.link is Link.UP

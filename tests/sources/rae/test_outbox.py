@@ -13,6 +13,7 @@ from support import rae_server as s
 from support.rae_rig import clock, in_made_time, running
 from support.rae_server import RaeServer, in_loop, until
 
+from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.sources import sanitize as clean
 from supervisor.sources.base import Claim
@@ -45,7 +46,7 @@ async def test_an_outcome_arrives_as_what_it_is(
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         task_id = server.add()
-        rig.source.settle(await rig.claim(), result, error)
+        rig.source.settle(await rig.claim(), succeeded(result) if error is None else failed(error, result))
         await rig.delivered()
         task = server.task(task_id)
         assert (task["status"], task["result"]) == (status, stored)
@@ -70,7 +71,7 @@ async def test_an_outcome_is_posted_until_it_is_confirmed(tmp_path: Path, fault:
         task_id = server.add()
         claim = await rig.claim()
         server.faults["result"] += [fault, fault]
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await rig.delivered()
         assert server.task(task_id)["status"] == "COMPLETED"
         assert rig.note == []
@@ -85,7 +86,7 @@ async def test_what_the_server_says_no_to_for_good_is_lost_and_said(tmp_path: Pa
         server.add()
         claim = await rig.claim()
         server.always["result"] = s.status(status, {"error": {}})
-        rig.source.settle(claim, {"x": SENTINEL}, None)
+        rig.source.settle(claim, succeeded({"x": SENTINEL}))
         await rig.delivered()
         assert len(server.of("result")) == posts, "a bare failure is the last try"
         assert rig.names().count("outcome-lost") == 1
@@ -101,7 +102,7 @@ async def test_a_result_that_the_server_cannot_take_becomes_a_failure_that_says_
         task_id = server.add()
         claim = await rig.claim()
         server.faults["result"] += [s.status(500)] * outbox.REFUSALS
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await rig.delivered()
         task = server.task(task_id)
         assert (task["status"], task["result"]) == ("FAILED", {})
@@ -120,7 +121,7 @@ async def test_a_result_whose_answer_was_lost_is_not_made_a_failure_by_a_later_r
         task_id = server.add()
         claim = await rig.claim()
         server.faults["result"] += [fault, *[s.status(refusal, {"error": {}})] * outbox.REFUSALS]
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await rig.delivered()
         assert (server.task(task_id)["status"], server.task(task_id)["result"]) == ("COMPLETED", {"x": 1})
         assert "delivered" in rig.names()
@@ -135,7 +136,7 @@ async def test_a_server_that_is_broken_altogether_does_not_cost_a_result(tmp_pat
         task_id = server.add()
         claim = await rig.claim()
         server.always = {kind: s.status(500) for kind in ("result", "heartbeat")}
-        rig.source.settle(claim, {"x": 1}, None)
+        rig.source.settle(claim, succeeded({"x": 1}))
         await until(lambda: len(server.of("result")) > 2 * outbox.REFUSALS)
         server.always.clear()
         await rig.delivered()
@@ -148,11 +149,11 @@ async def test_a_result_too_large_is_a_failure_that_says_so(tmp_path: Path, monk
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         by_us, by_server = server.add(), server.add()
-        rig.source.settle(await rig.claim(), {"x": "y" * 200_000}, None)
+        rig.source.settle(await rig.claim(), succeeded({"x": "y" * 200_000}))
         await rig.delivered()
         claim = await rig.claim()
         server.faults["result"].append(s.status(413))
-        rig.source.settle(claim, {"x": "y" * 50_000}, None)
+        rig.source.settle(claim, succeeded({"x": "y" * 50_000}))
         await rig.delivered()
         for task_id in (by_us, by_server):
             assert server.task(task_id)["status"] == "FAILED"
@@ -168,8 +169,8 @@ async def test_outcomes_wait_for_the_server_in_their_order_and_one_task_has_one(
         assert [entry["id"] for entry in rig.note] == ids
         server.always = dict.fromkeys(("result", "heartbeat", "register"), s.closed)
         for claim in claims:
-            rig.source.settle(claim, {}, None)
-        rig.source.hand_back(claims[1], "user returned", "resubmit")
+            rig.source.settle(claim, succeeded({}))
+        rig.source.hand_back(claims[1], handed_back("user returned"), "resubmit")
         await until(lambda: len(server.of("result")) > 3)
         assert rig.source.status.outbox == 2
         assert rig.source.status.link is Link.DOWN
@@ -200,8 +201,8 @@ async def test_an_answer_that_gives_a_large_result_back_is_not_read_to_its_end(t
         await rig.up()
         done, back = server.add(), server.add("kind", {"p": "x" * 700_000})
         first, second = await rig.claim(), await rig.claim()
-        rig.source.settle(first, {"x": "y" * 2_000_000}, None)
-        rig.source.hand_back(second, "user returned", "resubmit")
+        rig.source.settle(first, succeeded({"x": "y" * 2_000_000}))
+        rig.source.hand_back(second, handed_back("user returned"), "resubmit")
         await rig.delivered()
         assert len(server.task(done)["result"]["x"]) == 2_000_000
         assert "resubmitted as" in server.task(back)["error"]
@@ -230,8 +231,8 @@ async def test_an_outcome_that_the_server_cannot_take_in_any_form_holds_up_no_ot
         await rig.up()
         first, second = server.add(), server.add()
         server.faults["result"] += [s.status(500)] * 2 * outbox.REFUSALS
-        rig.source.settle(await rig.claim(), {"x": 1}, None)
-        rig.source.settle(await rig.claim(), {"x": 2}, None)
+        rig.source.settle(await rig.claim(), succeeded({"x": 1}))
+        rig.source.settle(await rig.claim(), succeeded({"x": 2}))
         await rig.delivered()
         assert [event["task"] for event in rig.events if event["event"] == "outcome-lost"] == [first]
         assert server.task(second)["result"] == {"x": 2}
@@ -255,8 +256,8 @@ async def test_an_outcome_that_we_cannot_handle_holds_up_no_other(
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         first, second = server.add(), server.add()
-        rig.source.settle(await rig.claim(), {"x": 1}, None)
-        rig.source.settle(await rig.claim(), {"x": 2}, None)
+        rig.source.settle(await rig.claim(), succeeded({"x": 1}))
+        rig.source.settle(await rig.claim(), succeeded({"x": 2}))
         await rig.delivered()
         assert server.task(second)["result"] == {"x": 2}
         lost = [event["task"] for event in rig.events if event["event"] == "outcome-lost"]
@@ -272,7 +273,7 @@ async def test_outcomes_that_nobody_takes_do_not_pile_up(tmp_path: Path) -> None
         for _ in range(MAX_WAITING + 1):
             server.add()
         for _ in range(MAX_WAITING):
-            rig.source.settle(await rig.claim(), {"x": 1}, None)
+            rig.source.settle(await rig.claim(), succeeded({"x": 1}))
         assert rig.source.status.link is Link.UP
         assert not rig.source.ask()
         assert rig.source.status.outbox == MAX_WAITING
@@ -302,7 +303,7 @@ async def test_resubmit_posts_the_task_anew_then_fails_the_old_one(tmp_path: Pat
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         old = server.add("kind", {"a": [1, "ü"]}, 7)
-        rig.source.hand_back(await rig.claim(), "user active on\nseat0", "resubmit")
+        rig.source.hand_back(await rig.claim(), handed_back("user active on\nseat0"), "resubmit")
         await rig.delivered()
         assert [name for name, _ in server.calls][-2:] == ["create", "result"]
         again = await rig.claim()
@@ -325,9 +326,9 @@ async def test_large_outcomes_are_cleaned_beside_the_loop(tmp_path: Path, monkey
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         server.add("kind", {"large": 1})
-        rig.source.hand_back(await rig.claim(), "user returned", "resubmit")
+        rig.source.hand_back(await rig.claim(), handed_back("user returned"), "resubmit")
         await rig.delivered()
-        rig.source.settle(await rig.claim(), {"large": 2}, None)
+        rig.source.settle(await rig.claim(), succeeded({"large": 2}))
         await rig.delivered()
     assert len(where) == 2
     assert threading.main_thread() not in where
@@ -338,7 +339,7 @@ async def test_fail_has_the_stable_prefix_and_posts_nothing(tmp_path: Path) -> N
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         old = server.add()
-        rig.source.hand_back(await rig.claim(), "user returned", "fail")
+        rig.source.hand_back(await rig.claim(), handed_back("user returned"), "fail")
         await rig.delivered()
         assert server.task(old)["error"] == "preempted: user returned"
         assert server.of("create") == []
@@ -361,7 +362,7 @@ async def test_a_repost_is_repeated_only_with_a_word(tmp_path: Path, fault: s.Fa
         old = server.add()
         claim = await rig.claim()
         server.faults["create"].append(fault)
-        rig.source.hand_back(claim, "user returned", "resubmit")
+        rig.source.hand_back(claim, handed_back("user returned"), "resubmit")
         await rig.delivered()
         assert len(server.of("create")) == posts
         assert ("repost-repeated" in rig.names()) == doubt
@@ -379,7 +380,7 @@ async def test_a_task_that_cannot_be_posted_anew_is_failed(tmp_path: Path, fault
     async with RaeServer(always={"create": fault}).listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         old = server.add()
-        rig.source.hand_back(await rig.claim(), "user returned", "resubmit")
+        rig.source.hand_back(await rig.claim(), handed_back("user returned"), "resubmit")
         await rig.delivered()
         assert server.task(old)["error"].startswith("preempted: user returned; could not be resubmitted")
 
@@ -391,8 +392,8 @@ async def test_a_task_that_the_server_cannot_take_anew_holds_up_no_other(tmp_pat
         await rig.up()
         first, second = server.add(), server.add()
         server.always["create"] = s.status(500)
-        rig.source.hand_back(await rig.claim(), "user returned", "resubmit")
-        rig.source.settle(await rig.claim(), {"x": 1}, None)
+        rig.source.hand_back(await rig.claim(), handed_back("user returned"), "resubmit")
+        rig.source.settle(await rig.claim(), succeeded({"x": 1}))
         await rig.delivered()
         assert server.task(first)["error"] == "preempted: user returned; could not be resubmitted (status 500)"
         assert server.task(second)["result"] == {"x": 1}
@@ -413,7 +414,7 @@ async def test_an_orderly_stop_delivers_and_gives_back_what_was_not_taken(tmp_pa
             server.faults["result"].append(s.status(503))
             assert rig.source.ask()
             await until(lambda: rig.source.waiting)
-            rig.source.settle(claim, {}, None)
+            rig.source.settle(claim, succeeded({}))
         assert server.task(done)["status"] == "COMPLETED"
         assert server.task(waiting)["error"] == "preempted: node stopped"
         assert server.of("heartbeat")[-1]["status"] == "OFFLINE"
@@ -430,7 +431,7 @@ async def test_a_stop_keeps_its_deadline_and_says_what_is_left(tmp_path: Path) -
         async with running(server, tmp_path, stop_s=0.3, read_timeout_sec=30, total_timeout_sec=30) as rig:
             await rig.up()
             task_id = server.add()
-            rig.source.settle(await rig.claim(), {}, None)
+            rig.source.settle(await rig.claim(), succeeded({}))
             began_s = clock().now_s()
         assert clock().now_s() - began_s < 1
         assert [event["task"] for event in rig.events if event["event"] == "undelivered"] == [task_id]
@@ -458,8 +459,8 @@ async def test_a_journal_that_fails_ends_nothing(tmp_path: Path) -> None:
         rig.source._on_event = fails
         server.add()
         server.faults["result"].append(s.closed)
-        rig.source.settle(await rig.claim(), {}, None)
+        rig.source.settle(await rig.claim(), succeeded({}))
         await rig.delivered()
         await rig.up()
-        rig.source.settle(Claim("7bc3cfb7-7654-4c30-a856-0f28b426b085", "t"), {}, None)
+        rig.source.settle(Claim("7bc3cfb7-7654-4c30-a856-0f28b426b085", "t"), succeeded({}))
         await asyncio.wait_for(until(lambda: rig.source.status.outbox == 0), 10)

@@ -11,6 +11,7 @@ from support import rae_server as s
 from support.rae_rig import NODE_ID, running
 from support.rae_server import RaeServer, in_loop, until
 
+from states.ending import handed_back, succeeded
 from supervisor.sources.in_flight import UNKNOWN, Notes
 
 SENTINEL = "sentinel-7f3a"
@@ -31,7 +32,7 @@ async def test_the_note_is_there_before_the_claim_and_holds_no_payload(tmp_path:
         assert claim is not None
         assert SENTINEL not in repr(claim)
         assert all(SENTINEL.encode() not in path.read_bytes() for path in tmp_path.rglob("*"))
-        rig.source.settle(claim, {"secret": SENTINEL}, None)
+        rig.source.settle(claim, succeeded({"secret": SENTINEL}))
         await rig.delivered()
         assert list(tmp_path.iterdir()) == []
         assert SENTINEL not in repr(rig.events)
@@ -139,7 +140,7 @@ async def test_a_power_cut_between_repost_and_failure_is_such_a_crash(tmp_path: 
         old = server.add()
         async with running(server, tmp_path, stop_s=None) as rig:
             await rig.up()
-            rig.source.hand_back(await rig.claim(), "user returned", "resubmit")
+            rig.source.hand_back(await rig.claim(), handed_back("user returned"), "resubmit")
             await until(lambda: server.of("result"))
         server.always.clear()
         async with running(server, tmp_path) as rig:
@@ -288,6 +289,6 @@ async def test_a_task_queued_again_behind_our_back_is_not_run_twice(tmp_path: Pa
         task.status, task.assigned_node_id = "PENDING", None
         assert await rig.poll() is None
         assert "claim-ignored" in rig.names()
-        rig.source.settle(claim, {}, None)
+        rig.source.settle(claim, succeeded({}))
         await rig.delivered()
         assert server.task(task_id)["status"] == "COMPLETED"

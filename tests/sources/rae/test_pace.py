@@ -11,6 +11,8 @@ from support import rae_server as s
 from support.rae_rig import clock, in_made_time, running
 from support.rae_server import RaeServer, until
 
+from states.ending import failed, succeeded
+
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("as_date", [False, True], ids=["seconds", "a date"])
@@ -26,7 +28,7 @@ async def test_retry_after_is_waited_for_by_all_requests(tmp_path: Path, status:
         assert await rig.poll() is None
         await until(lambda: rig.source.status.next_try_s)
         calls = len(server.calls)
-        rig.source.settle(claim, {}, None)
+        rig.source.settle(claim, succeeded({}))
         assert str(status) in rig.source.status.reason
         await rig.up()
         await rig.delivered()
@@ -59,7 +61,7 @@ async def test_neither_the_operator_nor_the_end_waits_for_a_retry_after(tmp_path
                 if not end:
                     rig.source.resume()
                     await rig.up()
-            rig.source.settle(claim, {"x": 1}, None)
+            rig.source.settle(claim, succeeded({"x": 1}))
         assert clock().now_s() - began_s < 60
         assert server.task(claim.id)["status"] == "COMPLETED"
         assert server.of("heartbeat")[-1]["status"] == "OFFLINE"
@@ -107,7 +109,7 @@ async def test_one_request_of_a_kind_is_in_flight(tmp_path: Path) -> None:
     async with server.listening(), running(server, tmp_path, heartbeat_s=0.01) as rig:
         await rig.up()
         server.add()
-        rig.source.settle(await rig.claim(), {}, "failed")
+        rig.source.settle(await rig.claim(), failed("failed"))
         await until(lambda: len(server.of("result")) > 4)
         assert not twice
         server.always.clear()

@@ -9,6 +9,8 @@ from support import rae_server as s
 from support.rae_rig import running
 from support.rae_server import RaeServer, in_loop, until
 
+from states.ending import handed_back, succeeded
+
 
 @in_loop
 async def test_it_never_polls_by_itself_and_holds_one_claim(tmp_path: Path) -> None:
@@ -27,7 +29,7 @@ async def test_it_never_polls_by_itself_and_holds_one_claim(tmp_path: Path) -> N
         waiting = rig.source.waiting
         assert waiting is not None
         assert waiting.id == first
-        rig.source.hand_back(waiting, "user returned", "fail")
+        rig.source.hand_back(waiting, handed_back("user returned"), "fail")
         assert rig.source.waiting is None
         assert rig.source.take() is None
         assert (await rig.claim()).id == second
@@ -58,7 +60,7 @@ async def test_a_lost_poll_is_said_and_a_new_life_gets_the_task_back(tmp_path: P
         await until(lambda: "poll-lost" in rig.names())
         await rig.up()
         server.always["result"] = s.status(503)
-        rig.source.settle(first, {}, None)
+        rig.source.settle(first, succeeded({}))
         assert not rig.source.ask(), "the new life would take back what is on its way"
         server.always.clear()
         await rig.delivered()
