@@ -219,7 +219,7 @@ def _trouble(context: dict[str, Any]) -> str:
 
 def _server(daemon: Daemon, config: Config) -> ControlServer:
     from supervisor.linux.control_socket import SOCKET_NAME, ControlServer
-    from supervisor.tasks.process import process_tree as holds
+    from supervisor.tasks.process import process_tree
 
     node = daemon.node
     handlers = {
@@ -232,7 +232,7 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
 
     def barred(pid: int) -> bool:
         """It may be of our task: it descends from us, or has gone since it connected."""
-        return node.slot.tree is not None and holds.descends(pid, os.getpid()) is not False
+        return node.slot.tree is not None and process_tree.descends(pid, os.getpid()) is not False
 
     return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), hearings, barred)
 

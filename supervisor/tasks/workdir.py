@@ -1,7 +1,7 @@
 """The folder that tasks work in: private, fresh for each task, and wiped whatever a task has left there (R6).
 
 Nothing here follows a symbolic link, and no name made by a task is ever used as a path: every step is one component
-relative to an open folder. Standard library only, and little of it: a task's keeper imports it too.
+relative to an open folder. Standard library only, and little of it: a task's shim imports it too.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _enter(parent: int, name: str) -> int:
 def _remove(root: int, name: str) -> list[OSError]:
     """Remove the entry `name` of the open folder `root`, whatever it is; returns what went wrong, in order.
 
-    Two may do this at once, the daemon and a task's keeper: what the other has taken is fine, what it has moved up after
+    Two may do this at once, the daemon and a task's shim: what the other has taken is fine, what it has moved up after
     we had looked is met in the next round.
     """
     for _ in range(_ROUNDS):

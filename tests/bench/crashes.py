@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 from support.running import ControlNode, NodeFolder, control_node, daemon
 from support.waiting import until
 
-GONE_S = 10.0  # a keeper freezes, kills and wipes after its daemon; a busy machine gets time for it
+GONE_S = 10.0  # a shim freezes, kills and wipes after its daemon; a busy machine gets time for it
 AGAIN = re.compile(r"resubmitted as ([0-9a-f-]{36})")
 # Every task leaves what a crash could leave: a file half written, a child in a session of its own, an orphan.
 SCRIPT = 'cat > "$HOME/half"; echo x >> "$RUNS/$RAE_TASK_ID"; setsid sleep 1000 & (sleep 1000 &); sleep {}; '

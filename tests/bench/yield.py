@@ -4,7 +4,7 @@
 
 Real tasks (200 processes that burn the CPU, half of them double-forked; a memory hog; a writer), started by the real
 executor at the lowest priority. The sign is a new terminal in /dev/pts, as an SSH login or a terminal window opens one.
-Ours is the whole way: sensor, look, `propose`, performer, keeper. The limit, in the same run and on the same tasks: ten
+Ours is the whole way: sensor, look, `propose`, performer, shim. The limit, in the same run and on the same tasks: ten
 lines that watch /dev/pts and write cgroup.freeze and cgroup.kill themselves. `busy` rows: the person's own work keeps
 both cores busy meanwhile. When a tree is frozen and gone is read from its cgroup.events by a thread of its own, for both.
 `no cgroup`: both walk /proc, SIGSTOP and SIGKILL, and know what they have seen themselves. Exit 1 when short of
@@ -197,7 +197,7 @@ async def ours(containment: Containment, code: str, folder: Path, runs: int, tel
         if watcher is not None:
             await asyncio.to_thread(watcher.join, 10)
             frozen_s, gone_s = watcher.frozen_s, watcher.gone_s
-        if not 0 < frozen_s < gone_s:  # no thread, or it was late: by the keeper's word, rounded up
+        if not 0 < frozen_s < gone_s:  # no thread, or it was late: by the shim's word, rounded up
             told = re.search(r"\bfrozen (\d+) ms", outcome.results[0].detail)
             frozen_s = decided_s + (int(told[1]) + 1) / 1e3 if told else gone_s
         times.note(began_s, decided=decided_s, frozen=frozen_s, gone=gone_s, settled=source.back_s)

@@ -44,13 +44,13 @@ sys.exit(main())
 ATTACK = """
 import ctypes, json, os
 ppid = lambda pid: int(open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[1])
-keeper = os.getppid()
-node = ppid(keeper)
+shim = os.getppid()
+node = ppid(shim)
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.argtypes = [ctypes.c_long] * 4
-traced = [libc.ptrace(16, pid, 0, 0) for pid in (node, keeper)]
+traced = [libc.ptrace(16, pid, 0, 0) for pid in (node, shim)]
 signalled = 0
-for pid in (node, keeper):
+for pid in (node, shim):
     for number in (15, 19, 9):
         try:
             os.kill(pid, number)

@@ -72,7 +72,7 @@ async def bench(held: Containment, root: Path) -> AsyncIterator[Bench]:
     finally:
         for task in made.tasks:
             await task.stop(0)
-    await until_async(lambda: not marked_with(str(made.folder)), what="the keeper has gone")
+    await until_async(lambda: not marked_with(str(made.folder)), what="the shim has gone")
     await until_async(lambda: len(os.listdir("/proc/self/fd")) <= files, what="our files are closed")
     assert not made.folder.exists() or not any(made.folder.iterdir())
     if isinstance(held, CgroupContainment):

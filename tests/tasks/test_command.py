@@ -19,8 +19,7 @@ from support.task_bench import Bench, held, py, run
 from support.trees import alive, command, marked_with, pids_in, until_async
 
 from supervisor.tasks.executors.base import FreezeFailed, StartFailed, StopFailed
-from supervisor.tasks.process import command_process as command_task
-from supervisor.tasks.process import shim as keeper
+from supervisor.tasks.process import command_process, shim
 from supervisor.tasks.process.command_process import CommandTask
 from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment
 
@@ -164,7 +163,7 @@ def test_last_in_line_for_processor_and_disk(uid: int, born: tuple[int, int, int
     if (child := os.fork()) == 0:
         resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
         os.setresuid(uid, uid, uid)
-        keeper.be_polite()
+        shim.be_polite()
         found = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), int(psutil.Process().ionice().ioclass)
         os.write(told, json.dumps(found).encode())
         os._exit(0)
@@ -201,14 +200,14 @@ def test_a_start_given_up_leaves_nothing(held: Containment, tmp_path: Path) -> N
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
-        await until_async(lambda: not bench.folder.exists(), what="the keeper has wiped")
+        await until_async(lambda: not bench.folder.exists(), what="the shim has wiped")
 
     run(held, tmp_path, body)
 
 
 def test_a_start_that_hangs_is_given_up(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_task, "START_LIMIT_S", 0.2)
-    monkeypatch.setattr(command_task, "_KEEPER", "import time; time.sleep(1000)")
+    monkeypatch.setattr(command_process, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(command_process, "_SHIM", "import time; time.sleep(1000)")
 
     async def body(bench: Bench) -> None:
         with pytest.raises(StartFailed, match="not started within 0 s"):
@@ -297,34 +296,34 @@ def test_a_task_that_is_being_stopped_is_not_thawed(held: Containment, tmp_path:
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_freeze_without_a_keeper_fails_in_words(
+def test_a_freeze_without_a_shim_fails_in_words(
     held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
 ) -> None:
-    monkeypatch.setattr(command_task, "ANSWER_LIMIT_S", 0.3)
+    monkeypatch.setattr(command_process, "ANSWER_LIMIT_S", 0.3)
 
     async def body(bench: Bench) -> None:
         task = await bench.start("sleep", "1000")
-        os.kill(task._keeper.pid, blow)
-        with pytest.raises(FreezeFailed, match=r"its keeper (was killed|did not answer)|it ended|it is gone"):
+        os.kill(task._shim.pid, blow)
+        with pytest.raises(FreezeFailed, match=r"its shim (was killed|did not answer)|it ended|it is gone"):
             await task.freeze()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(task._keeper.pid, signal.SIGCONT)
+            os.kill(task._shim.pid, signal.SIGCONT)
 
     run(held, tmp_path, body)
 
 
-def test_a_tree_in_a_cgroup_stands_before_its_keeper_gets_its_turn(held: Containment, tmp_path: Path) -> None:
+def test_a_tree_in_a_cgroup_stands_before_its_shim_gets_its_turn(held: Containment, tmp_path: Path) -> None:
     if not isinstance(held, CgroupContainment):
-        pytest.skip("without a cgroup the keeper's walk is the shortest way")
+        pytest.skip("without a cgroup the shim's walk is the shortest way")
 
     async def body(bench: Bench) -> None:
         task = await bench.start("sh", "-c", "trap 'echo bye >&2; exit 3' TERM; touch up; while :; do sleep 0.01; done")
         await until_async((bench.folder / "up").exists)
-        os.kill(task._keeper.pid, signal.SIGSTOP)
+        os.kill(task._shim.pid, signal.SIGSTOP)
         frozen = Path(task._cgroup or "", "cgroup.freeze")
         stopping = asyncio.ensure_future(task.stop(20))
         await until_async(lambda: frozen.read_text() == "1\n", what="the order")
-        os.kill(task._keeper.pid, signal.SIGCONT)
+        os.kill(task._shim.pid, signal.SIGCONT)
         assert "term" in await stopping
         assert task.error == "exit: code 3"
 
@@ -403,19 +402,19 @@ def test_stop_while_it_ends_by_itself(held: Containment, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_task_that_turns_on_its_keeper(
+def test_a_task_that_turns_on_its_shim(
     held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
 ) -> None:
-    monkeypatch.setattr(command_task, "ANSWER_LIMIT_S", 0.3)
+    monkeypatch.setattr(command_process, "ANSWER_LIMIT_S", 0.3)
 
     async def body(bench: Bench) -> None:
         task, workers = await nasty(bench, tmp_path / "out", 8)
-        os.kill(task._keeper.pid, blow)
+        os.kill(task._shim.pid, blow)
         if blow == signal.SIGSTOP:
-            assert await task.stop(0) == "cleared away by the daemon, for its keeper did not answer"
+            assert await task.stop(0) == "cleared away by the daemon, for its shim did not answer"
         async with asyncio.timeout(10):
             await bench.ended.wait()
-        assert task.error == f"lost: stopped, for its keeper {'was killed' if blow == signal.SIGKILL else 'did not answer'}"
+        assert task.error == f"lost: stopped, for its shim {'was killed' if blow == signal.SIGKILL else 'did not answer'}"
         assert not [pid for pid in workers if alive(pid)]
 
     run(held, tmp_path, body)
@@ -435,11 +434,13 @@ def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "older", ["keeper._SYS_CLONE3 = 9999", "keeper.holds._children = lambda pid: open('/nothing')"], ids=["clone3", "children"]
+    "older",
+    ["shim._SYS_CLONE3 = 9999", "shim.process_tree._children = lambda pid: open('/nothing')"],
+    ids=["clone3", "children"],
 )
 def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
-    patched = f"from supervisor.tasks.process import shim as keeper; {older}; main("
-    monkeypatch.setattr(command_task, "_KEEPER", command_task._KEEPER.replace("main(", patched, 1))
+    patched = f"from supervisor.tasks.process import shim; {older}; main("
+    monkeypatch.setattr(command_process, "_SHIM", command_process._SHIM.replace("main(", patched, 1))
 
     async def body(bench: Bench) -> None:
         task, workers = await nasty(bench, tmp_path / "out", 6)
@@ -453,9 +454,9 @@ def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pyt
 def test_nothing_of_payload_or_result_reaches_a_command_line(held: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         task = await bench.start("sh", "-c", "cat > /dev/null; sleep 1000", payload={"key": SECRET}, env={"TOKEN": SECRET})
-        for pid in [*task.pids(), task._keeper.pid]:
+        for pid in [*task.pids(), task._shim.pid]:
             assert SECRET not in Path(f"/proc/{pid}/cmdline").read_text()
-        assert SECRET not in Path(f"/proc/{task._keeper.pid}/environ").read_text()
+        assert SECRET not in Path(f"/proc/{task._shim.pid}/environ").read_text()
         assert json.loads(json.dumps(dict(task.result))) == {}
 
     run(held, tmp_path, body)

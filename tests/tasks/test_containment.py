@@ -18,8 +18,7 @@ import pytest
 from support.trees import NOBODY, OURS, Plain, alive, marked_with, pids_in, plain, until
 
 from supervisor.tasks.executors.base import StopFailed
-from supervisor.tasks.process import containment
-from supervisor.tasks.process import process_tree as holds
+from supervisor.tasks.process import containment, process_tree
 from supervisor.tasks.process.containment import CgroupContainment, TreeContainment, detect, node_mark, task_mark
 
 DETECTED = detect()
@@ -76,7 +75,7 @@ def cgroup_for(user: int) -> Iterator[str]:
             os.chown(f"{base}/{name}", user, user)
         yield base
     finally:
-        hold = holds.CgroupHold(0, base)
+        hold = process_tree.CgroupTree(0, base)
         until(lambda: not hold.pids(), what="the test's cgroup is empty")
         hold.remove()
 
@@ -125,7 +124,7 @@ def test_a_killed_daemon_leaves_no_process_and_no_file(setting: Setting) -> None
     finish(daemon)
     until(lambda: not [pid for pid in workers if alive(pid)], what="the workers are gone")
     until(lambda: not list(setting.root.iterdir()), what="the work folder is empty")
-    until(lambda: not marked_with(node_mark(setting.root)), what="the keeper is gone")
+    until(lambda: not marked_with(node_mark(setting.root)), what="the shim is gone")
     until(lambda: not setting.groups(), what="the cgroup is gone")
 
 
@@ -147,10 +146,10 @@ def test_hoppers_as_that_user(setting: Setting) -> None:
     until(lambda: len(pids_in(setting.out)) == 6)
     out, _ = daemon.communicate("go\n", timeout=60)
     assert daemon.returncode == 0, out
-    until(lambda: not marked_with(node_mark(setting.root)), what="the keeper is gone")
+    until(lambda: not marked_with(node_mark(setting.root)), what="the shim is gone")
 
 
-def test_sweep_clears_what_daemon_and_keeper_left(setting: Setting) -> None:
+def test_sweep_clears_what_daemon_and_shim_left(setting: Setting) -> None:
     """Both are killed at once, as systemd does with the whole service; the next start finds the orphans."""
     daemon = setting.daemon("-", "nasty", str(WORKERS), str(setting.out))
     until(lambda: len(pids_in(setting.out)) == WORKERS)
@@ -161,10 +160,10 @@ def test_sweep_clears_what_daemon_and_keeper_left(setting: Setting) -> None:
         held = DETECTED if setting.kind == "detect" else TreeContainment("by choice")
     assert held.sweep(setting.root) == 0  # the daemon lives: its task is left alone
     assert all(alive(pid) for pid in workers)
-    keepers = marked_with(f"RAE_NODE_KEEPER={node_mark(setting.root)}")
-    assert len(keepers) == 1
-    os.kill(daemon.pid, signal.SIGSTOP)  # so that it cannot see its keeper go
-    os.kill(keepers[0], signal.SIGKILL)
+    shims = marked_with(f"RAE_NODE_SHIM={node_mark(setting.root)}")
+    assert len(shims) == 1
+    os.kill(daemon.pid, signal.SIGSTOP)  # so that it cannot see its shim go
+    os.kill(shims[0], signal.SIGKILL)
     finish(daemon)
     assert any(alive(pid) for pid in workers)
     assert held.sweep(setting.root) >= WORKERS - 1
@@ -173,18 +172,18 @@ def test_sweep_clears_what_daemon_and_keeper_left(setting: Setting) -> None:
     assert held.sweep(setting.root) == 0
 
 
-def test_sweep_kills_a_keeper_that_hangs(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containment, "_ORPHAN_KEEPER_LIMIT_S", 0.1)
+def test_sweep_kills_a_shim_that_hangs(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containment, "_ORPHAN_SHIM_LIMIT_S", 0.1)
     daemon = setting.daemon("-", "nasty", str(WORKERS), str(setting.out))
     until(lambda: len(pids_in(setting.out)) == WORKERS)
     workers = pids_in(setting.out)
-    (keeper,) = marked_with(f"RAE_NODE_KEEPER={node_mark(setting.root)}")
-    os.kill(keeper, signal.SIGSTOP)
+    (shim,) = marked_with(f"RAE_NODE_SHIM={node_mark(setting.root)}")
+    os.kill(shim, signal.SIGSTOP)
     finish(daemon)
     TreeContainment("by choice").sweep(setting.root, limit_s=20)
-    assert not [pid for pid in [*workers, keeper] if alive(pid)]
+    assert not [pid for pid in [*workers, shim] if alive(pid)]
     for group in setting.groups():
-        until(lambda group=group: not holds.CgroupHold(0, group).pids())
+        until(lambda group=group: not process_tree.CgroupTree(0, group).pids())
         os.rmdir(group)
 
 
@@ -192,8 +191,8 @@ def test_sweep_names_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     mark = node_mark(tmp_path)
     with subprocess.Popen(["sleep", "1000"], env={"PATH": os.defpath, "RAE_NODE_TASK": f"{mark}.task-1"}) as orphan:
         try:
-            until(lambda: (process := holds.look(orphan.pid)) is not None and process.state == "S", what="its sleep")
-            monkeypatch.setattr(holds, "send", lambda *_: None)
+            until(lambda: (process := process_tree.look(orphan.pid)) is not None and process.state == "S", what="its sleep")
+            monkeypatch.setattr(process_tree, "send", lambda *_: None)
             with pytest.raises(StopFailed, match=rf"left by a crash and still alive: {orphan.pid} \(state S\)"):
                 TreeContainment("by choice").sweep(tmp_path, limit_s=0.1)
             assert TreeContainment("by choice").sweep(tmp_path / "another", limit_s=0.1) == 0
@@ -266,25 +265,26 @@ def test_root_needs_the_mark_of_delegation(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_signal_hits_no_later_process_of_the_same_number() -> None:
     with subprocess.Popen(["sleep", "1000"]) as victim:
-        process = holds.look(victim.pid)
+        process = process_tree.look(victim.pid)
         assert process is not None
         process.started -= 1  # as if it had been another one
-        holds.send(process, signal.SIGKILL)
+        process_tree.send(process, signal.SIGKILL)
         assert alive(victim.pid)
         process.started += 1
-        holds.send(process, signal.SIGKILL)
+        process_tree.send(process, signal.SIGKILL)
         assert victim.wait(10) == -signal.SIGKILL
 
 
 def test_quick_and_thorough_walks_agree() -> None:
     with subprocess.Popen(["sh", "-c", "sleep 1000 & sh -c 'sleep 1000 & wait' & wait"], start_new_session=True) as shell:
         try:
-            until(lambda: len(holds.descendants(shell.pid)) == 3)
-            until(lambda: {p.pid for p in holds.descendants(shell.pid)} == set(holds.quick_descendants(shell.pid)))
+            until(lambda: len(process_tree.descendants(shell.pid)) == 3)
+            quick = process_tree.quick_descendants
+            until(lambda: {process.pid for process in process_tree.descendants(shell.pid)} == set(quick(shell.pid)))
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
-    assert holds.quick_descendants(shell.pid) == []
-    assert holds.look(shell.pid) is None
+    assert process_tree.quick_descendants(shell.pid) == []
+    assert process_tree.look(shell.pid) is None
 
 
 def test_a_process_that_waits_for_a_stopped_vfork_counts_as_stopped(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_a_process_that_waits_for_a_stopped_vfork_counts_as_stopped(tmp_path: Pa
         "os.waitpid(os.posix_spawn('/bin/sh', ['sh', '-c', 'read line'], {}, file_actions=[gate]), 0)\n"
     )
     with subprocess.Popen([sys.executable, "-I", "-S", "-c", code]) as root:
-        tree = holds.TreeHold(root.pid)
+        tree = process_tree.ProcessTree(root.pid)
         try:
             until(lambda: [process.state for process in tree.living()][:1] == ["D"], what="the vfork")
             assert tree.freeze(5)

@@ -13,8 +13,7 @@ import pytest
 from support.task_bench import Bench, held, py, run
 from support.trees import alive
 
-from supervisor.tasks.process import command_process as command_task
-from supervisor.tasks.process import landlock
+from supervisor.tasks.process import command_process, landlock
 from supervisor.tasks.process.containment import Containment
 
 __all__ = ["held"]
@@ -38,12 +37,12 @@ if child == 0:
     time.sleep(1000)
 os.makedirs("a/b")
 open("a/b/file", "w").close()
-keeper = os.getppid()
+shim = os.getppid()
 found = {
     "trace": tried(libc.ptrace(16, victim, 0, 0)), "memory": does(lambda: open(f"/proc/{victim}/mem", "rb").read(1)),
     "environment": does(lambda: open(f"/proc/{victim}/environ", "rb").read()),
-    "trace_keeper": tried(libc.ptrace(16, keeper, 0, 0)),
-    "signal": does(lambda: os.kill(victim, 15)), "signal_keeper": does(lambda: os.kill(keeper, 9)),
+    "trace_shim": tried(libc.ptrace(16, shim, 0, 0)),
+    "signal": does(lambda: os.kill(victim, 15)), "signal_shim": does(lambda: os.kill(shim, 9)),
     "own_trace": tried(libc.ptrace(16, child, 0, 0)), "own_signal": does(lambda: os.kill(child, 9)),
     "rename": does(lambda: os.rename("a/b/file", "a/file")), "link": does(lambda: os.link("a/file", "a/b/again")),
 }
@@ -51,7 +50,7 @@ print(json.dumps(found))
 """
 NO = "Operation not permitted"
 CLOSED = {
-    "trace": NO, "memory": "Permission denied", "trace_keeper": NO, "own_trace": "done", "own_signal": "done",
+    "trace": NO, "memory": "Permission denied", "trace_shim": NO, "own_trace": "done", "own_signal": "done",
     "rename": "done", "link": "done",
 }  # fmt: skip
 
@@ -74,7 +73,7 @@ def test_what_is_not_its_own_is_closed_to_it(
     async def body(bench: Bench) -> None:
         error, found = await bench.outcome(*py(ATTACK), str(victim.pid))
         assert error is None, found
-        assert found == {**CLOSED, "signal": NO, "signal_keeper": NO, "environment": found["environment"]}
+        assert found == {**CLOSED, "signal": NO, "signal_shim": NO, "environment": found["environment"]}
         assert alive(victim.pid)
         assert os.geteuid() == 0 or found["environment"] == "Permission denied"  # CAP_PERFMON may read it
 
@@ -83,14 +82,14 @@ def test_what_is_not_its_own_is_closed_to_it(
 
 @pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
 def test_on_an_older_kernel_it_cannot_trace(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patch = "from supervisor.tasks.process import shim as keeper; keeper.landlock.abi = lambda: 2; main("
-    monkeypatch.setattr(command_task, "_KEEPER", command_task._KEEPER.replace("main(", patch, 1))
-    harmless = ATTACK.replace("os.kill(keeper, 9)", "os.kill(keeper, 0)").replace("os.kill(victim, 15)", "os.kill(victim, 0)")
+    patch = "from supervisor.tasks.process import shim; shim.landlock.abi = lambda: 2; main("
+    monkeypatch.setattr(command_process, "_SHIM", command_process._SHIM.replace("main(", patch, 1))
+    harmless = ATTACK.replace("os.kill(shim, 9)", "os.kill(shim, 0)").replace("os.kill(victim, 15)", "os.kill(victim, 0)")
 
     async def body(bench: Bench) -> None:
         error, found = await bench.outcome(*py(harmless), str(os.getpid()))
         assert error is None, found
-        assert found == {**CLOSED, "signal": "done", "signal_keeper": "done", "environment": found["environment"]}
+        assert found == {**CLOSED, "signal": "done", "signal_shim": "done", "environment": found["environment"]}
 
     run(held, tmp_path, body)
 

@@ -87,7 +87,7 @@ def test_off_unless_let_in_and_never_on_a_command_line(held: Containment, tmp_pa
         await bench.start(payload={"command": f": {SECRET}; sleep 1000 & touch up; wait"}, allow_any_command=True)
         await until_async((bench.folder / "up").exists)
         await until_async(lambda: len(bench.tasks[0].pids()) == 2)
-        pids = [*bench.tasks[0].pids(), bench.tasks[0]._keeper.pid]
+        pids = [*bench.tasks[0].pids(), bench.tasks[0]._shim.pid]
 
         def sleepers() -> list[int]:
             return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"]

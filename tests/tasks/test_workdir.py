@@ -206,7 +206,7 @@ def test_what_would_not_go_is_owed(work: Workdir) -> None:
 
 
 def test_two_may_wipe_at_once(work: Workdir) -> None:
-    """The daemon, and the keeper that has lost it."""
+    """The daemon, and the shim that has lost it."""
     context = multiprocessing.get_context("fork")
     for _ in range(3):
         many(folder := work.fresh("a"))

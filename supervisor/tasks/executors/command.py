@@ -1,6 +1,6 @@
 """Runs a task type's command: payload as JSON on stdin, result as a JSON object on stdout (R2, R4, R6, R19, R23).
 
-No shell, no file, no thread: pipes on the loop, and between us and the task its keeper, see command_task.py. Exit code 0
+No shell, no file, no thread: pipes on the loop, and between us and the task its shim, see command_process.py. Exit code 0
 with a JSON object, or with nothing, is success; all else is the task's failure.
 """
 
@@ -16,9 +16,8 @@ import msgspec
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
 from supervisor.tasks.executors.base import StartFailed, Wake
-from supervisor.tasks.process import containment as containing
 from supervisor.tasks.process.command_process import CommandTask
-from supervisor.tasks.process.containment import Bounds, Containment
+from supervisor.tasks.process.containment import TASK_VARIABLE, Bounds, Containment, task_mark
 from supervisor.tasks.process.pipes import Pipes
 from supervisor.tasks.process.result import Outcome, judge
 
@@ -42,14 +41,14 @@ class CommandExecutor:
     async def start(self, claim: Claim, workdir: Path, wake: Wake) -> CommandTask:
         """See Executor."""
         argv, given, more = self._order(claim, workdir)
-        mark = containing.task_mark(workdir)
+        mark = task_mark(workdir)
         variables = {**more, **self._variables(claim, workdir, mark)}
         spare = ""
         if self._type.sandbox == "bubblewrap":
-            from supervisor.tasks.process import bubblewrap as sandbox
+            from supervisor.tasks.process import bubblewrap
 
-            await sandbox.must_work(self._type, workdir)
-            argv, spare = [*sandbox.argv(self._type, workdir), *argv], sandbox.NAME
+            await bubblewrap.must_work(self._type, workdir)
+            argv, spare = [*bubblewrap.argv(self._type, workdir), *argv], bubblewrap.NAME
         try:
             cgroup = self._containment.place(mark, self._bounds())
         except OSError as error:
@@ -95,5 +94,5 @@ class CommandExecutor:
             "RAE_TASK_TYPE": claim.type,
             **self._environment,
             **self._type.env,
-            containing.TASK_VARIABLE: mark,
+            TASK_VARIABLE: mark,
         }

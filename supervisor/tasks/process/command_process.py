@@ -1,6 +1,6 @@
-"""A running command, as the node holds it: by its keeper (see keeper.py), and without it when it does not answer (R2, R19).
+"""A running command, as the node holds it: by its shim (see shim.py), and without it when it does not answer (R2, R19).
 
-The keeper starts the command, freezes, stops and outlives it; here is its door on the loop: orders out, words in, and the
+The shim starts the command, freezes, stops and outlives it; here is its door on the loop: orders out, words in, and the
 outcome read when the tree is seen to be gone.
 """
 
@@ -22,25 +22,24 @@ from typing import Any
 import msgspec
 
 from supervisor.tasks.executors.base import FreezeFailed, StartFailed, StopFailed, Wake
-from supervisor.tasks.process import containment as containing
-from supervisor.tasks.process import process_tree as holds
+from supervisor.tasks.process import containment, process_tree
 from supervisor.tasks.process.pipes import Pipes
 from supervisor.tasks.process.result import Judge
 
 START_LIMIT_S = 10.0
-ANSWER_LIMIT_S = 6.0  # beyond the grace: the keeper's own limits for freezing and killing, and a busy machine
+ANSWER_LIMIT_S = 6.0  # beyond the grace: the shim's own limits for freezing and killing, and a busy machine
 RESCUE_LIMIT_S = 5.0
 _ROOT = str(Path(__file__).resolve().parents[3])
 # Imported, not run as a script, so that its bytecode is cached; our path comes last, so that nothing in it can stand in
 # for the standard library.
-_KEEPER = (
+_SHIM = (
     "import sys; sys.path.append(sys.argv[3]); from supervisor.tasks.process.shim import main; "
     "main(int(sys.argv[1]), sys.argv[2])"
 )
 
 
 class CommandTask:
-    """One running command; a RunningTask. The keeper's process is not reaped before the tree is gone, so that its number,
+    """One running command; a RunningTask. The shim's process is not reaped before the tree is gone, so that its number,
     by which the tree is found, stays its own."""
 
     def __init__(
@@ -59,7 +58,7 @@ class CommandTask:
         self._on_ice: deque[asyncio.Future[str]] = deque()  # of freeze and thaw, in their order
         self._rescue: asyncio.Task[None] | None = None
         self._heard = b""
-        self._keeper_over = False
+        self._shim_over = False
         self._control: socket.socket | None = None
         self._cpu_s = 0.0
         self._rungs = ""
@@ -73,7 +72,7 @@ class CommandTask:
 
     @property
     def alive(self) -> bool:
-        """See RunningTask: until the keeper had nothing left to wait for, or a search has found nothing."""
+        """See RunningTask: until the shim had nothing left to wait for, or a search has found nothing."""
         return self._alive
 
     @property
@@ -124,19 +123,19 @@ class CommandTask:
         return await self._ice({"thaw": True}) if self._alive else "gone already"
 
     async def _ice(self, order: Mapping[str, Any]) -> str:
-        """Have the keeper freeze or thaw."""
+        """Have the shim freeze or thaw."""
         if not self._say(order):
-            raise FreezeFailed("its keeper was killed")
+            raise FreezeFailed("its shim was killed")
         word: asyncio.Future[str] = self._loop.create_future()
         self._on_ice.append(word)
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
                 return await word
         except TimeoutError:
-            raise FreezeFailed("its keeper did not answer") from None
+            raise FreezeFailed("its shim did not answer") from None
 
     async def stop(self, grace_s: float) -> str:
-        """See RunningTask. The keeper carries it out; when it does not answer, we do. It may be called again meanwhile:
+        """See RunningTask. The shim carries it out; when it does not answer, we do. It may be called again meanwhile:
         the shortest grace counts."""
         if not self._alive:
             return self._rungs or "gone already"
@@ -150,9 +149,9 @@ class CommandTask:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(grace_s + ANSWER_LIMIT_S):
                         return await asyncio.shield(word)
-                self._begin_rescue("its keeper did not answer")
+                self._begin_rescue("its shim did not answer")
             else:
-                self._begin_rescue("its keeper was killed")
+                self._begin_rescue("its shim was killed")
             try:
                 async with asyncio.timeout(2 * RESCUE_LIMIT_S):
                     return await word
@@ -162,14 +161,14 @@ class CommandTask:
             if word in self._waiting:
                 self._waiting.remove(word)
 
-    # The keeper.
+    # The shim.
 
     async def start(self, workdir: Path, order: Mapping[str, Any]) -> None:
-        """Start the keeper, and by it the command.
+        """Start the shim, and by it the command.
 
         Args:
-            workdir: wiped by the keeper when the daemon is lost.
-            order: see Keeper.start.
+            workdir: wiped by the shim when the daemon is lost.
+            order: see Shim.start.
 
         Raises:
             StartFailed: it did not start; what was there of it is gone.
@@ -177,13 +176,13 @@ class CommandTask:
         try:
             self._pipes = Pipes(self._payload, self._max_result, self._too_long)
             self._payload = b""
-            self._keeper = self._open(workdir)
+            self._shim = self._open(workdir)
         except OSError as error:
-            holds.hold(0, self._cgroup).remove()
-            raise StartFailed(f"the task's keeper could not be started: {error.strerror}") from None
-        self._tree = holds.hold(self._keeper.pid, self._cgroup)
-        exit_fd = os.pidfd_open(self._keeper.pid)
-        self._loop.add_reader(exit_fd, self._keeper_exited, exit_fd)
+            process_tree.tree_of(0, self._cgroup).remove()
+            raise StartFailed(f"the task's shim could not be started: {error.strerror}") from None
+        self._tree = process_tree.tree_of(self._shim.pid, self._cgroup)
+        exit_fd = os.pidfd_open(self._shim.pid)
+        self._loop.add_reader(exit_fd, self._shim_exited, exit_fd)
         assert self._control is not None
         try:
             async with asyncio.timeout(START_LIMIT_S):
@@ -196,30 +195,30 @@ class CommandTask:
             self._tree.remove()
             raise StartFailed(f"{order['argv'][0]}: {failed}") from None
         except (TimeoutError, OSError) as error:
-            left = await asyncio.to_thread(containing.clear, self._tree, self._mark, RESCUE_LIMIT_S)
-            self._keeper.kill()
+            left = await asyncio.to_thread(containment.clear, self._tree, self._mark, RESCUE_LIMIT_S)
+            self._shim.kill()
             self._let_go()
-            reason = f"not started within {START_LIMIT_S:.0f} s" if isinstance(error, TimeoutError) else "its keeper ended"
+            reason = f"not started within {START_LIMIT_S:.0f} s" if isinstance(error, TimeoutError) else "its shim ended"
             raise StartFailed(reason + (f"; still alive: {', '.join(left)}" if left else "")) from None
         except asyncio.CancelledError:
-            self._let_go()  # to the keeper the daemon is lost: it kills what it has started
+            self._let_go()  # to the shim the daemon is lost: it kills what it has started
             raise
 
     def _open(self, workdir: Path) -> subprocess.Popen[bytes]:
-        """Start the keeper with the task's ends of the pipes. Raises OSError."""
+        """Start the shim with the task's ends of the pipes. Raises OSError."""
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
         stdin, stdout, stderr = self._pipes.theirs
         try:
             return subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _KEEPER, str(theirs.fileno()), str(workdir), _ROOT],
+                [sys.executable, "-I", "-S", "-c", _SHIM, str(theirs.fileno()), str(workdir), _ROOT],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 pass_fds=(theirs.fileno(),),
                 env={
-                    containing.KEEPER_VARIABLE: f"{self._mark}.{os.getpid()}",
-                    containing.CGROUP_VARIABLE: self._cgroup or "",
+                    containment.SHIM_VARIABLE: f"{self._mark}.{os.getpid()}",
+                    containment.CGROUP_VARIABLE: self._cgroup or "",
                 },
                 cwd="/",
                 start_new_session=True,
@@ -233,7 +232,7 @@ class CommandTask:
             self._pipes.release()
 
     def _say(self, message: Mapping[str, Any]) -> bool:
-        """Give the keeper an order; whether it could be given."""
+        """Give the shim an order; whether it could be given."""
         if self._control is None:
             return False
         try:
@@ -247,7 +246,7 @@ class CommandTask:
         self._say({"stop": 0})
 
     def _hear(self) -> None:
-        """Read what the keeper says; its silence without a last word means that it was killed."""
+        """Read what the shim says; its silence without a last word means that it was killed."""
         if self._control is None:
             return
         try:
@@ -259,7 +258,7 @@ class CommandTask:
         if not data:
             self._close_control()
             if self._started.done():
-                self._begin_rescue("its keeper was killed")
+                self._begin_rescue("its shim was killed")
             else:
                 self._started.set_exception(ConnectionResetError())
             return
@@ -294,15 +293,15 @@ class CommandTask:
                     self._rungs += ", its state is not JSON"
             self._finish(word["gone"], None, word.get("over", ()))
 
-    def _keeper_exited(self, exit_fd: int) -> None:
+    def _shim_exited(self, exit_fd: int) -> None:
         self._loop.remove_reader(exit_fd)
         os.close(exit_fd)
-        self._keeper_over = True
+        self._shim_over = True
         self._reap()
 
     def _reap(self) -> None:
-        if self._keeper_over and not self._alive:
-            self._keeper.wait()
+        if self._shim_over and not self._alive:
+            self._shim.wait()
 
     def _close_control(self) -> None:
         if self._control is not None:
@@ -311,7 +310,7 @@ class CommandTask:
             self._control = None
 
     def _let_go(self) -> None:
-        """Be done with the keeper and the pipes."""
+        """Be done with the shim and the pipes."""
         self._alive = False
         while self._on_ice:
             if not (asked := self._on_ice.popleft()).done():
@@ -347,12 +346,12 @@ class CommandTask:
             self._rescue = self._loop.create_task(self._clear(reason))
 
     async def _clear(self, reason: str) -> None:
-        left = await asyncio.to_thread(containing.clear, self._tree, self._mark, RESCUE_LIMIT_S)
+        left = await asyncio.to_thread(containment.clear, self._tree, self._mark, RESCUE_LIMIT_S)
         self._rescue = None
         if left:
             self._answer(StopFailed(f"{reason}; still alive: {', '.join(left)}"))
             self._loop.call_later(1.0, self._begin_rescue, reason)
         elif self._alive:
-            self._keeper.kill()
+            self._shim.kill()
             self._rungs = f"cleared away by the daemon, for {reason}"
             self._finish(None, f"lost: stopped, for {reason}")

@@ -1,4 +1,4 @@
-"""What holds a task's processes together: a cgroup of its own where one is delegated to us, else its keeper's tree (R19, R23).
+"""What holds a task's processes together: a cgroup of its own where one is delegated to us, else its shim's tree (R19, R23).
 
 `detect` proves before it promises: a cgroup counts only when a real process was put into a new one, frozen and killed
 there. `sweep` clears away, at start, what a crash has left.
@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from supervisor.tasks.executors.base import StopFailed
-from supervisor.tasks.process import landlock
-from supervisor.tasks.process import process_tree as holds
+from supervisor.tasks.process import landlock, process_tree
+from supervisor.tasks.process.process_tree import CgroupTree, Process, ProcessTree
 
 TASK_VARIABLE = "RAE_NODE_TASK"
-KEEPER_VARIABLE = "RAE_NODE_KEEPER"  # the task's mark and the daemon's pid
+SHIM_VARIABLE = "RAE_NODE_SHIM"  # the task's mark and the daemon's pid
 CGROUP_VARIABLE = "RAE_NODE_CGROUP"
 LEAF: Final = "supervisor"
 CONTROLLERS: Final = ("cpu", "memory", "pids")
 _PREFIX = "rae-task-"
 _PROBE = "rae-probe-"
 _PROBE_LIMIT_S = 2.0
-_ORPHAN_KEEPER_LIMIT_S = 2.0
+_ORPHAN_SHIM_LIMIT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Containment(Protocol):
         ...
 
     def place(self, mark: str, bounds: Bounds = ...) -> str | None:
-        """Make the cgroup for one task and return its path; None where the keeper's tree is the place.
+        """Make the cgroup for one task and return its path; None where the shim's tree is the place.
 
         Args:
             mark: the task's mark, see `task_mark`.
@@ -119,7 +119,7 @@ def task_mark(workdir: Path) -> str:
 
 
 class TreeContainment:
-    """No cgroup: the keeper, as subreaper, and walks over /proc.
+    """No cgroup: the shim, as subreaper, and walks over /proc.
 
     Args:
         reason: why there is no cgroup.
@@ -134,7 +134,7 @@ class TreeContainment:
         """See Containment."""
         return (
             f"process tree below a subreaper ({self.reason}); freezing takes longer under load, and a task that kills its "
-            f"keeper and clears its environment could stay behind: give the service Delegate=yes; {self.walls}"
+            f"shim and clears its environment could stay behind: give the service Delegate=yes; {self.walls}"
         )
 
     def place(self, mark: str, bounds: Bounds = Bounds()) -> str | None:
@@ -177,11 +177,11 @@ class CgroupContainment:
         os.mkdir(path)
         for name, value in bounds.files(self.controllers).items():
             try:
-                holds.write(f"{path}/{name}", value)
+                process_tree.write(f"{path}/{name}", value)
             except OSError as error:
                 if name == "cpu.idle":  # Linux 5.15
                     with contextlib.suppress(OSError):
-                        holds.write(f"{path}/cpu.weight", "1")
+                        process_tree.write(f"{path}/cpu.weight", "1")
                 elif name != "memory.oom.group":
                     os.rmdir(path)
                     raise OSError(error.errno, f"{name}: {error.strerror}") from None
@@ -211,22 +211,22 @@ def _divide(base: str, *, at_root: bool) -> tuple[frozenset[str], str]:
     """Move into the leaf, and enable the controllers for the tasks' cgroups beside it; which there are, and why not more.
     At the root, which is not ours alone, everything stays as it is found."""
     try:
-        offered = frozenset(holds.read(f"{base}/cgroup.controllers").decode().split()) & frozenset(CONTROLLERS)
+        offered = frozenset(process_tree.read(f"{base}/cgroup.controllers").decode().split()) & frozenset(CONTROLLERS)
         if not at_root:
             _into_leaf(base)
             for name in offered - _enabled(base):
-                holds.write(f"{base}/cgroup.subtree_control", f"+{name}")
+                process_tree.write(f"{base}/cgroup.subtree_control", f"+{name}")
         enabled = _enabled(base) & offered
     except OSError as error:
         busy = error.errno in (errno.EBUSY, errno.EOPNOTSUPP)
         return frozenset(), "others' processes are in that cgroup too" if busy else error.strerror or str(error)
     with contextlib.suppress(OSError):
-        holds.write(f"{base}/{LEAF}/cpu.weight", "10000")
+        process_tree.write(f"{base}/{LEAF}/cpu.weight", "10000")
     return enabled, "not enabled at the root" if at_root and offered - enabled else "not delegated"
 
 
 def _enabled(base: str) -> frozenset[str]:
-    return frozenset(holds.read(f"{base}/cgroup.subtree_control").decode().split())
+    return frozenset(process_tree.read(f"{base}/cgroup.subtree_control").decode().split())
 
 
 def _into_leaf(base: str) -> None:
@@ -235,13 +235,13 @@ def _into_leaf(base: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(leaf)
     for _ in range(_ROUNDS):
-        ours = {os.getpid(), *(process.pid for process in holds.descendants(os.getpid()) if process.living)}
-        there = ours & {int(word) for word in holds.read(f"{base}/cgroup.procs").split()}
+        ours = {os.getpid(), *(process.pid for process in process_tree.descendants(os.getpid()) if process.living)}
+        there = ours & {int(word) for word in process_tree.read(f"{base}/cgroup.procs").split()}
         if not there:
             return
         for pid in there:
             with contextlib.suppress(ProcessLookupError):
-                holds.write(f"{leaf}/cgroup.procs", str(pid))
+                process_tree.write(f"{leaf}/cgroup.procs", str(pid))
 
 
 _ROUNDS = 20
@@ -295,7 +295,7 @@ def _probe(base: str) -> None:
     _clear_probes(base)
     path = f"{base}/{_PROBE}{os.getpid()}-{os.urandom(4).hex()}"
     os.mkdir(path)
-    tree = holds.CgroupHold(os.getpid(), path)
+    tree = CgroupTree(os.getpid(), path)
     try:
         for name in ("cgroup.freeze", "cgroup.kill"):
             if not os.access(f"{path}/{name}", os.W_OK):
@@ -303,10 +303,10 @@ def _probe(base: str) -> None:
         nowhere = subprocess.DEVNULL
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere) as victim:
             try:
-                holds.write(f"{path}/cgroup.procs", str(victim.pid))
+                process_tree.write(f"{path}/cgroup.procs", str(victim.pid))
                 if not tree.freeze(_PROBE_LIMIT_S):
                     raise _refuse("freezing does not work there")
-                holds.write(f"{path}/cgroup.kill", "1")
+                process_tree.write(f"{path}/cgroup.kill", "1")
                 victim.wait(_PROBE_LIMIT_S)
             except subprocess.TimeoutExpired:
                 raise _refuse("killing does not work there") from None
@@ -323,29 +323,29 @@ def _clear_probes(base: str) -> None:
         pid = name.removeprefix(_PROBE).partition("-")[0]
         if name.startswith(_PROBE) and pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
             with contextlib.suppress(OSError):
-                holds.write(f"{base}/{name}/cgroup.kill", "1")
-            left, until_s = holds.CgroupHold(os.getpid(), f"{base}/{name}"), time.monotonic() + _PROBE_LIMIT_S
+                process_tree.write(f"{base}/{name}/cgroup.kill", "1")
+            left, until_s = CgroupTree(os.getpid(), f"{base}/{name}"), time.monotonic() + _PROBE_LIMIT_S
             left.remove()
             while os.path.exists(f"{base}/{name}") and time.monotonic() < until_s:  # what was killed takes a moment to die
                 time.sleep(0.01)
                 left.remove()
 
 
-def clear(tree: holds.TreeHold, mark: str, limit_s: float) -> list[str]:
-    """Kill one task's tree without its keeper's help; returns what is left, in words. Blocks.
+def clear(tree: ProcessTree, mark: str, limit_s: float) -> list[str]:
+    """Kill one task's tree without its shim's help; returns what is left, in words. Blocks.
 
     Args:
-        tree: the grip on it, by the pid of its keeper, which is not reaped yet.
+        tree: the grip on it, by the pid of its shim, which is not reaped yet.
         mark: see `task_mark`; finds what was orphaned, by the environment.
         limit_s: how long to try.
     """
     until_s = time.monotonic() + limit_s
-    known: list[holds.Process] = []  # a dying process has no environment left to be found by, but is not dead yet
+    known: list[Process] = []  # a dying process has no environment left to be found by, but is not dead yet
     while True:
         tree.kill()
         known = _known(known, [*tree.living(), *_marked(mark)])
         for process in known:
-            holds.send(process, signal.SIGKILL)
+            process_tree.send(process, signal.SIGKILL)
         if not known or time.monotonic() > until_s:
             break
         time.sleep(0.01)
@@ -353,48 +353,48 @@ def clear(tree: holds.TreeHold, mark: str, limit_s: float) -> list[str]:
     return [str(process) for process in known]
 
 
-def _known(before: list[holds.Process], found: list[holds.Process]) -> list[holds.Process]:
+def _known(before: list[Process], found: list[Process]) -> list[Process]:
     """What was known before and is not dead, and what was found now."""
-    now = [process for known in before if (process := holds.still(known)) is not None]
+    now = [process for known in before if (process := process_tree.still(known)) is not None]
     return list({process.pid: process for process in [*now, *found]}.values())
 
 
-def _marked(mark: str, variable: str = TASK_VARIABLE) -> list[holds.Process]:
+def _marked(mark: str, variable: str = TASK_VARIABLE) -> list[Process]:
     """The living processes whose environment began with this mark, or a mark below it."""
     wanted = mark.encode()
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit():
-            value = holds.environment(int(name)).get(variable.encode(), b"")
+            value = process_tree.environment(int(name)).get(variable.encode(), b"")
             if value == wanted or value.startswith(wanted + b"."):
-                process = holds.look(int(name))
+                process = process_tree.look(int(name))
                 if process is not None and process.living:
                     found.append(process)
     return found
 
 
-def _leftovers(mark: str, base: str | None) -> tuple[dict[int, holds.Process], list[holds.CgroupHold], list[holds.Process]]:
-    """Processes, cgroups and keepers of this node whose daemon is gone."""
+def _leftovers(mark: str, base: str | None) -> tuple[dict[int, Process], list[CgroupTree], list[Process]]:
+    """Processes, cgroups and shims of this node whose daemon is gone."""
     spared: set[int] = set()
     busy: set[str] = set()
     orphans = []
-    for keeper in _marked(mark, KEEPER_VARIABLE):
-        daemon = holds.environment(keeper.pid).get(KEEPER_VARIABLE.encode(), b"").rpartition(b".")[2].decode()
-        if str(keeper.ppid) == daemon:
-            spared |= {process.pid for process in holds.descendants(keeper.pid)}
-            busy.add(holds.environment(keeper.pid).get(CGROUP_VARIABLE.encode(), b"").decode())
+    for shim in _marked(mark, SHIM_VARIABLE):
+        daemon = process_tree.environment(shim.pid).get(SHIM_VARIABLE.encode(), b"").rpartition(b".")[2].decode()
+        if str(shim.ppid) == daemon:
+            spared |= {process.pid for process in process_tree.descendants(shim.pid)}
+            busy.add(process_tree.environment(shim.pid).get(CGROUP_VARIABLE.encode(), b"").decode())
         else:
-            orphans.append(keeper)
+            orphans.append(shim)
     found = {process.pid: process for process in _marked(mark) if process.pid not in spared}
-    for keeper in orphans:
-        found |= {process.pid: process for process in holds.descendants(keeper.pid) if process.living}
+    for shim in orphans:
+        found |= {process.pid: process for process in process_tree.descendants(shim.pid) if process.living}
     groups = []
     if base is not None:
         for name in os.listdir(base):
             path = f"{base}/{name}"
             if name.startswith(f"{_PREFIX}{mark}.") and path not in busy:
-                groups.append(holds.CgroupHold(0, path))
-                members = [holds.look(pid) for pid in groups[-1].pids()]
+                groups.append(CgroupTree(0, path))
+                members = [process_tree.look(pid) for pid in groups[-1].pids()]
                 found |= {member.pid: member for member in members if member is not None and member.living}
     return found, groups, orphans
 
@@ -403,7 +403,7 @@ def _sweep(mark: str, base: str | None, limit_s: float) -> int:
     """See Containment.sweep."""
     begun_s = time.monotonic()
     killed: set[int] = set()
-    known: list[holds.Process] = []
+    known: list[Process] = []
     while True:
         found, groups, orphans = _leftovers(mark, base)
         known = _known(known, [*found.values(), *orphans])
@@ -413,11 +413,11 @@ def _sweep(mark: str, base: str | None, limit_s: float) -> int:
         if elapsed_s > limit_s:
             raise StopFailed("left by a crash and still alive: " + ", ".join(str(process) for process in known))
         killed |= found.keys()
-        if not orphans or elapsed_s > _ORPHAN_KEEPER_LIMIT_S:  # a keeper that lost its daemon is at this very work
+        if not orphans or elapsed_s > _ORPHAN_SHIM_LIMIT_S:  # a shim that lost its daemon is at this very work
             for group in groups:
                 group.kill_first()
             for process in known:
-                holds.send(process, signal.SIGKILL)
+                process_tree.send(process, signal.SIGKILL)
         time.sleep(0.02)
     for group in groups:
         group.remove()

@@ -1,7 +1,7 @@
 """A grip on one task's process tree: freeze, thaw, signal, kill, count. By cgroup v2, or by walking /proc.
 
-Used by the keeper, which is the tree's subreaper, and by the daemon, which looks on. Standard library only, and little of
-it: a keeper is started for every task, so what is imported here is paid before every task.
+Used by the shim, which is the tree's subreaper, and by the daemon, which looks on. Standard library only, and little of
+it: a shim is started for every task, so what is imported here is paid before every task.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _stuck(process: Process, processes: list[Process]) -> bool:
     return process.state == "D" and any(child.ppid == process.pid and child.state in _STOPPED for child in processes)
 
 
-class TreeHold:
+class ProcessTree:
     """The processes below `root`, which is their subreaper: found by walking /proc, held by SIGSTOP."""
 
     PATIENCE_S = 0.02  # after a kill, before the next: walks would only take time from the dying
@@ -312,7 +312,7 @@ class TreeHold:
         """Take away what holds an empty tree."""
 
 
-class CgroupHold(TreeHold):
+class CgroupTree(ProcessTree):
     """The same with a cgroup v2 of the task's own: freezing and killing are the kernel's, and miss no newborn."""
 
     PATIENCE_S = 0.1
@@ -371,7 +371,7 @@ class CgroupHold(TreeHold):
         return frozenset(self._members("cgroup.procs"))
 
     def living(self) -> list[Process]:
-        """The members, and what left the cgroup but still descends from the keeper."""
+        """The members, and what left the cgroup but still descends from the shim."""
         members = [process for pid in self.pids() if (process := look(pid)) is not None]
         return list({process.pid: process for process in [*super().living(), *_living(members)]}.values())
 
@@ -407,7 +407,7 @@ class CgroupHold(TreeHold):
             os.close(fd)
 
     def freeze_first(self) -> None:
-        """One write: the keeper may have to wait for its turn behind the very tree that it is to stop."""
+        """One write: the shim may have to wait for its turn behind the very tree that it is to stop."""
         with contextlib.suppress(OSError):
             write(f"{self.path}/cgroup.freeze", "1")
 
@@ -451,6 +451,6 @@ class CgroupHold(TreeHold):
                 continue
 
 
-def hold(root: int, cgroup: str | None) -> TreeHold:
+def tree_of(root: int, cgroup: str | None) -> ProcessTree:
     """The grip on the tree below `root`: by its cgroup where there is one."""
-    return CgroupHold(root, cgroup) if cgroup else TreeHold(root)
+    return CgroupTree(root, cgroup) if cgroup else ProcessTree(root)

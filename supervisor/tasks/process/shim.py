@@ -1,14 +1,14 @@
-"""A task's keeper: the small process between the daemon and one task, which outlives the daemon long enough to clean up.
+"""A task's shim: the small process between the daemon and one task, which outlives the daemon long enough to clean up.
 
 It is the subreaper of the task's processes, so that none of them can leave its sight by a double fork: as long as one
 lives, `waitpid` has a child to wait for, and when it has none the tree is proven empty. The daemon holds the other end of
 its control socket. When that end closes, however the daemon ended, the tree is killed and the task's folder wiped (R2,
 R6). It stands outside the task's cgroup and runs at ordinary priority, so that it can stop a task that hogs the machine.
 
-A task runs as the same user and can kill its keeper. Its main process then dies with it (PDEATHSIG), and the daemon,
-which sees the keeper end, clears away what is left by cgroup and by the mark in the environment.
+A task runs as the same user and can kill its shim. Its main process then dies with it (PDEATHSIG), and the daemon,
+which sees the shim end, clears away what is left by cgroup and by the mark in the environment.
 
-Control protocol, one JSON object a line. From the daemon: the start order (see `Keeper.start`), then any number of
+Control protocol, one JSON object a line. From the daemon: the start order (see `Shim.start`), then any number of
 {"stop": grace_s}, {"freeze": true} and {"thaw": true}. To the daemon: {"started": pid} or {"failed": reason}, {"left": [..]}
 for a kill that left something, an {"ice": words, "ok": bool} for each freeze and thaw, in their order, and last
 {"gone": wait status or null, "cpu_s": …, "rungs": …, "over": [limits at which the kernel ended it],
@@ -28,8 +28,7 @@ import stat
 import time
 from collections.abc import Mapping
 
-from supervisor.tasks.process import landlock
-from supervisor.tasks.process import process_tree as holds
+from supervisor.tasks.process import landlock, process_tree
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 FREEZE_LIMIT_S = 1.0  # a tree at idle priority beside a busy person took 1.7 s at worst; killing does not need the freeze
@@ -91,17 +90,17 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        os._exit(127)  # the keeper ended before the line above
+        os._exit(127)  # the shim ended before the line above
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if not order.get("spare"):  # a sandbox makes mounts of its own, and keeps its processes among themselves
         landlock.enter()
     if enter is not None:
-        holds.write(f"{enter}/cgroup.procs", "0")
+        process_tree.write(f"{enter}/cgroup.procs", "0")
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 1, not 0: at 0 a piped core handler is still fed (R6)
     for path, value in (("/proc/self/oom_score_adj", "1000"), ("/proc/self/autogroup", "19")):
         with contextlib.suppress(OSError):
-            holds.write(path, value)
+            process_tree.write(path, value)
     be_polite()
     os.umask(0o077)
     os.chdir(str(order["cwd"]))
@@ -111,7 +110,7 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
     os.execvpe(argv[0], argv, env)  # noqa: S606 - argv comes from node.yaml, and a shell is what is not wanted
 
 
-class Keeper:
+class Shim:
     """One task's tree from start to empty."""
 
     def __init__(self, control: int) -> None:
@@ -128,7 +127,7 @@ class Keeper:
         self.noticed = False
         self.state_file = ""
         self.spare = b""  # the name of what must not end before the task in it does: its sandbox
-        self.tree = holds.hold(os.getpid(), None)
+        self.tree = process_tree.tree_of(os.getpid(), None)
         self._buffer = b""
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP"):  # the daemon's word alone counts
@@ -138,7 +137,7 @@ class Keeper:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         with contextlib.suppress(OSError):  # where it is permitted: it must get its turn before a tree of hundreds
             os.setpriority(os.PRIO_PROCESS, 0, -10)
-            holds.write("/proc/self/autogroup", "-10")
+            process_tree.write("/proc/self/autogroup", "-10")
 
     def tell(self, **message: object) -> None:
         """Say something to the daemon; a daemon that is gone is noticed by reading."""
@@ -167,16 +166,16 @@ class Keeper:
         self.state_file = f"{order['cwd']}/{STATE_FILE}"
         notice = order.get("notice")
         self.notice = (int(notice[0]), float(notice[1])) if isinstance(notice, list) else None
-        self.tree = holds.hold(os.getpid(), cgroup)
+        self.tree = process_tree.tree_of(os.getpid(), cgroup)
         said_r, said_w = os.pipe2(os.O_CLOEXEC)
-        keeper = os.getpid()
+        shim = os.getpid()
         pid, outside = _fork_into(cgroup)
         if pid == 0:
             try:
-                _become_task(order, keeper, cgroup if outside else None)
+                _become_task(order, shim, cgroup if outside else None)
             except OSError as error:
                 os.write(said_w, (error.strerror or "unknown error").encode())
-            except BaseException as error:  # noqa: BLE001 - a forked child must not go on as a second keeper
+            except BaseException as error:  # noqa: BLE001 - a forked child must not go on as a second shim
                 os.write(said_w, f"{type(error).__name__}: {error}".encode())
             finally:
                 os._exit(127)
@@ -357,16 +356,16 @@ class Keeper:
 def main(control: int, workdir: str) -> None:
     """Keep one task; `workdir` is wiped if the daemon is lost."""
     os.set_inheritable(control, False)
-    keeper = Keeper(control)
+    shim = Shim(control)
     waiting: list[dict[str, object]] = []
-    while not waiting and not keeper.daemon_lost:
-        waiting = keeper.orders()
-    if waiting and keeper.start(waiting[0]):
-        keeper.obey(waiting[1:])
-        keeper.keep()
-        keeper.finish()
-    while not keeper.daemon_lost:  # until the daemon has let go, or is lost: then nobody else may be there to wipe
-        keeper.orders()
+    while not waiting and not shim.daemon_lost:
+        waiting = shim.orders()
+    if waiting and shim.start(waiting[0]):
+        shim.obey(waiting[1:])
+        shim.keep()
+        shim.finish()
+    while not shim.daemon_lost:  # until the daemon has let go, or is lost: then nobody else may be there to wipe
+        shim.orders()
     from pathlib import Path
 
     from supervisor.tasks.workdir import Workdir
