@@ -10,7 +10,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ import pytest
 from support.nats_rig import NatsServer, Operator, needs_server, node, operator, until
 from support.ports import free_port
 
-from states.ending import failed, succeeded
+from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin import credentials, setup
@@ -151,7 +151,7 @@ def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
             assert (await boss.settled(task)).node == "desk.2"
             await boss.submit()
             claim = await rig.claim()
-            rig.source.hand_back(replace(claim, payload={"rae_state": 7}), "back", "resubmit")
+            rig.source.hand_back(claim, handed_back("back", 7), "resubmit")
             await rig.saw("handed-back")
             assert "place-lost" not in rig.names()
             claim = await rig.claim()

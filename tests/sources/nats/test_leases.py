@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ async def test_a_task_whose_lease_ends_while_its_place_is_saved_is_not_taken_fro
             await genuine(*of)
 
         monkeypatch.setattr(one.source, "_save", slow)
-        one.source.hand_back(replace(claim, payload={"rae_state": 1}), "the person came back", "resubmit")
+        one.source.hand_back(claim, handed_back("the person came back", 1), "resubmit")
         assert (await two.claim()).id == task
         free.set()
         assert "lease has ended" in (await one.saw("handed-back-by-lease"))["reason"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def end(rig: Rig, claim: Claim, n: int) -> None:
         case 2:
             rig.source.settle(claim, failed("failed"))
         case 3:
-            rig.source.hand_back(replace(claim, payload={**claim.payload, "rae_state": n}), "back", "resubmit")
+            rig.source.hand_back(claim, handed_back("back", n), "resubmit")
         case _:
             rig.source.hand_back(claim, handed_back("back"), "fail")
 

@@ -113,7 +113,7 @@ async def test_what_a_task_has_saved_goes_with_it_to_the_next_node(server: NatsS
         assert last.payload == {"n": 1, "rae_state": {"step": 2}}
         # what cannot be saved is lost, and the task is given back all the same
         await fleet.wire.api(f"STREAM.DELETE.{layout.PLACES}")
-        two.source.hand_back(replace(last, payload={**last.payload, "rae_state": {"step": 9}}), "back", "resubmit")
+        two.source.hand_back(last, handed_back("back", {"step": 9}), "resubmit")
         await two.saw("place-lost")
         again = await one.claim()
         assert (again.id, again.payload) == (task, {"n": 1})
