@@ -2,8 +2,10 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 SPEED ?= 1
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: help demo test install lint type layers unit diagrams schemas bench wheels deb clean
+.PHONY: help demo check test nightly install lint type layers unit quick diagrams schemas bench wheels deb clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,9 +14,19 @@ demo: ## Set up, then see the node at work on this machine: real sensors, real t
 	@deploy/setup run
 	@$(BIN)/rae-node demo --speed $(SPEED)
 
-test: ## Set up, then lint, types, layers and all tests
+check: ## A minute: lint, types, layers, and the tests that start no programs
+	@deploy/setup test
+	@$(MAKE) --no-print-directory lint type layers quick
+
+test: ## Minutes: the same, and all tests but those of `make nightly`
 	@deploy/setup test
 	@$(MAKE) --no-print-directory lint type layers unit
+
+nightly: ## Hours: the tests that try everything, kill 500 times and meet 10,000 faults (tests/README.md)
+	@deploy/setup test
+	RAE_DEEP=1 $(PYTEST) -m "nightly or hypothesis"
+	$(BIN)/python tests/bench/crashes.py --kills 500
+	$(BIN)/python tests/bench/faults.py
 
 lint:
 	$(BIN)/ruff check .
@@ -26,7 +38,10 @@ layers:
 	$(BIN)/lint-imports
 
 unit:
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+quick:
+	$(PYTEST) -m "not slow and not box and not nightly"
 
 diagrams: ## Draw diagrams/ from the table that runs
 	$(BIN)/rae-node diagram --format mermaid --out diagrams/lifecycle.mmd

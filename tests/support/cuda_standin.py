@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from support import shared
 from support.libraries import compiled
 
+LIBRARY = "libcuda.so.1"
 STATES = ("running", "locked", "checkpointed", "failed")
 
 
@@ -17,7 +19,7 @@ def build(folder: Path) -> Path:
     Raises:
         FileNotFoundError: there is no C compiler.
     """
-    return compiled("fake_cuda.c", "libcuda.so.1", folder)
+    return compiled("fake_cuda.c", LIBRARY, folder)
 
 
 class CudaStandIn:
@@ -83,11 +85,11 @@ class CudaStandIn:
 
 
 @pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cuda_library() -> Path:
     """The compiled stand-in."""
     pytest.importorskip("cuda.bindings", reason="cuda-bindings is not installed")
     try:
-        return build(tmp_path_factory.mktemp("cuda"))
+        return shared.once("cuda", build) / LIBRARY
     except FileNotFoundError as error:
         pytest.skip(str(error))
 

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from support import shared
 from support.libraries import compiled
 
 GIB = 2**30
+LIBRARY = "libnvidia-ml.so.1"
 
 
 def build(folder: Path) -> Path:
@@ -18,7 +20,7 @@ def build(folder: Path) -> Path:
     Raises:
         FileNotFoundError: there is no C compiler.
     """
-    return compiled("fake_nvml.c", "libnvidia-ml.so.1", folder)
+    return compiled("fake_nvml.c", LIBRARY, folder)
 
 
 class StandIn:
@@ -60,10 +62,10 @@ class StandIn:
 
 
 @pytest.fixture(scope="session")
-def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nvml_library() -> Path:
     """The compiled stand-in."""
     try:
-        return build(tmp_path_factory.mktemp("nvml"))
+        return shared.once("nvml", build) / LIBRARY
     except FileNotFoundError as error:
         pytest.skip(str(error))
 

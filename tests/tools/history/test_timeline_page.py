@@ -1,7 +1,6 @@
 """The page in a real browser: what is drawn at two widths, pointing, keyboard, colours, and that nothing leaves it.
 
-Needs Debian's `chromium` and `pip install -e .[browser]`; deploy/setup installs neither, for both are big.
-RAE_NODE_SHOTS=DIR keeps the pictures.
+Needs Debian's `chromium`, which `deploy/setup test` installs. RAE_NODE_SHOTS=DIR keeps the pictures.
 """
 
 from __future__ import annotations
@@ -21,12 +20,16 @@ from supervisor.tools.history.timeline.svg import FILLS
 from supervisor.tools.history.timeline.timeline import load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install -e .[browser])")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install -e .[test])")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
 ]
 DEADLINE_MS = 30_000
+QUIET = (
+    "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(file: Path) -> Iterator[Any]:
     """After `file`: playwright runs a loop of its own in this thread, where the week wants to live."""
     with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.getuid() == 0 else [])
+        as_root = ["--no-sandbox"] if os.getuid() == 0 else []
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *as_root])
         yield chromium
         chromium.close()
 
