@@ -37,10 +37,10 @@ def at_the_fleet(
     work: Callable[[Any], Awaitable[T]], server: str | None, user: str | None, password: Path | None, ca_file: Path | None
 ) -> T:
     """Do it with a connection; exits 3 when no server is there, 4 when it is mute, 1 when it refuses, 2 on wrong options."""
+    from supervisor.sources.errors import RequestError
     from supervisor.sources.nats.admin.access import AccessError, server_of
-    from supervisor.sources.nats.connection import Wire
+    from supervisor.sources.nats.connection import Connection
     from supervisor.sources.nats.errors import Refused
-    from supervisor.sources.rae.transport import Trouble
 
     try:
         place = server_of(server, user, password, ca_file)
@@ -48,10 +48,10 @@ def at_the_fleet(
         leave(Exit.WRONG, str(wrong))
 
     async def connected() -> T:
-        wire = Wire(place, name="rae-node")
+        wire = Connection(place, name="rae-node")
         try:
             await wire.open()
-        except Trouble as trouble:
+        except RequestError as trouble:
             leave(Exit.NO if "refuses" in trouble.reason else Exit.DOWN, trouble.reason)
         try:
             return await work(wire)
@@ -62,7 +62,7 @@ def at_the_fleet(
         return asyncio.run(connected())
     except Refused as refused:
         leave(Exit.NO, refused.reason)
-    except Trouble as trouble:
+    except RequestError as trouble:
         leave(Exit.MUTE, trouble.reason)
 
 

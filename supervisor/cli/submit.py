@@ -39,8 +39,8 @@ def submit(
     Exit 1: a task failed, --timeout is over, or the server refuses. Exit 3: no server can be reached. Exit 4: it does not
     answer.
     """
+    from supervisor.sources.errors import RequestError
     from supervisor.sources.nats.admin import submit as fleet
-    from supervisor.sources.rae.transport import Trouble
 
     try:
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
@@ -69,7 +69,7 @@ def submit(
         queued: list[str] = []
         try:
             again = await fleet.submit(wire, tasks, queued=queued.append)
-        except Trouble:
+        except RequestError:
             for task_id in queued:
                 err(f"{task_id} is queued")
             raise

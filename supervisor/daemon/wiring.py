@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +23,7 @@ from supervisor.sensors.base import Wake
 from supervisor.sensors.sensor_set import SensorSet
 from supervisor.sources.api_key import TokenError, token
 from supervisor.sources.base import Source
-from supervisor.sources.rae.source import RaeHttp
+from supervisor.sources.factory import make_source
 from supervisor.tasks.attempt import Slot
 from supervisor.tasks.executors import registry
 from supervisor.tasks.executors.base import Executor, StartFailed, StopFailed
@@ -40,8 +40,6 @@ FIRST_TICK_S: Final = 0.01
 GPU_AGAIN_S: Final = 5.0
 # What a claim waits for a reading of the GPU of this very moment (it is checked once more before the start).
 GPU_CHECK_S: Final = 1.0
-# This life of the daemon, told when it registers: a server that looks at it can take back what an earlier one was handed.
-LIFE: Final = os.urandom(8).hex()
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
 SWEEP_AGAIN_S: Final = 10.0
 
@@ -99,11 +97,13 @@ class Node:
             key = token(config.control, os.environ)
         except TokenError as error:
             self.will.hindrances["key"] = str(error)
-        self.source: Source = make_source(
-            config, self.clock, key, lambda kind, fields: self.on_event(kind, fields), lambda: self.describe()
-        )
+        self.source: Source = make_source(config, self.clock, key, self)
         self.slot = Slot(self.source)
         self.will.in_hand = lambda: self.slot.claim is not None
+
+    def link_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """See SourceEvents."""
+        self.on_event("link", {"event": event, **fields})
 
     def _build_sensors(self, config: Config) -> None:
         bus = SystemBus()
@@ -340,54 +340,3 @@ _PARTS: Final[dict[str, Callable[[Config], object]]] = {
     ),
     "sensors": lambda c: (c.node.gpu, c.node.presence, c.node.host, c.node.work),
 }
-
-
-def make_source(
-    config: Config,
-    clock: Clock,
-    key: str | None,
-    on_event: Callable[[str, dict[str, Any]], None],
-    describe: Callable[[], dict[str, Any]] = dict,
-) -> Source:
-    """The source that control.source names. `describe`: what a fleet may know of this node, beside what the source knows."""
-    tasks = config.node.tasks
-    if config.node.control.source == "nats":
-        from supervisor.sources.nats.source import JetStream
-
-        return JetStream(
-            config.control,
-            node_id=config.node_id,
-            clock=clock,
-            state_dir=config.paths.state,
-            heartbeat_interval_s=config.runtime.execution.heartbeat_interval_sec,
-            poll_interval_s=config.runtime.execution.poll_interval_sec,
-            retry_on_disconnect=config.runtime.execution.retry_on_disconnect,
-            task_types=frozenset(tasks),
-            on_event=on_event,
-            token=key,
-            describe=describe,
-        )
-    return RaeHttp(
-        config.control,
-        node_id=config.node_id,
-        clock=clock,
-        state_dir=config.paths.state,
-        heartbeat_interval_s=config.runtime.execution.heartbeat_interval_sec,
-        retry_on_disconnect=config.runtime.execution.retry_on_disconnect,
-        capabilities=capabilities(config),
-        on_event=on_event,
-        token=key,
-        on_preempt=lambda kind: tasks[kind].on_preempt if kind in tasks else "resubmit",
-    )
-
-
-def capabilities(config: Config) -> dict[str, Any]:
-    """What the node tells of itself when it registers: nothing that changes while it lives, nothing of the person."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "task_types": sorted(config.node.tasks),
-        "cpu_count": os.cpu_count() or 1,
-        "ram_gb": round(pages / (1 << 30), 1),
-        "gpu": config.node.gpu.presence != "none",
-        "life": LIFE,
-    }

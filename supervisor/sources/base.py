@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from states.ending import Ending
 from states.observation import Link
+from supervisor.config.schema import Control
 
 Wake = Callable[[], None]
 
@@ -57,6 +59,33 @@ class LinkStatus:
     outbox: int = 0  # results and hand-backs not delivered yet
     error: str = ""  # the last trouble on the way, also while the link is up again
     error_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """What each kind of source is made from."""
+
+    control: Control
+    node_id: str
+    state_dir: Path  # of the record of the tasks in flight
+    heartbeat_interval_s: float
+    poll_interval_s: float
+    retry_on_disconnect: bool  # False: the first failure of the link is final until `resume`
+    on_preempt: Mapping[str, str]  # each task type of this node, and how it is given back: "resubmit" or "fail"
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    token: str | None = field(default=None, repr=False)
+
+
+class SourceEvents(Protocol):
+    """What a source needs of the daemon."""
+
+    def link_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write a line of the kind `link` to the journal. `fields` never hold a payload or a result."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What a fleet may know about this node: `state`, `since`, `blocked_by`."""
+        ...
 
 
 class Source(Protocol):

@@ -29,7 +29,7 @@ UNKNOWN: Final = ""  # a re-post whose answer was not read: the server may have 
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InFlightTask:
     """A task in flight. `node`: what the server calls us. `repost`: None, UNKNOWN, or the id of the task posted anew."""
 
     id: str
@@ -38,12 +38,12 @@ class Entry:
     repost: str | None = None
 
 
-class Notes:
+class InFlightRecord:
     """The note on disk and its copy in memory. Writing is atomic and synced, file and folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, InFlightTask] = {}
         self._writing = threading.Lock()
 
     def __len__(self) -> int:
@@ -52,13 +52,13 @@ class Notes:
     def __contains__(self, task_id: str) -> bool:
         return task_id in self._entries
 
-    async def load(self) -> tuple[tuple[Entry, ...], str]:
+    async def load(self) -> tuple[tuple[InFlightTask, ...], str]:
         """What a life before this one left, and a reason if the note could not be read and was set aside."""
         entries, trouble = await asyncio.to_thread(self._read)
         self._entries = {entry.id: entry for entry in entries}
         return entries, trouble
 
-    async def put(self, entry: Entry) -> None:
+    async def put(self, entry: InFlightTask) -> None:
         """Note a task.
 
         Raises:
@@ -90,7 +90,7 @@ class Notes:
         """
         await self._in_time(self._probe)
 
-    async def _change(self, entries: Iterable[Entry]) -> None:
+    async def _change(self, entries: Iterable[InFlightTask]) -> None:
         self._entries = {entry.id: entry for entry in entries}
         await self._in_time(self._write)
 
@@ -140,7 +140,7 @@ class Notes:
         finally:
             os.close(descriptor)
 
-    def _read(self) -> tuple[tuple[Entry, ...], str]:
+    def _read(self) -> tuple[tuple[InFlightTask, ...], str]:
         path = self._folder / NAME
         with self._writing:
             try:
@@ -161,7 +161,7 @@ class Notes:
             return (), f"{trouble} and cannot be set aside; a task may hang at the control node"
 
 
-def _parsed(content: bytes) -> tuple[Entry, ...]:
+def _parsed(content: bytes) -> tuple[InFlightTask, ...]:
     """The entries.
 
     Raises:
@@ -172,7 +172,7 @@ def _parsed(content: bytes) -> tuple[Entry, ...]:
     document = json.loads(content.decode())
     if document["version"] != VERSION:
         raise ValueError
-    entries = tuple(Entry(**task) for task in document["tasks"])
+    entries = tuple(InFlightTask(**task) for task in document["tasks"])
     for entry in entries:
         if not is_id(entry.id) or not isinstance(entry.type, str) or not isinstance(entry.node, str):
             raise ValueError

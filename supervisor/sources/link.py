@@ -11,7 +11,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from states.observation import Link
 from supervisor.linux.clock import Clock
 from supervisor.sources.backoff import Backoff
-from supervisor.sources.rae.transport import Trouble
+from supervisor.sources.errors import RequestError
 
 Connect = Callable[[], Awaitable[None]]
 CONNECTING: Final = "connecting"
@@ -31,11 +31,11 @@ async def end(*tasks: asyncio.Task[None]) -> None:
         _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
-class KeptLink:
+class RetryingLink:
     """Runs `connect` once and `keep` again and again; says up, down or lost, and nobody else does.
 
-    `keep` returns when it is time to keep again, and raises `Trouble` when the link has failed; so does `connect`. Trouble
-    of a link that had proven sound (`keep` returned once, or its owner set `proven`) is tried again at once; any other
+    `keep` returns when it is time to keep again, and raises `RequestError` when the link has failed; so does `connect`. The
+    failure of a link that had proven sound (`keep` returned once, or its owner set `proven`) is tried again at once; any other
     waits, longer each time, and one with a Retry-After always waits. `changed(link, reason)` is told of every change,
     `parted()` whenever the link has gone down, to clear up.
     """
@@ -72,7 +72,7 @@ class KeptLink:
         self.say(Link.DOWN, CONNECTING)
         while True:
             retrying = AsyncRetrying(
-                retry=retry_if_exception_type(Trouble),
+                retry=retry_if_exception_type(RequestError),
                 wait=self._backoff,
                 stop=stop_never if self._retry else stop_after_attempt(1),
                 sleep=self._pause,
@@ -81,7 +81,7 @@ class KeptLink:
             )
             try:
                 await retrying(self._once)
-            except Trouble as trouble:
+            except RequestError as trouble:
                 self._resumed.clear()
                 self.say(Link.LOST, f"{trouble.reason}; given up (execution.retry_on_disconnect: false) until resumed")
                 await self._resumed.wait()
@@ -114,7 +114,7 @@ class KeptLink:
             while True:
                 await self._guarded(self._keep)
                 self.proven = True
-        except Trouble as trouble:
+        except RequestError as trouble:
             if not self._retry or not self.proven or trouble.retry_after_s is not None:
                 raise
             self.say(Link.DOWN, trouble.reason)
@@ -125,10 +125,10 @@ class KeptLink:
         """No fault of ours ends the link's task in silence."""
         try:
             await work()
-        except Trouble:
+        except RequestError:
             raise
         except Exception as error:  # noqa: BLE001
-            raise Trouble(f"the link could not be kept ({type(error).__name__})") from None
+            raise RequestError(f"the link could not be kept ({type(error).__name__})") from None
 
     async def _pause(self, seconds: float) -> None:
         self._resumed.clear()
@@ -142,4 +142,4 @@ class KeptLink:
     def _will_retry(self, state: RetryCallState) -> None:
         trouble = state.outcome.exception() if state.outcome else None
         wait_s = state.next_action.sleep if state.next_action else 0.0
-        self.say(Link.DOWN, trouble.reason if isinstance(trouble, Trouble) else "", self._clock.now_s() + wait_s)
+        self.say(Link.DOWN, trouble.reason if isinstance(trouble, RequestError) else "", self._clock.now_s() + wait_s)

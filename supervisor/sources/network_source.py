@@ -6,57 +6,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from states.observation import Link
-from supervisor.config.schema import Control
 from supervisor.linux.clock import Clock
-from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
-from supervisor.sources.in_flight import Entry, Notes
-from supervisor.sources.link import KeptLink
-from supervisor.sources.rae.transport import Trouble
+from supervisor.sources.base import Availability, Claim, LinkStatus, SourceEvents, SourceSettings, Wake
+from supervisor.sources.errors import RequestError
+from supervisor.sources.in_flight import InFlightRecord, InFlightTask
+from supervisor.sources.link import RetryingLink
 
-EVENT_KIND: Final = "link"  # the journal's kind; the fields hold `event` and what belongs to it
 MAX_WAITING: Final = 16  # outcomes that wait in memory, each as large as a result may be; beyond, no more work is asked for
 
 
-class LinkedSource(ABC):
+class NetworkSource(ABC):
     """The half of a `Source` that is one whatever the other side speaks.
 
     The link, the poll and the way back go on side by side in the loop. What one of them meets on the way the link is told
-    (`_fail`), and it alone says up, down or lost. `on_event(kind, fields)` is for the journal: never a payload (R6).
+    (`_fail`), and it alone says up, down or lost.
     """
 
     _pace_s: ClassVar[float] = 0.0  # seconds between two signs of life at least, however much news there is
 
-    def __init__(
-        self,
-        settings: Control,
-        *,
-        clock: Clock,
-        state_dir: Path,
-        heartbeat_interval_s: float,
-        retry_on_disconnect: bool,
-        on_event: Callable[[str, dict[str, Any]], None],
-    ) -> None:
+    def __init__(self, settings: SourceSettings, clock: Clock, events: SourceEvents) -> None:
+        self._settings = settings
         self._clock = clock
-        self._heartbeat_interval_s = heartbeat_interval_s
-        self._on_event = on_event
+        self._events = events
         self._wake: Wake = lambda: None
-        self._notes = Notes(state_dir)
-        self._link = KeptLink(
+        self._notes = InFlightRecord(settings.state_dir)
+        self._link = RetryingLink(
             self._connect_anew,
             self._keep,
             clock=clock,
-            backoff_max_s=settings.backoff_max_sec,
-            retry=retry_on_disconnect,
+            backoff_max_s=settings.control.backoff_max_sec,
+            retry=settings.retry_on_disconnect,
             changed=self._changed,
             parted=self._part,
         )
         self._availability = Availability.BUSY
-        self._trouble: Trouble | None = None  # met by the poll or on the way back, for the link to deal with
+        self._trouble: RequestError | None = None  # met by the poll or on the way back, for the link to deal with
         self._nudge = asyncio.Event()  # news, or trouble
         self._alarm = asyncio.Event()  # trouble
         self._slot: Claim | None = None
@@ -133,11 +120,11 @@ class LinkedSource(ABC):
 
     @abstractmethod
     async def _connect(self) -> None:
-        """Make the link, and tell of this node. Raises Trouble."""
+        """Make the link, and tell of this node. Raises RequestError."""
 
     @abstractmethod
     async def _beat(self) -> None:
-        """Give a sign of life. Raises Trouble."""
+        """Give a sign of life. Raises RequestError."""
 
     @abstractmethod
     async def _part(self) -> None:
@@ -145,7 +132,7 @@ class LinkedSource(ABC):
 
     @abstractmethod
     async def _poll_once(self) -> None:
-        """Ask for a task and put it into the slot, if there is one. Raises Trouble."""
+        """Ask for a task and put it into the slot, if there is one. Raises RequestError."""
 
     # --- the link
 
@@ -156,8 +143,8 @@ class LinkedSource(ABC):
 
     async def _keep(self) -> None:
         """One interval, and a sign of life at its end; sooner when there is news or trouble."""
-        pace_s = min(self._pace_s, self._heartbeat_interval_s)
-        for event, wait_s in ((self._alarm, pace_s), (self._nudge, self._heartbeat_interval_s - pace_s)):
+        pace_s = min(self._pace_s, self._settings.heartbeat_interval_s)
+        for event, wait_s in ((self._alarm, pace_s), (self._nudge, self._settings.heartbeat_interval_s - pace_s)):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await event.wait()
@@ -166,8 +153,8 @@ class LinkedSource(ABC):
             raise self._trouble
         await self._beat()
 
-    def _fail(self, trouble: Trouble) -> None:
-        """Trouble met elsewhere: the link is down at once, and its task deals with it."""
+    def _fail(self, trouble: RequestError) -> None:
+        """RequestError met elsewhere: the link is down at once, and its task deals with it."""
         if self._link.link is Link.UP and not self._stopping:
             self._trouble = trouble
             self._link.say(Link.DOWN, trouble.reason)
@@ -188,10 +175,10 @@ class LinkedSource(ABC):
     async def _ask(self) -> None:
         try:
             await self._poll_once()
-        except Trouble as trouble:
+        except RequestError as trouble:
             self._fail(trouble)
         except Exception as error:  # noqa: BLE001  no fault of ours may end the poll in silence
-            self._fail(Trouble(f"the poll could not be made ({type(error).__name__})"))
+            self._fail(RequestError(f"the poll could not be made ({type(error).__name__})"))
         finally:
             self._poll = None
             self._wake()
@@ -202,7 +189,7 @@ class LinkedSource(ABC):
 
     # --- the note and the journal
 
-    async def _left_noted(self) -> tuple[Entry, ...]:
+    async def _left_noted(self) -> tuple[InFlightTask, ...]:
         """The tasks that were in flight when the last life of the node ended."""
         left, trouble = await self._notes.load()
         if trouble:
@@ -211,4 +198,4 @@ class LinkedSource(ABC):
 
     def _event(self, event: str, **fields: Any) -> None:
         with contextlib.suppress(Exception):  # a journal that fails must not end the link
-            self._on_event(EVENT_KIND, {"event": event, **fields})
+            self._events.link_event(event, fields)

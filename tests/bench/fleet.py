@@ -39,11 +39,11 @@ from support.nats_rig import NatsServer, nats_cluster, nats_server, operator
 
 from supervisor.daemon import loop as loop_module
 from supervisor.sources.base import Claim
+from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.overview import overview
 from supervisor.sources.nats.admin.submit import submit
-from supervisor.sources.nats.connection import Wire
-from supervisor.sources.rae.transport import Trouble
+from supervisor.sources.nats.connection import Connection
 
 LEASE_S: Final = 10.0  # as shipped
 AWAY_S: Final = 27.0  # on average, between two visits of a person
@@ -220,7 +220,7 @@ async def measure(
                 await asyncio.sleep(0.25)
                 try:
                     done = (await boss.stream(layout.RESULTS))["messages"]
-                except Trouble:
+                except RequestError:
                     continue
                 if victim is not None and not killed and done >= tasks / 3:
                     cpu_of_the_dead, killed = victim.cpu_s(), True
@@ -243,12 +243,12 @@ async def measure(
             cpu_s = cpu_of_the_dead + sum(m.cpu_s() for m in machines if m.process is not None) - cpu_before
             queue = 1, 1, 0
             for _ in range(400):  # what is acknowledged after its result, or known to be done twice
-                with contextlib.suppress(Trouble):
+                with contextlib.suppress(RequestError):
                     queue = await boss.queue()
                 if queue[0] == 0:
                     break
                 await asyncio.sleep(0.1)
-            with contextlib.suppress(Trouble):
+            with contextlib.suppress(RequestError):
                 look_s = time.monotonic()
                 seen = await overview(boss.wire)
                 say(f"`rae-node fleet` sees {len(seen['nodes'])} nodes after {1000 * (time.monotonic() - look_s):.0f} ms")
@@ -276,12 +276,12 @@ async def measure(
             )
 
 
-async def _submit(wire: Wire, claims: list[Claim], rate: float | None) -> None:
+async def _submit(wire: Connection, claims: list[Claim], rate: float | None) -> None:
     """All at once, or so many a second; once more what a server's end has interrupted."""
     began_s, at = time.monotonic(), 0
     while at < len(claims):
         upto = len(claims) if rate is None else min(len(claims), int((time.monotonic() - began_s) * rate) + 1)
-        with contextlib.suppress(Trouble):
+        with contextlib.suppress(RequestError):
             await submit(wire, claims[at:upto])
             at = upto
         await asyncio.sleep(0.05)

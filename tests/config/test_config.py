@@ -14,13 +14,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.config_folder import SEED, gpu, write
+from support.recorded_events import Recorded
 
 from states.limits import Limits
 from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.config.schema import NodeSettings
-from supervisor.daemon.wiring import make_source
 from supervisor.linux.clock import SystemClock
-from supervisor.sources.rae.source import RaeHttp
+from supervisor.sources.factory import make_source
+from supervisor.sources.rae.source import RaeSource
 
 
 def test_the_seed_alone_is_sound(tmp_path: Path) -> None:
@@ -100,8 +101,8 @@ def test_files_of_the_link_start_at_the_folder(
     config = load(write(tmp_path, node=node))
     wanted = None if used is None else os.path.normpath(tmp_path / used)
     assert (config.control.ca_file, config.control.token.file) == (wanted, wanted)
-    source = make_source(config, SystemClock(), None, lambda *_: None)
-    assert isinstance(source, RaeHttp)
+    source = make_source(config, SystemClock(), None, Recorded())
+    assert isinstance(source, RaeSource)
     assert source._transport._settings.ca_file == wanted
 
 

@@ -26,14 +26,14 @@ from states.observation import NEVER, Cpu, Gpu, Host, Reading
 from supervisor.config.load import Config
 from supervisor.daemon.loop import Daemon
 from supervisor.daemon.performer import Performer
-from supervisor.daemon.wiring import make_source
 from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.sd_notify import Notifier
 from supervisor.sensors.base import Presence
 from supervisor.sensors.observer import Observer
 from supervisor.sources.base import Claim
-from supervisor.sources.nats.source import JetStream
+from supervisor.sources.factory import make_source
+from supervisor.sources.nats.source import NatsSource
 from supervisor.tasks.attempt import Slot
 
 KIND = "work"
@@ -105,7 +105,7 @@ class Desk:
         return Reading(Host(), "", self.name, now_s)
 
 
-class Lasting(JetStream):
+class Lasting(NatsSource):
     """Knows how long the task in hand lasts."""
 
     lasts: tuple[float, bool] = (0.0, False)
@@ -127,10 +127,8 @@ class MemberNode(SimulatedNode):
 
     def _build_source(self, config: Config) -> None:
         self.will.hindrances["key"] = ""
-        source = make_source(
-            config, self.clock, None, lambda kind, fields: self.on_event(kind, fields), lambda: self.describe()
-        )
-        assert isinstance(source, JetStream)
+        source = make_source(config, self.clock, None, self)
+        assert isinstance(source, NatsSource)
         source.__class__ = Lasting
         self.source = source
         self.slot = Slot(self.source)
@@ -236,7 +234,7 @@ class Member:
             await asyncio.gather(self._running, return_exceptions=True)
         if self.node.slot.tree is not None:
             self.node.slot.tree._timer.cancel()  # type: ignore[attr-defined]
-        assert isinstance(self.node.source, JetStream)
+        assert isinstance(self.node.source, NatsSource)
         await cut(self.node.source)
         self.journal.close()
 

@@ -18,20 +18,21 @@ from uuid import uuid4
 
 import pytest
 from support.ports import free_port
+from support.recorded_events import Recorded
 from support.waiting import DEADLINE_S
 from support.waiting import eventually as until
 
 from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import SystemClock
-from supervisor.sources.base import Availability, Claim
+from supervisor.sources.base import Availability, Claim, SourceSettings
+from supervisor.sources.errors import RequestError
 from supervisor.sources.link import end
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.setup import set_up
-from supervisor.sources.nats.connection import Server, Wire
+from supervisor.sources.nats.connection import Connection, Server
 from supervisor.sources.nats.messages import Result, decode_result, encode_task
-from supervisor.sources.nats.source import JetStream
-from supervisor.sources.rae.transport import Trouble
+from supervisor.sources.nats.source import NatsSource
 
 BINARY = shutil.which("nats-server")
 needs_server = pytest.mark.skipif(BINARY is None, reason="nats-server is not installed (Debian: apt install nats-server)")
@@ -147,7 +148,7 @@ def nats_cluster(folder: Path, hosts: Sequence[str] = ("127.0.0.1",) * 3, **more
 class Operator:
     """The submitter's side, and whoever may do everything."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Connection) -> None:
         self.wire = wire
 
     async def submit(self, kind: str = "echo", payload: Any = None, task_id: str | None = None) -> str:
@@ -185,7 +186,7 @@ class Operator:
         while True:
             try:
                 return await self.wire.api(name)
-            except Trouble:
+            except RequestError:
                 if time.monotonic() > end_s:
                     raise
                 await asyncio.sleep(0.1)
@@ -209,7 +210,7 @@ async def operator(
     url: str, *, replicas: int = 1, lease_s: float = 10.0, made: bool = False, server: Server | None = None, **consumer: Any
 ) -> AsyncIterator[Operator]:
     """The fleet's streams made (unless `made`), with this lease, and an operator at them."""
-    wire = Wire(server or Server(url), name="operator")
+    wire = Connection(server or Server(url), name="operator")
     await wire.open()
     try:
         if not made:
@@ -230,7 +231,7 @@ async def operator(
 class Rig:
     """A source under test."""
 
-    def __init__(self, source: JetStream, events: list[dict[str, Any]]) -> None:
+    def __init__(self, source: NatsSource, events: list[dict[str, Any]]) -> None:
         self.source = source
         self.events = events
 
@@ -282,15 +283,20 @@ async def node(
     **control: Any,
 ) -> AsyncIterator[Rig]:
     """A started source. `stop_s` None: it ends as by a power cut, with nothing said and nothing given back."""
-    settings = Control(**{"source": "nats", "url": url, "connect_timeout_sec": 2, "backoff_max_sec": 0.2, **control})
-    events: list[dict[str, Any]] = []
-    source = JetStream(
-        settings, node_id=node_id, clock=SystemClock(), state_dir=folder / node_id, heartbeat_interval_s=heartbeat_s,
-        poll_interval_s=poll_s, retry_on_disconnect=retry, task_types=frozenset(types), token=token, describe=describe,
-        on_event=lambda kind, fields: events.append({"kind": kind, **fields}),
+    settings = SourceSettings(
+        control=Control(**{"source": "nats", "url": url, "connect_timeout_sec": 2, "backoff_max_sec": 0.2, **control}),
+        node_id=node_id,
+        state_dir=folder / node_id,
+        heartbeat_interval_s=heartbeat_s,
+        poll_interval_s=poll_s,
+        retry_on_disconnect=retry,
+        on_preempt=dict.fromkeys(types, "resubmit"),
+        token=token,
     )
+    events = Recorded(describe)
+    source = NatsSource(settings, SystemClock(), events)
     await source.start(lambda: None)
-    rig = Rig(source, events)
+    rig = Rig(source, events.events)
     if ready:
         source.announce(Availability.ONLINE)
     try:
@@ -302,7 +308,7 @@ async def node(
             await source.stop(stop_s)
 
 
-async def cut(source: JetStream) -> None:
+async def cut(source: NatsSource) -> None:
     """As by a power cut: every task of the source ends at once, its connection too."""
     await end(*source._work, *source._giving, *([source._poll] if source._poll is not None else []))
     await source._part()

@@ -12,13 +12,14 @@ from typing import Any
 
 from support.clock import MadeLoop, ManualClock
 from support.rae_server import RaeServer, until
+from support.recorded_events import Recorded
 
 from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import SystemClock
-from supervisor.sources.base import Claim
+from supervisor.sources.base import Claim, SourceSettings
 from supervisor.sources.link import end
-from supervisor.sources.rae.source import RaeHttp
+from supervisor.sources.rae.source import RaeSource
 
 NODE_ID = "node-1"
 UNHURRIED = {"read_timeout_sec": 5, "total_timeout_sec": 10}  # a machine that is busy is not silent
@@ -51,7 +52,7 @@ def clock() -> Any:
 class Rig:
     """A source under test."""
 
-    def __init__(self, source: RaeHttp, events: list[dict[str, Any]], state_dir: Path) -> None:
+    def __init__(self, source: RaeSource, events: list[dict[str, Any]], state_dir: Path) -> None:
         self.source = source
         self.events = events
         self.state_dir = state_dir
@@ -101,7 +102,7 @@ async def running(
     retry: bool = True,
     token: str | None = None,
     heartbeat_s: float = 30.0,
-    on_preempt: Callable[[str], str] = lambda kind: "resubmit",
+    on_preempt: str = "resubmit",
     node_id: str = NODE_ID,
     capabilities: dict[str, Any] | None = None,
     **control: Any,
@@ -109,23 +110,22 @@ async def running(
     """A started source. `stop_s` None: it ends as by a power cut, with nothing said and nothing delivered."""
     url = server if isinstance(server, str) else server.url
     times = {"connect_timeout_sec": 5, **UNHURRIED, "backoff_max_sec": 0.02, "max_requests_per_sec": 1000}
-    settings = Control(**{"url": url, **times, **control})
-    events: list[dict[str, Any]] = []
-    source = RaeHttp(
-        settings,
+    settings = SourceSettings(
+        control=Control(**{"url": url, **times, **control}),
         node_id=node_id,
-        clock=clock(),
         state_dir=state_dir,
         heartbeat_interval_s=heartbeat_s,
+        poll_interval_s=45.0,
         retry_on_disconnect=retry,
+        on_preempt={"t": on_preempt, "kind": on_preempt},
         capabilities=capabilities or {"gpu": True},
-        on_event=lambda kind, fields: events.append({"kind": kind, **fields}),
         token=token,
-        on_preempt=on_preempt,
     )
+    events = Recorded()
+    source = RaeSource(settings, clock(), events)
     await source.start(lambda: None)
     try:
-        yield Rig(source, events, state_dir)
+        yield Rig(source, events.events, state_dir)
     finally:
         if stop_s is None:
             await end(*source._work)

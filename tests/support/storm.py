@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -37,9 +37,9 @@ from support.running import control_node
 from states.ending import failed, handed_back, succeeded
 from supervisor.config.schema import Control, Execution
 from supervisor.linux.clock import SystemClock
-from supervisor.sources.base import Availability, Claim
-from supervisor.sources.rae.resolver import Names
-from supervisor.sources.rae.source import RaeHttp
+from supervisor.sources.base import Availability, Claim, SourceSettings
+from supervisor.sources.rae.resolver import Resolver
+from supervisor.sources.rae.source import RaeSource
 
 HOST: Final = "control.test"
 SHARE: Final = 0.35  # of all requests that meet a fault
@@ -127,7 +127,7 @@ class Proxy:
             "502 for what was done": Bad(TABLE["502"].fault, acts=True),
         }
 
-    async def resolve(self, _names: Names, _host: str) -> list[str]:
+    async def resolve(self, _names: Resolver, _host: str) -> list[str]:
         """DNS, which may fail by itself, or name an address where nobody listens. Every request begins here."""
         self.requests += 1
         self.per_second.count(self._clock.now_s())
@@ -215,18 +215,22 @@ class Storm:
         self.memory: list[tuple[int, float, int, int]] = []  # requests, MiB, open files, asyncio tasks
         self.state = state
         self.say = say
-        self.source: RaeHttp
+        self.source: RaeSource
         self.left: list[str] = []
 
     # --- what the node tells
 
-    def _event(self, _kind: str, fields: dict[str, Any]) -> None:
-        name = fields["event"]
-        self.events[name] += 1
-        if name == "outcome-lost":
+    def link_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """See SourceEvents."""
+        self.events[event] += 1
+        if event == "outcome-lost":
             self.lost.add(fields["task"])
-        elif name == "reposted":
+        elif event == "reposted":
             self.reposts.add(fields["new_task"])
+
+    def describe(self) -> Mapping[str, Any]:
+        """No fleet asks."""
+        return {}
 
     # --- the run
 
@@ -237,7 +241,7 @@ class Storm:
         alarm = _Alarm(self.escaped)
         logging.getLogger("asyncio").addHandler(alarm)
         try:
-            dns = mock.patch.object(Names, "addresses", lambda names, host: self.proxy.resolve(names, host))
+            dns = mock.patch.object(Resolver, "addresses", lambda names, host: self.proxy.resolve(names, host))
             with dns, asyncio.Runner(loop_factory=lambda: loop) as runner:
                 runner.run(self._live())
                 gc.collect()  # exceptions that nobody asked for are told of now
@@ -247,11 +251,13 @@ class Storm:
     async def _live(self) -> None:
         server = await asyncio.start_server(self.proxy.accept, "127.0.0.1", 0)
         execution = Execution(45, 30, 180, True)
-        self.source = RaeHttp(
-            Control(url=f"http://{HOST}:{server.sockets[0].getsockname()[1]}", max_requests_per_sec=PER_SEC),
-            node_id="storm", clock=self.clock, state_dir=self.state, heartbeat_interval_s=execution.heartbeat_interval_sec,
-            retry_on_disconnect=True, capabilities={"life": "first"}, on_event=self._event, token=None,
+        settings = SourceSettings(
+            control=Control(url=f"http://{HOST}:{server.sockets[0].getsockname()[1]}", max_requests_per_sec=PER_SEC),
+            node_id="storm", state_dir=self.state, heartbeat_interval_s=execution.heartbeat_interval_sec,
+            poll_interval_s=execution.poll_interval_sec, retry_on_disconnect=True, on_preempt={},
+            capabilities={"life": "first"},
         )  # fmt: skip
+        self.source = RaeSource(settings, self.clock, self)
         await self.source.start(lambda: None)
         try:
             while self.proxy.requests < self.target:

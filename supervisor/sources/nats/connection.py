@@ -1,7 +1,7 @@
 """One connection to a NATS server, and the few things that a fleet needs of JetStream. The only file that knows nats-py.
 
 It never reconnects by itself: whoever uses it backs off and opens a new one, so that no request of an old connection is
-sent late on a new one. Every wait has an end. What goes wrong comes out as `Trouble`, with a reason in words.
+sent late on a new one. Every wait has an end. What goes wrong comes out as `RequestError`, with a reason in words.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from supervisor.sources.errors import MIB, RequestError, describe_error, tls_context
 from supervisor.sources.nats.errors import NOTHING, TOO_LARGE, Delivery, Refused, family, one_line, read_answer, read_delivery
 from supervisor.sources.nats.subjects import inbox, next_subject
-from supervisor.sources.rae.transport import MIB, Trouble, cause, trusting
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -59,7 +59,7 @@ class Server:
     knobs: Knobs = field(default=Knobs(), compare=False)
 
 
-class Wire:
+class Connection:
     """A connection. `on_lost(reason)` is called once when it ends by itself."""
 
     def __init__(self, server: Server, *, name: str, on_lost: Callable[[str], None] = lambda reason: None) -> None:
@@ -75,7 +75,7 @@ class Wire:
         """Connect to one of the servers.
 
         Raises:
-            Trouble: none could be had.
+            RequestError: none could be had.
         """
         from nats.aio.client import Client
         from nats.errors import Error
@@ -83,7 +83,7 @@ class Wire:
         logging.getLogger("nats").setLevel(logging.CRITICAL + 1)  # it logs tracebacks that quote what was sent (R6)
         server = self._server
         urls = [url.strip() for url in server.url.split(",")]
-        context = await asyncio.to_thread(trusting, server.ca_file) if any(u.startswith("tls:") for u in urls) else None
+        context = await asyncio.to_thread(tls_context, server.ca_file) if any(u.startswith("tls:") for u in urls) else None
         client = Client()
 
         def proven() -> None:
@@ -124,7 +124,7 @@ class Wire:
             told = client._server_info
             why = self._why(error, isinstance(told, dict) and bool(told.get("auth_required")))
             await _let_go(client)
-            raise Trouble(why) from None
+            raise RequestError(why) from None
         self._client = client
         if client._reading_task is not None:
             client._reading_task.add_done_callback(self._deaf)
@@ -173,7 +173,7 @@ class Wire:
 
         Raises:
             Refused: it is larger than the server takes; nothing was sent, for the server would hang up.
-            Trouble: there is none; the server may have acted all the same.
+            RequestError: there is none; the server may have acted all the same.
         """
         from nats.errors import NoRespondersError
 
@@ -184,13 +184,13 @@ class Wire:
         try:
             return await self._while_connected(asking)
         except NoRespondersError:
-            raise Trouble(f"{self.url} has no stream for {family(subject)}: set it up (deploy/fleet), or wait for its leader",
-                          sent=False) from None
+            reason = f"{self.url} has no stream for {family(subject)}: set it up (deploy/fleet), or wait for its leader"
+            raise RequestError(reason, sent=False) from None
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
             denied = f" ({self._error})" if self._error else ""
             self._error = ""
             why = f" within {timeout_s:g} s" if isinstance(error, TimeoutError) else f": {_lost(error)}"
-            raise Trouble(f"{self.url or self._server.url} gives no answer for {family(subject)}{denied}{why}") from None
+            raise RequestError(f"{self.url or self._server.url} gives no answer for {family(subject)}{denied}{why}") from None
 
     async def _while_connected(self, asking: Coroutine[Any, Any, Msg]) -> Msg:
         """The answer, if it comes before the connection ends: nats-py would wait on for one that cannot come."""
@@ -210,7 +210,7 @@ class Wire:
 
         Raises:
             Refused: the answer is an error.
-            Trouble: there is no answer.
+            RequestError: there is no answer.
         """
         msg = await self.request(f"$JS.API.{name}", b"" if body is None else json.dumps(body).encode())
         return read_answer(msg.data, name)
@@ -220,7 +220,7 @@ class Wire:
 
         Raises:
             Exists: another one lies there, and it stands.
-            Trouble: it may be stored or not; the same call again finds out.
+            RequestError: it may be stored or not; the same call again finds out.
         """
         msg = await self.request(subject, data, headers={**self.msg_id(msg_id), **(headers or {})})
         return not read_answer(msg.data, family(subject)).get("duplicate", False)
@@ -229,19 +229,19 @@ class Wire:
         """The last message there, None when there is none.
 
         Raises:
-            Trouble: there is no answer.
+            RequestError: there is no answer.
         """
         msg = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         status = (msg.headers or {}).get("Status")
         if status in (None, NOTHING):
             return msg.data if status is None else None
-        raise Trouble(f"{self.url} does not tell what is in {stream}")
+        raise RequestError(f"{self.url} does not tell what is in {stream}")
 
     async def everything(self, stream: str) -> list[bytes]:
         """The last message of every subject of a stream.
 
         Raises:
-            Trouble: the server does not answer.
+            RequestError: the server does not answer.
         """
         found: dict[str, bytes] = {}
         after = 0
@@ -254,14 +254,14 @@ class Wire:
             before, text = after, headers.get("Nats-Sequence", "")
             after = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else before
             if headers.get("Status") or after <= before:
-                raise Trouble(f"{self.url} does not tell what is in {stream}")
+                raise RequestError(f"{self.url} does not tell what is in {stream}")
             found[headers.get("Nats-Subject", "")] = msg.data
 
     async def word(self, reply: str, word: bytes, timeout_s: float = ANSWER_S) -> None:
         """Acknowledge, renew, give back or end a delivery, and be sure of it.
 
         Raises:
-            Trouble: it may not have arrived.
+            RequestError: it may not have arrived.
         """
         await self.request(reply, word, timeout_s=min(ANSWER_S, timeout_s))
 
@@ -269,7 +269,7 @@ class Wire:
         """Call `heard` with every message there, as long as the connection lasts.
 
         Raises:
-            Trouble: it has ended.
+            RequestError: it has ended.
         """
 
         async def hear(msg: Msg) -> None:
@@ -277,10 +277,10 @@ class Wire:
 
         try:
             await self._connected().subscribe(subject, cb=hear)
-        except Trouble:
+        except RequestError:
             raise
         except Exception as error:  # noqa: BLE001  as for a request
-            raise Trouble(f"{self._server.url}: {_lost(error)}") from None
+            raise RequestError(f"{self._server.url}: {_lost(error)}") from None
 
     async def pull(
         self, stream: str, consumer: str, *, linger_s: Callable[[], float], enough: asyncio.Event
@@ -289,7 +289,7 @@ class Wire:
         0: no more), or until `enough` is set. Whatever was on its way then is still returned.
 
         Raises:
-            Trouble: the server does not answer.
+            RequestError: the server does not answer.
         """
         from nats.errors import Error
 
@@ -302,7 +302,7 @@ class Wire:
             try:
                 found = await self._next(stream, consumer, box, answers, {"batch": 1, "no_wait": True}, ANSWER_S, enough)
                 if found is TimeoutError:
-                    raise Trouble(f"{self.url or self._server.url} gives no answer to the request for work")
+                    raise RequestError(f"{self.url or self._server.url} gives no answer to the request for work")
                 while found is None and (left_s := linger_s()) > 0 and not enough.is_set():
                     left_s = min(left_s, ROUND_S)
                     wanted = {"batch": 1, "expires": max(1, int(left_s * 1e9))}
@@ -319,12 +319,12 @@ class Wire:
                 with contextlib.suppress(Error, OSError, TimeoutError):
                     async with asyncio.timeout(DRAIN_S):
                         await sub.drain()  # type: ignore[no-untyped-call]
-        except Trouble:
+        except RequestError:
             raise
         except Exception as error:  # noqa: BLE001  as for a request
-            raise Trouble(f"{self._server.url}: {_lost(error)}") from None
+            raise RequestError(f"{self._server.url}: {_lost(error)}") from None
         while not isinstance(found, Delivery) and not answers.empty():
-            with contextlib.suppress(Trouble):
+            with contextlib.suppress(RequestError):
                 found = _as_delivery(answers.get_nowait())
         return found if isinstance(found, Delivery) else None
 
@@ -351,7 +351,7 @@ class Wire:
 
     def _connected(self) -> Client:
         if self._client is None or not self._client.is_connected:
-            raise Trouble(f"not connected to {self._server.url}", sent=False)
+            raise RequestError(f"not connected to {self._server.url}", sent=False)
         return self._client
 
     async def _told(self, error: Exception) -> None:
@@ -359,7 +359,7 @@ class Wire:
 
     def _in_words(self, error: Exception) -> str:
         if isinstance(error, ssl.SSLError) or (isinstance(error, OSError) and error.errno in errno.errorcode):
-            return cause(error, self._server.knobs.ca)
+            return describe_error(error, self._server.knobs.ca)
         return one_line(str(error).removeprefix("nats: "))
 
     def _deaf(self, _: asyncio.Task[None]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from supervisor.sources.rae.transport import Trouble
+from supervisor.sources.errors import RequestError
 
 LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
 PER_SUBJECT: Final = "per subject"
@@ -17,7 +17,7 @@ TOO_LARGE: Final = 413
 MAX_WORDS: Final = 200
 
 
-class Refused(Trouble):
+class Refused(RequestError):
     """The server says no, and would again: a limit, a right, a name that is not there."""
 
 
@@ -40,24 +40,24 @@ def read_answer(data: bytes, what: str) -> dict[str, Any]:
 
     Raises:
         Exists, Refused: it says no, and would again.
-        Trouble: it is none, or may be another one soon.
+        RequestError: it is none, or may be another one soon.
     """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise Trouble(f"the server answered {what} with something that is no answer of JetStream")
+        raise RequestError(f"the server answered {what} with something that is no answer of JetStream")
     error = value.get("error")
     if error is None:
         return value
     if not isinstance(error, dict):
-        raise Trouble(f"the server answered {what} with an error in words of its own")
+        raise RequestError(f"the server answered {what} with an error in words of its own")
     text, code = one_line(str(error.get("description", ""))), error.get("code")
     if error.get("err_code") == LIMIT_OF_STREAM and PER_SUBJECT in text:
         raise Exists(f"{what}: there is one already")
     if code == 503:
-        raise Trouble(f"{what}: {text}")  # a full stream, no leader yet: it may do better soon
+        raise RequestError(f"{what}: {text}")  # a full stream, no leader yet: it may do better soon
     raise Refused(f"{what}: {text}", status=code if type(code) is int else 0)
 
 
@@ -65,13 +65,13 @@ def read_delivery(data: bytes, reply: str, headers: Mapping[str, str]) -> Delive
     """A message as a delivery; None for a word of the server's (nothing there, time over).
 
     Raises:
-        Trouble: its word says that it will hand out nothing: the consumer is gone, or has another leader.
+        RequestError: its word says that it will hand out nothing: the consumer is gone, or has another leader.
     """
     if not reply:
         if (status := headers.get("Status", NOTHING)) in (NOTHING, TIME_OVER):
             return None
         word = one_line(f"{status} {headers.get('Description', '')}")
-        raise Trouble(f"the fleet hands out no work now: its server says {word}")
+        raise RequestError(f"the fleet hands out no work now: its server says {word}")
     # $JS.ACK.<stream>.<consumer>.<count>.<sequence>..., or with domain and account before the stream
     words = reply.split(".")
     at = 4 if len(words) == 9 else 6

@@ -11,11 +11,11 @@ from typing import Final
 from states.observation import Link
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Claim
-from supervisor.sources.link import KeptLink
+from supervisor.sources.errors import RequestError
+from supervisor.sources.link import RetryingLink
 from supervisor.sources.nats import connection as wire
-from supervisor.sources.nats.connection import Wire
+from supervisor.sources.nats.connection import Connection
 from supervisor.sources.nats.errors import Delivery
-from supervisor.sources.rae.transport import Trouble
 
 RENEWALS: Final = 3  # renewals of a lease before it lapses
 LAST_MOMENT_S: Final = 0.5  # a lease that ends this soon is not ours to give back any more
@@ -35,15 +35,15 @@ class Lease:
 class Leases:
     """Every task that is not settled or given back: waiting, in hand, in the outbox.
 
-    `need` gives the connection or raises Trouble; `fail` is told of trouble; `event(name, **fields)` is for the journal.
+    `need` gives the connection or raises RequestError; `fail` is told of trouble; `event(name, **fields)` is for the journal.
     """
 
     def __init__(
         self,
         clock: Clock,
-        link: KeptLink,
-        need: Callable[[], Wire],
-        fail: Callable[[Trouble], None],
+        link: RetryingLink,
+        need: Callable[[], Connection],
+        fail: Callable[[RequestError], None],
         event: Callable[..., None],
     ) -> None:
         self._clock = clock
@@ -108,7 +108,7 @@ class Leases:
         try:
             await self._need().word(lease.reply, wire.IN_PROGRESS, timeout_s=self.length_s / RENEWALS)
             lease.ends_s = sent_s + self.length_s
-        except Trouble as trouble:
+        except RequestError as trouble:
             self._fail(trouble)
         except Exception as error:  # noqa: BLE001  no fault of ours may end the renewals in silence
-            self._fail(Trouble(f"a lease could not be renewed ({type(error).__name__})"))
+            self._fail(RequestError(f"a lease could not be renewed ({type(error).__name__})"))

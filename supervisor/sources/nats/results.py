@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from states.observation import Link
-from supervisor.sources.link import KeptLink
+from supervisor.sources.errors import RequestError
+from supervisor.sources.link import RetryingLink
 from supervisor.sources.nats import connection as wire
 from supervisor.sources.nats import subjects as layout
-from supervisor.sources.nats.connection import Wire
+from supervisor.sources.nats.connection import Connection
 from supervisor.sources.nats.errors import TOO_LARGE, Exists, Refused
 from supervisor.sources.nats.leases import Lease
 from supervisor.sources.nats.messages import Result
-from supervisor.sources.rae.transport import Trouble
 
 REMEMBERED: Final = 512  # tasks whose results are stored, should one be delivered once more
 PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries to deliver while the link is up
@@ -36,7 +36,7 @@ class Outcome:
 
 
 class Results:
-    """Stores results by `need()`, which gives the connection or raises Trouble.
+    """Stores results by `need()`, which gives the connection or raises RequestError.
 
     `settled(task_id)` is awaited when a task is over for this node; `second()` is called when another node's result was
     first; `fail` is told of trouble; `event(name, **fields)` is for the journal, never a payload.
@@ -44,12 +44,12 @@ class Results:
 
     def __init__(
         self,
-        link: KeptLink,
-        need: Callable[[], Wire],
+        link: RetryingLink,
+        need: Callable[[], Connection],
         *,
         settled: Callable[[str], Awaitable[None]],
         second: Callable[[], None],
-        fail: Callable[[Trouble], None],
+        fail: Callable[[RequestError], None],
         event: Callable[..., None],
     ) -> None:
         self._link = link
@@ -102,10 +102,10 @@ class Results:
             outcome = self._waiting[0]
             try:
                 if self._link.link is not Link.UP and not self._last:
-                    raise Trouble(self._link.reason)
+                    raise RequestError(self._link.reason)
                 await self._deliver(outcome)
                 failures = 0
-            except Trouble as trouble:
+            except RequestError as trouble:
                 if isinstance(trouble, Refused) and self._replaced(outcome, trouble):
                     continue
                 self._hurry.clear()
@@ -146,7 +146,7 @@ class Results:
         reason = f"{whose} was first, and stands; this one is dropped"
         self._event("done-twice", task=result.id, type=result.type, reason=reason)
 
-    async def _store(self, link: Wire, outcome: Outcome) -> bool:
+    async def _store(self, link: Connection, outcome: Outcome) -> bool:
         """Have the result stored; False: there is one."""
         result = outcome.result
         try:
@@ -156,7 +156,7 @@ class Results:
             return False
         except Refused:
             raise
-        except Trouble as trouble:
+        except RequestError as trouble:
             outcome.blind = outcome.blind or trouble.sent
             raise
         return True

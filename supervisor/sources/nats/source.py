@@ -10,29 +10,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from states.ending import Ending, failed, handed_back
 from states.observation import Link
-from supervisor.config.schema import Control
 from supervisor.linux.clock import Clock
 from supervisor.sources import sanitize as clean
-from supervisor.sources.base import Availability, Claim, Wake, with_saved_state
-from supervisor.sources.in_flight import Entry
+from supervisor.sources.base import Availability, Claim, SourceEvents, SourceSettings, Wake, with_saved_state
+from supervisor.sources.errors import RequestError
+from supervisor.sources.in_flight import InFlightTask
 from supervisor.sources.link import STOPPED, end
 from supervisor.sources.nats import connection as wire
 from supervisor.sources.nats import subjects as layout
-from supervisor.sources.nats.connection import Server, Wire
+from supervisor.sources.nats.connection import Connection, Server
 from supervisor.sources.nats.errors import Delivery, Exists, Refused
 from supervisor.sources.nats.leases import Lease, Leases
 from supervisor.sources.nats.messages import Poison, Result, decode_place, decode_task
 from supervisor.sources.nats.registry import entry
 from supervisor.sources.nats.results import Results
-from supervisor.sources.network_source import LinkedSource
-from supervisor.sources.rae.transport import Trouble
+from supervisor.sources.network_source import NetworkSource
 
 UNFIT_S: Final = 2  # until a task that this node does not run is handed out again; twice as long each time,
 UNFIT_SOON: Final = 5  # once it was handed out so often,
@@ -42,41 +40,20 @@ FOREVER_S: Final = 1e9  # no lease lasts so long
 POLL_MARGIN_S: Final = 0.05  # a lingering poll is over before the next one is due
 
 
-class JetStream(LinkedSource):
-    """A `Source`. `describe()` is what the registry tells of this node beside what the source itself knows."""
+class NatsSource(NetworkSource):
+    """A `Source`."""
 
     _pace_s = 1.0  # between two entries in the registry
 
-    def __init__(
-        self,
-        settings: Control,
-        *,
-        node_id: str,
-        clock: Clock,
-        state_dir: Path,
-        heartbeat_interval_s: float,
-        poll_interval_s: float,
-        retry_on_disconnect: bool,
-        task_types: frozenset[str],
-        on_event: Callable[[str, dict[str, Any]], None],
-        token: str | None,
-        describe: Callable[[], Mapping[str, Any]] = dict,
-    ) -> None:
-        super().__init__(
-            settings,
-            clock=clock,
-            state_dir=state_dir,
-            heartbeat_interval_s=heartbeat_interval_s,
-            retry_on_disconnect=retry_on_disconnect,
-            on_event=on_event,
+    def __init__(self, settings: SourceSettings, clock: Clock, events: SourceEvents) -> None:
+        super().__init__(settings, clock, events)
+        control = settings.control
+        self._node_id = settings.node_id
+        self._consumer = control.nats.consumer
+        self._server = Server(
+            control.url, settings.node_id, settings.token, control.ca_file, control.connect_timeout_sec
         )
-        self._node_id = node_id
-        self._consumer = settings.nats.consumer
-        self._poll_interval_s = poll_interval_s
-        self._task_types = task_types
-        self._describe = describe
-        self._server = Server(settings.url, node_id, token, settings.ca_file, settings.connect_timeout_sec)
-        self._wire: Wire | None = None
+        self._wire: Connection | None = None
         self._connected_to = ""
         self._max_deliver = 0
         self._enough = asyncio.Event()
@@ -127,7 +104,7 @@ class JetStream(LinkedSource):
         if not self._may_ask():
             return False
         self._enough.clear()
-        self._until_s = self._clock.now_s() + self._poll_interval_s - POLL_MARGIN_S
+        self._until_s = self._clock.now_s() + self._settings.poll_interval_s - POLL_MARGIN_S
         return super().ask()
 
     def settle(self, claim: Claim, ending: Ending) -> None:
@@ -182,33 +159,34 @@ class JetStream(LinkedSource):
         return len(self._results)
 
     async def _connect(self) -> None:
-        self._wire = Wire(self._server, name=self._node_id, on_lost=lambda reason: self._fail(Trouble(reason)))
+        self._wire = Connection(self._server, name=self._node_id, on_lost=lambda reason: self._fail(RequestError(reason)))
         await self._wire.open()
         self._connected_to = self._wire.url
         try:
             settings = (await self._wire.api(f"CONSUMER.INFO.{layout.TASKS}.{self._consumer}"))["config"]
             if settings["ack_policy"] != "explicit":
                 reason = f"{self._url}: its consumer {self._consumer} gives no leases (ack_policy: explicit is expected)"
-                raise Trouble(f"{reason}; see deploy/fleet")
+                raise RequestError(f"{reason}; see deploy/fleet")
             length_s, most = settings["ack_wait"] / 1e9, int(settings.get("max_deliver", -1))
             if not 0 < length_s < FOREVER_S:
                 raise ValueError
             self._leases.length_s, self._max_deliver = length_s, most
         except Refused as missing:
-            raise Trouble(f"{self._url} has no consumer {self._consumer}: {missing.reason}; see deploy/fleet") from None
+            raise RequestError(f"{self._url} has no consumer {self._consumer}: {missing.reason}; see deploy/fleet") from None
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise Trouble(f"{self._url} describes its consumer {self._consumer} as none that is known") from None
+            raise RequestError(f"{self._url} describes its consumer {self._consumer} as none that is known") from None
         await self._beat()
         self._results.hurry()
         self._leases.renew_now()
 
     async def _beat(self) -> None:
         """Write what there is to know of this node into the registry."""
-        known = {"node": self._node_id, "availability": self._availability, "types": sorted(self._task_types), **self.counts}
-        body = entry(known, self._describe(), self._clock.wall_s())
+        types = sorted(self._settings.on_preempt)
+        known = {"node": self._node_id, "availability": self._availability, "types": types, **self.counts}
+        body = entry(known, self._events.describe(), self._clock.wall_s())
         answer = await self._need().request(layout.node_subject(self._node_id), body)
         if b'"error"' in answer.data:
-            raise Trouble(f"{self._url}: the registry of nodes does not take this node's entry; see deploy/fleet")
+            raise RequestError(f"{self._url}: the registry of nodes does not take this node's entry; see deploy/fleet")
 
     async def _part(self) -> None:
         link, self._wire = self._wire, None
@@ -216,9 +194,9 @@ class JetStream(LinkedSource):
         if link is not None:
             await link.close()
 
-    def _need(self) -> Wire:
+    def _need(self) -> Connection:
         if self._wire is None:
-            raise Trouble("not connected", sent=False)
+            raise RequestError("not connected", sent=False)
         return self._wire
 
     # --- the poll
@@ -253,7 +231,7 @@ class JetStream(LinkedSource):
             reason = f"given up after {delivery.count} deliveries, the most that the fleet gives (max_deliver)"
             await self._bury(delivery, reason, claim.id, claim.type)
             return
-        if claim.type not in self._task_types:
+        if claim.type not in self._settings.on_preempt:
             await link.word(delivery.reply, unfit(delivery.count))
             self._event("claim-passed-on", task=claim.id, type=claim.type, reason="this node does not run this type")
             return
@@ -261,7 +239,7 @@ class JetStream(LinkedSource):
         if delivery.count > 1:
             lease.claim = claim = await self._with_its_place(claim)
         try:
-            await self._notes.put(Entry(claim.id, claim.type))
+            await self._notes.put(InFlightTask(claim.id, claim.type))
         except OSError as error:
             self._event("note-not-kept", task=claim.id, type=claim.type, reason=str(error))
         self._slot = claim
@@ -271,7 +249,7 @@ class JetStream(LinkedSource):
         try:
             data = await self._need().last(layout.PLACES, layout.place_subject(claim.id))
             return claim if data is None else replace(claim, payload={**claim.payload, **decode_place(data)})
-        except (Trouble, Poison):
+        except (RequestError, Poison):
             return claim
 
     async def _bury(self, delivery: Delivery, reason: str, task_id: str, kind: str) -> None:
@@ -304,7 +282,7 @@ class JetStream(LinkedSource):
                 self._must_be_ours(lease)
             await self._need().word(lease.reply, GIVE_BACK)
         except Exception as error:  # noqa: BLE001  trouble or a fault of ours: the end of the lease does the same
-            why = error.reason if isinstance(error, Trouble) else f"it failed ({type(error).__name__})"
+            why = error.reason if isinstance(error, RequestError) else f"it failed ({type(error).__name__})"
             word, reason = "handed-back-by-lease", f"{reason}; {why}"
         self._event(word, task=claim.id, type=claim.type, reason=reason)
         await self._unnote(claim.id)
@@ -312,14 +290,14 @@ class JetStream(LinkedSource):
     def _must_be_ours(self, lease: Lease) -> None:
         """A word for a task that is another node's by now would take it from that one."""
         if not self._leases.surely_ours(lease):
-            raise Trouble("its lease has ended")
+            raise RequestError("its lease has ended")
 
     async def _save(self, claim: Claim, place: Mapping[str, Any], count: int) -> None:
         body = await asyncio.to_thread(lambda: clean.encode(clean.mapping(place)))
         try:
             msg_id = f"{claim.id}.{layout.token(self._node_id)}.{count}"
             await self._need().store(layout.place_subject(claim.id), body, msg_id)
-        except Trouble as trouble:
+        except RequestError as trouble:
             self._event("place-lost", task=claim.id, type=claim.type, reason=f"it begins anew: {trouble.reason}")
 
     async def _settled(self, task_id: str) -> None:

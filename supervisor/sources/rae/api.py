@@ -13,9 +13,10 @@ from uuid import UUID
 from supervisor.config.schema import Control
 from supervisor.sources import sanitize as clean
 from supervisor.sources.base import Availability
+from supervisor.sources.errors import RequestError
 from supervisor.sources.ids import is_id, same_id
 from supervisor.sources.rae.dialects import DIALECTS, Dialect, complete, configured, from_openapi, overridden
-from supervisor.sources.rae.transport import NOT_JSON, Answer, TooMuch, Transport, Trouble
+from supervisor.sources.rae.transport import NOT_JSON, Answer, AnswerTooLarge, Transport
 
 NO_KEY: Final = "none"  # register wants an api_key; the server only stores its hash
 NIL_ID: Final = str(UUID(int=0))
@@ -31,11 +32,11 @@ ITS_STATE: Final = re.compile(
 )
 
 
-class NoSuchPath(Trouble):
+class UnknownPath(RequestError):
     """The server has no such route: another dialect, or another server."""
 
 
-class TooLarge(Trouble):
+class TaskTooLarge(RequestError):
     """A task is larger than what is read of an answer; its id was at the beginning, `state` too if it is not empty."""
 
     def __init__(self, task_id: str, reason: str, state: str) -> None:
@@ -44,12 +45,12 @@ class TooLarge(Trouble):
         self.state = state
 
 
-class NoSuchThing(Trouble):
+class NotFound(RequestError):
     """The route is right; the server does not know the node or the task."""
 
 
 class RaeApi:
-    """One control node. A call that gets no good answer raises `Trouble`; none is repeated here. One of a kind at a time."""
+    """One control node. A call without a good answer raises `RequestError`; none is repeated. One call of a kind at once."""
 
     def __init__(
         self, transport: Transport, settings: Control, *, node_id: str, token: str | None, capabilities: Mapping[str, Any]
@@ -86,7 +87,7 @@ class RaeApi:
         """Register, and tell the truth, for the server calls ONLINE whoever registers."""
         try:
             await self.register()
-        except NoSuchPath:
+        except UnknownPath:
             await self.register()  # the dialect is looked for again, unless it is given
         await self.heartbeat(availability)
 
@@ -111,7 +112,7 @@ class RaeApi:
         """Whether the server takes a heartbeat right now: if so, it is what else it refuses that it cannot take."""
         try:
             await self.heartbeat(availability)
-        except Trouble:
+        except RequestError:
             return False
         return True
 
@@ -119,13 +120,13 @@ class RaeApi:
         """Ask for a task; None: there is none. The server has handed it out even if the answer is lost on the way.
 
         Raises:
-            TooLarge: there is one that cannot be taken.
-            Trouble: no good answer.
+            TaskTooLarge: there is one that cannot be taken.
+            RequestError: no good answer.
         """
         paths = await self.paths()
         try:
             value = await self._call("poll", "GET", paths.poll, query={"node_id": self._node_id})
-        except TooMuch as much:
+        except AnswerTooLarge as much:
             raise _too_large(much) or much from None
         if value is not None and (not isinstance(value, dict) or not is_id(value.get("id"))):
             raise self._malformed("poll")
@@ -135,15 +136,15 @@ class RaeApi:
         """A task as the server has it; None: this dialect cannot look one up.
 
         Raises:
-            TooLarge: it cannot be read.
-            Trouble: no good answer.
+            TaskTooLarge: it cannot be read.
+            RequestError: no good answer.
         """
         paths = await self.paths()
         if paths.task is None:
             return None
         try:
             value = await self._call("task", "GET", paths.task.replace("{id}", task_id))
-        except TooMuch as much:
+        except AnswerTooLarge as much:
             large = _too_large(much)
             raise large if large is not None and same_id(large.task_id, task_id) else much from None
         if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
@@ -186,8 +187,8 @@ class RaeApi:
             )
         try:
             return self._good(what, answer)
-        except Trouble as trouble:
-            mistaken = isinstance(trouble, NoSuchPath) or (what == "poll" and trouble.status == MISREAD)
+        except RequestError as trouble:
+            mistaken = isinstance(trouble, UnknownPath) or (what == "poll" and trouble.status == MISREAD)
             if mistaken and not self._fixed:
                 self._dialect = None  # to be found again
             raise
@@ -198,30 +199,30 @@ class RaeApi:
         if status in (200, 201):
             if answer.value is NOT_JSON:
                 kind = answer.content_type or "no content type"
-                raise Trouble(f"{url} answered {what} with {status} and {kind} that is not JSON")
+                raise RequestError(f"{url} answered {what} with {status} and {kind} that is not JSON")
             return answer.value
         if status in (401, 403):
             advice = "set control.token" if self._token is None else "check control.token"
-            raise Trouble(f"{url} refuses this node's key ({status}): {advice}", status=status)
+            raise RequestError(f"{url} refuses this node's key ({status}): {advice}", status=status)
         if status == 405 or (status == 404 and not _knows_route(answer.value)):
             where = "another path" if self._fixed else "another path than before"
             reason = f"{url} wants {what} at {where} ({status}); see control.dialect and control.paths"
-            raise NoSuchPath(reason, status=status)
+            raise UnknownPath(reason, status=status)
         if status == 404:
-            raise NoSuchThing(f"{url} does not know it: {what} answered with 404", status=status)
+            raise NotFound(f"{url} does not know it: {what} answered with 404", status=status)
         if 300 <= status < 400:
             reason = f"{url} redirects {what} elsewhere ({status}), which is not followed; correct control.url"
-            raise Trouble(reason, status=status)
+            raise RequestError(reason, status=status)
         reason = f"{url} answered {what} with {status}"
-        raise Trouble(reason, status=status, retry_after_s=answer.retry_after_s)
+        raise RequestError(reason, status=status, retry_after_s=answer.retry_after_s)
 
-    def _malformed(self, what: str) -> Trouble:
-        return Trouble(f"{self._transport.url} answered {what} with something else than the contract says")
+    def _malformed(self, what: str) -> RequestError:
+        return RequestError(f"{self._transport.url} answered {what} with something else than the contract says")
 
     async def _from_openapi(self) -> Dialect | None:
         try:
             answer = await self._transport.request("GET", "/openapi.json")
-        except Trouble as trouble:
+        except RequestError as trouble:
             if not trouble.sent:
                 raise
             return None  # something answers there, if only not this: the paths themselves are tried
@@ -232,38 +233,38 @@ class RaeApi:
         for name in ("B", "C", "D"):
             try:
                 value = await self._call("node list", "GET", DIALECTS[name].nodes)
-            except NoSuchPath:
+            except UnknownPath:
                 continue
             if not isinstance(value, list):
                 raise self._malformed("node list")
             return await self._a_or_b() if name == "B" else DIALECTS[name]
         advice = "check control.url, or set control.paths"
-        raise NoSuchPath(f"no control node at {self._transport.url}: none of the known paths; {advice}", status=404)
+        raise UnknownPath(f"no control node at {self._transport.url}: none of the known paths; {advice}", status=404)
 
     async def _a_or_b(self) -> Dialect:
         lookup = DIALECTS["B"].task
         assert lookup is not None
         try:
             await self._call("task", "GET", lookup.replace("{id}", NIL_ID))
-        except NoSuchPath:
+        except UnknownPath:
             return DIALECTS["A"]
-        except NoSuchThing:
+        except NotFound:
             pass
         return DIALECTS["B"]
 
 
-def created_for_sure_not(trouble: Trouble) -> bool:
+def created_for_sure_not(trouble: RequestError) -> bool:
     """The server has surely not taken what was posted: it was never sent, or the server itself said no."""
     return not trouble.sent or (trouble.status is not None and trouble.status < BAD_GATEWAY)
 
 
-def _too_large(much: TooMuch) -> TooLarge | None:
+def _too_large(much: AnswerTooLarge) -> TaskTooLarge | None:
     """The task whose answer was too much; None: it does not begin as one."""
     begins = TASK_BEGINS.match(much.head)
     if much.code != 200 or begins is None or not is_id(task_id := begins["id"].decode()):
         return None
     its = ITS_STATE.match(much.head)
-    return TooLarge(task_id, much.reason, its["state"].decode() if its else "")
+    return TaskTooLarge(task_id, much.reason, its["state"].decode() if its else "")
 
 
 def _knows_route(value: Any) -> bool:

@@ -14,9 +14,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from supervisor.sources import sanitize as clean
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Claim
-from supervisor.sources.in_flight import UNKNOWN, Entry, Notes
-from supervisor.sources.rae.api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi, TooLarge, created_for_sure_not
-from supervisor.sources.rae.transport import MIB, Trouble
+from supervisor.sources.errors import MIB, RequestError
+from supervisor.sources.in_flight import UNKNOWN, InFlightRecord, InFlightTask
+from supervisor.sources.rae.api import BAD_GATEWAY, NotFound, RaeApi, TaskTooLarge, UnknownPath, created_for_sure_not
 
 MAX_BODY_BYTES: Final = 64 * MIB  # the most that the real server was seen to take
 REFUSALS: Final = 5  # so many 500s from a server that is sound otherwise, and it is the result that it cannot take
@@ -74,7 +74,7 @@ class Item:
         return item
 
     @classmethod
-    def left(cls, entry: Entry) -> Item:
+    def left(cls, entry: InFlightTask) -> Item:
         """A task that a crash left."""
         reason = "node restarted while it had the task"
         return cls(
@@ -111,12 +111,12 @@ class Outbox:
     def __init__(
         self,
         api: RaeApi,
-        notes: Notes,
+        notes: InFlightRecord,
         *,
         backoff_max_s: float,
         on_preempt: Callable[[str], str],
         event: Event,
-        on_trouble: Callable[[Trouble], None],
+        on_trouble: Callable[[RequestError], None],
         blame: Callable[[str], None],
         sound: Callable[[], Awaitable[bool]],
         wake: Callable[[], None],
@@ -191,7 +191,7 @@ class Outbox:
             await self._filled.wait()
             item = self._items[0]
             retrying = AsyncRetrying(
-                retry=retry_if_exception_type(Trouble), wait=self._backoff, sleep=self._pause, before_sleep=self._report
+                retry=retry_if_exception_type(RequestError), wait=self._backoff, sleep=self._pause, before_sleep=self._report
             )
             await retrying(self._deliver, item)
             try:
@@ -214,14 +214,14 @@ class Outbox:
 
     def _report(self, state: RetryCallState) -> None:
         trouble = state.outcome.exception() if state.outcome else None
-        if isinstance(trouble, Trouble):
+        if isinstance(trouble, RequestError):
             (self._on_trouble(trouble) if _is_the_links(trouble) else self._blame(trouble.reason))
 
     async def _deliver(self, item: Item) -> None:
         """Go as far with an item as it goes; returns when nothing is left to do for it.
 
         Raises:
-            Trouble: to be tried again.
+            RequestError: to be tried again.
         """
         await self._open.wait()
         try:
@@ -230,13 +230,13 @@ class Outbox:
             if item.step is Step.REPOST:
                 await self._repost(item)
             await self._post(item)
-        except Trouble:
+        except RequestError:
             raise
         except Exception as error:  # noqa: BLE001  a fault of ours: it is tried again, but not for ever, for others wait
             reason = f"the outcome could not be handled ({type(error).__name__})"
             item.faults += 1
             if item.faults < REFUSALS:
-                raise Trouble(reason, status=0) from None
+                raise RequestError(reason, status=0) from None
             self._event("outcome-lost", task=item.id, type=item.type, reason=reason)
 
     async def _recover(self, item: Item) -> bool:
@@ -245,15 +245,15 @@ class Outbox:
         priority, payload, kind = 0, None, item.type
         try:
             task = await self._api.task(item.id)
-        except NoSuchThing:
+        except NotFound:
             self._event("note-removed", task=item.id, type=item.type, reason="the control node does not know the task")
             return False
-        except Trouble as trouble:
-            if isinstance(trouble, TooLarge) and trouble.state in OVER:
+        except RequestError as trouble:
+            if isinstance(trouble, TaskTooLarge) and trouble.state in OVER:
                 self._event("note-removed", task=item.id, type=item.type, reason=f"it is {trouble.state} already")
                 return False
             item.refusals += trouble.status == 500 and await self._sound()
-            if not (isinstance(trouble, TooLarge) or lasting(trouble) or item.refusals >= REFUSALS):
+            if not (isinstance(trouble, TaskTooLarge) or lasting(trouble) or item.refusals >= REFUSALS):
                 raise
             item.refusals, task = 0, None  # what cannot be looked at cannot be posted anew; it must not be waited for
         if task is not None:
@@ -282,10 +282,10 @@ class Outbox:
         await self._note_repost(item, UNKNOWN)
         try:
             new_id = await self._api.create(await asyncio.to_thread(item.encode_anew))
-        except Trouble as trouble:
+        except RequestError as trouble:
             if before is None and created_for_sure_not(trouble):
                 item.repost = None
-            item.lost_paths += isinstance(trouble, NoSuchPath)
+            item.lost_paths += isinstance(trouble, UnknownPath)
             item.refusals += trouble.status == 500 and await self._sound()
             if not lasting(trouble) and item.lost_paths < LOST_PATHS and item.refusals < REFUSALS:
                 raise
@@ -312,13 +312,13 @@ class Outbox:
                 item.result = {}
             try:
                 await self._api.result(item.id, item.body)
-            except Trouble as trouble:
+            except RequestError as trouble:
                 if trouble.sent and (trouble.status is None or trouble.status >= BAD_GATEWAY):
                     item.blind = True
                 if lasting(trouble):
                     if await self._has_it(item):
                         break
-                    if isinstance(trouble, NoSuchThing) or item.bare:
+                    if isinstance(trouble, NotFound) or item.bare:
                         self._event("outcome-lost", task=item.id, type=item.type, reason=trouble.reason)
                         return
                     reason = f"the control node refused the result with status {trouble.status}"
@@ -350,9 +350,9 @@ class Outbox:
             return False
         try:
             task = await self._api.task(item.id)
-        except NoSuchThing:
+        except NotFound:
             return False
-        except TooLarge as large:
+        except TaskTooLarge as large:
             return large.state in OVER
         return task is not None and task.get("status") in OVER
 
@@ -361,14 +361,14 @@ def _resubmitted(item: Item) -> str:
     return f"preempted: {item.reason}; resubmitted as {item.repost}"
 
 
-def lasting(trouble: Trouble) -> bool:
+def lasting(trouble: RequestError) -> bool:
     """The server says no to this request, and would again."""
-    if isinstance(trouble, NoSuchPath) or trouble.status is None:
+    if isinstance(trouble, UnknownPath) or trouble.status is None:
         return False
     return 400 <= trouble.status < 500 and trouble.status not in KEPT
 
 
-def _is_the_links(trouble: Trouble) -> bool:
+def _is_the_links(trouble: RequestError) -> bool:
     """It says something about the way to the control node, not about this outcome."""
     status = trouble.status
     return status is None or status in (401, 403) or 300 <= status < 400

@@ -1,4 +1,4 @@
-"""Names to addresses, in a thread that nobody waits for: a resolver may be silent for half a minute, and neither the loop's
+"""Resolver to addresses, in a thread that nobody waits for: a resolver may be silent for half a minute, and neither the loop's
 worker threads, which other readings need, nor the end of the node may depend on it."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 import threading
 
 
-class Names:
+class Resolver:
     """Looks names up, each once at a time: who asks meanwhile gets the same answer."""
 
     def __init__(self) -> None:

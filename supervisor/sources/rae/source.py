@@ -6,62 +6,39 @@ The link (see linked.py) finds the dialect, registers and gives heartbeats; the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Final
 
 from states.ending import Ending, handed_back
 from states.observation import Link
-from supervisor.config.schema import Control
 from supervisor.linux.clock import Clock
-from supervisor.sources.base import Availability, Claim, Wake, with_saved_state
-from supervisor.sources.in_flight import Entry
+from supervisor.sources.base import Availability, Claim, SourceEvents, SourceSettings, Wake, with_saved_state
+from supervisor.sources.errors import RequestError
+from supervisor.sources.in_flight import InFlightTask
 from supervisor.sources.link import STOPPED, end
-from supervisor.sources.network_source import LinkedSource
-from supervisor.sources.rae.api import BAD_GATEWAY, NoSuchPath, NoSuchThing, RaeApi, TooLarge
+from supervisor.sources.network_source import NetworkSource
+from supervisor.sources.rae.api import BAD_GATEWAY, NotFound, RaeApi, TaskTooLarge, UnknownPath
 from supervisor.sources.rae.outbox import OVER, Item, Outbox
-from supervisor.sources.rae.transport import Transport, Trouble
+from supervisor.sources.rae.transport import Transport
 
 MAX_TYPE_CHARS: Final = 200
 
 
-class RaeHttp(LinkedSource):
-    """A `Source`.
+class RaeSource(NetworkSource):
+    """A `Source`."""
 
-    `capabilities` is what register tells of this machine, `on_preempt` how a type of task is given back ("resubmit" or
-    "fail"). With `retry_on_disconnect` False the first failure gives the link up until `resume` (R21).
-    """
-
-    def __init__(
-        self,
-        settings: Control,
-        *,
-        node_id: str,
-        clock: Clock,
-        state_dir: Path,
-        heartbeat_interval_s: float,
-        retry_on_disconnect: bool,
-        capabilities: Mapping[str, Any],
-        on_event: Callable[[str, dict[str, Any]], None],
-        token: str | None,
-        on_preempt: Callable[[str], str] = lambda kind: "resubmit",
-    ) -> None:
-        super().__init__(
-            settings,
-            clock=clock,
-            state_dir=state_dir,
-            heartbeat_interval_s=heartbeat_interval_s,
-            retry_on_disconnect=retry_on_disconnect,
-            on_event=on_event,
+    def __init__(self, settings: SourceSettings, clock: Clock, events: SourceEvents) -> None:
+        super().__init__(settings, clock, events)
+        self._transport = Transport(settings.control, clock, settings.token)
+        self._api = RaeApi(
+            self._transport, settings.control,
+            node_id=settings.node_id, token=settings.token, capabilities=settings.capabilities,
         )
-        self._on_preempt = on_preempt
-        self._transport = Transport(settings, clock, token)
-        self._api = RaeApi(self._transport, settings, node_id=node_id, token=token, capabilities=capabilities)
         self._outbox = Outbox(
             self._api,
             self._notes,
-            backoff_max_s=settings.backoff_max_sec,
-            on_preempt=on_preempt,
+            backoff_max_s=settings.control.backoff_max_sec,
+            on_preempt=self._on_preempt,
             event=self._event,
             on_trouble=self._fail,
             blame=self._link.blame,
@@ -117,7 +94,7 @@ class RaeHttp(LinkedSource):
         self._put(Item.handed_back(with_saved_state(claim, ending), ending.error or "", on_preempt))
 
     def resume(self) -> None:
-        """See LinkedSource; what the server asked for is forgotten too."""
+        """See NetworkSource; what the server asked for is forgotten too."""
         self._transport.lift()
         super().resume()
 
@@ -143,7 +120,7 @@ class RaeHttp(LinkedSource):
     async def _beat(self) -> None:
         try:
             await self._api.heartbeat(self._availability)
-        except (NoSuchThing, NoSuchPath):
+        except (NotFound, UnknownPath):
             await self._connect()
 
     async def _connect(self) -> None:
@@ -186,7 +163,7 @@ class RaeHttp(LinkedSource):
             await self._connect()
         try:
             await self._fetch()
-        except (NoSuchThing, NoSuchPath):  # nothing was handed out: it is safe to ask again, once
+        except (NotFound, UnknownPath):  # nothing was handed out: it is safe to ask again, once
             await self._connect()
             await self._fetch()
         self._link.proven = True
@@ -194,9 +171,9 @@ class RaeHttp(LinkedSource):
     async def _fetch(self) -> None:
         try:
             raw = await self._api.poll()
-        except TooLarge as large:  # what is known of it is enough to fail it
+        except TaskTooLarge as large:  # what is known of it is enough to fail it
             await self._accept({"id": large.task_id}, f"it is larger than this node reads: {large.reason}")
-        except Trouble as trouble:
+        except RequestError as trouble:
             if trouble.sent and (trouble.status is None or trouble.status >= BAD_GATEWAY):
                 self._poll_lost = True
                 self._event("poll-lost", reason=f"{trouble.reason}; a task may have been handed out with that answer")
@@ -225,7 +202,7 @@ class RaeHttp(LinkedSource):
         if not refusal and not (sound_type and isinstance(payload, dict)):
             refusal = "its payload is not an object" if sound_type else "it has no usable type"
         try:
-            await self._notes.put(Entry(claim.id, claim.type, self._api.compute_id))
+            await self._notes.put(InFlightTask(claim.id, claim.type, self._api.compute_id))
         except OSError as error:
             self._note_trouble = True
             reason = f"the note of the task in flight could not be kept: {_words(error)}"
@@ -250,6 +227,9 @@ class RaeHttp(LinkedSource):
         return True
 
     # --- the way back
+
+    def _on_preempt(self, task_type: str) -> str:
+        return self._settings.on_preempt.get(task_type, "resubmit")
 
     def _put(self, item: Item) -> None:
         self._no_longer_waits(item.id)

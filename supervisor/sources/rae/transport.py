@@ -1,18 +1,16 @@
 """HTTP to the control node, with every bound that a client needs: connections, bytes, seconds. What goes wrong comes out
-as `Trouble`, with a reason in words that never quotes the server: its errors may hold task data (R6)."""
+as `RequestError`, with a reason in words that never quotes the server: its errors may hold task data (R6)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
-import os
 import random
 import re
 import ssl
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -23,12 +21,12 @@ from supervisor import VERSION
 from supervisor.config.schema import Control
 from supervisor.linux.clock import Clock
 from supervisor.sources.backoff import RETRY_AFTER_MAX_S
-from supervisor.sources.rae.resolver import Names
+from supervisor.sources.errors import MIB, RequestError, describe_error, tls_context
+from supervisor.sources.rae.resolver import Resolver
 
 if TYPE_CHECKING:
     import httpx2
 
-MIB: Final = 1024 * 1024
 NOT_JSON: Final = object()
 SPREAD_S: Final = 10.0  # who is told to come back at a time comes up to this much later, so that not all come at once
 ENOUGH_BYTES: Final = 64 * 1024
@@ -36,21 +34,7 @@ COME_LATER: Final = (429, 503)  # with these, Retry-After is about the server, n
 CONTENT_TYPE: Final = re.compile(r"[a-z0-9.+-]{1,50}/[a-z0-9.+-]{1,50}")
 
 
-class Trouble(Exception):
-    """A request did not get a good answer. `status` None: it got no usable answer at all. `sent`: the server may have
-    acted on it. `retry_after_s`: how long the server asked to wait."""
-
-    def __init__(
-        self, reason: str, *, status: int | None = None, sent: bool = True, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
-        self.sent = sent
-        self.retry_after_s = retry_after_s
-
-
-class TooMuch(Trouble):
+class AnswerTooLarge(RequestError):
     """The answer is larger than allowed. `code`: its status; `head`: how it begins."""
 
     def __init__(self, reason: str, code: int, head: bytes) -> None:
@@ -60,7 +44,7 @@ class TooMuch(Trouble):
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
+class _Request:
     """One request, see `Transport.request`."""
 
     method: str
@@ -90,7 +74,7 @@ class Transport:
         parts = _split(settings.url)
         self._parts = parts = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/"))
         self._scheme = parts.scheme
-        self._names = Names()
+        self._names = Resolver()
         self.url = parts.geturl()  # for people: no password
         self._headers = {
             "host": parts.netloc,
@@ -131,20 +115,20 @@ class Transport:
         where control.max_answer_mb says so.
 
         Raises:
-            Trouble: no usable answer within the deadline and the bounds.
+            RequestError: no usable answer within the deadline and the bounds.
         """
         await self._turn()
         total_s = self._settings.total_timeout_sec
         most_bytes = int(self._settings.max_answer_mb * MIB)
-        ask = _Ask(method, path, query, content, enough, min(most_bytes, max_bytes or most_bytes))
+        ask = _Request(method, path, query, content, enough, min(most_bytes, max_bytes or most_bytes))
         client = self._client or await self._open()
         try:
             async with asyncio.timeout(total_s):
                 return await self._exchange(client, ask)
-        except Trouble:
+        except RequestError:
             raise
         except TimeoutError:
-            raise Trouble(f"no whole answer from {self.url} within {total_s:g} s (control.total_timeout_sec)") from None
+            raise RequestError(f"no whole answer from {self.url} within {total_s:g} s (control.total_timeout_sec)") from None
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
             raise self._trouble(error) from None
 
@@ -152,12 +136,12 @@ class Transport:
         """Wait until one more request is within control.max_requests_per_sec, whatever asks for it.
 
         Raises:
-            Trouble: the server asked to be left alone for longer.
+            RequestError: the server asked to be left alone for longer.
         """
         now_s = self._clock.now_s()
         if (left_s := self._not_before_s - now_s) > 0:
             reason = f"{self.url} asked to be left alone for {left_s:.0f} s more (Retry-After)"
-            raise Trouble(reason, sent=False, retry_after_s=left_s)
+            raise RequestError(reason, sent=False, retry_after_s=left_s)
         full = len(self._sent_s) == self._sent_s.maxlen
         turn_s = max(now_s, self._sent_s[0] + 1.0) if full else now_s
         self._sent_s.append(turn_s)
@@ -176,9 +160,9 @@ class Transport:
 
         s = self._settings
         if self._scheme not in ("http", "https"):
-            raise Trouble(f"control.url: found {self.url!r}, allowed: an http or https URL", sent=False)
+            raise RequestError(f"control.url: found {self.url!r}, allowed: an http or https URL", sent=False)
         # without TLS it is never used: there are no redirects
-        context = trusting(s.ca_file) if self._scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = tls_context(s.ca_file) if self._scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return httpx2.AsyncClient(
             verify=context,
             timeout=httpx2.Timeout(s.read_timeout_sec, connect=s.connect_timeout_sec),
@@ -189,7 +173,7 @@ class Transport:
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each would make every request longer
         )
 
-    async def _exchange(self, client: httpx2.AsyncClient, ask: _Ask) -> Answer:
+    async def _exchange(self, client: httpx2.AsyncClient, ask: _Request) -> Answer:
         import httpx2
 
         bases = await self._bases()
@@ -206,21 +190,21 @@ class Transport:
                 found = await self._names.addresses(self._parts.hostname or "")
         except TimeoutError:
             reason = f"{self.url}: its name was not resolved within {limit_s:g} s (control.connect_timeout_sec)"
-            raise Trouble(reason, sent=False) from None
+            raise RequestError(reason, sent=False) from None
         except OSError:
-            raise Trouble(f"{self.url}: its name cannot be resolved", sent=False) from None
+            raise RequestError(f"{self.url}: its name cannot be resolved", sent=False) from None
         port = f":{self._parts.port}" if self._parts.port is not None else ""
         hosts = (f"[{address}]" if ":" in address else address for address in found)
         return [self._parts._replace(netloc=f"{host}{port}").geturl() for host in hosts]
 
-    async def _at(self, base: str, client: httpx2.AsyncClient, ask: _Ask) -> Answer:
+    async def _at(self, base: str, client: httpx2.AsyncClient, ask: _Request) -> Answer:
         headers = {"content-type": "application/json"} if ask.content is not None else None
         name = {"sni_hostname": self._parts.hostname}  # the certificate must be the name's, whichever address answers
         async with client.stream(
             ask.method, base + ask.path, params=ask.query, content=ask.content, headers=headers, extensions=name
         ) as response:
             if response.headers.get("content-encoding", "identity").lower() != "identity":
-                raise Trouble(f"{self.url} sent an encoded answer that was not asked for")
+                raise RequestError(f"{self.url} sent an encoded answer that was not asked for")
             body = bytearray()
             good = response.status_code in (200, 201)
             async for chunk in response.aiter_raw():
@@ -229,7 +213,7 @@ class Transport:
                     return Answer(response.status_code, {name: text.decode() for name, text in seen.groupdict().items()})
                 if len(body) > ask.max_bytes:
                     reason = f"{self.url} sent an answer of more than {ask.max_bytes / MIB:g} MiB (control.max_answer_mb)"
-                    raise TooMuch(reason, response.status_code, bytes(body[:1024]))
+                    raise AnswerTooLarge(reason, response.status_code, bytes(body[:1024]))
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             wait_s = self._retry_after_s(response.headers.get("retry-after"))
             if wait_s is not None:
@@ -253,7 +237,7 @@ class Transport:
         except (ValueError, OverflowError):
             return None
 
-    def _trouble(self, error: Exception) -> Trouble:
+    def _trouble(self, error: Exception) -> RequestError:
         import httpx2
 
         never_sent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.InvalidURL)
@@ -264,21 +248,8 @@ class Transport:
         elif isinstance(error, httpx2.RemoteProtocolError):
             what = "the answer broke off or is not HTTP"
         else:
-            what = cause(error)
-        return Trouble(f"{self.url}: {what}", sent=not isinstance(error, never_sent))
-
-
-def trusting(ca_file: str | None) -> ssl.SSLContext:
-    """TLS with these CAs, or the system's. Reads files: off the loop.
-
-    Raises:
-        Trouble: the file cannot be used.
-    """
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # ssl's errors too
-        reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
-        raise Trouble(f"control.ca_file: {ca_file} cannot be used: {reason}", sent=False) from None
+            what = describe_error(error)
+        return RequestError(f"{self.url}: {what}", sent=not isinstance(error, never_sent))
 
 
 def _split(url: str) -> SplitResult:
@@ -300,28 +271,3 @@ def _json(body: bytes) -> Any:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def cause(error: BaseException, ca: str = "control.ca_file") -> str:
-    """What the system said at the bottom of it, in words; never the text of the error itself. `ca`: where the CAs are named."""
-    for inner in _chain(error):
-        if isinstance(inner, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted: {inner.verify_message} ({ca} names the CA)"
-        if isinstance(inner, ssl.SSLError):
-            return "the TLS handshake failed"
-        if isinstance(inner, OSError) and inner.errno is not None and inner.errno in errno.errorcode:
-            return os.strerror(inner.errno).lower()
-    return f"the request failed ({type(error).__name__})"
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    todo: list[BaseException] = [error]
-    seen: set[int] = set()
-    while todo:
-        inner = todo.pop()
-        if id(inner) not in seen:
-            seen.add(id(inner))
-            yield inner
-            if isinstance(inner, BaseExceptionGroup):
-                todo.extend(inner.exceptions)
-            todo.extend(e for e in (inner.__cause__, inner.__context__) if e is not None)

@@ -21,11 +21,11 @@ from support.ports import free_port
 
 from states.ending import failed, handed_back, succeeded
 from states.observation import Link
+from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin import credentials, setup
 from supervisor.sources.nats.admin.access import AccessError, server_of
-from supervisor.sources.nats.connection import Server, Wire
-from supervisor.sources.rae.transport import Trouble
+from supervisor.sources.nats.connection import Connection, Server
 
 pytestmark = [needs_server, pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")]
 
@@ -192,7 +192,7 @@ def test_a_node_can_do_no_more(fleet: Fleet) -> None:
     """Each is refused by the server, and nothing of it has happened."""
     told: list[str] = []
 
-    class Listening(Wire):
+    class Listening(Connection):
         async def _told(self, error: Exception) -> None:
             told.append(str(error))
             await super()._told(error)
@@ -203,7 +203,7 @@ def test_a_node_can_do_no_more(fleet: Fleet) -> None:
         async with operator("", server=fleet.as_user("admin"), made=True) as boss:
             before = {name: await boss.stream(name) for name in (layout.TASKS, layout.RESULTS, layout.NODES_STREAM)}
             for what, subject in FORBIDDEN.items():
-                with pytest.raises(Trouble):
+                with pytest.raises(RequestError):
                     await wire.request(subject, b"{}", timeout_s=0.1)
                 refusal = f'permissions violation for publish to "{subject}"'.lower()
                 await until(lambda r=refusal: any(r in text.lower() for text in told), f"{what}: refused, not {told}")
@@ -238,8 +238,8 @@ def test_who_is_not_known_does_not_get_in(fleet: Fleet, changes: dict[str, Any],
     given = {k: v.replace("%PORT%", str(fleet.server.port)) if isinstance(v, str) else v for k, v in changes.items()}
 
     async def work() -> None:
-        with pytest.raises(Trouble, match=why):
-            await Wire(fleet.as_user("desk-1", **given), name="x").open()
+        with pytest.raises(RequestError, match=why):
+            await Connection(fleet.as_user("desk-1", **given), name="x").open()
 
     asyncio.run(asyncio.wait_for(work(), 60))
 
@@ -262,8 +262,8 @@ def test_an_operator_is_told_of_options_not_of_settings(
     given = {"user": "operator", "password": file, "ca": fleet.keys / "ca.pem", **changes}
 
     async def work() -> None:
-        with pytest.raises(Trouble) as trouble:
-            await Wire(server_of(fleet.url, given["user"], given["password"], given["ca"], {}), name="x").open()
+        with pytest.raises(RequestError) as trouble:
+            await Connection(server_of(fleet.url, given["user"], given["password"], given["ca"], {}), name="x").open()
         assert re.search(re.escape(why).replace(r"\.\*", ".*"), trouble.value.reason), trouble.value.reason
         assert "control." not in trouble.value.reason
 
@@ -289,8 +289,8 @@ def test_nobody_comes_in_the_clear_to_a_server_that_offers_no_tls(tmp_path: Path
         server = await asyncio.start_server(impostor, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         user = "desk-1" if token else ""
-        with pytest.raises(Trouble, match="no TLS"):
-            await Wire(Server(f"tls://127.0.0.1:{port}", user, token), name="x").open()
+        with pytest.raises(RequestError, match="no TLS"):
+            await Connection(Server(f"tls://127.0.0.1:{port}", user, token), name="x").open()
         async with node(f"tls://127.0.0.1:{port}", tmp_path, token=token) as rig:
             await until(lambda: "no TLS" in rig.source.status.reason, lambda: rig.source.status.reason)
             assert rig.source.status.link is Link.DOWN
@@ -377,10 +377,10 @@ async def _persist(fleet: Operator) -> str:
         try:
             if not fleet.wire.up:
                 await fleet.wire.close()
-                fresh = Wire(fleet.wire._server, name="operator")
+                fresh = Connection(fleet.wire._server, name="operator")
                 await fresh.open()
                 fleet.wire = fresh
             return await fleet.submit("echo", {}, task)
-        except Trouble:
+        except RequestError:
             await asyncio.sleep(0.2)
     raise AssertionError("no server took the task")

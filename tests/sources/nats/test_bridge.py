@@ -19,7 +19,7 @@ from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Claim
-from supervisor.sources.in_flight import Entry, Notes
+from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.bridge import Bridge
 from supervisor.sources.nats.connection import Server
@@ -43,7 +43,7 @@ async def bridge(
     api = RaeApi(transport, settings, node_id=NAME, token=None, capabilities={})
     said: list[str] = []
     one = Bridge(
-        api, Server(server.url), Notes(folder), clock=SystemClock(), poll_interval_s=0.05,
+        api, Server(server.url), InFlightRecord(folder), clock=SystemClock(), poll_interval_s=0.05,
         heartbeat_interval_s=heartbeat_interval_s, backoff_max_s=settings.backoff_max_sec, ahead=5, say=said.append,
     )
     stop = asyncio.Event()
@@ -62,9 +62,9 @@ async def left(control: RaeServer, folder: Path) -> str:
     control.node.register(NAME, {}, None)
     task_id = control.add("echo", {"a": 1}, 7)
     assert control.node.claim(NAME)
-    notes = Notes(folder)
+    notes = InFlightRecord(folder)
     await notes.load()
-    await notes.put(Entry(task_id, "echo"))
+    await notes.put(InFlightTask(task_id, "echo"))
     return task_id
 
 
@@ -272,16 +272,16 @@ async def test_a_type_that_no_node_can_have_is_refused_and_bursts_neither_note_n
         assert control.task(task_id)["error"] == "refused: it is no task"
         other = control.add("echo")
         await until(lambda: f"{other}: queued" in said, lambda: f"queued, not {said}")
-        assert (await Notes(tmp_path).load())[1] == ""
+        assert (await InFlightRecord(tmp_path).load())[1] == ""
         assert one.fleet.error == ""
 
 
 @in_loop
 async def test_a_full_note_is_read_again(tmp_path: Path) -> None:
     """As many tasks as a bridge may have on the way, with the longest types."""
-    notes = Notes(tmp_path)
+    notes = InFlightRecord(tmp_path)
     await notes.load()
-    notes._entries = {e.id: e for e in (Entry(str(uuid4()), "\U0001f600" * 128, "n" * 200) for _ in range(300))}
-    await notes.put(Entry(str(uuid4()), "t"))
-    left, trouble = await Notes(tmp_path).load()
+    notes._entries = {e.id: e for e in (InFlightTask(str(uuid4()), "\U0001f600" * 128, "n" * 200) for _ in range(300))}
+    await notes.put(InFlightTask(str(uuid4()), "t"))
+    left, trouble = await InFlightRecord(tmp_path).load()
     assert (len(left), trouble) == (301, "")

@@ -1,4 +1,4 @@
-"""The one connection to a NATS server: whatever answers at that port, and whatever it says, is Trouble in one line."""
+"""The one connection to a NATS server: whatever answers at that port, and whatever it says, is RequestError in one line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from support.rae_server import in_loop, until
 
 from states.ending import succeeded
 from states.observation import Link
+from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.access import AccessError, server_of
-from supervisor.sources.nats.connection import Server, Wire
+from supervisor.sources.nats.connection import Connection, Server
 from supervisor.sources.nats.errors import Refused
-from supervisor.sources.rae.transport import Trouble
 
 __all__ = ["server"]  # a fixture
 INFO = b'INFO {"server_id":"x","version":"2.10","max_payload":1048576,"headers":true,"proto":1}\r\n'
@@ -68,9 +68,9 @@ async def saying(pieces: list[bytes | None]) -> AsyncIterator[str]:
 @in_loop
 async def test_what_is_no_nats_server_is_said(pieces: list[bytes | None]) -> None:
     async with saying(pieces) as url:
-        wire = Wire(Server(url, connect_timeout_s=1), name="test")
+        wire = Connection(Server(url, connect_timeout_s=1), name="test")
         try:
-            with pytest.raises(Trouble) as trouble:
+            with pytest.raises(RequestError) as trouble:
                 await wire.open()
         finally:
             await wire.close()
@@ -88,9 +88,9 @@ async def test_what_breaks_the_library_ends_the_connection_and_stays_out_of_the_
     header = b"NATS/1.0 \xff\xff\xff\r\n\r\n"
     odd = b"HMSG x 1 %d %d\r\n%s\r\n" % (len(header), len(header), header)
     async with saying([INFO, None, b"PONG\r\n", None, odd, None, None, None]) as url:
-        wire = Wire(Server(url, connect_timeout_s=1), name="test", on_lost=lost.append)
+        wire = Connection(Server(url, connect_timeout_s=1), name="test", on_lost=lost.append)
         await wire.open()
-        with pytest.raises(Trouble):
+        with pytest.raises(RequestError):
             await wire.request("x", timeout_s=600)
         assert lost == [f"{url}: the connection was lost"]
         await wire.close()
@@ -99,8 +99,8 @@ async def test_what_breaks_the_library_ends_the_connection_and_stays_out_of_the_
 
 @in_loop
 async def test_nobody_there_is_said_in_words() -> None:
-    with pytest.raises(Trouble, match=r"^nats://127\.0\.0\.1:9 cannot be reached: connection refused$"):
-        await Wire(Server("nats://127.0.0.1:9"), name="test").open()
+    with pytest.raises(RequestError, match=r"^nats://127\.0\.0\.1:9 cannot be reached: connection refused$"):
+        await Connection(Server("nats://127.0.0.1:9"), name="test").open()
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
@@ -109,8 +109,8 @@ async def test_a_ca_file_that_cannot_be_used_is_named(tmp_path: Path, content: s
     file = tmp_path / "ca.pem"
     if content is not None:
         file.write_text(content)
-    with pytest.raises(Trouble, match=r"control\.ca_file: .*ca\.pem cannot be used"):
-        await Wire(Server("tls://127.0.0.1:4222", ca_file=str(file)), name="test").open()
+    with pytest.raises(RequestError, match=r"control\.ca_file: .*ca\.pem cannot be used"):
+        await Connection(Server("tls://127.0.0.1:4222", ca_file=str(file)), name="test").open()
     with pytest.raises(AccessError, match=r"--ca-file: .*ca\.pem cannot be used"):
         server_of("tls://127.0.0.1:4222", None, None, str(file), {})
 
@@ -147,7 +147,7 @@ async def test_a_result_that_only_its_header_makes_too_large_is_a_failure_with_t
 
 
 @contextlib.asynccontextmanager
-async def answering(server: NatsServer, subject: str, answer: bytes, headers: Any = None) -> AsyncIterator[Wire]:
+async def answering(server: NatsServer, subject: str, answer: bytes, headers: Any = None) -> AsyncIterator[Connection]:
     """A connection to a server where somebody answers like this, in place of JetStream."""
     from nats.aio.client import Client
 
@@ -159,7 +159,7 @@ async def answering(server: NatsServer, subject: str, answer: bytes, headers: An
 
     await liar.subscribe(subject, cb=say)
     await liar.flush()
-    wire = Wire(Server(server.url), name="test")
+    wire = Connection(Server(server.url), name="test")
     await wire.open()
     try:
         yield wire
@@ -198,7 +198,7 @@ def plain(tmp_path: Path) -> Iterator[NatsServer]:
 @in_loop
 async def test_a_strange_answer_is_trouble_in_one_short_line(plain: NatsServer, answer: bytes) -> None:
     async with answering(plain, "rae.results.*", answer) as wire:
-        with pytest.raises(Trouble) as trouble:
+        with pytest.raises(RequestError) as trouble:
             await wire.store("rae.results.x", b"{}", "x")
         assert len(trouble.value.reason) < 400
         assert trouble.value.reason.isprintable()
@@ -221,13 +221,13 @@ async def test_a_server_that_has_no_patience_is_no_busy_loop(plain: NatsServer, 
 @in_loop
 async def test_what_cannot_be_told_is_not_taken_for_nothing(plain: NatsServer) -> None:
     async with answering(plain, "$JS.API.DIRECT.GET.>", b"", {"Status": "408", "Description": "Bad Request"}) as wire:
-        with pytest.raises(Trouble):
+        with pytest.raises(RequestError):
             await wire.last(layout.RESULTS, "rae.results.x")
-        with pytest.raises(Trouble):
+        with pytest.raises(RequestError):
             await wire.everything(layout.NODES_STREAM)
     same = {"Nats-Sequence": "5", "Nats-Subject": "a"}
     async with answering(plain, "$JS.API.DIRECT.GET.>", b"x", same) as wire:
-        with pytest.raises(Trouble):
+        with pytest.raises(RequestError):
             async with asyncio.timeout(5):
                 await wire.everything(layout.NODES_STREAM)
 
@@ -237,14 +237,14 @@ async def test_what_cannot_be_told_is_not_taken_for_nothing(plain: NatsServer) -
 @in_loop
 async def test_a_request_ends_with_its_connection(plain: NatsServer, how: str) -> None:
     """Whoever renews leases or delivers results waits for no answer that cannot come."""
-    wire = Wire(Server(plain.url), name="test")
+    wire = Connection(Server(plain.url), name="test")
     await wire.open()
     await wire.listen("mute", lambda data: None)
     asking = asyncio.create_task(wire.request("mute", timeout_s=600))
-    with pytest.raises(Trouble):
+    with pytest.raises(RequestError):
         await wire.request("nobody")  # by now the other request is at the server
     plain.kill() if how == "the server dies" else await wire.close()
-    with pytest.raises(Trouble) as trouble:
+    with pytest.raises(RequestError) as trouble:
         await asking
     assert trouble.value.reason.startswith(f"{plain.url} gives no answer for mute")
     assert trouble.value.reason.endswith(": the connection was lost")
@@ -260,13 +260,13 @@ async def test_what_the_library_raises_by_itself_is_trouble_too(plain: NatsServe
     async def fails(*of: Any, **more: Any) -> None:
         raise AssertionError("sentinel-7f3a")
 
-    wire = Wire(Server(plain.url), name="test")
+    wire = Connection(Server(plain.url), name="test")
     await wire.open()
     for what in ("request", "subscribe"):
         monkeypatch.setattr(Client, what, fails)
-    with pytest.raises(Trouble, match="AssertionError") as asked:
+    with pytest.raises(RequestError, match="AssertionError") as asked:
         await wire.request("x")
-    with pytest.raises(Trouble, match="AssertionError") as pulled:
+    with pytest.raises(RequestError, match="AssertionError") as pulled:
         await wire.pull("s", "c", linger_s=lambda: 0.0, enough=asyncio.Event())
     assert "sentinel" not in asked.value.reason + pulled.value.reason
     await wire.close()
@@ -275,10 +275,10 @@ async def test_what_the_library_raises_by_itself_is_trouble_too(plain: NatsServe
 @needs_server
 @in_loop
 async def test_no_answer_in_time_is_said_in_words(plain: NatsServer) -> None:
-    wire = Wire(Server(plain.url), name="test")
+    wire = Connection(Server(plain.url), name="test")
     await wire.open()
     await wire.listen("mute", lambda data: None)
-    with pytest.raises(Trouble) as trouble:
+    with pytest.raises(RequestError) as trouble:
         await wire.request("mute", timeout_s=0.2)
     assert trouble.value.reason == f"{plain.url} gives no answer for mute within 0.2 s"
     await wire.close()
@@ -295,7 +295,7 @@ async def test_nothing_of_a_connection_goes_on_after_it(plain: NatsServer, monke
         raise OSError("x")
 
     before, genuine, asked = asyncio.all_tasks(), Client.connect, asyncio.Event()
-    wire = Wire(Server(plain.url), name="test")
+    wire = Connection(Server(plain.url), name="test")
     if how == "close fails":
         monkeypatch.setattr(Client, "close", fails)
         await wire.open()

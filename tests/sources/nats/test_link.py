@@ -14,7 +14,7 @@ from support.rae_server import in_loop
 from states.ending import succeeded
 from states.observation import Link
 from supervisor.sources.nats import subjects as layout
-from supervisor.sources.nats.connection import Wire
+from supervisor.sources.nats.connection import Connection
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -106,11 +106,11 @@ SOUND = {"ack_policy": "explicit", "ack_wait": 10**10, "max_deliver": 50}
 async def test_a_consumer_that_gives_no_leases_is_not_asked_for_work(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], why: str
 ) -> None:
-    async def api(self: Wire, name: str, body: Any = None) -> dict[str, Any]:
+    async def api(self: Connection, name: str, body: Any = None) -> dict[str, Any]:
         return told
 
     async with operator(server.url):
-        monkeypatch.setattr(Wire, "api", api)
+        monkeypatch.setattr(Connection, "api", api)
         async with node(server.url, tmp_path) as rig:
             await until(lambda: why in rig.source.status.reason, lambda: rig.source.status.reason)
             assert "consumer nodes" in rig.source.status.reason
@@ -122,10 +122,10 @@ async def test_a_consumer_that_gives_no_leases_is_not_asked_for_work(
 async def test_a_stop_says_offline_and_delivers_whichever_of_them_fails(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mute: str
 ) -> None:
-    genuine = Wire.request
+    genuine = Connection.request
     stopping = False
 
-    async def request(self: Wire, subject: str, *of: Any, **more: Any) -> Any:
+    async def request(self: Connection, subject: str, *of: Any, **more: Any) -> Any:
         if stopping and subject.startswith(mute):
             await asyncio.Event().wait()
         return await genuine(self, subject, *of, **more)
@@ -140,7 +140,7 @@ async def test_a_stop_says_offline_and_delivers_whichever_of_them_fails(
                 await asyncio.sleep(0.02)
             task = await fleet.submit()
             claim = await rig.claim()
-            monkeypatch.setattr(Wire, "request", request)
+            monkeypatch.setattr(Connection, "request", request)
             stopping = True
             rig.source.settle(claim, succeeded({}))
         stopping = False

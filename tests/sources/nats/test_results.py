@@ -12,12 +12,12 @@ from support.nats_rig import NatsServer, Operator, needs_server, node, operator,
 from support.rae_server import in_loop
 
 from states.ending import succeeded
+from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import connection as wire
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.setup import DEFINITIONS
-from supervisor.sources.nats.connection import Wire
+from supervisor.sources.nats.connection import Connection
 from supervisor.sources.nats.errors import Refused
-from supervisor.sources.rae.transport import Trouble
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -34,19 +34,19 @@ async def forgetful(fleet: Operator) -> None:
 async def test_a_result_whose_acknowledgement_fails_is_not_taken_for_another_nodes(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine, failed, free = Wire.word, asyncio.Event(), asyncio.Event()
+    genuine, failed, free = Connection.word, asyncio.Event(), asyncio.Event()
 
-    async def word(self: Wire, reply: str, what: bytes, timeout_s: float = 5.0) -> None:
+    async def word(self: Connection, reply: str, what: bytes, timeout_s: float = 5.0) -> None:
         if what == wire.ACK and not free.is_set():
             failed.set()
-            raise Trouble("the connection failed")
+            raise RequestError("the connection failed")
         await genuine(self, reply, what, timeout_s)
 
     async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
         await forgetful(fleet)
         task = await fleet.submit()
         claim = await rig.claim()
-        monkeypatch.setattr(Wire, "word", word)
+        monkeypatch.setattr(Connection, "word", word)
         rig.source.settle(claim, succeeded({"x": 1}))
         await failed.wait()
         await asyncio.sleep(0.3)  # the server forgets the message's id
@@ -63,23 +63,23 @@ async def test_a_result_whose_acknowledgement_fails_is_not_taken_for_another_nod
 async def test_a_result_whose_answer_was_lost_may_be_the_one_that_is_there(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = Wire.store
+    genuine = Connection.store
     tries: list[str] = []
 
-    async def store(self: Wire, subject: str, *of: Any) -> bool:
+    async def store(self: Connection, subject: str, *of: Any) -> bool:
         new = await genuine(self, subject, *of)
         if subject.startswith("rae.results"):
             tries.append(subject)
             if len(tries) == 1:
                 await asyncio.sleep(0.3)
-                raise Trouble("gives no answer")
+                raise RequestError("gives no answer")
         return new
 
     async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
         await forgetful(fleet)
         task = await fleet.submit()
         claim = await rig.claim()
-        monkeypatch.setattr(Wire, "store", store)
+        monkeypatch.setattr(Connection, "store", store)
         rig.source.settle(claim, succeeded({"x": 1}))
         await rig.delivered()
         assert (await fleet.settled(task)).result == {"x": 1}
@@ -90,10 +90,10 @@ async def test_a_result_whose_answer_was_lost_may_be_the_one_that_is_there(
 async def test_a_fleet_that_refuses_each_time_in_other_words_is_no_busy_loop(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine = Wire.store
+    genuine = Connection.store
     refusals: list[str] = []
 
-    async def store(self: Wire, subject: str, *of: Any) -> bool:
+    async def store(self: Connection, subject: str, *of: Any) -> bool:
         if subject.startswith("rae.results") and len(refusals) < 100:
             refusals.append(subject)
             raise Refused(f"no, for the {len(refusals)}th time", status=400)
@@ -102,7 +102,7 @@ async def test_a_fleet_that_refuses_each_time_in_other_words_is_no_busy_loop(
     async with operator(server.url) as fleet, node(server.url, tmp_path, backoff_max_sec=60) as rig:
         await fleet.submit()
         claim = await rig.claim()
-        monkeypatch.setattr(Wire, "store", store)
+        monkeypatch.setattr(Connection, "store", store)
         rig.source.settle(claim, succeeded({"x": 1}))
         await until(lambda: "down" in rig.names()[1:], "the link is told")
         assert len(refusals) == 2, "the result, and the reason in its place"

@@ -11,11 +11,11 @@ from support.nats_rig import NatsServer, Operator, needs_server, operator, serve
 from support.rae_server import in_loop
 
 from supervisor.sources.base import Claim
+from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin import submit
 from supervisor.sources.nats.errors import Refused
 from supervisor.sources.nats.messages import Result
-from supervisor.sources.rae.transport import Trouble
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -88,11 +88,11 @@ async def test_what_was_queued_before_it_failed_is_told(server: NatsServer, monk
 
         async def store(subject: str, *of: Any) -> bool:
             if tasks[3].id in subject:
-                raise Trouble("gives no answer")
+                raise RequestError("gives no answer")
             return await genuine(subject, *of)
 
         monkeypatch.setattr(fleet.wire, "store", store)
         queued: list[str] = []
-        with pytest.raises(Trouble):
+        with pytest.raises(RequestError):
             await submit.submit(fleet.wire, tasks, queued=queued.append)
         assert queued == [task.id for task in tasks[:3]]

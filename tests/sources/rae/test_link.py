@@ -119,4 +119,3 @@ async def test_the_status_says_since_when_and_where(tmp_path: Path) -> None:
         assert again.error_s is not None
         assert again.error_s <= again.since_s
     assert rig.source.status.reason == "stopped"
-    assert all(event["kind"] == "link" for event in rig.events)

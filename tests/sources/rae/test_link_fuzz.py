@@ -23,13 +23,14 @@ from hypothesis import strategies as st
 from support import rae_server as s
 from support.clock import MadeLoop, ManualClock
 from support.rae_server import RaeServer
+from support.recorded_events import Recorded
 
 from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import SystemClock
-from supervisor.sources.base import Availability, Claim
-from supervisor.sources.rae.source import RaeHttp
+from supervisor.sources.base import Availability, Claim, SourceSettings
+from supervisor.sources.rae.source import RaeSource
 from supervisor.tools.demo.control_node.api import Api
 from supervisor.tools.demo.control_node.server import Request
 from supervisor.tools.demo.control_node.store import ControlNode
@@ -187,7 +188,7 @@ class Conversation:
             self.server.faults[kind] = [said(*answer) for answer in told]
         self.state = state
         self.escaped: list[str] = []
-        self.events: list[dict[str, Any]] = []
+        self.recorded = Recorded()
 
     def run(self) -> None:
         """All of it, in made time."""
@@ -200,11 +201,11 @@ class Conversation:
 
     async def _talk(self) -> None:
         async with self.server.listening():
-            source = RaeHttp(
-                Control(url=self.server.url), node_id="node-1", clock=self.clock, state_dir=self.state,
-                heartbeat_interval_s=30, retry_on_disconnect=True, capabilities={"life": "first"}, token=None,
-                on_event=lambda _kind, fields: self.events.append(fields),
+            settings = SourceSettings(
+                control=Control(url=self.server.url), node_id="node-1", state_dir=self.state, heartbeat_interval_s=30,
+                poll_interval_s=45, retry_on_disconnect=True, on_preempt={}, capabilities={"life": "first"},
             )  # fmt: skip
+            source = RaeSource(settings, self.clock, self.recorded)
             await source.start(lambda: None)
             source.announce(Availability.ONLINE)
             end_s = self.clock.now_s() + 5 * HOUR_S
@@ -219,7 +220,7 @@ class Conversation:
                 await source.stop(10)
             assert source.status.outbox == 0
 
-    async def _step(self, source: RaeHttp) -> None:
+    async def _step(self, source: RaeSource) -> None:
         if source.ask():
             while source.asking:
                 await asyncio.sleep(1)
@@ -240,7 +241,7 @@ class Conversation:
         assert {"id", "type", "node", "repost"} == set(note[-1])
         assert claim.id in [entry["id"] for entry in note]
 
-    def _end(self, source: RaeHttp, claim: Claim) -> None:
+    def _end(self, source: RaeSource, claim: Claim) -> None:
         match self.ends[counts["claims"] % len(self.ends)]:
             case "done":
                 source.settle(claim, succeeded({"echo": claim.payload}))
@@ -249,7 +250,7 @@ class Conversation:
             case how:
                 source.hand_back(claim, handed_back("user returned"), how)
 
-    async def _recovers(self, source: RaeHttp) -> None:
+    async def _recovers(self, source: RaeSource) -> None:
         """From now on the server tells the truth: a task comes, and its result arrives."""
         task_id = self.server.add("kind", {"a": 1})
         end_s = self.clock.now_s() + 5 * HOUR_S
@@ -265,7 +266,7 @@ class Conversation:
             if self.server.task(task_id)["status"] == "COMPLETED" and not source.status.outbox:
                 assert source.status.link is Link.UP
                 return
-        raise AssertionError(f"it does not recover: {source.status}; {self.events[-5:]}")
+        raise AssertionError(f"it does not recover: {source.status}; {self.recorded.events[-5:]}")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -17,7 +17,7 @@ from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.sources import sanitize as clean
 from supervisor.sources.base import Claim
-from supervisor.sources.in_flight import Entry, Notes
+from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.network_source import MAX_WAITING
 from supervisor.sources.rae import outbox
 
@@ -408,7 +408,7 @@ async def test_an_orderly_stop_delivers_and_gives_back_what_was_not_taken(tmp_pa
     """Fault 5: a stop left the task PROCESSING for ever."""
     async with RaeServer().listening() as server:
         done, waiting, flying = server.add(), server.add(), server.add()
-        async with running(server, tmp_path, stop_s=5, on_preempt=lambda kind: "fail") as rig:
+        async with running(server, tmp_path, stop_s=5, on_preempt="fail") as rig:
             await rig.up()
             claim = await rig.claim()
             server.faults["result"].append(s.status(503))
@@ -418,7 +418,7 @@ async def test_an_orderly_stop_delivers_and_gives_back_what_was_not_taken(tmp_pa
         assert server.task(done)["status"] == "COMPLETED"
         assert server.task(waiting)["error"] == "preempted: node stopped"
         assert server.of("heartbeat")[-1]["status"] == "OFFLINE"
-        async with running(server, tmp_path, stop_s=5, on_preempt=lambda kind: "fail") as rig:
+        async with running(server, tmp_path, stop_s=5, on_preempt="fail") as rig:
             await rig.up()
             assert rig.source.ask(), "and the answer is on its way when the stop comes"
         assert server.task(flying)["error"] == "preempted: node stopped"
@@ -440,7 +440,7 @@ async def test_a_stop_keeps_its_deadline_and_says_what_is_left(tmp_path: Path) -
 
 @in_made_time
 async def test_a_stop_without_a_server_does_not_wait_for_one(tmp_path: Path) -> None:
-    await Notes(tmp_path).put(Entry("7bc3cfb7-7654-4c30-a856-0f28b426b085", "t"))
+    await InFlightRecord(tmp_path).put(InFlightTask("7bc3cfb7-7654-4c30-a856-0f28b426b085", "t"))
     async with running("http://127.0.0.1:9", tmp_path, stop_s=10) as rig:
         await rig.down()
         began_s = clock().now_s()

@@ -12,7 +12,7 @@ from support.rae_rig import NODE_ID, running
 from support.rae_server import RaeServer, in_loop, until
 
 from states.ending import handed_back, succeeded
-from supervisor.sources.in_flight import UNKNOWN, Notes
+from supervisor.sources.in_flight import UNKNOWN, InFlightRecord
 
 SENTINEL = "sentinel-7f3a"
 FULL = "No space left on device"
@@ -55,7 +55,7 @@ async def test_after_a_crash_the_task_is_settled_before_another_is_asked_for(
 ) -> None:
     async with RaeServer(dialect).listening() as server:
         task_id = await crashed(server, tmp_path, kind="kind", payload={"a": 1}, priority=4)
-        async with running(server, tmp_path, on_preempt=lambda kind: on_preempt) as rig:
+        async with running(server, tmp_path, on_preempt=on_preempt) as rig:
             assert rig.source.crash_note
             assert not rig.source.ask()
             await rig.up()
@@ -124,7 +124,7 @@ async def test_a_crash_after_the_repost_does_not_post_a_third(tmp_path: Path, kn
     async with RaeServer().listening() as server:
         task_id = await crashed(server, tmp_path)
         new = server.add()
-        notes = Notes(tmp_path)
+        notes = InFlightRecord(tmp_path)
         await notes.load()
         await notes.repost(task_id, new if known else UNKNOWN)
         async with running(server, tmp_path) as rig:
@@ -241,14 +241,14 @@ async def test_a_claim_that_cannot_be_noted_goes_back_and_no_other_is_asked_for(
     """A full disk: a task that a power cut would lose is not begun."""
     full = True
 
-    def replace(self: Notes, path: Path, content: bytes) -> None:
+    def replace(self: InFlightRecord, path: Path, content: bytes) -> None:
         if full:
             raise OSError(28, FULL, str(path))
         genuine(self, path, content)
 
-    genuine = Notes._replace
-    monkeypatch.setattr(Notes, "_replace", replace)
-    async with RaeServer().listening() as server, running(server, tmp_path, on_preempt=lambda kind: "fail") as rig:
+    genuine = InFlightRecord._replace
+    monkeypatch.setattr(InFlightRecord, "_replace", replace)
+    async with RaeServer().listening() as server, running(server, tmp_path, on_preempt="fail") as rig:
         await rig.up()
         first, second = server.add(), server.add()
         assert await rig.poll() is None
@@ -269,10 +269,10 @@ async def test_a_claim_that_is_not_sound_is_not_posted_anew_even_if_it_cannot_be
         await rig.up()
         task_id = server.add("kind", {"p": "x" * 2_000_000})
 
-        def full(self: Notes, path: Path, content: bytes) -> None:
+        def full(self: InFlightRecord, path: Path, content: bytes) -> None:
             raise OSError(28, FULL, str(path))
 
-        monkeypatch.setattr(Notes, "_replace", full)
+        monkeypatch.setattr(InFlightRecord, "_replace", full)
         assert await rig.poll() is None
         await rig.delivered()
         assert server.of("create") == []

@@ -20,9 +20,10 @@ from supervisor.linux.clock import SystemClock
 from supervisor.sources import sanitize as clean
 from supervisor.sources.api_key import TokenError, token
 from supervisor.sources.backoff import RETRY_AFTER_MAX_S, Backoff
-from supervisor.sources.in_flight import NAME, SET_ASIDE, UNKNOWN, Entry, Notes
+from supervisor.sources.errors import RequestError
+from supervisor.sources.in_flight import NAME, SET_ASIDE, UNKNOWN, InFlightRecord, InFlightTask
 from supervisor.sources.rae.dialects import DIALECTS, complete, configured, from_openapi, overridden
-from supervisor.sources.rae.transport import Transport, Trouble
+from supervisor.sources.rae.transport import Transport
 from supervisor.tools.demo.control_node.api import Api
 from supervisor.tools.demo.control_node.server import Request
 from supervisor.tools.demo.control_node.store import ControlNode
@@ -219,17 +220,17 @@ def test_a_credential_that_all_can_read_is_none(tmp_path: Path) -> None:
 
 def test_the_note_holds_ids_and_types_and_goes_when_all_is_delivered(tmp_path: Path) -> None:
     async def steps() -> None:
-        notes = Notes(tmp_path / "state")
+        notes = InFlightRecord(tmp_path / "state")
         assert await notes.load() == ((), "")
-        await notes.put(Entry(ID, "t", "node"))
+        await notes.put(InFlightTask(ID, "t", "node"))
         await notes.repost(ID, UNKNOWN)
         path = tmp_path / "state" / NAME
         assert json.loads(path.read_text()) == {
             "version": 1, "tasks": [{"id": ID, "type": "t", "node": "node", "repost": ""}]
         }  # fmt: skip
         assert path.stat().st_mode & 0o777 == 0o600
-        again = Notes(tmp_path / "state")
-        assert await again.load() == ((Entry(ID, "t", "node", UNKNOWN),), "")
+        again = InFlightRecord(tmp_path / "state")
+        assert await again.load() == ((InFlightTask(ID, "t", "node", UNKNOWN),), "")
         await again.remove(ID)
         await again.check()
         assert os.listdir(tmp_path / "state") == []
@@ -246,7 +247,7 @@ def test_the_note_is_synced_file_and_folder_before_it_counts(tmp_path: Path, mon
         genuine(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    asyncio.run(Notes(tmp_path).put(Entry(ID, "t")))
+    asyncio.run(InFlightRecord(tmp_path).put(InFlightTask(ID, "t")))
     assert synced == [str(tmp_path / f".{NAME}.new"), str(tmp_path)]
 
 
@@ -271,7 +272,7 @@ def test_the_note_is_synced_file_and_folder_before_it_counts(tmp_path: Path, mon
 )
 def test_a_damaged_note_is_set_aside(tmp_path: Path, content: bytes) -> None:
     (tmp_path / NAME).write_bytes(content)
-    entries, trouble = asyncio.run(Notes(tmp_path).load())
+    entries, trouble = asyncio.run(InFlightRecord(tmp_path).load())
     assert entries == ()
     assert "damaged" in trouble
     assert os.listdir(tmp_path) == [SET_ASIDE]
@@ -281,16 +282,16 @@ def test_a_damaged_note_is_set_aside(tmp_path: Path, content: bytes) -> None:
 def test_what_is_not_a_file_is_no_note(tmp_path: Path, kind: str) -> None:
     path = tmp_path / NAME
     {"fifo": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir}[kind]()
-    entries, trouble = asyncio.run(Notes(tmp_path).load())
+    entries, trouble = asyncio.run(InFlightRecord(tmp_path).load())
     assert entries == ()
     assert "set aside" in trouble
 
 
 def test_a_note_that_cannot_be_written_is_an_error_and_stays_in_memory(tmp_path: Path) -> None:
     async def steps() -> None:
-        notes = Notes(tmp_path / "file" / "state")
+        notes = InFlightRecord(tmp_path / "file" / "state")
         (tmp_path / "file").write_text("")
-        for work in (notes.put(Entry(ID, "t")), notes.check()):
+        for work in (notes.put(InFlightTask(ID, "t")), notes.check()):
             with pytest.raises(OSError):
                 await work
         assert ID in notes
@@ -313,7 +314,7 @@ def waits(backoff: Backoff, error: Exception, attempts: int) -> list[float]:
 
 
 def test_waits_grow_to_the_bound_jitter_and_are_never_nothing() -> None:
-    many = [waits(Backoff(8.0), Trouble("x"), 12) for _ in range(200)]
+    many = [waits(Backoff(8.0), RequestError("x"), 12) for _ in range(200)]
     assert all(0.1 <= wait_s <= min(8.0, 2.0**n) for run in many for n, wait_s in enumerate(run))
     assert max(run[-1] for run in many) > 6.0
     assert len({run[-1] for run in many}) > 100
@@ -321,7 +322,7 @@ def test_waits_grow_to_the_bound_jitter_and_are_never_nothing() -> None:
 
 @pytest.mark.parametrize(("asked_s", "least_s"), [(20.0, 20.0), (0.0, 0.1), (1e9, RETRY_AFTER_MAX_S)])
 def test_retry_after_is_honoured_within_reason(asked_s: float, least_s: float) -> None:
-    assert least_s <= waits(Backoff(5.0), Trouble("x", retry_after_s=asked_s), 1)[0] <= max(least_s, 5.0)
+    assert least_s <= waits(Backoff(5.0), RequestError("x", retry_after_s=asked_s), 1)[0] <= max(least_s, 5.0)
 
 
 # --- what people see

@@ -37,7 +37,7 @@ def server_of(
     """
     from supervisor.config.schema import Control, Token
     from supervisor.sources.api_key import TokenError, token
-    from supervisor.sources.rae.transport import Trouble, trusting
+    from supervisor.sources.errors import RequestError, tls_context
 
     url = url or environ.get(SERVER_ENV) or DEFAULT_URL
     if why := nats_fault(url):
@@ -53,8 +53,8 @@ def server_of(
     ca = ca_file or environ.get(CA_ENV)
     if ca:
         try:
-            trusting(str(ca))
-        except Trouble as trouble:
+            tls_context(str(ca))
+        except RequestError as trouble:
             raise AccessError(trouble.reason.replace("control.ca_file", "--ca-file")) from None
     return Server(url, user, password, str(ca) if ca else None, knobs=KNOBS)
 

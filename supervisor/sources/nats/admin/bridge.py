@@ -22,16 +22,17 @@ from supervisor.linux.clock import Clock, SystemClock
 from supervisor.sources import sanitize as clean
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Availability, Claim
-from supervisor.sources.in_flight import Entry, Notes
-from supervisor.sources.link import KeptLink, end
+from supervisor.sources.errors import RequestError
+from supervisor.sources.in_flight import InFlightRecord, InFlightTask
+from supervisor.sources.link import RetryingLink, end
 from supervisor.sources.nats import connection as wire
 from supervisor.sources.nats import subjects as layout
-from supervisor.sources.nats.connection import Server, Wire
+from supervisor.sources.nats.connection import Connection, Server
 from supervisor.sources.nats.errors import Delivery, Exists, Refused
 from supervisor.sources.nats.messages import Poison, Result, decode_result, encode_task, is_type, no_result, stored_result
-from supervisor.sources.rae.api import NoSuchPath, NoSuchThing, RaeApi, TooLarge
+from supervisor.sources.rae.api import NotFound, RaeApi, TaskTooLarge, UnknownPath
 from supervisor.sources.rae.outbox import REFUSALS, lasting
-from supervisor.sources.rae.transport import Transport, Trouble
+from supervisor.sources.rae.transport import Transport
 
 if TYPE_CHECKING:
     from supervisor.config.load import Config
@@ -50,7 +51,7 @@ class Bridge:
         self,
         api: RaeApi,
         server: Server,
-        notes: Notes,
+        notes: InFlightRecord,
         *,
         clock: Clock,
         poll_interval_s: float,
@@ -67,19 +68,19 @@ class Bridge:
         self._ahead = ahead
         self._backoff = Backoff(backoff_max_s)
         self._say = say
-        self._wire: Wire | None = None
+        self._wire: Connection | None = None
         self._lost = asyncio.Event()
         self._why_lost = ""
         self._told = ""
         self._on_the_way: dict[str, str] = {}  # id → type
         self._changed = asyncio.Event()
 
-        def link(name: str, connect: Any, keep: Any, parted: Any) -> KeptLink:
+        def link(name: str, connect: Any, keep: Any, parted: Any) -> RetryingLink:
             def changed(link: Link, reason: str) -> None:
                 self._changed.set()
                 say(f"{name}: {link.value}" + (f": {reason}" if reason else ""))
 
-            return KeptLink(
+            return RetryingLink(
                 connect, keep, clock=clock, backoff_max_s=backoff_max_s, retry=True, changed=changed, parted=parted
             )
 
@@ -105,7 +106,7 @@ class Bridge:
                 task.result()  # a fault of ours ends the bridge in words, not in silence
         finally:
             await end(told, *work)
-            with contextlib.suppress(Trouble, TimeoutError):
+            with contextlib.suppress(RequestError, TimeoutError):
                 async with asyncio.timeout(LAST_S):
                     await self._api.heartbeat(Availability.OFFLINE)
 
@@ -118,7 +119,7 @@ class Bridge:
         await asyncio.sleep(self._heartbeat_interval_s)
         try:
             await self._api.heartbeat(self._availability)
-        except (NoSuchThing, NoSuchPath):
+        except (NotFound, UnknownPath):
             await self._register()
 
     @property
@@ -128,12 +129,13 @@ class Bridge:
 
     async def _open(self) -> None:
         self._lost.clear()
-        self._wire = Wire(self._server, name="rae-node bridge", on_lost=self._gone)
+        self._wire = Connection(self._server, name="rae-node bridge", on_lost=self._gone)
         await self._wire.open()
         try:
             await self._wire.api(f"CONSUMER.INFO.{layout.RESULTS}.{layout.BRIDGE}")
         except Refused as missing:
-            raise Trouble(f"{self._wire.url} has no consumer {layout.BRIDGE}: {missing.reason}; see deploy/fleet") from None
+            reason = f"{self._wire.url} has no consumer {layout.BRIDGE}: {missing.reason}; see deploy/fleet"
+            raise RequestError(reason) from None
 
     def _gone(self, reason: str) -> None:
         self._why_lost = reason
@@ -141,7 +143,7 @@ class Bridge:
 
     async def _until_lost(self) -> None:
         await self._lost.wait()
-        raise Trouble(self._why_lost)
+        raise RequestError(self._why_lost)
 
     async def _close(self) -> None:
         link, self._wire = self._wire, None
@@ -151,9 +153,9 @@ class Bridge:
     async def _nothing(self) -> None:
         pass
 
-    def _need(self) -> Wire:
+    def _need(self) -> Connection:
         if self._wire is None or self.fleet.link is not Link.UP:
-            raise Trouble("the fleet cannot be reached", sent=False)
+            raise RequestError("the fleet cannot be reached", sent=False)
         return self._wire
 
     async def _both_up(self) -> None:
@@ -163,7 +165,7 @@ class Bridge:
 
     # --- from the control node to the fleet
 
-    async def _take(self, left: tuple[Entry, ...]) -> None:
+    async def _take(self, left: tuple[InFlightTask, ...]) -> None:
         for entry in left:
             self._on_the_way[entry.id] = entry.type
         for entry in left:
@@ -174,10 +176,10 @@ class Bridge:
             if len(self._on_the_way) < self._ahead:
                 try:
                     task = await self._api.poll()
-                except TooLarge as large:
+                except TaskTooLarge as large:
                     await self._refuse(large.task_id, large.reason)
                     continue
-                except Trouble as trouble:
+                except RequestError as trouble:
                     self._say(f"poll: {trouble.reason}" + ("; a task may be lost with that answer" if trouble.sent else ""))
             if task is None:
                 await asyncio.sleep(self._poll_interval_s)
@@ -192,7 +194,7 @@ class Bridge:
             return
         self._on_the_way[claim.id] = claim.type
         try:
-            await self._notes.put(Entry(claim.id, claim.type))
+            await self._notes.put(InFlightTask(claim.id, claim.type))
         except OSError as error:
             self._say(f"{claim.id}: could not be noted, a crash now would lose it: {error}")
         await self._until_done(lambda: self._queue(claim))
@@ -213,16 +215,16 @@ class Bridge:
             return
         self._say(f"{claim.id}: queued")
 
-    async def _go_on(self, entry: Entry) -> None:
+    async def _go_on(self, entry: InFlightTask) -> None:
         """A task that was on the way when the bridge ended: post its result, or see that it is queued."""
         task: Mapping[str, Any] | None
         try:
             task = await self._api.task(entry.id)
-        except NoSuchThing:
+        except NotFound:
             task = {}
-        except TooLarge as large:
+        except TaskTooLarge as large:
             task = {"status": large.state or PROCESSING}
-        except Trouble as trouble:
+        except RequestError as trouble:
             if not lasting(trouble):
                 raise
             task = None
@@ -256,7 +258,7 @@ class Bridge:
                 )
                 if delivery is not None:
                     await self._deliver(delivery)
-            except Trouble as trouble:
+            except RequestError as trouble:
                 if self.fleet.link is Link.UP:
                     self._gone(trouble.reason)
                 await asyncio.sleep(AGAIN_S)
@@ -276,14 +278,14 @@ class Bridge:
         """Have the control node take it. What it says no to for good becomes a failure with that reason, or is given up.
 
         Raises:
-            Trouble: it did not take it now.
+            RequestError: it did not take it now.
         """
         refusals, bare = 0, result.error is not None and not result.result
         while True:
             body = {"task_id": result.id, "result": clean.mapping(result.result), "error": result.error}
             try:
                 await self._api.result(result.id, clean.encode(body))
-            except Trouble as trouble:
+            except RequestError as trouble:
                 if not lasting(trouble):
                     if trouble.status != 500 or not await self._api.takes_heartbeat(self._availability):
                         raise
@@ -291,7 +293,7 @@ class Bridge:
                     if refusals < REFUSALS:
                         await asyncio.sleep(AGAIN_S)
                         continue
-                if isinstance(trouble, NoSuchThing) or bare:
+                if isinstance(trouble, NotFound) or bare:
                     self._say(f"{result.id}: the control node does not take its outcome: {trouble.reason}")
                     return
                 why = f"the control node refused the result: {trouble.reason}"
@@ -315,13 +317,13 @@ class Bridge:
             await self._both_up()
             try:
                 await work()
-            except Trouble as trouble:
+            except RequestError as trouble:
                 if trouble.reason != self._told:
                     self._told = trouble.reason
                     self._say(f"not yet: {trouble.reason}")
                 raise
 
-        await AsyncRetrying(retry=retry_if_exception_type(Trouble), wait=self._backoff, sleep=asyncio.sleep)(when_up)
+        await AsyncRetrying(retry=retry_if_exception_type(RequestError), wait=self._backoff, sleep=asyncio.sleep)(when_up)
 
 
 def _claim(task: Mapping[str, Any]) -> Claim | None:
@@ -358,7 +360,7 @@ def main(config: Config, server: Server, ahead: int) -> int:
         bridge = Bridge(
             api,
             server,
-            Notes(config.paths.state / "bridge"),
+            InFlightRecord(config.paths.state / "bridge"),
             clock=clock,
             poll_interval_s=execution.poll_interval_sec,
             heartbeat_interval_s=execution.heartbeat_interval_sec,

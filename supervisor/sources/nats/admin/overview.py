@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import registry
 from supervisor.sources.nats import subjects as layout
-from supervisor.sources.nats.connection import Wire
-from supervisor.sources.rae.transport import Trouble
+from supervisor.sources.nats.connection import Connection
 
 
-async def overview(wire: Wire) -> dict[str, Any]:
+async def overview(wire: Connection) -> dict[str, Any]:
     """`nodes` (see registry.FIELDS) and `tasks` (waiting, running, results, dead).
 
     Raises:
-        Trouble: the servers do not answer.
+        RequestError: the servers do not answer.
     """
     nodes = registry.read(await wire.everything(layout.NODES_STREAM))
     try:
@@ -24,11 +24,11 @@ async def overview(wire: Wire) -> dict[str, Any]:
             for stream in (layout.TASKS, layout.RESULTS, layout.DEAD)
         ]
     except (KeyError, TypeError, ValueError):
-        raise Trouble(f"{wire.url} tells of its streams in a form that is not known") from None
+        raise RequestError(f"{wire.url} tells of its streams in a form that is not known") from None
     return {"nodes": nodes, "tasks": {"waiting": max(0, queue - running), "running": running, "results": results, "dead": dead}}
 
 
-async def _with_a_node(wire: Wire) -> int:
+async def _with_a_node(wire: Connection) -> int:
     """Tasks that a node has now, by whichever consumer: a fleet of unlike nodes has one a kind."""
     running = seen = 0
     while True:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.sources.nats.connection import Wire
+from supervisor.sources.errors import RequestError
+from supervisor.sources.nats.connection import Connection
 from supervisor.sources.nats.errors import Refused
-from supervisor.sources.rae.transport import Trouble
 
 DEFINITIONS: Final = Path(__file__).with_name("streams.json")
 NO_SUCH: Final = 404
@@ -45,12 +45,12 @@ def read(file: Path) -> dict[str, Any]:
 
 
 async def set_up(
-    wire: Wire, replicas: int = 1, *, wanted: Mapping[str, Any] | None = None, consumer: Mapping[str, Any] | None = None
+    wire: Connection, replicas: int = 1, *, wanted: Mapping[str, Any] | None = None, consumer: Mapping[str, Any] | None = None
 ) -> list[str]:
     """Make or change them; a line for each. `consumer` is laid over every consumer of tasks.
 
     Raises:
-        Trouble: the server did not, and why.
+        RequestError: the server did not, and why.
     """
     wanted = wanted or read(DEFINITIONS)
     lines = [await _stream(wire, {**stream, "num_replicas": replicas}) for stream in wanted["streams"]]
@@ -64,7 +64,7 @@ async def set_up(
     return lines
 
 
-async def _stream(wire: Wire, settings: Mapping[str, Any]) -> str:
+async def _stream(wire: Connection, settings: Mapping[str, Any]) -> str:
     name = settings["name"]
     try:
         await wire.api(f"STREAM.INFO.{name}")
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 
     async def work() -> list[str]:
         wanted = read(given.file)
-        wire = Wire(server_of(given.server, given.user, given.password_file, given.ca_file), name="rae-node fleet setup")
+        wire = Connection(server_of(given.server, given.user, given.password_file, given.ca_file), name="rae-node fleet setup")
         await wire.open()
         try:
             return await set_up(wire, given.replicas, wanted=wanted)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     except NoDefinitions as wrong:
         sys.stderr.write(f"--file: {wrong}\n")
         return 1
-    except (Trouble, AccessError) as trouble:
+    except (RequestError, AccessError) as trouble:
         sys.stderr.write(f"{trouble}\n")
         return 1
     sys.stdout.write("".join(f"{line}\n" for line in lines))

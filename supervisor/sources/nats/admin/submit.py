@@ -14,7 +14,7 @@ from uuid import uuid4
 from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id
 from supervisor.sources.nats import subjects as layout
-from supervisor.sources.nats.connection import Wire
+from supervisor.sources.nats.connection import Connection
 from supervisor.sources.nats.errors import TOO_LARGE, Exists, Refused
 from supervisor.sources.nats.messages import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task, is_type, stored_result
 
@@ -71,13 +71,13 @@ def _task(value: Any, number: int) -> Claim:
 
 
 async def submit(
-    wire: Wire, tasks: Iterable[Claim], *, queued: Callable[[str], None] = lambda task_id: None
+    wire: Connection, tasks: Iterable[Claim], *, queued: Callable[[str], None] = lambda task_id: None
 ) -> list[str]:
     """Queue them; the ids of those that were queued already, which is no fault. `queued` is told of each that is.
 
     Raises:
         Refused: one is too large, and none is queued.
-        Trouble: one could not be queued, and with it maybe those after it; the same call again queues what is missing.
+        RequestError: one could not be queued, and with it maybe those after it; the same call again queues what is missing.
     """
     tasks, gate = list(tasks), asyncio.Semaphore(AT_ONCE)
     for number, task in enumerate(tasks, 1):
@@ -97,12 +97,12 @@ async def submit(
 
 
 async def wait(
-    wire: Wire, ids: Iterable[str], *, timeout_s: float | None, came: Callable[[Result], None]
+    wire: Connection, ids: Iterable[str], *, timeout_s: float | None, came: Callable[[Result], None]
 ) -> set[str]:
     """Wait for results; `came` is told each once. Returns the ids without one after `timeout_s` seconds (None: for ever).
 
     Raises:
-        Trouble: the servers are gone.
+        RequestError: the servers are gone.
     """
     missing = set(ids)
     turns = deque(missing)
