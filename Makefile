@@ -47,6 +47,7 @@ diagrams: ## Draw diagrams/ from the table that runs
 	$(BIN)/rae-node diagram --format mermaid --out diagrams/lifecycle.mmd
 	$(BIN)/rae-node diagram --format dot --out diagrams/lifecycle.dot
 	$(BIN)/rae-node diagram --format svg --out diagrams/lifecycle.svg
+	$(BIN)/rae-node diagram --format svg --small --out diagrams/states.svg
 
 schemas: ## Write config/ (both files and their schemas) from the types
 	$(BIN)/python -m supervisor.config.generate config

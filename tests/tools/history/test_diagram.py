@@ -1,7 +1,8 @@
-"""The diagram is made from the table that runs (R22): drift, completeness, and what is drawn is there to be seen."""
+"""The diagram comes from the table that runs (R22): no drift, nothing missing, and every text can be read."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import struct
@@ -24,12 +25,18 @@ from states.limits import Limits
 from states.memory import State
 from states.table import ROWS
 from supervisor.journal.decision_log import files, read
-from supervisor.tools.history import diagram
-from supervisor.tools.history import row_counts as traffic
-from supervisor.tools.history.row_counts import Traffic
+from supervisor.tools.history import diagram, diagram_svg, row_counts
+from supervisor.tools.history.row_counts import RowCounts
+from supervisor.tools.history.svg_to_png import PictureError
 
 FOLDER = Path(__file__).parents[3] / "diagrams"
 SVG = "{http://www.w3.org/2000/svg}"
+EXPORTED = {  # what diagrams/ keeps for review; `make diagrams` writes it
+    "lifecycle.mmd": diagram.mermaid(),
+    "lifecycle.dot": diagram.dot(),
+    "lifecycle.svg": diagram_svg.svg(),
+    "states.svg": diagram_svg.svg(small=True),
+}
 
 Edges = dict[tuple[str, str], list[str]]
 
@@ -47,14 +54,13 @@ def edges_of_table() -> Edges:
     return edges
 
 
-@pytest.mark.parametrize("name", sorted(diagram.EXPORTED))
+@pytest.mark.parametrize("name", EXPORTED)
 def test_exported_files_are_todays(name: str) -> None:
-    again = f"rae-node diagram --format {diagram.EXPORTED[name]} --out diagrams/{name}"
-    assert (FOLDER / name).read_text() == diagram.render(diagram.EXPORTED[name]), f"the table has changed: {again}"
+    assert (FOLDER / name).read_text() == EXPORTED[name], "the table has changed: run `make diagrams`"
 
 
 def test_no_other_file_is_kept_as_a_diagram() -> None:
-    assert {p.name for p in FOLDER.iterdir() if p.name != "README.md"} == set(diagram.EXPORTED)
+    assert {path.name for path in FOLDER.iterdir()} == set(EXPORTED)
 
 
 def test_mermaid_says_what_the_table_says() -> None:
@@ -85,7 +91,7 @@ def test_dot_says_what_the_table_says() -> None:
 
 
 def test_svg_holds_every_state_row_reason_and_guard() -> None:
-    root = ElementTree.fromstring(diagram.svg())
+    root = ElementTree.fromstring(diagram_svg.svg())
     texts = [t.text or "" for t in root.iter(f"{SVG}text")]
     titles = "\n".join(t.text or "" for t in root.iter(f"{SVG}title"))
     for state in State:
@@ -97,38 +103,51 @@ def test_svg_holds_every_state_row_reason_and_guard() -> None:
         assert guard.name in texts
 
 
-def busy() -> Traffic:
+def test_the_small_svg_holds_every_state_and_row_and_fits_a_readme() -> None:
+    root = ElementTree.fromstring(diagram_svg.svg(small=True))
+    texts = [t.text or "" for t in root.iter(f"{SVG}text")]
+    assert set(State) <= set(texts)
+    for row in ROWS:
+        assert texts.count(row.id) == len(row.sources)
+    assert float(root.attrib["width"]) <= 840
+
+
+def busy() -> RowCounts:
     """More than any real year."""
-    counts = Counter({(state, row.id): 12345 for row in ROWS for state in row.sources})
+    fired = Counter({(state, row.id): 12345 for row in ROWS for state in row.sources})
     stays = {pair: [86400.0 * 33 + 3600 * 23] for pair in diagram.arrows()}
-    return Traffic(counts, stays, dict.fromkeys(State, 86400.0 * 73), "2026-10-05T00:00", "2026-10-12T00:00")
+    return RowCounts(fired, stays, dict.fromkeys(State, 86400.0 * 73), "2026-10-05T00:00", "2026-10-12T00:00")
 
 
-LAYERS = {"bare": diagram.BARE, "now": diagram.Layer(State.RUNNING), "busy": diagram.Layer(State.READY, busy())}
+OVERLAYS = {"bare": diagram.BARE, "now": diagram.Overlay(State.RUNNING), "busy": diagram.Overlay(State.READY, busy())}
 
 
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_nothing_in_the_svg_leaves_the_page(layer: diagram.Layer) -> None:
-    root = ElementTree.fromstring(diagram.svg(layer=layer))
+@pytest.mark.parametrize("small", [False, True], ids=["whole", "small"])
+@pytest.mark.parametrize("overlay", OVERLAYS.values(), ids=OVERLAYS)
+def test_no_text_of_the_svg_leaves_the_page_or_covers_another(overlay: diagram.Overlay, small: bool) -> None:
+    root = ElementTree.fromstring(diagram_svg.svg(overlay=overlay, small=small))
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
-    begin = float(root.attrib["viewBox"].split()[0])
-    width += begin
+    boxes: list[tuple[float, float, float, float, str]] = []
     for text in root.iter(f"{SVG}text"):
         content, kind = text.text or "", text.attrib["class"].split()
-        size = {"title": 20, "head": 14, "state": 16, "note": 12, "cell": 12, "id": 12}.get(kind[0], 13)
-        long = len(content) * size * (0.70 if kind[0] in ("title", "head", "state", "id") else 0.62)
-        x = float(text.attrib["x"])
-        left = x - long if "end" in kind else x - long / 2 if "mid" in kind or kind[0] == "state" else x
-        assert left >= begin, f"{content!r} begins left of the page"
+        size = {"title": 20, "head": 14, "state": 15, "note": 12, "cell": 12, "id": 12}.get(kind[0], 13)
+        per_letter = 0.70 if kind[0] in ("title", "head", "state", "id") or content.isupper() else 0.58
+        long = len(content) * size * per_letter
+        x, y = float(text.attrib["x"]), float(text.attrib["y"])
+        left = x - long / 2 if "mid" in kind or kind[0] == "state" else x
+        assert left >= 0, f"{content!r} begins left of the page"
         assert left + long <= width, f"{content!r} ends right of the page"
-        assert 0 < float(text.attrib["y"]) < height
+        assert 0 < y < height
+        boxes.append((left, y - 0.8 * size, left + long, y + 0.2 * size, content))
+    for (a, top, b, bottom, one), (c, over, d, under, other) in itertools.combinations(boxes, 2):
+        assert b <= c or d <= a or bottom <= over or under <= top, f"{one!r} covers {other!r}"
 
 
 def test_the_dark_colours_cover_the_light_ones() -> None:
     def names(style: str) -> set[str]:
         return {name for name, colour in re.findall(r"([.a-zA-Z_]+) \{[^}]*?(#[0-9a-f]{6})", style) if colour}
 
-    assert names(diagram.STYLE) == names(diagram.DARK)
+    assert names(diagram_svg.STYLE) == names(diagram_svg.DARK)
 
 
 def test_every_guard_of_the_table_has_a_meaning_and_no_other() -> None:
@@ -137,30 +156,29 @@ def test_every_guard_of_the_table_has_a_meaning_and_no_other() -> None:
     assert set(diagram.MEANING) <= known
 
 
-def test_a_pair_without_a_place_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = diagram._ways()
-    del ways[State.READY, State.IDLE_WAIT]
-    monkeypatch.setattr(diagram, "_ways", lambda: ways)
-    with pytest.raises(diagram.DiagramError, match="READY → IDLE_WAIT"):
-        diagram.svg()
+def test_an_arrow_without_a_place_is_an_error_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrows = {**diagram.arrows(), (State.COOLDOWN, State.READY): [ROWS[-1]]}
+    monkeypatch.setattr(diagram, "arrows", lambda: arrows)
+    with pytest.raises(PictureError, match="COOLDOWN → READY"):
+        diagram_svg.svg()
 
 
 def test_png_is_one_and_has_the_size_of_the_svg() -> None:
-    image = diagram.render("png")
-    root = ElementTree.fromstring(diagram.svg())
+    image = diagram_svg.render("png")
+    root = ElementTree.fromstring(diagram_svg.svg())
     assert isinstance(image, bytes)
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", image[16:24])
     assert (width, height) == (2 * int(root.attrib["width"]), 2 * int(root.attrib["height"]))
 
 
-def test_png_without_a_font_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_png_without_a_font_is_an_error_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     import resvg_py
 
     real = resvg_py.svg_to_bytes
     monkeypatch.setattr(resvg_py, "svg_to_bytes", lambda **kwargs: real(**kwargs, skip_system_fonts=True))
-    with pytest.raises(diagram.DiagramError, match="no font is installed"):
-        diagram.render("png")
+    with pytest.raises(PictureError, match="no font is installed"):
+        diagram_svg.render("png")
 
 
 def test_png_needs_no_library_until_it_is_asked_for() -> None:
@@ -168,24 +186,24 @@ def test_png_needs_no_library_until_it_is_asked_for() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, check=False).returncode == 0
 
 
-# --- what is laid over it
+# --- what is drawn over it
 
 
 @pytest.fixture(scope="module")
-def week() -> tuple[Traffic, list[dict[str, Any]]]:
+def week() -> tuple[RowCounts, list[dict[str, Any]]]:
     """A week of an office, counted; and its journal's lines."""
     with zone():
         logs = weeks.lived("office", 7)
         entries = [entry for path in files([logs]) for _, entry in read(path)]
-        return traffic.count([logs]), entries
+        return row_counts.count([logs]), entries
 
 
-def test_counts_are_those_of_the_journal(week: tuple[Traffic, list[dict[str, Any]]]) -> None:
+def test_counts_are_those_of_the_journal(week: tuple[RowCounts, list[dict[str, Any]]]) -> None:
     counted, entries = week
     decisions = Counter((e["from"], e["row"]) for e in entries if e["kind"] == "decision" and e["row"])
-    assert {(str(state), row): n for (state, row), n in counted.counts.items()} == dict(decisions)
-    told = entries[-1]["boot_s"] - entries[0]["boot_s"]  # one life: it was never switched off
-    assert sum(counted.seconds.values()) == pytest.approx(told, abs=1)
+    assert {(str(state), row): n for (state, row), n in counted.fired.items()} == dict(decisions)
+    whole_s = entries[-1]["boot_s"] - entries[0]["boot_s"]  # one run: it was never switched off
+    assert sum(counted.seconds.values()) == pytest.approx(whole_s, abs=1)
     cooldown_s = counted.typical_s((State.COOLDOWN, State.IDLE_WAIT))
     assert cooldown_s == pytest.approx(900, abs=2), "the shipped cooldown"
     assert counted.typical_s((State.READY, State.DISABLED)) is None
@@ -211,16 +229,16 @@ def test_vetoes_power_cuts_and_gaps_are_no_steps(tmp_path: Path) -> None:
         + entry("decision", 1010, **{"from": "READY", "row": "unsafe", "to": "IDLE_WAIT", "state": "IDLE_WAIT"})
         + entry("stop", 1015)
     )
-    counted = traffic.count([tmp_path])
-    assert counted.counts == {
+    counted = row_counts.count([tmp_path])
+    assert counted.fired == {
         (State.DISABLED, "switched-on"): 2, (State.IDLE_WAIT, "safe"): 1, (State.READY, "unsafe"): 1,
     }
     assert counted.stays == {(State.DISABLED, State.IDLE_WAIT): [10, 1], (State.IDLE_WAIT, State.READY): [30]}
     assert counted.seconds == {
         State.DISABLED: 11, State.IDLE_WAIT: 35, State.READY: 50, State.RUNNING: 0, State.COOLDOWN: 0,
     }
-    with pytest.raises(traffic.TrafficError, match="no decision"):
-        traffic.count([])
+    with pytest.raises(row_counts.NothingToCount, match="no decision"):
+        row_counts.count([])
 
 
 CHANGES = [{"boot_s": 10**400}, {"boot_s": None}, {"row": {}}, {"row": ["safe"]}, {"from": {}}, {"to": 1}]
@@ -231,21 +249,21 @@ def test_a_line_of_another_form_is_not_counted(tmp_path: Path, change: dict[str,
     line = {"v": 1, "kind": "decision", "time": "2026-11-24T12:00:00+00:00", "boot_s": 5.0, "from": "DISABLED",
             "row": "switched-on", "to": "IDLE_WAIT", "state": "IDLE_WAIT"}  # fmt: skip
     (tmp_path / "decisions-2026-11-24.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (line | change, line)))
-    told = traffic.count([tmp_path])
-    assert told.counts == {(State.DISABLED, "switched-on"): 2 if change == {"to": 1} else 1}
+    counted = row_counts.count([tmp_path])
+    assert counted.fired == {(State.DISABLED, "switched-on"): 2 if change == {"to": 1} else 1}
 
 
 @pytest.mark.parametrize("form", ["mermaid", "dot", "svg"])
-def test_every_form_shows_counts_times_and_where_it_is(week: tuple[Traffic, list[dict[str, Any]]], form: Any) -> None:
+def test_every_form_shows_counts_times_and_where_it_is(week: tuple[RowCounts, list[dict[str, Any]]], form: Any) -> None:
     counted, _ = week
-    drawn = str(diagram.render(form, diagram.Layer(State.COOLDOWN, counted)))
-    for (state, row), n in counted.counts.items():
+    drawn = str(diagram_svg.render(form, diagram.Overlay(State.COOLDOWN, counted)))
+    for (state, row), n in counted.fired.items():
         assert f"{row} ×{n}" in drawn, state
     assert "unsafe ×0" in drawn
     assert "after 15 min" in drawn
     mark = {"mermaid": "class COOLDOWN now", "dot": 'penwidth=4, style="rounded,bold"', "svg": 'class="box COOLDOWN now"'}
     assert mark[form] in drawn
-    bare = str(diagram.render(form))
+    bare = str(diagram_svg.render(form))
     assert "×" not in bare
     assert "after" not in bare or form == "svg"
 
@@ -253,17 +271,17 @@ def test_every_form_shows_counts_times_and_where_it_is(week: tuple[Traffic, list
 def test_the_command_marks_and_counts(tmp_path: Path) -> None:
     folder = NodeFolder.make(tmp_path)
     assert "class READY now" in folder.cli("diagram", "--highlight", "ready").stdout
-    for words, code, says in (
+    for arguments, code, message in (
         (("--highlight",), 3, "not running"),
         (("--highlight", "nowhere"), 2, "allowed: DISABLED, IDLE_WAIT"),
         (("READY",), 2, "goes with --highlight"),
         (("--from", str(tmp_path / "no-such")), 2, "No such file"),
         (("--from", str(tmp_path)), 2, "no decision in these journals"),
     ):
-        done = folder.cli("diagram", *words)
-        assert (done.returncode, done.stdout) == (code, ""), words
+        done = folder.cli("diagram", *arguments)
+        assert (done.returncode, done.stdout) == (code, ""), arguments
         assert len(done.stderr.splitlines()) == 1
-        assert says in done.stderr
+        assert message in done.stderr
 
 
 @pytest.mark.slow
