@@ -23,6 +23,7 @@ from states.memory import State
 from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading
 from supervisor.journal.decision_log import Journal
 from supervisor.tools.history.svg_to_png import rasterise
+from supervisor.tools.history.timeline.endings import ending_of
 from supervisor.tools.history.timeline.html import page
 from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN
 from supervisor.tools.history.timeline.sums import summary
@@ -131,6 +132,23 @@ def test_a_task_that_ends_by_itself(tmp_path: Path) -> None:
     told = diary.alive("COOLDOWN", 700, 60).told()
     assert [(t.outcome, t.why, t.end - t.begin) for t in told.tasks] == [("done", "", 600), ("failed", "exit status 3", 300)]
     assert [s.state for s in told.spans] == ["RUNNING", "COOLDOWN"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "remark"),
+    [
+        ({"effect": "settle", "ending": {"kind": "succeeded"}, "detail": "VRAM free"}, "succeeded", "VRAM free"),
+        ({"effect": "settle", "ending": {"kind": "timed_out", "error": "too long"}, "detail": "y"}, "timed_out", "too long"),
+        ({"effect": "settle", "detail": "succeeded"}, "succeeded", ""),
+        ({"effect": "settle", "detail": "succeeded, VRAM free after 12 ms"}, "succeeded", "VRAM free after 12 ms"),
+        ({"effect": "settle", "detail": "failed: succeeded, or so it says"}, "failed", "succeeded, or so it says"),
+        ({"effect": "settle", "detail": "the GPU was needed"}, "handed_back", "the GPU was needed"),
+        ({"effect": "hand_back", "detail": "settled in place of that, failed: limit: disk"}, "failed", "limit: disk"),
+        ({"effect": "hand_back", "detail": "the person came back"}, "handed_back", "the person came back"),
+    ],
+)
+def test_endings_of_today_and_of_old_journals(entry: dict[str, Any], kind: str, remark: str) -> None:
+    assert ending_of(entry) == (kind, remark)
 
 
 @pytest.mark.parametrize(

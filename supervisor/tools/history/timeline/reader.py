@@ -15,17 +15,25 @@ from typing import Any, Final
 
 import msgspec
 
+from states.ending import EndingKind
 from states.limits import Limits
 from states.memory import State
 from states.table import BY_ID
 from states.words import elapsed
 from supervisor.journal.codec import EVER_S
+from supervisor.tools.history.timeline.endings import ending_of
 from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Mark, PersonSpan, Point, Span, TaskSpan
 
 SILENT_S: Final = 180.0
 # A sign of life comes every minute and a half at most: a sign as young as this is somebody at the machine.
 HERE_S: Final = 95.0
 _DIGITS = re.compile(r"\d[\d.]*")
+_OUTCOMES: Final = {
+    EndingKind.SUCCEEDED: "done",
+    EndingKind.FAILED: "failed",
+    EndingKind.TIMED_OUT: "failed",
+    EndingKind.HANDED_BACK: "handed back",
+}
 _TO_GO = re.compile(r", [^,]* to go$")
 
 
@@ -200,11 +208,11 @@ class Reader:
                 self._task.why = detail
         elif name == "stop" and ok and self._task is not None:
             self._task.reaction_s = self._reaction_s(row, decision)
-        elif name == "settle" and ok:
-            why = detail.removeprefix("failed: ") if detail != "succeeded" else ""
-            self._end_task(at, "done" if detail == "succeeded" else "failed", why, row)
-        elif name == "hand_back" and ok:
-            self._end_task(at, "handed back", _text(decision.get("reason") or detail), row)
+        elif name in ("settle", "hand_back") and ok:
+            kind, remark = ending_of(entry)
+            if kind is EndingKind.HANDED_BACK:
+                remark = str(decision.get("reason") or remark)
+            self._end_task(at, _OUTCOMES[kind], _text(remark), row)
         if "state" in entry and decision:
             self._move(at, _text(entry["state"]), decision)
 
