@@ -147,6 +147,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     from supervisor.journal.journald import of_service
     from supervisor.journal.text_log import TextLog
     from supervisor.linux.clock import SystemClock
+    from supervisor.linux.inotify import Watcher, flags
     from supervisor.linux.sd_notify import Notifier
 
     clock, notifier = SystemClock(), Notifier()
@@ -184,7 +185,11 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
         return left[0] if left else ""
 
     node.mend = mend
-    watch = _watch(config.folder, wake)
+    # Without inotify, every tick looks at the files anyway.
+    watcher = Watcher(lambda _: wake())
+    watcher.open()
+    changes = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.CREATE | flags.ATTRIB
+    watcher.add(config.folder, changes)
     try:
         await node.start()
         try:
@@ -196,7 +201,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
         await node.stop(DELIVER_S)
         notifier.close()
     finally:
-        watch()
+        watcher.close()
         await socket.stop()
         journal.write("stop", state=daemon.mind.state, reason=node.will.stopping)
         journal.close()
@@ -242,35 +247,6 @@ async def _listen(server: ControlServer, runtime: Path) -> None:
         await server.start()
     except OSError as error:
         say(f"{runtime}: no control socket: {error.strerror or error}; `rae-node status` will not work")
-
-
-def _watch(folder: Path, wake: Any) -> Any:
-    """Wake when a file of the folder changes; returns what ends the watch."""
-    from inotify_simple import INotify, flags
-
-    loop = asyncio.get_running_loop()
-    try:
-        inotify = INotify(nonblocking=True)
-    except OSError:  # a user has few of them
-        return lambda: None
-    try:
-        changes = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.CREATE
-        inotify.add_watch(str(folder), changes | flags.ATTRIB)
-    except OSError:
-        inotify.close()  # the folder is not there: every tick looks at the files anyway
-        return lambda: None
-
-    def changed() -> None:
-        inotify.read(timeout=0)
-        wake()
-
-    loop.add_reader(inotify.fileno(), changed)
-
-    def end() -> None:
-        loop.remove_reader(inotify.fileno())
-        inotify.close()
-
-    return end
 
 
 def main(argv: list[str]) -> int:

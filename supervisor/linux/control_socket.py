@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from supervisor import VERSION
+from supervisor.linux.bounded import is_set
 
 PROTOCOL: Final = 1
 SOCKET_NAME: Final = "control.sock"
@@ -154,9 +155,7 @@ class ControlServer:
                 oldest.transport.abort()
                 return
             self._left.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left_s, PEER_DEADLINE_S)):
-                    await self._left.wait()
+            await is_set(self._left, min(left_s, PEER_DEADLINE_S))
 
     def _leave(self, writer: asyncio.StreamWriter) -> None:
         if self._peers.pop(writer, None) is not None:

@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from supervisor.linux.bounded import is_set
+
 MAX_LINE: Final = 1 << 20
 END_S: Final = 1.0  # from the end of its stdin to the kill
 CHUNK: Final = 1 << 16
@@ -110,9 +112,7 @@ class Helper:
 
     async def wait(self, timeout_s: float) -> bool:
         """Whether it is gone, within `timeout_s` seconds."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._gone.wait(), timeout_s)
-        return self.gone
+        return await is_set(self._gone, timeout_s)
 
     def forget(self) -> None:
         """Let go of a process that cannot be killed: nothing of it is watched any more."""

@@ -9,26 +9,16 @@ from typing import Final
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never
 
 from states.observation import Link
+from supervisor.linux.bounded import is_set
 from supervisor.linux.clock import Clock
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.errors import RequestError
 
 Connect = Callable[[], Awaitable[None]]
 CONNECTING: Final = "connecting"
-CANCEL_AGAIN_S: Final = 0.1
 NOT_STARTED: Final = "not started"
 STOPPED: Final = "stopped"
 NO_TROUBLE: Final = frozenset({"", NOT_STARTED, CONNECTING, STOPPED})
-
-
-async def end(*tasks: asyncio.Task[None]) -> None:
-    """Cancel them, and see them ended. Once is not enough: up to Python 3.11 `asyncio.wait_for`, which nats-py uses, swallows a
-    cancellation that comes together with the answer."""
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
 class RetryingLink:
@@ -132,11 +122,7 @@ class RetryingLink:
 
     async def _pause(self, seconds: float) -> None:
         self._resumed.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._resumed.wait()
-        except TimeoutError:
-            pass
+        await is_set(self._resumed, seconds)
         self.next_try_s = None
 
     def _will_retry(self, state: RetryCallState) -> None:

@@ -26,7 +26,7 @@ __all__ = ["nvidia", "nvml_library", "standin"]  # fixtures
 
 def ask_alone(text: str, parent: int) -> subprocess.CompletedProcess[str]:
     """The program without a daemon, with `text` as its stdin."""
-    argv = [*answering.command("gpu")[:-1], str(parent)]
+    argv = [*answering.command("supervisor.sensors.gpu.nvml_helper")[:-1], str(parent)]
     return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=60)
 
 

@@ -24,10 +24,10 @@ from support.waiting import eventually as until
 
 from states.observation import Link
 from supervisor.config.schema import Control
+from supervisor.linux.bounded import end
 from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Availability, Claim, SourceSettings
 from supervisor.sources.errors import RequestError
-from supervisor.sources.link import end
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.setup import set_up
 from supervisor.sources.nats.connection import Connection, Server

@@ -16,9 +16,9 @@ from support.recorded_events import Recorded
 
 from states.observation import Link
 from supervisor.config.schema import Control
+from supervisor.linux.bounded import end
 from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Claim, SourceSettings
-from supervisor.sources.link import end
 from supervisor.sources.rae.source import RaeSource
 
 NODE_ID = "node-1"

@@ -9,14 +9,13 @@ Which card is lent: those that `gpu.lend` names by PCI address; else the one wit
 
 from __future__ import annotations
 
-import contextlib
 import re
 from typing import Any, Final
 
 import msgspec
-from inotify_simple import flags
 
 from states.observation import Gpu
+from supervisor.linux.inotify import flags
 from supervisor.sensors.gpu.drm_cards import Cards
 from supervisor.sensors.gpu.drm_usage import Look, busy_percent, judge
 from supervisor.sensors.gpu.ownership import Use
@@ -125,9 +124,8 @@ class DrmSensor(GpuWatch):
 
     def _watch_nodes(self) -> None:
         """The folder comes with the first driver, which may be loaded late."""
-        if self._inotify is not None and self._folder_wd == -1:
-            with contextlib.suppress(OSError):
-                self._folder_wd = self._inotify.add_watch(self._node_folder, self._folder_events)
+        if str(self._node_folder) not in self._watcher.watched:
+            self._watcher.add(self._node_folder, self._folder_events)
 
     @property
     def _folder_events(self) -> int:

@@ -17,15 +17,14 @@ query loads the driver and shows 90 % and more.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from inotify_simple import flags
 
 from states.observation import NEVER, Gpu, Reading
+from supervisor.linux.inotify import flags
 from supervisor.sensors.gpu.nvml_usage import Answer, Device, judge
 from supervisor.sensors.gpu.ownership import Use
 from supervisor.sensors.gpu.poller import ABSENT, GpuWatch, Setup
@@ -104,7 +103,8 @@ class NvmlSensor(GpuWatch):
     @property
     def _resting(self) -> bool:
         """An open would end the nap; where opens are not seen, nothing but a look may."""
-        return self._napping and self._inotify is not None and set(self._nodes()) <= set(self._watched.values())
+        nodes = {str(self._node_folder / name) for name in self._nodes()}
+        return self._napping and self._watcher.is_open and nodes <= self._watcher.watched
 
     def _glance(self, now_s: float) -> bool:
         pci = self._pci.names()
@@ -200,13 +200,9 @@ class NvmlSensor(GpuWatch):
     # --- nodes of the GPU in /dev, and where the library may appear
 
     def _watch_nodes(self) -> None:
-        if self._inotify is None:
-            return
-        for name in self._nodes():
-            if name not in self._watched.values():
-                with contextlib.suppress(OSError):  # not readable (yet): its opens are not seen
-                    wd = self._inotify.add_watch(self._node_folder / name, flags.OPEN | flags.DELETE_SELF)
-                    self._watched[wd] = name
+        nodes = {str(self._node_folder / name) for name in self._nodes()}
+        for node in nodes - self._watcher.watched:
+            self._watcher.add(node, flags.OPEN | flags.DELETE_SELF)  # fails while it is not readable: its opens are not seen
 
     def _is_node(self, name: str) -> bool:
         """nvidia0, nvidiactl, nvidia-uvm; dxg is WSL2's."""

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from inotify_simple import INotify, flags
-
 from states.observation import NEVER, Gpu, Reading
 from supervisor.config.schema import GpuSettings
 from supervisor.linux import helper_main as answering
+from supervisor.linux.bounded import is_set
 from supervisor.linux.clock import Clock
 from supervisor.linux.helper_process import Helper
+from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.linux.proc import Name, name_of
 from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu.ownership import NOTHING_OWN, Own, Use
@@ -115,9 +115,7 @@ class GpuWatch(ABC):
         self._lately: dict[int, float] = {}
         self._left_by: tuple[int, ...] = ()
         self._unlisted: Mapping[str, float] = {}  # beside the last task
-        self._inotify: INotify | None = None
-        self._watched: dict[int, str] = {}
-        self._folder_wd = -1
+        self._watcher = Watcher(self._touched)
 
     # --- what a subclass says
 
@@ -158,17 +156,13 @@ class GpuWatch(ABC):
             return
         self._watch()
         self._look()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._known.wait(), START_S)
+        await is_set(self._known, START_S)
 
     async def stop(self) -> None:
         """Let go of everything; a helper that cannot be killed is left behind."""
         self._loop = None
         self._cancel_timer()
-        if self._inotify is not None:
-            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
-            self._inotify.close()
-            self._inotify = None
+        self._watcher.close()
         helper, self._helper = self._helper, None
         if helper is not None:
             helper.end()
@@ -289,7 +283,7 @@ class GpuWatch(ABC):
 
     def _answered(self, line: bytes) -> None:
         if self.opens_nodes:
-            self._drain_inotify()
+            self._concern_gpu(self._watcher.read())
         self._watch_nodes()
         try:
             self._take(line, self._clock.now_s())
@@ -349,10 +343,8 @@ class GpuWatch(ABC):
 
     def _watch(self) -> None:
         """Watch for opens and for new nodes. Where inotify is not to be had, looks come by their interval alone."""
-        with contextlib.suppress(OSError):
-            self._inotify = INotify(nonblocking=True)
-            asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._touched)
-            self._folder_wd = self._inotify.add_watch(self._node_folder, self._folder_events)
+        self._watcher.open()
+        self._watcher.add(self._node_folder, self._folder_events)
         self._watch_nodes()
 
     @property
@@ -365,10 +357,10 @@ class GpuWatch(ABC):
         except OSError:
             return []
 
-    def _touched(self) -> None:
+    def _touched(self, events: list[Event]) -> None:
         """A node was opened or made: look now, and again, since a context comes after the open."""
         ours = self._busy and self.opens_nodes
-        if not self._drain_inotify() or ours or self._follow_up:
+        if not self._concern_gpu(events) or ours or self._follow_up:
             return
         self._follow_up = list(FOLLOW_UP_S)
         self._watch_nodes()
@@ -384,26 +376,16 @@ class GpuWatch(ABC):
     def _surprised(self) -> None:
         """Something new is there: what was concluded from its absence is over."""
 
-    def _unwatch(self, node: str) -> None:
-        """Another node has this name now; the old one may be open still."""
-        for wd in [wd for wd, name in self._watched.items() if name == node]:
-            del self._watched[wd]
-            with contextlib.suppress(OSError):
-                self._inotify.rm_watch(wd)  # type: ignore[union-attr]
-
-    def _drain_inotify(self) -> bool:
-        """Whether an event since the last time concerns a GPU."""
+    def _concern_gpu(self, events: list[Event]) -> bool:
+        """Whether one of the events concerns a GPU."""
+        folder = str(self._node_folder)
         seen = False
-        if self._inotify is not None:
-            with contextlib.suppress(OSError):
-                for event in self._inotify.read(timeout=0):
-                    if event.mask & (flags.IGNORED | flags.DELETE_SELF):
-                        self._watched.pop(event.wd, None)
-                        if event.wd == self._folder_wd:
-                            self._folder_wd = -1
-                            self._watch_nodes()  # it may be there again
-                        continue
-                    if event.wd == self._folder_wd and event.mask & flags.CREATE:
-                        self._unwatch(event.name)
-                    seen = seen or event.wd != self._folder_wd or self._is_node(event.name)
+        for event in events:
+            if event.gone:
+                if event.path == folder:
+                    self._watch_nodes()  # it may be there again
+                continue
+            if event.mask & flags.CREATE:
+                self._watcher.remove(event.path)  # another node has this name now; the old one may be open still
+            seen = seen or event.overflow or self._is_node(os.path.basename(event.path))
         return seen

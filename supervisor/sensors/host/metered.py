@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from typing import Final
 
+from supervisor.linux.bounded import is_set
 from supervisor.linux.dbus import PROPERTIES, BusError, Signal, SystemBus
 from supervisor.sensors.base import Wake
 
@@ -37,9 +38,7 @@ class Metered:
         """Ask for the first time; returns with the answer, or after two seconds."""
         self._wake = wake
         await self._bus.start()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_S):
-                await self._known.wait()
+        await is_set(self._known, FIRST_S)
 
     async def stop(self) -> None:
         """Nothing is asked any more; the bus is its owner's to stop."""

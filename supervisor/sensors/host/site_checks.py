@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from states.observation import NEVER
+from supervisor.linux.bounded import is_set
 from supervisor.linux.clock import Clock
 from supervisor.sensors.base import Wake
 
@@ -78,8 +79,7 @@ class _Check:
         """Kill it, and wait a moment for its end."""
         if self._process is not None:
             self._kill()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), STOP_S)
+            await is_set(self._over, STOP_S)
         self._let_go()
 
     def _ended(self) -> None:

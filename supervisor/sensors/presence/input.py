@@ -26,10 +26,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from inotify_simple import INotify, flags
-
 from states.observation import NEVER
 from supervisor.linux.clock import Clock
+from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.sensors.base import Presence, Quality, Wake
 from supervisor.sensors.presence.evdev import (
     EV_ABS,
@@ -123,15 +122,12 @@ class InputDevices:
         self._resting: dict[str, asyncio.TimerHandle] = {}  # drifting devices, and when they are heard again
         self._wake: Wake = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._inotify: INotify | None = None
-        self._folder_wd = -1
+        self._watcher = Watcher(self._changed)
 
     async def start(self, wake: Wake) -> None:
         """Open what there is, and begin to listen."""
         self._loop, self._wake = asyncio.get_running_loop(), wake
-        with contextlib.suppress(OSError):
-            self._inotify = INotify(nonblocking=True)
-            self._loop.add_reader(self._inotify.fileno(), self._changed)
+        self._watcher.open()
         self._watch()
         self._find()
         self._listen()
@@ -144,15 +140,12 @@ class InputDevices:
         for timer in (self._timer, *self._resting.values()):
             if timer is not None:
                 timer.cancel()
-        if self._inotify is not None:
-            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
-            self._inotify.close()
-            self._inotify = None
+        self._watcher.close()
         self._loop = None
 
     def latest(self, now_s: float) -> Presence:
         """The newest sign. Costs one read a device that finds nothing."""
-        if self._folder_wd == -1 and self._loop is not None:  # nothing tells of devices that come
+        if self._loop is not None and str(self._folder) not in self._watcher.watched:  # nothing tells of devices that come
             self._look_for_devices()
         used = self._empty_all(now_s)
         if not used and not self._listening and now_s - self._sign_at_s >= SETTLED_S:
@@ -284,21 +277,13 @@ class InputDevices:
 
     def _watch(self) -> None:
         """Watch /dev/input, or wait for it to be made."""
-        if self._inotify is None or self._folder_wd != -1:
+        if str(self._folder) in self._watcher.watched:
             return
-        with contextlib.suppress(OSError):
-            self._folder_wd = self._inotify.add_watch(self._folder, flags.CREATE | flags.ATTRIB | flags.DELETE)
-            return
-        with contextlib.suppress(OSError):
-            self._inotify.add_watch(self._dev, flags.CREATE | flags.ONLYDIR)
+        if not self._watcher.add(self._folder, flags.CREATE | flags.ATTRIB | flags.DELETE):
+            self._watcher.add(self._dev, flags.CREATE | flags.ONLYDIR)
 
-    def _changed(self) -> None:
-        relevant = False
-        for event in self._inotify.read(timeout=0) if self._inotify is not None else ():
-            if event.wd == self._folder_wd and event.mask & flags.IGNORED:
-                self._folder_wd, relevant = -1, True
-            relevant = relevant or event.wd == self._folder_wd or event.name == self._folder.name
-        if relevant:
+    def _changed(self, events: list[Event]) -> None:
+        if any(event.overflow or event.path.startswith(str(self._folder)) for event in events):
             self._look_for_devices()
 
     def _look_for_devices(self) -> None:

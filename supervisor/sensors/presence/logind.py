@@ -22,6 +22,7 @@ from typing import Any, Final
 from states.observation import NEVER
 from states.words import elapsed
 from supervisor.config.schema import PresenceSettings
+from supervisor.linux.bounded import is_set
 from supervisor.linux.clock import Clock
 from supervisor.linux.dbus import (
     LOGIN1,
@@ -370,9 +371,7 @@ class Sessions:
             self._note(START_SIGN)
         await self._bus.start()
         self._task = asyncio.create_task(self._run())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_LOOK_S):
-                await self._looked.wait()
+        await is_set(self._looked, FIRST_LOOK_S)
 
     async def stop(self) -> None:
         """Let go of the delay locks and of the watch; the bus is its owner's to stop."""
@@ -388,9 +387,7 @@ class Sessions:
         interval_s = self._settings.max_age_sec * 2 / 3
         self._look_now.set()
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(interval_s, RETRY_S) if self._error else interval_s):
-                    await self._look_now.wait()
+            await is_set(self._look_now, min(interval_s, RETRY_S) if self._error else interval_s)
             before = self._told()
             try:
                 if self._error or self._look_now.is_set() or await self._ask_manager() != self._manager:

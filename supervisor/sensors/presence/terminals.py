@@ -20,8 +20,6 @@ typed the command is a person. A task that makes itself a pseudo-terminal cannot
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import grp
 import os
 import re
@@ -30,10 +28,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from inotify_simple import INotify, flags
-
 from states.observation import NEVER
 from supervisor.linux.clock import Clock
+from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.sensors.base import Presence, Quality, Wake
 
 QUIET_S: Final = 1.0  # somebody who types wakes the tick no more often
@@ -64,8 +61,7 @@ class Terminals:
         self._listed_ns = -1  # the time of /dev's last change when `_consoles` was made
         self._groups: dict[int, bool] = {}
         self._wake: Wake = lambda: None
-        self._inotify: INotify | None = None
-        self._watched: dict[int, str] = {}
+        self._watcher = Watcher(self._touched)
         self._watch_again = True
         self._woke_at_s = NEVER
         self._told_at_s = NEVER  # when an event last told of a sign
@@ -73,20 +69,14 @@ class Terminals:
     async def start(self, wake: Wake) -> None:
         """Begin to watch; the first look is done when this returns."""
         self._wake = wake
-        with contextlib.suppress(OSError):  # without inotify, looks alone tell, at each tick
-            self._inotify = INotify(nonblocking=True)
-            asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._touched)
-            # No OPEN: whoever lists the folder opens it, and would wake us each time; of a terminal, only bytes typed count.
-            self._watched[self._inotify.add_watch(self._dev / "pts", flags.CREATE | flags.DELETE)] = ""
+        self._watcher.open()  # without inotify, looks alone tell, at each tick
+        # No OPEN: whoever lists the folder opens it, and would wake us each time; of a terminal, only bytes typed count.
+        self._watcher.add(self._prefix + "pts", flags.CREATE | flags.DELETE)
         self.latest(self._clock.now_s())
 
     async def stop(self) -> None:
         """Stop watching."""
-        if self._inotify is not None:
-            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
-            self._inotify.close()
-            self._inotify = None
-            self._watched.clear()
+        self._watcher.close()
 
     def latest(self, now_s: float) -> Presence:
         """The newest sign. Costs one stat a terminal."""
@@ -100,7 +90,7 @@ class Terminals:
 
     def describe(self) -> list[str]:
         """Which terminals there are, and of which each key is told at once, for people."""
-        told = set(self._watched.values())
+        told = self._watched()
         parts = (self._known.keys() & told, "each key at once"), (self._known.keys() - told, "in steps of 8 s")
         return [f"{_names(names)}: {how}" for names, how in parts if names] or ["no terminal"]
 
@@ -135,7 +125,7 @@ class Terminals:
             self._note(name, now_s)  # closing a terminal is a sign as much as opening one
         self._watch(seen)
         self._known, self._looked_at_s = seen, now_s
-        self._take_events(now_s)  # what this look has seen must not wake the loop again
+        self._take_events(self._watcher.read(), now_s)  # what this look has seen must not wake the loop again
 
     def _nodes(self) -> list[str]:
         """Nodes that may be consoles or serial lines, relative to /dev. Raises OSError when it cannot be listed."""
@@ -172,31 +162,30 @@ class Terminals:
 
     def _watch(self, terminals: dict[str, int]) -> None:
         """Watch what we may read for reads of typed bytes."""
-        if self._inotify is None or (terminals.keys() == self._known.keys() and not self._watch_again):
+        if not self._watcher.is_open or (terminals.keys() == self._known.keys() and not self._watch_again):
             return
         self._watch_again = False
-        for name in terminals.keys() - set(self._watched.values()):
-            with contextlib.suppress(OSError):  # another's terminal: its access time must do
-                self._watched[self._inotify.add_watch(self._dev / name, flags.ACCESS)] = name
+        for name in terminals.keys() - self._watched():
+            self._watcher.add(self._prefix + name, flags.ACCESS)  # another's terminal: its access time must do
 
-    def _touched(self) -> None:
+    def _watched(self) -> set[str]:
+        return {path.removeprefix(self._prefix) for path in self._watcher.watched}
+
+    def _touched(self, events: list[Event]) -> None:
         """Something happened: note what is a sign by itself, and let the tick look."""
         now_s = self._clock.now_s()
-        if self._take_events(now_s):
+        if self._take_events(events, now_s):
             self._woke_at_s = now_s
             self._wake()
 
-    def _take_events(self, now_s: float) -> bool:
-        """Note the signs among the events so far; whether the tick should look."""
+    def _take_events(self, events: list[Event], now_s: float) -> bool:
+        """Note the signs among the events; whether the tick should look."""
         wake = False
-        for event in self._inotify.read(timeout=0) if self._inotify is not None else ():
-            if event.mask & flags.IGNORED:
-                self._watched.pop(event.wd, None)
+        for event in events:
+            if event.gone:
                 self._watch_again = True
                 continue
-            name = self._watched.get(event.wd) or f"pts/{event.name}"
-            if event.mask & flags.Q_OVERFLOW:
-                name = "a terminal"
+            name = "a terminal" if event.overflow else event.path.removeprefix(self._prefix)
             self._note(name, now_s, Quality.EVENT)
             self._told_at_s = now_s
             wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S

@@ -21,14 +21,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from inotify_simple import INotify, flags
-
+from supervisor.linux.bounded import is_set
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus
+from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.sensors.presence.logind_session import session_properties
 from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Idle, IdleSource, Lacking, boot_s
@@ -96,9 +96,7 @@ class Kept:
                 self.fault = _gone(ended)
             self._doubt.clear()
             self._changed()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._wait_s):
-                    await self._poke.wait()
+            await is_set(self._poke, self._wait_s)
             self._wait_s = min(2 * self._wait_s, RETRY_S[1])
 
     def _alive(self) -> None:
@@ -154,7 +152,7 @@ class Agent:
         self._environment: dict[str, str] = {}
         self._look_now = asyncio.Event()
         self._unseen = False  # logind did not tell the sessions
-        self._untold = False  # nothing tells of sockets that come
+        self._untold = True  # nothing tells of sockets that come
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = RETRY_S[0]
         self._typed_timer: asyncio.TimerHandle | None = None
@@ -173,7 +171,8 @@ class Agent:
         self._terminals.start()
         telling = None
         try:
-            with self._watch_runtime():
+            with Watcher(self._runtime_changed) as watcher:
+                self._untold = not watcher.add(self._runtime, flags.CREATE | flags.DELETE | flags.MOVED_TO)
                 await self._look()
                 telling = asyncio.ensure_future(self._reporter.run())
                 while True:
@@ -280,29 +279,10 @@ class Agent:
         named.append(str(Path.home() / ".Xauthority"))
         return [Path(name) for name in dict.fromkeys(named) if name and _is_ours(name, self._uid)]
 
-    @contextlib.contextmanager
-    def _watch_runtime(self) -> Iterator[None]:
-        """Look again when a compositor's socket or a cookie comes or goes."""
-        self._untold = True
-        try:
-            inotify = INotify(nonblocking=True)
-        except OSError:  # a user has few of them
-            yield
-            return
-        with contextlib.suppress(OSError):  # and so many watches
-            inotify.add_watch(self._runtime, flags.CREATE | flags.DELETE | flags.MOVED_TO)
-            self._untold = False
-
-        def read() -> None:
-            if any(event.name.startswith(("wayland-", "xauth")) for event in inotify.read(timeout=0)):
-                self._look_now.set()
-
-        asyncio.get_running_loop().add_reader(inotify.fileno(), read)
-        try:
-            yield
-        finally:
-            asyncio.get_running_loop().remove_reader(inotify.fileno())
-            inotify.close()
+    def _runtime_changed(self, events: list[Event]) -> None:
+        """A compositor's socket or a cookie has come or gone."""
+        if any(event.overflow or Path(event.path).name.startswith(("wayland-", "xauth")) for event in events):
+            self._look_now.set()
 
     # --- what is told
 

@@ -7,15 +7,15 @@ says). While no daemon listens nothing is tried: the folder of its socket is wat
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from inotify_simple import INotify, flags
-
+from supervisor.linux.bounded import is_set
 from supervisor.linux.control_socket import MAX_REQUEST, PROTOCOL, short_name
+from supervisor.linux.inotify import Event, Watcher, flags
 
 GAP_S: Final = 0.02  # between two reports: what changes meanwhile goes into one
 DEADLINE_S: Final = 5.0
@@ -57,9 +57,7 @@ class Reporter:
                     self._say(reason)
                     said = reason
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(patience_s):
-                        await socket_comes.wait()
+                await is_set(socket_comes.event, patience_s)
 
     async def _connected(self, taken: Callable[[], None]) -> NoReturn:
         """Tell, until something ends that; `taken` is called once a report was."""
@@ -123,28 +121,19 @@ class _Watch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._inotify: INotify | None = None
-        self._event = asyncio.Event()
-        self.wait = self._event.wait
+        self.event = asyncio.Event()
+        self._watcher = Watcher(self._read)
         self.seen = False
 
     def __enter__(self) -> _Watch:
-        with contextlib.suppress(OSError):
-            self._inotify = INotify(nonblocking=True)
-            asyncio.get_running_loop().add_reader(self._inotify.fileno(), self._read)
-            for folder in self._path.parents:
-                with contextlib.suppress(OSError):
-                    self._inotify.add_watch(folder, flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB)
-                    self.seen = True
-                    break
+        self._watcher.open()
+        mask = flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB
+        self.seen = any(self._watcher.add(folder, mask) for folder in self._path.parents)
         return self
 
-    def _read(self) -> None:
-        for event in self._inotify.read(timeout=0) if self._inotify is not None else ():
-            if event.name in self._path.parts or not event.name:
-                self._event.set()
+    def _read(self, events: list[Event]) -> None:
+        if any(event.overflow or os.path.basename(event.path) in self._path.parts for event in events):
+            self.event.set()
 
     def __exit__(self, *_: object) -> None:
-        if self._inotify is not None:
-            asyncio.get_running_loop().remove_reader(self._inotify.fileno())
-            self._inotify.close()
+        self._watcher.close()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from supervisor.linux.bounded import is_set
 from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Gone, Idle, boot_s
 
 IDLETIME: Final = "IDLETIME"
@@ -85,10 +86,7 @@ class X11Idle:
         )
         thread.start()
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANSWER_S):
-                    await first.wait()
-            if not first.is_set():
+            if not await is_set(first, ANSWER_S):
                 raise Gone(f"display {self._display} does not answer")
             await over
         finally:
@@ -109,11 +107,8 @@ class X11Idle:
                 loop.call_soon_threadsafe(answered.set)
 
         self._thread.ask(answer)
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                await answered.wait()
-        except TimeoutError as error:
-            raise Gone(f"display {self._display} does not answer") from error
+        if not await is_set(answered, ANSWER_S):
+            raise Gone(f"display {self._display} does not answer")
 
 
 class _Watcher(threading.Thread):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from supervisor.linux.bounded import is_set, within
 from supervisor.sources.errors import MIB, RequestError, describe_error, tls_context
 from supervisor.sources.nats.errors import NOTHING, TOO_LARGE, Delivery, Refused, family, one_line, read_answer, read_delivery
 from supervisor.sources.nats.subjects import inbox, next_subject
@@ -310,9 +311,7 @@ class Connection:
                     found = await self._next(stream, consumer, box, answers, wanted, left_s + 1.0, enough)
                     found = None if found is TimeoutError else found
                     if found is None:  # a server that did not wait as it was asked to is not asked in a busy loop
-                        with contextlib.suppress(TimeoutError):
-                            async with asyncio.timeout_at(again_s):
-                                await enough.wait()
+                        await is_set(enough, again_s - loop.time())
             finally:
                 # no interest, then everything that was sent before: nothing is left lying with us unseen
                 # (a connection that ends meanwhile would have us wait for ever)
@@ -409,8 +408,7 @@ def _encrypted(client: Client) -> bool:
 async def _let_go(client: Client) -> None:
     try:
         with contextlib.suppress(Exception):  # a TLS connection that failed may never say that it is closed
-            async with asyncio.timeout(CLOSE_S):
-                await client.close()
+            await within(CLOSE_S, client.close())
     finally:
         _end(client)
 

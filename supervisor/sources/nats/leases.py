@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from states.observation import Link
+from supervisor.linux.bounded import is_set
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Claim
 from supervisor.sources.errors import RequestError
@@ -89,9 +89,7 @@ class Leases:
         while True:
             await self._held.wait()
             self._now.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0.05, self.length_s / RENEWALS)):
-                    await self._now.wait()
+            await is_set(self._now, max(0.05, self.length_s / RENEWALS))
             leases = list(self._by_id.values())
             if not leases:
                 self._held.clear()

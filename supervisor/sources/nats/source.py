@@ -16,12 +16,13 @@ from typing import Any, Final
 
 from states.ending import Ending, failed, handed_back
 from states.observation import Link
+from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock
 from supervisor.sources import sanitize as clean
 from supervisor.sources.base import Availability, Claim, SourceEvents, SourceSettings, Wake, with_saved_state
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightTask
-from supervisor.sources.link import STOPPED, end
+from supervisor.sources.link import STOPPED
 from supervisor.sources.nats import connection as wire
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.connection import Connection, Server

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from states.ending import Ending, handed_back
 from states.observation import Link
+from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Availability, Claim, SourceEvents, SourceSettings, Wake, with_saved_state
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightTask
-from supervisor.sources.link import STOPPED, end
+from supervisor.sources.link import STOPPED
 from supervisor.sources.network_source import NetworkSource
 from supervisor.sources.rae.api import BAD_GATEWAY, NotFound, RaeApi, TaskTooLarge, UnknownPath
 from supervisor.sources.rae.outbox import OVER, Item, Outbox

@@ -139,7 +139,7 @@ def test_a_nap_in_which_no_open_would_be_seen_ends_with_the_first_demand(
     def refuse(**_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(gpu_watch, "INotify", refuse)
+    monkeypatch.setattr("supervisor.linux.inotify.INotify", refuse)
     monkeypatch.setattr(nvml, "NAP_S", 600.0)
     nvidia.pci("active", "auto")
 

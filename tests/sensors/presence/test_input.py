@@ -241,7 +241,7 @@ def test_without_inotify_a_device_is_found_at_the_next_look(
     def refuse(**_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(input_module, "INotify", refuse if lacking == "instances" else Watchless)
+    monkeypatch.setattr("supervisor.linux.inotify.INotify", refuse if lacking == "instances" else Watchless)
 
     async def scene() -> None:
         async with world.sensor() as sensor:
@@ -262,7 +262,7 @@ def test_the_folder_may_come_late(world: World) -> None:
         (world.dev / "input").rmdir()
         async with world.sensor() as sensor:
             (world.dev / "input").mkdir()
-            await eventually(lambda: sensor._folder_wd != -1)
+            await eventually(lambda: f"{world.dev}/input" in sensor._watcher.watched)
             world.keyboard()
             await eventually(lambda: sensor._devices)
 

@@ -278,8 +278,8 @@ def test_typing_is_seen_at_once_where_we_may_watch(monkeypatch: pytest.MonkeyPat
             await eventually(lambda: wakes)
             presence = sensor.latest(clock.now_s())
             assert (typed_at_s <= presence.last_sign_at_s, presence.sign) == (True, f"user active on {name}")
-            assert sensor._inotify
-            assert list(sensor._inotify.read(timeout=0)) == []  # the look itself, which lists, wakes nobody again
+            assert sensor._watcher.is_open
+            assert sensor._watcher.read() == []  # the look itself, which lists, wakes nobody again
             typed_at_s = clock.now_s()
             os.write(master, b"y\n")
             os.read(slave, 100)
@@ -328,8 +328,8 @@ def test_who_only_lists_or_opens_terminals_wakes_nobody() -> None:
             for _ in range(20):
                 os.listdir("/dev/pts")
                 os.close(os.open(os.ttyname(slave), os.O_RDWR | os.O_NOCTTY))
-            assert sensor._inotify
-            assert list(sensor._inotify.read(timeout=0)) == []
+            assert sensor._watcher.is_open
+            assert sensor._watcher.read() == []
             assert not wakes
         os.close(master)
         os.close(slave)
@@ -345,14 +345,14 @@ def test_a_name_used_again_is_watched_again(dev: Dev) -> None:
         async with watching(Terminals(clock)) as sensor:
             master, slave = os.openpty()
             name = os.ttyname(slave)
-            await eventually(lambda: name[5:] in sensor._watched.values() or sensor.latest(clock.now_s()) is None)
+            await eventually(lambda: name in sensor._watcher.watched or sensor.latest(clock.now_s()) is None)
             os.close(slave)
             os.close(master)
             master, slave = os.openpty()
             assert os.ttyname(slave) == name
             await asyncio.sleep(0)
             sensor.latest(clock.now_s())
-            await eventually(lambda: sensor.latest(clock.now_s()) and name[5:] in sensor._watched.values())
+            await eventually(lambda: sensor.latest(clock.now_s()) and name in sensor._watcher.watched)
             typed_at_s = clock.now_s()
             os.write(master, b"x\n")
             os.read(slave, 100)

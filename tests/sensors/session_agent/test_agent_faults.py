@@ -23,7 +23,6 @@ from supervisor.linux.control_socket import ControlServer
 from supervisor.sensors.presence.agent_reports import Desktop
 from supervisor.sensors.session_agent import agent as session_module
 from supervisor.sensors.session_agent import reporter as teller
-from supervisor.sensors.session_agent import terminals as idle_terminals
 from supervisor.sensors.session_agent import wayland as idle_wayland
 from supervisor.sensors.session_agent import x11 as idle_x11
 from supervisor.sensors.session_agent.agent import Agent, Kept
@@ -141,7 +140,7 @@ def test_without_inotify_the_daemon_is_tried_again_after_a_while(
         writer.close()
 
     async def story() -> None:
-        monkeypatch.setattr(teller, "INotify", inotify)
+        monkeypatch.setattr("supervisor.linux.inotify.INotify", inotify)
         said: list[str] = []
         telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, said.append).run())
         await eventually(lambda: said, "a word")
@@ -182,8 +181,7 @@ def test_without_inotify_a_compositor_is_found_after_a_while(
     inotify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing tells of its socket then; terminals are left to their own times, which the daemon reads."""
-    monkeypatch.setattr(session_module, "INotify", inotify)
-    monkeypatch.setattr(idle_terminals, "INotify", inotify)
+    monkeypatch.setattr("supervisor.linux.inotify.INotify", inotify)
     monkeypatch.setattr(session_module, "RETRY_S", (0.01, 0.1))
     found: list[Path] = []
 

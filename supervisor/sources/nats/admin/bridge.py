@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 from tenacity import AsyncRetrying, retry_if_exception_type
 
 from states.observation import Link
+from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock, SystemClock
 from supervisor.sources import sanitize as clean
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Availability, Claim
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
-from supervisor.sources.link import RetryingLink, end
+from supervisor.sources.link import RetryingLink
 from supervisor.sources.nats import connection as wire
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.connection import Connection, Server
