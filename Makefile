@@ -24,7 +24,7 @@ test: ## Minutes: the same, and all tests but those of `make nightly`
 
 nightly: ## Hours: the tests that try everything, kill 500 times and meet 10,000 faults (tests/README.md)
 	@deploy/setup test
-	RAE_DEEP=1 $(PYTEST) -m "nightly or hypothesis"
+	RAE_DEEP=1 $(PYTEST) -m "nightly or deep or hypothesis"
 	$(BIN)/python tests/bench/crashes.py --kills 500
 	$(BIN)/python tests/bench/faults.py
 

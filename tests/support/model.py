@@ -1,8 +1,8 @@
-"""A small world to put the mind into: one process, one claim, one lock, and effects that may fail.
+"""A small world around the lifecycle: one process, one claim, one lock, and effects that may fail.
 
 It is written apart from the product's own scripted world, so that the proof does not lean on what it proves. Time is
 abstract: a cooldown is pending or over, a stay young or old, a task in time or overdue; which of them holds is part of
-the state, and `Model.step` gives the mind real numbers that say so.
+the state, and `Model.step` gives the lifecycle real numbers that say so.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def observe(signs: Signs, phase: TaskPhase) -> Observation:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Everything outside the mind, and the abstract times of its memory."""
+    """Everything outside the lifecycle, and the abstract times of its memory."""
 
     state: State = State.DISABLED
     phase: TaskPhase = TaskPhase.NONE
@@ -199,11 +199,11 @@ def perform(world: World, plan: Plan, failing: frozenset[Effect]) -> tuple[World
 
 
 def step(world: World, signs: Signs, failing: frozenset[Effect] = frozenset()) -> Step:
-    """One tick of the real mind in this world."""
-    mind = _mind(world.memory(), world.limits)
-    plan = mind.propose(observe(signs, world.phase))
+    """One tick of the real lifecycle in this world."""
+    lifecycle = _lifecycle(world.memory(), world.limits)
+    plan = lifecycle.propose(observe(signs, world.phase))
     done, outcome = perform(world, plan, failing)
-    memory = mind.commit(plan, outcome)
+    memory = lifecycle.commit(plan, outcome)
     fired = plan.row.id if plan.row is not None and not outcome.vetoed else None
     entered = memory.state is State.RUNNING and world.state is not State.RUNNING
     left = memory.state is not State.RUNNING and world.state is State.RUNNING
@@ -241,7 +241,7 @@ def _check_hold(world: World, after: Memory, fired: str | None, freeze_fails: bo
 
 
 def _check_times(before: Memory, after: Memory, entered: bool, left: bool, started: bool) -> None:
-    """The times that the mind remembers are those of the ticks at which things happened."""
+    """The times that the lifecycle remembers are those of the ticks at which things happened."""
     if after.cooldown_from_s != (NOW if left else before.cooldown_from_s):
         raise Broken("the cooldown does not count from the moment at which RUNNING was left")
     if entered and after.running_since_s != NOW:
@@ -254,16 +254,17 @@ def _check_times(before: Memory, after: Memory, entered: bool, left: bool, start
         raise Broken("since when is wrong")
 
 
-_MINDS: dict[State, Lifecycle] = {}
+_LIFECYCLES: list[Lifecycle] = []
 
 
-def _mind(memory: Memory, limits: Limits) -> Lifecycle:
-    """A mind with this memory. Making a machine costs a millisecond, so one a state is kept and reset."""
-    mind = _MINDS.get(memory.state)
-    if mind is None or mind.state is not memory.state:
-        mind = _MINDS[memory.state] = Lifecycle(limits, memory=memory)
-    mind.memory, mind.limits = memory, limits
-    return mind
+def _lifecycle(memory: Memory, limits: Limits) -> Lifecycle:
+    """One with this memory. To make a machine costs a millisecond, so one is kept and reset."""
+    if not _LIFECYCLES:
+        _LIFECYCLES.append(Lifecycle(limits))
+    (kept,) = _LIFECYCLES
+    kept.machine.set_state(memory.state)
+    kept.memory, kept.limits = memory, limits
+    return kept
 
 
 def events(world: World) -> list[World]:
