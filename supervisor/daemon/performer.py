@@ -16,7 +16,7 @@ from supervisor.config.schema import TaskType
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused
 from supervisor.linux.clock import Clock
 from supervisor.tasks.attempt import Slot
-from supervisor.tasks.executors.base import Executor, FreezeFailed, StartFailed, StopFailed
+from supervisor.tasks.executors.base import Executor, FreezeFailed, StartFailed, StopFailed, describe
 from supervisor.tasks.monitor import Minder
 from supervisor.tasks.pause import CHECKPOINT_S
 from supervisor.tasks.workdir import Workdir
@@ -160,7 +160,7 @@ class Performer:
         if minder is not None:
             minder.look_back()
             first = await minder.hold.before_stop()
-        rungs = await tree.stop(self._grace_s(plan))
+        rungs = describe(*await tree.stop(self._grace_s(plan)))
         if self._slot.claim is None:
             self._slot.tree = None
         else:

@@ -23,7 +23,8 @@ from typing import Final
 
 from supervisor.linux import helper_main as answering
 from supervisor.linux.helper_process import Helper
-from supervisor.tasks.executors.base import CheckpointFailed
+from supervisor.tasks.executors.base import CheckpointFailed, Rung
+from supervisor.tasks.process.rungs import RungName
 
 DRIVER: Final = 570  # the first with calls for it
 PACKAGE: Final = "cuda-bindings"
@@ -50,8 +51,6 @@ class Checkpointer:
         self._unsure = ""  # why the task's processes are in an unknown state
         self.problem = "it was not looked at yet"
         """Empty: may be used, as far as was seen. Else why not, and what to do."""
-        self.words = ""
-        """What there is, for the journal: `CUDA 13.0`."""
         self.restored = False
         """The last order that was carried out gave the task its VRAM back. With the open kernel module the end of such a
         process has been seen to hang the machine, unless its VRAM was taken out again before (T22)."""
@@ -67,7 +66,7 @@ class Checkpointer:
         except TimeoutError:
             self.problem = f"the NVIDIA driver did not answer within {limit_s:g} s"
 
-    async def out(self, pids: Collection[int], limit_s: float, vram_gb: float = 0.0) -> str:
+    async def out(self, pids: Collection[int], limit_s: float, vram_gb: float = 0.0) -> tuple[Rung, ...]:
         """Move the VRAM of those of the processes that use CUDA to their memory, within `limit_s` seconds; in words
         ("locked 3 ms, VRAM out 120 ms"). They must not be frozen, and must not be from now on until this returns; whether the
         VRAM is free then is for who asks NVML to see.
@@ -82,11 +81,11 @@ class Checkpointer:
         """
         if no_room := next(self._no_room(pids, vram_gb), ""):
             raise CheckpointFailed(no_room, usable=True)
-        words = await self._order(lambda left_s: f"out {left_s * ANSWER_SHARE * 1000:.0f}", pids, limit_s)
+        rungs = await self._order(lambda left_s: f"out {left_s * ANSWER_SHARE * 1000:.0f}", pids, limit_s)
         self.restored = False
-        return words
+        return rungs
 
-    async def back(self, pids: Collection[int], limit_s: float) -> str:
+    async def back(self, pids: Collection[int], limit_s: float) -> tuple[Rung, ...]:
         """Give the processes their VRAM back, within `limit_s` seconds; in words ("VRAM back 80 ms, unlocked 1 ms"). They must
         be thawed before. Those that have ended meanwhile are passed over.
 
@@ -96,9 +95,9 @@ class Checkpointer:
             CheckpointFailed: see there; `usable` here means that nothing was done: the VRAM is out yet, and this may be
                 tried once more.
         """
-        words = await self._order(lambda left_s: "back", pids, limit_s)
+        rungs = await self._order(lambda left_s: "back", pids, limit_s)
         self.restored = True
-        return words
+        return rungs
 
     def end(self) -> None:
         """The task is over: let the helper go, without waiting for it."""
@@ -116,8 +115,8 @@ class Checkpointer:
 
     # --- the helper
 
-    async def _order(self, order: Callable[[float], str], pids: Collection[int], limit_s: float) -> str:
-        """`order`: its words, from the seconds that are left for it."""
+    async def _order(self, order: Callable[[float], str], pids: Collection[int], limit_s: float) -> tuple[Rung, ...]:
+        """`order`: its line, from the seconds that are left for it."""
         loop = asyncio.get_running_loop()
         until_s, asked = loop.time() + limit_s, False
         try:
@@ -128,9 +127,9 @@ class Checkpointer:
                     await self._ready(limit_s)
                     left_s = until_s - loop.time()
                     asked, self._unsure = True, "an earlier order was not finished"
-                    words = await self._ask(" ".join([order(left_s), *map(str, sorted(pids))]), left_s)
+                    rungs = await self._ask(" ".join([order(left_s), *map(str, sorted(pids))]), left_s)
                     self._unsure = ""
-                    return words
+                    return rungs
         except TimeoutError:
             raise CheckpointFailed(f"not done within {limit_s:g} s", usable=not asked) from None
         except CheckpointFailed as failed:
@@ -153,7 +152,7 @@ class Checkpointer:
         if not self.problem:
             self.problem = "the NVIDIA driver did not answer"  # if we are not here any more when it does
             try:
-                self.words = await self._ask("probe", limit_s)
+                await self._ask("probe", limit_s)
                 self.problem = ""
             except CheckpointFailed as failed:
                 self.problem = str(failed)
@@ -161,17 +160,18 @@ class Checkpointer:
             self._drop()
             raise CheckpointFailed(self.problem, usable=True)
 
-    async def _ask(self, line: str, limit_s: float) -> str:
+    async def _ask(self, line: str, limit_s: float) -> tuple[Rung, ...]:
         assert self._helper is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._helper.ask(f"{line}\n".encode(), limit_s)
         try:
             said = json.loads(await self._answer)
-            problem, words, usable = str(said["problem"]), str(said["words"]), bool(said["usable"])
+            problem, usable = str(said["problem"]), bool(said["usable"])
+            rungs = tuple(Rung(RungName(name), seconds, processes) for name, seconds, processes in said["rungs"])
         except (ValueError, KeyError, TypeError) as error:
-            problem, words, usable = f"the helper answers nonsense ({type(error).__name__})", "", False
+            problem, usable, rungs = f"the helper answers nonsense ({type(error).__name__})", False, ()
         except CheckpointFailed as failed:
-            problem, words, usable = str(failed), "", False
+            problem, usable, rungs = str(failed), False, ()
         except asyncio.CancelledError:
             self._drop()
             raise
@@ -179,7 +179,7 @@ class Checkpointer:
             self._answer = None
         if problem:
             raise CheckpointFailed(problem, usable=usable)
-        return words
+        return rungs
 
     def _answered(self, line: bytes) -> None:
         if self._answer is not None and not self._answer.done():

@@ -9,24 +9,28 @@ runs that may be checkpointed. It answers
   memory. Nothing is written to disk (R6). What has no CUDA is passed over.
 - `back PID...`: the VRAM comes back, then all of them are unlocked.
 
-with `{"problem": str, "words": str, "usable": bool}`. `problem` (in words) says that it was not done; then `usable` says
-whether the processes are as they were. Where not they must be killed. They are left where they are: one that was given
-its VRAM back only to be killed would take it from the person, and has been seen to hang the machine (T22).
+with `{"problem": str, "rungs": [[RungName, seconds or null, processes], ...], "usable": bool}`. `problem` says that it was
+not done, and why; then `usable` says whether the processes are unchanged. If not, they must be killed. They are left as they
+are: a process that was given its VRAM back only to be killed would take it from the person, and has been seen to hang the
+machine.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from supervisor.linux import helper_main as answering
+from supervisor.tasks.process.rungs import RungName
 
 LEAST: Final = 12080  # the driver's word for CUDA 12.8, which came with driver 570
 LOCK_SHARE: Final = 0.5  # of the time for `out`; the rest is for the copying, which cannot be broken off
 
 RUNNING, LOCKED, CHECKPOINTED = "RUNNING", "LOCKED", "CHECKPOINTED"
 NO_CUDA: Final = frozenset({"NOT_INITIALIZED", "INVALID_VALUE"})  # what the driver says of a process without CUDA
+
+Rung = tuple[RungName, float | None, int]  # name, seconds, processes
 
 # What the driver's errors mean here; others keep its own name.
 WORDS: Final[dict[str, str]] = {
@@ -118,7 +122,8 @@ class Mover:
     def probe(self) -> dict[str, Any]:
         """Loads the library, once."""
         try:
-            return self._said(f"CUDA {self._loaded().version // 1000}.{self._loaded().version % 1000 // 10}")
+            self._loaded()
+            return self._said([])
         except Trouble as trouble:
             return self._said(trouble=trouble)
 
@@ -137,8 +142,8 @@ class Mover:
             return self._said(trouble=trouble)
 
     @staticmethod
-    def _said(words: str = "", trouble: Trouble | None = None) -> dict[str, Any]:
-        return {"problem": str(trouble or ""), "words": words, "usable": trouble is None or trouble.usable}
+    def _said(rungs: Sequence[Rung] = (), trouble: Trouble | None = None) -> dict[str, Any]:
+        return {"problem": str(trouble or ""), "rungs": rungs, "usable": trouble is None or trouble.usable}
 
     def _loaded(self) -> Driver:
         if self._driver is None:
@@ -154,11 +159,11 @@ class Mover:
             self._driver = driver
         return self._driver
 
-    def _out(self, limit_s: float, pids: list[int]) -> str:
+    def _out(self, limit_s: float, pids: list[int]) -> list[Rung]:
         began_s = time.monotonic()
         driver, states = self._loaded(), self._states(pids)
         if not states:
-            return "no CUDA process"
+            return [(RungName.NO_CUDA, None, 1)]
         locked = [pid for pid, state in states.items() if state == LOCKED]
         for pid in (pid for pid, state in states.items() if state == RUNNING):
             left_ms = int((began_s + limit_s * LOCK_SHARE - time.monotonic()) * 1000)
@@ -182,13 +187,14 @@ class Mover:
                 if not gone(pid):
                     self._let_go(locked)
                     raise Trouble(f"the VRAM of process {pid} cannot be moved: {refused}", usable=False) from None
-        return f"{several(states)}locked {ms(locked_s - began_s)}, VRAM out {ms(time.monotonic() - locked_s)}"
+        out_s = time.monotonic()
+        return [(RungName.LOCKED, locked_s - began_s, len(states)), (RungName.VRAM_OUT, out_s - locked_s, 1)]
 
-    def _back(self, pids: list[int]) -> str:
+    def _back(self, pids: list[int]) -> list[Rung]:
         began_s = time.monotonic()
         driver, states = self._loaded(), self._states(pids)
         if not states:
-            return "no CUDA process"
+            return [(RungName.NO_CUDA, None, 1)]
         for pid in (pid for pid, state in states.items() if state == CHECKPOINTED):
             try:
                 driver.restore(pid)
@@ -197,7 +203,8 @@ class Mover:
                     raise Trouble(f"process {pid} cannot have its VRAM back: {refused}", usable=False) from None
         restored_s = time.monotonic()
         self._unlock([pid for pid, state in states.items() if state != RUNNING])
-        return f"{several(states)}VRAM back {ms(restored_s - began_s)}, unlocked {ms(time.monotonic() - restored_s)}"
+        unlocked_s = time.monotonic()
+        return [(RungName.VRAM_BACK, restored_s - began_s, len(states)), (RungName.UNLOCKED, unlocked_s - restored_s, 1)]
 
     def _states(self, pids: Iterable[int]) -> dict[int, str]:
         """The state of each that uses CUDA. All are asked before one is locked: beside a locked one that shares memory with
@@ -238,17 +245,6 @@ class Mover:
                     self._loaded().unlock(pid)
                 except Refused:
                     continue
-
-
-def several(pids: Iterable[int]) -> str:
-    """How many there are, if more than one."""
-    count = len(list(pids))
-    return f"{count} processes: " if count > 1 else ""
-
-
-def ms(seconds: float) -> str:
-    """Milliseconds, in words."""
-    return f"{seconds * 1000:.0f} ms"
 
 
 def status(pid: int) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from supervisor.sensors.gpu.ownership import Own
-from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, RunningTask
+from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, RunningTask, describe
 
 if TYPE_CHECKING:
     from supervisor.tasks.cuda_checkpoint import Checkpointer
@@ -93,7 +93,7 @@ class Hold:
             words.append(await self._move_out(tree))
         self.held = True
         try:
-            words.append(await tree.freeze())
+            words.append(describe(await tree.freeze()))
         except FreezeFailed:
             self.held = False
             raise
@@ -106,11 +106,11 @@ class Hold:
             FreezeFailed: it does not, and must be stopped.
         """
         tree = self._held_tree()
-        words = [await tree.thaw()]
+        words = [describe(await tree.thaw())]
         if self.out:
             assert self._asked is not None
             try:
-                words.append(await self._asked.back(tree.pids(), CHECKPOINT_S))
+                words.append(describe(*await self._asked.back(tree.pids(), CHECKPOINT_S)))
             except CheckpointFailed as failed:
                 self._broken = True
                 raise FreezeFailed(f"its VRAM could not be given back: {failed}") from None
@@ -132,7 +132,7 @@ class Hold:
         if self._asked is None:
             raise FreezeFailed("it is on the GPU, and frozen would keep its VRAM (tasks.<type>.checkpoint)")
         try:
-            words = await self._asked.out(tree.pids(), CHECKPOINT_S, own.vram_gb)
+            words = describe(*await self._asked.out(tree.pids(), CHECKPOINT_S, own.vram_gb))
         except CheckpointFailed as failed:
             self._broken = not failed.usable
             raise FreezeFailed(f"its VRAM could not be moved out: {failed}") from None

@@ -70,7 +70,7 @@ class Held:
         return await executor.start(Claim(f"id-{self.count}", "kind", {}), folder, self.ended.set)
 
     def file(self, task: CommandTask, name: str) -> str:
-        return Path(f"{task._cgroup}/{name}").read_text().strip()
+        return Path(f"{task._launch.cgroup}/{name}").read_text().strip()
 
     async def outcome(self, code: str, **fields: Any) -> str | None:
         task = await self.start(code, **fields)
@@ -117,7 +117,7 @@ async def frozen(held: Held, lifted: bool, count: int) -> float:
     if lifted:
         await task.freeze()
     else:
-        Path(f"{task._cgroup}/cgroup.freeze").write_text("1")
+        Path(f"{task._launch.cgroup}/cgroup.freeze").write_text("1")
         while "frozen 1" not in held.file(task, "cgroup.events"):
             await asyncio.sleep(0.0005)
     took_ms = (time.perf_counter() - begun_s) * 1000

@@ -23,8 +23,9 @@ from supervisor.linux.clock import SystemClock
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.tasks import monitor as minding
 from supervisor.tasks.attempt import Slot
-from supervisor.tasks.executors.base import FreezeFailed
+from supervisor.tasks.executors.base import FreezeFailed, Rung
 from supervisor.tasks.monitor import Minder
+from supervisor.tasks.process.rungs import RungName
 from supervisor.tasks.workdir import Workdir
 
 CLOCK = SystemClock()
@@ -65,15 +66,15 @@ class IcyTask(ScriptedTask):
         super().__init__()
         self.refuses, self.ice = refuses, list[str]()
 
-    async def freeze(self) -> str:
+    async def freeze(self) -> Rung:
         if self.refuses:
             raise FreezeFailed(self.refuses)
         self.ice.append("frozen")
-        return "frozen 1 ms"
+        return Rung(RungName.FROZEN, 0.001)
 
-    async def thaw(self) -> str:
+    async def thaw(self) -> Rung:
         self.ice.append("thawed")
-        return "thawed 1 ms"
+        return Rung(RungName.THAWED, 0.001)
 
 
 @dataclass

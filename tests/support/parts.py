@@ -10,7 +10,8 @@ from typing import Any
 
 from states.ending import Ending
 from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
-from supervisor.tasks.executors.base import StartFailed, StopFailed
+from supervisor.tasks.executors.base import Rung, StartFailed, StopFailed
+from supervisor.tasks.process.rungs import RungName
 
 ID = "3880bb8d-0b6a-4b0b-9f55-3d2f6a1c0001"
 
@@ -72,13 +73,13 @@ class Treeless:
         """It has saved nothing."""
         return None
 
-    async def freeze(self) -> str:
+    async def freeze(self) -> Rung:
         """At once."""
-        return "frozen 0 ms"
+        return Rung(RungName.FROZEN, 0.0)
 
-    async def thaw(self) -> str:
+    async def thaw(self) -> Rung:
         """At once."""
-        return "thawed 0 ms"
+        return Rung(RungName.THAWED, 0.0)
 
 
 @dataclass
@@ -129,7 +130,7 @@ class ScriptedTask(Treeless):
         """See RunningTask."""
         return 1.5
 
-    async def stop(self, grace_s: float) -> str:
+    async def stop(self, grace_s: float) -> tuple[Rung, ...]:
         """See RunningTask."""
         self.graces.append(grace_s)
         if self.stop_hangs:
@@ -137,7 +138,7 @@ class ScriptedTask(Treeless):
         if self.stop_fails:
             raise StopFailed(self.stop_fails)
         self.alive = False
-        return "frozen 1 ms, gone 2 ms"
+        return Rung(RungName.FROZEN, 0.001), Rung(RungName.GONE, 0.002)
 
 
 @dataclass

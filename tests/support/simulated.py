@@ -25,6 +25,8 @@ from supervisor.sensors.base import Presence
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.sources.base import Claim, LinkStatus
 from supervisor.tasks.attempt import Slot
+from supervisor.tasks.executors.base import Rung
+from supervisor.tasks.process.rungs import RungName
 
 TYPES: Final = ("render", "embed", "transcribe")
 
@@ -127,12 +129,12 @@ class SimulatedTask(Treeless):
         self.error = "exit status 1" if self._fails else None
         self._wake()
 
-    async def stop(self, grace_s: float) -> str:
+    async def stop(self, grace_s: float) -> tuple[Rung, ...]:
         """See RunningTask."""
         self._timer.cancel()
         await asyncio.sleep(self._stop_s)
         self.alive = False
-        return f"frozen 1 ms, term 2 ms, gone {self._stop_s * 1000:.0f} ms"
+        return Rung(RungName.FROZEN, 0.001), Rung(RungName.TERM, 0.002), Rung(RungName.GONE, self._stop_s)
 
 
 @dataclass

@@ -162,6 +162,7 @@ async def _daemon(kind: str, root: str, grace: str, argv: list[str]) -> None:
     """Start a command as the daemon does; then stop it, or hold it until somebody kills us."""
     from supervisor.config.schema import TaskType
     from supervisor.sources.base import Claim
+    from supervisor.tasks.executors.base import describe
     from supervisor.tasks.executors.command import CommandExecutor
     from supervisor.tasks.process import containment
     from supervisor.tasks.workdir import Workdir
@@ -175,7 +176,7 @@ async def _daemon(kind: str, root: str, grace: str, argv: list[str]) -> None:
         await asyncio.sleep(3600)
     await asyncio.to_thread(sys.stdin.readline)  # the test says when the tree stands
     pids = sorted(task.pids())
-    rungs = await task.stop(float(grace))
+    rungs = describe(*await task.stop(float(grace)))
     print(json.dumps({"rungs": rungs, "pids": pids, "error": task.error, "cpu_s": task.cpu_s()}), flush=True)
 
 

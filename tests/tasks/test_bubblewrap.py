@@ -17,6 +17,7 @@ from supervisor.config.schema import TaskType
 from supervisor.tasks.executors.base import StartFailed
 from supervisor.tasks.process import bubblewrap as sandbox
 from supervisor.tasks.process.containment import Containment, TreeContainment
+from supervisor.tasks.process.rungs import RungName
 
 __all__ = ["held"]
 WALLS = TaskType(sandbox="bubblewrap")
@@ -82,9 +83,9 @@ def test_a_polite_stop_reaches_the_task_in_it(held: Containment, tmp_path: Path)
         goodbye = "trap 'sleep 0.2; echo \"{}\"; exit 0' TERM; touch up; while :; do sleep 0.01; done"
         task = await bench.start("sh", "-c", goodbye, sandbox="bubblewrap")
         await until_async((bench.folder / "up").exists)
-        assert (await task.freeze()).startswith("frozen")
+        assert (await task.freeze()).name is RungName.FROZEN
         await task.thaw()
-        assert [word.split()[0] for word in (await task.stop(10)).split(", ")] == ["frozen", "term", "gone"]
+        assert [rung.name for rung in await task.stop(10)] == ["frozen", "term", "gone"]
         assert (task.error, task.result) == (None, {})
         bench.ended.clear()
         task = await bench.start("sh", "-c", "touch up; setsid sleep 1000 & sleep 1000", sandbox="bubblewrap")

@@ -18,10 +18,11 @@ import pytest
 from support.task_bench import Bench, held, py, run
 from support.trees import alive, command, marked_with, pids_in, until_async
 
-from supervisor.tasks.executors.base import FreezeFailed, StartFailed, StopFailed
+from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, describe
 from supervisor.tasks.process import command_process, shim
 from supervisor.tasks.process.command_process import CommandTask
 from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment
+from supervisor.tasks.process.rungs import RungName
 
 __all__ = ["held"]
 SECRET = "sentinel-4711"
@@ -222,7 +223,7 @@ def test_polite_stop_lets_it_say_goodbye(held: Containment, tmp_path: Path) -> N
         task = await bench.start("sh", "-c", goodbye, env={"SAVED": '{"saved": 1}'})
         await until_async((bench.folder / "up").exists)
         rungs = await task.stop(10)
-        assert [word.split()[0] for word in rungs.split(", ")] == ["frozen", "term", "gone"]
+        assert [rung.name for rung in rungs] == ["frozen", "term", "gone"]
         assert (task.error, task.result) == (None, {"saved": 1})
         assert bench.ended.is_set()
         assert await task.stop(10) == rungs  # again: nothing to do
@@ -241,7 +242,7 @@ def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: f
         took_s = time.monotonic() - begun_s
         assert not [pid for pid in workers if alive(pid)]
         assert grace_s <= took_s < grace_s + 3
-        assert rungs.startswith("frozen ")
+        assert rungs[0].name is RungName.FROZEN
         assert task.error == "signal: 9 (SIGKILL)"
         assert task.cpu_s() >= used_s > 0
 
@@ -259,20 +260,20 @@ def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path,
         task, _ = await nasty(bench, out, 12)
         await until_async(lambda: all(counters()))
         for _ in range(3):
-            assert re.fullmatch(r"frozen \d+ ms", await task.freeze())
+            assert re.fullmatch(r"frozen \d+ ms", describe(await task.freeze()))
             before, used_s = counters(), task.cpu_s()
             await asyncio.sleep(0.1)
             assert counters() == before
             assert task.cpu_s() - used_s < 0.05
-            assert re.fullmatch(r"thawed \d+ ms", await task.thaw())
+            assert re.fullmatch(r"thawed \d+ ms", describe(await task.thaw()))
             await until_async(lambda: all(a != b for a, b in zip(counters(), before, strict=True)), what="all run on")  # noqa: B023
-        assert await task.thaw() == "was not frozen"
+        assert describe(await task.thaw()) == "was not frozen"
         if os.geteuid() == 0:  # as last in line as it was born
             assert {os.sched_getscheduler(pid) for pid in pids_in(out)} == {os.SCHED_IDLE}
         await task.freeze()
-        assert (await task.stop(0.2 if then == "stop" else 0)).startswith("frozen ")
+        assert (await task.stop(0.2 if then == "stop" else 0))[0].name is RungName.FROZEN
         assert not [pid for pid in pids_in(out) if alive(pid)]
-        assert await task.thaw() == "gone already"
+        assert describe(await task.thaw()) == "gone already"
         with pytest.raises(FreezeFailed, match="it is gone already"):
             await task.freeze()
 
@@ -288,7 +289,7 @@ def test_a_task_that_is_being_stopped_is_not_thawed(held: Containment, tmp_path:
         await asyncio.sleep(0.05)
         with pytest.raises(FreezeFailed, match="it is being stopped"):
             await task.freeze()
-        assert await task.thaw() == "it is being stopped"
+        assert describe(await task.thaw()) == "it is being stopped"
         await stopping
         assert not task.alive
 
@@ -320,11 +321,11 @@ def test_a_tree_in_a_cgroup_stands_before_its_shim_gets_its_turn(held: Containme
         task = await bench.start("sh", "-c", "trap 'echo bye >&2; exit 3' TERM; touch up; while :; do sleep 0.01; done")
         await until_async((bench.folder / "up").exists)
         os.kill(task._shim.pid, signal.SIGSTOP)
-        frozen = Path(task._cgroup or "", "cgroup.freeze")
+        frozen = Path(task._launch.cgroup or "", "cgroup.freeze")
         stopping = asyncio.ensure_future(task.stop(20))
         await until_async(lambda: frozen.read_text() == "1\n", what="the order")
         os.kill(task._shim.pid, signal.SIGCONT)
-        assert "term" in await stopping
+        assert RungName.TERM in {rung.name for rung in await stopping}
         assert task.error == "exit: code 3"
 
     run(held, tmp_path, body)
@@ -353,8 +354,8 @@ def test_a_freeze_given_up_does_not_confuse_the_next(held: Containment, tmp_path
         given_up = asyncio.create_task(task.freeze())
         await asyncio.sleep(0)
         given_up.cancel()
-        assert (await task.thaw()).startswith("thawed")
-        assert (await task.freeze()).startswith("frozen")
+        assert (await task.thaw()).name is RungName.THAWED
+        assert (await task.freeze()).name is RungName.FROZEN
 
     run(held, tmp_path, body)
 
@@ -368,7 +369,7 @@ def test_hoppers_are_caught(held: Containment, tmp_path: Path) -> None:
         await until_async(lambda: len(pids_in(out)) == 10)
         await task.stop(0)
         assert not task.alive
-        assert not marked_with(f"RAE_NODE_TASK={bench.tasks[0]._mark}")
+        assert not marked_with(f"RAE_NODE_TASK={bench.tasks[0]._launch.mark}")
 
     run(held, tmp_path, body)
 
@@ -411,7 +412,7 @@ def test_a_task_that_turns_on_its_shim(
         task, workers = await nasty(bench, tmp_path / "out", 8)
         os.kill(task._shim.pid, blow)
         if blow == signal.SIGSTOP:
-            assert await task.stop(0) == "cleared away by the daemon, for its shim did not answer"
+            assert await task.stop(0) == (Rung(RungName.CLEARED, detail="its shim did not answer"),)
         async with asyncio.timeout(10):
             await bench.ended.wait()
         assert task.error == f"lost: stopped, for its shim {'was killed' if blow == signal.SIGKILL else 'did not answer'}"
@@ -425,7 +426,7 @@ def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         task = await bench.start("sleep", "1000")
         stopping = asyncio.create_task(task.stop(60))
         await asyncio.sleep(0)
-        task._understand({"left": ["77 (state D)"], "rungs": "frozen 1 ms, kill 3 ms"})
+        task._handle({"left": ["77 (state D)"], "rungs": [["frozen", 0.001], ["kill", 0.003]]})
         with pytest.raises(StopFailed, match=r"still alive after the kill: 77 \(state D\) \(frozen 1 ms, kill 3 ms\)"):
             await stopping
         assert task.alive
@@ -445,7 +446,7 @@ def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pyt
     async def body(bench: Bench) -> None:
         task, workers = await nasty(bench, tmp_path / "out", 6)
         assert set(workers) <= task.pids()
-        assert (await task.stop(0)).startswith("frozen ")
+        assert (await task.stop(0))[0].name is RungName.FROZEN
         assert not [pid for pid in workers if alive(pid)]
 
     run(held, tmp_path, body)

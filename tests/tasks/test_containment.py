@@ -283,7 +283,7 @@ def test_quick_and_thorough_walks_agree() -> None:
             until(lambda: {process.pid for process in process_tree.descendants(shell.pid)} == set(quick(shell.pid)))
         finally:
             os.killpg(shell.pid, signal.SIGKILL)
-    assert process_tree.quick_descendants(shell.pid) == []
+    assert list(process_tree.quick_descendants(shell.pid)) == []
     assert process_tree.look(shell.pid) is None
 
 

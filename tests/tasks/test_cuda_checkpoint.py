@@ -23,6 +23,7 @@ from support.sysbox import cgroup2_root
 
 from supervisor.tasks import cuda_checkpoint as checkpoint
 from supervisor.tasks.cuda_checkpoint import Checkpointer, CheckpointFailed, driver_version, unusable
+from supervisor.tasks.executors.base import describe
 from supervisor.tools.doctor import doctor
 
 __all__ = ["cuda", "cuda_library"]  # fixtures
@@ -240,7 +241,7 @@ def test_what_is_done(cuda: CudaStandIn, spawn: Callable[[int], list[int]], kind
         async with begun(cuda) as there:
             order = getattr(there, kind)
             if case.usable is None:
-                said = await order(pids, case.limit_s)
+                said = describe(*await order(pids, case.limit_s))
             else:
                 with pytest.raises(CheckpointFailed) as failure:
                     await order(pids, case.limit_s)
@@ -268,14 +269,14 @@ def test_out_and_back_of_a_false_alarm(cuda: CudaStandIn, spawn: Callable[[int],
             helper = helpers()
             assert not there.restored
             for _ in range(2):
-                assert (await there.out(pids, PATIENCE_S)).startswith("2 processes: locked ")
+                assert describe(*await there.out(pids, PATIENCE_S)).startswith("2 processes: locked ")
                 assert not there.restored
                 for pid in pids:
                     os.kill(pid, signal.SIGSTOP)
                 assert [cuda.state(pid) for pid in pids[:2]] == ["checkpointed"] * 2
                 for pid in pids:
                     os.kill(pid, signal.SIGCONT)
-                assert (await there.back(pids, PATIENCE_S)).startswith("2 processes: VRAM back ")
+                assert describe(*await there.back(pids, PATIENCE_S)).startswith("2 processes: VRAM back ")
                 assert [cuda.state(pid) for pid in pids[:2]] == ["running"] * 2
                 assert there.restored
             assert helpers() == helper  # one for all of it
@@ -310,14 +311,14 @@ def test_a_frozen_cgroup(cuda: CudaStandIn, spawn: Callable[[int], list[int]]) -
                 assert failure.value.usable
                 (group / "cgroup.freeze").write_text("0")
                 await until(lambda: "frozen 0" in (group / "cgroup.events").read_text(), "the thaw")
-                assert (await there.out([pid], PATIENCE_S)).startswith("locked ")
+                assert describe(*await there.out([pid], PATIENCE_S)).startswith("locked ")
                 (group / "cgroup.freeze").write_text("1")
                 with pytest.raises(CheckpointFailed, match="must run for this") as failure:
                     await there.back([pid], PATIENCE_S)
                 assert failure.value.usable  # still out: thaw it, and ask again
                 (group / "cgroup.freeze").write_text("0")
                 await until(lambda: "frozen 0" in (group / "cgroup.events").read_text(), "the thaw")
-                assert (await there.back([pid], PATIENCE_S)).startswith("VRAM back ")
+                assert describe(*await there.back([pid], PATIENCE_S)).startswith("VRAM back ")
 
         run(scene())
     finally:
@@ -373,7 +374,7 @@ def test_broken_off(cuda: CudaStandIn, spawn: Callable[[int], list[int]]) -> Non
             cuda.plays()
             await there.begin()
             assert there.problem == ""
-            assert (await there.out([pid], PATIENCE_S)).startswith("locked ")
+            assert describe(*await there.out([pid], PATIENCE_S)).startswith("locked ")
 
     run(scene())
 
@@ -398,7 +399,7 @@ def test_the_helper_dies(cuda: CudaStandIn, spawn: Callable[[int], list[int]], b
             else:
                 helper.kill()
                 await until(lambda: ended(helper), "its end")
-                assert (await there.out([pid], PATIENCE_S)).startswith("locked ")
+                assert describe(*await there.out([pid], PATIENCE_S)).startswith("locked ")
                 assert helpers() != [helper]
 
     run(scene())
@@ -436,13 +437,13 @@ def test_it_dies_with_the_daemon(cuda: CudaStandIn) -> None:
         "import asyncio, sys; from pathlib import Path; from supervisor.tasks.cuda_checkpoint import Checkpointer\n"
         "async def main():\n"
         f"    there = Checkpointer(proc_root=Path({str(cuda.proc)!r}), sys_root=Path({str(cuda.sys)!r}))\n"
-        "    await there.begin(); print(there.problem, there.words, sep='|', flush=True); await asyncio.sleep(600)\n"
+        "    await there.begin(); print(there.problem, end='|\\n', flush=True); await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as daemon:
         try:
             assert daemon.stdout is not None
-            assert daemon.stdout.readline() == "|CUDA 12.8\n"
+            assert daemon.stdout.readline() == "|\n"
             (helper,) = psutil.Process(daemon.pid).children()
         finally:
             daemon.kill()
@@ -528,8 +529,8 @@ def test_the_driver_comes_up_later(cuda: CudaStandIn, spawn: Callable[[int], lis
         await there.begin()
         assert "unknown error" in there.problem
         cuda.plays()
-        assert (await there.out([pid], PATIENCE_S)).startswith("locked ")
-        assert (there.problem, there.words) == ("", "CUDA 12.8")
+        assert describe(*await there.out([pid], PATIENCE_S)).startswith("locked ")
+        assert there.problem == ""
         await there.close()
 
     run(scene())

@@ -12,6 +12,7 @@ from support.trees import until_async
 from supervisor.config.generate import runtime_yaml
 from supervisor.config.load import ConfigErrors, load
 from supervisor.config.schema import Notice
+from supervisor.tasks.executors.base import Rung
 from supervisor.tasks.process.containment import Containment
 
 __all__ = ["held"]
@@ -32,9 +33,9 @@ CASES: dict[str, tuple[str, list[str], Any]] = {
 }  # fmt: skip
 
 
-def names(rungs: str) -> list[str]:
-    """The rungs without their times; SIGTERM's and the end may come with the state."""
-    return [word if word.startswith("its ") else word.rsplit(" ", 2)[0] for word in rungs.split(", ")]
+def names(rungs: tuple[Rung, ...]) -> list[str]:
+    """The rungs without their times."""
+    return [rung.name for rung in rungs]
 
 
 @pytest.mark.parametrize("case", CASES)

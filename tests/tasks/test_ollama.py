@@ -16,8 +16,9 @@ from support.ollama_server import OllamaServer, answer, line
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
 from supervisor.tasks.executors import ollama as ollama_api
-from supervisor.tasks.executors.base import FreezeFailed, StartFailed
+from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed
 from supervisor.tasks.executors.ollama import OllamaExecutor, OllamaTask
+from supervisor.tasks.process.rungs import RungName
 
 SECRET = "sentinel-4711"
 Says = Callable[[dict[str, Any]], list[bytes | None]]
@@ -136,8 +137,8 @@ def test_a_stop_cuts_the_stream_and_unloads(sticky: bool) -> None:
                 await server.left.wait()
                 await ended.wait()
             assert words[0] == words[1]
-            assert words[0].startswith("request cut ")
-            assert ("not unloaded within" in words[0]) is sticky
+            assert words[0][0].name is RungName.REQUEST_CUT
+            assert (words[0][1].name is RungName.NOT_UNLOADED) is sticky
             assert server.unloaded == ["m"]
             assert not task.alive
             assert task.error is not None
@@ -179,7 +180,7 @@ def test_a_request_cannot_be_frozen() -> None:
             task, _ = await begin(server, "llm_inference", {"prompt": "hi"})
             with pytest.raises(FreezeFailed, match="a request to Ollama cannot be frozen, only cut"):
                 await task.freeze()
-            assert await task.thaw() == "was not frozen"
+            assert await task.thaw() == Rung(RungName.WAS_NOT_FROZEN)
             await task.stop(0)
 
     asyncio.run(go())

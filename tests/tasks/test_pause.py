@@ -24,9 +24,10 @@ from supervisor.config.load import ConfigErrors, load
 from supervisor.config.schema import TaskType
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.tasks.cuda_checkpoint import Checkpointer
-from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed
+from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, Rung
 from supervisor.tasks.pause import Hold
 from supervisor.tasks.process.containment import Bounds, Containment
+from supervisor.tasks.process.rungs import RungName
 
 __all__ = ["cuda", "cuda_library", "held", "rig"]  # fixtures
 HOLDS = Limits(hold_s=30, max_gpu_percent=100)
@@ -51,21 +52,21 @@ class ScriptedCheckpointer:
         """It is over."""
         self.log.append("end")
 
-    async def out(self, pids: Collection[int], limit_s: float, vram_gb: float) -> str:
+    async def out(self, pids: Collection[int], limit_s: float, vram_gb: float) -> tuple[Rung, ...]:
         """See Checkpointer."""
         self.log.append("out")
         self.vram.append(vram_gb)
         if self.out_fails is not None:
             raise self.out_fails
-        return "locked 3 ms, VRAM out 120 ms"
+        return Rung(RungName.LOCKED, 0.003), Rung(RungName.VRAM_OUT, 0.12)
 
-    async def back(self, pids: Collection[int], limit_s: float) -> str:
+    async def back(self, pids: Collection[int], limit_s: float) -> tuple[Rung, ...]:
         """See Checkpointer."""
         self.log.append("back")
         if self.back_fails is not None:
             raise self.back_fails
         self.restored = True
-        return "VRAM back 80 ms"
+        return (Rung(RungName.VRAM_BACK, 0.08),)
 
 
 def task_of(rig: Rig) -> IcyTask:

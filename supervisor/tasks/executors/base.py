@@ -1,34 +1,64 @@
-"""What runs a task: one small protocol that every executor keeps. An executor does not know the lifecycle."""
+"""The protocol that every executor implements. An executor knows nothing of the lifecycle."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from supervisor.sources.base import Claim
+from supervisor.tasks.process.rungs import RungName
 
 Wake = Callable[[], None]
 
 
 class StopFailed(Exception):
-    """Processes of the task are still alive after the kill; the text says which and why."""
+    """Processes of the task are still alive after the kill. The text names them and the reason."""
 
 
 class StartFailed(Exception):
-    """The task could not be started; the text is the task's error, never a payload."""
+    """The task could not be started. The text is the task's error; it never holds a payload."""
 
 
 class FreezeFailed(Exception):
-    """The task could not be frozen or thawed; the text says why. Where freezing failed, it runs on."""
+    """The task could not be frozen or thawed; the text says why. After a failed freeze the task runs on."""
 
 
 class CheckpointFailed(Exception):
-    """VRAM was not moved; the text says why. `usable`: the task's processes are as they were. Else they must be killed."""
+    """VRAM was not moved; the text says why. `usable`: the task's processes are unchanged. If not, they must be killed."""
 
     def __init__(self, text: str, *, usable: bool) -> None:
         super().__init__(text)
         self.usable = usable
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of freezing, thawing or stopping a task.
+
+    Args:
+        name: which step.
+        seconds: of a stop: from the order to the end of this step. Else: what this step took. None: a step without a time.
+        processes: how many took part; known for checkpoints.
+        detail: an exception's type, for example.
+    """
+
+    name: RungName
+    seconds: float | None = None
+    processes: int = 1
+    detail: str = ""
+
+    def __str__(self) -> str:
+        several = f"{self.processes} processes: " if self.processes > 1 else ""
+        detail = f" ({self.detail})" if self.detail else ""
+        time = "" if self.seconds is None else f" {self.seconds * 1000:.0f} ms"
+        return f"{several}{self.name}{detail}{time}"
+
+
+def describe(*rungs: Rung) -> str:
+    """The rungs as the journal has them: `frozen 2 ms, term 40 ms, gone 43 ms`."""
+    return ", ".join(map(str, rungs))
 
 
 class RunningTask(Protocol):
@@ -56,37 +86,36 @@ class RunningTask(Protocol):
 
     @property
     def state(self) -> Any:
-        """What a task that was stopped has saved of its place, JSON types; None: nothing. In memory only (R6)."""
+        """What a stopped task saved of its progress, as JSON types; None: nothing. Kept in memory only."""
         ...
 
     def pids(self) -> frozenset[int]:
-        """The processes of the tree now; what they use is not held against the node itself (R11)."""
+        """The processes of the tree now. What they use does not count as use by others."""
         ...
 
     def cpu_s(self) -> float:
-        """CPU seconds used by the tree so far, of living and of reaped processes."""
+        """CPU seconds of the tree so far, of living and of reaped processes."""
         ...
 
-    async def freeze(self) -> str:
-        """Stop all of its processes where they are, and see them stopped; in words ("frozen 2 ms"). They keep their memory,
-        VRAM too. A frozen task may be stopped like any other. Bounded by some seconds.
+    async def freeze(self) -> Rung:
+        """Stop all processes where they are, and confirm it. The order is given before the first await. The processes keep
+        their memory, VRAM too. A frozen task can be stopped like any other. Takes some seconds at most.
 
         Raises:
-            FreezeFailed: not all of them stopped in time, or it is none that can be frozen: it runs on.
+            FreezeFailed: not all of them stopped in time, or this task cannot be frozen. It runs on.
         """
         ...
 
-    async def thaw(self) -> str:
-        """Let it run on after `freeze`; in words. Of a task that was not frozen, or is gone: nothing happens.
+    async def thaw(self) -> Rung:
+        """Let the task run on after `freeze`. Does nothing for a task that was not frozen, or is gone.
 
         Raises:
-            FreezeFailed: nobody answered; whether it runs is not known.
+            FreezeFailed: there was no answer; it is not known whether the task runs.
         """
         ...
 
-    async def stop(self, grace_s: float) -> str:
-        """Freeze at once, then SIGTERM (thawed), `grace_s` seconds, then SIGKILL; returns when the tree is empty, with the
-        rungs and their times in words ("frozen 2 ms, term 40 ms, gone 43 ms").
+    async def stop(self, grace_s: float) -> tuple[Rung, ...]:
+        """Freeze at once; then SIGTERM and thaw; after `grace_s` seconds SIGKILL. Returns when the tree is empty.
 
         Raises:
             StopFailed: something is still alive.
@@ -95,10 +124,10 @@ class RunningTask(Protocol):
 
 
 class Executor(Protocol):
-    """How a task type is run."""
+    """Runs the tasks of one type."""
 
     async def start(self, claim: Claim, workdir: Path, wake: Wake) -> RunningTask:
-        """Start the claim in the fresh private folder `workdir`; `wake` is called in the loop's thread when it ends.
+        """Start the claim in the fresh private folder `workdir`. `wake` is called in the loop's thread when the task ends.
 
         Raises:
             StartFailed: it did not start.

@@ -16,10 +16,11 @@ import msgspec
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
 from supervisor.tasks.executors.base import StartFailed, Wake
-from supervisor.tasks.process.command_process import CommandTask
+from supervisor.tasks.process import command_process
+from supervisor.tasks.process.command_process import CommandTask, Launch
 from supervisor.tasks.process.containment import TASK_VARIABLE, Bounds, Containment, task_mark
 from supervisor.tasks.process.pipes import Pipes
-from supervisor.tasks.process.result import Outcome, judge
+from supervisor.tasks.process.result import CommandResult, judge
 
 _MIB = 1 << 20
 
@@ -40,28 +41,31 @@ class CommandExecutor:
 
     async def start(self, claim: Claim, workdir: Path, wake: Wake) -> CommandTask:
         """See Executor."""
-        argv, given, more = self._order(claim, workdir)
+        argv, payload, more = self._order(claim, workdir)
         mark = task_mark(workdir)
-        variables = {**more, **self._variables(claim, workdir, mark)}
-        spare = ""
+        sandbox = ""
         if self._type.sandbox == "bubblewrap":
             from supervisor.tasks.process import bubblewrap
 
             await bubblewrap.must_work(self._type, workdir)
-            argv, spare = [*bubblewrap.argv(self._type, workdir), *argv], bubblewrap.NAME
+            argv, sandbox = [*bubblewrap.argv(self._type, workdir), *argv], bubblewrap.NAME
         try:
             cgroup = self._containment.place(mark, self._bounds())
         except OSError as error:
             raise StartFailed(f"no cgroup for the task: {error.strerror}") from None
-        task = CommandTask(mark, cgroup, given, int(self._type.max_result_mb * _MIB), wake, self._judge)
-        if (most_gb := self._type.max_memory_gb) is not None:
-            said = f"limit: memory: the kernel ended it at {most_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
-            task.ended_at["memory"] = said
-        notice = self._type.notice
-        word = None if notice.signal == "none" else [getattr(signal, f"SIG{notice.signal}"), notice.deadline_sec]
-        order = {"argv": argv, "env": variables, "cwd": str(workdir), "spare": spare, "notice": word}
-        await task.start(workdir, order)
-        return task
+        memory_gb, notice = self._type.max_memory_gb, self._type.notice
+        launch = Launch(
+            argv,
+            {**more, **self._variables(claim, workdir, mark)},
+            workdir,
+            mark,
+            cgroup,
+            int(self._type.max_result_mb * _MIB),
+            sandbox,
+            None if notice.signal == "none" else (getattr(signal, f"SIG{notice.signal}"), notice.deadline_sec),
+            "" if memory_gb is None else f"the kernel ended it at {memory_gb:g} GiB (tasks.{claim.type}.max_memory_gb)",
+        )
+        return await command_process.start(launch, payload, wake, self._judge)
 
     def _order(self, claim: Claim, workdir: Path) -> tuple[list[str], bytes, dict[str, str]]:
         """(argv, what is written to stdin, further variables) for this claim. Raises StartFailed."""
@@ -72,8 +76,8 @@ class CommandExecutor:
         except (TypeError, ValueError, RecursionError) as error:
             raise StartFailed(f"the payload cannot be written as JSON ({type(error).__name__})") from None
 
-    def _judge(self, status: int | None, pipes: Pipes, max_result: int) -> Outcome:
-        """What becomes of what the command has left, see `judge`."""
+    def _judge(self, status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
+        """The outcome of the command, see `judge`."""
         return judge(status, pipes, max_result)
 
     def _bounds(self) -> Bounds:

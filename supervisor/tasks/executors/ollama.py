@@ -12,13 +12,15 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.config.schema import TaskType
 from supervisor.config.urls import host_of, is_loopback
 from supervisor.sources.base import Claim
-from supervisor.tasks.executors.base import FreezeFailed, StartFailed, StopFailed, Wake
+from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, Wake
+from supervisor.tasks.process.rungs import RungName
 
 if TYPE_CHECKING:
     import httpx2
@@ -82,8 +84,8 @@ class OllamaTask:
         self._used: set[str] = set()
         self._said = 0  # bytes of all answers
         self._job: asyncio.Task[None] | None = None
-        self._stopping: asyncio.Task[str] | None = None
-        self._rungs = ""
+        self._stopping: asyncio.Task[tuple[Rung, ...]] | None = None
+        self._rungs: tuple[Rung, ...] = ()
         self._alive = True
         self._error: str | None = "its end was not seen"
         self._result: Mapping[str, Any] = {}
@@ -126,27 +128,27 @@ class OllamaTask:
         """Send the first request, in a task of its own."""
         self._job = self._loop.create_task(self._run())
 
-    async def freeze(self) -> str:
+    async def freeze(self) -> Rung:
         """See RunningTask: never. The model computes in Ollama's own processes, another user's, which serve others too."""
         raise FreezeFailed("a request to Ollama cannot be frozen, only cut: the model computes in Ollama's own processes")
 
-    async def thaw(self) -> str:
+    async def thaw(self) -> Rung:
         """See RunningTask."""
-        return "was not frozen"
+        return Rung(RungName.WAS_NOT_FROZEN)
 
-    async def stop(self, grace_s: float) -> str:
+    async def stop(self, grace_s: float) -> tuple[Rung, ...]:
         """Cut the request, ask Ollama to unload, wait for that for three seconds at most.
 
         Raises:
             StopFailed: the request does not end.
         """
         if not self._alive:
-            return self._rungs or "gone already"
+            return self._rungs or (Rung(RungName.GONE_ALREADY),)
         if self._stopping is None or self._stopping.done():
             self._stopping = self._loop.create_task(self._stop())
         return await asyncio.shield(self._stopping)
 
-    async def _stop(self) -> str:
+    async def _stop(self) -> tuple[Rung, ...]:
         begun_s = self._loop.time()
         assert self._job is not None
         self._job.cancel()
@@ -154,11 +156,10 @@ class OllamaTask:
         if not self._job.done():
             raise StopFailed(f"the request to Ollama did not end within {CUT_S:g} s")
         if not self._alive:
-            return "ended by itself"
-        cut_ms = (self._loop.time() - begun_s) * 1000
+            return (Rung(RungName.ENDED_ITSELF),)
+        cut = Rung(RungName.REQUEST_CUT, self._loop.time() - begun_s)
         unloaded = await self._unload()
-        took_ms = (self._loop.time() - begun_s) * 1000
-        self._rungs = f"request cut {cut_ms:.0f} ms, {unloaded} {took_ms:.0f} ms"
+        self._rungs = cut, replace(unloaded, seconds=self._loop.time() - begun_s)
         self._finish()
         return self._rungs
 
@@ -255,10 +256,10 @@ class OllamaTask:
             raise OllamaFailed("too large", f"the answer is longer than {self._max / _MIB:g} MiB (max_result_mb)")
         return word.get("done") is True
 
-    async def _unload(self) -> str:
+    async def _unload(self) -> Rung:
         """Ask for the models to be unloaded until they are not listed any more; in words. What counts is the VRAM."""
         if not self._used:
-            return "nothing to unload"
+            return Rung(RungName.NOTHING_TO_UNLOAD)
         try:
             async with asyncio.timeout(UNLOAD_S), await asyncio.to_thread(_client) as client:
                 for model in self._used:
@@ -267,10 +268,10 @@ class OllamaTask:
                 while self._used & await self._loaded(client):  # noqa: ASYNC110 - Ollama tells no event
                     await asyncio.sleep(0.1)
         except TimeoutError:
-            return f"not unloaded within {UNLOAD_S:g} s"
+            return Rung(RungName.NOT_UNLOADED)
         except Exception as error:  # noqa: BLE001 - a server that is gone holds nothing; the VRAM is read in any case
-            return f"unloading failed ({type(error).__name__})"
-        return "unloaded"
+            return Rung(RungName.UNLOAD_FAILED, detail=type(error).__name__)
+        return Rung(RungName.UNLOADED)
 
     async def _loaded(self, client: httpx2.AsyncClient) -> set[str]:
         answer = json.loads(await _beginning(client, "GET", f"{self._url}/api/ps"))

@@ -20,7 +20,7 @@ from supervisor.sources.base import Claim
 from supervisor.tasks.executors.base import StartFailed
 from supervisor.tasks.executors.command import CommandExecutor
 from supervisor.tasks.process.pipes import Pipes
-from supervisor.tasks.process.result import Outcome, fault
+from supervisor.tasks.process.result import CommandResult, fault
 
 # The text comes in a variable, which others of this machine cannot read, as they can a command line (R6).
 _SCRIPT: Final = 'rae_command=$RAE_COMMAND; unset RAE_COMMAND; cd -- "$RAE_CWD" || exit; unset RAE_CWD; eval "$rae_command"'
@@ -45,16 +45,16 @@ class ShellExecutor(CommandExecutor):
         variables = {**_variables(claim.payload.get("env")), "RAE_COMMAND": command, "RAE_CWD": place}
         return ["/bin/sh", "-c", _SCRIPT], b"", variables
 
-    def _judge(self, status: int | None, pipes: Pipes, max_result: int) -> Outcome:
-        wrong = fault(status, pipes, max_result)
+    def _judge(self, status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
+        failure = fault(status, pipes, max_result)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         result: Mapping[str, Any] = {
-            "status": "error" if wrong else "success",
+            "status": "error" if failure else "success",
             "returncode": code,
             "stdout": pipes.out.decode(errors="replace"),
             "stderr": pipes.err,
         }
-        return wrong, result
+        return CommandResult(result, failure.kind, failure.detail) if failure else CommandResult(result)
 
 
 def _sound(text: str) -> bool:

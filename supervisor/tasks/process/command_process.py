@@ -1,7 +1,5 @@
-"""A running command, as the node holds it: by its shim (see shim.py), and without it when it does not answer (R2, R19).
-
-The shim starts the command, freezes, stops and outlives it; here is its door on the loop: orders out, words in, and the
-outcome read when the tree is seen to be gone.
+"""A running command as the daemon sees it. The shim (see shim.py) starts, freezes and stops the command, and outlives the
+daemon; this side sends it orders and reads its answers on the loop. If the shim does not answer, this side clears the tree.
 """
 
 from __future__ import annotations
@@ -10,69 +8,139 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from supervisor.tasks.executors.base import FreezeFailed, StartFailed, StopFailed, Wake
+from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, Wake, describe
 from supervisor.tasks.process import containment, process_tree
 from supervisor.tasks.process.pipes import Pipes
-from supervisor.tasks.process.result import Judge
+from supervisor.tasks.process.result import CommandResult, FailureKind, Judge, killed
+from supervisor.tasks.process.rungs import RungName
 
 START_LIMIT_S = 10.0
 ANSWER_LIMIT_S = 6.0  # beyond the grace: the shim's own limits for freezing and killing, and a busy machine
 RESCUE_LIMIT_S = 5.0
 _ROOT = str(Path(__file__).resolve().parents[3])
-# Imported, not run as a script, so that its bytecode is cached; our path comes last, so that nothing in it can stand in
-# for the standard library.
+# Imported, not run as a script, so that its bytecode is cached. Our path comes last, so that nothing in it can replace the
+# standard library.
 _SHIM = (
     "import sys; sys.path.append(sys.argv[3]); from supervisor.tasks.process.shim import main; "
     "main(int(sys.argv[1]), sys.argv[2])"
 )
 
 
-class CommandTask:
-    """One running command; a RunningTask. The shim's process is not reaped before the tree is gone, so that its number,
-    by which the tree is found, stays its own."""
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What is started, and how.
 
-    def __init__(
-        self, mark: str, cgroup: str | None, payload: bytes, max_result: int, wake: Wake, judge: Judge
-    ) -> None:
-        self._judge = judge
-        self._mark = mark
-        self._cgroup = cgroup
-        self._payload = payload
-        self.ended_at: dict[str, str] = {}  # the error of one that the kernel ended at a limit, by limit
-        self._max_result = max_result
-        self._wake = wake
+    Args:
+        argv: the command.
+        environment: its whole environment.
+        workdir: where it starts; wiped by the shim when the daemon is lost.
+        mark: see `containment.task_mark`.
+        cgroup: its cgroup, already made; None: it has none.
+        max_result: bytes of stdout that are read; one more is a failure.
+        sandbox: the name of the sandbox's own process, which must not get the signals meant for the task; empty: none.
+        notice: signal and seconds of the notice before SIGTERM.
+        memory_limit: the limit at which the kernel kills it, in words; empty: unknown.
+    """
+
+    argv: Sequence[str]
+    environment: Mapping[str, str] = field(repr=False)
+    workdir: Path
+    mark: str
+    cgroup: str | None
+    max_result: int
+    sandbox: str = ""
+    notice: tuple[int, float] | None = None
+    memory_limit: str = ""
+
+    def order(self) -> bytes:
+        """The start order for the shim, see `Shim.start`."""
+        return _line(
+            argv=self.argv, env=self.environment, cwd=str(self.workdir), cgroup=self.cgroup, sandbox=self.sandbox,
+            notice=self.notice,
+        )  # fmt: skip
+
+
+def _line(**message: Any) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+async def start(launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> CommandTask:
+    """Start the shim, and the command by it.
+
+    Args:
+        launch: what is started.
+        payload: what is written to its stdin.
+        wake: called when the command has ended.
+        judge: makes the outcome of its wait status and its output.
+
+    Raises:
+        StartFailed: it did not start; nothing of it is left.
+    """
+    try:
+        task = CommandTask(launch, payload, wake, judge)
+    except OSError as error:
+        process_tree.tree_of(0, launch.cgroup).remove()
+        raise StartFailed(f"the task's shim could not be started: {error.strerror}") from None
+    await task.begin()
+    return task
+
+
+class CommandTask:
+    """One running command; a RunningTask. The shim is reaped only after the tree is gone: the tree is found by the shim's
+    pid, which must not be used again before.
+
+    Raises:
+        OSError: the shim could not be started.
+    """
+
+    def __init__(self, launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> None:
+        self._launch, self._wake, self._judge = launch, wake, judge
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
-        self._waiting: list[asyncio.Future[str]] = []  # of stop
-        self._on_ice: deque[asyncio.Future[str]] = deque()  # of freeze and thaw, in their order
+        self._stops: list[asyncio.Future[tuple[Rung, ...]]] = []
+        self._freezes: deque[asyncio.Future[Rung]] = deque()  # of freeze and thaw; the shim answers in their order
         self._rescue: asyncio.Task[None] | None = None
-        self._heard = b""
-        self._shim_over = False
-        self._control: socket.socket | None = None
+        self._received = b""
+        self._shim_ended = False
         self._cpu_s = 0.0
-        self._rungs = ""
+        self._rungs: tuple[Rung, ...] = ()
         self._alive = True
         self._stopping = False
-        self._error: str | None = None
-        self._result: Mapping[str, Any] = {}
+        self._outcome = CommandResult()
         self._state: Any = None
+        self._pipes = Pipes(payload, launch.max_result, self._too_long)
+        self._control: socket.socket | None
+        self._control, theirs = socket.socketpair()
+        self._control.setblocking(False)
+        try:
+            self._shim = self._start_shim(theirs.fileno())
+            exit_fd = os.pidfd_open(self._shim.pid)
+        except OSError:
+            self._pipes.finish()
+            self._control.close()
+            raise
+        finally:
+            theirs.close()
+            self._pipes.release()
+        self._tree = process_tree.tree_of(self._shim.pid, launch.cgroup)
+        self._loop.add_reader(exit_fd, self._shim_exited, exit_fd)
 
     # What a RunningTask shows.
 
     @property
     def alive(self) -> bool:
-        """See RunningTask: until the shim had nothing left to wait for, or a search has found nothing."""
+        """See RunningTask. True until the shim has no child left, or a search has found no process."""
         return self._alive
 
     @property
@@ -83,12 +151,12 @@ class CommandTask:
     @property
     def error(self) -> str | None:
         """See RunningTask."""
-        return self._error
+        return self._outcome.error
 
     @property
     def result(self) -> Mapping[str, Any]:
-        """See RunningTask. Of a failed task: the end of its stderr, for the control node alone."""
-        return self._result
+        """See RunningTask. The end of a failed task's stderr is for the control node alone."""
+        return self._outcome.result
 
     @property
     def state(self) -> Any:
@@ -105,148 +173,123 @@ class CommandTask:
             self._cpu_s = max(self._cpu_s, self._tree.cpu_s())
         return self._cpu_s
 
-    async def freeze(self) -> str:
+    async def freeze(self) -> Rung:
         """See RunningTask."""
         if not self._alive:
             raise FreezeFailed("it is gone already")
         if not self._stopping:
-            self._tree.freeze_first()
+            self._tree.request_freeze()
         try:
-            return await self._ice({"freeze": True})
+            return await self._ask(freeze=True)
         except FreezeFailed:
             if not self._stopping:
                 self._tree.thaw()
             raise
 
-    async def thaw(self) -> str:
+    async def thaw(self) -> Rung:
         """See RunningTask."""
-        return await self._ice({"thaw": True}) if self._alive else "gone already"
+        return await self._ask(thaw=True) if self._alive else Rung(RungName.GONE_ALREADY)
 
-    async def _ice(self, order: Mapping[str, Any]) -> str:
-        """Have the shim freeze or thaw."""
-        if not self._say(order):
+    async def _ask(self, **order: bool) -> Rung:
+        """Let the shim freeze or thaw."""
+        if not self._send(**order):
             raise FreezeFailed("its shim was killed")
-        word: asyncio.Future[str] = self._loop.create_future()
-        self._on_ice.append(word)
+        answer: asyncio.Future[Rung] = self._loop.create_future()
+        self._freezes.append(answer)
         try:
             async with asyncio.timeout(ANSWER_LIMIT_S):
-                return await word
+                return await answer
         except TimeoutError:
             raise FreezeFailed("its shim did not answer") from None
 
-    async def stop(self, grace_s: float) -> str:
-        """See RunningTask. The shim carries it out; when it does not answer, we do. It may be called again meanwhile:
-        the shortest grace counts."""
+    async def stop(self, grace_s: float) -> tuple[Rung, ...]:
+        """See RunningTask. If the shim does not answer, the daemon kills the tree. May be called again meanwhile: the
+        shortest grace counts."""
         if not self._alive:
-            return self._rungs or "gone already"
-        word: asyncio.Future[str] = self._loop.create_future()
-        self._waiting.append(word)
-        if not self._stopping:  # a later order only shortens the grace in which it runs to obey
+            return self._rungs or (Rung(RungName.GONE_ALREADY),)
+        if not self._stopping:  # a later order only shortens the grace, during which the task must run
             self._stopping = True
-            self._tree.freeze_first()
+            self._tree.request_freeze()
+        answer: asyncio.Future[tuple[Rung, ...]] = self._loop.create_future()
+        self._stops.append(answer)
         try:
-            if self._say({"stop": grace_s}):
+            if self._send(stop=grace_s):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(grace_s + ANSWER_LIMIT_S):
-                        return await asyncio.shield(word)
+                        return await asyncio.shield(answer)
                 self._begin_rescue("its shim did not answer")
             else:
                 self._begin_rescue("its shim was killed")
             try:
                 async with asyncio.timeout(2 * RESCUE_LIMIT_S):
-                    return await word
+                    return await answer
             except TimeoutError:
                 raise StopFailed(f"no end of it was seen within {2 * RESCUE_LIMIT_S:.0f} s") from None
         finally:
-            if word in self._waiting:
-                self._waiting.remove(word)
+            self._stops.remove(answer)
 
     # The shim.
 
-    async def start(self, workdir: Path, order: Mapping[str, Any]) -> None:
-        """Start the shim, and by it the command.
-
-        Args:
-            workdir: wiped by the shim when the daemon is lost.
-            order: see Shim.start.
+    async def begin(self) -> None:
+        """Have the shim start the command.
 
         Raises:
-            StartFailed: it did not start; what was there of it is gone.
+            StartFailed: see `start`.
         """
-        try:
-            self._pipes = Pipes(self._payload, self._max_result, self._too_long)
-            self._payload = b""
-            self._shim = self._open(workdir)
-        except OSError as error:
-            process_tree.tree_of(0, self._cgroup).remove()
-            raise StartFailed(f"the task's shim could not be started: {error.strerror}") from None
-        self._tree = process_tree.tree_of(self._shim.pid, self._cgroup)
-        exit_fd = os.pidfd_open(self._shim.pid)
-        self._loop.add_reader(exit_fd, self._shim_exited, exit_fd)
         assert self._control is not None
         try:
             async with asyncio.timeout(START_LIMIT_S):
-                await self._loop.sock_sendall(self._control, json.dumps({**order, "cgroup": self._cgroup}).encode() + b"\n")
-                self._loop.add_reader(self._control, self._hear)
+                await self._loop.sock_sendall(self._control, self._launch.order())
+                self._loop.add_reader(self._control, self._receive)
                 self._pipes.watch()
                 await self._started
         except StartFailed as failed:
-            self._let_go()
+            self._release()
             self._tree.remove()
-            raise StartFailed(f"{order['argv'][0]}: {failed}") from None
+            raise StartFailed(f"{self._launch.argv[0]}: {failed}") from None
         except (TimeoutError, OSError) as error:
-            left = await asyncio.to_thread(containment.clear, self._tree, self._mark, RESCUE_LIMIT_S)
+            left = await asyncio.to_thread(containment.clear, self._tree, self._launch.mark, RESCUE_LIMIT_S)
             self._shim.kill()
-            self._let_go()
+            self._release()
             reason = f"not started within {START_LIMIT_S:.0f} s" if isinstance(error, TimeoutError) else "its shim ended"
             raise StartFailed(reason + (f"; still alive: {', '.join(left)}" if left else "")) from None
         except asyncio.CancelledError:
-            self._let_go()  # to the shim the daemon is lost: it kills what it has started
+            self._release()  # the shim takes this for a lost daemon, and kills what it has started
             raise
 
-    def _open(self, workdir: Path) -> subprocess.Popen[bytes]:
+    def _start_shim(self, control_fd: int) -> subprocess.Popen[bytes]:
         """Start the shim with the task's ends of the pipes. Raises OSError."""
-        self._control, theirs = socket.socketpair()
-        self._control.setblocking(False)
         stdin, stdout, stderr = self._pipes.theirs
-        try:
-            return subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _SHIM, str(theirs.fileno()), str(workdir), _ROOT],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=(theirs.fileno(),),
-                env={
-                    containment.SHIM_VARIABLE: f"{self._mark}.{os.getpid()}",
-                    containment.CGROUP_VARIABLE: self._cgroup or "",
-                },
-                cwd="/",
-                start_new_session=True,
-            )
-        except OSError:
-            self._pipes.finish()
-            self._control.close()
-            raise
-        finally:
-            theirs.close()
-            self._pipes.release()
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _SHIM, str(control_fd), str(self._launch.workdir), _ROOT],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=(control_fd,),
+            env={
+                containment.SHIM_VARIABLE: f"{self._launch.mark}.{os.getpid()}",
+                containment.CGROUP_VARIABLE: self._launch.cgroup or "",
+            },
+            cwd="/",
+            start_new_session=True,
+        )
 
-    def _say(self, message: Mapping[str, Any]) -> bool:
-        """Give the shim an order; whether it could be given."""
+    def _send(self, **order: Any) -> bool:
+        """Send an order to the shim; returns whether that was possible."""
         if self._control is None:
             return False
         try:
-            self._control.send(json.dumps(message).encode() + b"\n")
+            self._control.send(_line(**order))
         except OSError:
             return False
         return True
 
     def _too_long(self) -> None:
-        """A flood on stdout is the task's own fault: no grace."""
-        self._say({"stop": 0})
+        """Too much on stdout is the task's own fault: no grace."""
+        self._send(stop=0)
 
-    def _hear(self) -> None:
-        """Read what the shim says; its silence without a last word means that it was killed."""
+    def _receive(self) -> None:
+        """Read the shim's messages. An end of them before `gone` means that the shim was killed."""
         if self._control is None:
             return
         try:
@@ -262,45 +305,44 @@ class CommandTask:
             else:
                 self._started.set_exception(ConnectionResetError())
             return
-        *lines, self._heard = (self._heard + data).split(b"\n")
+        *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
-            self._understand(json.loads(line))
+            self._handle(json.loads(line))
 
-    def _understand(self, word: Mapping[str, Any]) -> None:
-        if "started" in word or "failed" in word:
-            if not self._started.done():
-                if "failed" in word:
-                    self._started.set_exception(StartFailed(word["failed"]))
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        match message:
+            case {"started": _} if not self._started.done():
+                self._started.set_result(None)
+            case {"failed": reason} if not self._started.done():
+                self._started.set_exception(StartFailed(reason))
+            case {"rung": rung, "ok": ok}:
+                if (waiting := self._freezes.popleft()).done():  # the caller gave up
+                    return
+                if ok:
+                    waiting.set_result(*_rungs([rung]))
                 else:
-                    self._started.set_result(None)
-        elif "ice" in word:
-            asked = self._on_ice.popleft()
-            if asked.done():  # nobody waits for it any more
-                return
-            if word["ok"]:
-                asked.set_result(word["ice"])
-            else:
-                asked.set_exception(FreezeFailed(word["ice"]))
-        elif "left" in word:
-            self._answer(StopFailed(f"still alive after the kill: {', '.join(word['left'])} ({word['rungs']})"))
-        elif "gone" in word:
-            self._cpu_s = max(self._cpu_s, word["cpu_s"])
-            self._rungs = word["rungs"]
-            if (state := word.get("state")) is not None:
-                try:
-                    self._state = msgspec.json.decode(state)
-                except (msgspec.DecodeError, RecursionError):
-                    self._rungs += ", its state is not JSON"
-            self._finish(word["gone"], None, word.get("over", ()))
+                    waiting.set_exception(FreezeFailed(describe(*_rungs([rung]))))
+            case {"left": left, "rungs": rungs}:
+                text = f"still alive after the kill: {', '.join(left)} ({describe(*_rungs(rungs))})"
+                self._answer_stops(StopFailed(text))
+            case {"gone": status, "cpu_s": cpu_s, "rungs": rungs, "out_of_memory": out_of_memory, "state": state}:
+                self._cpu_s = max(self._cpu_s, cpu_s)
+                self._rungs = _rungs(rungs)
+                if state is not None:
+                    try:
+                        self._state = msgspec.json.decode(state)
+                    except (msgspec.DecodeError, RecursionError):
+                        self._rungs += (Rung(RungName.STATE_NOT_JSON),)
+                self._finish(status, out_of_memory=out_of_memory)
 
     def _shim_exited(self, exit_fd: int) -> None:
         self._loop.remove_reader(exit_fd)
         os.close(exit_fd)
-        self._shim_over = True
+        self._shim_ended = True
         self._reap()
 
     def _reap(self) -> None:
-        if self._shim_over and not self._alive:
+        if self._shim_ended and not self._alive:
             self._shim.wait()
 
     def _close_control(self) -> None:
@@ -309,49 +351,60 @@ class CommandTask:
             self._control.close()
             self._control = None
 
-    def _let_go(self) -> None:
-        """Be done with the shim and the pipes."""
+    def _release(self) -> None:
+        """Let go of the shim and the pipes."""
         self._alive = False
-        while self._on_ice:
-            if not (asked := self._on_ice.popleft()).done():
-                asked.set_exception(FreezeFailed("it ended meanwhile"))
+        while self._freezes:
+            if not (waiting := self._freezes.popleft()).done():
+                waiting.set_exception(FreezeFailed("it ended meanwhile"))
         self._close_control()
         self._pipes.finish()
         self._reap()
 
     # The end.
 
-    def _finish(self, status: int | None, lost: str | None, over: Sequence[str] = ()) -> None:
-        """The tree is gone: read the outcome, tell whoever waits."""
+    def _finish(self, status: int | None, *, out_of_memory: bool = False, lost: str = "") -> None:
+        """The tree is gone: read the outcome, and answer the callers."""
         if not self._alive:
             return
-        self._let_go()
-        self._error, self._result = (lost, {}) if lost else self._judge(status, self._pipes, self._max_result)
-        if self._error is not None and over and status is not None and os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
-            self._error = self.ended_at.get(over[0], f"limit: {over[0]}: ended by the kernel")
-        self._answer(self._rungs or "gone")
+        self._release()
+        if lost:
+            self._outcome = CommandResult({}, FailureKind.LOST, lost)
+        else:
+            outcome = self._judge(status, self._pipes, self._launch.max_result)
+            if out_of_memory and outcome.error is not None and status is not None and killed(status):
+                limit = f"memory: {self._launch.memory_limit or 'ended by the kernel'}"
+                outcome = CommandResult(outcome.result, FailureKind.LIMIT, limit)
+            self._outcome = outcome
+        self._answer_stops(self._rungs or (Rung(RungName.GONE),))
         self._wake()
 
-    def _answer(self, word: str | StopFailed) -> None:
-        for waiting in self._waiting:
-            if not waiting.done():
-                if isinstance(word, StopFailed):
-                    waiting.set_exception(word)
-                else:
-                    waiting.set_result(word)
+    def _answer_stops(self, answer: tuple[Rung, ...] | StopFailed) -> None:
+        for waiting in self._stops:
+            if waiting.done():
+                continue
+            if isinstance(answer, StopFailed):
+                waiting.set_exception(answer)
+            else:
+                waiting.set_result(answer)
 
     def _begin_rescue(self, reason: str) -> None:
-        """Clear away the tree ourselves, once at a time."""
+        """Kill the tree without the shim; one attempt at a time."""
         if self._alive and self._rescue is None:
             self._rescue = self._loop.create_task(self._clear(reason))
 
     async def _clear(self, reason: str) -> None:
-        left = await asyncio.to_thread(containment.clear, self._tree, self._mark, RESCUE_LIMIT_S)
+        left = await asyncio.to_thread(containment.clear, self._tree, self._launch.mark, RESCUE_LIMIT_S)
         self._rescue = None
         if left:
-            self._answer(StopFailed(f"{reason}; still alive: {', '.join(left)}"))
+            self._answer_stops(StopFailed(f"{reason}; still alive: {', '.join(left)}"))
             self._loop.call_later(1.0, self._begin_rescue, reason)
         elif self._alive:
             self._shim.kill()
-            self._rungs = f"cleared away by the daemon, for {reason}"
-            self._finish(None, f"lost: stopped, for {reason}")
+            self._rungs = (Rung(RungName.CLEARED, detail=reason),)
+            self._finish(None, lost=f"stopped, for {reason}")
+
+
+def _rungs(sent: Sequence[tuple[str, float | None]]) -> tuple[Rung, ...]:
+    """The rungs of a message of the shim."""
+    return tuple(Rung(RungName(name), seconds) for name, seconds in sent)

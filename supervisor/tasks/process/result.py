@@ -1,10 +1,12 @@
-"""What a command's end says: its result, or the error with its kind (R4, R6)."""
+"""How a command ended: its result, or a failure with its kind. The error text is made here and nowhere else."""
 
 from __future__ import annotations
 
+import enum
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -13,55 +15,90 @@ from supervisor.tasks.process.pipes import Pipes
 
 _MIB = 1 << 20
 
-Outcome = tuple[str | None, Mapping[str, Any]]
-Judge = Callable[[int | None, Pipes, int], Outcome]
+
+class FailureKind(enum.StrEnum):
+    """What a failed command failed by; its error begins with this."""
+
+    EXIT = "exit"
+    SIGNAL = "signal"
+    RESULT = "result"
+    LIMIT = "limit"
+    LOST = "lost"
 
 
-def judge(status: int | None, pipes: Pipes, max_result: int) -> Outcome:
-    """A task's error (None: it succeeded) and result. The error begins with its kind (`exit:`, `signal:`, `result:`,
-    `lost:`) and holds nothing that the task or its payload said (R6); a failed task's result is its `status` (exit code, or
-    minus the signal's number) and the end of its `stderr`.
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """The outcome of a command.
 
     Args:
-        status: wait status of the main process; None: it was not seen to end.
-        pipes: what it has written.
-        max_result: the bound that stdout was read with, bytes.
+        result: the command's JSON object. Of a failed one: `status` (exit code, or minus the signal's number) and `stderr` (its
+            end).
+        kind: None: it succeeded.
+        detail: the rest of the error. It never holds anything that the task or its payload said.
     """
-    error, result = _judge(status, pipes, max_result)
-    if error is not None:
-        code = None if status is None else os.waitstatus_to_exitcode(status)
-        result = ({"status": code} if code and not pipes.overflow else {}) | ({"stderr": pipes.err} if pipes.err else {})
-    return error, result
+
+    result: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    kind: FailureKind | None = None
+    detail: str = ""
+
+    @property
+    def error(self) -> str | None:
+        """None: it succeeded. Else one line for the submitter, such as `exit: code 3`."""
+        return None if self.kind is None else f"{self.kind}: {self.detail}"
 
 
-def fault(status: int | None, pipes: Pipes, max_result: int) -> str | None:
-    """What is wrong whatever the output says: too much of it, or how the main process ended."""
+Judge = Callable[[int | None, Pipes, int], CommandResult]
+
+
+def judge(status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
+    """The outcome of a command that answers with a JSON object, or with nothing.
+
+    Args:
+        status: wait status of the main process; None: its end was not seen.
+        pipes: what it has written.
+        max_result: the limit that stdout was read with, bytes.
+    """
+    outcome = _decode(pipes.out) if (failure := fault(status, pipes, max_result)) is None else failure
+    if outcome.kind is None:
+        return outcome
+    code = None if status is None else os.waitstatus_to_exitcode(status)
+    result = ({"status": code} if code and not pipes.overflow else {}) | ({"stderr": pipes.err} if pipes.err else {})
+    return CommandResult(result, outcome.kind, outcome.detail)
+
+
+def fault(status: int | None, pipes: Pipes, max_result: int) -> CommandResult | None:
+    """The failure that does not depend on what was written: too much output, or how the main process ended."""
     if pipes.overflow:
-        return f"result: larger than {max_result / _MIB:g} MiB (max_result_mb)"
+        return CommandResult({}, FailureKind.RESULT, f"larger than {max_result / _MIB:g} MiB (max_result_mb)")
     if status is None:
-        return "lost: its end was not seen"
+        return CommandResult({}, FailureKind.LOST, "its end was not seen")
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        return f"signal: {-code} ({_signal_name(-code)})"
-    return f"exit: code {code}" if code else None
+        return CommandResult({}, FailureKind.SIGNAL, f"{-code} ({_signal_name(-code)})")
+    return CommandResult({}, FailureKind.EXIT, f"code {code}") if code else None
 
 
-def _judge(status: int | None, pipes: Pipes, max_result: int) -> Outcome:
-    if (wrong := fault(status, pipes, max_result)) is not None:
-        return wrong, {}
-    if not pipes.out.strip():
-        return None, {}
+def killed(status: int) -> bool:
+    """The main process was ended by SIGKILL."""
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def _decode(out: bytes) -> CommandResult:
+    if not out.strip():
+        return CommandResult()
     try:
-        value = msgspec.json.decode(pipes.out)
+        value = msgspec.json.decode(out)
     except UnicodeDecodeError:
-        return "result: not a JSON object: it is not UTF-8", {}
+        problem = "it is not UTF-8"
     except msgspec.DecodeError as error:
-        return f"result: not a JSON object: {error}", {}
+        problem = str(error)
     except RecursionError:
-        return "result: not a JSON object: nested too deep", {}
-    if not isinstance(value, dict):
-        return f"result: not a JSON object: it is JSON of another type ({type(value).__name__})", {}
-    return None, value
+        problem = "nested too deep"
+    else:
+        if isinstance(value, dict):
+            return CommandResult(value)
+        problem = f"it is JSON of another type ({type(value).__name__})"
+    return CommandResult({}, FailureKind.RESULT, f"not a JSON object: {problem}")
 
 
 def _signal_name(number: int) -> str:

@@ -1,18 +1,20 @@
-"""A task's shim: the small process between the daemon and one task, which outlives the daemon long enough to clean up.
+"""A task's shim: the small process between the daemon and one task. It outlives the daemon long enough to clean up.
 
-It is the subreaper of the task's processes, so that none of them can leave its sight by a double fork: as long as one
-lives, `waitpid` has a child to wait for, and when it has none the tree is proven empty. The daemon holds the other end of
-its control socket. When that end closes, however the daemon ended, the tree is killed and the task's folder wiped (R2,
-R6). It stands outside the task's cgroup and runs at ordinary priority, so that it can stop a task that hogs the machine.
+The shim is the subreaper of the task's processes, so none of them can leave it by a double fork: while one lives, `waitpid`
+has a child to wait for; when there is none, the tree is empty. The daemon holds the other end of the control socket. When
+that end closes, for whatever reason, the shim kills the tree and wipes the task's folder. The shim stands outside the
+task's cgroup and runs at ordinary priority, so that it can stop a task that takes the whole machine.
 
-A task runs as the same user and can kill its shim. Its main process then dies with it (PDEATHSIG), and the daemon,
-which sees the shim end, clears away what is left by cgroup and by the mark in the environment.
+A task runs as the same user and can kill its shim. Then its main process dies too (PDEATHSIG). The daemon sees the shim
+end, and kills what is left by cgroup and by the mark in the environment.
 
-Control protocol, one JSON object a line. From the daemon: the start order (see `Shim.start`), then any number of
-{"stop": grace_s}, {"freeze": true} and {"thaw": true}. To the daemon: {"started": pid} or {"failed": reason}, {"left": [..]}
-for a kill that left something, an {"ice": words, "ok": bool} for each freeze and thaw, in their order, and last
-{"gone": wait status or null, "cpu_s": …, "rungs": …, "over": [limits at which the kernel ended it],
-"state": text that it has saved, or null}.
+Control protocol: one JSON object a line.
+From the daemon: the start order (see `Shim.start`), then any number of {"stop": grace_s}, {"freeze": true}, {"thaw": true}.
+To the daemon, where a rung is [RungName, seconds or null]:
+- {"started": pid} or {"failed": reason};
+- {"rung": rung, "ok": bool} for each freeze and thaw, in their order;
+- {"left": [process, …], "rungs": [rung, …]} for a kill that left something;
+- last {"gone": wait status or null, "cpu_s": …, "rungs": …, "out_of_memory": bool, "state": saved text or null}.
 """
 
 from __future__ import annotations
@@ -29,17 +31,18 @@ import time
 from collections.abc import Mapping
 
 from supervisor.tasks.process import landlock, process_tree
+from supervisor.tasks.process.rungs import RungName
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
-FREEZE_LIMIT_S = 1.0  # a tree at idle priority beside a busy person took 1.7 s at worst; killing does not need the freeze
-KILL_LIMIT_S = 3.0  # then what is left is reported, and tried again
+FREEZE_LIMIT_S = 1.0  # a tree at idle priority on a busy machine took 1.7 s at worst; killing does not need the freeze
+KILL_LIMIT_S = 3.0  # then what is left is reported, and killed again
 _AGAIN_S = 0.5
 STATE_FILE, STATE_MOST = "rae-state.json", 1 << 16
-_LOOK_S = 0.02  # for that file, while it is waited for
+_CHECK_S = 0.02  # between two checks for that file
 _LIBC = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the child of `_fork_into` must find the interpreter lock held
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}  # ioprio_set(2)
 _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, as IOPRIO_PRIO_VALUE makes it
-_SYS_CLONE3, _CLONE_INTO_CGROUP = 435, 1 << 33  # one number on every architecture (clone(2))
+_SYS_CLONE3, _CLONE_INTO_CGROUP = 435, 1 << 33  # the same on every architecture (clone(2))
 
 
 def _prctl(option: int, value: int) -> None:
@@ -48,8 +51,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _fork_into(cgroup: str | None) -> tuple[int, bool]:
-    """Fork, the child born in the cgroup where the kernel can do that: to move it there takes some 35 ms, for the kernel
-    waits for all processors. Returns what fork does, and whether the cgroup is still to be entered."""
+    """Fork; the child is born in the cgroup if the kernel can do that. Moving it there later takes some 35 ms, because the
+    kernel waits for all processors. Returns the pid as fork does, and whether the child must still enter the cgroup."""
     if cgroup is None:
         return os.fork(), False
     folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -63,24 +66,24 @@ def _fork_into(cgroup: str | None) -> tuple[int, bool]:
 
 
 def be_polite() -> None:
-    """Put this process last in line for processor and disk.
+    """Give this process the lowest priority for processor and disk.
 
-    To the kernel whoever is SCHED_IDLE is of the idle I/O class too, and leaves both at once when a stop must hurry
-    (get_task_ioprio in block/ioprio.c). A plain user may not leave SCHED_IDLE again: then only the disk is idle's, and the
-    processor nice 19's, for a stop must not take seconds."""
+    For the kernel, SCHED_IDLE includes the idle I/O class (get_task_ioprio in block/ioprio.c), and a stop that must hurry
+    leaves both at once. A plain user cannot leave SCHED_IDLE again, and then a stop would take seconds. So for a plain user
+    only the disk gets the idle class, and the processor nice 19."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, 19)
         os.setpriority(os.PRIO_PROCESS, 0, 0)
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError:
         if (call := _SYS_IOPRIO_SET.get(os.uname().machine)) is not None:
-            _LIBC.syscall(call, 1, 0, _IOPRIO_IDLE)  # refused, it stays at what nice 19 is: the lowest of the ordinary class
+            _LIBC.syscall(call, 1, 0, _IOPRIO_IDLE)  # if refused, nice 19 gives the lowest level of the ordinary class
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 def _become_task(order: Mapping[str, object], parent: int, enter: str | None) -> None:
-    """Between fork and exec: everything that a task is born with. Raises OSError where a task must not run without it."""
+    """Between fork and exec: everything that a task is born with. Raises OSError if a task must not run without it."""
     os.setsid()
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
@@ -92,12 +95,12 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
     if os.getppid() != parent:
         os._exit(127)  # the shim ended before the line above
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if not order.get("spare"):  # a sandbox makes mounts of its own, and keeps its processes among themselves
+    if not order["sandbox"]:  # a sandbox makes mounts, which Landlock forbids, and separates its processes itself
         landlock.enter()
     if enter is not None:
         process_tree.write(f"{enter}/cgroup.procs", "0")
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 1, not 0: at 0 a piped core handler is still fed (R6)
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 1, not 0: with 0 the kernel still feeds a piped core handler
     for path, value in (("/proc/self/oom_score_adj", "1000"), ("/proc/self/autogroup", "19")):
         with contextlib.suppress(OSError):
             process_tree.write(path, value)
@@ -107,47 +110,47 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
     argv, env = order["argv"], order["env"]
     assert isinstance(argv, list)
     assert isinstance(env, dict)
-    os.execvpe(argv[0], argv, env)  # noqa: S606 - argv comes from node.yaml, and a shell is what is not wanted
+    os.execvpe(argv[0], argv, env)  # noqa: S606 - argv comes from node.yaml, and no shell is wanted
 
 
 class Shim:
-    """One task's tree from start to empty."""
+    """One task's tree, from its start until it is empty."""
 
     def __init__(self, control: int) -> None:
         self.control = control
         self.daemon_lost = False
         self.main: int | None = None
         self.status: int | None = None
-        self.rungs: list[str] = []
-        self.asked_s: float | None = None  # when a stop was ordered first
+        self.rungs: list[tuple[str, float | None]] = []
+        self.asked_s: float | None = None  # the first stop order
         self.kill_at_s: float | None = None
+        self.term_at_s: float | None = None  # while the notice runs
         self.frozen = False  # by a freeze order
-        self.notice: tuple[int, float] | None = None  # signal, seconds: a word before the end
-        self.term_at_s: float | None = None  # it was given
+        self.notice: tuple[int, float] | None = None  # signal, seconds
         self.noticed = False
         self.state_file = ""
-        self.spare = b""  # the name of what must not end before the task in it does: its sandbox
+        self.sandbox = b""  # the name of the sandbox's process, which must not end before the task in it
         self.tree = process_tree.tree_of(os.getpid(), None)
         self._buffer = b""
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP"):  # the daemon's word alone counts
+        for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP"):  # only the daemon's orders count
             signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-        with contextlib.suppress(OSError):  # where it is permitted: it must get its turn before a tree of hundreds
+        with contextlib.suppress(OSError):  # where permitted: it must run before a tree of hundreds does
             os.setpriority(os.PRIO_PROCESS, 0, -10)
             process_tree.write("/proc/self/autogroup", "-10")
 
-    def tell(self, **message: object) -> None:
-        """Say something to the daemon; a daemon that is gone is noticed by reading."""
+    def send(self, **message: object) -> None:
+        """Send a message to the daemon. A lost daemon is noticed by reading, not here."""
         data = json.dumps(message).encode() + b"\n"
         with contextlib.suppress(OSError):
             while data:
                 data = data[os.write(self.control, data) :]
 
     def orders(self) -> list[dict[str, object]]:
-        """What the daemon has said; blocks until there is something, or its end is closed."""
+        """The daemon's orders; blocks until there is one, or until the daemon's end is closed."""
         try:
             data = os.read(self.control, 65536)
         except OSError:
@@ -158,44 +161,44 @@ class Shim:
         return [json.loads(line) for line in lines]
 
     def start(self, order: Mapping[str, object]) -> bool:
-        """Start the task: {"argv": [...], "env": {...}, "cwd": path, "cgroup": path or null, "spare": name, "notice": [signal,
-        seconds] or null}. Our standard streams become the task's, and are closed here, so that they end when the task's
-        last process does."""
+        """Start the task. The order: {"argv": [...], "env": {...}, "cwd": path, "cgroup": path or null, "sandbox": name,
+        "notice": [signal, seconds] or null}. Our standard streams become the task's. They are closed here, so that they end
+        with the task's last process."""
         cgroup = str(order["cgroup"]) if order["cgroup"] else None
-        self.spare = str(order.get("spare", "")).encode()
+        self.sandbox = str(order["sandbox"]).encode()
         self.state_file = f"{order['cwd']}/{STATE_FILE}"
-        notice = order.get("notice")
+        notice = order["notice"]
         self.notice = (int(notice[0]), float(notice[1])) if isinstance(notice, list) else None
         self.tree = process_tree.tree_of(os.getpid(), cgroup)
-        said_r, said_w = os.pipe2(os.O_CLOEXEC)
+        failed_r, failed_w = os.pipe2(os.O_CLOEXEC)
         shim = os.getpid()
         pid, outside = _fork_into(cgroup)
         if pid == 0:
             try:
                 _become_task(order, shim, cgroup if outside else None)
             except OSError as error:
-                os.write(said_w, (error.strerror or "unknown error").encode())
+                os.write(failed_w, (error.strerror or "unknown error").encode())
             except BaseException as error:  # noqa: BLE001 - a forked child must not go on as a second shim
-                os.write(said_w, f"{type(error).__name__}: {error}".encode())
+                os.write(failed_w, f"{type(error).__name__}: {error}".encode())
             finally:
                 os._exit(127)
         self.main = pid
-        os.close(said_w)
-        nothing = os.open(os.devnull, os.O_RDWR)
+        os.close(failed_w)
+        null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
-            os.dup2(nothing, stream)
-        os.close(nothing)
-        said = os.read(said_r, 4096)  # nothing: closed by a successful exec
-        os.close(said_r)
-        if said:
+            os.dup2(null, stream)
+        os.close(null)
+        failed = os.read(failed_r, 4096)  # empty: a successful exec has closed it
+        os.close(failed_r)
+        if failed:
             os.waitpid(pid, 0)
-            self.tell(failed=said.decode(errors="replace"))
+            self.send(failed=failed.decode(errors="replace"))
             return False
-        self.tell(started=pid)
+        self.send(started=pid)
         return True
 
     def reap(self) -> bool:
-        """Collect what has ended, and note the main process's end; whether nothing at all is left, by the kernel's word."""
+        """Reap what has ended, and note how the main process ended; returns whether the kernel says that no child is left."""
         try:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -206,48 +209,47 @@ class Shim:
         except ChildProcessError:
             return True
 
-    def rung(self, text: str) -> None:
+    def note(self, name: RungName) -> None:
         """Note a step of the stop with its time since the order."""
         if self.asked_s is not None:
-            self.rungs.append(f"{text} {(time.monotonic() - self.asked_s) * 1000:.0f} ms")
+            self.rungs.append((name, time.monotonic() - self.asked_s))
 
     def stop(self, grace_s: float) -> None:
-        """Freeze at once; then the notice where one is wanted, SIGTERM with the rest of `grace_s` seconds to obey, and the
-        kill. A later order can only shorten it."""
+        """Freeze at once. Then send the notice if there is one, then SIGTERM; kill when `grace_s` seconds are over. A later
+        order can only shorten the grace."""
         now_s = time.monotonic()
         if self.asked_s is not None:
             self.kill_at_s = min(now_s + grace_s, self.kill_at_s or now_s)
             return
         self.asked_s = now_s
-        frozen = self.tree.freeze(FREEZE_LIMIT_S)
-        self.rung("frozen" if frozen else "not frozen")
+        self.note(RungName.FROZEN if self.tree.freeze(FREEZE_LIMIT_S) else RungName.NOT_FROZEN)
         self.kill_at_s = time.monotonic() + grace_s
         if grace_s > 0 and self.notice is not None:
             self.noticed, self.term_at_s = True, time.monotonic() + min(self.notice[1], grace_s)
-            self.say(self.notice[0], "notice")
+            self.signal(self.notice[0], RungName.NOTICE)
         elif grace_s > 0:
-            self.say(signal.SIGTERM, "term")
+            self.signal(signal.SIGTERM, RungName.TERM)
 
-    def say(self, number: int, name: str) -> None:
-        """Signal the frozen tree and let it run on, last in line, to obey."""
-        self.tree.signal(number, self.spare)
+    def signal(self, number: int, name: RungName) -> None:
+        """Signal the frozen tree, then let it run at the lowest priority to obey."""
+        self.tree.signal(number, self.sandbox)
         self.tree.relax()
         self.tree.thaw()
-        self.rung(name)
+        self.note(name)
 
-    def saved(self) -> None:
-        """While the notice runs: once the state is there, or the time is up, SIGTERM."""
+    def check_notice(self) -> None:
+        """While the notice runs: send SIGTERM when the state is saved or the time is up."""
         if self.term_at_s is None:
             return
-        there = os.path.lexists(self.state_file)
-        if there or time.monotonic() >= self.term_at_s:
+        saved = os.path.lexists(self.state_file)
+        if saved or time.monotonic() >= self.term_at_s:
             self.term_at_s = None
-            self.rung("state saved" if there else "no state")
+            self.note(RungName.STATE_SAVED if saved else RungName.NO_STATE)
             self.tree.freeze(FREEZE_LIMIT_S)
-            self.say(signal.SIGTERM, "term")
+            self.signal(signal.SIGTERM, RungName.TERM)
 
     def state(self) -> str | None:
-        """What the task has saved: a plain file of bounded length, as text."""
+        """The state that the task saved after the notice: the text of a plain file of limited length."""
         if not self.noticed:
             return None
         try:
@@ -255,9 +257,9 @@ class Shim:
         except OSError:
             return None
         try:
-            seen = os.fstat(fd)
-            if not stat.S_ISREG(seen.st_mode) or seen.st_size > STATE_MOST:
-                self.rungs.append(f"its state is not a file of at most {STATE_MOST} bytes")
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode) or info.st_size > STATE_MOST:
+                self.rungs.append((RungName.STATE_TOO_LARGE, None))
                 return None
             return os.read(fd, STATE_MOST).decode()
         except (OSError, UnicodeDecodeError):
@@ -265,30 +267,28 @@ class Shim:
         finally:
             os.close(fd)
 
-    def freeze(self) -> tuple[bool, str]:
-        """Freeze the tree until it is thawed or stopped; what cannot be frozen in time runs on."""
+    def freeze(self) -> tuple[bool, RungName]:
+        """Freeze the tree until it is thawed or stopped. If that takes too long, let it run on."""
         if self.asked_s is not None:
-            return False, "it is being stopped"
-        begun_s = time.monotonic()
+            return False, RungName.BEING_STOPPED
         self.frozen = self.tree.freeze(FREEZE_LIMIT_S)
-        took_ms = (time.monotonic() - begun_s) * 1000
-        if not self.frozen:
-            self.tree.relax(idle=True)
-            self.tree.thaw()
-        return self.frozen, f"{'frozen' if self.frozen else 'not frozen, and thawed again after'} {took_ms:.0f} ms"
+        if self.frozen:
+            return True, RungName.FROZEN
+        self.tree.relax(idle=True)
+        self.tree.thaw()
+        return False, RungName.THAWED_AGAIN
 
-    def thaw(self) -> tuple[bool, str]:
-        """Let a frozen tree run on, last in line again."""
+    def thaw(self) -> tuple[bool, RungName]:
+        """Let a frozen tree run on, at the lowest priority again."""
         if self.asked_s is not None or not self.frozen:
-            return True, "was not frozen" if self.asked_s is None else "it is being stopped"
-        begun_s = time.monotonic()
+            return True, RungName.WAS_NOT_FROZEN if self.asked_s is None else RungName.BEING_STOPPED
         self.frozen = False
         self.tree.relax(idle=True)
         self.tree.thaw()
-        return True, f"thawed {(time.monotonic() - begun_s) * 1000:.0f} ms"
+        return True, RungName.THAWED
 
     def kill(self) -> bool:
-        """SIGKILL until nothing is left, for at most KILL_LIMIT_S seconds."""
+        """SIGKILL until nothing is left, for at most KILL_LIMIT_S seconds; returns whether nothing is left."""
         until_s = time.monotonic() + KILL_LIMIT_S
         pause_s = self.tree.PATIENCE_S
         self.tree.kill_first()
@@ -305,7 +305,8 @@ class Shim:
             pause_s = min(pause_s * 2, 0.2)
 
     def wait(self, limit_s: float | None, *, control: bool = True) -> bool:
-        """Until a child ends, `limit_s` has passed, or (True) the daemon has something to say."""
+        """Wait until a child ends or `limit_s` has passed; with `control` also until the daemon sends something, which is
+        what is returned."""
         poll = select.poll()
         poll.register(self._wake_r, select.POLLIN)
         if control and not self.daemon_lost:
@@ -315,56 +316,58 @@ class Shim:
             os.read(self._wake_r, 4096)
         return any(fd == self.control for fd, _ in ready)
 
-    def keep(self) -> None:
-        """Until the tree is empty: obey the daemon, kill what outlives the main process, kill all without a daemon."""
+    def run(self) -> None:
+        """Until the tree is empty: obey the daemon; kill what outlives the main process; without a daemon kill everything."""
         while True:
             limit_s = None if self.kill_at_s is None else self.kill_at_s - time.monotonic()
-            if self.wait(limit_s if limit_s is None or self.term_at_s is None else min(limit_s, _LOOK_S)):
+            if self.wait(limit_s if limit_s is None or self.term_at_s is None else min(limit_s, _CHECK_S)):
                 self.obey(self.orders())
             if self.reap():
                 return
-            self.saved()
-            over = self.kill_at_s is not None and time.monotonic() >= self.kill_at_s
-            alone = self.main is None and self.asked_s is None  # a stop's grace is for the whole tree
-            if over or alone:
-                self.rung("kill")
+            self.check_notice()
+            time_is_up = self.kill_at_s is not None and time.monotonic() >= self.kill_at_s
+            main_ended = self.main is None and self.asked_s is None  # the grace of a stop is for the whole tree
+            if time_is_up or main_ended:
+                self.note(RungName.KILL)
                 if self.kill():
                     return
-                self.tell(left=[str(process) for process in self.tree.living()], rungs=", ".join(self.rungs))
+                self.send(left=[str(process) for process in self.tree.living()], rungs=self.rungs)
                 self.kill_at_s = time.monotonic() + _AGAIN_S
 
     def obey(self, orders: list[dict[str, object]]) -> None:
-        """Carry out orders, and the stop that is implied when the daemon is lost."""
+        """Carry out orders. A lost daemon is an order to stop."""
         for order in orders:
             if "freeze" in order or "thaw" in order:
-                ok, words = self.freeze() if "freeze" in order else self.thaw()
-                self.tell(ice=words, ok=ok)
-                continue
-            grace_s = order.get("stop")
-            self.stop(grace_s if isinstance(grace_s, int | float) else 0.0)
+                begun_s = time.monotonic()
+                ok, name = self.freeze() if "freeze" in order else self.thaw()
+                timed = name in (RungName.FROZEN, RungName.THAWED, RungName.THAWED_AGAIN)
+                self.send(rung=(name, time.monotonic() - begun_s if timed else None), ok=ok)
+            else:
+                grace_s = order["stop"]
+                self.stop(grace_s if isinstance(grace_s, int | float) else 0.0)
         if self.daemon_lost:
             self.stop(0.0)
 
     def finish(self) -> None:
-        """The last word: how it ended."""
-        self.rung("gone")
-        cpu_s, over, state = self.tree.cpu_s(), self.tree.over(), self.state()
+        """The last message: how the task ended."""
+        self.note(RungName.GONE)
+        cpu_s, out_of_memory, state = self.tree.cpu_s(), self.tree.out_of_memory(), self.state()
         self.tree.remove()
-        self.tell(gone=self.status, cpu_s=cpu_s, rungs=", ".join(self.rungs), over=over, state=state)
+        self.send(gone=self.status, cpu_s=cpu_s, rungs=self.rungs, out_of_memory=out_of_memory, state=state)
 
 
 def main(control: int, workdir: str) -> None:
-    """Keep one task; `workdir` is wiped if the daemon is lost."""
+    """Run one task; wipe `workdir` if the daemon is lost."""
     os.set_inheritable(control, False)
     shim = Shim(control)
-    waiting: list[dict[str, object]] = []
-    while not waiting and not shim.daemon_lost:
-        waiting = shim.orders()
-    if waiting and shim.start(waiting[0]):
-        shim.obey(waiting[1:])
-        shim.keep()
+    orders: list[dict[str, object]] = []
+    while not orders and not shim.daemon_lost:
+        orders = shim.orders()
+    if orders and shim.start(orders[0]):
+        shim.obey(orders[1:])
+        shim.run()
         shim.finish()
-    while not shim.daemon_lost:  # until the daemon has let go, or is lost: then nobody else may be there to wipe
+    while not shim.daemon_lost:  # until the daemon has closed its end, or is lost: only then nobody else wipes
         shim.orders()
     from pathlib import Path
 
@@ -372,4 +375,3 @@ def main(control: int, workdir: str) -> None:
 
     with contextlib.suppress(OSError, ValueError):
         Workdir(Path(workdir).parent).wipe(Path(workdir))
-
