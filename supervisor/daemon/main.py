@@ -231,9 +231,9 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
         "status": lambda _: daemon.status(),
         "pause": daemon.pause,
         "resume": daemon.resume,
-        "desktop": lambda _: node.sensors.desktop.snapshot(),
+        "desktop": lambda _: node.sensors.agent_reports.snapshot(),
     }
-    hearings = {"presence": lambda uid, hang_up: node.sensors.desktop.hearing(uid, hang_up)}
+    hearings = {"presence": lambda uid, hang_up: node.sensors.agent_reports.connect(uid, hang_up)}
 
     def barred(pid: int) -> bool:
         """It may be of our task: it descends from us, or has gone since it connected."""

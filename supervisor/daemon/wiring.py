@@ -250,10 +250,10 @@ class Node:
                 await self.source.stop(1.0)
             self._build_source(config)
         if "sensors" in changed:
-            told = self.sensors.desktop.snapshot()["desktop"]
+            told = self.sensors.agent_reports.snapshot()["desktop"]
             await self._stop_sensors()
             self._build_sensors(config)
-            self.sensors.desktop.restore(told)  # the agents are back in a moment
+            self.sensors.agent_reports.restore(told)  # the agents are back in a moment
             await self.sensors.start(self._wake, FIRST_TICK_S)
         self._build_performer()
         if "source" in changed and self._connected:

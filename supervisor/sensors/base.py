@@ -1,8 +1,8 @@
 """What every sensor is, and the types that it reports.
 
-A sensor never blocks the loop: `latest` is cheap and answers from what is known, with the time it was known at. What
-can block briefly runs in a worker thread with a deadline, what can hang in the kernel in a helper process. An error, a
-hang, a missing tool is a report with `error` set, never an exception out of `latest` (R12).
+A sensor never blocks the loop: `latest` is cheap, and answers with what is known and when it was read. What may block
+briefly runs in a worker thread with a deadline. What may hang in the kernel runs in a helper process. An error, a hang or
+a missing tool is a report with `error`, never an exception out of `latest`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Wake = Callable[[], None]
 
 
 class Quality(StrEnum):
-    """How a reading was come by: told at the moment it happened; read when somebody looked; concluded from something else
-    (a hint, the lack of a proof); or there is none."""
+    """How a reading was made: by an event, at that moment; by a look; by a conclusion from something else, such as a hint or
+    a missing proof; or not at all."""
 
     EVENT = "event"
     POLLED = "polled"
@@ -29,8 +29,11 @@ class Quality(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """A source's word that nobody has been at one desktop since `since_s` (seconds of CLOCK_BOOTTIME), in words: "nobody at
-    session 3 of anna". `denied`: what another source (`denied_by`) says of the same desktop, of the moment `denied_at_s`."""
+    """A source says that nobody has been at one desktop since `since_s` (seconds of CLOCK_BOOTTIME).
+
+    about: the statement, as in "nobody at session 3 of anna".
+    denied: what another source, `denied_by`, says of the same desktop at the moment `denied_at_s`.
+    """
 
     source: str
     about: str
@@ -42,14 +45,12 @@ class Away:
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """What one kind of sign says about the person. Times are seconds of CLOCK_BOOTTIME.
+    """What one source says about the person. Times are seconds of CLOCK_BOOTTIME.
 
-    `error` not empty: this source cannot tell, which blocks. `present` not empty: somebody is there right now, by this
-    source, in words ("graphical session 3 of anna active on seat0"); the last sign is then the present moment.
-    Otherwise `last_sign_at_s` is the last sign known (NEVER: none, as far as this source can see) and `sign` says what
-    it was, in the form "user active on pts/3".
-
-    `hands`: what it tells is somebody's touch, wherever that was; it may contradict what others say (`away`) of a desktop.
+    last_sign_at_s: the last known sign; NEVER: this source has seen none. `sign` says what it was: "user active on pts/3".
+    present: not empty: somebody is there now, as in "graphical session 3 of anna active on seat0".
+    error: not empty: this source cannot tell, which blocks.
+    hands: somebody touched something. This may contradict what others say (`away`) of a desktop.
     """
 
     source: str
@@ -61,6 +62,30 @@ class Presence:
     quality: Quality = Quality.EVENT
     hands: bool = False
     away: tuple[Away, ...] = ()
+
+
+class PresenceSensor:
+    """One source of signs of the person. A new one is a subclass in its own file, and a line in `sensor_set.py`.
+
+    name: the `source` of its reports, as status, journal and doctor show it.
+    """
+
+    name: str
+
+    async def start(self, wake: Wake) -> None:
+        """Begin to watch. `wake` is called in the loop's thread when something may have changed. Returns when the first
+        report is there or known to be unavailable, within two seconds."""
+
+    async def stop(self) -> None:
+        """Stop watching and close everything."""
+
+    def latest(self, now_s: float) -> Presence:
+        """What is known now; cheap, never raises."""
+        raise NotImplementedError
+
+    def details(self) -> dict[str, list[str]]:
+        """What the source looks at, one line each, by heading. Each heading is a line of `doctor`."""
+        return {}
 
 
 class OwnTask(Protocol):
@@ -93,23 +118,4 @@ class SleepLock(Protocol):
     @property
     def lost(self) -> str:
         """Why the lock that should be held is gone; empty when all is well."""
-        ...
-
-
-class PresenceSensor(Protocol):
-    """A kind of sign of the person."""
-
-    name: str
-
-    async def start(self, wake: Wake) -> None:
-        """Begin to watch; `wake` is called (in the loop's thread) whenever something may have changed. Returns once the
-        first report is there or known to be unavailable, within a second or two."""
-        ...
-
-    async def stop(self) -> None:
-        """Let go of everything."""
-        ...
-
-    def latest(self, now_s: float) -> Presence:
-        """What is known now; cheap, never raises."""
         ...

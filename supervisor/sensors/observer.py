@@ -1,18 +1,16 @@
-"""The sensors' latest readings → one Observation. Also used, without a daemon, by check-user, check-gpu and the demo.
+"""The sensors' latest readings → one Observation. Also used without a daemon, by check-user, check-gpu and the demo.
 
-The fusion: any source that cannot tell makes the person unknown (R12); whoever is there now, or a GPU process that is
-not RAE's (R9), moves the last sign to this moment; else the newest of all signs counts, and it never goes back. Sources
-that contradict each other are told (contradictions.py).
+The fusion: one source that cannot tell makes the person unknown. Somebody who is there now, or a GPU process that is not
+RAE's, moves the last sign to this moment. Otherwise the newest of all signs counts, and it never goes back.
 
-Coming and going have their own thresholds, so that nothing flaps: any sign is somebody there at once, and nobody is there
-only after the whole idle time without any; CPU, VRAM or GPU load above its limit counts at once, and as below it only
-when it has stayed there for `settle_s` seconds: until then the highest of that time is the reading.
+Nothing flaps. One sign means present; absence needs the full idle time. A load above its limit counts at once; a load
+below it counts when it has stayed there for `settle_s` seconds, and until then the highest of that time is the reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Generic, TypeVar
 
@@ -39,8 +37,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SourceReading:
-    """What one source says of the person, for `why`, `check-user` and `doctor`. `present` None: it cannot tell. `idle_s`:
-    seconds since its last sign, None: it knows of none. `age_s`: seconds since it was read."""
+    """What one source says of the person, for `why`, `check-user` and `doctor`.
+
+    present: None: it cannot tell.
+    idle_s: seconds since its last sign; None: it knows of none.
+    age_s: seconds since it was read.
+    details: what it looks at, one line each, by heading.
+    """
 
     source: str
     reading: str
@@ -48,51 +51,61 @@ class SourceReading:
     idle_s: float | None
     age_s: float | None
     quality: Quality
-    details: tuple[str, ...] = ()
+    headings: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def details(self) -> list[str]:
+        """What the source looks at, one line each."""
+        return [line for lines in self.headings.values() for line in lines]
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form; keys are stable."""
-        return {**asdict(self), "quality": str(self.quality), "details": list(self.details), "line": self.line()}
+        fields = asdict(self)
+        del fields["headings"]
+        return fields | {"quality": str(self.quality), "details": self.details, "line": self.line()}
 
     def line(self) -> str:
-        """In one line: the reading, when it was a sign, how old the look is, and how it was come by."""
+        """In one line: the reading, when it was a sign, how old the look is, and how it was made."""
         ago = "" if self.idle_s is None or self.present is not False else f", {elapsed(self.idle_s)} ago"
         read = "" if self.age_s is None or self.age_s < 1.0 else f", read {elapsed(self.age_s)} ago"
         return f"{self.reading}{ago} ({self.quality}{read})"
 
 
 class SettledPeak(Generic[T]):
-    """A reading that has been above its limit counts as that until it was below for `settle_s` seconds."""
+    """A reading that was above its limit counts until it has been below for `settle_s` seconds."""
 
-    def __init__(self, settle_s: float) -> None:
-        self._settle_s = settle_s
-        self._highest: list[tuple[float, T]] = []
+    def __init__(self, settle_s: float, most: Callable[[T, T], T]) -> None:
+        self._settle_s, self._most = settle_s, most
+        self._peaks: list[tuple[float, T]] = []
         self._over = False
 
-    def highest(self, value: T, over: bool, now_s: float, most: Callable[[T, T], T]) -> T:
+    def highest(self, value: T, over: bool, now_s: float) -> T:
         """`value`, or the highest of those that were over their limit less than `settle_s` seconds ago."""
-        self._highest = [(at_s, v) for at_s, v in self._highest if 0 <= now_s - at_s < self._settle_s]
-        held, self._over = value, over
-        for _, v in self._highest:
-            held = most(held, v)
+        self._peaks = [(at_s, v) for at_s, v in self._peaks if 0 <= now_s - at_s < self._settle_s]
+        peak, self._over = value, over
+        for _, v in self._peaks:
+            peak = self._most(peak, v)
         if over and self._settle_s > 0:
-            # An older one that is no higher tells nothing more, so that the list stays short.
-            self._highest = [(at_s, v) for at_s, v in self._highest if most(value, v) != value] + [(now_s, value)]
-        return held
+            # An older one that is no higher adds nothing, so the list stays short.
+            self._peaks = [(at_s, v) for at_s, v in self._peaks if self._most(value, v) != value] + [(now_s, value)]
+        return peak
 
     def due_s(self, now_s: float) -> float | None:
-        """Seconds until it has settled; None: it has, or is too high even now."""
-        if self._over or not self._highest:
+        """Seconds until it has settled; None: it has, or it is too high now."""
+        if self._over or not self._peaks:
             return None
-        return max(0.0, self._highest[-1][0] + self._settle_s - now_s)
+        return max(0.0, self._peaks[-1][0] + self._settle_s - now_s)
 
 
 class Observer:
     """Asks every sensor for what it knows now; none of them blocks.
 
-    `first_sign_s`: a moment that counts as a sign of the person, because a source that only tells events (a game's
-    start, a switch of sessions) could not see what was before (house: since when). NEVER where one look is all there is.
-    `settle_s`: how long a load must have been below its limit to count as below it, in seconds; 0: at once.
+    Args:
+        presence: the sources of signs of the person.
+        gpu, cpu, host: the latest reading of each, at a moment.
+        first_sign_s: a moment that counts as a sign of the person. A source that only reports events (a game's start, a
+            switch of sessions) could not see what was before it. NEVER for a single look.
+        settle_s: how long a load must have been below its limit to count as below it, in seconds; 0: not at all.
     """
 
     def __init__(
@@ -109,8 +122,8 @@ class Observer:
         self.cpu = cpu
         self.host = host
         self._last = Person(first_sign_s, "node started")
-        self._held_gpu: SettledPeak[Gpu] = SettledPeak(settle_s)
-        self._held_cpu: SettledPeak[Cpu] = SettledPeak(settle_s)
+        self._gpu_peak: SettledPeak[Gpu] = SettledPeak(settle_s, _most_of_gpus)
+        self._cpu_peak: SettledPeak[Cpu] = SettledPeak(settle_s, _most_of_cpus)
         self._reports: list[Presence] = []
         self._gpu: Reading[Gpu] = UNSEEN
         self._contradictions = Contradictions()
@@ -139,31 +152,39 @@ class Observer:
             link_reason,
         )
 
-    def reports(self, now_s: float) -> list[Presence]:
-        """What each source of presence says."""
-        return [_report(sensor, now_s) for sensor in self.presence]
-
     def sources(self, now_s: float) -> list[SourceReading]:
-        """Every source with its reading, time and quality, the GPU's processes among them; for people and scripts. As of the
-        last look: a look takes the events that would else wake the loop, so it is the loop's alone."""
+        """Every source with its reading, time and quality, and the GPU's processes; for people and scripts.
+
+        As of the last look: a look takes the events that would wake the loop, so only the loop may look.
+        """
         found = []
         for sensor, report in zip(self.presence, self._reports, strict=False):
-            describe: Callable[[], list[str]] = getattr(sensor, "describe", list)
-            found.append(_source(report, now_s, describe()))
+            idle_s, age_s = now_s - report.last_sign_at_s, now_s - report.read_at_s
+            found.append(
+                SourceReading(
+                    report.source,
+                    report.error or report.present or report.sign or "no sign of the person",
+                    None if report.error else bool(report.present),
+                    idle_s if isfinite(idle_s) else None,
+                    age_s if isfinite(age_s) else None,
+                    Quality.UNKNOWN if report.error else report.quality,
+                    sensor.details(),
+                )
+            )
         return [*found, _gpu_source(self._gpu, now_s)]
 
     def contradictions(self, now_s: float) -> list[str]:
-        """What the last look found of sources that contradict each other, a line each."""
-        return [found.tell(now_s) for found in self._contradictions.found]
+        """The contradictions that the last look found, one line each."""
+        return [found.line(now_s) for found in self._contradictions.found]
 
     def news(self) -> list[str]:
-        """Contradictions that began or are over since this was last asked, a line each."""
+        """Contradictions that began or ended since the last call, one line each."""
         news, self._news = self._news, []
         return news
 
     def due_s(self, now_s: float) -> float | None:
         """Seconds until another look may say something else although nothing happens; None: never."""
-        waits = [part.due_s(now_s) for part in (self._held_gpu, self._held_cpu, self._contradictions)]
+        waits = [part.due_s(now_s) for part in (self._gpu_peak, self._cpu_peak, self._contradictions)]
         return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 
     def _settled_gpu(self, reading: Reading[Gpu], limits: Limits, now_s: float) -> Reading[Gpu]:
@@ -171,24 +192,25 @@ class Observer:
         if gpu is None or not gpu.present:
             return reading
         over = gpu.percent > limits.max_gpu_percent or gpu.vram_gb > limits.max_vram_gb
-        return _held(reading, self._held_gpu.highest(gpu, over, now_s, _most_of_gpus))
+        return _peak(reading, self._gpu_peak.highest(gpu, over, now_s))
 
     def _settled_cpu(self, reading: Reading[Cpu], limits: Limits, now_s: float) -> Reading[Cpu]:
         if reading.value is None:
             return reading
         over = reading.value.percent > limits.max_cpu_percent
-        return _held(reading, self._held_cpu.highest(reading.value, over, now_s, _most_of_cpus))
+        return _peak(reading, self._cpu_peak.highest(reading.value, over, now_s))
 
     def _person(self, now_s: float, gpu: Reading[Gpu], limits: Limits) -> Reading[Person]:
-        reports = self._reports = self.reports(now_s)
+        reports = self._reports = [_report(sensor, now_s) for sensor in self.presence]
         person, source, read_at_s = fuse(reports, now_s, self._last)
+        touches = []
         if gpu.value is not None and gpu.value.foreign > 0:
             who = gpu.value.foreign_names[0] if gpu.value.foreign_names else "a process that is not RAE's"
             person, source = Person(now_s, f"GPU used by {who}"), gpu.source
+            touches = [Touch(now_s, gpu.source, person.sign)]
         self._last = person
-        further = [Touch(now_s, gpu.source, person.sign)] if gpu.value is not None and gpu.value.foreign > 0 else []
-        found = find(reports, further, now_s, limits.idle_required_s) if limits.detect_active_user else []
-        self._news += self._contradictions.look(found, now_s)
+        found = find(reports, touches, now_s, limits.idle_required_s) if limits.detect_active_user else []
+        self._news += self._contradictions.update(found, now_s)
         blind = [r for r in reports if r.error]
         if blind and limits.detect_active_user:
             return Reading(None, "; ".join(r.error for r in blind), ", ".join(r.source for r in blind), now_s)
@@ -200,34 +222,23 @@ class Observer:
 def _report(sensor: PresenceSensor, now_s: float) -> Presence:
     try:
         return sensor.latest(now_s)
-    except Exception as error:  # noqa: BLE001 - a fault of ours in a sensor is one more way not to know (R12)
+    except Exception as error:  # noqa: BLE001 - after a fault of ours in a sensor the person is unknown
         return Presence(sensor.name, now_s, error=f"{sensor.name} failed: {type(error).__name__}: {error}")
 
 
-def _held(reading: Reading[T], held: T) -> Reading[T]:
-    return reading if held == reading.value else replace(reading, value=held, source=f"{reading.source}, highest of late")
+def _peak(reading: Reading[T], peak: T) -> Reading[T]:
+    if peak == reading.value:
+        return reading
+    return replace(reading, value=peak, source=f"{reading.source}, highest of the last seconds")
 
 
 def _most_of_gpus(one: Gpu, other: Gpu) -> Gpu:
-    """`one`, with the load and VRAM of whichever has more of it."""
+    """`one`, with the higher load and the higher use of VRAM of both."""
     return replace(one, percent=max(one.percent, other.percent), vram_gb=max(one.vram_gb, other.vram_gb))
 
 
 def _most_of_cpus(one: Cpu, other: Cpu) -> Cpu:
     return other if other.percent > one.percent else one
-
-
-def _source(report: Presence, now_s: float, details: Sequence[str]) -> SourceReading:
-    idle_s, age_s = now_s - report.last_sign_at_s, now_s - report.read_at_s
-    return SourceReading(
-        report.source,
-        report.error or report.present or report.sign or "no sign of the person",
-        None if report.error else bool(report.present),
-        idle_s if isfinite(idle_s) else None,
-        age_s if isfinite(age_s) else None,
-        Quality.UNKNOWN if report.error else report.quality,
-        tuple(line for line in details if not report.error or not line.endswith(report.error)),
-    )
 
 
 def _gpu_source(gpu: Reading[Gpu], now_s: float) -> SourceReading:
@@ -248,7 +259,7 @@ def _reading(name: str, look: Callable[[float], Reading[T]], now_s: float) -> Re
 
 
 def fuse(reports: Sequence[Presence], now_s: float, last: Person) -> tuple[Person, str, float]:
-    """(the newest sign of all, its source, when the oldest of the reports was made). Before boot nobody was there."""
+    """The newest of all signs, its source, and when the oldest of the reports was made. Before boot nobody was there."""
     read_at_s = min((r.read_at_s for r in reports), default=NEVER)
     for report in reports:
         if report.present:

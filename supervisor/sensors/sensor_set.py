@@ -1,4 +1,4 @@
-"""All sensors, made from the configuration, with the observer over them: for the daemon, and for one look without it."""
+"""All sensors of a configuration, with the observer over them: for the daemon, and for a look without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from supervisor.sensors.gpu.poller import Setup
 from supervisor.sensors.host.host import HostSensor
 from supervisor.sensors.host.metered import Metered
 from supervisor.sensors.observer import Observer
-from supervisor.sensors.presence.agent_reports import Desktop
+from supervisor.sensors.presence.agent_reports import AgentReports, SessionOwners
 from supervisor.sensors.presence.idle_detect import IdleDetect
 from supervisor.sensors.presence.input import InputDevices
 from supervisor.sensors.presence.logind import Sessions
@@ -27,16 +27,22 @@ START_S: Final = 3.0
 
 
 def _local(clock: Clock) -> time.struct_time:
-    """The local time of here and now: machines travel, and a process asks for its zone once, unless it is made to."""
+    """The local time. A process reads its time zone only once, but a laptop travels: read it again."""
     time.tzset()
     return time.localtime(clock.wall_s())
 
 
 class SensorSet:
-    """All sensors of a configuration, and the observer over them; also used for one look without a daemon.
+    """All sensors, and the observer over them.
 
-    `daemon`: hold logind's delay locks, and count the start as a sign of the person: what only tells events (a game, a
-    switch of sessions) was not seen before it.
+    Args:
+        config: the configuration.
+        clock: the clock.
+        own_task: the node's task, which is no sign of the person.
+        bus: the system bus; its owner stops it.
+        sleep_lock: without this lock the machine may fall asleep under the task, so it is not fit.
+        daemon: hold logind's delay locks, and count the start as a sign of the person: sources that only report events
+            have not seen what was before it.
     """
 
     def __init__(
@@ -49,33 +55,15 @@ class SensorSet:
         *,
         daemon: bool = False,
     ) -> None:
-        self.config = config
         self.bus = bus or SystemBus()
         self._sleep_lock = sleep_lock
         own_task = own_task or NoOwnTask()
-        presence: list[PresenceSensor] = []
-        self.desktop = Desktop(
-            clock,
-            config.node.presence,
-            owner=lambda session: self.sessions.owner(session),
-            name_of=lambda uid: self.sessions.name_of(uid),
-        )
+        owners = SessionOwners()
+        self.agent_reports = AgentReports(clock, config.node.presence, owners)
         self.sessions = Sessions(
-            self.bus, clock, config.node.presence, delay_locks=daemon, start_is_sign=daemon, proof=self.desktop.proof
-        )
-        if config.node.presence.sessions:
-            presence += [self.sessions, self.desktop]
-        if config.node.presence.terminals:
-            presence.append(Terminals(clock))
-        self.input: InputDevices | None = None
-        if (setting := config.node.presence).input != "off":
-            self.input = InputDevices(
-                clock,
-                required=setting.input == "required" or not presence,  # alone, it must not take "none" for "nobody"
-                dead_zone=setting.gamepad_dead_zone_percent / 100,
-                ignore_bumps=setting.ignore_bumps,
-            )
-            presence += [self.input, IdleDetect(clock)]
+            self.bus, clock, config.node.presence, owners,
+            delay_locks=daemon, start_is_sign=daemon, proof=self.agent_reports.proof,
+        )  # fmt: skip
         self.gpu = Gpus(Setup(clock, config.node.gpu, own_task.pids, config.limits.max_age_gpu_s))
         self.host = HostSensor(
             clock,
@@ -88,27 +76,49 @@ class SensorSet:
         )
         first_sign_s = clock.now_s() if daemon else NEVER
         settle_s = config.node.work.settle_sec if daemon else 0.0
+        presence = self._presence(config, clock)
         self.observer = Observer(presence, self.gpu.latest, self.host.cpu, self._host, first_sign_s, settle_s)
         self._starting: list[asyncio.Task[None]] = []
 
+    def _presence(self, config: Config, clock: Clock) -> list[PresenceSensor]:
+        """Every source of presence that node.yaml switches on. A new source is added here, and nowhere else."""
+        wanted = config.node.presence
+        found: list[PresenceSensor] = []
+        if wanted.sessions:
+            found += [self.sessions, self.agent_reports]
+        if wanted.terminals:
+            found.append(Terminals(clock))
+        if wanted.input != "off":
+            found += [
+                InputDevices(
+                    clock,
+                    required=wanted.input == "required" or not found,  # as the only source it must see the person
+                    dead_zone=wanted.gamepad_dead_zone_percent / 100,
+                    ignore_bumps=wanted.ignore_bumps,
+                ),
+                IdleDetect(clock),
+            ]
+        return found
+
     def _host(self, now_s: float) -> Reading[Host]:
         if self._sleep_lock is not None and (lost := self._sleep_lock.lost):
-            return Reading(Host(fit=False, reason=lost), "", "logind", now_s)  # the machine may fall asleep under the task
+            return Reading(Host(fit=False, reason=lost), "", "logind", now_s)
         return self.host.host(now_s)
 
     async def start(self, wake: Wake, patience_s: float = START_S) -> None:
-        """Start all sensors side by side; returns when all have looked, or after `patience_s` seconds: a sensor that
-        is not up yet is unknown until it is, and wakes the loop then."""
-        jobs = [self.sessions.start(wake), self.gpu.start(wake), self.host.start(wake)]
-        jobs += [s.start(wake) for s in self.observer.presence if s is not self.sessions]
-        self._starting = [asyncio.ensure_future(job) for job in jobs]
+        """Start all sensors side by side. Returns when all have looked, or after `patience_s` seconds: a sensor that is not
+        ready by then is unknown until it is, and then calls `wake`."""
+        self._starting = [asyncio.ensure_future(sensor.start(wake)) for sensor in self._all()]
         await asyncio.wait(self._starting, timeout=patience_s)
 
     async def stop(self) -> None:
-        """Let go of everything."""
+        """Stop all sensors."""
         for job in self._starting:
             job.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        jobs = [self.sessions.stop(), self.gpu.stop(), self.host.stop()]
-        jobs += [s.stop() for s in self.observer.presence if s is not self.sessions]
-        await asyncio.gather(*jobs, return_exceptions=True)
+        await asyncio.gather(*(sensor.stop() for sensor in self._all()), return_exceptions=True)
+
+    def _all(self) -> list[PresenceSensor | Gpus | HostSensor]:
+        """Every sensor once. logind is also asked whether the machine is going down, so it is always among them."""
+        presence = [sensor for sensor in self.observer.presence if sensor is not self.sessions]
+        return [self.sessions, self.gpu, self.host, *presence]

@@ -15,11 +15,11 @@ from states.lifecycle import Lifecycle
 from states.limits import Limits
 from states.memory import Memory
 from states.observation import NEVER, NO_TASK, Automation, Cpu, Gpu, Host, Reading
-from supervisor.sensors.base import Away, Presence, Quality
+from supervisor.sensors.base import Away, Presence, PresenceSensor, Quality
 from supervisor.sensors.conflicts import LASTS_S, SLACK_S
 from supervisor.sensors.observer import Observer
 from supervisor.sensors.presence.agent_reports import Proof
-from supervisor.sensors.presence.logind import Session, away
+from supervisor.sensors.presence.session_policy import Session, away
 
 NOW_S = 100_000.0
 LIMITS = Limits()
@@ -46,13 +46,13 @@ class World:
         self.reports[source] = Presence(source, NOW_S, **fields)
 
     def look(self, at_s: float = NOW_S) -> Any:
-        self.observer.presence = tuple(_Told(replace(r, read_at_s=at_s)) for r in self.reports.values())
+        self.observer.presence = tuple(_Scripted(replace(r, read_at_s=at_s)) for r in self.reports.values())
         seen = self.observer.look(at_s, LIMITS, Automation(True), NO_TASK)
         self.told += self.observer.news()
         return seen
 
 
-class _Told:
+class _Scripted(PresenceSensor):
     def __init__(self, report: Presence) -> None:
         self.name, self.report = report.source, report
 
@@ -186,7 +186,7 @@ def test_too_much_counts_at_once_and_as_gone_only_when_it_has_settled() -> None:
     world.cpu, world.gpu = 5.0, Gpu(4.0, 1.0)
     seen = world.look(NOW_S + 2)
     assert free(seen) == (False, False)
-    assert (seen.cpu.value.percent, seen.cpu.source) == (90.0, "CPU times, highest of late")
+    assert (seen.cpu.value.percent, seen.cpu.source) == (90.0, "CPU times, highest of the last seconds")
     assert world.observer.due_s(NOW_S + 2) == 9.0
     assert free(world.look(NOW_S + 11)) == (True, True)
     assert world.observer.due_s(NOW_S + 11) is None
@@ -256,7 +256,7 @@ def test_who_asks_takes_no_event_away_from_the_loop() -> None:
     """A look reads devices empty; one made for `why` would keep their first key from waking the loop."""
     world, looks = World(), 0
 
-    class Counted:
+    class Counted(PresenceSensor):
         name = "input"
 
         def latest(self, now_s: float) -> Presence:

@@ -13,28 +13,22 @@ from states.guards import user_away
 from states.limits import Limits
 from states.memory import Memory
 from states.observation import NEVER, NO_TASK, Automation, Cpu, Gpu, Host, Person, Reading
-from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.base import Presence, PresenceSensor
 from supervisor.sensors.observer import Observer, fuse
 
 NOW_S = 10_000.0
 LIMITS = Limits()
 
 
-class Told:
-    """A sensor that says what it is told to."""
+class Scripted(PresenceSensor):
+    """A sensor that says what the test gives it."""
 
     def __init__(self, name: str, say: Presence | Exception) -> None:
         self.name = name
         self.say = say
 
-    async def start(self, wake: Wake) -> None:
-        """Nothing to start."""
-
-    async def stop(self) -> None:
-        """Nothing to stop."""
-
     def latest(self, now_s: float) -> Presence:
-        """As told."""
+        """See PresenceSensor."""
         if isinstance(self.say, Exception):
             raise self.say
         return self.say
@@ -75,7 +69,7 @@ def observer(
 
         return read
 
-    sensors = [Told(f"s{i}", report) for i, report in enumerate(reports)]
+    sensors = [Scripted(f"s{i}", report) for i, report in enumerate(reports)]
     cpu, host = Reading(Cpu(1.0), "", "cpu", NOW_S), Reading(Host(), "", "host", NOW_S)
     return Observer(sensors, answer(look or gpu()), answer(cpu), answer(host), first_sign_s)
 
@@ -164,7 +158,7 @@ def test_the_last_sign_never_goes_back_and_unknown_always_blocks(history: list[t
     watcher = observer([])
     for reports, look, wait_s in history:
         now_s += wait_s
-        watcher.presence = tuple(Told(r.source, r) for r in reports)
+        watcher.presence = tuple(Scripted(r.source, r) for r in reports)
         watcher.gpu = lambda _now_s, look=look: look  # type: ignore[misc]
         seen = watcher.look(now_s, LIMITS, Automation(True), NO_TASK)
         person = seen.person.value

@@ -29,7 +29,7 @@ from supervisor.daemon.performer import Performer
 from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.sd_notify import Notifier
-from supervisor.sensors.base import Presence
+from supervisor.sensors.base import Presence, PresenceSensor
 from supervisor.sensors.observer import Observer
 from supervisor.sources.base import Claim
 from supervisor.sources.factory import make_source
@@ -78,7 +78,7 @@ class Log:
         return found
 
 
-class Desk:
+class Desk(PresenceSensor):
     """One machine's signs: nobody is there until somebody comes."""
 
     name = "simulated"

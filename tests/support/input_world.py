@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from supervisor.linux.clock import SystemClock
-from supervisor.sensors.presence.evdev import EV_KEY, EV_SYN, EVENT, WORD_BITS, Axis
+from supervisor.sensors.presence.evdev import EV_KEY, EV_SYN, EVENT, LONG_BITS, Axis
 from supervisor.sensors.presence.input import InputDevices
 
 LETTERS = range(1, 120)
@@ -33,8 +33,8 @@ def bitmap(numbers: Iterable[int]) -> str:
     value = sum(1 << n for n in set(numbers))
     words = []
     while value:
-        words.append(f"{value & (1 << WORD_BITS) - 1:x}")
-        value >>= WORD_BITS
+        words.append(f"{value & (1 << LONG_BITS) - 1:x}")
+        value >>= LONG_BITS
     return " ".join(reversed(words)) or "0"
 
 

@@ -21,7 +21,7 @@ from states.observation import NEVER, Cpu, Gpu, Host, Link, Reading
 from supervisor.config.load import Config
 from supervisor.config.schema import TaskType
 from supervisor.daemon.wiring import Node
-from supervisor.sensors.base import Presence
+from supervisor.sensors.base import Presence, PresenceSensor
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.sources.base import Claim, LinkStatus
 from supervisor.tasks.attempt import Slot
@@ -54,7 +54,7 @@ def _wobble(wall: float, salt: int) -> float:
     return ((int(wall // 120) * 2654435761 + salt * 40503) >> 7) % 1000 / 999
 
 
-class Signs:
+class Signs(PresenceSensor):
     """What the sensors of the simulated machine say."""
 
     name = "simulated"

@@ -1,1 +1,1 @@
-"""Signs of a person."""
+"""Sources of signs of the person."""

@@ -1,9 +1,9 @@
-"""What an input device is, and whether what it sent is a person's doing. Pure, and it keeps nothing (R6).
+"""What an input device is, and whether a person caused what it sent. Pure; keeps nothing.
 
-The kind comes from the capabilities that the kernel lists in sysfs. Power buttons, lid switches, jacks, accelerometers
-and the brightness keys of a screen's firmware are the machine's, not a person's. Of a keyboard, a mouse, a touch device
-or a tablet, every event is a sign; so its bytes are not parsed at all. A gamepad's sticks drift and send for ever
-(T11): only its buttons count, and axes that are away from every place where such an axis may rest.
+The kind comes from the capabilities that the kernel lists in sysfs. Power buttons, lid switches, jacks, accelerometers and
+the brightness keys of a screen's firmware are not used by a person. Every event of a keyboard, a mouse, a touch device or
+a tablet is a sign, so its bytes are not parsed. The sticks of a worn gamepad drift and send events without end, so only
+its buttons count, and axes that are away from every position where such an axis may rest.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ GAMEPAD: Final = range(0x130, 0x13F)
 BTN_TOUCH, BTN_FINGER = 0x14A, 0x145
 PENS: Final = frozenset({0x140, 0x141, 0x142, 0x143, 0x144, 0x14B, 0x14C})  # pen, rubber, brush, pencil, airbrush, stylus
 REMOTE: Final = range(0x160, 0x2C0)  # remote controls, telephones, braille keyboards
-LETTERS: Final = range(16, 26)  # a keyboard that writes has the row from q to p
+LETTERS: Final = range(16, 26)  # a keyboard for text has the row from q to p
 ABS_X, ABS_Y, ABS_RX, ABS_RY = 0, 1, 3, 4
 ABS_MT_X: Final = 0x35
 HATS: Final = range(0x10, 0x18)
 MOVES: Final = frozenset({REL_X, REL_Y, 6, 7, 8})  # x, y, horizontal wheel, dial, wheel
 ACCELEROMETER: Final = 6  # of a device's properties
 
-# Keys that firmware presses by itself: power, sleep, wake-up, suspend, battery, radios, screens and their brightness.
+# Keys that firmware presses: power, sleep, wake-up, suspend, battery, radios, screens and their brightness.
 FIRMWARE: Final = frozenset({116, 142, 143, 205, 224, 225, 227, *range(236, 248)})
 
-WORD_BITS: Final = 8 * struct.calcsize("l")
+LONG_BITS: Final = 8 * struct.calcsize("l")
 
 
 class Kind(StrEnum):
-    """What a person has in hand; NONE: nothing of a person's."""
+    """What a person uses; NONE: no person uses it."""
 
     KEYBOARD = "keyboard"
     POINTER = "pointer"
@@ -71,22 +71,21 @@ class Device:
     kind: Kind
 
     @property
-    def called(self) -> str:
-        """In words: "gamepad 'Pad' (event7)"."""
+    def label(self) -> str:
+        """For people: "gamepad 'Pad' (event7)"."""
         return f"{self.kind} '{self.name}' ({self.node})"
 
 
 def bits(text: str) -> frozenset[int]:
-    """The numbers in one of the kernel's bitmaps: words in hexadecimal, the highest first.
+    """The numbers in one of the kernel's bitmaps: hexadecimal longs, the highest first.
 
     Raises:
         ValueError: it is no bitmap.
     """
-    found: set[int] = set()
-    for place, word in enumerate(reversed(text.split())):
-        value = int(word, 16)
-        found.update(place * WORD_BITS + bit for bit in range(value.bit_length()) if value >> bit & 1)
-    return frozenset(found)
+    longs = [int(part, 16) for part in reversed(text.split())]
+    return frozenset(
+        place * LONG_BITS + bit for place, value in enumerate(longs) for bit in range(value.bit_length()) if value >> bit & 1
+    )
 
 
 def kind_of(
@@ -96,15 +95,15 @@ def kind_of(
     if ACCELEROMETER in properties:
         return Kind.NONE
     typed = {k for k in keys if (k in KEYS or k in REMOTE) and k not in FIRMWARE}
-    writes = all(k in keys for k in LETTERS)
+    has_letters = all(k in keys for k in LETTERS)
     buttons = any(k in JOYSTICK or k in GAMEPAD for k in keys)
     if any(k in PENS for k in keys):
         return Kind.TABLET
-    if buttons and axes and not writes and 0x110 not in keys:
+    if buttons and axes and not has_letters and 0x110 not in keys:
         return Kind.GAMEPAD
     if ABS_MT_X in axes or (ABS_X in axes and (BTN_TOUCH in keys or BTN_FINGER in keys)):
         return Kind.TOUCH
-    if writes:
+    if has_letters:
         return Kind.KEYBOARD
     if any(r in MOVES for r in rels) or any(k in MOUSE for k in keys):
         return Kind.POINTER
@@ -112,7 +111,7 @@ def kind_of(
 
 
 def describe(folder: Path, node: str) -> Device | None:
-    """The device behind `node`, from /sys/class/input; None: sysfs does not describe it (yet)."""
+    """The device behind `node`, from /sys/class/input (`folder`); None: sysfs does not describe it, or not yet."""
     device = folder / node / "device"
     try:
         keys, rels, axes = (bits((device / "capabilities" / what).read_text()) for what in ("key", "rel", "abs"))
@@ -125,8 +124,8 @@ def describe(folder: Path, node: str) -> Device | None:
 
 
 def pressed(data: memoryview, axis_of: AxisOf, dead_zone: float) -> bool:
-    """Whether a gamepad's events show a person: a button, or an axis farther than `dead_zone` (0 to 1, of half its range)
-    from where it may rest."""
+    """Whether a gamepad's events show a person: a button, or an axis farther from its rest than `dead_zone`, a share (0 to 1)
+    of half its range."""
     return any(
         kind == EV_KEY or (kind == EV_ABS and _away(code, value, axis_of(code), dead_zone))
         for kind, code, value in _events(data)
@@ -134,7 +133,7 @@ def pressed(data: memoryview, axis_of: AxisOf, dead_zone: float) -> bool:
 
 
 def bumped(data: memoryview, pixels: int) -> bool:
-    """Whether a pointer's events are a bump: motion alone, and less than `pixels` of it."""
+    """Whether a pointer's events are a bump: only motion, and less than `pixels` of it."""
     moved = 0
     for kind, code, value in _events(data):
         if kind == EV_KEY or (kind == EV_REL and code not in (REL_X, REL_Y)) or (kind == EV_SYN and code == SYN_DROPPED):
@@ -149,12 +148,12 @@ def _events(data: memoryview) -> list[tuple[int, int, int]]:
 
 
 def _away(code: int, value: int, axis: Axis | None, dead_zone: float) -> bool:
-    """Whether an axis is held. A stick rests in the middle; a trigger, a pedal, a throttle at either end or there; so
-    such a one is seen on its way. An axis that does not say its range is held."""
+    """Whether an axis is away from its rest. A stick rests in the middle; a trigger, a pedal or a throttle there or at either
+    end. An axis without a known range is always away."""
     if code in HATS:
         return value != 0
     if axis is None or axis.most <= axis.least:
         return True
-    middle, reach = (axis.least + axis.most) / 2, (axis.most - axis.least) / 2 * dead_zone
+    middle, margin = (axis.least + axis.most) / 2, (axis.most - axis.least) / 2 * dead_zone
     rests = (middle,) if code in (ABS_X, ABS_Y, ABS_RX, ABS_RY) else (middle, axis.least, axis.most)
-    return all(abs(value - rest) > reach for rest in rests)
+    return all(abs(value - rest) > margin for rest in rests)

@@ -1,8 +1,8 @@
-"""What idle_detect (BOINC's helper) knows of the person: two times in shared memory, believed only while fresh (T12).
+"""The last input according to idle_detect (BOINC's helper): two times in shared memory, believed only while fresh.
 
-Its segment holds two 64-bit numbers, seconds since the epoch: when it was written, and the last input. They are written
-without a lock, so they are taken only if both are plausible and two reads agree. It can only add a sign: whoever forges
-the file keeps the node from working, and nothing else. A segment that is not there, stale or odd says nothing.
+Its segment holds two 64-bit numbers, in seconds since the epoch: when it was written, and the last input. They are written
+without a lock, so they count only if both are plausible and two reads agree. This source can only add a sign: a forged
+file keeps the node from working, and does nothing else. A segment that is missing, stale or odd says nothing.
 """
 
 from __future__ import annotations
@@ -14,31 +14,25 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.linux.clock import Clock
-from supervisor.sensors.base import Presence, Quality, Wake
+from supervisor.sensors.base import Presence, PresenceSensor, Quality
 
 FRESH_S: Final = 60.0
 AHEAD_S: Final = 2.0  # its clock has whole seconds
 TIMES: Final = struct.Struct("qq")
 READS: Final = 3
-SEGMENT: Final = Path("/dev/shm/idle_detect_shmem")  # noqa: S108 - another program's, by its fixed name
+SEGMENT: Final = Path("/dev/shm/idle_detect_shmem")  # noqa: S108 - another program's fixed name
 
 
-class IdleDetect:
-    """The last input by idle_detect, looked at when the tick asks."""
+class IdleDetect(PresenceSensor):
+    """Read at each look; shared memory sends no events."""
 
     name = "idle_detect"
 
     def __init__(self, clock: Clock, path: Path = SEGMENT) -> None:
         self._clock, self._path = clock, path
 
-    async def start(self, wake: Wake) -> None:
-        """Nothing to start: shared memory tells no events."""
-
-    async def stop(self) -> None:
-        """Nothing is held."""
-
     def latest(self, now_s: float) -> Presence:
-        """The last input, if its writer is alive."""
+        """The last input, if idle_detect is alive."""
         wall_s = self._clock.wall_s()
         written_s, input_s = self._read()
         fresh = -AHEAD_S <= wall_s - written_s <= FRESH_S

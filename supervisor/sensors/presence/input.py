@@ -1,17 +1,17 @@
-"""Input devices as signs of the person (R9): when a key, a pointer, a touch, a pen or a gamepad was last used.
+"""Input devices as signs of the person: when a key, a pointer, a touch, a pen or a gamepad was last used.
 
-The nodes in /dev/input that we may read are opened and read like any other reader's; nothing is taken from anybody. What
-was read is wiped at once, and only the time is kept: no key, no value, no place ever leaves this file. Where nodes may
-not be read (the service's user is not in group input) this source has nothing to say, which is no error by itself:
-others see the person as well. No device at all is "no source", never "idle".
+The node reads the devices in /dev/input like any other reader; every other reader still gets every event. What was read
+is overwritten at once, and only the time is kept: no key, no value, no position leaves this file. Where devices may not be
+read (the service's user is not in group input), this source has nothing to say, which is no error: other sources see the
+person as well. No device at all is "no source", never "idle".
 
-A moving mouse sends a thousand events a second. The first event after a rest wakes the loop; then all devices are left
-alone, but emptied once a second, until a whole second has passed without a sign. So somebody at work costs one short
-look a second here, and no tick.
+A moving mouse sends a thousand events a second. The first event after a rest wakes the loop. Then no device wakes it; all
+are emptied once a second, until a whole second has passed without a sign. So a person at work costs one short look a
+second here, and no tick.
 
-Devices come and go by inotify on /dev/input; a node appears before udev sets its rights, so a change of rights is one
-more reason to try. Neither is a sign: a wireless mouse goes and comes by itself. A device that another program has
-grabbed (a key remapper) sends us nothing; what that program makes of it comes from a device of its own.
+inotify on /dev/input reports devices that come and go. A node appears before udev sets its rights, so a change of rights
+is a reason to try again. None of these is a sign: a wireless mouse disappears and returns without a person. A device that
+another program has grabbed (a key remapper) sends us nothing; that program sends the keys from a device of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Final
 from states.observation import NEVER
 from supervisor.linux.clock import Clock
 from supervisor.linux.inotify import Event, Watcher, flags
-from supervisor.sensors.base import Presence, Quality, Wake
+from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake
 from supervisor.sensors.presence.evdev import (
     EV_ABS,
     EV_KEY,
@@ -43,16 +43,16 @@ from supervisor.sensors.presence.evdev import (
     pressed,
 )
 
-QUIET_S: Final = 1.0  # after a sign, until the devices are listened to again
-SETTLED_S: Final = 0.3  # a look that finds nothing this long after a sign listens again at once
-DRIFT_S: Final = 0.1  # a gamepad that drifts is heard no more often; the kernel keeps its events meanwhile
+QUIET_S: Final = 1.0  # after a sign, until devices may wake the loop again
+SETTLED_S: Final = 0.3  # a look that finds nothing this long after a sign lets them wake it at once
+DRIFT_S: Final = 0.1  # a gamepad that drifts is read no more often; the kernel keeps its events meanwhile
 BUMP_PIXELS: Final = 16
-BUMP_REST_S: Final = 900.0  # only after so long a rest may a motion be a bump
-BUMP_SAME_S: Final = 0.25  # what comes so soon is the same bump
-BUMP_AGAIN_S: Final = 1.0  # and what comes after it, but within this, is a person
+BUMP_REST_S: Final = 900.0  # a motion may be a bump only after so long a rest
+BUMP_SAME_S: Final = 0.25  # motion that follows so soon belongs to the same bump
+BUMP_AGAIN_S: Final = 1.0  # motion after that, but within this time, is a person
 BUFFER: Final = 64 * EVENT.size
 BLIND_SIGN: Final = "no input device could be read until just now"
-ROUNDS: Final = 16  # buffers emptied at one look; more than the kernel keeps
+ROUNDS: Final = 16  # buffers read in one look; more than the kernel keeps
 
 _MASK: Final = 0x40104593  # EVIOCSMASK
 _ABS: Final = 0x80184540  # EVIOCGABS(0)
@@ -60,7 +60,7 @@ WANTED: Final = 1 << EV_KEY | 1 << EV_REL | 1 << EV_ABS
 
 
 def axis_range(fd: int, code: int) -> Axis | None:
-    """The range of a device's axis; None: it does not say."""
+    """The range of a device's axis; None: it is not known."""
     try:
         answer = fcntl.ioctl(fd, _ABS + code, bytes(24))
     except OSError:
@@ -69,10 +69,10 @@ def axis_range(fd: int, code: int) -> Axis | None:
     return Axis(least, most)
 
 
-def _ask_for_less(fd: int) -> None:
-    """Let the kernel send keys and motion alone: a light on a keyboard that a program blinks is no person."""
+def _only_keys_and_motion(fd: int) -> None:
+    """Let the kernel leave out all other events, such as those of a light that a program blinks."""
     wanted = (ctypes.c_uint8 * 4)(*WANTED.to_bytes(4, "little"))
-    with contextlib.suppress(OSError):  # not an evdev of Linux 4.4 or later: everything it sends counts
+    with contextlib.suppress(OSError):  # not an evdev of Linux 4.4 or later: all its events count
         fcntl.ioctl(fd, _MASK, struct.pack("IIQ", 0, len(wanted), ctypes.addressof(wanted)))
 
 
@@ -84,14 +84,16 @@ class _Open:
         self.bump_at_s, self.bump_over = NEVER, False
 
 
-class InputDevices:
-    """The newest use of all readable input devices. No timer at rest; events wake the tick.
+class InputDevices(PresenceSensor):
+    """The newest use of all readable input devices. No timer at rest; events wake the loop.
 
     Args:
         clock: the clock.
-        required: no readable device is then an error, which blocks; else it is only said in `describe`.
-        dead_zone: of a gamepad's axes, 0 to 1 of half their range.
-        ignore_bumps: one short motion of a pointer after a long rest is then no sign.
+        required: without a readable device this source is in error, which blocks; otherwise only `details` says so.
+        dead_zone: of a gamepad's axes, a share (0 to 1) of half their range.
+        ignore_bumps: one short motion of a pointer after a long rest is no sign.
+        dev_root: /dev.
+        sys_root: /sys.
         axis_of: the range of an axis of an open device.
     """
 
@@ -114,18 +116,18 @@ class InputDevices:
         self._axis_of = axis_of
         self._buffer = bytearray(BUFFER)
         self._devices: dict[str, _Open] = {}
-        self._shut: dict[str, str] = {}  # devices of a person's that may not be read, and why
+        self._unreadable: dict[str, str] = {}  # devices that a person uses and that may not be read, and why
         self._sign_at_s, self._sign = NEVER, ""
-        self._blind = False  # it was said that nothing can be seen here
+        self._blind = False  # the last report was an error
         self._listening = False
         self._timer: asyncio.TimerHandle | None = None
-        self._resting: dict[str, asyncio.TimerHandle] = {}  # drifting devices, and when they are heard again
+        self._resting: dict[str, asyncio.TimerHandle] = {}  # devices that sent no sign, until they are read again
         self._wake: Wake = lambda: None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher = Watcher(self._changed)
 
     async def start(self, wake: Wake) -> None:
-        """Open what there is, and begin to listen."""
+        """Open the devices, and listen to them."""
         self._loop, self._wake = asyncio.get_running_loop(), wake
         self._watcher.open()
         self._watch()
@@ -133,8 +135,8 @@ class InputDevices:
         self._listen()
 
     async def stop(self) -> None:
-        """Close everything."""
-        self._ignore()
+        """Close all devices."""
+        self._stop_listening()
         for node in list(self._devices):
             self._close(node)
         for timer in (self._timer, *self._resting.values()):
@@ -144,8 +146,8 @@ class InputDevices:
         self._loop = None
 
     def latest(self, now_s: float) -> Presence:
-        """The newest sign. Costs one read a device that finds nothing."""
-        if self._loop is not None and str(self._folder) not in self._watcher.watched:  # nothing tells of devices that come
+        """The newest sign. Costs one `read` a device."""
+        if self._loop is not None and str(self._folder) not in self._watcher.watched:  # no event reports new devices
             self._look_for_devices()
         used = self._empty_all(now_s)
         if not used and not self._listening and now_s - self._sign_at_s >= SETTLED_S:
@@ -153,46 +155,46 @@ class InputDevices:
         error = ""
         if self.required and not self._devices:
             self._blind = True
-            error = f"no input device can be read: {self._mend()}, or set presence.input to auto in node.yaml"
+            error = f"no input device can be read: {self._remedy()}, or set presence.input to auto in node.yaml"
         sign = self._sign or ("" if self._devices else "no source: no input device can be read")
         quality = Quality.EVENT if self._devices else Quality.UNKNOWN
         return Presence(self.name, now_s, self._sign_at_s, sign, error=error, quality=quality, hands=True)
 
-    def describe(self) -> list[str]:
-        """Each device of a person's, read or not, one line each, for people; nothing of what it sent."""
-        lines = [f"{o.device.called}: read, only the time of use is kept" for _, o in sorted(self._devices.items())]
-        lines += [f"{node}: not read ({why})" for node, why in sorted(self._shut.items())]
-        if self._shut:
-            lines.append(f"to see these too: {self._mend()}")
-        return lines or ["no input device: this source tells nothing"]
+    def details(self) -> dict[str, list[str]]:
+        """Each device that a person uses, whether it is read or not; nothing of what it sent."""
+        lines = [f"{o.device.label}: read, only the time of use is kept" for _, o in sorted(self._devices.items())]
+        lines += [f"{node}: not read ({why})" for node, why in sorted(self._unreadable.items())]
+        if self._unreadable:
+            lines.append(f"to see these too: {self._remedy()}")
+        return {"input devices": lines or ["no input device: this source sees nobody"]}
 
-    def _mend(self) -> str:
-        return "add the service's user to group input" if self._shut else "there is none in /dev/input"
+    def _remedy(self) -> str:
+        return "add the service's user to group input" if self._unreadable else "there is none in /dev/input"
 
     # --- listening
 
     def _listen(self) -> None:
-        """Be called at the next event of any device."""
+        """Call `_used` at the next event of any device."""
         if self._loop is not None:
             self._listening = True
             for node, opened in self._devices.items():
                 if node not in self._resting:
                     self._loop.add_reader(opened.fd, self._used, node)
 
-    def _ignore(self) -> None:
+    def _stop_listening(self) -> None:
         self._listening = False
         if self._loop is not None:
             for opened in self._devices.values():
                 self._loop.remove_reader(opened.fd)
 
     def _used(self, node: str) -> None:
-        """A device has sent something, or has rested: wake the loop if that is a sign, and then leave all devices alone
-        for a while; let a device rest that sends what is none."""
+        """A device has sent something, or has rested. After a sign wake the loop, and ignore all devices for a while. A device
+        that sends no sign rests alone."""
         sign = self._empty(node, self._clock.now_s())
         if sign:
-            self._ignore()
-            self._later(QUIET_S)
             self._wake()
+            self._stop_listening()
+            self._calm_later()
         elif sign is False and node in self._devices and self._loop is not None:
             opened = self._devices[node]
             rest_s = BUMP_SAME_S if opened.device.kind is Kind.POINTER else DRIFT_S
@@ -207,34 +209,33 @@ class InputDevices:
         if (opened := self._devices.get(node)) is not None and self._listening:
             opened.bump_over = True
             if opened.device.kind is Kind.POINTER and (timer := self._resting.pop(node, None)) is not None:
-                timer.cancel()  # the rest of the bump has been taken: what comes now is motion again
+                timer.cancel()  # the rest of the bump has been read: what comes now is a new motion
             if node not in self._resting:
                 self._loop.add_reader(opened.fd, self._used, node)
 
-    def _later(self, delay_s: float) -> None:
+    def _calm_later(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._loop is not None:
-            self._timer = self._loop.call_later(delay_s, self._calm)
+            self._timer = self._loop.call_later(QUIET_S, self._calm)
 
     def _calm(self) -> None:
-        """Listen again once nobody has touched anything for a while."""
+        """Listen again when nobody has touched anything for a while."""
         self._timer = None
         if self._empty_all(self._clock.now_s()):
-            self._later(QUIET_S)
+            self._calm_later()
         elif not self._listening:
             self._listen()
 
-    # --- reading, and forgetting
+    # --- reading
 
     def _empty_all(self, now_s: float) -> bool:
-        """Take what all devices have sent; whether any of it is a sign."""
+        """Read what all devices have sent; returns whether any of it is a sign."""
         found = [self._empty(node, now_s) for node in list(self._devices)]
         return any(found)
 
     def _empty(self, node: str, now_s: float) -> bool | None:
-        """Take what one device has sent; whether it is a sign, None: it sent nothing. What was read is overwritten
-        before this returns."""
+        """Read what one device has sent, and overwrite it; returns whether it is a sign; None: it sent nothing."""
         opened, sign = self._devices[node], None
         try:
             for _ in range(ROUNDS):
@@ -252,7 +253,7 @@ class InputDevices:
         finally:
             self._buffer[:] = bytes(BUFFER)
         if sign:
-            self._sign_at_s, self._sign = now_s, f"user active on {opened.device.called}"
+            self._sign_at_s, self._sign = now_s, f"user active on {opened.device.label}"
         return sign
 
     def _is_sign(self, opened: _Open, data: memoryview, now_s: float) -> bool:
@@ -263,7 +264,7 @@ class InputDevices:
         return True
 
     def _is_no_bump(self, opened: _Open, data: memoryview, now_s: float) -> bool:
-        """HTCondor's filter: a short motion after a long rest must come again within a second."""
+        """HTCondor's filter: a short motion after a long rest counts when another follows within a second."""
         since_s = now_s - opened.bump_at_s
         again = opened.bump_over and since_s <= BUMP_AGAIN_S
         if again or now_s - self._sign_at_s < BUMP_REST_S or not bumped(data, BUMP_PIXELS):
@@ -293,14 +294,14 @@ class InputDevices:
             self._listen()
 
     def _find(self) -> None:
-        """Open devices that have come, and let go of those that are gone."""
+        """Open new devices, and close those that are gone."""
         try:
             nodes = {name for name in os.listdir(self._folder) if name.startswith("event")}
         except OSError:
             nodes = set()
         for node in [node for node, opened in self._devices.items() if node not in nodes or self._is_another(node, opened)]:
             self._close(node)
-        self._shut = {node: why for node, why in self._shut.items() if node in nodes}
+        self._unreadable = {node: why for node, why in self._unreadable.items() if node in nodes}
         for node in sorted(nodes - self._devices.keys()):
             device = describe(self._sys, node)
             if device is None or device.kind is Kind.NONE:
@@ -308,16 +309,16 @@ class InputDevices:
             try:
                 fd = os.open(self._folder / node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
             except OSError as error:
-                self._shut[node] = f"{device.kind} '{device.name}': {error.strerror or error}"
+                self._unreadable[node] = f"{device.kind} '{device.name}': {error.strerror or error}"
                 continue
-            _ask_for_less(fd)
-            self._shut.pop(node, None)
+            _only_keys_and_motion(fd)
+            self._unreadable.pop(node, None)
             self._devices[node] = _Open(device, fd)
-        if self._blind and self._devices:  # who used one meanwhile is not known, so somebody may have
+        if self._blind and self._devices:  # somebody may have used one meanwhile
             self._blind, self._sign_at_s, self._sign = False, self._clock.now_s(), BLIND_SIGN
 
     def _is_another(self, node: str, opened: _Open) -> bool:
-        """What has this name now is not what was opened: it has gone and come again before anybody looked."""
+        """Whether another device has this name now: the opened one went, and this one came, between two looks."""
         try:
             return not os.path.samestat(os.fstat(opened.fd), os.stat(self._folder / node))
         except OSError:

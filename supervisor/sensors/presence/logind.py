@@ -1,22 +1,17 @@
-"""Sessions by logind: who is there, who came, who left, who keeps the screen on; and whether the machine is going down.
+"""Sessions by logind: who is there, came, left or keeps the screen on; and whether the machine is going down.
 
-Driven by signals, which only wake: what counts is the look that follows, at everything that logind knows. Besides, one
-short question in two thirds of `presence.max_age_sec` shows that logind still answers, and finds what it tells nobody
-(the lid). A graphical session in the foreground is a person, unless it is proven that nobody is there: by the session
-agent's report, or by both of IdleHint and LockedHint, which are mere hints alone (T3, T4). Where they disagree, the
-nearer sign counts. Terminals of a session are the terminals sensor's; here a login counts, and what logind knows
-of its terminal. What logind does not say, in time and in the form expected, is an error, which blocks (R12).
+Signals only wake; the look that follows counts, and reads everything that logind knows. Also, one short question in two
+thirds of `presence.max_age_sec` shows that logind still answers, and finds what no signal reports (the lid). An answer that
+is missing, late or of another form is an error, which blocks. `session_policy.py` says what a session means.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Final
 
 from states.observation import NEVER
@@ -37,215 +32,59 @@ from supervisor.linux.dbus import (
     inhibit,
     inhibitions,
 )
-from supervisor.sensors.base import Away, Presence, Quality, Wake
-from supervisor.sensors.presence.agent_reports import Proof
+from supervisor.linux.text import one_line
+from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake
+from supervisor.sensors.presence.agent_reports import Proof, SessionOwners
 from supervisor.sensors.presence.logind_session import session_properties
+from supervisor.sensors.presence.session_policy import NO_PROOF, Session, SessionSign, away, judge, lid_reason
 
+WHO: Final = "rae-node"  # the holder of our locks
 UPOWER: Final = "org.freedesktop.UPower"
-UPOWER_PATH: Final = "/org/freedesktop/UPower"  # the lid and the mains; what lies below are batteries and their charge
-TERMINAL_TYPES: Final = ("tty", "unspecified", "web")  # every other type is graphical, also one we do not know
-NOT_PEOPLE: Final = ("greeter", "lock-screen", "none", "background", "manager")  # and what begins like the last two
+UPOWER_PATH: Final = "/org/freedesktop/UPower"  # the lid and the mains; the paths below it are batteries
 DELAYS: Final = {"sleep": "PreparingForSleep", "shutdown": "PreparingForShutdown"}
 GOING: Final = {"sleep": "the machine is going to sleep", "shutdown": "the machine is shutting down"}
-LID_CLOSED: Final = "the lid is closed"
-DENIES_S: Final = 10.0  # two sources of one desktop may differ by so much: the kernel's 8-s steps, a report on its way
+SIGNS: Final = {"IdleHint": False, "LockedHint": False, "Active": True}  # properties of a session that change to a sign
 START_SIGN: Final = "the node began to watch the sessions; who left before is not known"
 BACK_SIGN: Final = "logind could not be asked until just now; who left meanwhile is not known"
-NO_PROOF: Final = Proof()
 FIRST_LOOK_S: Final = 2.0
 RETRY_S: Final = 2.0
 
 
 def _boot_offset_s() -> float:
-    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time spent suspended. It is added to stamps of logind's, so that one
-    from before a suspend comes out later than it was, never earlier."""
+    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time spent suspended. With it, logind's stamps from before a suspend come
+    out later than they were, never earlier."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A session as logind sees it. Times are seconds of CLOCK_BOOTTIME."""
+class Sessions(PresenceSensor):
+    """The sensor. It is made before the shared bus is started, which it does; the bus's owner stops it.
 
-    id: str
-    path: str
-    uid: int
-    user: str
-    seat: str
-    type: str
-    kind: str  # logind's Class
-    state: str
-    active: bool
-    remote: bool
-    host: str
-    tty: str
-    idle: bool
-    locked: bool
-    created_s: float
-    idle_since_s: float
-
-    @classmethod
-    def read(cls, path: str, known: dict[str, Any], now_s: float, offset_s: float) -> Session:
-        """From logind's properties.
-
-        Raises:
-            BusError: one is missing or of another type.
-        """
-        try:
-            text = {n: _typed(known[n], str) for n in ("Id", "Name", "Type", "Class", "State", "RemoteHost", "TTY")}
-            flag = {n: _typed(known[n], bool) for n in ("Active", "Remote", "IdleHint", "LockedHint")}
-            stamp = {n: _typed(known[n], int) for n in ("TimestampMonotonic", "IdleSinceHintMonotonic")}
-            uid, seat = _typed(known["User"][0], int), _typed(known["Seat"][0], str)
-        except (KeyError, TypeError, IndexError) as error:
-            raise BusError(f"logind describes a session in a way that this node does not know ({error})") from error
-
-        def boot_s(usec: int) -> float:
-            return min(usec / 1e6 + offset_s, now_s) if usec else NEVER
-
-        return cls(
-            id=text["Id"], path=path, uid=uid, user=text["Name"], seat=seat, type=text["Type"], kind=text["Class"],
-            state=text["State"], active=flag["Active"], remote=flag["Remote"], host=text["RemoteHost"],
-            tty=text["TTY"], idle=flag["IdleHint"], locked=flag["LockedHint"],
-            created_s=boot_s(stamp["TimestampMonotonic"]), idle_since_s=boot_s(stamp["IdleSinceHintMonotonic"]),
-        )
-
-    @property
-    def is_person(self) -> bool:
-        """Its class is a person's; a class that we do not know is (T9)."""
-        return self.kind not in NOT_PEOPLE and not self.kind.startswith(("background-", "manager-"))
-
-    @property
-    def counts(self) -> bool:
-        """A person's session that has not been left (tmux keeps one "closing" for good, T9)."""
-        return self.is_person and self.state != "closing"
-
-    @property
-    def graphical(self) -> bool:
-        """x11, wayland, mir, and whatever is no terminal."""
-        return self.type not in TERMINAL_TYPES
-
-    @property
-    def proven_away(self) -> bool:
-        """IdleHint counts only beside a second source, which here is LockedHint; both must be there, and a time."""
-        return self.idle and self.locked and math.isfinite(self.idle_since_s)
-
-    @property
-    def place(self) -> str:
-        """Where the person is: a seat, a terminal, another machine."""
-        if self.host or self.remote:
-            return f"from {_clean(self.host) or 'afar'}"
-        return f"on {self.tty or self.seat}" if self.tty or self.seat else "without a seat"
-
-    @property
-    def name(self) -> str:
-        """The session, in words."""
-        return f"{'graphical ' if self.graphical else ''}session {self.id} of {self.user}"
-
-
-def _typed(value: Any, kind: type[Any]) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"{value!r} is no {kind.__name__}")
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What one session says: somebody is there (`present`), or when somebody was; `note` explains a session that says
-    neither."""
-
-    present: str = ""
-    last_sign_at_s: float = NEVER
-    sign: str = ""
-    note: str = ""
-    quality: Quality = Quality.EVENT
-
-
-def judge(session: Session, proof: Proof = NO_PROOF, *, strict: bool = False) -> Verdict:
-    """Whether the session shows a person (R9). `proof`: what its agent says of it. `strict`: an active graphical session
-    shows one, whatever is said of it."""
-    if not session.is_person:
-        return Verdict(note=f"not a person: class {session.kind}")
-    if session.state == "closing":
-        return Verdict(note="left, not counted: state closing")
-    # IdleSinceHint is when the hint changed, either way, or the terminal's last use: a sign in every case.
-    last = Verdict(last_sign_at_s=session.created_s, sign=f"{session.user} logged in {session.place}")
-    if session.idle_since_s > session.created_s:
-        sign = f"user active {session.place}"
-        last = Verdict(last_sign_at_s=session.idle_since_s, sign=sign, quality=Quality.INFERRED)
-    if proof.source and proof.idle_since_s > last.last_sign_at_s:
-        last = Verdict(last_sign_at_s=proof.idle_since_s, sign=f"user active {session.place} ({proof.source})")
-    if proof.active:
-        return Verdict(present=f"{session.name} active {session.place} ({proof.source})")
-    away = bool(proof.source) or session.proven_away
-    if not session.graphical or not session.active or (away and not strict):
-        return last
-    if away:
-        said = "nobody there by its agent" if proof.source else "idle and locked"
-        return Verdict(present=f"{session.name} active {session.place} ({said}, but presence.strict is true)")
-    hint = ""
-    if session.locked:
-        hint = " (locked, but not idle by its own word)"
-    elif session.idle:
-        hint = " (idle by its own word, but not locked)"
-    return Verdict(present=f"{session.name} {session.place}, idle time unknown{hint}: {proof.why}", quality=Quality.INFERRED)
-
-
-def away(session: Session, proof: Proof, now_s: float) -> Iterator[Away]:
-    """Who says that nobody is at this desktop, and what the other of both, logind and the session's agent, says of that."""
-    if not session.counts or not session.graphical:
-        return
-    about = f"nobody at {session.name}"
-    touched_s = now_s if proof.active else proof.idle_since_s
-    if session.idle and math.isfinite(session.idle_since_s):
-        denied = bool(proof.source) and touched_s > session.idle_since_s + DENIES_S
-        says = (f"session agent ({proof.source})", f"user active {session.place}", touched_s) if denied else ("", "", NEVER)
-        yield Away("logind", about, session.idle_since_s, *says)
-    if proof.source and not proof.active:
-        denied = not session.idle and session.idle_since_s > proof.idle_since_s + DENIES_S
-        says = ("logind", f"user active {session.place}", session.idle_since_s) if denied else ("", "", NEVER)
-        yield Away(f"session agent ({proof.source})", about, proof.idle_since_s, *says)
-
-
-def lid_reason(manager: dict[str, Any]) -> str:
-    """A closed lid is a machine on its way into a bag (T25), unless logind has been told to ignore it; else empty."""
-    if manager.get("LidClosed") is not True:
-        return ""
-    action = manager.get("HandleLidSwitch")
-    if manager.get("Docked"):
-        action = manager.get("HandleLidSwitchDocked")
-    elif manager.get("OnExternalPower"):
-        action = manager.get("HandleLidSwitchExternalPower") or action
-    return "" if action in ("ignore", "lock") else LID_CLOSED
-
-
-def _clean(text: str) -> str:
-    """A name that somebody else chose, fit for one line."""
-    return "".join(c if c.isprintable() else " " for c in text)[:60].strip()
-
-
-class Sessions:
-    """The sensor. It shares `bus` with others, so it starts it but does not stop it; made before the bus is started.
-
-    `delay_locks`: hold logind's delay locks, so that a task can be stopped in order before the machine sleeps or shuts
-    down (T26); for the daemon. `start_is_sign`: who left before the start is not known, so the start counts as a sign;
-    a look that lasts a moment only may leave it out. `proof`: what the agent of a session (its id, its owner's uid) says
-    of it at a moment.
+    Args:
+        bus: the system bus.
+        clock: the clock.
+        settings: presence.* of node.yaml.
+        owners: kept up to date with who owns which session.
+        delay_locks: hold logind's delay locks, so that a task is stopped in order before the machine sleeps or shuts down.
+        start_is_sign: count the start as a sign: who left before is not known. A single look may leave it out.
+        proof: what the agent of a session (its id, its owner's uid) says of it at a moment.
+        boot_offset_s: CLOCK_BOOTTIME minus CLOCK_MONOTONIC, in seconds.
     """
 
-    name = "sessions"
+    name = "logind"
 
     def __init__(
         self,
         bus: SystemBus,
         clock: Clock,
         settings: PresenceSettings,
+        owners: SessionOwners | None = None,
         *,
-        who: str = "rae-node",
         delay_locks: bool = True,
         start_is_sign: bool = True,
         proof: Callable[[str, int, float], Proof] = lambda _session, _uid, _now_s: NO_PROOF,
         boot_offset_s: Callable[[], float] = _boot_offset_s,
     ) -> None:
-        self._bus, self._clock, self._settings, self._who = bus, clock, settings, who
+        self._bus, self._clock, self._settings, self._owners = bus, clock, settings, owners or SessionOwners()
         self._boot_offset_s, self._start_is_sign, self._proof = boot_offset_s, start_is_sign, proof
         self._wake: Wake = lambda: None
         self._task: asyncio.Task[None] | None = None
@@ -259,19 +98,19 @@ class Sessions:
         self._blockers: list[Inhibition] = []
         self._blocked_since: dict[Inhibition, float] = {}  # first seen then, so held at least that long
         self._event = (NEVER, "")  # the last sign that was an event, and what it was
-        self._delays = _DelayLocks(bus, who) if delay_locks else None
+        self._delays = _DelayLocks(bus) if delay_locks else None
         self._preparing = dict.fromkeys(DELAYS, False)
-        self._prepared = 0  # how many signals told of it: a property read before the last of them is old
+        self._prepared = 0  # signals about it so far: a property read before the last of them is old
         bus.watch(LOGIN1, self._owner_changed)
         bus.subscribe(LOGIN1, LOGIN1_MANAGER, "", self._manager_signal)
         bus.subscribe(LOGIN1, PROPERTIES, "PropertiesChanged", self._properties_changed)
         bus.subscribe(UPOWER, PROPERTIES, "PropertiesChanged", self._power_changed)
 
-    # What others read
+    # --- what others read
 
     @property
     def going_down(self) -> str:
-        """Why the machine is about to sleep or shut down, in words; empty when it is not, as far as is known."""
+        """Why the machine is about to sleep or shut down; empty when it is not, as far as is known."""
         for kind, preparing in self._preparing.items():
             if preparing:
                 return GOING[kind]
@@ -284,88 +123,65 @@ class Sessions:
 
     @property
     def delay_max_s(self) -> float | None:
-        """How long a delay lock holds sleep or shutdown up, in seconds (5 by default, T26): the task must be stopped
-        within it. None: not known."""
+        """How long a delay lock holds up sleep or shutdown, in seconds (logind's default is 5); the task must be stopped
+        in this time. None: not known."""
         usec = self._manager.get("InhibitDelayMaxUSec")
         return usec / 1e6 if type(usec) is int else None
 
     def release_delay(self) -> None:
-        """The task is stopped: let the machine sleep or shut down. Outside of that it does nothing; the locks are taken
-        again by themselves on resume."""
+        """The task is stopped: let the machine sleep or shut down. Does nothing while the machine is not going down. On resume
+        the locks are taken again."""
         if self._delays:
             self._delays.release([kind for kind, preparing in self._preparing.items() if preparing])
 
-    def owner(self, session: str) -> tuple[int, str] | None:
-        """uid and name of a session's owner; None: logind does not list it."""
-        return next(((s.uid, s.user) for s in self._sessions.values() if s.id == session), None)
-
-    def name_of(self, uid: int) -> str | None:
-        """The name of a user with a session; None: logind lists none of that user's."""
-        return next((s.user for s in self._sessions.values() if s.uid == uid), None)
-
     def latest(self, now_s: float) -> Presence:
         """What is known now."""
-        verdicts = [self._judge(session, now_s) for session in self._sessions.values()]
-        signs = [(*self._event, Quality.EVENT), *((v.last_sign_at_s, v.sign, v.quality) for v in verdicts)]
+        seen = [self._judge(session, now_s) for session in self._sessions.values()]
+        signs = [(*self._event, Quality.EVENT), *((s.last_sign_at_s, s.sign, s.quality) for s in seen)]
         at_s, sign, quality = max(signs)
-        present = [(v.present, v.quality) for v in verdicts if v.present]
+        present = [(s.present, s.quality) for s in seen if s.present]
         present += [(self._blocked_by(b), Quality.EVENT) for b in self._blockers]
         silent_s = now_s - self._answered_at_s
         error = self._error
         if not error and silent_s > self._settings.max_age_sec:
-            error = f"logind has not been heard of for {silent_s:.0f} s (presence.max_age_sec)"
+            error = f"logind has not answered for {silent_s:.0f} s (presence.max_age_sec)"
+        away_from = [] if error else [away(s, self._proof(s.id, s.uid, now_s), now_s) for s in self._sessions.values()]
         return Presence(
-            source="logind",
+            source=self.name,
             read_at_s=self._answered_at_s,
             last_sign_at_s=min(at_s, now_s),
             sign=sign,
             present=present[0][0] if present else "",
             error=error,
             quality=present[0][1] if present else quality,
-            away=() if error else tuple(self._away(now_s)),
+            away=tuple(absence for absences in away_from for absence in absences),
         )
-
-    def _away(self, now_s: float) -> Iterator[Away]:
-        for session in self._sessions.values():
-            yield from away(session, self._proof(session.id, session.uid, now_s), now_s)
 
     @property
     def known(self) -> tuple[Session, ...]:
         """The sessions as of the last look; for the doctor's cross-check."""
         return tuple(self._sessions.values())
 
-    def locks(self) -> list[str]:
-        """Who keeps the screen on by a lock of logind's, counted or excepted, with its age, one line each, for people."""
-        now_s, lines = self._clock.now_s(), []
-        for lock, since_s in self._blocked_since.items():
-            age = elapsed(max(0.0, now_s - since_s))
-            how = "presence.ignore_inhibitors" if lock in self._blockers else "not counted: presence.ignore_inhibitors"
-            lines.append(f"{self._blocked_by(lock)}, for {age} at least ({how})")
-        return lines
-
-    def describe(self) -> list[str]:
-        """Each session, each lock that keeps the screen on, with the verdict, one line each, for people."""
-        now_s = self._clock.now_s()
-        lines = [f"logind: {self._error}"] if self._error else []
+    def details(self) -> dict[str, list[str]]:
+        """Each session with what it says; each lock that keeps the screen on, with its age, and whether it counts."""
+        now_s, lines, locks = self._clock.now_s(), [], []
         for session in self._sessions.values():
-            verdict = self._judge(session, now_s)
-            said = verdict.present or verdict.note
-            if not said:
-                said = f"{verdict.sign}, {max(0.0, now_s - verdict.last_sign_at_s):.0f} s ago"
-            lines.append(f"session {session.id} ({session.type}, {session.kind}, {session.state}): {said}")
-        lines += self.locks()
+            seen = self._judge(session, now_s)
+            text = seen.present or seen.note or f"{seen.sign}, {max(0.0, now_s - seen.last_sign_at_s):.0f} s ago"
+            lines.append(f"session {session.id} ({session.type}, {session.kind}, {session.state}): {text}")
         if self._event[1]:
             lines.append(f"last event: {self._event[1]}, {max(0.0, now_s - self._event[0]):.0f} s ago")
-        if self.going_down:
-            lines.append(self.going_down)
-        if self.delay_error:
-            lines.append(self.delay_error)
-        return lines or ["no session"]
+        lines += filter(None, (self.going_down, self.delay_error))
+        for lock, since_s in self._blocked_since.items():
+            age = elapsed(max(0.0, now_s - since_s))
+            counts = "" if lock in self._blockers else "not counted: "
+            locks.append(f"{self._blocked_by(lock)}, for {age} at least ({counts}presence.ignore_inhibitors)")
+        return {"sessions": lines or ["no session"], "locks on idle": locks}
 
-    # Life
+    # --- watching
 
     async def start(self, wake: Wake) -> None:
-        """Begin to watch; returns after the first look, or when it has taken two seconds."""
+        """Returns after the first look, at the latest after two seconds."""
         self._wake = wake
         if self._start_is_sign:
             self._note(START_SIGN)
@@ -374,7 +190,7 @@ class Sessions:
         await is_set(self._looked, FIRST_LOOK_S)
 
     async def stop(self) -> None:
-        """Let go of the delay locks and of the watch; the bus is its owner's to stop."""
+        """Stop watching, and close the delay locks; the bus's owner stops the bus."""
         if self._task:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -388,23 +204,23 @@ class Sessions:
         self._look_now.set()
         while True:
             await is_set(self._look_now, min(interval_s, RETRY_S) if self._error else interval_s)
-            before = self._told()
+            before = self._state()
             try:
                 if self._error or self._look_now.is_set() or await self._ask_manager() != self._manager:
                     self._look_now.clear()
                     await self._look()
             except BusError as error:
                 self._error = self._bus.error or f"{error}: see systemctl status systemd-logind"
-            except Exception as error:  # noqa: BLE001 - a fault of ours is one more way not to know (R12), and tried again
+            except Exception as error:  # noqa: BLE001 - after a fault of ours the sessions are unknown; it is tried again
                 self._error = f"sessions cannot be read: {type(error).__name__}: {error}"
             self._looked.set()
-            if self._told() != before:
+            if self._state() != before:
                 self._wake()
 
-    def _told(self) -> tuple[object, ...]:
+    def _state(self) -> tuple[object, ...]:
         return (self._error, self._sessions, self._blockers, self._event, self.going_down)
 
-    # Looking
+    # --- looking
 
     async def _ask_manager(self) -> dict[str, Any]:
         prepared = self._prepared
@@ -425,7 +241,7 @@ class Sessions:
         for *_, path in listed:
             known = await session_properties(self._bus, path)
             if known is None:
-                continue  # it ended between the two questions
+                continue  # it ended between the two calls
             seen[path] = Session.read(path, known, self._clock.now_s(), self._boot_offset_s())
         held = []
         if "idle" in str(manager.get("BlockInhibited", "idle")).split(":"):
@@ -436,12 +252,13 @@ class Sessions:
             self._note(BACK_SIGN)
         self._compare(seen, blockers)
         self._sessions, self._blockers, self._error, self._answered_before = seen, blockers, "", True
+        self._owners.by_session = {session.id: (session.uid, session.user) for session in seen.values()}
         self._answered_at_s = self._clock.now_s()
         self._blocked_since = {lock: self._blocked_since.get(lock, self._answered_at_s) for lock in held}
 
     def _is_others(self, lock: Inhibition) -> bool:
-        """Somebody else's block lock on idle (T7): a film, a talk, a call. Ours is none."""
-        ours = lock.pid == os.getpid() or lock.who == self._who
+        """Whether it is another program's block lock on idle: a film, a talk, a call."""
+        ours = lock.pid == os.getpid() or lock.who == WHO
         return lock.blocks and "idle" in lock.kinds and not ours
 
     def _compare(self, seen: dict[str, Session], blockers: list[Inhibition]) -> None:
@@ -463,18 +280,18 @@ class Sessions:
     def _left(self, before: Session, now: Session, now_s: float) -> bool:
         return bool(self._judge(before, now_s).present) and not self._judge(now, now_s).present
 
-    def _judge(self, session: Session, now_s: float) -> Verdict:
+    def _judge(self, session: Session, now_s: float) -> SessionSign:
         return judge(session, self._proof(session.id, session.uid, now_s), strict=self._settings.strict)
 
     def _blocked_by(self, lock: Inhibition) -> str:
-        """The holder, and not its reason: that may be the title of what is being watched (R16)."""
-        users = {session.uid: session.user for session in self._sessions.values()}
-        return f"idle blocked by {_clean(lock.who)} of {users.get(lock.uid, f'uid {lock.uid}')} (pid {lock.pid})"
+        """The holder, and not its reason, which may be the title of a film."""
+        user = self._owners.name_of(lock.uid) or f"uid {lock.uid}"
+        return f"idle blocked by {one_line(lock.who, 60)} of {user} (pid {lock.pid})"
 
     def _note(self, sign: str) -> None:
         self._event = (self._clock.now_s(), sign)
 
-    # What the bus tells
+    # --- signals
 
     def _owner_changed(self, owner: str) -> None:
         if self._delays:
@@ -496,7 +313,7 @@ class Sessions:
         ended = self._preparing[kind] and not preparing
         self._preparing[kind] = preparing
         if ended and self._delays:
-            self._delays.take([kind])  # on resume, before anything else (T26)
+            self._delays.take([kind])  # on resume, before anything else
 
     def _power_changed(self, signal: Signal) -> None:
         if signal.path == UPOWER_PATH:
@@ -504,21 +321,21 @@ class Sessions:
 
     def _properties_changed(self, signal: Signal) -> None:
         session = self._sessions.get(signal.path)
-        if session and session.counts and session.graphical and len(signal.body) > 1:
-            for hint in ("IdleHint", "LockedHint"):  # too short for a look to see it, it is a sign all the same
-                if (value := signal.body[1].get(hint)) is not None and value.value is False:
-                    self._note(f"user active {session.place}")
-                    self._wake()
+        changes = signal.body[1] if len(signal.body) > 1 else {}
+        is_sign = any(name in changes and changes[name].value is value for name, value in SIGNS.items())
+        if is_sign and session and session.counts and session.graphical:
+            self._note(f"user active {session.place}")  # at once: the look takes several calls, and may come too late to see it
+            self._wake()
         self._look_now.set()
 
 
 class _DelayLocks:
-    """The delay locks, one a kind (T24), held all the time; taken in the background, one at a time."""
+    """The delay locks, one of each kind. They are taken in the background, and held until the machine goes down."""
 
-    def __init__(self, bus: SystemBus, who: str) -> None:
-        self._bus, self._who = bus, who
+    def __init__(self, bus: SystemBus) -> None:
+        self._bus = bus
         self._held: dict[str, Lock] = {}
-        self._old: dict[str, Lock] = {}  # of a logind that is gone; its successor may have taken them over
+        self._old: dict[str, Lock] = {}  # of a logind that is gone; its successor may still know them
         self._taking: dict[str, asyncio.Task[None]] = {}
         self._refused: dict[str, str] = {}
 
@@ -534,7 +351,7 @@ class _DelayLocks:
 
     async def _take(self, kind: str) -> None:
         try:
-            lock = await inhibit(self._bus, kind, self._who, "stops its task in order first", "delay")
+            lock = await inhibit(self._bus, kind, WHO, "stops its task in order first", "delay")
         except BusError as error:
             self._refused[kind] = f"no delay lock on {kind}, a task may be cut short by it: {error}"
         else:
@@ -550,7 +367,7 @@ class _DelayLocks:
             self._close(self._old, kind)
 
     def renew(self) -> None:
-        """logind is another one: `take` takes new locks, and only then the old ones are given up."""
+        """logind has restarted: `take` takes new locks, and only then the old ones are closed."""
         for task in self._taking.values():
             task.cancel()
         for kind in list(self._held):

@@ -1,4 +1,4 @@
-"""One session, as logind describes it: asked by the daemon, and by the session agent. Light, since the agent is small."""
+"""Reads one session from logind; for the daemon and for the session agent, which must stay small."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ GONE: Final = ("org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.logi
 
 
 async def session_properties(bus: SystemBus, path: str) -> dict[str, Any] | None:
-    """All properties of a session that was listed; None: it has ended since.
+    """All properties of a session that logind has listed; None: it has ended since.
 
     Raises:
-        BusError: logind does not tell.
+        BusError: logind does not answer.
     """
     try:
         return await bus.properties(LOGIN1, path, SESSION)

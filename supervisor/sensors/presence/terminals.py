@@ -1,21 +1,19 @@
-"""Terminals as signs of the person (R9): when somebody last typed at one, and terminals that come and go.
+"""Terminals as signs of the person: when somebody last typed at one, and terminals that come and go.
 
-The kernel moves a terminal's access time when typed bytes are read from it, and only then; output moves the
-modification time, which says nothing about a person. It moves in steps of 8 seconds, so a time taken from it is up to
-8 seconds old, and nothing finer may be read into it. Where we may read the node ourselves (our own terminals; all, as
-root) inotify tells each read of typed bytes at once.
+The kernel updates a terminal's access time only when typed bytes are read from it. (Output changes the modification time,
+which says nothing about a person.) The access time moves in steps of 8 seconds, so it is up to 8 seconds old. Where we may
+read the node (our own terminals; all, as root), inotify reports each read of typed bytes at once.
 
-Access times are wall-clock times, and the wall clock may jump. They are turned into seconds of CLOCK_BOOTTIME once,
-when they are first seen, and a change seen later lies between the last look and now, whatever it says. A time in the
-future, or from before the boot, proves that the clock was set since, and counts as now. But most consoles have never
-been typed on since the kernel made their nodes, and clocks are often set soon after that: an access time of the age of
-/dev/full, made in the same moment and by the same clock, stands for the boot.
+Access times are wall-clock times, and the wall clock may jump. The first look turns them into seconds of CLOCK_BOOTTIME. A
+change seen later happened between the last look and now, whatever the time says. A time in the future or from before the
+boot proves that the clock was set since, and counts as now. One exception: nobody has typed on most consoles since the
+kernel made their nodes, and clocks are often set soon after that. So an access time near that of /dev/full, which was made
+in the same moment by the same clock, stands for the boot.
 
-What is a terminal: pseudo-terminals in /dev/pts (but not ptmx, which makes them), virtual consoles, /dev/console, and
-serial lines except those that belong to group dialout or uucp: getty gives its line to group tty, and a line with a UPS
-or a GPS on it is read all day by a program. A console where only getty waits has an access time too, but it stays what
-it was, so its age lets it be. The terminal in which the node itself was started counts like any other: whoever
-typed the command is a person. A task that makes itself a pseudo-terminal cannot be told from one.
+Terminals are pseudo-terminals in /dev/pts (except ptmx, which makes them), virtual consoles, /dev/console, and serial
+lines, except those of group dialout or uucp: getty gives its line to group tty, and a line with a UPS or a GPS is read all
+day by a program. A console where only getty waits has an old access time, which is no sign. The terminal in which the node
+was started counts like any other: a person typed the command. A task that makes a pseudo-terminal looks like a person.
 """
 
 from __future__ import annotations
@@ -31,18 +29,18 @@ from typing import Final
 from states.observation import NEVER
 from supervisor.linux.clock import Clock
 from supervisor.linux.inotify import Event, Watcher, flags
-from supervisor.sensors.base import Presence, Quality, Wake
+from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake
 
-QUIET_S: Final = 1.0  # somebody who types wakes the tick no more often
-MAKING_NS: Final = 5_000_000_000  # the kernel makes all its nodes within so much of each other
+QUIET_S: Final = 1.0  # typing wakes the loop no more often
+MAKING_NS: Final = 5_000_000_000  # the kernel makes all nodes within this time
 CONSOLE: Final = re.compile(r"console|tty[0-9]+|hvc[0-9]+")
 SERIAL: Final = re.compile(r"tty(S|AMA|USB|ACM)[0-9]+")
-MEND: Final = "mount devpts there, or set presence.terminals to false in node.yaml"
+REMEDY: Final = "mount devpts there, or set presence.terminals to false in node.yaml"
 MACHINES: Final = frozenset({"dialout", "uucp"})
 
 
-class Terminals:
-    """The newest sign of all terminals. Looks when asked, and has no timer; events wake the tick.
+class Terminals(PresenceSensor):
+    """The newest sign of all terminals. No timer; events wake the loop.
 
     Args:
         clock: the clock; its wall time is compared with access times.
@@ -64,13 +62,13 @@ class Terminals:
         self._watcher = Watcher(self._touched)
         self._watch_again = True
         self._woke_at_s = NEVER
-        self._told_at_s = NEVER  # when an event last told of a sign
+        self._event_at_s = NEVER  # when an event was last a sign
 
     async def start(self, wake: Wake) -> None:
-        """Begin to watch; the first look is done when this returns."""
+        """The first look is done when this returns."""
         self._wake = wake
-        self._watcher.open()  # without inotify, looks alone tell, at each tick
-        # No OPEN: whoever lists the folder opens it, and would wake us each time; of a terminal, only bytes typed count.
+        self._watcher.open()  # without inotify, only the look of each tick finds signs
+        # No OPEN: every program that lists the folder opens it. Of a terminal, only typed bytes count.
         self._watcher.add(self._prefix + "pts", flags.CREATE | flags.DELETE)
         self.latest(self._clock.now_s())
 
@@ -79,20 +77,20 @@ class Terminals:
         self._watcher.close()
 
     def latest(self, now_s: float) -> Presence:
-        """The newest sign. Costs one stat a terminal."""
+        """The newest sign. Costs one `stat` a terminal."""
         try:
             self._look(now_s)
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            words = f"terminals cannot be seen: {error.strerror or error}{where}: {MEND}"
-            return Presence(self.name, now_s, self._sign_at_s, self._sign, error=words, quality=Quality.UNKNOWN)
+            reason = f"terminals cannot be seen: {error.strerror or error}{where}: {REMEDY}"
+            return Presence(self.name, now_s, self._sign_at_s, self._sign, error=reason, quality=Quality.UNKNOWN)
         return Presence(self.name, now_s, self._sign_at_s, self._sign, quality=self._quality, hands=True)
 
-    def describe(self) -> list[str]:
-        """Which terminals there are, and of which each key is told at once, for people."""
-        told = self._watched()
-        parts = (self._known.keys() & told, "each key at once"), (self._known.keys() - told, "in steps of 8 s")
-        return [f"{_names(names)}: {how}" for names, how in parts if names] or ["no terminal"]
+    def details(self) -> dict[str, list[str]]:
+        """The terminals, and which of them report each key at once."""
+        watched = self._watched()
+        parts = (self._known.keys() & watched, "each key at once"), (self._known.keys() - watched, "in steps of 8 s")
+        return {"terminals": [f"{_names(names)}: {how}" for names, how in parts if names] or ["no terminal"]}
 
     # --- looking
 
@@ -100,16 +98,16 @@ class Terminals:
         first = self._looked_at_s == NEVER
         offset_s = self._clock.wall_s() - now_s  # wall time = boot time + offset, now
         made_ns = self._made_ns()
-        # After a sign that was just told a console can only repeat it: the way to the decision is a third as long without
-        # them, and what was typed on one keeps its time for the next look.
-        told = not first and 0 <= now_s - self._told_at_s < QUIET_S  # older ones prove nothing of what came since
-        seen = {name: at_ns for name, at_ns in self._known.items() if not name.startswith("pts/")} if told else {}
-        for name in self._terminals() if told else [*self._nodes(), *self._terminals()]:
+        # Right after an event a console can only repeat the sign. Without the consoles the look takes a third of the time, and
+        # what was typed on one keeps its time for the next look.
+        short = not first and 0 <= now_s - self._event_at_s < QUIET_S
+        seen = {name: at_ns for name, at_ns in self._known.items() if not name.startswith("pts/")} if short else {}
+        for name in self._terminals() if short else [*self._nodes(), *self._terminals()]:
             try:
-                st = os.stat(self._prefix + name)  # not by Path: this is the tick's dearest part
+                st = os.stat(self._prefix + name)  # not by Path: this is the most expensive part of a tick
             except FileNotFoundError:
                 continue
-            if not stat.S_ISCHR(st.st_mode) or (SERIAL.fullmatch(name) and self._a_machines(st.st_gid)):
+            if not stat.S_ISCHR(st.st_mode) or (SERIAL.fullmatch(name) and self._is_machines(st.st_gid)):
                 continue
             seen[name] = st.st_atime_ns
             known = self._known.get(name)
@@ -128,7 +126,7 @@ class Terminals:
         self._take_events(self._watcher.read(), now_s)  # what this look has seen must not wake the loop again
 
     def _nodes(self) -> list[str]:
-        """Nodes that may be consoles or serial lines, relative to /dev. Raises OSError when it cannot be listed."""
+        """Nodes that may be consoles or serial lines, relative to /dev. Raises OSError when /dev cannot be listed."""
         changed_ns = os.stat(self._prefix).st_mtime_ns
         if changed_ns != self._listed_ns:
             self._consoles = [name for name in os.listdir(self._prefix) if CONSOLE.fullmatch(name) or SERIAL.fullmatch(name)]
@@ -140,13 +138,13 @@ class Terminals:
         return [f"pts/{name}" for name in os.listdir(self._prefix + "pts") if name.isdecimal()]
 
     def _made_ns(self) -> int:
-        """When the kernel made the nodes in /dev, by its wall clock of that moment; nothing changes /dev/full's time."""
+        """When the kernel made the nodes in /dev, by the wall clock of that moment; the time of /dev/full never changes."""
         try:
             return os.stat(self._dev / "full").st_mtime_ns
         except OSError:
             return -2 * MAKING_NS  # no access time is near that
 
-    def _a_machines(self, gid: int) -> bool:
+    def _is_machines(self, gid: int) -> bool:
         if gid not in self._groups:
             try:
                 self._groups[gid] = grp.getgrgid(gid).gr_name in MACHINES
@@ -161,25 +159,25 @@ class Terminals:
     # --- events
 
     def _watch(self, terminals: dict[str, int]) -> None:
-        """Watch what we may read for reads of typed bytes."""
+        """Watch the terminals that we may read."""
         if not self._watcher.is_open or (terminals.keys() == self._known.keys() and not self._watch_again):
             return
         self._watch_again = False
         for name in terminals.keys() - self._watched():
-            self._watcher.add(self._prefix + name, flags.ACCESS)  # another's terminal: its access time must do
+            self._watcher.add(self._prefix + name, flags.ACCESS)  # may be refused: then its access time must do
 
     def _watched(self) -> set[str]:
         return {path.removeprefix(self._prefix) for path in self._watcher.watched}
 
     def _touched(self, events: list[Event]) -> None:
-        """Something happened: note what is a sign by itself, and let the tick look."""
+        """Note the signs, and wake the loop."""
         now_s = self._clock.now_s()
         if self._take_events(events, now_s):
             self._woke_at_s = now_s
             self._wake()
 
     def _take_events(self, events: list[Event], now_s: float) -> bool:
-        """Note the signs among the events; whether the tick should look."""
+        """Note the signs among the events; returns whether the loop should look."""
         wake = False
         for event in events:
             if event.gone:
@@ -187,13 +185,13 @@ class Terminals:
                 continue
             name = "a terminal" if event.overflow else event.path.removeprefix(self._prefix)
             self._note(name, now_s, Quality.EVENT)
-            self._told_at_s = now_s
+            self._event_at_s = now_s
             wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
         return wake
 
 
 def _names(terminals: Iterable[str]) -> str:
-    """The pseudo-terminals by name; of consoles there are sixty-odd, most of them nobody's."""
+    """The pseudo-terminals by name; the consoles are about sixty, so only their number."""
     ours = sorted(name for name in terminals if name.startswith("pts/"))
     consoles = len(set(terminals)) - len(ours)
     return ", ".join(ours[:8] + ["…"] * (len(ours) > 8) + [f"{consoles} consoles"] * bool(consoles))

@@ -29,7 +29,7 @@ from supervisor.journal.decision_log import Journal, files, read
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import SystemBus
 from supervisor.linux.sd_notify import Notifier
-from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.base import Presence, PresenceSensor, Wake
 from supervisor.sensors.observer import Observer
 
 TASKS_FILE: Final = Path(__file__).with_name("tasks.py")
@@ -45,7 +45,7 @@ execution: {{poll_interval_sec: 1, heartbeat_interval_sec: 1, task_timeout_minut
 
 
 @dataclass
-class ScriptedPerson:
+class ScriptedPerson(PresenceSensor):
     """Somebody who comes and goes as told; a presence sensor like any other."""
 
     clock: SystemClock
@@ -56,9 +56,6 @@ class ScriptedPerson:
 
     async def start(self, wake: Wake) -> None:
         self.wake = wake
-
-    async def stop(self) -> None:
-        pass
 
     def latest(self, now_s: float) -> Presence:
         if self.at_desk:

@@ -66,7 +66,7 @@ async def _sensors(config: Config) -> list[Check]:
         )
         sources = sensors.observer.sources(seen.now_s)
         return [
-            *presence(sources, config), *seen_by(sources, sensors), contradictions(sensors.observer.contradictions(seen.now_s)),
+            *presence(sources, config), *seen_by(sources), contradictions(sensors.observer.contradictions(seen.now_s)),
             *readings(seen, config), *crosschecks,
         ]  # fmt: skip
     finally:
@@ -92,17 +92,12 @@ def presence(sources: list[SourceReading], config: Config) -> Iterator[Check]:
         yield Check(f"presence: {source.source}", PERSON, ok, source.line(), mend, source.as_dict())
 
 
-def seen_by(sources: list[SourceReading], sensors: SensorSet) -> Iterator[Check]:
-    """What each source looks at: sessions, idle sources that agents proved, terminals, input devices; who blocks idle."""
-    names = {"logind": "sessions", "session agents": "idle sources", "terminals": "terminals", "input": "input devices"}
+def seen_by(sources: list[SourceReading]) -> Iterator[Check]:
+    """What each source looks at, such as sessions, terminals, or programs that block idle: a check for each heading."""
     for source in sources:
-        if (name := names.get(source.source)) is not None:
-            known = True if source.quality is not Quality.UNKNOWN else None
-            reason = "; ".join(source.details) or source.reading
-            yield Check(name, PERSON, known, reason, reading={"details": list(source.details)})
-        if source.source == "logind":
-            held = sensors.sessions.locks()
-            yield Check("locks on idle", PERSON, known, "; ".join(held) or "none known", reading={"details": held})
+        known = True if source.quality is not Quality.UNKNOWN else None
+        for heading, lines in source.headings.items():
+            yield Check(heading, PERSON, known, "; ".join(lines) or "none known", reading={"details": lines})
 
 
 def contradictions(found: list[str]) -> Check:

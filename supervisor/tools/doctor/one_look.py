@@ -24,7 +24,7 @@ from supervisor.config.load import Config, ConfigErrors, find_folder, load
 from supervisor.linux import console as stdout
 from supervisor.linux.clock import Clock, SystemClock
 from supervisor.linux.control_socket import DaemonDown, DaemonMute, ask
-from supervisor.sensors.base import Presence, Wake
+from supervisor.sensors.base import Presence, PresenceSensor
 from supervisor.sensors.observer import SourceReading
 from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN
 from supervisor.sensors.sensor_set import SensorSet
@@ -82,10 +82,10 @@ async def borrow(sensors: SensorSet, config: Config) -> None:
     """Session agents report to the daemon alone: take from it what they said. Without one nothing is proven by them."""
     with contextlib.suppress(DaemonDown, DaemonMute, ValueError):
         told = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
-        sensors.desktop.restore(told.get("desktop"))
+        sensors.agent_reports.restore(told.get("desktop"))
 
 
-class _Remembered:
+class _Remembered(PresenceSensor):
     """What the running node has seen of the person. One look sees no button that was pressed before it, no film that has
     ended; it can only add a sign."""
 
@@ -93,12 +93,6 @@ class _Remembered:
 
     def __init__(self, sign: str, at_s: float) -> None:
         self._sign, self._at_s = sign, at_s
-
-    async def start(self, wake: Wake) -> None:
-        """Nothing to start."""
-
-    async def stop(self) -> None:
-        """Nothing is held."""
 
     def latest(self, now_s: float) -> Presence:
         """The newest sign that it has seen."""

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from supervisor.sensors.presence.logind import Session
+from supervisor.sensors.presence.session_policy import Session
 from supervisor.tools.doctor.doctor import run
 from supervisor.tools.doctor.report import GPU, PERSON, Check
 

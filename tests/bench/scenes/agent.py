@@ -26,33 +26,33 @@ from support.waiting import eventually
 
 from supervisor.linux.control_socket import ControlServer
 from supervisor.linux.dbus import SystemBus
-from supervisor.sensors.presence.agent_reports import Desktop
+from supervisor.sensors.presence.agent_reports import AgentReports, SessionOwners
 from supervisor.sensors.presence.logind import Sessions
 from supervisor.sensors.session_agent.wayland import WaylandIdle
 from supervisor.sensors.session_agent.x11 import _Server as BareX
 
 ROOT = Path(__file__).resolve().parents[3]
-QUIET_S = 0.2  # so soon a desktop calls its person idle
+QUIET_S = 0.2  # so soon a reports calls its person idle
 TYPED_S = 0.6  # what is typed on a person's terminal is told anew no sooner
 
 
 @contextlib.asynccontextmanager
 async def with_agent(
     folder: Path, runtime: Path, bus_address: str = "", **changes: Any
-) -> AsyncIterator[tuple[Decider, Desktop, Deed]]:
+) -> AsyncIterator[tuple[Decider, AgentReports, Deed]]:
     """logind (of ours, on a real bus), the daemon's sensors and socket, and the agent as a process of its own; and
     what kills that."""
     with PrivateBus(folder) as bus:
         login1 = await FakeLogin1(bus.address).start()
         login1.sessions["/s"] = session(User=(os.getuid(), "/u"), **changes)
         system = SystemBus(bus.address)
-        desktop = Desktop(CLOCK, SETTINGS, lambda s: sessions.owner(s), lambda uid: sessions.name_of(uid))
-        sessions = Sessions(system, CLOCK, SETTINGS, delay_locks=False, start_is_sign=False, proof=desktop.proof)
-        decider = Decider([sessions, desktop])
-        server = ControlServer(folder / "control.sock", {}, frozenset(), {"presence": desktop.hearing})
+        reports = AgentReports(CLOCK, SETTINGS, owners := SessionOwners())
+        sessions = Sessions(system, CLOCK, SETTINGS, owners, delay_locks=False, start_is_sign=False, proof=reports.proof)
+        decider = Decider([sessions, reports])
+        server = ControlServer(folder / "control.sock", {}, frozenset(), {"presence": reports.connect})
         await server.start()
         await sessions.start(decider.wake)
-        await desktop.start(decider.wake)
+        await reports.start(decider.wake)
         agent = await asyncio.create_subprocess_exec(
             sys.executable, "-c",
             "import asyncio, sys; from pathlib import Path; from supervisor.sensors.session_agent import agent as session;"
@@ -69,12 +69,12 @@ async def with_agent(
             await agent.wait()
 
         try:
-            await eventually(lambda: desktop._reports, "the agent's first report", 20)
-            yield decider, desktop, kill
+            await eventually(lambda: reports._reports, "the agent's first report", 20)
+            yield decider, reports, kill
         finally:
             if agent.returncode is None:
                 await kill()
-            await desktop.stop()
+            await reports.stop()
             await server.stop()
             await sessions.stop()
             await system.stop()
@@ -85,8 +85,8 @@ async def with_agent(
 async def on_display(display: Display, agent: AbstractAsyncContextManager[Any], act: Any = None) -> AsyncIterator[Stage]:
     """A touch of a display that is up; `act`: by this, not by its quick hand."""
     touch = act or await display.hand()
-    async with agent as (decider, desktop, kill):
-        await eventually(lambda: desktop.proof("3", os.getuid(), CLOCK.now_s()).source, "the agent has a source", 20)
+    async with agent as (decider, reports, kill):
+        await eventually(lambda: reports.proof("3", os.getuid(), CLOCK.now_s()).source, "the agent has a source", 20)
 
         async def sign() -> float:
             began = time.perf_counter()

@@ -107,14 +107,10 @@ class Scene:
     lacks: Callable[[], str] = lambda: ""
 
 
-class Quiet:
+class Quiet(PresenceSensor):
     """A source by which nobody is there."""
 
     name = "quiet"
-
-    async def start(self, wake: Callable[[], None]) -> None: ...
-
-    async def stop(self) -> None: ...
 
     def latest(self, now_s: float) -> Presence:
         return Presence(self.name, now_s)

@@ -11,7 +11,7 @@ from support.clock import ManualClock
 
 from states.observation import NEVER
 from supervisor.config.schema import PresenceSettings
-from supervisor.sensors.presence.agent_reports import MAX_SESSIONS, MEND, Desktop, Proof
+from supervisor.sensors.presence.agent_reports import INSTALL_AGENT, MAX_SESSIONS, AgentReports, Proof, SessionOwners
 
 ANNA, BERT = 1000, 1001
 SOURCE = "XSync IDLETIME of display :0"
@@ -22,52 +22,51 @@ class World:
 
     def __init__(self) -> None:
         self.clock = ManualClock()
-        self.sessions = {"3": (ANNA, "anna"), "5": (BERT, "bert")}
-        self.names = {ANNA: "anna", BERT: "bert"}
-        self.desktop = Desktop(self.clock, PresenceSettings(max_age_sec=60.0), self.sessions.get, self.names.get)
+        self.owners = SessionOwners({"3": (ANNA, "anna"), "5": (BERT, "bert")})
+        self.reports = AgentReports(self.clock, PresenceSettings(max_age_sec=60.0), self.owners)
         self.woken = 0
-        self.desktop._wake = self.wake
+        self.reports._wake = self.wake
 
     def wake(self) -> None:
         self.woken += 1
 
     def hear(self, uid: int = ANNA, **fields: Any) -> None:
-        self.desktop.hear(uid, {"sessions": [told()], "terminals": None} | fields)
+        self.reports.receive(uid, {"sessions": [report()], "terminals": None} | fields)
 
     def proof(self, session: str = "3", uid: int = ANNA) -> Proof:
-        return self.desktop.proof(session, uid, self.clock.now_s())
+        return self.reports.proof(session, uid, self.clock.now_s())
 
     @property
     def now(self) -> Any:
-        return self.desktop.latest(self.clock.now_s())
+        return self.reports.latest(self.clock.now_s())
 
 
-def told(**changes: Any) -> dict[str, Any]:
+def report(**changes: Any) -> dict[str, Any]:
     return {"id": "3", "source": SOURCE, "idle": 42.5, "inhibitors": [], "why": ""} | changes
 
 
 def test_an_idle_desktop_is_a_proof_and_ages() -> None:
     world = World()
-    assert world.proof() == Proof(why=MEND)
+    assert world.proof() == Proof(why=INSTALL_AGENT)
     world.hear()
     assert world.proof() == Proof(SOURCE, False, 957.5, "")
     world.clock.now += 60.0
     assert world.proof() == Proof(SOURCE, False, 957.5, "")
     world.clock.now += 0.5
     assert "has been silent for 60 s (systemctl --user restart" in world.proof().why
-    world.hear(sessions=[told(idle=103.0)])
+    world.hear(sessions=[report(idle=103.0)])
     assert world.proof().source
 
 
 def test_an_active_one_is_a_person() -> None:
     world = World()
-    world.hear(sessions=[told(idle="active")])
+    world.hear(sessions=[report(idle="active")])
     assert world.proof() == Proof(SOURCE, True, 1000.0, "")
 
 
 def test_an_unproven_one_says_what_it_lacks() -> None:
     world = World()
-    world.hear(sessions=[told(source="", idle="active", why="wayland-0 offers nothing")])
+    world.hear(sessions=[report(source="", idle="active", why="wayland-0 offers nothing")])
     assert world.proof() == Proof(why="wayland-0 offers nothing (journalctl --user -u rae-node-session)")
     world.hear(sessions=[])
     assert world.proof() == Proof(why="the session agent sees nothing of it (journalctl --user -u rae-node-session)")
@@ -76,10 +75,10 @@ def test_an_unproven_one_says_what_it_lacks() -> None:
 def test_nobody_is_believed_about_the_session_of_another() -> None:
     world = World()
     world.hear(uid=BERT)  # of anna's session 3
-    assert world.proof() == Proof(why=MEND)
-    assert world.proof(uid=BERT) != Proof(why=MEND)  # it is his word for session 3, which logind says is anna's
-    assert world.desktop.describe() == ["session 3: uid 1001 tells of it, but does not own it: not believed"]
-    world.hear(uid=BERT, sessions=[told(inhibitors=["Film"])])
+    assert world.proof() == Proof(why=INSTALL_AGENT)
+    assert world.proof(uid=BERT) != Proof(why=INSTALL_AGENT)  # it is his word for session 3, which logind says is anna's
+    assert world.reports.details()["idle sources"] == ["session 3: uid 1001 reports it, but does not own it: not counted"]
+    world.hear(uid=BERT, sessions=[report(inhibitors=["Film"])])
     assert world.now.present == ""
 
 
@@ -87,18 +86,18 @@ def test_who_has_no_session_has_not_typed() -> None:
     world = World()
     world.hear(uid=4242, terminals={"age_s": 1.0, "on": "pts/3"})
     assert world.now.last_sign_at_s == NEVER
-    world.names[4242] = "carl"
+    world.owners.by_session["7"] = (4242, "carl")
     assert (world.now.last_sign_at_s, world.now.sign) == (999.0, "carl active on pts/3")
 
 
 def test_a_film_is_a_person_until_it_ends() -> None:
     world = World()
-    world.hear(sessions=[told(inhibitors=["Film", "Call"])])
+    world.hear(sessions=[report(inhibitors=["Film", "Call"])])
     assert world.now.present == "idle blocked by Film, Call of anna (session 3)"
     world.hear()
     assert world.now.present == ""
     assert (world.now.last_sign_at_s, world.now.sign[-14:]) == (1000.0, "until just now")
-    world.hear(sessions=[told(inhibitors=["Film"])])
+    world.hear(sessions=[report(inhibitors=["Film"])])
     world.clock.now += 61
     assert world.now.present == ""  # but its session is active then, since nothing is proven
 
@@ -106,29 +105,29 @@ def test_a_film_is_a_person_until_it_ends() -> None:
 @pytest.mark.parametrize("holder", ["", " ", "\x1b"])
 def test_a_film_whose_player_has_no_name_is_a_person_too(holder: str) -> None:
     world = World()
-    world.hear(sessions=[told(inhibitors=[holder])])
+    world.hear(sessions=[report(inhibitors=[holder])])
     assert world.now.present == "idle blocked by an unnamed program of anna (session 3)"
 
 
 def test_a_holder_that_node_yaml_excepts_is_shown_and_does_not_count() -> None:
     """As with logind's locks (T7): the same list of names, each with its age."""
     world = World()
-    world.desktop._settings = PresenceSettings(max_age_sec=60.0, ignore_inhibitors=["Film"])
-    world.hear(sessions=[told(inhibitors=["Film"])])
+    world.reports._settings = PresenceSettings(max_age_sec=60.0, ignore_inhibitors=["Film"])
+    world.hear(sessions=[report(inhibitors=["Film"])])
     assert world.now.present == ""
     world.clock.now += 50.0
-    world.hear(sessions=[told(inhibitors=["Film", "Call"])])
+    world.hear(sessions=[report(inhibitors=["Film", "Call"])])
     assert world.now.present == "idle blocked by Call of anna (session 3)"
     world.clock.now += 20.0
     blocked = "idle blocked by {} of anna (session 3), for {} s at least ({})"
-    assert world.desktop.describe()[1:3] == [
+    assert world.reports.details()["idle sources"][1:3] == [
         blocked.format("Film", 70, "not counted: presence.ignore_inhibitors"),
         blocked.format("Call", 20, "presence.ignore_inhibitors"),
     ]
     other = World()
-    other.desktop.restore(world.desktop.snapshot()["desktop"])
-    assert blocked.format("Film", 70, "presence.ignore_inhibitors") in other.desktop.describe()
-    world.hear(sessions=[told(inhibitors=["Film"])])
+    other.reports.restore(world.reports.snapshot()["desktop"])
+    assert blocked.format("Film", 70, "presence.ignore_inhibitors") in other.reports.details()["idle sources"]
+    world.hear(sessions=[report(inhibitors=["Film"])])
     assert (world.now.present, world.now.sign) == ("", "idle blocked by Call of anna (session 3) until just now")
     world.clock.now += 1.0
     world.hear()
@@ -149,38 +148,38 @@ def test_typing_outlives_the_agent_and_only_news_wakes() -> None:
     def hang_up() -> None:
         hung_up.append(1)
 
-    hearing, answer = world.desktop.hearing(ANNA, hang_up)
+    connection, answer = world.reports.connect(ANNA, hang_up)
     assert answer == {"every_s": 40.0}
-    hearing.hear({"sessions": [told()], "terminals": {"age_s": 3, "on": "pts/1"}})
+    connection.hear({"sessions": [report()], "terminals": {"age_s": 3, "on": "pts/1"}})
     assert (world.woken, world.now.sign, world.now.last_sign_at_s) == (1, "anna active on pts/1", 997.0)
     world.clock.now += 40.0
-    hearing.hear({"sessions": [told(idle=82.5)], "terminals": {"age_s": 43, "on": "pts/1"}})
+    connection.hear({"sessions": [report(idle=82.5)], "terminals": {"age_s": 43, "on": "pts/1"}})
     assert world.woken == 1
-    hearing.hear({"sessions": [told(idle="active")], "terminals": {"age_s": 43, "on": "pts/1"}})
+    connection.hear({"sessions": [report(idle="active")], "terminals": {"age_s": 43, "on": "pts/1"}})
     assert world.woken == 2
-    hearing.gone()
-    assert (world.woken, world.proof()) == (3, Proof(why=MEND))
+    connection.gone()
+    assert (world.woken, world.proof()) == (3, Proof(why=INSTALL_AGENT))
     assert world.now.last_sign_at_s == 997.0
 
 
 def test_the_newest_agent_of_a_user_is_the_one_that_counts() -> None:
     world = World()
-    old, _ = world.desktop.hearing(ANNA, lambda: None)
-    old.hear({"sessions": [told()]})
-    new, _ = world.desktop.hearing(ANNA, lambda: None)
-    new.hear({"sessions": [told(idle="active")]})
+    old, _ = world.reports.connect(ANNA, lambda: None)
+    old.hear({"sessions": [report()]})
+    new, _ = world.reports.connect(ANNA, lambda: None)
+    new.hear({"sessions": [report(idle="active")]})
     old.gone()
     assert world.proof().active
     new.gone()
-    assert world.proof() == Proof(why=MEND)
+    assert world.proof() == Proof(why=INSTALL_AGENT)
 
 
 ODD = [
-    {"sessions": None}, {"sessions": {}}, {"sessions": [None]}, {"sessions": [told()] * (MAX_SESSIONS + 1)},
-    {"sessions": [told(idle=-1)]}, {"sessions": [told(idle="away")]}, {"sessions": [told(idle=True)]},
-    {"sessions": [told(idle=float("nan"))]}, {"sessions": [told(idle=float("inf"))]}, {"sessions": [told(idle=10**400)]},
-    {"sessions": [told(idle=None)]}, {"sessions": [told(id=3)]}, {"sessions": [told(source=None)]},
-    {"sessions": [told(inhibitors="Film")]}, {"sessions": [told(inhibitors=[1])]}, {"terminals": 3},
+    {"sessions": None}, {"sessions": {}}, {"sessions": [None]}, {"sessions": [report()] * (MAX_SESSIONS + 1)},
+    {"sessions": [report(idle=-1)]}, {"sessions": [report(idle="away")]}, {"sessions": [report(idle=True)]},
+    {"sessions": [report(idle=float("nan"))]}, {"sessions": [report(idle=float("inf"))]}, {"sessions": [report(idle=10**400)]},
+    {"sessions": [report(idle=None)]}, {"sessions": [report(id=3)]}, {"sessions": [report(source=None)]},
+    {"sessions": [report(inhibitors="Film")]}, {"sessions": [report(inhibitors=[1])]}, {"terminals": 3},
     {"terminals": {"age_s": "now", "on": ""}}, {"terminals": {"age_s": 1.0}},
 ]  # fmt: skip
 
@@ -189,18 +188,18 @@ ODD = [
 def test_what_makes_no_sense_changes_nothing(fields: dict[str, Any]) -> None:
     world = World()
     world.hear()
-    before = world.desktop.snapshot()
+    before = world.reports.snapshot()
     with pytest.raises(ValueError, match=" "):
         world.hear(**fields)
-    assert world.desktop.snapshot() == before
+    assert world.reports.snapshot() == before
 
 
 def test_texts_of_others_fit_one_line() -> None:
     world = World()
-    world.hear(sessions=[told(inhibitors=["a\nb\x1b[31m" + "x" * 500])], terminals={"age_s": 1, "on": "pts/3\n"})
-    assert world.now.present.startswith("idle blocked by a b [31mxxx")
+    world.hear(sessions=[report(inhibitors=["a\nb\x1b[31m" + "x" * 500])], terminals={"age_s": 1, "on": "pts/3\n"})
+    assert world.now.present.startswith("idle blocked by a b xxx")
     assert len(world.now.present) < 200
-    assert all(line.isprintable() for line in world.desktop.describe())
+    assert all(line.isprintable() for line in world.reports.details()["idle sources"])
 
 
 AGES = st.floats(0, 1e6)
@@ -212,7 +211,7 @@ def test_a_proof_never_says_more_than_the_last_report(story: list[tuple[Any, flo
     world = World()
     last: tuple[Any, float] | None = None
     for idle, pause_s in story:
-        world.hear(sessions=[told(idle=idle)])
+        world.hear(sessions=[report(idle=idle)])
         last = (idle, world.clock.now)
         world.clock.now += pause_s
     world.clock.now += later_s
@@ -228,10 +227,10 @@ def test_a_proof_never_says_more_than_the_last_report(story: list[tuple[Any, flo
 def test_a_snapshot_is_the_same_elsewhere_and_as_old() -> None:
     world, other = World(), World()
     world.hear(terminals={"age_s": 2.0, "on": "pts/1"})
-    world.hear(uid=BERT, sessions=[told(id="5", idle="active", inhibitors=["Film"])])
+    world.hear(uid=BERT, sessions=[report(id="5", idle="active", inhibitors=["Film"])])
     world.clock.now += 10.0
     other.clock.now = 5000.0
-    other.desktop.restore(world.desktop.snapshot()["desktop"])
+    other.reports.restore(world.reports.snapshot()["desktop"])
     assert other.proof().idle_since_s == pytest.approx(5000.0 - 52.5)
     assert other.proof("5", BERT).active
     assert other.now.last_sign_at_s == pytest.approx(4988.0)
@@ -240,4 +239,4 @@ def test_a_snapshot_is_the_same_elsewhere_and_as_old() -> None:
     assert other.proof().source == ""
     for odd in (None, {}, [None], [{}], [{"age_s": 1.0, "uid": "x", "sessions": []}]):
         with pytest.raises(ValueError, match=" "):
-            other.desktop.restore(odd)
+            other.reports.restore(odd)

@@ -21,6 +21,7 @@ from supervisor.config.load import load
 from supervisor.linux.clock import SystemClock
 from supervisor.sensors.presence import input as input_module
 from supervisor.sensors.presence.evdev import EV_ABS, EV_KEY, EV_REL
+from supervisor.sensors.presence.input import InputDevices
 from supervisor.sensors.sensor_set import SensorSet
 
 __all__ = ["world"]
@@ -199,7 +200,7 @@ def test_devices_come_and_go(world: World) -> None:
     async def scene() -> None:
         async with world.sensor() as sensor:
             assert sensor.latest(1.0).sign == "no source: no input device can be read"
-            assert sensor.describe() == ["no input device: this source tells nothing"]
+            assert sensor.details() == {"input devices": ["no input device: this source sees nobody"]}
             world.keyboard()
             await eventually(lambda: sensor._devices)
             assert world.wakes == 0
@@ -286,12 +287,12 @@ def test_a_device_is_tried_again_when_its_rights_change(world: World, monkeypatc
         async with world.sensor(required=True) as sensor:
             seen = sensor.latest(1.0)
             assert seen.error.startswith("no input device can be read: add the service's user to group input")
-            assert "event0: not read (keyboard 'Board': Permission denied)" in sensor.describe()
+            assert "event0: not read (keyboard 'Board': Permission denied)" in sensor.details()["input devices"]
             locked = False
             os.chmod(world.dev / "input/event0", 0o600)
             await eventually(lambda: not sensor.latest(1.0).error)
             assert sensor.latest(1.0).sign == input_module.BLIND_SIGN  # who used it meanwhile is not known
-            assert sensor.describe() == ["keyboard 'Board' (event0): read, only the time of use is kept"]
+            assert sensor.details() == {"input devices": ["keyboard 'Board' (event0): read, only the time of use is kept"]}
 
     play(scene())
 
@@ -319,7 +320,7 @@ def test_no_key_and_no_value_is_kept_or_told(world: World) -> None:
             for node in world.writers:
                 world.send(node, event(EV_KEY, SENTINEL, SECRET) + event(EV_ABS, SENTINEL, SECRET) + SYN)
             await eventually(lambda: world.wakes)
-            told = repr([sensor.latest(world.clock.now_s()), sensor.describe()])
+            told = repr([sensor.latest(world.clock.now_s()), sensor.details()])
             assert {word for word in (str(SECRET), f"{SECRET:x}", str(SENTINEL)) if word in told} == set()
             assert bytes(sensor._buffer).strip(b"\0") == b""
             assert {SECRET, SENTINEL} & set(numbers_in(sensor, {id(world.clock)})) == set()
@@ -342,4 +343,5 @@ def test_alone_it_must_see_something(presence: str, required: bool | None, tmp_p
     (tmp_path / "runtime.yaml").write_text((shipped / "runtime.yaml").read_text())
     (tmp_path / "node.yaml").write_text(f"presence: {presence}\n".replace("off", '"off"'))
     sensors = SensorSet(load(tmp_path), SystemClock())
-    assert (None if sensors.input is None else sensors.input.required) is required
+    found = [sensor.required for sensor in sensors.observer.presence if isinstance(sensor, InputDevices)]
+    assert found == ([] if required is None else [required])

@@ -113,10 +113,11 @@ def test_hints_count_only_together(box: SysBox, strict: bool) -> None:
 def test_a_greeter_is_nobody(box: SysBox, kind: str) -> None:
     async def story(seen: Seen) -> None:
         with session(box, "sddm", session_class=kind) as number:
-            await eventually(lambda: number in " ".join(seen.sensor.describe()), "the session known")
+            await eventually(lambda: number in str(seen.sensor.details()), "the session known")
             assert seen.now == Presence("logind", seen.now.read_at_s)
-            assert f"session {number} (wayland, {kind}, active): not a person: class {kind}" in seen.sensor.describe()
-        await eventually(lambda: seen.sensor.describe() == ["no session"], "the session gone, and no sign of it")
+            (line,) = seen.sensor.details()["sessions"]
+            assert line == f"session {number} (wayland, {kind}, active): not a person: class {kind}"
+        await eventually(lambda: seen.sensor.details()["sessions"] == ["no session"], "the session gone, and no sign of it")
 
     watch(box, story)
 

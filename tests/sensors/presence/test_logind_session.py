@@ -13,7 +13,7 @@ from support.login1 import MANAGER, session
 from states.observation import NEVER
 from supervisor.linux.dbus import BusError
 from supervisor.sensors.presence.agent_reports import Proof
-from supervisor.sensors.presence.logind import LID_CLOSED, NOT_PEOPLE, Session, judge, lid_reason
+from supervisor.sensors.presence.session_policy import LID_CLOSED, NOT_PEOPLE, Session, judge, lid_reason
 
 NOW_S, OFFSET_S, IDLE_S, CREATED_S = 5000.0, 1000.0, 3000.0, 1001.0
 IDLE = {"IdleHint": True, "IdleSinceHintMonotonic": int((IDLE_S - OFFSET_S) * 1e6)}
@@ -38,8 +38,8 @@ def read(**changes: Any) -> Session:
         pytest.param({}, False, f"{UNKNOWN}: install the session agent (", None, id="wayland in the foreground"),
         pytest.param({"Type": "x11"}, False, "graphical session 3", None, id="x11 in the foreground"),
         pytest.param({"Type": "holo"}, False, "graphical session 3", None, id="an unknown type is graphical"),
-        pytest.param(IDLE, False, "idle by its own word, but not locked", None, id="IdleHint alone proves nothing"),
-        pytest.param({"LockedHint": True}, False, "locked, but not idle", None, id="locked is not away"),
+        pytest.param(IDLE, False, "(idle, but not locked)", None, id="IdleHint alone proves nothing"),
+        pytest.param({"LockedHint": True}, False, "(locked, but not idle)", None, id="locked is not away"),
         pytest.param(AWAY, False, "", IDLE_S, id="idle and locked: away since IdleSince"),
         pytest.param(AWAY, True, "presence.strict", None, id="strict: any active graphical session is a person"),
         pytest.param({**AWAY, "IdleSinceHintMonotonic": 0}, False, "locked", None, id="away, but not since when"),

@@ -25,7 +25,7 @@ from supervisor.linux.clock import SystemClock
 from supervisor.linux.control_socket import ControlServer
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Presence
-from supervisor.sensors.presence.agent_reports import MEND, Desktop
+from supervisor.sensors.presence.agent_reports import INSTALL_AGENT, AgentReports, SessionOwners
 from supervisor.sensors.presence.logind import Sessions
 from supervisor.sensors.session_agent.agent import Agent
 
@@ -49,22 +49,22 @@ class Node:
         settings = PresenceSettings(max_age_sec=max_age_s)
         self.path = folder / "node" / "control.sock"
         self._bus = SystemBus(bus)
-        self.desktop = Desktop(CLOCK, settings, lambda s: self.sessions.owner(s), lambda uid: self.sessions.name_of(uid))
+        self.agent_reports = AgentReports(CLOCK, settings, owners := SessionOwners())
         self.sessions = Sessions(
-            self._bus, CLOCK, settings, delay_locks=False, start_is_sign=False, proof=self.desktop.proof
+            self._bus, CLOCK, settings, owners, delay_locks=False, start_is_sign=False, proof=self.agent_reports.proof
         )
-        self.server = ControlServer(self.path, {}, frozenset(), {"presence": self.desktop.hearing})
+        self.server = ControlServer(self.path, {}, frozenset(), {"presence": self.agent_reports.connect})
         self.woken = asyncio.Event()
 
     async def start(self) -> Node:
         await self.sessions.start(self.woken.set)
-        await self.desktop.start(self.woken.set)
+        await self.agent_reports.start(self.woken.set)
         await self.server.start()
         return self
 
     async def stop(self) -> None:
         await self.server.stop()
-        await self.desktop.stop()
+        await self.agent_reports.stop()
         await self.sessions.stop()
         await self._bus.stop()
 
@@ -74,10 +74,10 @@ class Node:
 
     @property
     def typed(self) -> Presence:
-        return self.desktop.latest(CLOCK.now_s())
+        return self.agent_reports.latest(CLOCK.now_s())
 
     async def until(self, condition: Callable[[Presence], Any], what: str) -> None:
-        await eventually(lambda: condition(self.now), lambda: f"{what}; now: {self.now}; {self.desktop.describe()}")
+        await eventually(lambda: condition(self.now), lambda: f"{what}; now: {self.now}; {self.agent_reports.details()}")
 
     async def away(self, source: str) -> None:
         await self.until(lambda p: not p.present and source in p.sign, f"away by {source}")
@@ -142,7 +142,7 @@ needs_x = pytest.mark.skipif(bool(missing("Xvfb", "xdotool")), reason=missing("X
 async def test_an_x11_session_from_install_to_kill(folder: Path) -> None:
     with Xvfb() as x:
         async with world(folder, Type="x11", Display=x.name) as seen:
-            await seen.node.here(f"graphical session 3 of anna on seat0, idle time unknown: {MEND}")
+            await seen.node.here(f"graphical session 3 of anna on seat0, idle time unknown: {INSTALL_AGENT}")
             seen.start_agent()
             await seen.node.away("XSync IDLETIME")
             seen.node.woken.clear()
@@ -155,7 +155,7 @@ async def test_an_x11_session_from_install_to_kill(folder: Path) -> None:
             x.stop()
             await seen.node.here("idle time unknown: display")
             await seen.stop_agent()
-            await seen.node.here(MEND)
+            await seen.node.here(INSTALL_AGENT)
 
 
 @needs_x
@@ -222,7 +222,7 @@ async def test_x_is_asked_for_x11_sessions_alone(folder: Path) -> None:
 async def test_typing_in_terminals_of_ours(folder: Path) -> None:
     async with world(folder, Type="tty", TTY="pts/0") as seen:
         agent = seen.start_agent()
-        await eventually(lambda: seen.node.desktop._reports, "a report")
+        await eventually(lambda: seen.node.agent_reports._reports, "a report")
         master, slave = pty.openpty()  # it came after the agent
         try:
             watched = agent._terminals._names
@@ -247,9 +247,9 @@ async def test_sessions_of_others_are_not_looked_at(folder: Path) -> None:
     async with world(folder, Type="wayland", User=(ME + 1, "/u"), Name="bert") as seen:
         with IdleServer(seen.runtime / "wayland-0", 2):
             seen.start_agent()
-            await eventually(lambda: seen.node.desktop._reports, "a report")
+            await eventually(lambda: seen.node.agent_reports._reports, "a report")
             await asyncio.sleep(0.5)
-            await seen.node.here(f"session 3 of bert on seat0, idle time unknown: {MEND}")
+            await seen.node.here(f"session 3 of bert on seat0, idle time unknown: {INSTALL_AGENT}")
 
 
 @in_loop
@@ -265,7 +265,7 @@ async def test_the_node_may_come_later_go_and_come_again(folder: Path) -> None:
                 await seen.node.server.start()
                 await seen.node.away("wayland-0")
                 await seen.node.server.stop()
-                await seen.node.here(MEND)
+                await seen.node.here(INSTALL_AGENT)
 
 
 @in_loop
@@ -273,8 +273,8 @@ async def test_reports_stay_young_and_cost_a_line_each(folder: Path) -> None:
     async with world(folder, 1.5, Type="wayland") as seen:
         with IdleServer(seen.runtime / "wayland-0", 2):
             heard: list[dict[str, Any]] = []
-            hear = seen.node.desktop.hear
-            seen.node.desktop.hear = lambda uid, m: (heard.append(dict(m)), hear(uid, m))[1]  # type: ignore[method-assign]
+            hear = seen.node.agent_reports.receive
+            seen.node.agent_reports.receive = lambda uid, m: (heard.append(dict(m)), hear(uid, m))[1]  # type: ignore[method-assign]
             seen.start_agent()
             await seen.node.away("wayland-0")
             heard.clear()
@@ -312,10 +312,11 @@ async def test_another_users_word_about_a_session_counts_for_nothing(folder: Pat
         peer.sendall(line())
         peer.settimeout(5)
         assert b'"ok": true' in await asyncio.to_thread(peer.recv, 4096)
-        await seen.node.here(MEND)
-        assert seen.node.desktop.describe() == ["session 3: uid 65534 tells of it, but does not own it: not believed"]
+        await seen.node.here(INSTALL_AGENT)
+        (shown,) = seen.node.agent_reports.details()["idle sources"]
+        assert shown == "session 3: uid 65534 reports it, but does not own it: not counted"
         peer.close()
-        await eventually(lambda: not seen.node.desktop._reports, "its end")
+        await eventually(lambda: not seen.node.agent_reports._reports, "its end")
 
 
 @in_loop
@@ -329,7 +330,7 @@ async def test_the_owners_word_counts_until_it_is_silent_or_gone(folder: Path) -
         writer.write(line())
         await seen.node.away("made up")
         writer.close()
-        await seen.node.here(MEND)
+        await seen.node.here(INSTALL_AGENT)
 
 
 @in_loop
@@ -366,7 +367,7 @@ def test_garbage_ends_the_connection_and_nothing_else(folder: Path, raw: bytes) 
                     writer.write(raw)
                     answer = await asyncio.wait_for(reader.read(), 5)
                     assert not answer or json.loads(answer)["ok"] is False
-                await seen.node.here(MEND)
+                await seen.node.here(INSTALL_AGENT)
                 writer.close()
             reader, writer = await connect(seen.node.path)
             writer.write(line())
@@ -380,14 +381,14 @@ def test_garbage_ends_the_connection_and_nothing_else(folder: Path, raw: bytes) 
 async def test_a_flood_is_heard_at_its_own_cost(folder: Path) -> None:
     async with world(folder, Type="wayland") as seen:
         heard = 0
-        hear = seen.node.desktop.hear
+        hear = seen.node.agent_reports.receive
 
         def count(uid: int, message: Any) -> None:
             nonlocal heard
             heard += 1
             hear(uid, message)
 
-        seen.node.desktop.hear = count  # type: ignore[method-assign]
+        seen.node.agent_reports.receive = count  # type: ignore[method-assign]
         reader, writer = await connect(seen.node.path)
         writer.write(line() * 5000)
         async with watched_loop() as held:

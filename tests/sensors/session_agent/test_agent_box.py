@@ -17,7 +17,7 @@ from supervisor.linux.clock import SystemClock
 from supervisor.linux.control_socket import ControlServer
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Presence
-from supervisor.sensors.presence.agent_reports import MEND, Desktop
+from supervisor.sensors.presence.agent_reports import INSTALL_AGENT, AgentReports, SessionOwners
 from supervisor.sensors.presence.logind import Sessions
 
 CLOCK = SystemClock()
@@ -48,19 +48,19 @@ class Node:
     def __init__(self, box: SysBox, max_age_s: float) -> None:
         settings = PresenceSettings(max_age_sec=max_age_s)
         self.bus = SystemBus(box.bus_address, backoff_s=(0.01, 0.1))
-        self.desktop = Desktop(CLOCK, settings, lambda s: self.sessions.owner(s), lambda uid: self.sessions.name_of(uid))
+        self.agent_reports = AgentReports(CLOCK, settings, owners := SessionOwners())
         self.sessions = Sessions(
-            self.bus, CLOCK, settings, delay_locks=False, start_is_sign=False, proof=self.desktop.proof
+            self.bus, CLOCK, settings, owners, delay_locks=False, start_is_sign=False, proof=self.agent_reports.proof
         )
         path: Path = box.share / "node" / "control.sock"
-        self.server = ControlServer(path, {}, frozenset(), {"presence": self.desktop.hearing})
+        self.server = ControlServer(path, {}, frozenset(), {"presence": self.agent_reports.connect})
 
     @property
     def now(self) -> Presence:
         return self.sessions.latest(CLOCK.now_s())
 
     async def until(self, condition: Callable[[Presence], bool], what: str) -> None:
-        await eventually(lambda: condition(self.now), lambda: f"{what}; {self.now}; {self.desktop.describe()}")
+        await eventually(lambda: condition(self.now), lambda: f"{what}; {self.now}; {self.agent_reports.details()}")
 
 
 def beside(box: SysBox, story: Callable[[Node], Awaitable[None]], max_age_s: float = 60.0) -> None:
@@ -68,7 +68,7 @@ def beside(box: SysBox, story: Callable[[Node], Awaitable[None]], max_age_s: flo
         node = Node(box, max_age_s)
         await node.server.start()
         await node.sessions.start(lambda: None)
-        await node.desktop.start(lambda: None)
+        await node.agent_reports.start(lambda: None)
         try:
             await asyncio.wait_for(story(node), 180)
         finally:
@@ -91,14 +91,14 @@ def test_a_wayland_login_is_watched_by_itself(box: SysBox) -> None:
                 await node.until(lambda p: f"session {number} of anna active on seat0 (org_kde" in p.present, "a key")
                 await node.until(lambda p: not p.present, "away again")
                 box.run("systemctl", "--user", "-M", "anna@", "kill", "-sKILL", UNIT)
-                await node.until(lambda p: p.present.endswith(f"idle time unknown: {MEND}"), "the agent killed")
+                await node.until(lambda p: p.present.endswith(f"idle time unknown: {INSTALL_AGENT}"), "the agent killed")
                 await node.until(lambda p: not p.present, "and started again by its manager")
                 assert box.show(UNIT, "NRestarts", user="anna")["NRestarts"] == "1"
                 security = box.run("systemd-analyze", "--user", "-M", "anna@", "verify", UNIT, check=False)
                 assert "Unknown" not in security.stderr
             await node.until(lambda p: "idle time unknown" in p.present, "the compositor's end")
             box.run("systemctl", "--user", "-M", "anna@", "stop", UNIT)
-            await node.until(lambda p: p.present.endswith(f"idle time unknown: {MEND}"), "the agent stopped")
+            await node.until(lambda p: p.present.endswith(f"idle time unknown: {INSTALL_AGENT}"), "the agent stopped")
 
     beside(box, story)
 
@@ -143,18 +143,18 @@ def test_typing_over_ssh_is_seen_at_once(box: SysBox) -> None:
         with pty_login(box, "anna") as type_line:
 
             def typed(since_s: float) -> bool:
-                now = node.desktop.latest(CLOCK.now_s())
+                now = node.agent_reports.latest(CLOCK.now_s())
                 return now.sign.startswith("anna active on pts/") and now.last_sign_at_s >= since_s - 0.01
 
             # The shell has begun to read, and the agent to watch.
-            await eventually(lambda: type_line() or typed(0.0), lambda: f"a keystroke; {node.desktop.describe()}")
+            await eventually(lambda: type_line() or typed(0.0), lambda: f"a keystroke; {node.agent_reports.details()}")
             for _ in range(2):
                 await asyncio.sleep(1.1)  # told once a second at most
                 begun_s = CLOCK.now_s()
                 type_line()
-                await eventually(lambda begun_s=begun_s: typed(begun_s), f"a keystroke; {node.desktop.describe()}", 20)
+                await eventually(lambda begun_s=begun_s: typed(begun_s), f"a keystroke; {node.agent_reports.details()}", 20)
         box.run("systemctl", "stop", "user-*.slice")  # or logind keeps the user's manager for ten seconds
-        await eventually(lambda: not node.desktop._reports, "the agent's end with the last session", 30)
+        await eventually(lambda: not node.agent_reports._reports, "the agent's end with the last session", 30)
 
     beside(box, story)
     until(lambda: not box.sessions(), "no session")

@@ -20,7 +20,7 @@ from support.waiting import eventually, play
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.control_socket import ControlServer
-from supervisor.sensors.presence.agent_reports import Desktop
+from supervisor.sensors.presence.agent_reports import AgentReports, SessionOwners
 from supervisor.sensors.session_agent import agent as session_module
 from supervisor.sensors.session_agent import reporter as teller
 from supervisor.sensors.session_agent import wayland as idle_wayland
@@ -322,16 +322,16 @@ def test_an_agent_that_is_back_before_the_sensors_are_made_anew_is_heard_by_the_
     """Letting go of the old ones takes a moment, and an agent no longer: what it told those would reach nobody, for good."""
     monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
 
-    def desktop() -> Desktop:
-        return Desktop(SystemClock(), PresenceSettings(), lambda _: (os.getuid(), "anna"), lambda _: "anna")
+    def reports() -> AgentReports:
+        return AgentReports(SystemClock(), PresenceSettings(), SessionOwners({"3": (os.getuid(), "anna")}))
 
-    old, new = desktop(), desktop()
+    old, new = reports(), reports()
     current, calls = old, 0
 
     def hearing(uid: int, hang_up: Callable[[], None]) -> Any:
         nonlocal calls
         calls += 1
-        return current.hearing(uid, hang_up)
+        return current.connect(uid, hang_up)
 
     async def story() -> None:
         nonlocal current

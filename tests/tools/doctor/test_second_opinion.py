@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.login1 import session
 
-from supervisor.sensors.presence.logind import Session
+from supervisor.sensors.presence.session_policy import Session
 from supervisor.tools.doctor import second_opinion as crosschecks
 from supervisor.tools.doctor.report import Check
 from supervisor.tools.doctor.second_opinion import gpus_differ, loginctl, nvidia_smi, sessions_differ
