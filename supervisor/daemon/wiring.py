@@ -158,7 +158,7 @@ class Node:
             raise StartFailed("it is not known yet what can hold a task")
         self.containment.cpu_percent = self.limits.max_cpu_percent
         try:
-            return registry.Guarded(registry.make(task_type.executor, task_type, self.containment))
+            return registry.make(task_type.executor, task_type, self.containment)
         except NoExecutor as missing:
             raise StartFailed(f"executor {task_type.executor}: allowed: {missing}") from None
 

@@ -72,7 +72,7 @@ def test_its_tasks_are_run(tmp_path: Path, site: Path) -> None:
             assert (done["status"], done["result"]) == ("COMPLETED", {"word": "cba"})
             assert control.settled(control.add("mirror"))["error"] == "bad payload: it has no word"
             wrong = control.settled(control.add("mirror", {"word": 7}))  # it raises what no executor should
-            assert wrong["error"] == "its executor failed (AttributeError)"
+            assert wrong["error"] == "the task could not be started (AttributeError)"
             unknown = control.settled(control.add("no-such-type"))
             assert unknown["error"] == "unknown task type 'no-such-type'; this node runs: echo, fail, mirror, sleep"
 
