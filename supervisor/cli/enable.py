@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, configuration, err, leave
+from supervisor.linux.text import one_line
 
 UNIT = "rae-node.service"
 
@@ -54,7 +55,7 @@ def _systemctl(*words: str, down: bool = False) -> None:
     except FileNotFoundError:
         leave(Exit.NO, "there is no systemctl here: the service needs systemd; `rae-node run` runs the node without")
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"systemctl ended with {done.returncode}"
+        said = one_line(done.stderr, 500) or f"systemctl ended with {done.returncode}"
         if "does not exist" in said or "not found" in said:
             leave(Exit.NO, f"the service is not installed ({said}): run `sudo make install`")
         if "uthenti" in said or "ccess denied" in said:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from supervisor.linux.text import one_line
+
 GROUP: Final = "rae_node.executors"
 BUILT_IN: Final = {
     "command": "supervisor.tasks.executors.command:CommandExecutor",
@@ -45,7 +47,7 @@ def installed(name: str) -> Callable[..., Any]:
     try:
         loaded = found[name].load()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code: whatever it raises is told in words
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        why = one_line(f"{type(error).__name__}: {error}", 500)
         raise NoExecutor(f"an executor that can be loaded; {found[name].value} cannot: {why}") from None
     if not callable(loaded):
         raise NoExecutor(f"an executor; {found[name].value} is not one: it cannot be called")

@@ -17,9 +17,12 @@ from typing import Any, Final
 
 import yaml
 
+from supervisor.linux.text import escaped
+
 MAX_BYTES: Final = 256 * 1024  # a sound file has a few KiB
 MAX_DEPTH: Final = 16  # tasks.<type>.env.<name> is four deep
 SHOWN: Final = 60  # characters of a value in a message
+MAX_PATH: Final = 4096
 
 # PyYAML with libyaml is ten times quicker; both give the same events.
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -91,9 +94,7 @@ class Mapping(Node):
 
 def printable(text: str) -> str:
     """The text on one line, nothing in it that a terminal would obey, cut to SHOWN characters."""
-    head = text[: SHOWN + 1]
-    shown = head if head.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in head)
-    return shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + "…"
+    return escaped(text, SHOWN)
 
 
 def resolved(text: str) -> str:
@@ -168,8 +169,7 @@ def _bytes(folder: Path, file: str) -> bytes | None:
 
 def in_words(folder: Path) -> str:
     """A whole path on one line."""
-    text = str(folder)
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return escaped(str(folder), MAX_PATH)
 
 
 def _decoded(raw: bytes, file: str) -> str:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 
 from supervisor.linux.dbus import LOGIN1, REFUSED, BusError, Inhibition, Lock, SystemBus, inhibit, inhibitions
+from supervisor.linux.text import one_line
 
 KINDS = ("sleep", "idle")
 RELEASE_TIMEOUT_S = 1.0
@@ -62,7 +63,7 @@ class Inhibitor:
         if self.held:
             return "locks on sleep and idle are held already"
         self._close()
-        self._why = f"{' '.join(why.split())[:200]} (pid {os.getpid()})"  # ours alone, also beside a second node
+        self._why = f"{one_line(why, 200)} (pid {os.getpid()})"  # ours alone, also beside a second node
         try:
             for kind in KINDS:
                 self._locks.append(await inhibit(self._bus, kind, self._who, self._why, "block"))

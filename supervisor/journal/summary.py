@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from supervisor.linux.text import one_line
+
 LONGEST: Final = 1000
 
 
 def gist(kind: str, fields: Mapping[str, Any]) -> str:
     """The line in one line of words; empty where there is nothing to say."""
-    return one_line(_words(kind, fields))
-
-
-def one_line(text: str) -> str:
-    """`text` without line ends and other signs that a terminal obeys, and not too long."""
-    clean = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
-    return clean if len(clean) <= LONGEST else clean[: LONGEST - 1] + "…"
+    indent = "  " if kind == "effect" else ""  # effects stand under their decision
+    return indent + one_line(_words(kind, fields), LONGEST)
 
 
 def _words(kind: str, fields: Mapping[str, Any]) -> str:
@@ -32,7 +29,7 @@ def _words(kind: str, fields: Mapping[str, Any]) -> str:
             return _because(f"{move}: {row}" + _about(fields["task"] or {}, "({})"), fields["reason"])
         case "effect":
             mark = "done" if fields["ok"] else "FAILED"
-            return _because(f"  {fields['effect']} {mark} in {fields['took_s'] * 1000:.0f} ms", fields["detail"])
+            return _because(f"{fields['effect']} {mark} in {fields['took_s'] * 1000:.0f} ms", fields["detail"])
         case "config":
             return f"configuration refused: {fields['problem']}" if "problem" in fields else ""
         case "link":

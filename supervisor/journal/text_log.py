@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.journal.daily_file import DayFile
-from supervisor.journal.summary import one_line
+from supervisor.journal.summary import LONGEST
 from supervisor.linux.clock import iso
+from supervisor.linux.text import one_line
 
 STEM: Final = "rae-node"
 SUFFIX: Final = ".log"
@@ -41,7 +42,7 @@ class TextLog:
     def day(self, wall_s: float, status: str) -> None:
         """The first line of a day, if nothing was said today."""
         if not self._file.begun(wall_s):
-            self.say(wall_s, one_line(status))
+            self.say(wall_s, one_line(status, LONGEST))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -13,7 +13,7 @@ CANCEL_AGAIN_S: Final = 0.1
 T = TypeVar("T")
 
 
-async def is_set(event: asyncio.Event, within_s: float | None) -> bool:
+async def wait_for_event(event: asyncio.Event, within_s: float | None) -> bool:
     """Wait until the event is set, at most `within_s` seconds (None: without a limit); returns whether it is."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(within_s):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from supervisor import VERSION
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 
 PROTOCOL: Final = 1
 SOCKET_NAME: Final = "control.sock"
@@ -155,7 +155,7 @@ class ControlServer:
                 oldest.transport.abort()
                 return
             self._left.clear()
-            await is_set(self._left, min(left_s, PEER_DEADLINE_S))
+            await wait_for_event(self._left, min(left_s, PEER_DEADLINE_S))
 
     def _leave(self, writer: asyncio.StreamWriter) -> None:
         if self._peers.pop(writer, None) is not None:

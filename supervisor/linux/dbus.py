@@ -20,6 +20,8 @@ from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import DBusFastError
 
+from supervisor.linux.text import one_line
+
 BUS: Final = "org.freedesktop.DBus"
 BUS_PATH: Final = "/org/freedesktop/DBus"
 PROPERTIES: Final = "org.freedesktop.DBus.Properties"
@@ -331,7 +333,7 @@ def plain(values: dict[str, Variant]) -> dict[str, Any]:
 
 
 def _words(name: str, member: str, reply: Message) -> str:
-    text = " ".join(str(reply.body[0]).split())[:200] if reply.body else ""
+    text = one_line(str(reply.body[0]), 200) if reply.body else ""
     if reply.error_name in _ABSENT:
         return f"{name} is not running"
     if reply.error_name in REFUSED:

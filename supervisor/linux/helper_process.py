@@ -14,7 +14,8 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
+from supervisor.linux.text import one_line
 
 MAX_LINE: Final = 1 << 20
 END_S: Final = 1.0  # from the end of its stdin to the kill
@@ -112,7 +113,7 @@ class Helper:
 
     async def wait(self, timeout_s: float) -> bool:
         """Whether it is gone, within `timeout_s` seconds."""
-        return await is_set(self._gone, timeout_s)
+        return await wait_for_event(self._gone, timeout_s)
 
     def forget(self) -> None:
         """Let go of a process that cannot be killed: nothing of it is watched any more."""
@@ -126,7 +127,7 @@ class Helper:
             return
         if not chunk:
             self._drain()
-            said = self._said.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
+            said = one_line(self._said.decode(errors="replace").strip().rsplit("\n", 1)[-1], 200)
             self._fail("it ended" + (f": {said}" if said else ""))
         self._line += chunk
         if len(self._line) > MAX_LINE:

@@ -12,7 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from supervisor.linux.text import one_line
+
 MOST: Final = 1 << 16  # bytes of what is read
+MAX_NAME: Final = 32  # characters of a name that is shown
 COMM_LENGTH: Final = 15  # the kernel cuts a process's name there
 
 
@@ -30,7 +33,7 @@ class Name:
         return not self.comm and not self.exe
 
     def __str__(self) -> str:
-        return printable(self.comm or os.path.basename(self.exe))
+        return one_line(self.comm or os.path.basename(self.exe), MAX_NAME)
 
 
 def name_of(proc_root: Path, pid: int) -> Name:
@@ -67,11 +70,6 @@ def in_units(name: Name, units: Collection[str]) -> bool:
     """Whether a process is in one of the systemd units, or below it; a unit may be a pattern (app-steam-*.scope)."""
     parts = [part for part in name.cgroup.split("/") if part] if units else []
     return any(fnmatchcase(part, unit) for part in parts for unit in units)
-
-
-def printable(text: str) -> str:
-    """A name that somebody else chose, fit for a line of text."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:32]
 
 
 def _text(path: str) -> str:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from typing import Final
 
 from sdnotify import SystemdNotifier
 
-SPARE_S = 5.0  # between what an effect may take and what systemd is asked for
+from supervisor.linux.text import one_line
+
+MAX_STATUS: Final = 500
+SPARE_S: Final = 5.0  # between what an effect may take and what systemd is asked for
 
 
 class Notifier:
@@ -34,12 +38,12 @@ class Notifier:
         """The start, or a reload, is over."""
         self._owed["READY"] = "1"
         if status:
-            self._owed["STATUS"] = self._status = _one_line(status)
+            self._owed["STATUS"] = self._status = one_line(status, MAX_STATUS)
         self._send()
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`; sent only when it changed."""
-        line = _one_line(text)
+        line = one_line(text, MAX_STATUS)
         if line != self._status:
             self._owed["STATUS"] = self._status = line
             self._send()
@@ -54,7 +58,7 @@ class Notifier:
 
     def trigger(self, why: str) -> None:
         """What must always hold does not: be killed and started anew, as if the watchdog had not been fed."""
-        self._owed["STATUS"] = self._status = _one_line(why)
+        self._owed["STATUS"] = self._status = one_line(why, MAX_STATUS)
         self._send("WATCHDOG=trigger")
 
     def reloading(self) -> None:
@@ -66,7 +70,7 @@ class Notifier:
         """The node is on its way out."""
         self._owed.pop("READY", None)
         if status:
-            self._owed["STATUS"] = self._status = _one_line(status)
+            self._owed["STATUS"] = self._status = one_line(status, MAX_STATUS)
         self._send("STOPPING=1")
 
     def grant(self, seconds: float) -> None:
@@ -85,7 +89,7 @@ class Notifier:
     def errno(self, number: int, why: str = "") -> None:
         """What makes the service fail, as errno(3), and in words."""
         if why:
-            self._owed["STATUS"] = self._status = _one_line(why)
+            self._owed["STATUS"] = self._status = one_line(why, MAX_STATUS)
         self._send(f"ERRNO={number}")
 
     def bus_error(self, name: str) -> None:
@@ -128,7 +132,3 @@ def _watchdog_interval_s(environment: Mapping[str, str]) -> float | None:
     if not text.isdecimal() or int(text) == 0 or (pid and pid != str(os.getpid())):
         return None
     return int(text) / 2e6
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]  # a line break would be an assignment of its own

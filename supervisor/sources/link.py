@@ -9,7 +9,7 @@ from typing import Final
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never
 
 from states.observation import Link
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.errors import RequestError
@@ -122,7 +122,7 @@ class RetryingLink:
 
     async def _pause(self, seconds: float) -> None:
         self._resumed.clear()
-        await is_set(self._resumed, seconds)
+        await wait_for_event(self._resumed, seconds)
         self.next_try_s = None
 
     def _will_retry(self, state: RetryCallState) -> None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final
 
 from states.observation import Link
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Availability, Claim, LinkStatus, SourceEvents, SourceSettings, Wake
 from supervisor.sources.errors import RequestError
@@ -146,7 +146,7 @@ class NetworkSource(ABC):
         """One interval, and a sign of life at its end; sooner when there is news or trouble."""
         pace_s = min(self._pace_s, self._settings.heartbeat_interval_s)
         for event, wait_s in ((self._alarm, pace_s), (self._nudge, self._settings.heartbeat_interval_s - pace_s)):
-            await is_set(event, wait_s)
+            await wait_for_event(event, wait_s)
         self._nudge.clear()
         if self._trouble is not None:
             raise self._trouble

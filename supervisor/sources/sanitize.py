@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from supervisor.linux.text import one_line
+
 REPLACEMENT: Final = "\ufffd"
 MAX_DEPTH: Final = 100  # containers within containers; the server's parser and database have limits of their own
 MAX_INT_BITS: Final = 13_000  # Python refuses to write or read integers of more than 4,300 digits
@@ -23,10 +25,7 @@ def text(value: str) -> str:
 
 def reason(value: str) -> str:
     """One clean line of bounded length that is never empty: the server takes an empty error for success."""
-    line = " ".join(text(value).split())
-    if len(line) > MAX_REASON_CHARS:
-        line = line[: MAX_REASON_CHARS - 1] + "…"
-    return line or "failed, no reason given"
+    return one_line(text(value), MAX_REASON_CHARS) or "failed, no reason given"
 
 
 def clean(value: Any) -> Any:

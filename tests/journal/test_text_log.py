@@ -26,8 +26,9 @@ from states.limits import Limits
 from states.memory import Memory
 from supervisor.journal.decision_log import ALIVE_EVERY_S, RECENT, Journal
 from supervisor.journal.journald import Journald, of_service
-from supervisor.journal.summary import LONGEST, gist, one_line
+from supervisor.journal.summary import LONGEST, gist
 from supervisor.journal.text_log import TextLog
+from supervisor.linux.text import one_line
 from supervisor.tools.history.record import cut
 from supervisor.tools.history.replay import replay_files
 from supervisor.tools.history.timeline.timeline import load as load_timeline
@@ -119,7 +120,7 @@ def test_no_reason_of_others_begins_a_line_of_its_own() -> None:
     forged = gist("link", {"event": "down", "url": "http://h", "reason": "x\n2026-11-24T00:00:00Z  READY → RUNNING\x1b[2J\r"})
     assert len(forged.splitlines()) == 1
     assert "\x1b" not in forged
-    assert len(one_line("y" * 10 * LONGEST)) == LONGEST
+    assert len(one_line("y" * 10 * LONGEST, LONGEST)) == LONGEST
 
 
 Break = Callable[[Path], None]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from supervisor.linux.bounded import end, in_thread, is_set, within
+from supervisor.linux.bounded import end, in_thread, wait_for_event, within
 
 
 async def stubborn() -> None:
@@ -22,9 +22,9 @@ async def stubborn() -> None:
 def test_an_event_is_waited_for_no_longer_than_asked() -> None:
     async def scene() -> None:
         event = asyncio.Event()
-        assert not await is_set(event, 0.01)
+        assert not await wait_for_event(event, 0.01)
         asyncio.get_running_loop().call_soon(event.set)
-        assert await is_set(event, None)
+        assert await wait_for_event(event, None)
 
     asyncio.run(scene())
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from states.observation import Gpu
 from states.words import number
 from supervisor.config.schema import GpuSettings
-from supervisor.linux.proc import Name, printable
+from supervisor.linux.proc import Name
 from supervisor.sensors.gpu.ownership import (
     GIB,
     UNEXPLAINED_GB,
@@ -207,7 +207,7 @@ def _row(device: Device, lent: bool, names: dict[int, Name], side: dict[int, Who
         "processes": [
             {
                 "pid": p.pid,
-                "name": printable(names.get(p.pid, Name()).comm),
+                "name": str(names.get(p.pid, Name())),
                 "kind": p.kind,
                 "used_gb": None if p.used is None else round(p.used / GIB, 2),
                 "whose": str(side.get(p.pid, Whose.FOREIGN)),

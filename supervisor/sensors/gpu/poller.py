@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Final
 from states.observation import NEVER, Gpu, Reading
 from supervisor.config.schema import GpuSettings
 from supervisor.linux import helper_main as answering
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.linux.helper_process import Helper
 from supervisor.linux.inotify import Event, Watcher, flags
@@ -156,7 +156,7 @@ class GpuWatch(ABC):
             return
         self._watch()
         self._look()
-        await is_set(self._known, START_S)
+        await wait_for_event(self._known, START_S)
 
     async def stop(self) -> None:
         """Let go of everything; a helper that cannot be killed is left behind."""

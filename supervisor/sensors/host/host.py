@@ -29,6 +29,7 @@ from states.observation import NEVER, Cpu, Host, Reading
 from states.words import duration, number
 from supervisor.config.schema import HostSettings
 from supervisor.linux.clock import Clock
+from supervisor.linux.text import one_line
 from supervisor.sensors.base import Wake
 from supervisor.sensors.host.metered import Metered
 from supervisor.sensors.host.programs import Programs
@@ -355,4 +356,4 @@ def _read(path: Path) -> str:
 def _line(error: BaseException) -> str:
     """An error in one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join((text or type(error).__name__).split())
+    return one_line(text or type(error).__name__, 200)

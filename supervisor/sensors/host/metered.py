@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import Final
 
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.dbus import PROPERTIES, BusError, Signal, SystemBus
 from supervisor.sensors.base import Wake
 
@@ -38,7 +38,7 @@ class Metered:
         """Ask for the first time; returns with the answer, or after two seconds."""
         self._wake = wake
         await self._bus.start()
-        await is_set(self._known, FIRST_S)
+        await wait_for_event(self._known, FIRST_S)
 
     async def stop(self) -> None:
         """Nothing is asked any more; the bus is its owner's to stop."""

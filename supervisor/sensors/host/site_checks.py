@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from states.observation import NEVER
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.sensors.base import Wake
 
@@ -79,7 +79,7 @@ class _Check:
         """Kill it, and wait a moment for its end."""
         if self._process is not None:
             self._kill()
-            await is_set(self._over, STOP_S)
+            await wait_for_event(self._over, STOP_S)
         self._let_go()
 
     def _ended(self) -> None:

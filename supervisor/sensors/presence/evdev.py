@@ -15,6 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from supervisor.linux.text import one_line
+
 EVENT: Final = struct.Struct("llHHi")  # struct input_event: seconds, microseconds, type, code, value
 EV_SYN, EV_KEY, EV_REL, EV_ABS = 0x00, 0x01, 0x02, 0x03
 REL_X, REL_Y = 0, 1
@@ -119,7 +121,7 @@ def describe(folder: Path, node: str) -> Device | None:
         name = (device / "name").read_text(errors="replace").strip()
     except (OSError, ValueError):
         return None
-    clean = "".join(c if c.isprintable() and c != "'" else " " for c in name)[:40].strip()
+    clean = one_line(name.replace("'", " "), 40)
     return Device(node, clean or "unnamed", kind_of(keys, rels, axes, properties))
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from states.observation import NEVER
 from states.words import elapsed
 from supervisor.config.schema import PresenceSettings
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.linux.dbus import (
     LOGIN1,
@@ -187,7 +187,7 @@ class Sessions(PresenceSensor):
             self._note(START_SIGN)
         await self._bus.start()
         self._task = asyncio.create_task(self._run())
-        await is_set(self._looked, FIRST_LOOK_S)
+        await wait_for_event(self._looked, FIRST_LOOK_S)
 
     async def stop(self) -> None:
         """Stop watching, and close the delay locks; the bus's owner stops the bus."""
@@ -203,7 +203,7 @@ class Sessions(PresenceSensor):
         interval_s = self._settings.max_age_sec * 2 / 3
         self._look_now.set()
         while True:
-            await is_set(self._look_now, min(interval_s, RETRY_S) if self._error else interval_s)
+            await wait_for_event(self._look_now, min(interval_s, RETRY_S) if self._error else interval_s)
             before = self._state()
             try:
                 if self._error or self._look_now.is_set() or await self._ask_manager() != self._manager:

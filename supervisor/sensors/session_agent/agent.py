@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.sensors.presence.logind_session import session_properties
@@ -96,7 +96,7 @@ class Kept:
                 self.fault = _gone(ended)
             self._doubt.clear()
             self._changed()
-            await is_set(self._poke, self._wait_s)
+            await wait_for_event(self._poke, self._wait_s)
             self._wait_s = min(2 * self._wait_s, RETRY_S[1])
 
     def _alive(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.control_socket import MAX_REQUEST, PROTOCOL, short_name
 from supervisor.linux.inotify import Event, Watcher, flags
 
@@ -57,7 +57,7 @@ class Reporter:
                     self._say(reason)
                     said = reason
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
-                await is_set(socket_comes.event, patience_s)
+                await wait_for_event(socket_comes.event, patience_s)
 
     async def _connected(self, taken: Callable[[], None]) -> NoReturn:
         """Tell, until something ends that; `taken` is called once a report was."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.sensors.session_agent.source import ANSWER_S, NAMELESS, QUIET_S, Absent, Gone, Idle, Lacking, boot_s
 
 DISPLAY_ID: Final = 1
@@ -191,7 +191,7 @@ class WaylandIdle:
                 continue
             done = asyncio.Event()
             proof = self._notify(_Notification(note.seat, PROOF_S, note.input_only, done))
-            await is_set(done, ANSWER_S)
+            await wait_for_event(done, ANSWER_S)
             self._destroy(proof)
             if not done.is_set() and number in self._notes and note.idle_since_s is not None:
                 wrong = True

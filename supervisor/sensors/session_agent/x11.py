@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
+from supervisor.linux.text import one_line
 from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Gone, Idle, boot_s
 
 IDLETIME: Final = "IDLETIME"
@@ -86,7 +87,7 @@ class X11Idle:
         )
         thread.start()
         try:
-            if not await is_set(first, ANSWER_S):
+            if not await wait_for_event(first, ANSWER_S):
                 raise Gone(f"display {self._display} does not answer")
             await over
         finally:
@@ -107,7 +108,7 @@ class X11Idle:
                 loop.call_soon_threadsafe(answered.set)
 
         self._thread.ask(answer)
-        if not await is_set(answered, ANSWER_S):
+        if not await wait_for_event(answered, ANSWER_S):
             raise Gone(f"display {self._display} does not answer")
 
 
@@ -152,7 +153,7 @@ class _Watcher(threading.Thread):
         except Gone as error:
             self._ended(str(error))
         except Exception as error:  # noqa: BLE001 - python-xlib raises whatever it likes; no traceback reaches a user
-            self._ended(f"display {self._display}: {type(error).__name__}: {' '.join(str(error).split())[:80]}")
+            self._ended(f"display {self._display}: {type(error).__name__}: {one_line(str(error), 80)}")
         finally:
             if server is not None:
                 with contextlib.suppress(Exception):
@@ -168,8 +169,8 @@ class _Watcher(threading.Thread):
             try:
                 return _Server(self._display, cookie)
             except Exception as error:  # noqa: BLE001 - as above; the next cookie may do
-                why = " ".join(str(error).split()).removeprefix(f"Can't connect to display \"{self._display}\": ")
-        raise Gone(f"display {self._display} lets us not in: {why[:80]}")
+                why = str(error).removeprefix(f"Can't connect to display \"{self._display}\": ")
+        raise Gone(f"display {self._display} lets us not in: {one_line(why, 80)}")
 
     def _watch(self, server: _Server) -> None:
         server.arm(self._quiet_s)

@@ -16,9 +16,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from supervisor.linux.bounded import is_set, within
+from supervisor.linux.bounded import wait_for_event, within
+from supervisor.linux.text import one_line
 from supervisor.sources.errors import MIB, RequestError, describe_error, tls_context
-from supervisor.sources.nats.errors import NOTHING, TOO_LARGE, Delivery, Refused, family, one_line, read_answer, read_delivery
+from supervisor.sources.nats.errors import MAX_TEXT, NOTHING, TOO_LARGE, Delivery, Refused, family, read_answer, read_delivery
 from supervisor.sources.nats.subjects import inbox, next_subject
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ class Connection:
                     found = await self._next(stream, consumer, box, answers, wanted, left_s + 1.0, enough)
                     found = None if found is TimeoutError else found
                     if found is None:  # a server that did not wait as it was asked to is not asked in a busy loop
-                        await is_set(enough, again_s - loop.time())
+                        await wait_for_event(enough, again_s - loop.time())
             finally:
                 # no interest, then everything that was sent before: nothing is left lying with us unseen
                 # (a connection that ends meanwhile would have us wait for ever)
@@ -359,7 +360,7 @@ class Connection:
     def _in_words(self, error: Exception) -> str:
         if isinstance(error, ssl.SSLError) or (isinstance(error, OSError) and error.errno in errno.errorcode):
             return describe_error(error, self._server.knobs.ca)
-        return one_line(str(error).removeprefix("nats: "))
+        return one_line(str(error).removeprefix("nats: "), MAX_TEXT)
 
     def _deaf(self, _: asyncio.Task[None]) -> None:
         """Nobody reads any more: by a fault, nats-py ends that in silence."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from supervisor.linux.text import one_line
 from supervisor.sources.errors import RequestError
 
 LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
@@ -14,7 +15,7 @@ PER_SUBJECT: Final = "per subject"
 NOTHING: Final = "404"
 TIME_OVER: Final = "408"
 TOO_LARGE: Final = 413
-MAX_WORDS: Final = 200
+MAX_TEXT: Final = 200
 
 
 class Refused(RequestError):
@@ -53,7 +54,7 @@ def read_answer(data: bytes, what: str) -> dict[str, Any]:
         return value
     if not isinstance(error, dict):
         raise RequestError(f"the server answered {what} with an error in words of its own")
-    text, code = one_line(str(error.get("description", ""))), error.get("code")
+    text, code = one_line(str(error.get("description", "")), MAX_TEXT), error.get("code")
     if error.get("err_code") == LIMIT_OF_STREAM and PER_SUBJECT in text:
         raise Exists(f"{what}: there is one already")
     if code == 503:
@@ -70,7 +71,7 @@ def read_delivery(data: bytes, reply: str, headers: Mapping[str, str]) -> Delive
     if not reply:
         if (status := headers.get("Status", NOTHING)) in (NOTHING, TIME_OVER):
             return None
-        word = one_line(f"{status} {headers.get('Description', '')}")
+        word = one_line(f"{status} {headers.get('Description', '')}", MAX_TEXT)
         raise RequestError(f"the fleet hands out no work now: its server says {word}")
     # $JS.ACK.<stream>.<consumer>.<count>.<sequence>..., or with domain and account before the stream
     words = reply.split(".")
@@ -86,8 +87,3 @@ def family(subject: str) -> str:
     if subject.startswith("$JS.ACK"):
         return "an acknowledgement"
     return ".".join(subject.split(".")[: 5 if subject.startswith("$JS") else 2])
-
-
-def one_line(text: str) -> str:
-    """What a server said, in one line that does a terminal no harm."""
-    return "".join(char for char in " ".join(text.split()) if char.isprintable())[:MAX_WORDS]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from states.observation import Link
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Claim
 from supervisor.sources.errors import RequestError
@@ -89,7 +89,7 @@ class Leases:
         while True:
             await self._held.wait()
             self._now.clear()
-            await is_set(self._now, max(0.05, self.length_s / RENEWALS))
+            await wait_for_event(self._now, max(0.05, self.length_s / RENEWALS))
             leases = list(self._by_id.values())
             if not leases:
                 self._held.clear()

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from supervisor import VERSION
 from supervisor.linux.clock import iso
+from supervisor.linux.text import one_line
 
 # What each guard waits for, in words for those who are not at that machine.
 WORDS: Final[Mapping[str, str]] = {
@@ -58,4 +59,4 @@ def _sound(name: str, value: Any) -> Any:
         return value if type(value) is int and 0 <= value < 1 << 53 else 0
     if name == "types":
         return [_sound("", one) for one in value if isinstance(one, str)] if isinstance(value, list) else []
-    return "".join(char for char in value[:MAX_CHARS] if char.isprintable()) if isinstance(value, str) else ""
+    return one_line(value, MAX_CHARS) if isinstance(value, str) else ""

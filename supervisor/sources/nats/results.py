@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from states.observation import Link
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.sources.errors import RequestError
 from supervisor.sources.link import RetryingLink
 from supervisor.sources.nats import connection as wire
@@ -112,7 +112,7 @@ class Results:
                 self._fail(trouble)
                 pause_s = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
                 failures += 1
-                await is_set(self._hurry, pause_s if self._link.link is Link.UP or self._last else None)
+                await wait_for_event(self._hurry, pause_s if self._link.link is Link.UP or self._last else None)
                 continue
             except Exception as error:  # noqa: BLE001  one outcome must not hold up all others
                 reason = f"it could not be delivered ({type(error).__name__})"

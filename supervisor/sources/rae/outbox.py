@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.sources import sanitize as clean
 from supervisor.sources.backoff import Backoff
 from supervisor.sources.base import Claim
@@ -207,7 +207,7 @@ class Outbox:
 
     async def _pause(self, seconds: float) -> None:
         self._hurry.clear()
-        await is_set(self._hurry, min(seconds, self._longest_pause_s))
+        await wait_for_event(self._hurry, min(seconds, self._longest_pause_s))
 
     def _report(self, state: RetryCallState) -> None:
         trouble = state.outcome.exception() if state.outcome else None

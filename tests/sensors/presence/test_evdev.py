@@ -61,7 +61,7 @@ def test_the_kind_follows_from_the_capabilities(
     world.plug("event3", "It's\x07 a thing", keys, rels, axes, properties)
     device = describe(world.sys / "class/input", "event3")
     assert device is not None
-    assert (device.kind, device.name) == (kind, "It s  a thing")
+    assert (device.kind, device.name) == (kind, "It s a thing")
 
 
 @given(st.frozensets(st.integers(0, 0x2FF)))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 from uuid import uuid4
 
-from supervisor.linux.bounded import is_set
+from supervisor.linux.bounded import wait_for_event
 from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id
 from supervisor.sources.nats import subjects as layout
@@ -133,5 +133,5 @@ async def wait(
                 found = True
         pause_s = LOOK_AGAIN_S if end_s is None else max(0.0, min(LOOK_AGAIN_S, end_s - time.monotonic()))
         if missing and not found:
-            await is_set(all_here, pause_s)
+            await wait_for_event(all_here, pause_s)
     return missing

@@ -21,9 +21,11 @@ from states.memory import State
 from states.table import BY_ID
 from states.words import elapsed
 from supervisor.journal.codec import EVER_S
+from supervisor.linux.text import one_line
 from supervisor.tools.history.timeline.endings import ending_of
 from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Mark, PersonSpan, Point, Span, TaskSpan
 
+MAX_TEXT: Final = 1000
 SILENT_S: Final = 180.0
 # A sign of life comes every minute and a half at most: a sign as young as this is somebody at the machine.
 HERE_S: Final = 95.0
@@ -289,8 +291,7 @@ class Reader:
 
 def _text(value: Any) -> str:
     """A text of the journal on one line, without what a terminal or a page would obey."""
-    text = str(value)
-    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+    return one_line(str(value), MAX_TEXT)
 
 
 def _number(value: Any) -> float | None:
