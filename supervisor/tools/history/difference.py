@@ -1,4 +1,4 @@
-"""How a replay of one file came out, in words and as data."""
+"""How the replay of one file came out, as data and in lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from states.guards import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first thing that came out otherwise: its place, what it is, and what the node saw, in lines."""
+    """The first thing that came out otherwise: its place, what it is, and, in lines, what the node saw."""
 
     file: str
     line: int
@@ -52,12 +52,12 @@ class Report:
         return [f"FAIL  {about}", f"{self.difference}", *(f"      {line}" for line in self.difference.seen)]
 
 
-def effect_words(effect: Effect, ok: bool) -> str:
+def effect_name(effect: Effect, ok: bool) -> str:
     """An effect as scripts write it: a failed one with `!`."""
     return str(effect) if ok else f"{effect}!"
 
 
 def guard_lines(verdicts: Iterable[Verdict]) -> list[str]:
-    """Every guard in words, one a line."""
+    """One line for each guard."""
     marks = {True: "yes", False: "no", None: "unknown"}
     return [f"{v.name:<13}  {marks[v.ok]:<7}  {v.reason}" for v in verdicts]

@@ -1,6 +1,6 @@
-"""Replays: a script's steps, or a recorded journal, through the mind that the daemon runs (R17); nothing is executed.
+"""Replays of scripts and recorded journals through the decisions that the daemon uses. Nothing is executed.
 
-The first difference of each file is told with its place and with what the node saw. Exit codes: interface §4.
+Each file's first difference is shown with its place and with what the node saw. Exit codes: interface §4.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from states.lifecycle import Lifecycle, Plan, blocked_by
 from states.memory import State
 from states.words import number
 from supervisor.config.yaml_reader import Refused, read
-from supervisor.tools.history.difference import Difference, Report, effect_words, guard_lines
+from supervisor.tools.history.difference import Difference, Report, effect_name, guard_lines
 from supervisor.tools.history.replay_journal import Tape
 from supervisor.tools.history.script import FREE, HELD, Expect, Script, ScriptError, Step, parse
 from supervisor.tools.history.script_world import World
@@ -26,7 +26,7 @@ JOURNAL: Final = ".jsonl"
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step led to. `row` "" if none fired on its last tick; `effects` of all its ticks, a failed one with `!`."""
+    """What a step led to. `row` is "" if none fired on its last tick; `effects` of all its ticks, a failed one with `!`."""
 
     step: Step
     before: State
@@ -41,51 +41,36 @@ class StepResult:
 def play(script: Script) -> Iterator[StepResult]:
     """Run a script from DISABLED, one step after another."""
     world = World(script.inhibitor, script.enabled)
-    mind = Lifecycle(script.limits, script.steps[0].at_s)
+    lifecycle = Lifecycle(script.limits, script.steps[0].at_s)
     for step in script.steps:
         world.lay(step.see, step.at_s)
-        before, effects, row = mind.state, list[str](), ""
+        before, effects, row = lifecycle.state, list[str](), ""
         for _ in range(step.ticks):
-            plan = mind.propose(world.look(step.at_s, step.stale))
+            plan = lifecycle.propose(world.look(step.at_s, step.stale))
             outcome = world.perform(plan, step.refuse)
-            mind.commit(plan, outcome)
-            effects += [effect_words(r.effect, r.ok) for r in outcome.results]
+            lifecycle.commit(plan, outcome)
+            effects += [effect_name(r.effect, r.ok) for r in outcome.results]
             row = plan.row.id if plan.row is not None and not outcome.vetoed else ""
         after = world.look(step.at_s, step.stale)
-        yield StepResult(
-            step,
-            before,
-            mind.state,
-            row,
-            tuple(effects),
-            HELD if world.held else FREE,
-            blocked_by(after, mind.memory, mind.limits),
-            plan,
-        )
+        blocked = blocked_by(after, lifecycle.memory, lifecycle.limits)
+        inhibitor = HELD if world.held else FREE
+        yield StepResult(step, before, lifecycle.state, row, tuple(effects), inhibitor, blocked, plan)
 
 
 def compare(expect: Expect, got: StepResult) -> tuple[str, str, str] | None:
     """(what, expected, got) of the first thing that came out otherwise; None: all as expected."""
-    blocked = frozenset(verdict.name for verdict in got.blocked)
-    pairs: tuple[tuple[str, Any, Any], ...] = (
-        ("row", expect.row, got.row),
-        ("state", expect.state, got.state),
-        ("effects", expect.effects, got.effects),
-        ("inhibitor", expect.inhibitor, got.inhibitor),
-        ("blocked_by", expect.blocked_by, blocked),
-    )
-    for what, wanted, came in pairs:
+    for what in ("row", "state", "effects", "inhibitor", "blocked_by"):
+        wanted = getattr(expect, what)
+        came = frozenset(v.name for v in got.blocked) if what == "blocked_by" else getattr(got, what)
         if wanted is not None and wanted != came:
-            return what, _words(what, wanted), _words(what, came)
+            return what, _shown(wanted), _shown(came)
     return None
 
 
-def _words(what: str, value: Any) -> str:
-    if what == "row":
-        return value or "null"
-    if what in ("effects", "blocked_by"):
-        return f"[{', '.join(value if what == 'effects' else sorted(value))}]"
-    return str(value)
+def _shown(value: Any) -> str:
+    if isinstance(value, frozenset):
+        value = tuple(sorted(value))
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value or "null")
 
 
 def replay_script(path: Path) -> Report:
@@ -109,7 +94,7 @@ def replay_script(path: Path) -> Report:
 
 
 def _seen(got: StepResult) -> tuple[str, ...]:
-    """What happened, in words: the judgements are those that the last tick was decided by."""
+    """What happened, in lines; the verdicts are those of the last tick."""
     state = f"{got.state} (before: {got.before})" if got.state is not got.before else str(got.state)
     planned = got.plan.row
     row = "none fired" if planned is None else f"{planned.id}: {planned.why}" + ("" if got.row else " (vetoed)")
@@ -123,7 +108,7 @@ def _seen(got: StepResult) -> tuple[str, ...]:
 
 
 def replay_files(paths: Iterable[Path | str]) -> list[Report]:
-    """Every script and every journal that is named, a folder by the scripts and journals in it, in order of names."""
+    """Every script and journal named; a folder by the scripts and journals in it, in order of their names."""
     reports: list[Report] = []
     tape = Tape()
     for path in map(Path, paths):
@@ -153,13 +138,10 @@ def as_json(reports: Iterable[Report]) -> list[dict[str, Any]]:
 
 
 def answer(reports: Iterable[Report]) -> list[str]:
-    """What stdout gets: a line for each file that could be read, and the block of its first difference."""
-    lines: list[str] = []
-    for report in reports:
-        lines += report.answer()
-    return lines
+    """The lines for stdout: one for each file that could be read, and the block of its first difference."""
+    return [line for report in reports for line in report.answer()]
 
 
 def errors(reports: Iterable[Report]) -> list[str]:
-    """What stderr gets: why files could not be read."""
+    """The lines for stderr: why files could not be read."""
     return [line for report in reports for line in report.errors]

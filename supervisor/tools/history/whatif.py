@@ -22,9 +22,9 @@ from states.lifecycle import EffectResult, Lifecycle, Outcome
 from states.limits import Limits
 from states.memory import State
 from states.observation import NO_TASK, Link, Observation, Person, Task, TaskPhase
-from supervisor.journal import decision_log as journal
-from supervisor.journal.codec import observation_of
-from supervisor.tools.history.timeline.timeline import SILENT_S
+from supervisor.journal import decision_log
+from supervisor.tools.history.recorded import Begin, Config, Decision, JournalReader, SignOfLife, Unreadable
+from supervisor.tools.history.timeline.reader import SILENT_S
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _CLAIMED, _RUNNING, _ENDED = (Task(phase, "t", "any") for phase in (TaskPhase.CLAIMED, TaskPhase.RUNNING, TaskPhase.ENDED))
@@ -61,26 +61,23 @@ def load(paths: Iterable[Path]) -> Past:
         OSError: a journal cannot be read.
     """
     lives: list[list[Observation]] = [[]]
-    limits = Limits()
+    limits, reader = Limits(), JournalReader(signs_of_life=True)
     try:
-        for path in journal.files(paths):
-            for _, entry in journal.read(path):
-                if "carried" in entry:
-                    limits = msgspec.convert(entry["carried"]["limits"], Limits)
-                if entry["kind"] == "start":
+        for record in (record for path in decision_log.files(paths) for record in reader.read(path)):
+            match record:
+                case Begin(kind="start"):
                     lives.append([])
-                elif entry["kind"] == "config" and "limits" in entry:
-                    limits = msgspec.convert(entry["limits"], Limits)
-                elif "observation" in entry:
-                    at_s = float(entry.get("at_s", entry["boot_s"]))
-                    seen = replace(observation_of(entry["observation"], at_s, source="journal"), task=NO_TASK)
-                    if lives[-1] and at_s < lives[-1][-1].now_s:
+                case Begin(limits=Limits() as now) | Config(limits=now):
+                    limits = now
+                case Decision() | SignOfLife():
+                    seen = replace(record.observation, task=NO_TASK)
+                    if lives[-1] and seen.now_s < lives[-1][-1].now_s:
                         lives.append([])
-                    if lives[-1] and (came := _came(lives[-1][-1], seen, entry["kind"] == "decision")) is not None:
+                    if lives[-1] and (came := _came(lives[-1][-1], seen, isinstance(record, Decision))) is not None:
                         lives[-1].append(came)
                     lives[-1].append(seen)
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, msgspec.ValidationError) as error:
-        raise WhatIfError(f"a line is not of the journal's form ({error}); `rae-node replay` names it") from None
+    except Unreadable as error:
+        raise WhatIfError(f"{error}: this line is not of the journal's form") from None
     kept = tuple(tuple(life) for life in lives if life)
     if not kept:
         raise WhatIfError("no line says what was seen; name journals (decisions-*.jsonl) or a folder of them")
