@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import atexit
 import contextlib
-import functools
 import os
 import random
 import shutil
@@ -30,7 +28,9 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from support import shared  # noqa: E402
 from support.clock import MadeLoop, ManualClock  # noqa: E402
+from support.depth import DEEP  # noqa: E402
 from support.simulated import TYPES, SimulatedNode, Supply  # noqa: E402
 from support.stories import KINDS, Story, zone  # noqa: E402
 
@@ -42,6 +42,7 @@ from supervisor.daemon import loop as loop_module  # noqa: E402
 from supervisor.journal.decision_log import Journal, files  # noqa: E402
 from supervisor.linux.sd_notify import Notifier  # noqa: E402
 
+DAYS: Final = 30 if DEEP else 10  # of a life that tests read
 BUSY_S: Final = 30.0  # between looks with a task in hand; the product takes 1 s
 UP_S: Final = 40.0  # since boot, when the daemon starts
 
@@ -165,14 +166,14 @@ async def _life(config: Config, clock: ManualClock, story: Story, supply: Supply
     journal.close()
 
 
-@functools.cache
-def lived(kind: str, days: int = 30, endless_s: float | None = None, seed: int = 1) -> Path:
-    """The folder of a span that is lived once a run of the tests, in central Europe; to be read, not changed."""
-    folder = Path(tempfile.mkdtemp(prefix=f"weeks-{kind}-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with zone():
-        live(kind, days, folder, seed=seed, endless_s=endless_s)
-    return folder
+def lived(kind: str, days: int = DAYS, endless_s: float | None = None, seed: int = 1) -> Path:
+    """The folder of a span that is lived once a run of the tests, in central Europe. It may be read, not changed."""
+
+    def fill(folder: Path) -> None:
+        with zone():
+            live(kind, days, folder, seed=seed, endless_s=endless_s)
+
+    return shared.once(f"weeks-{kind}-{days}-{endless_s}-{seed}", fill)
 
 
 def main() -> None:

@@ -265,6 +265,7 @@ def test_only_the_last_days(tmp_path: Path) -> None:
     assert told.spans[0].state == GAP
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_month_adds_up_and_is_drawn(kind: str) -> None:
     logs = weeks.lived(kind)
