@@ -1,0 +1,106 @@
+"""README and docs/ stay true: the map of requirements, links, commands and make targets, and the README's length."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from supervisor.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/fleet/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def commands(group: Any, prefix: str = "") -> dict[str, set[str]]:
+    """Each command of `rae-node` by its whole name, with its options; "" holds those of `rae-node` itself."""
+    context = typer.Context(group)
+    found = {prefix.strip(): {option for parameter in group.get_params(context) for option in parameter.opts}}
+    for name, command in getattr(group, "commands", {}).items():
+        found |= commands(command, f"{prefix}{name} ")
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(app))
+
+
+def code(page: Path) -> list[str]:
+    """All that a page shows as code: spans, and the lines of blocks."""
+    blocks, text = [], page.read_text()
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        blocks += block.splitlines()
+    return blocks + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 200
+    for command in ("make demo", "make test"):
+        assert any(line.startswith(command) for line in lines[:60])
+
+
+@BY_PAGE
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@BY_PAGE
+def test_commands_and_their_options_exist(page: Path) -> None:
+    for line in code(page):
+        for name, group, rest in re.findall(r"(?<![\w./-])rae-node ([a-z][a-z-]*)(?: ([a-z]+))?([^|&`#;)]*)", line):
+            whole = f"{name} {group}" if f"{name} {group}" in COMMANDS else name
+            assert whole in COMMANDS, f"{line!r} names a command that does not exist"
+            for option in re.findall(r"(?<= )(--[a-z-]+)", f" {group} {rest}"):
+                assert option in COMMANDS[whole] | COMMANDS[""], f"{line!r}: {whole} has no {option}"
+        for target in re.findall(r"(?<![\w-])make ([a-z]+)", line):
+            assert target in TARGETS, f"{line!r} names a make target that does not exist"
+
+
+def test_every_command_is_in_the_overview() -> None:
+    shown = set(re.findall(r"^\| (.*?) \|", (ROOT / "docs/commands.md").read_text(), re.MULTILINE))
+    named = {word for cell in shown for word in re.findall(r"`([a-z-]+(?: [a-z]+)?)", cell)}
+    assert {name for name in COMMANDS if name not in ("", "config")} <= named | {"config schema"}
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index
+
+
+def requirements() -> dict[str, list[str]]:
+    rows = re.findall(r"^\| (R\d+) \|.*\| ([^|]*) \|$", (ROOT / "docs/requirements.md").read_text(), re.MULTILINE)
+    return {number: re.findall(r"`([^`]+)`", tests) for number, tests in rows}
+
+
+def test_the_map_of_requirements_is_whole() -> None:
+    assert list(requirements()) == [f"R{number}" for number in range(1, 25)]
+
+
+@pytest.mark.parametrize(("number", "tests"), requirements().items())
+def test_each_requirement_has_tests_that_exist(number: str, tests: list[str]) -> None:
+    assert tests, f"{number} has no test"
+    for test in tests:
+        file, _, name = test.partition("::")
+        path = ROOT / "tests" / file
+        assert path.is_file(), f"{number}: there is no {path}"
+        functions = {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        assert name in functions, f"{number}: {file} has no {name}"
