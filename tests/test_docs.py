@@ -102,5 +102,6 @@ def test_each_requirement_has_tests_that_exist(number: str, tests: list[str]) ->
         file, _, name = test.partition("::")
         path = ROOT / "tests" / file
         assert path.is_file(), f"{number}: there is no {path}"
-        functions = {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+        nodes = ast.walk(ast.parse(path.read_text()))
+        functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
         assert name in functions, f"{number}: {file} has no {name}"

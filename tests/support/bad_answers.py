@@ -1,4 +1,4 @@
-"""Every bad answer that a control node, or what sits before it, may give, and what it leads to; the README has the same."""
+"""Every bad answer of a control node, or of a proxy before it, and its effect; docs/control-node.md has the same table."""
 
 from __future__ import annotations
 

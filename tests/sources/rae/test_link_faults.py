@@ -1,4 +1,4 @@
-"""What the node does for each thing that can go wrong on the way to the control node, as one table; the README has the same."""
+"""What the node does with each fault on the way to the control node; docs/control-node.md has the same table."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ async def test_a_bad_answer_to_a_post_anew(tmp_path: Path, bad: Bad) -> None:
         assert ("repost-repeated" in rig.names()) is bad.lost
 
 
-def test_the_readme_has_this_table() -> None:
-    cells = re.findall(r"^\| \*([^*|]+)\*", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_the_documents_have_this_table() -> None:
+    cells = re.findall(r"^\| \*([^*|]+)\*", (ROOT / "docs/control-node.md").read_text(), re.MULTILINE)
     assert sorted(TABLE) == sorted(name for cell in cells for name in cell.split(" · "))
 
 
