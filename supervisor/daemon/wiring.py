@@ -321,7 +321,7 @@ class Node:
 
     def notes(self, *more: str) -> list[str]:
         """What an operator should know and no guard says."""
-        held = "" if self.containment is None else self.containment.describe()
+        held = "" if self.containment is None else self.containment.summary()
         later = [
             (self._pending, "the new configuration takes effect when no task is in hand and every outcome is delivered"),
             (self._paths_at_start != self.config.paths, "other folders (paths in node.yaml) take effect at the next start"),

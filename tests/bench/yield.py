@@ -344,7 +344,7 @@ def main() -> int:
     given = parser.parse_args()
     containment = detect()
     if not isinstance(containment, CgroupContainment):
-        print(f"yield.py needs a cgroup of its own to measure: {containment.describe()}", file=sys.stderr)
+        print(f"yield.py needs a cgroup of its own to measure: {containment.summary()}", file=sys.stderr)
         return 2
     rows: list[dict[str, Any]] = []
     scenes = [(name, False, containment) for name in TASKS] + [("200 processes", True, containment)]

@@ -32,7 +32,7 @@ from supervisor.tasks.process.containment import detect
 from supervisor.config.schema import TaskType
 held = detect()
 print(json.dumps({
-    "held": held.describe(), "own": Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip(),
+    "held": held.summary(), "own": Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip(),
     "base": getattr(held, "base", ""), "landlock": landlock.abi(),
     "sandbox": asyncio.run(sandbox.fault(TaskType(sandbox="bubblewrap"), Path("/opt/rae-node/workdir"))),
 }))
@@ -74,7 +74,7 @@ def test_the_wall_by_landlock_stands_there_too(box: SysBox) -> None:
         pytest.skip("no Landlock in this kernel")
     found = look(box)
     assert found["landlock"] == landlock.abi()
-    assert found["held"].endswith(landlock.describe(landlock.abi()))
+    assert found["held"].endswith(landlock.summary(landlock.abi()))
 
 
 def test_the_sandbox_needs_what_doctor_says(box: SysBox) -> None:

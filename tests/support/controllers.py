@@ -148,9 +148,9 @@ def main(kind: str) -> dict[str, Any]:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     held = detect()
-    assert isinstance(held, CgroupContainment), held.describe()
+    assert isinstance(held, CgroupContainment), held.summary()
     found: dict[str, Any] = {
-        "describe": held.describe(), "base": held.base, "controllers": sorted(held.controllers),
+        "summary": held.summary(), "base": held.base, "controllers": sorted(held.controllers),
         "own": Path("/proc/self/cgroup").read_text().strip(), "again": sorted(detect().controllers),  # type: ignore[attr-defined]
         "leaf_weight": Path(f"{base}/supervisor/cpu.weight").read_text().strip() if held.controllers else "",
     }  # fmt: skip

@@ -29,7 +29,7 @@ def held(request: pytest.FixtureRequest) -> Containment:
     if request.param == "tree":
         return TreeContainment("by choice")
     if not isinstance(DETECTED, CgroupContainment):
-        pytest.skip(DETECTED.describe())
+        pytest.skip(DETECTED.summary())
     return DETECTED
 
 

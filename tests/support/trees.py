@@ -168,10 +168,10 @@ async def _daemon(kind: str, root: str, grace: str, argv: list[str]) -> None:
     from supervisor.tasks.workdir import Workdir
 
     held = containment.TreeContainment("by order") if kind == "tree" else containment.detect()
-    assert kind == "detect" or isinstance(held, containment.TreeContainment) == (kind == "tree"), held.describe()
+    assert kind == "detect" or isinstance(held, containment.TreeContainment) == (kind == "tree"), held.summary()
     workdir = Workdir(Path(root)).fresh("one")
     task = await CommandExecutor(TaskType(argv=argv), held).start(Claim("one", "nasty"), workdir, lambda: None)
-    print(json.dumps({"workdir": str(workdir), "held": held.describe()}), flush=True)
+    print(json.dumps({"workdir": str(workdir), "held": held.summary()}), flush=True)
     if grace == "-":
         await asyncio.sleep(3600)
     await asyncio.to_thread(sys.stdin.readline)  # the test says when the tree stands

@@ -93,7 +93,7 @@ def setting(request: pytest.FixtureRequest, nobody: Plain | None) -> Iterator[Se
     kind, _, other = request.param.partition("-as-")
     run_by = nobody if other else OURS
     if kind == "cgroup" and not isinstance(DETECTED, CgroupContainment):
-        pytest.skip(DETECTED.describe())
+        pytest.skip(DETECTED.summary())
     if run_by is None:
         pytest.skip("needs root, and an interpreter that a plain user can start")
     folder = Path(tempfile.mkdtemp(prefix="rae-containment-"))
@@ -204,8 +204,8 @@ def test_sweep_names_what_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_detect_proves_it() -> None:
     if not isinstance(DETECTED, CgroupContainment):
-        pytest.skip(DETECTED.describe())
-    assert DETECTED.describe().startswith(f"a cgroup v2 of its own for each task, below {DETECTED.base} (tried: ")
+        pytest.skip(DETECTED.summary())
+    assert DETECTED.summary().startswith(f"a cgroup v2 of its own for each task, below {DETECTED.base} (tried: ")
     assert not [name for name in os.listdir(DETECTED.base) if name.startswith(f"rae-probe-{os.getpid()}-")]
     mark = task_mark(Path("/tmp/none/task-1"))
     path = DETECTED.place(mark)
@@ -244,7 +244,7 @@ def test_detect_says_why_not(tmp_path: Path, mountinfo: str, membership: str, re
 
 def test_detect_without_proc(tmp_path: Path) -> None:
     found = detect(str(tmp_path / "none"), str(tmp_path / "none"))
-    assert found.describe().startswith("process tree below a subreaper (no cgroup v2 to use: No such file or directory)")
+    assert found.summary().startswith("process tree below a subreaper (no cgroup v2 to use: No such file or directory)")
     assert found.place("x.y") is None
 
 

@@ -26,7 +26,7 @@ def test_the_service_moves_into_a_leaf_as_a_plain_user(tmp_path: Path) -> None:
     assert found["base"] == "/sys/fs/cgroup/service"
     assert found["own"] == "0::/service/supervisor"
     assert found["controllers"] == found["again"] == ["cpu", "memory", "pids"]
-    assert "; limited by the kernel: cpu, memory, pids; " in found["describe"]
+    assert "; limited by the kernel: cpu, memory, pids; " in found["summary"]
     assert found["leaf_weight"] == "10000"
 
 
@@ -34,7 +34,7 @@ def test_not_where_others_are_in_its_cgroup(tmp_path: Path) -> None:
     found = inside(tmp_path, "shared")
     assert found["controllers"] == []
     said = "not by it: cpu, memory, pids (others' processes are in that cgroup too); the node itself looks once a second"
-    assert said in found["describe"]
+    assert said in found["summary"]
 
 
 def test_limits_are_held_by_the_kernel(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ TOLD = [
 
 @pytest.mark.parametrize(("found", "words"), TOLD)
 def test_what_doctor_says(found: int, words: str) -> None:
-    assert landlock.describe(found) == words
+    assert landlock.summary(found) == words
 
 
 def test_where_there_is_none_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""A wall between a task and what runs as the same user: by Landlock it can neither trace other processes, so that the
-daemon's memory and environment are closed to it, nor, from Linux 6.12 on, signal them (R4), nor listen to the keyboard
-where the service may (R6). Standard library only.
+"""A barrier between a task and what runs as the same user, by Landlock: the task cannot trace other processes, so it cannot
+read the daemon's memory and environment. From Linux 6.12 on it cannot signal them either. Where the service may read input
+devices, the task may not. Standard library only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 
 _LIBC = ctypes.PyDLL(None, use_errno=True)
-_CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # one number on every architecture
+_CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same on every architecture
 _VERSION, _PATH_BENEATH = 1, 1
 _WRITE_FILE, _READ_FILE = 1 << 1, 1 << 2
 _REFER = 1 << 13  # renaming between folders: must be handled to be allowed
@@ -20,34 +20,34 @@ INPUT = "/dev/input"
 
 
 def abi() -> int:
-    """The kernel's version of it; 0 where there is none, or it is forbidden."""
-    found: int = _LIBC.syscall(_CREATE, None, 0, _VERSION)
-    return max(0, found)
+    """The kernel's Landlock version; 0: there is none, or it is forbidden."""
+    version: int = _LIBC.syscall(_CREATE, None, 0, _VERSION)
+    return max(0, version)
 
 
-def describe(found: int) -> str:
+def summary(version: int) -> str:
     """What a task may do to other processes of its user, for `doctor`."""
-    if found >= _SCOPED_ABI:
+    if version >= _SCOPED_ABI:
         return "by Landlock a task can neither trace nor signal what is not its own"
-    weaker = "a task can signal what runs as the same user"
-    return f"{weaker} (Landlock keeps it from tracing)" if found >= _REFER_ABI else f"{weaker}, and trace it (no Landlock)"
+    signals = "a task can signal what runs as the same user"
+    return f"{signals} (Landlock keeps it from tracing)" if version >= _REFER_ABI else f"{signals}, and trace it (no Landlock)"
 
 
 def enter(closed: str = INPUT) -> None:
-    """Put this process, and all that descend from it, behind the wall, as far as the kernel can; needs no_new_privs.
+    """Restrict this process and its descendants as far as the kernel can. Needs no_new_privs.
 
     Args:
-        closed: a folder whose files it can neither read nor write any more, if it could until now. The service may read
-            input devices to see when they were used; a task that may is a key logger. What is made beside that folder or
-            the folders above it later on, such as a new device node, is closed too.
+        closed: a folder whose files become unreadable and unwritable, if they were not already. The service may read input
+            devices to see when they were used; a task that may would be a key logger. What is created later beside that
+            folder or the folders above it, such as a new device node, is closed too.
     """
-    found = abi()
-    if found < _REFER_ABI:
+    version = abi()
+    if version < _REFER_ABI:
         return
     close = _has_open_files(closed)
     # struct landlock_ruleset_attr: handled_access_fs, handled_access_net, scoped
     handled = _REFER | (_READ_FILE | _WRITE_FILE if close else 0)
-    if found >= _SCOPED_ABI:
+    if version >= _SCOPED_ABI:
         attributes, size = (ctypes.c_uint64 * 3)(handled if close else 0, 0, _SCOPE_SIGNAL), 24
     else:
         attributes, size = (ctypes.c_uint64 * 3)(handled, 0, 0), 8
@@ -55,7 +55,7 @@ def enter(closed: str = INPUT) -> None:
     if ruleset < 0:
         return
     try:
-        if not attributes[0] or _allow(ruleset, "/", _REFER):  # renaming stays as it was
+        if not attributes[0] or _allow(ruleset, "/", _REFER):  # renaming stays allowed
             if close:
                 for path in _all_but(closed):
                     _allow(ruleset, path, _READ_FILE | _WRITE_FILE)
@@ -65,7 +65,7 @@ def enter(closed: str = INPUT) -> None:
 
 
 def _has_open_files(folder: str) -> bool:
-    """Whether this process can read or write something there."""
+    """This process can read or write something there."""
     try:
         return any(os.access(entry.path, os.R_OK) or os.access(entry.path, os.W_OK) for entry in os.scandir(folder))
     except OSError:
@@ -73,7 +73,7 @@ def _has_open_files(folder: str) -> bool:
 
 
 def _all_but(folder: str) -> list[str]:
-    """Everything beside it, and beside each folder that it is in."""
+    """Everything beside the folder, and beside each folder above it."""
     beside = []
     while folder != "/":
         above = os.path.dirname(folder)
@@ -83,13 +83,13 @@ def _all_but(folder: str) -> list[str]:
 
 
 def _allow(ruleset: int, path: str, access: int) -> bool:
-    """These rights on a path and what is below it; not on one that is gone, nor on where a symbolic link leads."""
+    """Allow this on a path and below it; not on a path that is gone, nor where a symbolic link leads."""
     try:
-        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        folder = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        rule = access.to_bytes(8, sys.byteorder) + place.to_bytes(4, sys.byteorder)  # struct landlock_path_beneath_attr
+        rule = access.to_bytes(8, sys.byteorder) + folder.to_bytes(4, sys.byteorder)  # struct landlock_path_beneath_attr
         return bool(_LIBC.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0) == 0)
     finally:
-        os.close(place)
+        os.close(folder)

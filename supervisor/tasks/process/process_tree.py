@@ -1,7 +1,7 @@
-"""A grip on one task's process tree: freeze, thaw, signal, kill, count. By cgroup v2, or by walking /proc.
+"""One task's process tree: freeze, thaw, signal, kill, count. By cgroup v2, or by walking /proc.
 
-Used by the shim, which is the tree's subreaper, and by the daemon, which looks on. Standard library only, and little of
-it: a shim is started for every task, so what is imported here is paid before every task.
+The shim uses it, which is the tree's subreaper, and the daemon. Standard library only, and little of it: a shim is started
+for every task, so every task pays for what is imported here.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Iterator
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOPPED = "Tt"
 _DEAD = "ZXx"
-_BLOWS = 5
+_KILL_ROUNDS = 5
 _REQUEST_LIMIT_S = 0.02  # a caller on an event loop is not held up for longer
-_AT_ONCE_S = 0.001  # where processors are free a tree stands by then; to raise its priority would only take one away from it
+_AT_ONCE_S = 0.001  # with free processors a tree is frozen by then; raising its priority would only cost time
 
 
 def read(path: str) -> bytes:
-    """A small kernel file. Raises OSError."""
+    """Read a small kernel file. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
@@ -34,7 +34,7 @@ def read(path: str) -> bytes:
 
 
 def write(path: str, text: str) -> None:
-    """One order to the kernel. Raises OSError."""
+    """Write to a kernel file. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -43,7 +43,7 @@ def write(path: str, text: str) -> None:
 
 
 class Process:
-    """One line of /proc/PID/stat: what is needed of it."""
+    """One process, by /proc/PID/stat."""
 
     __slots__ = ("name", "pid", "ppid", "started", "state", "ticks", "ticks_reaped")
 
@@ -55,11 +55,11 @@ class Process:
         self.ppid = int(fields[1])
         self.ticks = int(fields[11]) + int(fields[12])
         self.ticks_reaped = int(fields[13]) + int(fields[14])
-        self.started = int(fields[19])  # with the pid: this very process, not a later one of the same number
+        self.started = int(fields[19])  # with the pid it identifies a process: pids are used again
 
     @property
     def living(self) -> bool:
-        """Not a zombie: it can still run, hold memory, or wait in the kernel."""
+        """Not a zombie: it can still run, use memory, or wait in the kernel."""
         return self.state not in _DEAD
 
     def __str__(self) -> str:
@@ -67,7 +67,7 @@ class Process:
 
 
 def look(pid: int) -> Process | None:
-    """The process now, a zombie too; None when it is gone."""
+    """The process now, also a zombie; None: it is gone."""
     try:
         return Process(pid, read(f"/proc/{pid}/stat"))
     except (OSError, ValueError):
@@ -75,15 +75,15 @@ def look(pid: int) -> Process | None:
 
 
 def still(process: Process) -> Process | None:
-    """This very process as it is now, if it is not dead."""
+    """The same process as it is now; None: it is dead."""
     now = look(process.pid)
     return now if now is not None and now.started == process.started and now.living else None
 
 
 def descendants(root: int) -> list[Process]:
-    """Every process below `root` (not itself), zombies too, by one walk over /proc.
+    """Every process below `root` (not itself), also zombies, by one walk over /proc.
 
-    A process whose parent dies during the walk may be missed: look again until nothing changes, or ask `waitpid`.
+    A process whose parent dies during the walk may be missed: repeat until nothing changes, or ask `waitpid`.
     """
     children: dict[int, list[Process]] = {}
     for name in os.listdir("/proc"):
@@ -98,8 +98,8 @@ def descendants(root: int) -> list[Process]:
 
 
 def descends(pid: int, root: int) -> bool | None:
-    """Whether a process is below `root`, by its parents' parents; None: one of these is gone. A pid of 0 stands for a process
-    of another pid namespace than this one and those below it."""
+    """Whether a process is below `root`, by its parents; None: one of them is gone. A pid of 0 is a process of a pid namespace
+    outside of this one."""
     while pid > 1:
         if (process := look(pid)) is None:
             return None
@@ -110,10 +110,10 @@ def descends(pid: int, root: int) -> bool | None:
 
 
 def _children(pid: int) -> list[int]:
-    """The direct children, by the kernel's own list. Raises FileNotFoundError where the kernel keeps none."""
+    """The direct children, by the kernel's own list. Raises FileNotFoundError if the kernel has none."""
     found: list[int] = []
     for tid in os.listdir(f"/proc/{pid}/task"):
-        found += [int(word) for word in read(f"/proc/{pid}/task/{tid}/children").split()]
+        found += map(int, read(f"/proc/{pid}/task/{tid}/children").split())
     return found
 
 
@@ -135,8 +135,8 @@ def quick_descendants(root: int) -> Iterator[int]:
 
 
 def send(process: Process, number: int) -> None:
-    """Signal this very process: held by a pidfd and compared before the signal, so that no later one of the same number
-    is hit. A process that is gone, or that we may not signal, is left to the next look."""
+    """Signal this process, and never a later one with the same pid: a pidfd fixes it, and then it is compared. Does nothing if
+    the process is gone or may not be signalled."""
     try:
         fd = os.pidfd_open(process.pid)
     except OSError:
@@ -151,7 +151,7 @@ def send(process: Process, number: int) -> None:
 
 
 def environment(pid: int) -> dict[bytes, bytes]:
-    """The environment a process was started with; empty when it may not be read."""
+    """The environment that a process was started with; empty: it may not be read."""
     try:
         pairs = read(f"/proc/{pid}/environ").split(b"\0")
     except OSError:
@@ -160,8 +160,8 @@ def environment(pid: int) -> dict[bytes, bytes]:
 
 
 def _set_nice(tids: list[int], nice: int, *, idle: bool = False) -> bool:
-    """Ordinary scheduling at `nice`, or the idle class, for these threads; whether one of them was in the idle class. Stops
-    at the first refusal (a plain user may not go back up)."""
+    """Give these threads ordinary scheduling at `nice`, or the idle class. Returns whether one of them was in the idle class.
+    Stops at the first refusal (a plain user may not raise priority)."""
     were_idle = False
     for tid in tids:
         try:
@@ -197,62 +197,59 @@ def _running(processes: list[Process]) -> list[Process]:
 
 
 def _stuck(process: Process, processes: list[Process]) -> bool:
-    """It waits in the kernel for the child of its vfork, and that child is stopped: it runs no more than its child. A
-    shell does this at each command; SIGSTOP reaches it only when the child goes on."""
+    """It waits in the kernel for the child of its vfork, and that child is stopped; so it does not run either. A shell does
+    this for each command. SIGSTOP takes effect only when the child runs on."""
     return process.state == "D" and any(child.ppid == process.pid and child.state in _STOPPED for child in processes)
 
 
 class ProcessTree:
-    """The processes below `root`, which is their subreaper: found by walking /proc, held by SIGSTOP."""
+    """The processes below `root`, which is their subreaper: found by walking /proc, stopped by SIGSTOP."""
 
-    PATIENCE_S = 0.02  # after a kill, before the next: walks would only take time from the dying
+    PATIENCE_S = 0.02  # between two kills: a walk would only take processor time from the dying processes
 
     def __init__(self, root: int) -> None:
         self.root = root
-        self._idle = False  # it was in the idle class before it was hurried
+        self._was_idle = False  # in the idle class before `hurry`
 
     def pids(self) -> frozenset[int]:
         """The processes now."""
         return frozenset(quick_descendants(self.root))
 
     def living(self) -> list[Process]:
-        """What is not dead, by a whole walk."""
+        """The living processes, by a whole walk."""
         return _living(descendants(self.root))
 
     def nearest(self) -> list[Process]:
-        """What is not dead of the root's own children, by one read. A process that does nothing but fork and end outruns
-        every walk, but its child always comes up here, at the subreaper."""
+        """The living among the root's own children, by one read. A process that only forks and ends is faster than every walk,
+        but its child always becomes a child of the subreaper."""
         try:
             return _living([process for pid in _children(self.root) if (process := look(pid)) is not None])
         except OSError:
             return self.living()
 
     def threads(self) -> list[int]:
-        """The threads of all processes now."""
+        """The threads of all processes."""
         return _threads(list(self.pids()))
 
     def hurry(self) -> None:
-        """Give the tree ordinary priority, where that is permitted: a polite process also obeys slowly. After the order,
-        not before, so that it does not compete with him who gives it."""
+        """Give the tree ordinary priority, if permitted: a process of low priority also reacts slowly. Call it after the order,
+        so that the tree does not compete with the sender."""
         self._prioritize(self.threads(), 0)
 
     def relax(self, *, idle: bool = False) -> None:
-        """Put the tree behind everything else again; with `idle` as far as it was before, where it may not get a turn for a
-        long time, as one that is about to end must."""
-        self._prioritize(self.threads(), 19, idle=idle and self._idle)
+        """Give the tree the lowest priority again. With `idle` also the idle class, if it had that: then it may wait long for
+        the processor, so a tree that must end soon stays without."""
+        self._prioritize(self.threads(), 19, idle=idle and self._was_idle)
 
     def _prioritize(self, threads: list[int], nice: int, *, idle: bool = False) -> None:
-        self._idle = _set_nice(threads, nice, idle=idle) or self._idle
-        for leader in sorted(threads)[:1]:  # the task's own session; those that it made since were never put back
+        self._was_idle = _set_nice(threads, nice, idle=idle) or self._was_idle
+        for leader in sorted(threads)[:1]:  # the task's own session; later ones never had a lower priority
             with contextlib.suppress(OSError):
                 write(f"/proc/{leader}/autogroup", str(nice))
 
     def freeze(self, limit_s: float) -> bool:
-        """Stop everything, and see it stopped: by a walk without a running process, or two where some were newborn.
-
-        Args:
-            limit_s: how long to try.
-        """
+        """Stop everything, within `limit_s` seconds; returns whether all is stopped. The proof is one walk without a
+        running process, or two if processes were born meanwhile."""
         until_s = time.monotonic() + limit_s
         rounds = quiet = 0
         while quiet < (2 if rounds > 1 else 1):
@@ -264,7 +261,7 @@ class ProcessTree:
             else:
                 quiet += 1
             for process in running if rounds < 2 else [*running, *_running(self.nearest())]:
-                with contextlib.suppress(OSError):  # no pidfd: the look is a moment old, and this is the hot path
+                with contextlib.suppress(OSError):  # no pidfd: the walk was just now, and this must be fast
                     os.kill(process.pid, signal.SIGSTOP)
             if loose and time.monotonic() > until_s:
                 return False
@@ -283,28 +280,28 @@ class ProcessTree:
                 break
 
     def thaw(self) -> None:
-        """Let it run on."""
+        """Let the tree run on."""
         self.signal(signal.SIGCONT)
 
     def signal(self, number: int, spare: bytes = b"") -> None:
-        """Signal everything once, but what has the name `spare`: sure to miss nothing only while it is frozen."""
+        """Signal every process once, except those named `spare`. Misses none only if the tree is frozen."""
         for process in self.living():
             if not spare or process.name != spare:
                 send(process, number)
 
     def kill(self) -> None:
-        """SIGKILL for everything; repeat until `living` is empty."""
+        """SIGKILL for every process; repeat until `living` is empty."""
         self.signal(signal.SIGKILL)
-        for _ in range(_BLOWS):
+        for _ in range(_KILL_ROUNDS):
             for process in self.nearest():
                 send(process, signal.SIGKILL)
 
     def kill_first(self) -> None:
-        """The first blow, by the shortest way."""
+        """The first kill, the fastest way."""
         self.kill()
 
     def cpu_s(self) -> float:
-        """CPU seconds of what lives below, and of what the subreaper has reaped."""
+        """CPU seconds of the tree, and of what the subreaper has reaped."""
         root = look(self.root)
         ticks = root.ticks_reaped if root else 0
         for pid in self.pids():
@@ -317,41 +314,41 @@ class ProcessTree:
         return False
 
     def remove(self) -> None:
-        """Take away what holds an empty tree."""
+        """Remove what contains an empty tree."""
 
 
 class CgroupTree(ProcessTree):
-    """The same with a cgroup v2 of the task's own: freezing and killing are the kernel's, and miss no newborn."""
+    """The same with a cgroup v2 of its own: the kernel freezes and kills, and misses no newborn process."""
 
     PATIENCE_S = 0.1
 
     def __init__(self, root: int, path: str) -> None:
         super().__init__(root)
         self.path = path
-        self._held_back: dict[str, str] = {}  # what `hurry` lifted, by file
+        self._lifted: dict[str, str] = {}  # the limits that `lift` removed, by file
 
     def hurry(self) -> None:
-        """The same; first of all the cgroup as a whole, where it has a cpu controller: one that is idle, or has used up its
-        share of this period, does not get the processor to obey with."""
+        """See ProcessTree; first `lift`."""
         self.lift()
         super().hurry()
 
     def lift(self) -> None:
-        """The cgroup's own part of `hurry`: two writes, whatever it holds."""
+        """Remove the cgroup's limits of the cpu controller, by two writes: a cgroup that is idle, or has used up its share of
+        this period, gets no processor to react with."""
         for name, free in (("cpu.idle", "0"), ("cpu.max", "max")):
             with contextlib.suppress(OSError):
                 before = read(f"{self.path}/{name}").decode().strip()
                 if before.split()[0] != free:
                     write(f"{self.path}/{name}", free)
-                    self._held_back[name] = before
+                    self._lifted[name] = before
 
     def relax(self, *, idle: bool = False) -> None:
-        """The same, with the cgroup as a whole."""
+        """See ProcessTree; then set the cgroup's limits again."""
         super().relax(idle=idle)
-        for name, value in self._held_back.items():
+        for name, value in self._lifted.items():
             with contextlib.suppress(OSError):
                 write(f"{self.path}/{name}", value)
-        self._held_back.clear()
+        self._lifted.clear()
 
     def out_of_memory(self) -> bool:
         """See ProcessTree."""
@@ -362,33 +359,33 @@ class CgroupTree(ProcessTree):
         return int(counts.get("oom_kill", "0")) > 0
 
     def _groups(self) -> list[str]:
-        """This cgroup and those that the task made below it, deepest first."""
+        """This cgroup and those below it that the task made, deepest first."""
         return [folder for folder, _, _ in os.walk(self.path, topdown=False)]
 
     def _members(self, kind: str) -> list[int]:
         found: list[int] = []
         for folder in self._groups():
             try:
-                found += [int(word) for word in read(f"{folder}/{kind}").split()]
+                found += map(int, read(f"{folder}/{kind}").split())
             except OSError:
                 continue
-        return [number for number in found if number > 0]  # 0: of another pid namespace
+        return [number for number in found if number > 0]  # 0: in another pid namespace
 
     def pids(self) -> frozenset[int]:
-        """The cgroup's members now."""
+        """The members of the cgroup now."""
         return frozenset(self._members("cgroup.procs"))
 
     def living(self) -> list[Process]:
-        """The members, and what left the cgroup but still descends from the shim."""
+        """The members, and processes that left the cgroup but still descend from the shim."""
         members = [process for pid in self.pids() if (process := look(pid)) is not None]
         return list({process.pid: process for process in [*super().living(), *_living(members)]}.values())
 
     def threads(self) -> list[int]:
-        """The members' threads, by one read a group."""
+        """The members' threads, by one read a cgroup."""
         return self._members("cgroup.threads")
 
     def freeze(self, limit_s: float) -> bool:
-        """Order the freeze, and wait for the kernel's word that it is done; hurry what is not done at once."""
+        """Order the freeze, and wait until the kernel reports it done; raise the priority if it is not done at once."""
         try:
             self.lift()
             write(f"{self.path}/cgroup.freeze", "1")
@@ -415,19 +412,19 @@ class CgroupTree(ProcessTree):
             os.close(fd)
 
     def request_freeze(self) -> None:
-        """The same by one write."""
+        """See ProcessTree; by one write."""
         with contextlib.suppress(OSError):
             write(f"{self.path}/cgroup.freeze", "1")
 
     def thaw(self) -> None:
-        """Let it run on, also what was stopped by signal."""
+        """See ProcessTree; also after a stop by signal."""
         try:
             write(f"{self.path}/cgroup.freeze", "0")
         except OSError:
             super().thaw()
 
     def kill(self) -> None:
-        """The kernel's kill for the members, walks for what escaped."""
+        """The kernel's kill for the members, walks for processes that left the cgroup."""
         self.kill_first()
         super().kill()
 
@@ -441,7 +438,7 @@ class CgroupTree(ProcessTree):
                     send(process, signal.SIGKILL)
 
     def cpu_s(self) -> float:
-        """By the kernel's account, which is kept without any controller."""
+        """By the cgroup's own count, which needs no controller."""
         try:
             for line in read(f"{self.path}/cpu.stat").splitlines():
                 if line.startswith(b"usage_usec "):
@@ -451,7 +448,7 @@ class CgroupTree(ProcessTree):
         return super().cpu_s()
 
     def remove(self) -> None:
-        """Remove the empty cgroup with those below it. A busy one is left to the next sweep."""
+        """Remove the empty cgroup and those below it. One that is not empty is left to the next sweep."""
         for folder in self._groups():
             try:
                 os.rmdir(folder)
@@ -460,5 +457,5 @@ class CgroupTree(ProcessTree):
 
 
 def tree_of(root: int, cgroup: str | None) -> ProcessTree:
-    """The grip on the tree below `root`: by its cgroup where there is one."""
+    """The tree below `root`; by its cgroup, if it has one."""
     return CgroupTree(root, cgroup) if cgroup else ProcessTree(root)

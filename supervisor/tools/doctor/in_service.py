@@ -197,7 +197,7 @@ def containment() -> Check:
     found = detect()
     tree = isinstance(found, TreeContainment)
     in_unit = "INVOCATION_ID" in os.environ
-    return Check("containment", UNATTENDED, not (tree and in_unit), found.describe(), "see Delegate= in the unit")
+    return Check("containment", UNATTENDED, not (tree and in_unit), found.summary(), "see Delegate= in the unit")
 
 
 def key(config: Config) -> Check:
