@@ -132,13 +132,13 @@ def hear(runtime: Path, name: str, timeout_s: float = ANSWER_S, **fields: Any) -
     Raises:
         NoAnswer: there is none.
     """
-    from supervisor.linux.control_socket import DaemonDown, DaemonMute, ask
+    from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
 
     try:
         answer = ask(runtime, name, timeout_s, **fields)
     except DaemonDown as down:
         raise NoAnswer(Exit.DOWN, str(down)) from None
-    except DaemonMute as mute:
+    except DaemonUnresponsive as mute:
         raise NoAnswer(Exit.MUTE, str(mute)) from None
     if not answer.get("ok"):
         raise NoAnswer(Exit.NO, str(answer.get("error", "refused")))

@@ -233,13 +233,13 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
         "resume": daemon.resume,
         "desktop": lambda _: node.sensors.agent_reports.snapshot(),
     }
-    hearings = {"presence": lambda uid, hang_up: node.sensors.agent_reports.connect(uid, hang_up)}
+    streams = {"presence": lambda uid, hang_up: node.sensors.agent_reports.connect(uid, hang_up)}
 
-    def barred(pid: int) -> bool:
+    def is_task(pid: int) -> bool:
         """It may be of our task: it descends from us, or has gone since it connected."""
         return node.slot.tree is not None and process_tree.descends(pid, os.getpid()) is not False
 
-    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), hearings, barred)
+    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), streams, is_task)
 
 
 async def _listen(server: ControlServer, runtime: Path) -> None:

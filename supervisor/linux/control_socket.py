@@ -1,11 +1,12 @@
-"""The local control socket: one JSON line in, one JSON line out, then closed (R1: a unix socket, never a port).
+"""The local control socket: one JSON line in, one JSON line out, then closed. It is a unix socket, never a port.
 
-The daemon answers from what its last tick left behind; a command goes into its inbox. Peers are told by SO_PEERCRED:
-anybody on the machine may ask how the node is, only root, the node's own user and members of its group may say a word. A
-task runs as the node's user, but speaks neither for the operator nor for the person.
+The daemon answers from what its last tick left; a command goes into its inbox. SO_PEERCRED identifies the peer: everybody on
+the machine may ask for the status; only root, the node's own user and members of its group may give commands. A task runs as
+the node's user, but may not use the socket for commands or reports.
 
-A first line with `tell` in place of `ask` opens a connection that stays: each further line is heard, none is answered.
-There is one such connection a user, the newest, and how much it may say is bounded; it can hold up only itself.
+A first line with `tell` in place of `ask` opens a stream of reports: the server takes each further line and answers only the
+first. Each user has one stream, the newest. Its rate is limited, and a report goes to its receiver as soon as it is read:
+no disk access and no other peer can delay it.
 """
 
 from __future__ import annotations
@@ -30,67 +31,72 @@ SOCKET_NAME: Final = "control.sock"
 MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 1 << 20
 PEER_DEADLINE_S: Final = 2.0
-AGAIN_S: Final = 0.05  # between two tries of a client
-# So few are served at once that whatever they do holds up the loop for some milliseconds at most; others wait in the
-# kernel's queue. One that has not said its line when others wait is let go after PATIENCE_S: no crowd keeps them out.
+RETRY_S: Final = 0.05  # between two tries of a client
+# Serving this many peers at once delays the loop by some milliseconds at most; the others wait in the kernel's queue. A peer
+# that has sent no line within PATIENCE_S is disconnected when others wait, so no crowd keeps them out.
 MAX_PEERS: Final = 16
 PATIENCE_S: Final = 0.05
 QUEUE: Final = 256
-MAX_TELLERS: Final = 64
-TELL_GAP_S: Final = 0.02  # between two lines that are heard: 50 a second
+MAX_STREAMS: Final = 64
+REPORT_GAP_S: Final = 0.02  # between two reports of a stream: 50 a second
 NOT_A_TASK: Final = "a task may not say that"
 _SO_PEERGROUPS: Final = 59
 
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-class Teller(Protocol):
-    """Whoever keeps on telling us something, as the daemon hears it."""
+class ReportReceiver(Protocol):
+    """Takes the reports of one stream."""
 
-    def hear(self, message: dict[str, Any]) -> None:
-        """One line. Raises ValueError, in words, for what makes no sense: the connection is then closed."""
+    def receive(self, message: dict[str, Any]) -> None:
+        """Take one report. Raises ValueError with the reason if it is invalid; the stream is then closed."""
         ...
 
-    def gone(self) -> None:
-        """The connection is over; called once."""
+    def closed(self) -> None:
+        """The stream is over; called once."""
         ...
 
 
-# Called with the peer's uid and what hangs up; with it the answer to the first line.
-Hearing = Callable[[int, Callable[[], None]], tuple[Teller, dict[str, Any]]]
+# Called with the peer's uid and a function that disconnects it; returns the receiver and the answer to the first report.
+OpenStream = Callable[[int, Callable[[], None]], tuple[ReportReceiver, dict[str, Any]]]
 
 
 class DaemonDown(Exception):
     """No daemon listens there (exit 3)."""
 
 
-class DaemonMute(Exception):
-    """A daemon is there and does not answer in time, or speaks another version (exit 4)."""
+class DaemonUnresponsive(Exception):
+    """A daemon is there and does not answer in time, or has another version (exit 4)."""
 
 
 class ControlServer:
-    """Serves `handlers` by the name in `ask`; `words` are those that change something and need a permitted peer.
-    `hearings`, by the name in `tell`, are for those who stay. `barred` says of a pid that it has no word whoever it runs as."""
+    """Serves requests and report streams.
+
+    Args:
+        path: the socket.
+        handlers: by the name in `ask`.
+        restricted: names of handlers that change something, and so need a permitted peer.
+        streams: by the name in `tell`.
+        is_task: whether a pid may belong to a task, which then may use neither restricted handlers nor streams.
+    """
 
     def __init__(
         self,
         path: Path,
-        handlers: dict[str, Handler],
-        words: frozenset[str],
-        hearings: Mapping[str, Hearing] | None = None,
-        barred: Callable[[int], bool] = lambda _: False,
+        handlers: Mapping[str, Handler],
+        restricted: frozenset[str],
+        streams: Mapping[str, OpenStream] | None = None,
+        is_task: Callable[[int], bool] = lambda _: False,
     ) -> None:
         self._path = path
-        self._handlers = handlers
-        self._words = words
-        self._hearings = hearings or {}
-        self._barred = barred
-        self._tellers: dict[int, asyncio.StreamWriter] = {}  # by uid
-        self._heard: set[asyncio.Task[Any]] = set()
+        self._handlers, self._restricted, self._streams = handlers, restricted, streams or {}
+        self._is_task = is_task
+        self._open_streams: dict[int, asyncio.StreamWriter] = {}  # by uid
+        self._stream_tasks: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._peers: dict[asyncio.StreamWriter, float] = {}  # since when, by the loop's time, each has said nothing
-        self._left = asyncio.Event()  # a peer
+        self._peers: dict[asyncio.StreamWriter, float] = {}  # when, by the loop's time, each connected; inf: it has sent a line
+        self._peer_left = asyncio.Event()
         self._turn = asyncio.Lock()
 
     async def start(self) -> None:
@@ -102,7 +108,7 @@ class ControlServer:
         if self._listener is not None:
             return
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._path.unlink(missing_ok=True)  # we hold the lock of the folder, so it is a dead one
+        self._path.unlink(missing_ok=True)  # we hold the folder's lock, so nobody listens there
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with short_name(self._path) as name:
@@ -122,20 +128,20 @@ class ControlServer:
         await asyncio.wait([self._accepting])
         self._listener.close()
         self._listener = None
-        for writer in self._tellers.values():
+        for writer in self._open_streams.values():
             writer.transport.abort()
-        if self._heard:
-            await asyncio.wait(self._heard, timeout=PEER_DEADLINE_S)
+        if self._stream_tasks:
+            await asyncio.wait(self._stream_tasks, timeout=PEER_DEADLINE_S)
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Let peers in, one a pass of the loop, and only as many as can be served at once."""
+        """Accept one peer per pass of the loop, and only as many as can be served at once."""
         loop = asyncio.get_running_loop()
         while True:
             try:
                 peer, _ = await loop.sock_accept(listener)
-            except OSError:  # no descriptor is left, or it has gone already
+            except OSError:  # no descriptor is free, or the peer has gone
                 await asyncio.sleep(PATIENCE_S)
                 continue
             await self._make_room(loop)
@@ -147,110 +153,104 @@ class ControlServer:
                 peer.close()
 
     async def _make_room(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait until one has left, or until the one that has said nothing for longest has had its time."""
+        """Wait until a peer has left, or disconnect the one that has sent nothing for longest."""
         while len(self._peers) >= MAX_PEERS:
             oldest = min(self._peers, key=self._peers.__getitem__)
             if (left_s := self._peers[oldest] + PATIENCE_S - loop.time()) <= 0:
                 self._leave(oldest)
                 oldest.transport.abort()
                 return
-            self._left.clear()
-            await wait_for_event(self._left, min(left_s, PEER_DEADLINE_S))
+            self._peer_left.clear()
+            await wait_for_event(self._peer_left, min(left_s, PEER_DEADLINE_S))
 
     def _leave(self, writer: asyncio.StreamWriter) -> None:
         if self._peers.pop(writer, None) is not None:
-            self._left.set()
+            self._peer_left.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._peers[writer] = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(PEER_DEADLINE_S):
                 try:
-                    request = await _line(reader)
+                    request = await _read_request(reader)
                 except ValueError as error:
-                    return await self._say(writer, self._envelope(False, error=str(error)))
-                hearing = self._hearings.get(str(request["tell"])) if "tell" in request else None
-                if hearing is None:
+                    return await _send(writer, _envelope(False, error=str(error)))
+                open_stream = self._streams.get(str(request["tell"])) if "tell" in request else None
+                if open_stream is None:
                     self._peers[writer] = float("inf")
-                    async with self._turn:  # one answer a pass of the loop
+                    async with self._turn:  # one answer per pass of the loop
                         await asyncio.sleep(0)
                         answer = self._answer(request, writer)
-                    return await self._say(writer, answer)
-                if self._is_barred(writer):
-                    return await self._say(writer, self._envelope(False, error=NOT_A_TASK))
+                    return await _send(writer, answer)
+                if self._is_task(_credentials(writer.get_extra_info("socket"))[0]):
+                    return await _send(writer, _envelope(False, error=NOT_A_TASK))
             self._leave(writer)
-            await self._hear(hearing, request, reader, writer)
+            await self._receive(open_stream, request, reader, writer)
         except (TimeoutError, OSError, ValueError):
-            pass  # a peer that says nothing whole in time gets no answer; the node goes on
+            pass  # a peer that sends no whole line in time gets no answer
         finally:
             self._leave(writer)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
-    @staticmethod
-    async def _say(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
-        writer.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
-        await writer.drain()
-
-    async def _hear(
-        self, hearing: Hearing, message: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    async def _receive(
+        self, open_stream: OpenStream, message: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Hear a peer until it ends, says something that makes no sense, or another of its user takes its place."""
+        """Take reports until the peer ends, sends an invalid one, or its user opens another stream."""
         uid = peer_uid(writer.get_extra_info("socket"))
-        if (old := self._tellers.pop(uid, None)) is not None:
+        if (old := self._open_streams.pop(uid, None)) is not None:
             old.transport.abort()
-        elif len(self._tellers) >= MAX_TELLERS:
-            return await self._say(writer, self._envelope(False, error=f"{MAX_TELLERS} users tell something already"))
-        self._tellers[uid] = writer
-        teller, answer = hearing(uid, writer.transport.abort)
+        elif len(self._open_streams) >= MAX_STREAMS:
+            return await _send(writer, _envelope(False, error=f"{MAX_STREAMS} users send reports already"))
+        self._open_streams[uid] = writer
+        receiver, answer = open_stream(uid, writer.transport.abort)
         if (task := asyncio.current_task()) is not None:
-            self._heard.add(task)
-            task.add_done_callback(self._heard.discard)
+            self._stream_tasks.add(task)
+            task.add_done_callback(self._stream_tasks.discard)
         try:
-            teller.hear(message)
+            receiver.receive(message)
             async with asyncio.timeout(PEER_DEADLINE_S):
-                await self._say(writer, self._envelope(True, **answer))
+                await _send(writer, _envelope(True, **answer))
             while True:
-                await asyncio.sleep(TELL_GAP_S)  # what comes faster waits in the peer's own socket
-                teller.hear(await _line(reader))
+                await asyncio.sleep(REPORT_GAP_S)  # what comes faster waits in the peer's own socket
+                receiver.receive(await _read_request(reader))
         except ValueError as error:
             if not reader.at_eof():
-                await self._say(writer, self._envelope(False, error=str(error)))
+                await _send(writer, _envelope(False, error=str(error)))
         finally:
-            teller.gone()
-            if self._tellers.get(uid) is writer:
-                del self._tellers[uid]
-
-    def _is_barred(self, writer: asyncio.StreamWriter) -> bool:
-        return self._barred(_credentials(writer.get_extra_info("socket"))[0])
+            receiver.closed()
+            if self._open_streams.get(uid) is writer:
+                del self._open_streams[uid]
 
     def _answer(self, request: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
         name = request.get("ask")
         handler = self._handlers.get(name) if isinstance(name, str) else None
         if handler is None:
-            return self._envelope(False, error=f"unknown question {name!r}")
-        if name in self._words:
-            if not permitted(writer.get_extra_info("socket")):
-                return self._envelope(False, error="only root, the node's user and members of its group may say that")
-            if self._is_barred(writer):
-                return self._envelope(False, error=NOT_A_TASK)
+            return _envelope(False, error=f"unknown question {name!r}")
+        if name in self._restricted:
+            peer = writer.get_extra_info("socket")
+            if not permitted(peer):
+                return _envelope(False, error="only root, the node's user and members of its group may say that")
+            if self._is_task(_credentials(peer)[0]):
+                return _envelope(False, error=NOT_A_TASK)
         try:
-            return self._envelope(True, **handler(request))
+            return _envelope(True, **handler(request))
         except ValueError as error:
-            return self._envelope(False, error=str(error))
-        except Exception as error:  # noqa: BLE001 - a fault of ours is an answer too, and none of the loop's business
-            return self._envelope(False, error=f"internal error: {type(error).__name__}: {error}")
-
-    @staticmethod
-    def _envelope(ok: bool, **fields: Any) -> dict[str, Any]:
-        return {"v": PROTOCOL, "version": VERSION, "ok": ok, **fields}
+            return _envelope(False, error=str(error))
+        except Exception as error:  # noqa: BLE001 - a fault in a handler must not end the server
+            return _envelope(False, error=f"internal error: {type(error).__name__}: {error}")
 
 
-async def _line(reader: asyncio.StreamReader) -> dict[str, Any]:
-    """One request.
+def _envelope(ok: bool, **fields: Any) -> dict[str, Any]:
+    return {"v": PROTOCOL, "version": VERSION, "ok": ok, **fields}
 
-    Raises:
-        ValueError: it is none of ours, in words.
-    """
+
+async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    writer.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
+    await writer.drain()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> dict[str, Any]:
+    """One line of the peer. Raises ValueError with the reason if it is no request of this protocol."""
     try:
         request = json.loads(await reader.readline())
     except (ValueError, RecursionError) as error:
@@ -261,32 +261,31 @@ async def _line(reader: asyncio.StreamReader) -> dict[str, Any]:
 
 
 def _credentials(peer: socket.socket) -> tuple[int, int, int]:
-    """(pid, uid, gid) of whoever connected (SO_PEERCRED); the pid is 0 where it has none here."""
+    """(pid, uid, gid) of the peer (SO_PEERCRED); the pid is 0 for a process of another PID namespace."""
     pid, uid, gid = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return pid, uid, gid
 
 
 def peer_uid(peer: socket.socket) -> int:
-    """Whose process is at the other end."""
+    """The uid of the process at the other end."""
     return _credentials(peer)[1]
 
 
 def permitted(peer: socket.socket) -> bool:
-    """The peer is root, our own user, or a member of our group."""
+    """Whether the peer is root, our own user, or a member of our group."""
     _, uid, gid = _credentials(peer)
     if uid in (0, os.getuid()):
         return True
     try:
-        raw = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)  # Python takes no more: 256 groups
+        raw = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)  # 256 groups; Python takes no more
     except OSError:
         raw = b""
-    groups = {gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
-    return os.getgid() in groups
+    return os.getgid() in {gid, *struct.unpack(f"{len(raw) // 4}I", raw)}
 
 
 @contextlib.contextmanager
 def short_name(path: Path) -> Iterator[str]:
-    """The socket by a name of less than 108 bytes, which is all that the kernel takes, however deep its folder lies."""
+    """A name of the socket that is shorter than the kernel's limit of 108 bytes, however long its path is."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{folder}/{path.name}"
@@ -294,64 +293,61 @@ def short_name(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def ask(
-    runtime: Path, name: str, timeout_s: float = 5.0, *, trusted: bool = False, **fields: Any
-) -> dict[str, Any]:
-    """Ask the daemon whose runtime folder this is; returns its answer. `trusted`: only one that root or the folder's
-    owner runs.
+def ask(runtime: Path, name: str, timeout_s: float = 5.0, *, trusted: bool = False, **fields: Any) -> dict[str, Any]:
+    """Send a request to the daemon with this runtime folder; returns its answer.
+
+    Args:
+        trusted: accept only a daemon that root or the folder's owner runs.
 
     Raises:
         DaemonDown: nobody listens.
-        DaemonMute: it may not be trusted, no whole answer within `timeout_s` seconds, or one of another version.
+        DaemonUnresponsive: it is not trusted, gives no whole answer within `timeout_s` seconds, or has another version.
     """
     path = runtime / SOCKET_NAME
     until_s = time.monotonic() + timeout_s
-    question = json.dumps({"v": PROTOCOL, "ask": name, **fields}).encode() + b"\n"
+    request = json.dumps({"v": PROTOCOL, "ask": name, **fields}).encode() + b"\n"
     while True:
         try:
-            raw = _exchange(runtime, question, until_s, trusted)
+            raw = _exchange(runtime, request, until_s, trusted)
         except TimeoutError as error:
-            raise DaemonMute(f"the daemon does not answer within {timeout_s:g} s; look at `journalctl -u rae-node`") from error
+            hint = "look at `journalctl -u rae-node`"
+            raise DaemonUnresponsive(f"the daemon does not answer within {timeout_s:g} s; {hint}") from error
         except (BlockingIOError, ConnectionResetError, BrokenPipeError):
             raw = b""
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
                 hint = "start it with `systemctl start rae-node` or `rae-node run`"
                 raise DaemonDown(f"the daemon is not running (no answer at {path}); {hint}") from error
-            raise DaemonMute(f"the daemon cannot be asked at {path}: {error.strerror or error}") from error
-        if raw or time.monotonic() + AGAIN_S >= until_s:
+            raise DaemonUnresponsive(f"the daemon cannot be asked at {path}: {error.strerror or error}") from error
+        if raw or time.monotonic() + RETRY_S >= until_s:
             break
-        time.sleep(AGAIN_S)  # a crowd is at the door, and we were let go before we were heard
+        time.sleep(RETRY_S)  # many peers wait, and the server disconnected this one before it read the request
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise DaemonMute(f"the daemon at {path} gave no whole answer") from error
+        raise DaemonUnresponsive(f"the daemon at {path} gave no whole answer") from error
     if not isinstance(answer, dict) or answer.get("v") != PROTOCOL:
-        raise DaemonMute(f"the daemon at {path} is another version; restart it with `systemctl restart rae-node`")
+        raise DaemonUnresponsive(f"the daemon at {path} is another version; restart it with `systemctl restart rae-node`")
     return answer
 
 
-def _exchange(runtime: Path, question: bytes, until_s: float, trusted: bool) -> bytes:
-    """One question, and what comes back for it; nothing when the daemon closed without a word."""
+def _exchange(runtime: Path, request: bytes, until_s: float, trusted: bool) -> bytes:
+    """Send one request; returns the answer, or nothing if the daemon closed the connection without one."""
     path = runtime / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-        peer.settimeout(max(AGAIN_S, until_s - time.monotonic()))
+        peer.settimeout(max(RETRY_S, until_s - time.monotonic()))
         with short_name(path) as short:
             peer.connect(short)
         if trusted and peer_uid(peer) not in (0, runtime.stat().st_uid):
-            raise DaemonMute(f"whoever listens at {path} is neither root nor the folder's owner")
-        peer.sendall(question)
-        return _read_line(peer, until_s)
-
-
-def _read_line(peer: socket.socket, until_s: float) -> bytes:
-    raw = bytearray()
-    while b"\n" not in raw and len(raw) < MAX_ANSWER:
-        if (left_s := until_s - time.monotonic()) <= 0:
-            raise TimeoutError
-        peer.settimeout(left_s)
-        chunk = peer.recv(65536)
-        if not chunk:
-            break
-        raw += chunk
-    return bytes(raw)
+            raise DaemonUnresponsive(f"the process that listens at {path} is neither root's nor the folder owner's")
+        peer.sendall(request)
+        raw = bytearray()
+        while b"\n" not in raw and len(raw) < MAX_ANSWER:
+            if (left_s := until_s - time.monotonic()) <= 0:
+                raise TimeoutError
+            peer.settimeout(left_s)
+            chunk = peer.recv(65536)
+            if not chunk:
+                break
+            raw += chunk
+        return bytes(raw)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-from supervisor.linux import helper_main as answering
+from supervisor.linux import helper_main
 from supervisor.linux.helper_process import Helper
 from supervisor.tasks.executors.base import CheckpointFailed, Rung
 from supervisor.tasks.process.rungs import RungName
@@ -146,7 +146,7 @@ class Checkpointer:
             self.problem = f"an earlier helper (pid {self._left.pid}) hangs in the NVIDIA driver: reboot"
         if not self.problem:
             try:
-                self._helper = Helper(answering.command("supervisor.tasks.cuda_helper"), self._answered, self._lost)
+                self._helper = Helper(helper_main.command("supervisor.tasks.cuda_helper"), self._answered, self._lost)
             except OSError as error:
                 self.problem = f"the helper for it cannot be started: {error.strerror}"
         if not self.problem:

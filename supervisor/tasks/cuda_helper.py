@@ -1,7 +1,7 @@
 """Moves a task's VRAM to host memory and back by NVIDIA's process checkpoint, in a process that may be left behind (R23).
 
 A driver call can hang in the kernel (T20), and what locks a process waits for its work on the GPU. How it is started, and
-ends: `answering`. It holds the driver open, but makes no context: it uses no VRAM, and no GPU. It lives only while a task
+ends: `helper_main`. It holds the driver open, but makes no context: it uses no VRAM, and no GPU. It lives only while a task
 runs that may be checkpointed. It answers
 
 - `probe`: may the checkpoint be used here?
@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from supervisor.linux import helper_main as answering
+from supervisor.linux import helper_main
 from supervisor.tasks.process.rungs import RungName
 
 LEAST: Final = 12080  # the driver's word for CUDA 12.8, which came with driver 570
@@ -281,8 +281,7 @@ def stopped(pid: int) -> bool:
     return False
 
 
-def main(arguments: list[str]) -> None:
-    """Answer until stdin ends; `arguments`: the parent's pid."""
-    answering.die_with(int(arguments[0]))
+def replies() -> helper_main.Replies:
+    """The functions by request; see helper_main."""
     mover = Mover()
-    answering.answer({"probe": mover.probe, "out": mover.out, "back": mover.back})
+    return {"probe": mover.probe, "out": mover.out, "back": mover.back}

@@ -24,7 +24,7 @@ from support.installed import UNIT, Installed, boot
 from support.nvml_standin import nvml_library
 from support.waiting import until
 
-from supervisor.linux.control_socket import DaemonDown, DaemonMute, ask
+from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
 
 __all__ = ["nvml_library"]
 pytestmark = [pytest.mark.slow, pytest.mark.box]
@@ -47,7 +47,7 @@ class Watched:
         def runs() -> bool:
             try:
                 seen = ask(self.box.root / "run/rae-node", "status")
-            except (DaemonDown, DaemonMute, OSError):
+            except (DaemonDown, DaemonUnresponsive, OSError):
                 return False
             return seen["state"] == "RUNNING" and (seen["task"] or {}).get("phase") == "running"
 

@@ -165,7 +165,7 @@ def test_who_may_not_speak_is_told_so_and_gets_the_status() -> None:
         assert "only root, the node's user and members of its group" in as_nobody(lambda: node.ask("pause")["error"])
         assert node.ask()["paused_until"] is None
         os.chmod(Path(base, "run/control.sock"), 0o600)
-        assert as_nobody(lambda: node.ask()["status"]).startswith("DaemonMute: the daemon cannot be asked at ")
+        assert as_nobody(lambda: node.ask()["status"]).startswith("DaemonUnresponsive: the daemon cannot be asked at ")
         assert as_nobody(lambda: node.ask()["status"]).endswith("Permission denied")
 
 

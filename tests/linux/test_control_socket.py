@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from support.waiting import watched_loop
 
-from supervisor.linux.control_socket import MAX_PEERS, PROTOCOL, ControlServer, DaemonDown, DaemonMute, ask, permitted
+from supervisor.linux.control_socket import MAX_PEERS, PROTOCOL, ControlServer, DaemonDown, DaemonUnresponsive, ask, permitted
 
 
 def status(_request: dict[str, Any]) -> dict[str, Any]:
@@ -188,20 +188,20 @@ def test_supplementary_groups_count(groups: list[int], may: bool) -> None:
 
 
 @in_loop
-async def test_who_is_barred_has_no_word_whoever_it_runs_as(tmp_path: Path) -> None:
+async def test_a_task_may_neither_command_nor_report(tmp_path: Path) -> None:
     heard: list[dict[str, Any]] = []
 
-    class Ear:
-        def hear(self, message: dict[str, Any]) -> None:
+    class Receiver:
+        def receive(self, message: dict[str, Any]) -> None:
             heard.append(message)
 
-        def gone(self) -> None:
+        def closed(self) -> None:
             pass
 
-    for barred in (True, False):
+    for task in (True, False):
         server = ControlServer(
             tmp_path / "control.sock", {"status": status, "pause": pause}, frozenset({"pause"}),
-            {"presence": lambda *_: (Ear(), {})}, lambda pid, barred=barred: pid == os.getpid() and barred,
+            {"presence": lambda *_: (Receiver(), {})}, lambda pid, task=task: pid == os.getpid() and task,
         )  # fmt: skip
         await server.start()
         answers = {}
@@ -212,8 +212,37 @@ async def test_who_is_barred_has_no_word_whoever_it_runs_as(tmp_path: Path) -> N
             answers[word] = json.loads(await reader.readline())["ok"]
             writer.close()
         await server.stop()
-        assert answers == {"ask status": True, "ask pause": not barred, "tell presence": not barred}
-        assert len(heard) == (not barred)
+        assert answers == {"ask status": True, "ask pause": not task, "tell presence": not task}
+        assert len(heard) == (not task)
+
+
+@in_loop
+async def test_a_report_is_taken_while_another_peer_holds_the_turn(tmp_path: Path) -> None:
+    """The person's way to the freeze: neither a slow answer to somebody else nor a full house delays a report."""
+    received = asyncio.Queue[dict[str, Any]]()
+
+    class Receiver:
+        def receive(self, message: dict[str, Any]) -> None:
+            received.put_nowait(message)
+
+        def closed(self) -> None:
+            pass
+
+    streams = {"presence": lambda *_: (Receiver(), {})}
+    server = ControlServer(tmp_path / "control.sock", {"status": status}, frozenset(), streams)
+    await server.start()
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "control.sock")
+    report = json.dumps({"v": PROTOCOL, "tell": "presence"}).encode() + b"\n"
+    writer.write(report)
+    assert json.loads(await reader.readline())["ok"]
+    async with server._turn:
+        waiting = [asyncio.ensure_future(say(tmp_path / "control.sock", asked())) for _ in range(2 * MAX_PEERS)]
+        writer.write(report)
+        async with asyncio.timeout(5):
+            assert len([await received.get(), await received.get()]) == 2
+    await asyncio.gather(*waiting)
+    writer.close()
+    await server.stop()
 
 
 @in_loop
@@ -275,7 +304,7 @@ def test_a_trickling_daemon_is_given_up_in_time(tmp_path: Path) -> None:
 
         threading.Thread(target=trickle, daemon=True).start()
         began_s = time.monotonic()
-        with pytest.raises(DaemonMute):
+        with pytest.raises(DaemonUnresponsive):
             ask(tmp_path, "status", timeout_s=0.5)
         assert time.monotonic() - began_s < 1.5
 

@@ -17,7 +17,7 @@ from support.trees import alive
 from support.waiting import play
 from support.waiting import until as wait_for
 
-from supervisor.linux import helper_main as answering
+from supervisor.linux import helper_main
 from supervisor.linux.helper_process import Helper
 from supervisor.sensors.gpu import nvml_helper as gpu
 
@@ -26,7 +26,7 @@ __all__ = ["nvidia", "nvml_library", "standin"]  # fixtures
 
 def ask_alone(text: str, parent: int) -> subprocess.CompletedProcess[str]:
     """The program without a daemon, with `text` as its stdin."""
-    argv = [*answering.command("supervisor.sensors.gpu.nvml_helper")[:-1], str(parent)]
+    argv = [*helper_main.command("supervisor.sensors.gpu.nvml_helper")[:-2], str(parent), "supervisor.sensors.gpu.nvml_helper"]
     return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=60)
 
 
@@ -59,7 +59,7 @@ def test_the_helper_dies_with_its_parent(standin: StandIn, tmp_path: Path) -> No
     """Also when the parent is killed and the pipes stay open elsewhere; a stranger's child ends at once."""
     script = (
         "import os, signal, subprocess, sys\n"
-        f"sys.path.append({answering.ROOT!r}); from supervisor.linux import helper_main\n"
+        f"sys.path.append({helper_main.ROOT!r}); from supervisor.linux import helper_main\n"
         "p = subprocess.Popen(helper_main.command('supervisor.sensors.gpu.nvml_helper'), stdin=0, stdout=subprocess.PIPE)\n"
         "p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -222,11 +222,11 @@ class Daemon:
 
     def look(self) -> dict[str, Any]:
         """Its status, or nothing while it cannot be asked."""
-        from supervisor.linux.control_socket import DaemonDown, DaemonMute
+        from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive
 
         try:
             return self.ask()
-        except (DaemonDown, DaemonMute):
+        except (DaemonDown, DaemonUnresponsive):
             return {}
 
     def state(self) -> str:

@@ -21,7 +21,7 @@ import struct
 import time
 from typing import Any, Final
 
-from supervisor.linux import helper_main as answering
+from supervisor.linux import helper_main
 
 DRIVERS: Final = ("amdgpu", "i915", "xe")
 CARD: Final = re.compile(r"card[0-9]+")
@@ -257,7 +257,6 @@ class Looker:
         return list(found.items())
 
 
-def main(arguments: list[str]) -> None:
-    """Answer until stdin ends; `arguments`: the parent's pid, and the roots of sysfs, /proc and /dev."""
-    answering.die_with(int(arguments[0]))
-    answering.answer({"look": Looker(*arguments[1:4]).look})
+def replies(sys_root: str, proc_root: str, dev_root: str) -> helper_main.Replies:
+    """The functions by request; see helper_main."""
+    return {"look": Looker(sys_root, proc_root, dev_root).look}

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import pynvml as nvml
 
-from supervisor.linux import helper_main as answering
+from supervisor.linux import helper_main
 
 # What the driver's codes mean to the machine's owner; other codes keep NVML's own words.
 WORDS: Final[dict[int, str]] = {
@@ -202,7 +202,6 @@ class Looker:
         return answer
 
 
-def main(arguments: list[str]) -> None:
-    """Answer until stdin ends; `arguments`: the parent's pid."""
-    answering.die_with(int(arguments[0]))
-    answering.answer({"look": Looker().look})
+def replies() -> helper_main.Replies:
+    """The functions by request; see helper_main."""
+    return {"look": Looker().look}

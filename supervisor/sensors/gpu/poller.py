@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Final
 
 from states.observation import NEVER, Gpu, Reading
 from supervisor.config.schema import GpuSettings
-from supervisor.linux import helper_main as answering
+from supervisor.linux import helper_main
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.linux.helper_process import Helper
@@ -258,7 +258,7 @@ class GpuWatch(ABC):
         if self._helper is None:
             self._fresh = True
             try:
-                self._helper = Helper(answering.command(self.agent, *self._arguments), self._answered, self._helper_failed)
+                self._helper = Helper(helper_main.command(self.agent, *self._arguments), self._answered, self._helper_failed)
             except OSError as error:
                 self._failed(f"the GPU helper cannot be started: {error.strerror}")
                 return

@@ -252,10 +252,10 @@ class _Connection:
     uid: int
     disconnect: Callable[[], None]
 
-    def hear(self, message: Mapping[str, Any]) -> None:
+    def receive(self, message: Mapping[str, Any]) -> None:
         self.reports.receive(self.uid, message)
 
-    def gone(self) -> None:
+    def closed(self) -> None:
         self.reports.disconnected(self.uid, self.disconnect)
 
 

@@ -24,7 +24,7 @@ from supervisor import VERSION
 from supervisor.config.feasibility import unreachable
 from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.linux.clock import iso
-from supervisor.linux.control_socket import DaemonDown, DaemonMute, ask
+from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
 from supervisor.tools.doctor.report import AUTOMATION, BOOT, UNATTENDED, Check
 from supervisor.tools.history.dry_run import dry_run
 
@@ -322,7 +322,7 @@ def daemon(config: Config, says: Mapping[str, str]) -> Check:
             reason = "the service is active, but has no control socket"
             return Check("daemon", UNATTENDED, False, reason, f"see `journalctl -u {UNIT}`")
         return Check("daemon", UNATTENDED, None, "not running; `sudo rae-node enable --now` starts it")
-    except DaemonMute as mute:
+    except DaemonUnresponsive as mute:
         return Check("daemon", UNATTENDED, False, str(mute), f"run `systemctl restart {UNIT}`")
     same = answer.get("version") == VERSION
     reason = str(answer.get("status")) if same else f"it runs version {answer.get('version')}, installed is {VERSION}"

@@ -23,7 +23,7 @@ from states.words import number
 from supervisor.config.load import Config, ConfigErrors, find_folder, load
 from supervisor.linux import console as stdout
 from supervisor.linux.clock import Clock, SystemClock
-from supervisor.linux.control_socket import DaemonDown, DaemonMute, ask
+from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
 from supervisor.sensors.base import Presence, PresenceSensor
 from supervisor.sensors.observer import SourceReading
 from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN
@@ -80,7 +80,7 @@ async def _look(config: Config) -> _Look:
 
 async def borrow(sensors: SensorSet, config: Config) -> None:
     """Session agents report to the daemon alone: take from it what they said. Without one nothing is proven by them."""
-    with contextlib.suppress(DaemonDown, DaemonMute, ValueError):
+    with contextlib.suppress(DaemonDown, DaemonUnresponsive, ValueError):
         told = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
         sensors.agent_reports.restore(told.get("desktop"))
 
@@ -104,7 +104,7 @@ def remembered(config: Config, clock: Clock) -> tuple[_Remembered, ...]:
     long enough, is none."""
     try:
         told = ask(config.paths.runtime, "status", RECALL_S, trusted=True).get("presence")
-    except (DaemonDown, DaemonMute):
+    except (DaemonDown, DaemonUnresponsive):
         return ()
     signs: list[tuple[float, str]] = []
     for source in told if isinstance(told, list) else ():

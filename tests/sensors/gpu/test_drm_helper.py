@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.drm_rig import AMD, INTEL, DrmMachine, context, world
 
-from supervisor.linux import helper_main as answering
+from supervisor.linux import helper_main
 from supervisor.sensors.gpu import drm_helper as agent
 
 __all__ = ["world"]  # a fixture
@@ -107,10 +107,10 @@ def test_another_users_process_is_hidden_from_who_is_not_root(nobody: int, open_
         for package in ("supervisor", "supervisor/linux", "supervisor/sensors", "supervisor/sensors/gpu"):
             (open_folder / package).mkdir()
             (open_folder / package / "__init__.py").touch()
-        for module, room in ((answering, "linux"), (agent, "sensors/gpu")):
+        for module, room in ((helper_main, "linux"), (agent, "sensors/gpu")):
             shutil.copy(str(module.__file__), open_folder / "supervisor" / room)
-        start = ["/usr/bin/python3", "-I", "-c", answering.START, str(open_folder)]
-        argv = [*start, "supervisor.sensors.gpu.drm_helper", str(os.getpid()), *roots]
+        start = ["/usr/bin/python3", "-I", "-c", helper_main.START, str(open_folder)]
+        argv = [*start, str(os.getpid()), "supervisor.sensors.gpu.drm_helper", *roots]
         run = subprocess.run(
             argv, input="look\n", user=nobody, group=nobody, extra_groups=[], cwd="/", capture_output=True, text=True,
             timeout=20,

@@ -150,14 +150,14 @@ def test_typing_outlives_the_agent_and_only_news_wakes() -> None:
 
     connection, answer = world.reports.connect(ANNA, hang_up)
     assert answer == {"every_s": 40.0}
-    connection.hear({"sessions": [report()], "terminals": {"age_s": 3, "on": "pts/1"}})
+    connection.receive({"sessions": [report()], "terminals": {"age_s": 3, "on": "pts/1"}})
     assert (world.woken, world.now.sign, world.now.last_sign_at_s) == (1, "anna active on pts/1", 997.0)
     world.clock.now += 40.0
-    connection.hear({"sessions": [report(idle=82.5)], "terminals": {"age_s": 43, "on": "pts/1"}})
+    connection.receive({"sessions": [report(idle=82.5)], "terminals": {"age_s": 43, "on": "pts/1"}})
     assert world.woken == 1
-    connection.hear({"sessions": [report(idle="active")], "terminals": {"age_s": 43, "on": "pts/1"}})
+    connection.receive({"sessions": [report(idle="active")], "terminals": {"age_s": 43, "on": "pts/1"}})
     assert world.woken == 2
-    connection.gone()
+    connection.closed()
     assert (world.woken, world.proof()) == (3, Proof(why=INSTALL_AGENT))
     assert world.now.last_sign_at_s == 997.0
 
@@ -165,12 +165,12 @@ def test_typing_outlives_the_agent_and_only_news_wakes() -> None:
 def test_the_newest_agent_of_a_user_is_the_one_that_counts() -> None:
     world = World()
     old, _ = world.reports.connect(ANNA, lambda: None)
-    old.hear({"sessions": [report()]})
+    old.receive({"sessions": [report()]})
     new, _ = world.reports.connect(ANNA, lambda: None)
-    new.hear({"sessions": [report(idle="active")]})
-    old.gone()
+    new.receive({"sessions": [report(idle="active")]})
+    old.closed()
     assert world.proof().active
-    new.gone()
+    new.closed()
     assert world.proof() == Proof(why=INSTALL_AGENT)
 
 
