@@ -1,7 +1,7 @@
-"""The dry run (R17): user, GPU, CPU and host in every combination through the same mind; nothing is executed.
+"""The dry run: user, GPU, CPU and host in every combination, judged by the daemon's own rules. Nothing is executed.
 
-What must come out is said here apart from the mind, so that the dry run can fail: work is allowed if and only if the
-person is away (or not watched for), and GPU, CPU and host are all known and free.
+What must come out is written here apart from those rules, so that the dry run can fail: work is allowed if and only if
+the person is away (or not watched), and GPU, CPU and host are all known and free.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from supervisor.journal.codec import ABSENT, UNKNOWN, observation_of
 
 NOW_S: Final = 1_000_000.0
 
-# First the four that R17 names, then everything that CPU, host and ignorance add.
+# The first of CPUS and HOSTS give the basic cases: user active or idle, GPU busy or free. The rest follows.
 USERS: Final = ("active", "idle", "unknown")
 GPUS: Final = ("busy", "free", "unknown")
 CPUS: Final = ("free", "busy", "unknown")
 HOSTS: Final = ("fit", "unfit", "unknown")
-# Each of these alone, all else being well: other ways in which a GPU is not free, or a host not fit.
+# Other ways in which one reading alone keeps the node from work, while all else is well.
 FURTHER: Final = (
     ("idle", "VRAM full", "free", "fit"),
     ("idle", "foreign process", "free", "fit"),
@@ -40,7 +40,7 @@ FURTHER: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One combination, where it leads, and why; `required` is what must come out."""
+    """One combination, where it leads, and why. `required`: whether work must be allowed."""
 
     case: str
     user: str
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def reason(self) -> str:
-        """Everything that blocks, in words."""
+        """Everything that blocks."""
         return "; ".join(self.reasons) or "nothing blocks"
 
     @property
@@ -64,26 +64,18 @@ class Case:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form (interface §4)."""
-        return {
-            "case": self.case,
-            "user": self.user,
-            "gpu": self.gpu,
-            "cpu": self.cpu,
-            "host": self.host,
-            "allowed": self.allowed,
-            "state": str(self.state),
-            "reason": self.reason,
-        }
+        names = ("case", "user", "gpu", "cpu", "host", "allowed", "state", "reason")
+        return {name: getattr(self, name) for name in names}
 
 
 def dry_run(limits: Limits) -> list[Case]:
     """Every case, judged by these limits."""
-    combinations = itertools.product(CPUS, HOSTS, GPUS, USERS)
-    return [_case(u, g, c, h, limits) for u, g, c, h in (*((u, g, c, h) for c, h, g, u in combinations), *FURTHER)]
+    combinations = ((u, g, c, h) for c, h, g, u in itertools.product(CPUS, HOSTS, GPUS, USERS))
+    return [_case(*combination, limits) for combination in (*combinations, *FURTHER)]
 
 
 def required(user: str, gpu: str, cpu: str, host: str, limits: Limits) -> bool:
-    """Whether work must be allowed, said without the mind."""
+    """Whether work must be allowed, without asking the daemon's rules."""
     away = user == "idle" or not limits.detect_active_user
     free = gpu == "free" or (gpu == "absent" and not limits.gpu_required)
     return away and free and cpu == "free" and host == "fit"
@@ -91,28 +83,25 @@ def required(user: str, gpu: str, cpu: str, host: str, limits: Limits) -> bool:
 
 def _case(user: str, gpu: str, cpu: str, host: str, limits: Limits) -> Case:
     seen = _observation(user, gpu, cpu, host, "none", limits)
-    mind = Lifecycle(limits, memory=Memory(State.IDLE_WAIT, NOW_S))
-    mind.commit(mind.propose(seen))
-    state = mind.state
-    blocked = tuple(verdict.reason for verdict in blocked_by(seen, mind.memory, limits))
+    lifecycle = Lifecycle(limits, memory=Memory(State.IDLE_WAIT, NOW_S))
+    lifecycle.commit(lifecycle.propose(seen))
+    state = lifecycle.state
+    blocked = tuple(verdict.reason for verdict in blocked_by(seen, lifecycle.memory, limits))
     return Case(
         f"user {user}, GPU {gpu}, CPU {cpu}, host {host}",
-        user,
-        gpu,
-        cpu,
-        host,
-        state is State.READY and _would_run(mind, _observation(user, gpu, cpu, host, "claimed", limits)),
+        *(user, gpu, cpu, host),
+        state is State.READY and _would_run(lifecycle, _observation(user, gpu, cpu, host, "claimed", limits)),
         state,
         blocked,
         required(user, gpu, cpu, host, limits),
     )
 
 
-def _would_run(mind: Lifecycle, offered: Observation) -> bool:
-    """A task that is handed over now would be started; every effect is taken as done, none is."""
-    plan = mind.propose(offered)
-    mind.commit(plan, Outcome(tuple(EffectResult(effect, ok=True) for effect in plan.effects)))
-    return mind.state is State.RUNNING and Effect.START in plan.effects
+def _would_run(lifecycle: Lifecycle, offered: Observation) -> bool:
+    """A task that is claimed now would start; all effects count as done."""
+    plan = lifecycle.propose(offered)
+    lifecycle.commit(plan, Outcome(tuple(EffectResult(effect, ok=True) for effect in plan.effects)))
+    return lifecycle.state is State.RUNNING and Effect.START in plan.effects
 
 
 def _observation(user: str, gpu: str, cpu: str, host: str, task: str, limits: Limits) -> Observation:
@@ -144,7 +133,7 @@ def exit_code(cases: Iterable[Case]) -> int:
 
 
 def as_table(cases: list[Case]) -> str:
-    """Plain text: a line a case with the first thing that blocks it, then the sum."""
+    """Plain text: a line for each case with the first thing that blocks it, then the sum."""
     head = ("USER", "GPU", "CPU", "HOST", "TASKS", "STATE", "REASON")
     rows = [head]
     for case in cases:
@@ -153,8 +142,8 @@ def as_table(cases: list[Case]) -> str:
         why += case.reasons[0] if case.reasons else case.reason
         why += f" (and {len(case.reasons) - 1} more)" if len(case.reasons) > 1 else ""
         rows.append((case.user, case.gpu, case.cpu, case.host, tasks, str(case.state), why))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head) - 1)]
-    lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+    widths = [*(max(map(len, column)) for column in zip(*(row[:-1] for row in rows), strict=True)), 0]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     allowed = sum(case.allowed for case in cases)
     wrong_cases = sum(not case.as_required for case in cases)
     verdict = "all as required" if not wrong_cases else f"{wrong_cases} NOT as required"

@@ -1,9 +1,9 @@
-"""A scripted replay as YAML (interface §5, R17), read strictly: every error at once, each with file, line and column.
+"""A scripted replay as YAML (interface §5), read strictly: all errors at once, each with file, line and column.
 
-Nothing is guessed: an unknown key, value, duration, state, effect, guard, row or setting is an error that says what is
-allowed, and so is a script that expects nothing. What a step leaves out of `gpu` holds from before; the first time all
-three readings are needed. `gpu.held`, a text, says what a task that is over has not given back, and `gpu.pinned: true` that
-the own task holds GPU memory, which a freeze would keep there; both for that look only.
+Nothing is guessed. An unknown key, value, duration, state, effect, guard, row or setting is an error that says what is
+allowed. A script that expects nothing is an error too. What a step leaves out of `gpu` stays as it was; the first time
+all three readings are needed. Two more fields hold for their step only: `gpu.held` is a text that says which GPU memory a
+task that is over still holds; `gpu.pinned: true` says that the running task holds GPU memory, so a freeze would keep it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from supervisor.journal.codec import ABSENT, GPU_FIELDS, GPU_MORE, READINGS, UNK
 VERSION: Final = 1
 MAX_TICKS: Final = 100_000
 HELD, FREE = "held", "free"
-COVERS: Final = tuple(f"R{n}" for n in range(1, 25))
 
 _RUNTIME: Final = Runtime.__struct_fields__
 _MACHINE: Final = NodeSettings.__struct_fields__
@@ -105,141 +104,141 @@ def parse(text: str, file: str) -> Script:
     return script
 
 
+_Read = Callable[[Node, str], Any]  # what a value means, by its node and the name that errors give it; None: refused
+
+
 class _Reader:
-    """Walks the tree and collects problems; a part that is wrong is None and said once."""
+    """Walks the tree and collects problems. A part that is wrong is None and is reported once."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self._file = file
         self._problems = problems
         self._gpu: dict[str, Any] = {}
+        self._at_s = 0.0
 
     def script(self, root: Node | None) -> Script | None:
-        """The whole."""
-        allowed = "a mapping with replay, title, covers, settings and steps"
+        """The whole script."""
         if root is None:
-            self._refuse(Node(1, 1), "", "nothing", allowed)
+            self._refuse(Node(1, 1), "", "nothing", "a mapping with replay, title, covers, settings and steps")
             return None
-        top = self._fields(root, "", ("replay", "title", "covers", "settings", "steps"), ("replay", "steps"))
+        covers = self._list_of(self._one_of((f"R{n}" for n in range(1, 25)), "R1 to R24"))
+        readers = {
+            "replay": self._version, "title": self._text, "covers": covers, "settings": self._settings, "steps": self._steps,
+        }  # fmt: skip
+        top = self._mapping(root, "", readers, ("replay", "steps"))
         if top is None:
             return None
-        version = top.get("replay")
-        if version and not (isinstance(version, Scalar) and version.plain and version.text == str(VERSION)):
-            self._refuse(version, "replay", found(version), str(VERSION))
-        title = self._text(top["title"], "title") if "title" in top else ""
-        covers = self._list(top["covers"], "covers", self._requirement) if "covers" in top else ()
-        settings = self._settings(top.get("settings"))
-        steps = self._steps(top["steps"]) if "steps" in top else ()
+        settings = top["settings"] if "settings" in top else self._settings(None)
         if settings is None:
             return None
         runtime, machine = settings
         return Script(
             self._file,
-            title or "",
-            tuple(covers or ()),
-            steps,
+            top.get("title") or "",
+            top.get("covers") or (),
+            top.get("steps") or (),
             limits_of(runtime, machine),
             machine.host.inhibitor != "none",
             runtime.automation.enabled,
         )
 
+    def _version(self, node: Node, field: str) -> None:
+        if not (isinstance(node, Scalar) and node.plain and node.text == str(VERSION)):
+            self._refuse(node, field, found(node), str(VERSION))
+
     # --- steps
 
-    def _steps(self, node: Node) -> tuple[Step, ...]:
+    def _steps(self, node: Node, field: str) -> tuple[Step, ...]:
         if not isinstance(node, Sequence) or not node.items:
             what = "an empty list" if isinstance(node, Sequence) else found(node)
-            self._refuse(node, "steps", what, "a list of at least one step")
+            self._refuse(node, field, what, "a list of at least one step")
             return ()
+        effects = tuple(Effect)
+        performed = self._one_of(
+            (*effects, *(f"{effect}!" for effect in effects)), f"{', '.join(effects)}, each with ! if it failed"
+        )
+        expect = {
+            "state": self._one_of(State),
+            "row": self._row,
+            "effects": self._list_of(performed),
+            "inhibitor": self._one_of((HELD, FREE)),
+            "blocked_by": self._list_of(self._one_of(guard.name for guard in GUARDS)),
+        }
+        readers = {
+            "at": self._at,
+            "see": self._see,
+            "ticks": self._ticks,
+            "stale": self._list_of(self._one_of(READINGS)),
+            "refuse": self._list_of(self._one_of(effects)),
+            "expect": lambda n, f: self._expect(self._mapping(n, f, expect, ("state",))),
+        }
         steps: list[Step] = []
-        at_s = 0.0
         asked = False
         for number, item in enumerate(node.items, 1):
-            known = ("at", "see", "ticks", "stale", "refuse", "expect")
-            fields = self._fields(item, f"step {number}", known, ("at",))
-            if fields is None:
-                asked = True  # what it expects is not known; the error is said already
-                continue
-            asked = asked or "expect" in fields
-            step = self._step(number, item, fields, at_s)
-            at_s = step.at_s
-            steps.append(step)
+            fields = self._mapping(item, f"step {number}", readers, ("at",), ": ")
+            # What a step without a readable mapping expects is not known; its error was reported.
+            asked = asked or fields is None or "expect" in fields
+            if fields is not None:
+                refuse, stale = fields.get("refuse") or (), fields.get("stale") or ()
+                see, ticks, expected = fields.get("see") or {}, fields.get("ticks") or 1, fields.get("expect")
+                steps.append(Step(number, item.line, self._at_s, see, frozenset(map(Effect, refuse)), stale, ticks, expected))
         if not asked:
-            self._refuse(node, "steps", "no step that expects anything", "`expect: {state: …}` on at least one step")
+            self._refuse(node, field, "no step that expects anything", "`expect: {state: …}` on at least one step")
         return tuple(steps)
 
-    def _step(self, number: int, item: Node, fields: Mapping[str, Node], not_before_s: float) -> Step:
-        name = f"step {number}"
-        at_s = not_before_s
-        if "at" in fields and (given_s := self._duration(fields["at"], f"{name}: at")) is not None:
-            at_s = given_s
-            if at_s < not_before_s:
-                what = f"{found(fields['at'])}, which is before the step above"
-                self._refuse(fields["at"], f"{name}: at", what, "the same time or a later one")
-                at_s = not_before_s
-        ticks = self._ticks(fields["ticks"], f"{name}: ticks") if "ticks" in fields else 1
-        refuse = self._list(fields["refuse"], f"{name}: refuse", self._effect) if "refuse" in fields else ()
-        stale = self._list(fields["stale"], f"{name}: stale", self._reading) if "stale" in fields else ()
-        return Step(
-            number,
-            item.line,
-            at_s,
-            self._see(fields["see"], f"{name}: see") if "see" in fields else {},
-            frozenset(Effect(e) for e in refuse or ()),
-            tuple(stale or ()),
-            ticks or 1,
-            self._expect(fields["expect"], f"{name}: expect") if "expect" in fields else None,
-        )
+    def _at(self, node: Node, field: str) -> None:
+        at_s = self._duration(node, field)
+        if at_s is not None and at_s < self._at_s:
+            self._refuse(node, field, f"{found(node)}, which is before the step above", "the same time or a later one")
+        elif at_s is not None:
+            self._at_s = at_s
 
     def _ticks(self, node: Node, field: str) -> int | None:
-        number = self._number(node, field, f"a whole number from 1 to {MAX_TICKS}", whole=True)
+        allowed = f"a whole number from 1 to {MAX_TICKS}"
+        number = self._number(allowed, whole=True)(node, field)
         if number is not None and not 1 <= number <= MAX_TICKS:
-            self._refuse(node, field, found(node), f"a whole number from 1 to {MAX_TICKS}")
+            self._refuse(node, field, found(node), allowed)
             return None
         return None if number is None else int(number)
 
     def _see(self, node: Node, field: str) -> dict[str, Any]:
-        readers: dict[str, Callable[[Node, str], Any]] = {
+        readers: dict[str, _Read] = {
             "automation": self._automation,
             "user": self._user,
             "gpu": self._gpu_seen,
             "cpu": self._cpu,
             "host": self._host,
-            "task": lambda n, f: self._word(n, f, TaskPhase),
-            "link": lambda n, f: self._word(n, f, Link),
+            "task": self._one_of(TaskPhase),
+            "link": self._one_of(Link),
         }
-        fields = self._fields(node, field, tuple(readers)) or {}
-        return {name: readers[name](value, f"{field}.{name}") for name, value in fields.items()}
+        return self._mapping(node, field, readers) or {}
 
     def _automation(self, node: Node, field: str) -> str | None:
-        word = _SWITCH.get(node.text.lower()) if isinstance(node, Scalar) else None
-        if word is None:
+        switch = _SWITCH.get(node.text.lower()) if isinstance(node, Scalar) else None
+        if switch is None:
             self._refuse(node, field, found(node), "on or off")
-        return word
+        return switch
 
     def _user(self, node: Node, field: str) -> Any:
         if isinstance(node, MappingNode):
-            fields = self._fields(node, field, ("idle",), ("idle",))
-            idle_s = self._duration(fields["idle"], f"{field}.idle") if fields and "idle" in fields else None
-            return None if idle_s is None else {"idle": idle_s}
-        word = self._word(node, field, ("active", UNKNOWN), "active, unknown, or {idle: DURATION}")
-        return {"idle": 0.0} if word == "active" else word
+            return self._mapping(node, field, {"idle": self._duration}, ("idle",))
+        user = self._one_of(("active", UNKNOWN), "active, unknown, or {idle: DURATION}")(node, field)
+        return {"idle": 0.0} if user == "active" else user
 
     def _gpu_seen(self, node: Node, field: str) -> Any:
         if not isinstance(node, MappingNode):
             self._gpu = {}
-            return self._word(node, field, (ABSENT, UNKNOWN), f"absent, unknown, or {{{', '.join(GPU_FIELDS)}}}")
-        fields = self._fields(node, field, (*GPU_FIELDS, *GPU_MORE)) or {}
-        for name in GPU_MORE:
-            self._gpu.pop(name, None)
-        for name, value in fields.items():
-            if name == "held":
-                self._gpu["held"] = self._text(value, f"{field}.held") or ""
-                continue
-            if name == "pinned":
-                self._gpu["pinned"] = self._word(value, f"{field}.pinned", ("true", "false")) == "true"
-                continue
-            allowed = "a whole number ≥ 0" if name == "foreign" else "a number ≥ 0"
-            number = self._number(value, f"{field}.{name}", allowed, whole=name == "foreign")
-            self._gpu[name] = number if number is not None else 0.0
+            return self._one_of((ABSENT, UNKNOWN), f"absent, unknown, or {{{', '.join(GPU_FIELDS)}}}")(node, field)
+        readers = {name: self._number("a number ≥ 0") for name in GPU_FIELDS}
+        readers["foreign"] = self._number("a whole number ≥ 0", whole=True)
+        readers |= {"held": self._text, "pinned": self._one_of(("true", "false"))}
+        fields = self._mapping(node, field, readers) or {}
+        self._gpu = {name: value for name, value in self._gpu.items() if name not in GPU_MORE}
+        self._gpu |= {name: value or 0.0 for name, value in fields.items() if name in GPU_FIELDS}
+        if "held" in fields:
+            self._gpu["held"] = fields["held"] or ""
+        if "pinned" in fields:
+            self._gpu["pinned"] = fields["pinned"] == "true"
         missing = [name for name in GPU_FIELDS if name not in self._gpu]
         if missing and len(fields) == len(node.pairs):  # a misspelt one was refused already
             self._refuse(node, field, f"no {' and no '.join(missing)}, and none from before", f"{{{', '.join(GPU_FIELDS)}}}")
@@ -248,55 +247,35 @@ class _Reader:
     def _cpu(self, node: Node, field: str) -> Any:
         if isinstance(node, Scalar) and node.text == UNKNOWN:
             return UNKNOWN
-        return self._number(node, field, "a number ≥ 0, or unknown")
+        return self._number("a number ≥ 0, or unknown")(node, field)
 
     def _host(self, node: Node, field: str) -> Any:
         if isinstance(node, MappingNode):
-            fields = self._fields(node, field, ("unfit",), ("unfit",))
-            reason = self._text(fields["unfit"], f"{field}.unfit") if fields and "unfit" in fields else None
-            return None if reason is None else {"unfit": reason}
-        return self._word(node, field, ("fit", "going-down", UNKNOWN), "fit, {unfit: reason}, going-down, or unknown")
+            return self._mapping(node, field, {"unfit": self._text}, ("unfit",))
+        known = ("fit", "going-down", UNKNOWN)
+        return self._one_of(known, "fit, {unfit: reason}, going-down, or unknown")(node, field)
 
-    def _expect(self, node: Node, field: str) -> Expect | None:
-        fields = self._fields(node, field, ("state", "row", "effects", "inhibitor", "blocked_by"), ("state",))
-        if fields is None or "state" not in fields:
+    def _expect(self, fields: Mapping[str, Any] | None) -> Expect | None:
+        if fields is None or fields.get("state") is None:
             return None
-        state = self._word(fields["state"], f"{field}.state", State)
-        row = self._row(fields["row"], f"{field}.row") if "row" in fields else None
-        inhibitor = self._word(fields["inhibitor"], f"{field}.inhibitor", (HELD, FREE)) if "inhibitor" in fields else None
-        effects = blocked = None
-        if "effects" in fields:
-            effects = self._list(fields["effects"], f"{field}.effects", self._performed)
-        if "blocked_by" in fields:
-            blocked = self._list(fields["blocked_by"], f"{field}.blocked_by", self._guard)
-        if state is None:
-            return None
-        return Expect(State(state), row, effects, inhibitor, None if blocked is None else frozenset(blocked))
+        blocked = fields.get("blocked_by")
+        return Expect(
+            State(fields["state"]),
+            fields.get("row"),
+            fields.get("effects"),
+            fields.get("inhibitor"),
+            None if blocked is None else frozenset(blocked),
+        )
 
     def _row(self, node: Node, field: str) -> str | None:
         if isinstance(node, Scalar) and node.plain and resolved(node.text) == "null":
             return ""
-        return self._word(node, field, tuple(BY_ID), f"null, {', '.join(BY_ID)}")
-
-    def _requirement(self, node: Node, field: str) -> str | None:
-        return self._word(node, field, COVERS, "R1 to R24")
-
-    def _reading(self, node: Node, field: str) -> str | None:
-        return self._word(node, field, READINGS)
-
-    def _guard(self, node: Node, field: str) -> str | None:
-        return self._word(node, field, (guard.name for guard in GUARDS))
-
-    def _effect(self, node: Node, field: str) -> str | None:
-        return self._word(node, field, Effect)
-
-    def _performed(self, node: Node, field: str) -> str | None:
-        both = (*Effect, *(f"{effect}!" for effect in Effect))
-        return self._word(node, field, both, f"{', '.join(Effect)}, each with ! if it failed")
+        row: str | None = self._one_of(BY_ID, f"null, {', '.join(BY_ID)}")(node, field)
+        return row
 
     # --- settings
 
-    def _settings(self, node: Node | None) -> tuple[Runtime, NodeSettings] | None:
+    def _settings(self, node: Node | None, field: str = "settings") -> tuple[Runtime, NodeSettings] | None:
         """Both files as shipped, with the script's settings in them, judged by the files' own rules."""
         runtime, machine = _shipped_runtime(), MappingNode(1, 1)
         places: dict[str, Node] = {}
@@ -315,45 +294,64 @@ class _Reader:
         judged = walk.section(Runtime, runtime, "", runtime), walk.section(NodeSettings, machine, "", machine)
         return judged if isinstance(judged[0], Runtime) and isinstance(judged[1], NodeSettings) else None
 
-    # --- the pieces
+    # --- pieces
 
     def _refuse(self, node: Node, field: str, what: str, allowed: str) -> None:
         if type(node) is not Node or not self._problems:  # a bare Node was refused already
             self._problems.append(Problem(self._file, node.line, node.column, field, what, allowed))
 
-    def _fields(
-        self, node: Node, field: str, known: tuple[str, ...], required: tuple[str, ...] = ()
-    ) -> dict[str, Node] | None:
+    def _mapping(
+        self, node: Node, field: str, readers: Mapping[str, _Read], required: tuple[str, ...] = (), join: str = "."
+    ) -> dict[str, Any] | None:
+        """The values of a mapping, each read by its reader."""
         if not isinstance(node, MappingNode):
-            self._refuse(node, field, found(node), f"a mapping with {', '.join(known)}")
+            self._refuse(node, field, found(node), f"a mapping with {', '.join(readers)}")
             return None
-        fields: dict[str, Node] = {}
+        fields: dict[str, Any] = {}
         for key, value in node.pairs:
             name = key.text if isinstance(key, Scalar) else ""
-            if name not in known:
-                self._refuse(key, field, f"the unknown key {found(key)}", ", ".join(known))
+            if name not in readers:
+                self._refuse(key, field, f"the unknown key {found(key)}", ", ".join(readers))
             elif name in fields:
                 self._refuse(key, field, f"the key {name} a second time", "each key once")
             else:
-                fields[name] = value
+                fields[name] = readers[name](value, f"{field}{join}{name}" if field else name)
         for name in required:
             if name not in fields:
                 self._refuse(node, field, f"no {name}", f"{name} is needed here")
         return fields
 
-    def _list(self, node: Node, field: str, one: Callable[[Node, str], str | None]) -> tuple[str, ...] | None:
-        if not isinstance(node, Sequence):
-            self._refuse(node, field, found(node), "a list")
-            return None
-        items = [one(item, field) for item in node.items]
-        return tuple(item for item in items if item is not None)
+    def _list_of(self, item: _Read) -> _Read:
+        def read(node: Node, field: str) -> tuple[str, ...] | None:
+            if not isinstance(node, Sequence):
+                self._refuse(node, field, found(node), "a list")
+                return None
+            items = [item(one, field) for one in node.items]
+            return tuple(one for one in items if one is not None)
 
-    def _word(self, node: Node, field: str, allowed: Iterable[str], in_words: str = "") -> str | None:
-        words = tuple(str(word) for word in allowed)
-        if isinstance(node, Scalar) and node.text in words:
-            return node.text
-        self._refuse(node, field, found(node), in_words or ", ".join(words))
-        return None
+        return read
+
+    def _one_of(self, known: Iterable[str], allowed: str = "") -> _Read:
+        names = tuple(map(str, known))
+
+        def read(node: Node, field: str) -> str | None:
+            if isinstance(node, Scalar) and node.text in names:
+                return node.text
+            self._refuse(node, field, found(node), allowed or ", ".join(names))
+            return None
+
+        return read
+
+    def _number(self, allowed: str, whole: bool = False) -> _Read:
+        def read(node: Node, field: str) -> float | None:
+            if isinstance(node, Scalar) and node.plain and not (whole and "." in node.text):
+                number = plain_number(node.text)
+                if number is not None:
+                    return number
+            self._refuse(node, field, found(node), allowed)
+            return None
+
+        return read
 
     def _text(self, node: Node, field: str) -> str | None:
         if isinstance(node, Scalar) and (not node.plain or resolved(node.text) != "null"):
@@ -361,19 +359,10 @@ class _Reader:
         self._refuse(node, field, found(node), "a text")
         return None
 
-    def _number(self, node: Node, field: str, allowed: str, whole: bool = False) -> float | None:
-        if isinstance(node, Scalar) and node.plain and not (whole and "." in node.text):
-            number = plain_number(node.text)
-            if number is not None:
-                return number
-        self._refuse(node, field, found(node), allowed)
-        return None
-
     def _duration(self, node: Node, field: str) -> float | None:
         seconds = duration_s(node.text) if isinstance(node, Scalar) else None
         if seconds is None:
             self._refuse(node, field, found(node), "a duration such as 90s, 10m, 1h30m, or a number of seconds")
-            return None
         return seconds
 
 

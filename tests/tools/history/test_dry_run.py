@@ -85,7 +85,7 @@ def test_json_has_the_keys_of_the_interface() -> None:
         assert list(case.as_dict()) == KEYS
 
 
-def test_a_mind_that_lets_everything_pass_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rules_that_let_everything_pass_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Reckless(Lifecycle):
         def commit(self, plan, outcome=None):  # type: ignore[no-untyped-def]
             from dataclasses import replace
@@ -94,15 +94,15 @@ def test_a_mind_that_lets_everything_pass_is_found_out(monkeypatch: pytest.Monke
             return self.memory
 
     monkeypatch.setattr(dryrun, "Lifecycle", Reckless)
-    monkeypatch.setattr(dryrun, "_would_run", lambda mind, offered: True)
+    monkeypatch.setattr(dryrun, "_would_run", lambda lifecycle, offered: True)
     cases = dry_run(Limits())
     assert exit_code(cases) == 1
     assert "MUST BE blocked" in as_table(cases)
     assert "NOT as required" in as_table(cases)
 
 
-def test_a_mind_that_never_works_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dryrun, "_would_run", lambda mind, offered: False)
+def test_rules_that_never_allow_work_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dryrun, "_would_run", lambda lifecycle, offered: False)
     cases = dry_run(Limits())
     assert exit_code(cases) == 1
     assert "MUST BE allowed" in as_table(cases)
