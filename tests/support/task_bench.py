@@ -45,9 +45,9 @@ class Bench:
         self.folder = Path()
         self.tasks: list[CommandTask] = []
 
-    async def start(self, *argv: str, payload: Any = None, environment: Any = None, **fields: Any) -> CommandTask:
+    async def start(self, *argv: str, payload: Any = None, **fields: Any) -> CommandTask:
         self.folder = self.work.fresh("one")
-        executor = self.make(TaskType(argv=list(argv), **fields), self.held, environment)
+        executor = self.make(TaskType(argv=list(argv), **fields), self.held)
         task = await executor.start(Claim("id-1", "kind", payload or {}), self.folder, self.ended.set)
         self.tasks.append(task)
         return task

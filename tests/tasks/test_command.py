@@ -134,7 +134,7 @@ print(json.dumps({
 """
 
     async def body(bench: Bench) -> None:
-        error, born = await bench.outcome(*py(code), env={"TYPE": "t"}, environment={"NODE": "n"})
+        error, born = await bench.outcome(*py(code), env={"TYPE": "t"})
         assert error is None, born
         env = born.pop("env")
         env.pop("LC_CTYPE", None)  # the interpreter's own coercion
@@ -142,7 +142,7 @@ print(json.dumps({
         folder = str(bench.folder)
         assert env == {
             "PATH": os.environ["PATH"], "LANG": os.environ.get("LANG", "C.UTF-8"), "HOME": folder, "TMPDIR": folder,
-            "RAE_TASK_ID": "id-1", "RAE_TASK_TYPE": "kind", "TYPE": "t", "NODE": "n",
+            "RAE_TASK_ID": "id-1", "RAE_TASK_TYPE": "kind", "TYPE": "t",
         }  # fmt: skip
         assert born == {
             "cwd": folder, "nice": 19, "umask": 0o077, "nnp": "1", "idle": os.geteuid() == 0, "oom": "1000",

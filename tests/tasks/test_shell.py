@@ -52,7 +52,7 @@ REFUSED = [
     ({"command": " "}, "bad payload: it has no command"),
     ({"command": ["ls"]}, "bad payload: it has no command"),
     ({"command": "a\0b"}, "bad payload: its command holds a NUL"),
-    ({"command": "x" * 120_001}, "bad payload: its command holds a NUL, or is longer than 120000 bytes"),
+    ({"command": "x" * 120_001}, "bad payload: its command is longer than 120000 bytes"),
     ({"command": "ls", "cwd": "/etc"}, "bad payload: its cwd is not a folder below"),
     ({"command": "ls", "cwd": "../other"}, "bad payload: its cwd is not a folder below"),
     ({"command": "ls", "cwd": 7}, "bad payload: its cwd is not a folder below"),

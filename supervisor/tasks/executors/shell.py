@@ -1,11 +1,11 @@
-"""DANGEROUS, and off unless `allow_any_command: true` says otherwise: runs the text that a task brings by /bin/sh.
+"""DANGEROUS, and off without `allow_any_command: true`: runs the text of a task with /bin/sh.
 
-Whoever can post to the control node, which asks nobody for a password, then does on this machine what the service's user
-may do. It is contained, bounded and stopped like every task, but what it does meanwhile is up to its sender. A command
-named in node.yaml (executor: command) is the better way; `sandbox: bubblewrap` keeps the worst off.
+Everybody who can post to the control node, which asks for no password, can then do on this machine what the service's user
+may do. The command is contained, limited and stopped like every task, but its sender decides what it does. A command named
+in node.yaml (executor: command) is better; `sandbox: bubblewrap` prevents the worst.
 
-Payload: `command`, optionally `env` (an object of texts) and `cwd` (a folder below the work folder, made if need be).
-Result: `status`, `returncode`, `stdout`, `stderr` (its end). Another exit code than 0 is a failure.
+Payload: `command`, optionally `env` (an object of texts) and `cwd` (a folder below the work folder, made if missing).
+Result: `status`, `returncode`, `stdout`, `stderr` (its end). An exit code other than 0 is a failure.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from supervisor.tasks.executors.command import CommandExecutor
 from supervisor.tasks.process.pipes import Pipes
 from supervisor.tasks.process.result import CommandResult, fault
 
-# The text comes in a variable, which others of this machine cannot read, as they can a command line (R6).
+# The text comes in a variable: other users of this machine can read a command line, but not the environment.
 _SCRIPT: Final = 'rae_command=$RAE_COMMAND; unset RAE_COMMAND; cd -- "$RAE_CWD" || exit; unset RAE_CWD; eval "$rae_command"'
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LONGEST: Final = 120_000  # bytes; the kernel takes 128 KiB for one variable
 
 
 class ShellExecutor(CommandExecutor):
-    """See the module."""
+    """Runs the text of a task."""
 
     def _order(self, claim: Claim, workdir: Path) -> tuple[list[str], bytes, dict[str, str]]:
         if not self._type.allow_any_command:
@@ -37,12 +37,12 @@ class ShellExecutor(CommandExecutor):
         command = claim.payload.get("command")
         if not isinstance(command, str) or not command.strip():
             raise StartFailed("bad payload: it has no command")
-        if not _sound(command):
+        if not _encodable(command):
             raise StartFailed("bad payload: its command holds a NUL, or half a character")
         if len(command.encode()) > _LONGEST:
-            raise StartFailed(f"bad payload: its command holds a NUL, or is longer than {_LONGEST} bytes")
-        place = _below(workdir, claim.payload.get("cwd"))
-        variables = {**_variables(claim.payload.get("env")), "RAE_COMMAND": command, "RAE_CWD": place}
+            raise StartFailed(f"bad payload: its command is longer than {_LONGEST} bytes")
+        folder = _below(workdir, claim.payload.get("cwd"))
+        variables = {**_variables(claim.payload.get("env")), "RAE_COMMAND": command, "RAE_CWD": folder}
         return ["/bin/sh", "-c", _SCRIPT], b"", variables
 
     def _judge(self, status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
@@ -57,8 +57,8 @@ class ShellExecutor(CommandExecutor):
         return CommandResult(result, failure.kind, failure.detail) if failure else CommandResult(result)
 
 
-def _sound(text: str) -> bool:
-    """The kernel can take it: no NUL, and it can be written as UTF-8."""
+def _encodable(text: str) -> bool:
+    """The kernel can take it: it has no NUL, and can be written as UTF-8."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
@@ -66,18 +66,18 @@ def _sound(text: str) -> bool:
 
 
 def _below(workdir: Path, cwd: object) -> str:
-    """The folder to begin in; nothing but the work folder and what is below it."""
+    """The folder to start in: the work folder or one below it. Raises StartFailed."""
     if cwd is None:
         return str(workdir)
-    place = os.path.normpath(os.path.join(workdir, cwd)) if isinstance(cwd, str) and _sound(cwd) else ""
-    if place != str(workdir) and not place.startswith(f"{workdir}/"):
+    path = os.path.normpath(os.path.join(workdir, cwd)) if isinstance(cwd, str) and _encodable(cwd) else ""
+    if path != str(workdir) and not path.startswith(f"{workdir}/"):
         raise StartFailed("bad payload: its cwd is not a folder below the task's own work folder")
     try:
-        os.makedirs(place, mode=0o700, exist_ok=True)
-    except (OSError, RecursionError) as error:  # whose own words would hold the path
+        os.makedirs(path, mode=0o700, exist_ok=True)
+    except (OSError, RecursionError) as error:  # its own text would hold the path, which is payload
         why = error.strerror if isinstance(error, OSError) else "too deep"
         raise StartFailed(f"bad payload: its cwd cannot be made: {why}") from None
-    return place
+    return path
 
 
 def _variables(env: object) -> dict[str, str]:
@@ -86,6 +86,6 @@ def _variables(env: object) -> dict[str, str]:
     if not isinstance(env, Mapping):
         raise StartFailed("bad payload: its env is not an object")
     for name, value in env.items():
-        if not _NAME.fullmatch(str(name)) or not isinstance(value, str) or not _sound(value):
+        if not _NAME.fullmatch(str(name)) or not isinstance(value, str) or not _encodable(value):
             raise StartFailed("bad payload: its env is not an object of names and texts")
     return {str(name): str(value) for name, value in env.items()}

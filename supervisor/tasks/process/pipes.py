@@ -1,4 +1,4 @@
-"""A task's standard streams, on the loop and bounded: payload in, result out, the end of stderr; no file (R6)."""
+"""A task's standard streams, on the loop, with limits: payload in, result out, the end of stderr. No files."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import contextlib
 import os
 from collections.abc import Callable
 
-_CHUNK = 1 << 16  # what a pipe holds
+_CHUNK = 1 << 16  # the size of a pipe
 _STDERR_TAIL = 8192
 
 
 class Pipes:
-    """Three pipes. None of them can block us, whatever the task reads, writes, closes or leaves open.
+    """Three pipes. They never block us, whatever the task reads, writes, closes or leaves open.
 
     Args:
         payload: written to stdin, then stdin is closed.
-        max_out: bytes of stdout that are taken; one more is too many.
-        on_overflow: called once when stdout was longer.
+        max_out: bytes of stdout that are kept; one more is too many.
+        on_overflow: called once if stdout is longer.
 
     Raises:
-        OSError: no more pipes are to be had.
+        OSError: no more pipes can be opened.
     """
 
     def __init__(self, payload: bytes, max_out: int, on_overflow: Callable[[], None]) -> None:
@@ -55,7 +55,7 @@ class Pipes:
 
     @property
     def out(self) -> bytes:
-        """What stdout has brought."""
+        """The bytes of stdout; empty after an overflow."""
         return bytes(self._out)
 
     @property
@@ -70,15 +70,15 @@ class Pipes:
         self._theirs.clear()
 
     def watch(self) -> None:
-        """Begin to write and read."""
+        """Start to write and read."""
         self._loop.add_writer(self._stdin, self._feed)
         self._loop.add_reader(self._stdout, self._collect, self._stdout)
         self._loop.add_reader(self._stderr, self._collect, self._stderr)
 
     def finish(self) -> None:
-        """Take what is still in the pipes, and close them; whoever else holds an end open is not waited for."""
+        """Read what is still in the pipes, and close them. Does not wait for others that have an end open."""
         for fd in (self._stdout, self._stderr):
-            for _ in range(32):  # more than a pipe holds, unless somebody goes on writing
+            for _ in range(32):  # enough for a full pipe; more only if somebody goes on writing
                 if fd not in self._ours or not self._collect(fd):
                     break
         for fd in [*self._ours]:
@@ -90,12 +90,12 @@ class Pipes:
         except BlockingIOError:
             return
         except OSError:
-            self._left = memoryview(b"")  # it does not want the rest
+            self._left = memoryview(b"")  # the task does not read the rest
         if not self._left:
             self._close(self._stdin)
 
     def _collect(self, fd: int) -> bool:
-        """Read once; whether there was something."""
+        """Read once; returns whether there was data."""
         try:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
