@@ -58,10 +58,8 @@ def diagram(
 def _now(highlight: bool, name: str, config: Path | None) -> State | None:
     from states.memory import State
 
-    if name and not highlight:
-        leave(Exit.WRONG, f"diagram: found {name!r}; a state goes with --highlight")
     if not highlight:
-        return None
+        return leave(Exit.WRONG, f"diagram: found {name!r}; a state goes with --highlight") if name else None
     if name and name.upper() not in tuple(State):
         leave(Exit.WRONG, f"--highlight: found {name!r}, allowed: {', '.join(State)}")
     return State(name.upper() if name else ask_daemon(config, "status")["state"])

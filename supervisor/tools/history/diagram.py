@@ -6,8 +6,10 @@ Names, conditions, effects and reasons come from the table. Only MEANING, a few 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from states.guards import SAFE, Guard
@@ -63,9 +65,8 @@ class Overlay:
 
     def time(self, state: State) -> str:
         """How long the node was in a state, in all."""
-        if self.counts is None:
-            return ""
-        return f"{elapsed(self.counts.seconds[state])}, {100 * self.counts.share(state):.0f} %"
+        found = self.counts
+        return "" if found is None else f"{elapsed(found.seconds[state])}, {100 * found.share(state):.0f} %"
 
     def span(self) -> str:
         """The time that the counts cover."""
@@ -76,6 +77,7 @@ class Overlay:
 
 
 BARE: Final = Overlay()
+_quoted = partial(json.dumps, ensure_ascii=False)  # DOT escapes as JSON does
 
 
 def arrows() -> dict[tuple[State, State], list[Row]]:
@@ -117,10 +119,9 @@ def tooltip(rows: Iterable[Row]) -> str:
 
 def mermaid(overlay: Overlay = BARE) -> str:
     """A Mermaid state diagram."""
-    lines = [f"%% {MADE_FROM}", "stateDiagram-v2", "    direction LR"]
-    if overlay.counts is not None:
-        lines.insert(1, f"%% {overlay.span()}")
-        lines += [f'    state "{state}<br/>{overlay.time(state)}" as {state}' for state in State]
+    counted = overlay.counts is not None
+    lines = [f"%% {MADE_FROM}", *([f"%% {overlay.span()}"] if counted else []), "stateDiagram-v2", "    direction LR"]
+    lines += [f'    state "{state}<br/>{overlay.time(state)}" as {state}' for state in State if counted]
     lines.append("    [*] --> DISABLED")
     lines += [f"    {a} --> {b}: {'<br/>'.join(overlay.labels((a, b), rows))}" for (a, b), rows in arrows().items()]
     if overlay.now is not None:
@@ -141,18 +142,14 @@ def dot(overlay: Overlay = BARE) -> str:
         f"    start -> {State.DISABLED};",
     ]
     for (a, b), rows in arrows().items():
-        label = r"\n".join(overlay.labels((a, b), rows))
+        label = "\n".join(overlay.labels((a, b), rows))
         lines.append(f"    {a} -> {b} [label={_quoted(label)}, tooltip={_quoted(tooltip(rows))}];")
     return "\n".join([*lines, "}"]) + "\n"
 
 
 def _dot_state(state: State, overlay: Overlay) -> str:
-    label = _quoted(rf"{state}\n{overlay.time(state)}")
+    label = _quoted(f"{state}\n{overlay.time(state)}")
     marks = [f"label={label}"] if overlay.counts is not None else []
     if state is overlay.now:
         marks.append('penwidth=4, style="rounded,bold"')
     return f" [{', '.join(marks)}]" if marks else ""
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace('"', r"\"").replace("\n", r"\n") + '"'

@@ -14,10 +14,9 @@ from statistics import median
 from typing import Any, Final
 
 from states.memory import State
-from states.table import ROWS
+from states.table import BY_ID
 from supervisor.journal import decision_log
 
-_KNOWN = {row.id: row for row in ROWS}
 LATEST_S: Final = 1e11  # since boot; no machine is up for 3000 years
 
 
@@ -56,11 +55,6 @@ class _Run:
     seen_s: float = 0.0
     decision: dict[str, Any] | None = None
 
-    def advance(self, now_s: float, counts: RowCounts) -> None:
-        if self.state is not None and now_s >= self.seen_s:
-            counts.seconds[self.state] += now_s - self.seen_s
-        self.seen_s = now_s
-
 
 def count(paths: Iterable[Path]) -> RowCounts:
     """Read journals, in order.
@@ -92,10 +86,12 @@ def _take(entry: dict[str, Any], counts: RowCounts, run: _Run) -> None:
         run.state = _state(memory.get("state")) if isinstance(memory, dict) else None
         run.since_s, run.seen_s, run.decision = None, now_s, None
         return
-    run.advance(now_s, counts)
+    if run.state is not None and now_s >= run.seen_s:
+        counts.seconds[run.state] += now_s - run.seen_s
+    run.seen_s = now_s
     if kind == "decision":
         row = entry.get("row")
-        run.decision = entry if isinstance(row, str) and row in _KNOWN else None
+        run.decision = entry if isinstance(row, str) and row in BY_ID else None
     if kind in ("decision", "effect") and run.decision is not None and (after := _state(entry.get("state"))) is not None:
         _fire(run.decision, after, now_s, counts, run)
         run.decision = None
@@ -106,7 +102,7 @@ def _take(entry: dict[str, Any], counts: RowCounts, run: _Run) -> None:
 
 
 def _fire(decision: dict[str, Any], after: State, now_s: float, counts: RowCounts, run: _Run) -> None:
-    before, row = _state(decision.get("from")), _KNOWN[decision["row"]]
+    before, row = _state(decision.get("from")), BY_ID[decision["row"]]
     if before is None or after is not row.to:
         return  # vetoed
     counts.fired[before, row.id] += 1
