@@ -1,14 +1,14 @@
-"""The session agent: runs as each person, looks at that person's own desktops and terminals, and tells the daemon.
+"""The session agent: runs as each person, watches that person's own desktops and terminals, and reports to the daemon.
 
     python -I -m supervisor.sensors.session_agent.agent [--socket PATH | --config DIR]
 
-A user unit (`rae-node-session`) starts it at each login, also on a text console and over SSH. It finds the sessions of
-its own user by logind, and for each the sources that a probe proves: a Wayland compositor's idle notifications, Mutter's
-idle monitor, an X server's idle counter (only where logind says x11, T1), else the screen saver's word. Everything is
-an event; it wakes up by itself only to say that all is as it was, and proves that first: each source is asked anew.
+A user unit (`rae-node-session`) starts it at each login, also on a text console and over SSH. logind names the sessions of
+its user. For each it watches the sources that a probe has proven: a Wayland compositor's idle notifications, Mutter's idle
+monitor, an X server's idle counter (only where logind says x11), otherwise the screen saver's answer. All of these are
+events. Without one the agent wakes only to report that nothing has changed, and first asks each source again.
 
-A session is told `active` if any of its sources says so, idle if all of them do, since the latest; and unproven, with
-the reason, if one of its displays cannot be seen. What is not proven, the daemon takes for a person.
+A session is reported `active` if one of its sources says so; idle if all say so, since the latest time; and unproven, with
+the reason, if one of its displays cannot be seen. The daemon counts what is unproven as active.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
 SOCKET: Final = "/run/rae-node/control.sock"
 TERMINALS: Final = ("tty", "unspecified", "web")
 RETRY_S: Final = (1.0, 300.0)
-TYPED_GAP_S: Final = 1.0  # somebody who types is told no more often
+TYPED_GAP_S: Final = 1.0  # typing is reported no more often
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
-    """A session of ours, by logind."""
+class OwnSession:
+    """A session of this user, by logind."""
 
     id: str
     type: str
@@ -56,34 +57,30 @@ class Own:
         return self.type not in TERMINALS
 
 
-class Kept:
-    """A source that is watched for as long as its display is there, and tried again when it fails."""
+class WatchedSource:
+    """Runs a source while its display is there, and tries again when it fails. `fault`: why it fails now."""
 
     def __init__(self, source: IdleSource, changed: Callable[[], None]) -> None:
         self.source, self._changed = source, changed
         self.fault: Gone | None = None
-        self._poke = asyncio.Event()
+        self._retry_now = asyncio.Event()
         self._doubt = asyncio.Event()
         self._wait_s = RETRY_S[0]
         self._task = asyncio.ensure_future(self._run())
 
     @property
     def reading(self) -> Idle | None:
-        return self.source.reading
+        """What the source says; None: it cannot tell, or a proof has failed."""
+        return None if self._doubt.is_set() else self.source.reading
 
-    @property
-    def pid(self) -> int:
-        """The process whose display it is, 0 where not known."""
-        return int(getattr(self.source, "pid", 0))
-
-    def poke(self) -> None:
+    def retry(self) -> None:
         """Something has changed: try again now."""
-        self._poke.set()
+        self._retry_now.set()
 
     async def _run(self) -> None:
         while True:
-            self._poke.clear()
-            running = asyncio.ensure_future(self.source.run(self._alive))
+            self._retry_now.clear()
+            running = asyncio.ensure_future(self.source.run(self._on_reading))
             doubt = asyncio.ensure_future(self._doubt.wait())
             events: list[asyncio.Future[Any]] = [running, doubt]
             try:
@@ -96,21 +93,21 @@ class Kept:
                 self.fault = _gone(ended)
             self._doubt.clear()
             self._changed()
-            await wait_for_event(self._poke, self._wait_s)
+            await wait_for_event(self._retry_now, self._wait_s)
             self._wait_s = min(2 * self._wait_s, RETRY_S[1])
 
-    def _alive(self) -> None:
+    def _on_reading(self) -> None:
         self.fault, self._wait_s = None, RETRY_S[0]
         self._changed()
 
     async def prove(self) -> None:
-        """Ask anew; what does not answer is dropped, and tried again."""
+        """Ask a source that says idle again; one that does not answer is left, and tried again."""
         reading = self.source.reading
         if reading is None or reading.idle_since_s is None:
             return
         try:
             await self.source.prove()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the source cannot tell, and the others still can
+        except Exception as error:  # noqa: BLE001 - after any fault this source cannot tell; the others still can
             self.fault = _gone(error)
             self._doubt.set()
 
@@ -118,18 +115,24 @@ class Kept:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    @property
-    def doubted(self) -> bool:
-        return self._doubt.is_set()
-
 
 def _gone(error: Exception) -> Gone:
-    """A fault of ours in a source is one more way not to know."""
+    """After a fault of ours a source cannot tell."""
     return error if isinstance(error, Gone) else Gone(f"{type(error).__name__}: {error}")
 
 
 class Agent:
-    """All of it. `bus_address`, `session_bus`, `runtime`, `dev`: where to look; `quiet_s` as in `idle`."""
+    """The whole agent.
+
+    Args:
+        socket: the daemon's control socket.
+        bus_address: the system bus; None: the usual one.
+        session_bus: the desktop's own bus; empty: the user's usual one.
+        runtime: the user's runtime folder; None: $XDG_RUNTIME_DIR.
+        dev: /dev.
+        quiet_s: how long a desktop must be untouched to be idle, in seconds.
+        log: takes a line for the log.
+    """
 
     def __init__(
         self,
@@ -140,83 +143,83 @@ class Agent:
         runtime: Path | None = None,
         dev: Path = Path("/dev"),
         quiet_s: float = QUIET_S,
-        say: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._uid = os.getuid()
         self._runtime = runtime or Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{self._uid}"))
         self._session_bus = session_bus or os.environ.get("DBUS_SESSION_BUS_ADDRESS", f"unix:path={self._runtime}/bus")
-        self._quiet_s, self._say = quiet_s, say
-        self._sessions: dict[str, Own] = {}
-        self._kept: dict[tuple[str, str], Kept] = {}
-        self._desktop: tuple[BusIdle, Kept] | None = None
+        self._quiet_s, self._log = quiet_s, log
+        self._sessions: dict[str, OwnSession] = {}
+        self._displays: dict[tuple[str, str], WatchedSource] = {}
+        self._desktop: tuple[BusIdle, WatchedSource] | None = None
         self._environment: dict[str, str] = {}
         self._look_now = asyncio.Event()
-        self._unseen = False  # logind did not tell the sessions
-        self._untold = True  # nothing tells of sockets that come
+        self._logind_failed = False
+        self._no_events = True  # inotify does not report new sockets
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = RETRY_S[0]
         self._typed_timer: asyncio.TimerHandle | None = None
-        self._typed_told_s = 0.0
-        self._said: dict[str, str] = {}
+        self._typed_sent_s = 0.0
+        self._logged: dict[str, str] = {}
         self._terminals = OwnTerminals(self._typed, dev)
-        self._reporter = Reporter(socket, self.report, say)
+        self._reporter = Reporter(socket, self.report, self.prove, log)
         self._bus = SystemBus(bus_address)
         self._bus.watch(LOGIN1, lambda _: self._look_now.set())
         self._bus.subscribe(LOGIN1, LOGIN1_MANAGER, "", lambda _: self._look_now.set())
         self._bus.subscribe(LOGIN1, PROPERTIES, "PropertiesChanged", lambda _: self._look_now.set())
 
     async def run(self) -> None:
-        """Look and tell, for as long as nobody cancels it."""
+        """Watch and report until cancelled."""
         await self._bus.start()
         self._terminals.start()
-        telling = None
+        reporting = None
         try:
             with Watcher(self._runtime_changed) as watcher:
-                self._untold = not watcher.add(self._runtime, flags.CREATE | flags.DELETE | flags.MOVED_TO)
+                self._no_events = not watcher.add(self._runtime, flags.CREATE | flags.DELETE | flags.MOVED_TO)
                 await self._look()
-                telling = asyncio.ensure_future(self._reporter.run())
+                reporting = asyncio.ensure_future(self._reporter.run())
                 while True:
                     await self._look_now.wait()
                     self._look_now.clear()
                     await self._look()
         finally:
             self._look_again(False)
-            if telling is not None:
-                telling.cancel()
-                await asyncio.gather(telling, return_exceptions=True)
-            await asyncio.gather(*(kept.stop() for kept in self._all()), return_exceptions=True)
+            if reporting is not None:
+                reporting.cancel()
+                await asyncio.gather(reporting, return_exceptions=True)
+            await asyncio.gather(*(watched.stop() for watched in self._all()), return_exceptions=True)
             self._terminals.stop()
             await self._bus.stop()
 
-    def _all(self) -> list[Kept]:
-        return [*self._kept.values(), *([self._desktop[1]] if self._desktop else [])]
+    def _all(self) -> list[WatchedSource]:
+        return [*self._displays.values(), *([self._desktop[1]] if self._desktop else [])]
 
     # --- which sessions and displays there are
 
     async def _look(self) -> None:
         try:
-            sessions, self._unseen = await self._own_sessions(), False
+            sessions, self._logind_failed = await self._own_sessions(), False
         except BusError as error:
-            self._tell_once("logind", f"sessions unknown: {error}")
-            sessions, self._unseen = {}, True  # nothing is proven of a session that cannot be seen
+            self._log_once("logind", f"sessions unknown: {error}")
+            sessions, self._logind_failed = {}, True  # nothing is proven of a session that cannot be seen
         changed = sessions != self._sessions
         self._sessions = sessions
         self._terminals.look()
         await self._find_displays()
         if changed:
-            for kept in self._all():
-                kept.poke()
-            self._reporter.tell()
+            for watched in self._all():
+                watched.retry()
+            self._reporter.changed()
 
-    async def _own_sessions(self) -> dict[str, Own]:
+    async def _own_sessions(self) -> dict[str, OwnSession]:
         (listed,) = await self._bus.call(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "ListSessions", expect="a(susso)")
-        found: dict[str, Own] = {}
+        found: dict[str, OwnSession] = {}
         for number, uid, _, _, path in listed:
             if uid != self._uid:
                 continue
             known = await session_properties(self._bus, path)
-            if known is not None and known.get("State") != "closing":  # None: it ended between the two questions
-                found[number] = Own(number, str(known.get("Type", "")), str(known.get("Display", "")))
+            if known is not None and known.get("State") != "closing":  # None: it ended between the two calls
+                found[number] = OwnSession(number, str(known.get("Type", "")), str(known.get("Display", "")))
         return found
 
     async def _find_displays(self) -> None:
@@ -225,30 +228,29 @@ class Agent:
         wanted: dict[tuple[str, str], Callable[[], IdleSource]] = {}
         if self._sessions:
             for path in sockets(self._runtime):
-                wanted["wayland", str(path)] = lambda path=path: WaylandIdle(path, self._quiet_s)  # type: ignore[misc]
+                wanted["wayland", str(path)] = partial(WaylandIdle, path, self._quiet_s)
         if wanted or any(own.graphical for own in self._sessions.values()):
             self._join_desktop()
         nameless = False
         for own in self._sessions.values():
             if own.type == "x11":
-                name = await self._x_display(own)
-                nameless = nameless or not name
-                if name:
-                    wanted["x11", name] = lambda name=name: self._x11(name)  # type: ignore[misc]
-        self._look_again(nameless or self._unseen or self._untold)
-        for key in self._kept.keys() - wanted.keys():
-            await self._kept.pop(key).stop()
-            self._reporter.tell()
+                if name := await self._x_display(own):
+                    wanted["x11", name] = partial(self._x11, name)
+                else:
+                    nameless = True
+        self._look_again(nameless or self._logind_failed or self._no_events)
+        for key in self._displays.keys() - wanted.keys():
+            await self._displays.pop(key).stop()
+            self._reporter.changed()
         for key, make in wanted.items():
-            if key in self._kept:
-                if self._kept[key].fault is not None:
-                    self._kept[key].poke()
-            else:
-                self._kept[key] = Kept(make(), self._changed)
+            if key not in self._displays:
+                self._displays[key] = WatchedSource(make(), self._reporter.changed)
+            elif self._displays[key].fault is not None:
+                self._displays[key].retry()
 
     def _look_again(self, wanted: bool) -> None:
-        """An X display that logind does not know is told to the user's manager at some time, and nobody says when; nor
-        when a logind that did not answer does again, nor, without inotify, when a compositor's socket comes."""
+        """Look again later, where no event will come: for an X display that the user's manager learns of at some time, for a
+        logind that did not answer, and, without inotify, for a compositor's socket."""
         if self._retry is not None:
             self._retry.cancel()
         self._retry_s = min(2 * self._retry_s, RETRY_S[1]) if wanted else RETRY_S[0]
@@ -259,9 +261,9 @@ class Agent:
             from supervisor.sensors.session_agent.session_bus import BusIdle
 
             desktop = BusIdle(self._session_bus, self._quiet_s)
-            self._desktop = (desktop, Kept(desktop, self._desktop_changed))
+            self._desktop = (desktop, WatchedSource(desktop, self._desktop_changed))
 
-    async def _x_display(self, own: Own) -> str:
+    async def _x_display(self, own: OwnSession) -> str:
         if not own.display and self._desktop is not None:
             self._environment = await self._desktop[0].environment()
         return own.display or self._environment.get("DISPLAY", "") or os.environ.get("DISPLAY", "")
@@ -272,9 +274,9 @@ class Agent:
         return X11Idle(name, self._cookies, self._quiet_s)
 
     def _cookies(self) -> list[Path]:
-        """Where display managers put the cookie (T2), as far as it is ours."""
+        """The files in which display managers put the cookie, if they are ours."""
         named = [self._environment.get("XAUTHORITY", ""), os.environ.get("XAUTHORITY", "")]
-        for pattern in (f"{self._runtime}/xauth_*", f"{self._runtime}/gdm/Xauthority", "/tmp/xauth_*"):  # noqa: S108 - sddm puts it there; only files of ours are read
+        for pattern in (f"{self._runtime}/xauth_*", f"{self._runtime}/gdm/Xauthority", "/tmp/xauth_*"):  # noqa: S108 - sddm's place; only files of ours are read
             named += sorted(glob.glob(pattern))
         named.append(str(Path.home() / ".Xauthority"))
         return [Path(name) for name in dict.fromkeys(named) if name and _is_ours(name, self._uid)]
@@ -284,87 +286,87 @@ class Agent:
         if any(event.overflow or Path(event.path).name.startswith(("wayland-", "xauth")) for event in events):
             self._look_now.set()
 
-    # --- what is told
-
-    def _changed(self) -> None:
-        self._reporter.tell()
-
     def _desktop_changed(self) -> None:
         if self._desktop is not None and self._desktop[0].reading is None:
-            for kept in self._kept.values():  # the desktop that spoke for it is gone, and maybe its display with it
-                if isinstance(kept.fault, Lacking):
-                    kept.poke()
-        self._changed()
+            for watched in self._displays.values():  # the desktop that spoke for it is gone, and perhaps its display too
+                if isinstance(watched.fault, Lacking):
+                    watched.retry()
+        self._reporter.changed()
 
     def _typed(self) -> None:
-        wait_s = self._typed_told_s + TYPED_GAP_S - boot_s()
+        wait_s = self._typed_sent_s + TYPED_GAP_S - boot_s()
         if wait_s <= 0:
-            self._tell_typed()
+            self._send_typed()
         elif self._typed_timer is None:
-            self._typed_timer = asyncio.get_running_loop().call_later(wait_s, self._tell_typed)
+            self._typed_timer = asyncio.get_running_loop().call_later(wait_s, self._send_typed)
 
-    def _tell_typed(self) -> None:
-        self._typed_timer, self._typed_told_s = None, boot_s()
-        self._reporter.tell()
+    def _send_typed(self) -> None:
+        self._typed_timer, self._typed_sent_s = None, boot_s()
+        self._reporter.changed()
 
-    async def report(self, again: bool) -> dict[str, Any]:
-        """What is known now; `again`: nothing has changed, so prove it."""
-        if again:
-            await asyncio.gather(*(kept.prove() for kept in self._all()))
+    # --- the report
+
+    async def prove(self) -> None:
+        """Ask every source that says idle again."""
+        await asyncio.gather(*(watched.prove() for watched in self._all()))
+
+    def report(self) -> dict[str, Any]:
+        """What is known now."""
         now_s = boot_s()
-        sessions = [told for own in self._sessions.values() if (told := self._told(own, now_s)) is not None]
+        sessions = [entry for own in self._sessions.values() if (entry := self._session(own, now_s)) is not None]
         typed_s = self._terminals.typed_at_s
         typed = None if typed_s is None else {"age_s": round(max(0.0, now_s - typed_s), 3), "on": self._terminals.typed_on}
         return {"sessions": sessions, "terminals": typed}
 
-    def _told(self, own: Own, now_s: float) -> dict[str, Any] | None:
+    def _session(self, own: OwnSession, now_s: float) -> dict[str, Any] | None:
         readings, faults, inhibitors = self._seen(own)
-        why = ""
+        idle: str | float = "active"
+        source = why = ""
         if not own.graphical and not readings:
-            return None  # its terminal is all it has
+            return None  # it has only its terminal
         active = [reading for reading in readings if reading.idle_since_s is None]
         if active:
-            source, idle = active[0].source, "active"
+            source = active[0].source
         elif faults or not readings:
-            source, idle, why = "", "active", str(faults[0]) if faults else "the session agent finds no display of it"
+            why = str(faults[0]) if faults else "the session agent finds no display of it"
         else:
-            last = max(readings, key=lambda reading: reading.idle_since_s or 0.0)
-            source, idle = last.source, round(max(0.0, now_s - (last.idle_since_s or 0.0)), 3)  # type: ignore[assignment]
-        self._tell_once(own.id, source or f"idle time unknown: {why}")
+            since_s, source = max((reading.idle_since_s or 0.0, reading.source) for reading in readings)
+            idle = round(max(0.0, now_s - since_s), 3)
+        self._log_once(own.id, source or f"idle time unknown: {why}")
         return {"id": own.id, "source": source, "idle": idle, "inhibitors": inhibitors, "why": why}
 
-    def _seen(self, own: Own) -> tuple[list[Idle], list[Gone], list[str]]:
-        """Readings of a session's displays, what keeps others from being read, and who keeps it from idling."""
+    def _seen(self, own: OwnSession) -> tuple[list[Idle], list[Gone], list[str]]:
+        """Readings of a session's displays, why others cannot be read, and the programs that keep it from idling."""
         readings: list[Idle] = []
         faults: list[Gone] = []
         lacking: list[tuple[int, Gone]] = []
-        for (kind, name), kept in self._kept.items():
-            mine = own.type == "x11" and name == (own.display or self._environment.get("DISPLAY", name))
+        for (kind, name), watched in self._displays.items():
             if kind == "wayland":
-                mine = self._session_of(kept.pid) == own.id
-            reading = None if kept.doubted else kept.reading
-            if mine and reading is not None:
+                is_own = self._session_of(watched.source.pid) == own.id
+            else:
+                is_own = own.type == "x11" and name == (own.display or self._environment.get("DISPLAY", name))
+            if is_own and (reading := watched.reading) is not None:
                 readings.append(reading)
-            elif mine and isinstance(kept.fault, Lacking):
-                lacking.append((kept.pid, kept.fault))
-            elif mine and not isinstance(kept.fault, Absent):
-                faults.append(kept.fault or Gone(f"{Path(name).name} has not answered yet"))
-        holders = [holder for reading in readings for holder in reading.inhibitors]
+            elif is_own and isinstance(watched.fault, Lacking):
+                lacking.append((watched.source.pid, watched.fault))
+            elif is_own and not isinstance(watched.fault, Absent):
+                faults.append(watched.fault or Gone(f"{Path(name).name} has not answered yet"))
+        inhibitors = [name for reading in readings for name in reading.inhibitors]
         if self._desktop is not None:
-            desktop, kept = self._desktop
-            said = None if kept.doubted else desktop.reading
+            desktop, watched = self._desktop
+            said = watched.reading
             if said is not None and self._session_of(said.pid) == own.id:
                 readings.append(said)
-                # Mutter speaks for its own compositor only; the screen saver for a desktop that says nothing itself.
+                # Mutter speaks only for its own compositor; the screen saver for a desktop that says nothing itself.
                 lacking = [(pid, fault) for pid, fault in lacking if said.pid not in (0, pid)]
             if own.graphical and self._session_of(0) == own.id:
                 desktop.poll(not faults and (not readings or (said is not None and said.pid == 0)))
-                holders = [*desktop.inhibitors, *([] if desktop.inhibitors else holders)]
-        return readings, faults + [fault for _, fault in lacking], list(dict.fromkeys(holders))
+                inhibitors = [*desktop.inhibitors] or inhibitors
+        return readings, faults + [fault for _, fault in lacking], list(dict.fromkeys(inhibitors))
 
     def _session_of(self, pid: int) -> str:
-        """A process's session by its cgroup; services of the user's manager (GNOME's shell) have none, and belong to the
-        only graphical session that there is."""
+        """A process's session, by its cgroup. A service of the user's manager (GNOME's shell) has none, and belongs to the
+        only graphical session."""
         with contextlib.suppress(OSError):
             found = re.search(r"/session-([^/]+)\.scope", Path(f"/proc/{pid}/cgroup").read_text()) if pid else None
             if found and found[1] in self._sessions:
@@ -372,10 +374,10 @@ class Agent:
         graphical = [own.id for own in self._sessions.values() if own.graphical]
         return graphical[0] if len(graphical) == 1 else ""
 
-    def _tell_once(self, what: str, text: str) -> None:
-        if self._said.get(what) != text:
-            self._said[what] = text
-            self._say(f"session {what}: {text}" if what in self._sessions else text)
+    def _log_once(self, what: str, text: str) -> None:
+        if self._logged.get(what) != text:
+            self._logged[what] = text
+            self._log(f"session {what}: {text}" if what in self._sessions else text)
 
 
 def _is_ours(name: str, uid: int) -> bool:
@@ -387,7 +389,7 @@ def _is_ours(name: str, uid: int) -> bool:
 
 def main(argv: list[str]) -> int:
     """The program; ends with SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="rae-node-session", description="Tells the node how long this desktop is idle.")
+    parser = argparse.ArgumentParser(prog="rae-node-session", description="Reports to the node how long this desktop is idle.")
     parser.add_argument("--socket", help=f"the daemon's control socket (default: $RAE_NODE_SOCKET, else {SOCKET})")
     parser.add_argument("--config", metavar="DIR", help="folder with node.yaml: its paths.runtime holds the socket")
     given = parser.parse_args(argv)
@@ -401,12 +403,12 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(f"{errors.problems[0]}\n")
             return 2
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
     async def run() -> None:
-        agent = asyncio.ensure_future(Agent(Path(path), say=say).run())
+        agent = asyncio.ensure_future(Agent(Path(path), log=log).run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, agent.cancel)
         with contextlib.suppress(asyncio.CancelledError):

@@ -1,7 +1,7 @@
-"""One lasting connection from a session agent to the daemon, and what is told over it.
+"""The lasting connection from a session agent to the daemon, and the reports over it.
 
-A report goes out at once when something has changed, and else often enough to stay young (`every_s`, which the daemon
-says). While no daemon listens nothing is tried: the folder of its socket is watched, by inotify.
+A report goes out at once when something has changed, and otherwise often enough to stay young (`every_s`, which the daemon
+says). While no daemon listens, the agent does not try: inotify watches the folder of the daemon's socket.
 """
 
 from __future__ import annotations
@@ -17,56 +17,75 @@ from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.control_socket import MAX_REQUEST, PROTOCOL, short_name
 from supervisor.linux.inotify import Event, Watcher, flags
 
-GAP_S: Final = 0.02  # between two reports: what changes meanwhile goes into one
+GAP_S: Final = 0.02  # between two reports; one report covers what changes in this time
 DEADLINE_S: Final = 5.0
+PROOF_S: Final = 10.0
+MAX_UNREAD: Final = 1 << 16  # bytes that the daemon has not taken: it hangs
 FIRST_RETRY_S: Final = 0.2
 LAST_RETRY_S: Final = 60.0
 
 
 class Reporter:
-    """Tells `report()` (awaited: it may look first; `again` says that nothing has changed) to the daemon at `path`."""
+    """Sends reports to the daemon at `path`.
 
-    def __init__(self, path: Path, report: Callable[[bool], Awaitable[dict[str, Any]]], say: Callable[[str], None]) -> None:
-        self._path, self._report, self._say = path, report, say
-        self._dirty = asyncio.Event()
+    Args:
+        path: the daemon's control socket.
+        report: what is known now; quick.
+        prove: asks anew whether that still holds; called when nothing has changed for a while.
+        log: takes a line about the connection.
+    """
 
-    def tell(self) -> None:
-        """Something has changed."""
-        self._dirty.set()
+    def __init__(
+        self,
+        path: Path,
+        report: Callable[[], dict[str, Any]],
+        prove: Callable[[], Awaitable[None]],
+        log: Callable[[str], None],
+    ) -> None:
+        self._path, self._report, self._prove, self._log = path, report, prove, log
+        self._writer: asyncio.StreamWriter | None = None
+        self._sent_s = 0.0  # by the loop's time
+        self._next: asyncio.TimerHandle | None = None
+
+    def changed(self) -> None:
+        """Something has changed: send a report, at once unless the last one was sent just now."""
+        if self._writer is not None and self._next is None:
+            loop = asyncio.get_running_loop()
+            self._next = loop.call_later(max(0.0, self._sent_s + GAP_S - loop.time()), self._send_change, self._writer)
 
     async def run(self) -> None:
-        """Tell, for as long as nobody cancels it."""
-        wait_s, said = FIRST_RETRY_S, ""
+        """Report until cancelled."""
+        wait_s, logged = FIRST_RETRY_S, ""
 
-        def taken() -> None:  # what follows is another trouble, and waited for and told as such
-            nonlocal wait_s, said
-            wait_s, said = FIRST_RETRY_S, ""
+        def accepted() -> None:  # the next fault is a new one: it is logged, and its waits begin anew
+            nonlocal wait_s, logged
+            wait_s, logged = FIRST_RETRY_S, ""
 
         while True:
-            with _Watch(self._path) as socket_comes:
+            with _SocketWatch(self._path) as socket_comes:
                 try:
-                    await self._connected(taken)
+                    await self._connected(accepted)
                 except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
                     reason = f"no daemon listens at {self._path}"
-                    patience_s = None if socket_comes.seen else wait_s
+                    patience_s = None if socket_comes.watched else wait_s
                 except EOFError:
                     reason, patience_s = "the daemon closed the connection", wait_s
-                except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and tried again: silence is for good
+                except Exception as error:  # noqa: BLE001 - the agent must never fall silent: log the fault, and try again
                     reason, patience_s = f"the daemon at {self._path} takes no report: {error or 'no answer'}", wait_s
-                if reason != said:
-                    self._say(reason)
-                    said = reason
+                if reason != logged:
+                    self._log(reason)
+                    logged = reason
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
                 await wait_for_event(socket_comes.event, patience_s)
 
-    async def _connected(self, taken: Callable[[], None]) -> NoReturn:
-        """Tell, until something ends that; `taken` is called once a report was."""
+    async def _connected(self, accepted: Callable[[], None]) -> NoReturn:
+        """Report until the connection ends; calls `accepted` when the daemon has taken the first report."""
         with short_name(self._path) as name:
             reader, writer = await asyncio.open_unix_connection(name)
         try:
-            self._dirty.clear()
+            self._send(writer)
+            self._writer = writer
             async with asyncio.timeout(DEADLINE_S):
-                await self._send(writer, again=False)
                 answer = json.loads(await reader.readline() or b"null")
             if not isinstance(answer, dict):
                 raise EOFError
@@ -74,61 +93,84 @@ class Reporter:
                 raise ValueError(str(answer.get("error")))
             if not isinstance(every_s := answer.get("every_s"), int | float):
                 raise ValueError("it does not say how often it wants one; are agent and node of the same version?")
-            taken()
-            over = asyncio.ensure_future(reader.readline())
-            try:
-                await self._go_on(writer, over, float(every_s))
-            finally:
-                over.cancel()
+            accepted()
+            await self._stay_young(reader, writer, float(every_s))
         finally:
+            self._writer = None
+            self._cancel_next()
             writer.transport.abort()
 
-    async def _go_on(self, writer: asyncio.StreamWriter, over: asyncio.Future[bytes], every_s: float) -> NoReturn:
-        while True:
-            await asyncio.sleep(GAP_S)
-            dirty = asyncio.ensure_future(self._dirty.wait())
-            events: list[asyncio.Future[Any]] = [dirty, over]
-            try:
-                await asyncio.wait(events, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                dirty.cancel()
-            if over.done():
-                line = over.result()
-                if not line:
-                    raise EOFError
-                raise ValueError(str(json.loads(line).get("error")))
-            again = not self._dirty.is_set()
-            self._dirty.clear()
-            async with asyncio.timeout(2 * DEADLINE_S):
-                await self._send(writer, again)
+    async def _stay_young(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, every_s: float) -> NoReturn:
+        """Send a proven report when the last one is `every_s` old. A change during the proof does not wait for it."""
+        loop = asyncio.get_running_loop()
+        over = asyncio.ensure_future(reader.readline())
+        tasks: list[asyncio.Future[Any]] = [over]
+        try:
+            while True:
+                await asyncio.wait([over], timeout=max(0.0, self._sent_s + every_s - loop.time()))
+                if not over.done() and loop.time() - self._sent_s >= every_s:
+                    proving = asyncio.ensure_future(self._prove())
+                    tasks = [over, proving]
+                    await asyncio.wait(tasks, timeout=PROOF_S, return_when=asyncio.FIRST_COMPLETED)
+                    if not over.done():
+                        if not proving.done():
+                            raise TimeoutError
+                        proving.result()
+                        self._send(writer)
+                if over.done():
+                    if not (line := over.result()):
+                        raise EOFError
+                    raise ValueError(str(json.loads(line).get("error")))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _send(self, writer: asyncio.StreamWriter, again: bool) -> None:
-        message = {"v": PROTOCOL, "tell": "presence", **await self._report(again)}
-        line = json.dumps(message).encode() + b"\n"
-        while len(line) > MAX_REQUEST and message["sessions"]:
-            for session in message["sessions"]:  # names are told only as far as there is room
-                session["inhibitors"] = [holder[:20] for holder in session["inhibitors"][:2]]
-                session["why"] = session["why"][:40]
-            if line == (line := json.dumps(message).encode() + b"\n"):
-                message["sessions"].pop()
-        writer.write(line)
-        await writer.drain()
+    def _send_change(self, writer: asyncio.StreamWriter) -> None:
+        try:
+            self._send(writer)
+        except Exception:  # noqa: BLE001 - the first report of the next connection meets the fault again, and `run` logs it
+            writer.transport.abort()
+
+    def _send(self, writer: asyncio.StreamWriter) -> None:
+        self._cancel_next()
+        self._sent_s = asyncio.get_running_loop().time()
+        if writer.transport.get_write_buffer_size() > MAX_UNREAD:
+            writer.transport.abort()
+        else:
+            writer.write(_line({"v": PROTOCOL, "tell": "presence", **self._report()}))
+
+    def _cancel_next(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
 
 
-class _Watch:
-    """Waits until the socket, or the next folder on the way to it, comes; `seen`: that can be seen (a user has few
-    inotify instances, and so many watches)."""
+def _line(message: dict[str, Any]) -> bytes:
+    """The message as the daemon takes it. Names are cut, and sessions left out, if it would be too long."""
+    line = json.dumps(message).encode() + b"\n"
+    while len(line) > MAX_REQUEST and message["sessions"]:
+        for session in message["sessions"]:
+            session["inhibitors"] = [name[:20] for name in session["inhibitors"][:2]]
+            session["why"] = session["why"][:40]
+        if line == (line := json.dumps(message).encode() + b"\n"):
+            message["sessions"].pop()
+    return line
+
+
+class _SocketWatch:
+    """`event` is set when the socket, or the next folder on the way to it, comes; `watched`: that can be seen."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.event = asyncio.Event()
         self._watcher = Watcher(self._read)
-        self.seen = False
+        self.watched = False
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _SocketWatch:
         self._watcher.open()
         mask = flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB
-        self.seen = any(self._watcher.add(folder, mask) for folder in self._path.parents)
+        self.watched = any(self._watcher.add(folder, mask) for folder in self._path.parents)
         return self
 
     def _read(self, events: list[Event]) -> None:

@@ -1,11 +1,12 @@
-"""What a desktop says on its own bus: Mutter's idle monitor, the ScreenSaver interface, and who keeps it from idling.
+"""What a desktop says on its own bus: Mutter's idle monitor, the ScreenSaver interface, and what keeps it from idling.
 
-Mutter (GNOME, which has no ext-idle-notify) tells of both ways by signals. `GetSessionIdleTime` of the ScreenSaver
-interface tells nothing by itself: it is asked every few seconds, only where a session has no other source; some answer
-in seconds and some in milliseconds, so that what answers differ by must show which, and go on doing so. Inhibitors are
-GNOME's and KDE's own lists, with their holders; a film's title is in neither (R16: only the name of the program is taken);
-a list that is not told is not an empty one. A game that has registered with gamemode is one more; asking never starts
-gamemode (T31), as no question here starts anything.
+Mutter (of GNOME, which has no ext-idle-notify) signals both idle and touched. The ScreenSaver interface has only
+`GetSessionIdleTime`, without a signal. It is asked every few seconds, only where a session has no other source. Some desktops
+answer in seconds and some in milliseconds; how the answers grow shows which, and must go on showing it.
+
+Inhibitors are GNOME's and KDE's own lists. Only the name of the program is read, never its reason, which may be the title of
+a film. A list without an answer is not an empty list. A game that has registered with gamemode counts as an inhibitor. No
+question here starts a service.
 """
 
 from __future__ import annotations
@@ -30,20 +31,22 @@ KDE_PATH: Final = "/org/kde/Solid/PowerManagement/PolicyAgent"
 KDE_SCREEN: Final = 4  # the policy of inhibitions that keep the screen on
 GAMEMODE: Final = "com.feralinteractive.GameMode"
 GAMEMODE_PATH: Final = "/com/feralinteractive/GameMode"
-PLAYING: Final = "gamemode"  # the holder's name, also for presence.ignore_inhibitors
+PLAYING: Final = "gamemode"  # its name as an inhibitor, also for presence.ignore_inhibitors
 AGAIN_S: Final = 10.0
 POLL_S: Final = 5.0
 PROBE_S: Final = 1.5
 BACKOFF_S: Final = (1.0, 60.0)
-MAX_HOLDERS: Final = 16
-MAX_ASKED: Final = 128  # a lock of GNOME's is asked for what it is
-UNTOLD: Final = "somebody (who inhibits is not told)"
+MAX_INHIBITORS: Final = 16
+MAX_ASKED: Final = 128  # each inhibitor of GNOME's is asked for its kind
+UNKNOWN: Final = "somebody (the desktop does not say who inhibits)"
 NO_SUCH: Final = tuple(f"{BUS}.Error.Unknown{what}" for what in ("Method", "Object", "Interface"))  # not this desktop's
-UNIT_S: Final = 4.0  # so long must answers grow as seconds do, before they are taken for seconds
+UNIT_S: Final = 4.0  # answers that grow like seconds for so long are seconds
 
 
 class BusIdle:
-    """One session bus. `reading` is Mutter's word, else the screen saver's, where `poll` allows that."""
+    """One session bus. `reading` is Mutter's, otherwise the screen saver's, where `poll` allows it."""
+
+    pid = 0  # its readings say whose desktop it is
 
     def __init__(self, address: str, quiet_s: float = QUIET_S) -> None:
         self._bus = SystemBus(address, backoff_s=BACKOFF_S, name="session bus")
@@ -76,11 +79,11 @@ class BusIdle:
 
     @property
     def inhibitors(self) -> tuple[str, ...]:
-        """Who keeps the desktop from idling."""
+        """The programs that keep the desktop from idling."""
         return tuple(dict.fromkeys(self._gnome + self._kde + self._playing))
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """See `IdleSource`; it goes on for as long as nobody cancels it."""
+        """See `IdleSource`; ends only when cancelled."""
         self._changed = changed
         await self._bus.start()
         try:
@@ -95,7 +98,7 @@ class BusIdle:
             await self._bus.stop()
 
     async def prove(self) -> None:
-        """See `IdleSource`; it never raises: a bus that is there may still have other things to say."""
+        """See `IdleSource`; never raises: a bus without Mutter may still list inhibitors."""
         if self._mutter is not None:
             try:
                 await self._ask_mutter()
@@ -103,7 +106,7 @@ class BusIdle:
                 self._lose_mutter()
 
     def poll(self, wanted: bool) -> None:
-        """A session has no other source: ask the screen saver."""
+        """Ask the screen saver, because a session has no other source; or stop that."""
         if wanted and self._polling is None:
             self._polling = asyncio.ensure_future(self._poll())
         elif not wanted and self._polling is not None:
@@ -111,7 +114,7 @@ class BusIdle:
             self._polling = self._saver = None
 
     async def environment(self) -> dict[str, str]:
-        """What the user's manager hands on, such as DISPLAY; empty where there is none."""
+        """The environment of the user's service manager, such as DISPLAY; empty where there is none."""
         name, path = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
         try:
             listed = (await self._bus.properties(name, path, f"{name}.Manager")).get("Environment", [])
@@ -144,7 +147,7 @@ class BusIdle:
         self._changed()
 
     def _lose_mutter(self) -> None:
-        """It does not answer: it has gone, which the bus tells, or is busy, as GNOME's shell is while it starts."""
+        """It does not answer. It has gone, which the bus reports, or is busy, as GNOME's shell is while it starts."""
         self._mutter = None
         self._changed()
         self._later(MUTTER, self._find_mutter)
@@ -181,7 +184,7 @@ class BusIdle:
             self._do(self._rearm())
 
     async def _rearm(self) -> None:
-        """A watch for a touch fires once; a touch that came before it was set is seen in the idle time."""
+        """A watch for a touch fires once. The idle time shows a touch that came before the watch was set."""
         try:
             await self._watch_for_touch()
             await self._ask_mutter()
@@ -191,36 +194,26 @@ class BusIdle:
     # --- the screen saver
 
     async def _poll(self) -> None:
-        unit = 0.0
-        before = first = (0, NEVER)
+        unit = _UnitFinder()
         while True:
-            if not self._saver_there.is_set():  # who has gone tells of no touch, and a successor may count otherwise
+            if not self._saver_there.is_set():  # no touch is seen meanwhile, and the next one may count in another unit
                 self._set_saver(None)
-                unit, before, first = 0.0, (0, NEVER), (0, NEVER)
+                unit = _UnitFinder()
                 await self._saver_there.wait()
             try:
                 (value,) = await self._ask(SAVER, SAVER_PATH, "GetSessionIdleTime", expect="u")
             except BusError:
                 self._set_saver(None)
-                unit, before, first = 0.0, (0, NEVER), (0, NEVER)
+                unit = _UnitFinder()
                 await asyncio.sleep(BACKOFF_S[1])
                 continue
-            now = value, boot_s()
-            if unit and not _goes_on(before, now, unit):
+            now_s = boot_s()
+            idle_s = unit.idle_s(value, now_s)
+            if idle_s is None:
                 self._set_saver(None)
-                unit, first = 0.0, now
-            elif not unit and _grows_in_ms(before, now):
-                unit = 0.001
-            elif not unit and not _grows_in_s(first, now):
-                first = now
-            elif not unit and now[1] - first[1] >= UNIT_S:
-                unit = 1.0
-            if unit:
-                # An answer in whole seconds is up to one second old.
-                idle_s = value * unit
-                self._set_saver(Idle(f"{SAVER} (asked every {POLL_S:g} s)", now[1] - idle_s if idle_s >= POLL_S else None))
-            before = now
-            await asyncio.sleep(POLL_S if unit else PROBE_S)
+            else:
+                self._set_saver(Idle(f"{SAVER} (asked every {POLL_S:g} s)", now_s - idle_s if idle_s >= POLL_S else None))
+            await asyncio.sleep(PROBE_S if idle_s is None else POLL_S)
 
     def _set_saver(self, new: Idle | None) -> None:
         old, self._saver = self._saver, new
@@ -230,7 +223,7 @@ class BusIdle:
     # --- inhibitors
 
     async def _list_gnome(self) -> None:
-        held: list[str] = []
+        found: list[str] = []
         paths: list[str] | None = None
         try:
             (paths,) = await self._ask(GNOME, GNOME_PATH, "GetInhibitors", expect="ao")
@@ -238,39 +231,39 @@ class BusIdle:
                 interface = f"{GNOME}.Inhibitor"
                 (bits,) = await self._ask(GNOME, path, "GetFlags", interface=interface, expect="u")
                 if bits & GNOME_IDLE:
-                    held += await self._ask(GNOME, path, "GetAppId", interface=interface, expect="s")
+                    found += await self._ask(GNOME, path, "GetAppId", interface=interface, expect="s")
             if len(paths) > MAX_ASKED:
-                held.append(UNTOLD)
+                found.append(UNKNOWN)
         except BusError as error:
             if paths is not None and error.name and self._bus.owner(GNOME):
-                return  # one ended between two questions: the signal of its end is on its way
-            held = [] if error.name in NO_SUCH else list(self._untold(GNOME, self._gnome, self._list_gnome))
-        if tuple(held) != self._gnome:
-            self._gnome = tuple(held)
+                return  # one ended between two calls: the signal of its end is on its way
+            found = [] if error.name in NO_SUCH else list(self._unanswered(GNOME, self._gnome, self._list_gnome))
+        if tuple(found) != self._gnome:
+            self._gnome = tuple(found)
             self._changed()
 
     async def _list_kde(self) -> None:
-        held: tuple[str, ...] = ()
+        found: tuple[str, ...] = ()
         try:
             (inhibited,) = await self._ask(KDE, KDE_PATH, "HasInhibition", KDE_SCREEN, signature="u", expect="b")
             if inhibited:
-                held = (UNTOLD,)
+                found = (UNKNOWN,)
                 (listed,) = await self._ask(KDE, KDE_PATH, "ListInhibitions", expect="a(ss)")
-                held = tuple(holder for holder, _ in listed[:MAX_HOLDERS]) or ("an unnamed program",)
+                found = tuple(name for name, _ in listed[:MAX_INHIBITORS]) or ("an unnamed program",)
         except BusError as error:
             if error.name not in NO_SUCH:
-                held = self._untold(KDE, self._kde, self._list_kde)
-        if held != self._kde:
-            self._kde = held
+                found = self._unanswered(KDE, self._kde, self._list_kde)
+        if found != self._kde:
+            self._kde = found
             self._changed()
 
-    def _untold(self, name: str, known: tuple[str, ...], ask: Callable[[], Coroutine[Any, Any, None]]) -> tuple[str, ...]:
-        """What to believe where a list is not told: nothing if nobody is there to tell it; else what was known of it, or
-        that somebody may be in it (R12), until it is told."""
+    def _unanswered(self, name: str, known: tuple[str, ...], ask: Callable[[], Coroutine[Any, Any, None]]) -> tuple[str, ...]:
+        """What to believe of a list without an answer. Without the service it is empty. Otherwise it is what was known, or an
+        unknown program, until the list is answered."""
         if not self._bus.owner(name):
             return ()
         self._later(name, ask)
-        return known or (UNTOLD,)
+        return known or (UNKNOWN,)
 
     def _later(self, name: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Ask again after a while."""
@@ -285,9 +278,9 @@ class BusIdle:
                 games = (await self._bus.properties(GAMEMODE, GAMEMODE_PATH, GAMEMODE)).get("ClientCount")
             except BusError as error:
                 games = None
-                if not error.name:  # busy with its scripts, it seems: no signal will come of it
+                if not error.name:  # probably busy with its scripts, after which no signal comes
                     self._later(GAMEMODE, self._count_games)
-            playing = () if games == 0 and type(games) is int else (PLAYING,)  # one that does not say is not idle
+            playing = () if games == 0 and type(games) is int else (PLAYING,)  # without a number it is not idle
         if playing != self._playing:
             self._playing = playing
             self._changed()
@@ -300,20 +293,43 @@ class BusIdle:
         )
 
 
-Answer = tuple[int, float]  # what the screen saver said, and when, in seconds of CLOCK_BOOTTIME
+Answer = tuple[int, float]  # what the screen saver answered, and when, in seconds of CLOCK_BOOTTIME
+
+
+class _UnitFinder:
+    """Finds out from several answers whether a screen saver counts seconds or milliseconds."""
+
+    def __init__(self) -> None:
+        self._unit = 0.0  # not known yet
+        self._before: Answer = (0, NEVER)
+        self._first: Answer = (0, NEVER)  # since then answers have grown like seconds
+
+    def idle_s(self, value: int, now_s: float) -> float | None:
+        """An answer in seconds; None: the unit is not known. An answer in whole seconds is up to one second old."""
+        now = value, now_s
+        if self._unit and not _goes_on(self._before, now, self._unit):
+            self._unit, self._first = 0.0, now
+        elif not self._unit and _grows_in_ms(self._before, now):
+            self._unit = 0.001
+        elif not self._unit and not _grows_in_s(self._first, now):
+            self._first = now
+        elif not self._unit and now_s - self._first[1] >= UNIT_S:
+            self._unit = 1.0
+        self._before = now
+        return value * self._unit if self._unit else None
 
 
 def _grows_in_ms(before: Answer, now: Answer) -> bool:
-    """So much grows nothing that is counted in seconds."""
+    """Whether it grew like milliseconds; seconds never grow so fast."""
     return 0.9 <= (now[0] - before[0]) / 1000 / max(1e-6, now[1] - before[1]) <= 1.1
 
 
 def _grows_in_s(first: Answer, now: Answer) -> bool:
-    """As seconds do, of which answers are whole ones; by chance milliseconds do so, too, while somebody types."""
+    """Whether it grew like whole seconds; while somebody types, milliseconds may do so by chance."""
     return abs(now[0] - first[0] - (now[1] - first[1])) <= 1.0
 
 
 def _goes_on(before: Answer, now: Answer, unit: float) -> bool:
-    """What was answered is possible after the answer before: nobody was there in between, or somebody was."""
+    """Whether the answer is possible after the one before, with a touch in between or without."""
     passed_s = now[1] - before[1]
     return now[0] * unit <= passed_s + 1.0 or abs((now[0] - before[0]) * unit - passed_s) <= 1.0 + 0.1 * passed_s

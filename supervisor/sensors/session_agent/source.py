@@ -1,8 +1,8 @@
-"""What every source of a desktop's idle time is, for the session agent: a reading, driven by events, that can be proven.
+"""What every source of a desktop's idle time is, for the session agent: a reading that events update and `prove` confirms.
 
-A source says `active` from its first moment on, until its desktop says that nobody touched it for `QUIET_S`: silence is
-no absence. It reads `idle_since_s` from then on, and says `active` at once with the first touch. What cannot be asked
-any more raises `Gone`, with the reason in words, and is asked again later.
+A source says `active` from its first moment until its desktop reports that nobody has touched it for `QUIET_S`: silence is
+no absence. Then it says since when the desktop is idle, until the first touch. A source that cannot be asked any more
+raises `Gone`, with the reason, and is tried again later.
 """
 
 from __future__ import annotations
@@ -12,28 +12,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-# Somebody who rests for less than this is active still: shorter, and each pause between two words wakes the machine.
+# A shorter rest is still activity. With a shorter limit, each pause between two words would wake the machine.
 QUIET_S: Final = 2.0
 ANSWER_S: Final = 2.0  # a desktop that takes longer hangs
-# A compositor's own inhibitors have no names.
-NAMELESS: Final = "an idle inhibitor of the compositor"
+NAMELESS: Final = "an idle inhibitor of the compositor"  # a compositor does not say whose it is
 
 
 def boot_s() -> float:
-    """Seconds of CLOCK_BOOTTIME: they go on through suspend."""
+    """Seconds of CLOCK_BOOTTIME: it also counts suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Gone(Exception):
-    """The source cannot tell (any more); the text is the reason in words."""
+    """The source cannot tell, or not any more; the text is the reason."""
 
 
 class Absent(Gone):
-    """Nothing is there any more: a socket that a dead desktop left."""
+    """There is no desktop: only a socket that a dead one left."""
 
 
 class Lacking(Gone):
-    """A desktop is there and well, and offers nothing that would tell."""
+    """The desktop works, and offers no way to ask for idle times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +46,17 @@ class Idle:
 
 
 class IdleSource(Protocol):
-    """One way to ask one desktop."""
+    """One way to ask one desktop. `pid`: the process whose desktop it is, 0 where not known."""
+
+    pid: int
 
     @property
     def reading(self) -> Idle | None:
-        """What it says; None as long as no probe has proven that it can tell."""
+        """What it says; None: no probe has shown yet that it can tell."""
         ...
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Connect, and watch for as long as it lasts; `changed` is called whenever `reading` is another one.
+        """Connect, and watch until cancelled; `changed` is called when `reading` changes.
 
         Raises:
             Gone: it ended, or never began.
@@ -63,7 +64,7 @@ class IdleSource(Protocol):
         ...
 
     async def prove(self) -> None:
-        """Ask anew for what it says; `reading` is right afterwards.
+        """Ask the desktop anew; `reading` is right afterwards.
 
         Raises:
             Gone: no answer in `ANSWER_S`.

@@ -1,7 +1,7 @@
-"""One person's own terminals: each read of typed bytes, by inotify, which the daemon may not watch (it is another user).
+"""A person's own terminals: inotify reports each read of typed bytes. The daemon may not watch another user's terminals.
 
-A terminal belongs to us when its node does. Which ones there are is looked up when one comes or goes, or when a session
-does (a login changes the owner of its terminal); nothing is looked at in between.
+A terminal is ours when its node belongs to us. The terminals are listed when one comes or goes, or when a session does (a
+login changes the owner of its terminal), and not in between.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ CONSOLE: Final = re.compile(r"tty[0-9]+|console|hvc[0-9]+|ttyS[0-9]+")
 
 
 class OwnTerminals:
-    """`typed` is called at each read of typed bytes; `typed_at_s` (CLOCK_BOOTTIME; None: never) and `typed_on` tell."""
+    """Calls `typed` at each read of typed bytes. `typed_at_s` (seconds of CLOCK_BOOTTIME; None: never) and `typed_on` say
+    when and where that was last."""
 
     def __init__(self, typed: Callable[[], None], dev: Path = Path("/dev")) -> None:
         self._typed, self._dev, self._uid = typed, dev, os.getuid()
@@ -30,7 +31,7 @@ class OwnTerminals:
         self.typed_on = ""
 
     def start(self) -> None:
-        """Begin to watch; without inotify, of which a user has few, the terminals' own times must do, by the daemon."""
+        """Begin to watch. Without inotify the daemon still reads the terminals' access times."""
         self._watcher.open()
         self._watcher.add(self._folder, flags.CREATE | flags.ATTRIB)
         self.look()
@@ -40,12 +41,12 @@ class OwnTerminals:
         self._watcher.close()
 
     def look(self) -> None:
-        """Watch what is ours by now."""
+        """Watch the terminals that are ours now."""
         if not self._watcher.is_open:
             return
         names: list[str] = []
         with contextlib.suppress(OSError):
-            names += [f"pts/{name}" for name in os.listdir(self._dev / "pts") if name.isdecimal()]
+            names += [f"pts/{name}" for name in os.listdir(self._folder) if name.isdecimal()]
         with contextlib.suppress(OSError):
             names += [name for name in os.listdir(self._dev) if CONSOLE.fullmatch(name)]
         for path in {str(self._dev / name) for name in names} - self._watcher.watched:
@@ -55,15 +56,12 @@ class OwnTerminals:
                     self._watcher.add(path, flags.ACCESS)
 
     def _read(self, events: list[Event]) -> None:
-        typed = look = False
-        for event in events:
-            if event.mask & flags.ACCESS:
-                typed, self.typed_on = True, event.path.removeprefix(f"{self._dev}/")
-            elif event.overflow or not event.gone:  # a terminal came, or has another owner
-                look = True
-                typed = typed or event.overflow
-        if look:
-            self.look()
-        if typed:
+        reads = [event for event in events if event.mask & flags.ACCESS]
+        overflow = any(event.overflow for event in events)
+        if overflow or any(not event.gone for event in events if event not in reads):
+            self.look()  # a terminal came, or has another owner
+        if reads:
+            self.typed_on = reads[-1].path.removeprefix(f"{self._dev}/")
+        if reads or overflow:
             self.typed_at_s = boot_s()
             self._typed()

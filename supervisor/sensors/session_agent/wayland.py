@@ -1,12 +1,12 @@
-"""Idle time of a Wayland compositor: ext-idle-notify-v1, else org_kde_kwin_idle, spoken on the wire.
+"""Idle time of a Wayland compositor: ext-idle-notify-v1, otherwise org_kde_kwin_idle, spoken over the socket.
 
-A dozen messages of the protocol are all that is needed, and on a socket that does not block no compositor can hang us;
-libwayland's client would need bindings for each protocol, a thread for each display, and its own memory.
+Only a dozen messages of the protocol are needed, and on a non-blocking socket no compositor can hang us. The client of
+libwayland would need bindings for each protocol, a thread for each display, and its own memory.
 
-What "idled" is worth (T6): an inhibitor (a film) keeps version 1 and kwin_idle from saying anything at all, some
-compositors also "resumed". So only "idled" means away, and only as long as a fresh notification, asked for at each
-proof, idles too. Version 2 has input notifications, which no inhibitor stops: they tell the person from the film, and
-the difference between the two is the inhibitor.
+What "idled" proves: while an inhibitor (a film) is up, version 1 and kwin_idle send nothing at all, with some compositors
+not even "resumed". So only "idled" means away, and only while a new notification, requested at each proof, idles too.
+Version 2 has input notifications, which no inhibitor stops. They distinguish the person from the film, and the difference
+between both kinds of notifications is the inhibitor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,32 +27,23 @@ from supervisor.sensors.session_agent.source import ANSWER_S, NAMELESS, QUIET_S,
 DISPLAY_ID: Final = 1
 REGISTRY_ID: Final = 2
 MAX_MESSAGE: Final = 4096  # the protocol's own limit
-PROOF_S: Final = 0.3  # how long a fresh notification waits before it idles
+PROOF_S: Final = 0.3  # how long a new notification waits before it idles
 INHIBITED_AFTER_S: Final = 0.5  # input is idle, and the other notification still is not
 EXT: Final = "ext_idle_notifier_v1"
 KWIN: Final = "org_kde_kwin_idle"
 SEAT: Final = "wl_seat"
+NOT_WAYLAND: Final = "the compositor does not speak Wayland"
 
 
 @dataclass(slots=True)
 class _Notification:
-    """A notification of one seat. `input_only`: no inhibitor stops it."""
+    """A notification of one seat. `input_only`: no inhibitor stops it. `proof`: set by "idled"; only of one for a proof."""
 
     seat: int
     timeout_s: float
     input_only: bool
-    proof: asyncio.Event | None = None  # set by "idled", for one that was asked for as a proof
+    proof: asyncio.Event | None = None
     idle_since_s: float | None = None
-
-
-@dataclass(slots=True)
-class _Registry:
-    """Globals by name: (interface, version)."""
-
-    globals: dict[int, tuple[str, int]] = field(default_factory=dict)
-
-    def of(self, interface: str) -> list[tuple[int, int]]:
-        return [(name, version) for name, (kind, version) in self.globals.items() if kind == interface]
 
 
 class WaylandIdle:
@@ -65,9 +56,10 @@ class WaylandIdle:
 
     def _reset(self) -> None:
         self._writer: asyncio.StreamWriter | None = None
-        self._registry = _Registry()
+        self._listening: asyncio.Future[None] | None = None
+        self._globals: dict[int, tuple[str, int]] = {}  # interface and version by name
         self._next, self._free = REGISTRY_ID + 1, list[int]()
-        self._syncs: dict[int, asyncio.Event] = {}
+        self._syncs: dict[int, asyncio.Future[None]] = {}
         self._notes: dict[int, _Notification] = {}
         self._seats: dict[int, int] = {}  # object id by global name
         self._notifier, self._protocol, self._version = 0, "", 0
@@ -75,26 +67,26 @@ class WaylandIdle:
         self._timer: asyncio.TimerHandle | None = None
         self._changed: Callable[[], None] = lambda: None
         self._ready = False
-        self._said: Idle | None = None
+        self._reported: Idle | None = None
 
-    def _say(self) -> None:
-        """Two notifications tell of one touch, one after the other: only what changes the reading is told."""
-        if (reading := self.reading) != self._said:
-            self._said = reading
+    def _report(self) -> None:
+        """Two notifications follow one touch; report only the one that changes the reading."""
+        if (reading := self.reading) != self._reported:
+            self._reported = reading
             self._changed()
 
     @property
     def reading(self) -> Idle | None:
-        """Idle when every seat is, by the best notification that it has."""
+        """Idle when every seat is, by its best notification."""
         if not self._ready:
             return None
-        what = "input notifications of " if self._version > 1 else ""
+        what = "input notifications of " if self._has_input else ""
         name = "ext-idle-notify-v1" if self._protocol == EXT else self._protocol
         source = f"{what}{name} on {self._path.name}"
         since_s: float | None = None
-        told = [n for n in self._notes.values() if n.proof is None and n.input_only == self._has_input]
-        if told and all(n.idle_since_s is not None for n in told):
-            since_s = max(n.idle_since_s or 0.0 for n in told)
+        best = [n for n in self._notes.values() if n.proof is None and n.input_only == self._has_input]
+        if best and all(n.idle_since_s is not None for n in best):
+            since_s = max(n.idle_since_s or 0.0 for n in best)
         return Idle(source, since_s, (NAMELESS,) if self._inhibited else (), self.pid)
 
     @property
@@ -114,16 +106,16 @@ class WaylandIdle:
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 raise Absent(f"{self._path.name}: no compositor ({error.strerror})") from error
             except OSError as error:
-                raise Gone(f"{self._path.name}: the compositor cannot be reached ({error.strerror})") from error
-            listening = asyncio.ensure_future(self._listen(reader))
+                raise Gone(f"{self._path.name}: the compositor refuses us ({error.strerror})") from error
+            self._listening = asyncio.ensure_future(self._listen(reader))
             try:
-                await self._begin(listening)
+                await self._begin()
                 self._changed = changed
-                self._say()
-                await listening
+                self._report()
+                await self._listening
             finally:
-                listening.cancel()
-                await asyncio.gather(listening, return_exceptions=True)
+                self._listening.cancel()
+                await asyncio.gather(self._listening, return_exceptions=True)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -131,21 +123,23 @@ class WaylandIdle:
                 self._writer.transport.abort()
             self._reset()
 
-    async def _begin(self, listening: asyncio.Future[None]) -> None:
+    async def _begin(self) -> None:
         self._send(DISPLAY_ID, 1, _u32(REGISTRY_ID))
-        await self._round_trip(listening)  # all globals are known
-        if not self._registry.of(SEAT):
+        await self._round_trip()  # now all globals are known
+        found = {interface: (name, version) for name, (interface, version) in self._globals.items()}
+        if SEAT not in found:
             raise Lacking(f"{self._path.name} has no seat, so it sees nobody")
-        if found := self._registry.of(EXT):
-            self._protocol, self._version = EXT, min(2, found[0][1])
-        elif found := self._registry.of(KWIN):
+        if EXT in found:
+            self._protocol, self._version = EXT, min(2, found[EXT][1])
+        elif KWIN in found:
             self._protocol, self._version = KWIN, 1
         else:
             raise Lacking(f"{self._path.name} offers neither ext-idle-notify-v1 nor {KWIN}")
-        self._notifier = self._bind(found[0][0], self._protocol, self._version)
-        for name, _ in self._registry.of(SEAT):
-            self._add_seat(name)
-        await self._round_trip(listening)  # a protocol error would have come by now
+        self._notifier = self._bind(found[self._protocol][0], self._protocol, self._version)
+        for name, (interface, _) in self._globals.items():
+            if interface == SEAT:
+                self._add_seat(name)
+        await self._round_trip()  # a protocol error would have come by now
         self._ready = True
 
     def _add_seat(self, name: int) -> None:
@@ -163,27 +157,20 @@ class WaylandIdle:
             self._send(self._notifier, 2 if note.input_only else 1, _u32(number) + timeout + _u32(note.seat))
         return number
 
-    async def _round_trip(self, listening: asyncio.Future[None] | None = None) -> None:
-        done = asyncio.Event()
+    async def _round_trip(self) -> None:
+        assert self._listening is not None
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number = self._new_id()
         self._syncs[number] = done
         self._send(DISPLAY_ID, 0, _u32(number))
-        await self._within(done, listening)
-
-    async def _within(self, done: asyncio.Event, listening: asyncio.Future[None] | None = None) -> None:
-        waiting = asyncio.ensure_future(done.wait())
-        try:
-            both = [waiting] + ([listening] if listening else [])
-            await asyncio.wait(both, timeout=ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiting.cancel()
-        if listening is not None and listening.done():
-            await listening
-        if not done.is_set():
+        await asyncio.wait([done, self._listening], timeout=ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
+        if self._listening.done():
+            self._listening.result()
+        if not done.done():
             raise Gone(f"{self._path.name}: the compositor does not answer")
 
     async def prove(self) -> None:
-        """A fresh notification must idle as well; else an inhibitor is up, or the compositor has forgotten us."""
+        """A new notification must idle too; otherwise an inhibitor is up, or the compositor has forgotten us."""
         await self._round_trip()
         wrong = False
         for number, note in list(self._notes.items()):
@@ -195,12 +182,12 @@ class WaylandIdle:
             self._destroy(proof)
             if not done.is_set() and number in self._notes and note.idle_since_s is not None:
                 wrong = True
-                self._destroy(number)  # it may be stuck in "idled" for ever: a new one idles when it is true
+                self._destroy(number)  # it may stay in "idled" forever: a new one idles when that is true
                 self._notify(_Notification(note.seat, self._quiet_s, note.input_only))
         if wrong:
-            self._say()
+            self._report()
 
-    # --- the wire
+    # --- the protocol
 
     def _new_id(self) -> int:
         if self._free:
@@ -226,12 +213,12 @@ class WaylandIdle:
             while True:
                 source, opcode, size = struct.unpack("=IHH", await reader.readexactly(8))
                 if not 8 <= size <= MAX_MESSAGE:
-                    raise Gone(f"{self._path.name}: the compositor sends what is no Wayland")
+                    raise Gone(f"{self._path.name}: {NOT_WAYLAND}")
                 self._take(source, opcode, await reader.readexactly(size - 8))
         except (OSError, EOFError) as error:
             raise Gone(f"{self._path.name}: the compositor has gone") from error
         except (struct.error, UnicodeDecodeError, IndexError) as error:
-            raise Gone(f"{self._path.name}: the compositor sends what is no Wayland") from error
+            raise Gone(f"{self._path.name}: {NOT_WAYLAND}") from error
 
     def _take(self, source: int, opcode: int, body: bytes) -> None:
         if source == DISPLAY_ID:
@@ -245,34 +232,34 @@ class WaylandIdle:
             if opcode == 0:
                 (length,) = struct.unpack_from("=I", body, 4)
                 interface = body[8 : 8 + length - 1].decode()
-                self._registry.globals[name] = (interface, struct.unpack_from("=I", body, 8 + (length + 3) // 4 * 4)[0])
+                self._globals[name] = (interface, struct.unpack_from("=I", body, 8 + (length + 3) // 4 * 4)[0])
                 if interface == SEAT and self._notifier:
                     self._add_seat(name)
-                    self._say()
+                    self._report()
             else:
-                self._registry.globals.pop(name, None)
+                self._globals.pop(name, None)
                 if (seat := self._seats.pop(name, None)) is not None:
                     for number in [n for n, note in self._notes.items() if note.seat == seat]:
                         self._destroy(number)
                     if not self._seats:
                         raise Gone(f"{self._path.name} has no seat any more")
-                    self._say()
+                    self._report()
         elif (done := self._syncs.pop(source, None)) is not None:
-            done.set()
+            done.set_result(None)
         elif (note := self._notes.get(source)) is not None and opcode in (0, 1):
-            self._told(note, opcode == 0)
+            self._notified(note, opcode == 0)
 
-    def _told(self, note: _Notification, idled: bool) -> None:
+    def _notified(self, note: _Notification, idled: bool) -> None:
         if note.proof is not None:
             if idled:
                 note.proof.set()
             return
         note.idle_since_s = boot_s() - note.timeout_s if idled else None
         self._compare()
-        self._say()
+        self._report()
 
     def _compare(self, sure: bool = False) -> None:
-        """With version 2: input is idle and the other notification is not, so an inhibitor is up."""
+        """With version 2: when input is idle and the other notification is not, an inhibitor is up."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -289,7 +276,7 @@ class WaylandIdle:
 
     def _look_again(self) -> None:
         self._compare(sure=True)
-        self._say()
+        self._report()
 
 
 def sockets(runtime: Path) -> Iterator[Path]:

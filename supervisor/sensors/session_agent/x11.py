@@ -1,11 +1,11 @@
-"""Idle time of an X server: XSync alarms on its IDLETIME counter; for sessions that logind calls x11 only (T1).
+"""Idle time of an X server: XSync alarms on its IDLETIME counter; only for sessions that logind calls x11.
 
-python-xlib blocks, and a hung X server blocks it for good. So a thread of its own holds the connection; the loop asks
-it with a deadline, and leaves it behind when it hangs. A thread that was left behind is not followed by another one
-until it is over: at most one a display can hang.
+python-xlib blocks, and a hung X server blocks it forever. So a thread holds the connection, and the event loop waits for it
+with a deadline and leaves it when it hangs. The next thread starts only when the one that was left has ended: at most one
+thread of a display can hang.
 
-Two alarms: one fires when nobody has touched anything for `QUIET_S` and tells for how long (the counter's value), the
-other when the counter falls back, which is the first touch. Both stay silent in between.
+There are two alarms. One fires when nobody has touched anything for `QUIET_S`, and reports for how long (the counter's
+value). The other fires when the counter falls back, which is the first touch. Both are silent in between.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 from supervisor.linux.bounded import wait_for_event
-from supervisor.linux.text import one_line
 from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Gone, Idle, boot_s
 
 IDLETIME: Final = "IDLETIME"
 NO_COOKIE: Final = "/nonexistent"  # an empty file would make python-xlib write to stderr
 ENDING_S: Final = 0.1
-# Only one at a time may connect: python-xlib takes the cookie's file from the environment.
+# Only one thread at a time may connect: python-xlib takes the cookie's file from the environment.
 _CONNECTING: Final = threading.Lock()
-_STUCK: Final[dict[str, threading.Thread]] = {}
+_LEFT: Final[dict[str, threading.Thread]] = {}  # the last thread of each display
 
 
 class X11Idle:
-    """One X display, such as ":0". `cookies`: files with cookies to try, in this order; none at all comes last."""
+    """One X display, such as ":0". `cookies`: files with cookies to try, in this order; then none at all."""
+
+    pid = 0
 
     def __init__(self, display: str, cookies: Callable[[], Sequence[Path]], quiet_s: float = QUIET_S) -> None:
         self._display, self._cookies, self._quiet_s = display, cookies, quiet_s
@@ -51,20 +53,19 @@ class X11Idle:
 
     async def run(self, changed: Callable[[], None]) -> None:
         """See `IdleSource`."""
-        stuck = _STUCK.get(self._display)
-        if stuck is not None and stuck.is_alive():
+        left = _LEFT.get(self._display)
+        if left is not None and left.is_alive():
             await asyncio.sleep(ENDING_S)  # it may be about to end
-        if stuck is not None and stuck.is_alive():
-            raise Gone(f"display {self._display} hangs")
+            if left.is_alive():
+                raise Gone(f"display {self._display} hangs")
         loop = asyncio.get_running_loop()
         over: asyncio.Future[None] = loop.create_future()
         first = asyncio.Event()
 
-        def told(idle_s: float | None, at_s: float) -> None:
-            if over.done():  # it was given up, and its touches with it
+        def observed(idle_s: float | None, at_s: float) -> None:
+            if over.done():  # the thread was left
                 return
-            idle_for_s = None if idle_s is None or idle_s < self._quiet_s else idle_s
-            since_s = None if idle_for_s is None else at_s - idle_for_s
+            since_s = None if idle_s is None or idle_s < self._quiet_s else at_s - idle_s
             new = not self._proven or (since_s is None) != (self._idle_since_s is None)
             self._proven, self._idle_since_s = True, since_s
             first.set()
@@ -77,14 +78,11 @@ class X11Idle:
                 over.set_exception(Gone(reason))
 
         def post(call: Callable[..., None], *arguments: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is over
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(call, *arguments)
 
         self._changed = changed
-        self._thread = thread = _Watcher(
-            self._display, list(self._cookies()), self._quiet_s,
-            lambda idle_s, at_s: post(told, idle_s, at_s), lambda reason: post(ended, reason),
-        )
+        self._thread = thread = _Watcher(self._display, list(self._cookies()), self._quiet_s, post, observed, ended)
         thread.start()
         try:
             if not await wait_for_event(first, ANSWER_S):
@@ -94,54 +92,58 @@ class X11Idle:
             self._proven, self._thread, self._changed = False, None, lambda: None
             over.cancel()
             thread.end()
-            _STUCK[self._display] = thread
+            _LEFT[self._display] = thread
 
     async def prove(self) -> None:
-        """A round trip; the counter tells what it is."""
+        """Read the counter again."""
         if self._thread is None:
             raise Gone(f"display {self._display} has gone")
         answered = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def answer() -> None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(answered.set)
-
-        self._thread.ask(answer)
+        self._thread.ask(answered)
         if not await wait_for_event(answered, ANSWER_S):
             raise Gone(f"display {self._display} does not answer")
 
 
 class _Watcher(threading.Thread):
-    """Holds the connection. `tell(idle_s, at_s)`: the counter at a moment, in seconds; None: touched just now."""
+    """Holds the connection.
+
+    Args:
+        display: the display's name.
+        cookies: files with cookies.
+        quiet_s: how long nobody must touch anything before an alarm fires.
+        post: calls a function in the loop's thread.
+        observed: called with the counter in seconds (None: touched just now) and the time.
+        ended: called with the reason.
+    """
 
     def __init__(
         self,
         display: str,
         cookies: list[Path],
         quiet_s: float,
-        tell: Callable[[float | None, float], None],
+        post: Callable[..., None],
+        observed: Callable[[float | None, float], None],
         ended: Callable[[str], None],
     ) -> None:
         super().__init__(name=f"x11 {display}", daemon=True)
         self._display, self._cookies, self._quiet_s = display, cookies, quiet_s
-        self._tell, self._ended = tell, ended
+        self._post, self._observed, self._ended = post, observed, ended
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._pipe = threading.Lock()  # held by who closes it and who writes: its number may be another's by then
-        self._asked: list[Callable[[], None]] = []
+        self._pipe = threading.Lock()  # held to write and to close: after the close its number may be another file's
+        self._asked: list[asyncio.Event] = []
         self._over = False
 
-    def ask(self, answer: Callable[[], None]) -> None:
-        """Read the counter, tell, then call `answer`, in the thread."""
-        self._asked.append(answer)
-        self._poke()
+    def ask(self, answered: asyncio.Event) -> None:
+        """Read the counter in the thread, report it, then set `answered`."""
+        self._asked.append(answered)
+        self._wake()
 
     def end(self) -> None:
-        """End as soon as it can."""
+        """End as soon as possible."""
         self._over = True
-        self._poke()
+        self._wake()
 
-    def _poke(self) -> None:
+    def _wake(self) -> None:
         with self._pipe, contextlib.suppress(OSError):
             os.write(self._write, b".")
 
@@ -151,9 +153,10 @@ class _Watcher(threading.Thread):
             server = self._connect()
             self._watch(server)
         except Gone as error:
-            self._ended(str(error))
-        except Exception as error:  # noqa: BLE001 - python-xlib raises whatever it likes; no traceback reaches a user
-            self._ended(f"display {self._display}: {type(error).__name__}: {one_line(str(error), 80)}")
+            self._post(self._ended, str(error))
+        except Exception as error:  # noqa: BLE001 - python-xlib raises all kinds of errors; no traceback reaches a user
+            reason = f"display {self._display}: {type(error).__name__}: {' '.join(str(error).split())[:80]}"
+            self._post(self._ended, reason)
         finally:
             if server is not None:
                 with contextlib.suppress(Exception):
@@ -164,27 +167,27 @@ class _Watcher(threading.Thread):
                 self._read = self._write = -1
 
     def _connect(self) -> _Server:
-        why = "nobody gave a cookie"
+        why = "there is no cookie"
         for cookie in [*self._cookies, None]:
             try:
                 return _Server(self._display, cookie)
-            except Exception as error:  # noqa: BLE001 - as above; the next cookie may do
-                why = str(error).removeprefix(f"Can't connect to display \"{self._display}\": ")
-        raise Gone(f"display {self._display} lets us not in: {one_line(why, 80)}")
+            except Exception as error:  # noqa: BLE001 - as above; the next cookie may fit
+                why = " ".join(str(error).split()).removeprefix(f"Can't connect to display \"{self._display}\": ")
+        raise Gone(f"display {self._display} refuses us: {why[:80]}")
 
     def _watch(self, server: _Server) -> None:
         server.arm(self._quiet_s)
-        self._tell(server.idle_s(), boot_s())
+        self._post(self._observed, server.idle_s(), boot_s())
         while not self._over:
-            # Events that came along with an answer lie in the library's queue already.
+            # Events that came with an answer are in the library's queue already.
             while server.pending():
                 if (idle_s := server.alarm()) is not None:
-                    self._tell(None if idle_s < self._quiet_s else idle_s, boot_s())
+                    self._post(self._observed, None if idle_s < self._quiet_s else idle_s, boot_s())
             if self._asked:
-                answers, self._asked = self._asked, []
-                self._tell(server.idle_s(), boot_s())
-                for answer in answers:
-                    answer()
+                answered, self._asked = self._asked, []
+                self._post(self._observed, server.idle_s(), boot_s())
+                for event in answered:
+                    self._post(event.set)
                 continue
             ready, _, _ = select.select([server.fileno(), self._read], [], [])
             if self._read in ready:
@@ -193,29 +196,32 @@ class _Watcher(threading.Thread):
 
 
 class _Server:
-    """The connection, and the part of the SYNC extension that is needed: python-xlib has none of it."""
+    """The connection, and the part of the SYNC extension that is needed, which python-xlib lacks."""
 
     def __init__(self, display: str, cookie: Path | None) -> None:
         with _CONNECTING, _environment("XAUTHORITY", str(cookie or NO_COOKIE)):
             self._display = _display(display)
         self._sync = _declare()
-        found = self._query_extension()
-        if not found.present:
+        try:
+            self._counter = self._find_counter(display)
+        except Gone:
             self.close()
+            raise
+
+    def _find_counter(self, display: str) -> int:
+        from Xlib.protocol import request
+
+        found = request.QueryExtension(display=self._display, name="SYNC")
+        if not found.present:
             raise Gone(f"display {display} has no SYNC extension")
         self._opcode = found.major_opcode
         self._display.add_extension_event(found.first_event + 1, self._sync.AlarmNotify)
         self._sync.Initialize(display=self._display, opcode=self._opcode, major=3, minor=1)
         listed = self._sync.ListSystemCounters(display=self._display, opcode=self._opcode)
-        if IDLETIME not in (known := _counters(bytes(listed.raw), listed.count)):
-            self.close()
+        known = _counters(bytes(listed.raw), listed.count)
+        if IDLETIME not in known:
             raise Gone(f"display {display} has no {IDLETIME} counter")
-        self._counter = known[IDLETIME]
-
-    def _query_extension(self) -> Any:
-        from Xlib.protocol import request
-
-        return request.QueryExtension(display=self._display, name="SYNC")
+        return known[IDLETIME]
 
     def arm(self, quiet_s: float) -> None:
         """One alarm for "idle for so long", one for "touched again"; both stay armed."""
@@ -230,18 +236,16 @@ class _Server:
     def idle_s(self) -> float:
         """The counter: seconds since the last touch."""
         reply = self._sync.QueryCounter(display=self._display, opcode=self._opcode, counter=self._counter)
-        return float((reply.value_hi << 32) + reply.value_lo) / 1000
+        return _seconds(reply)
 
     def pending(self) -> bool:
-        """There is an event to be read."""
+        """Whether there is an event to read."""
         return bool(self._display.pending_events())
 
     def alarm(self) -> float | None:
-        """The counter's value in the next event, in seconds; None: the event is something else's."""
+        """The counter's value in the next event, in seconds; None: the event is no alarm."""
         event = self._display.next_event()
-        if not isinstance(event, self._sync.AlarmNotify):
-            return None
-        return float((event.value_hi << 32) + event.value_lo) / 1000
+        return _seconds(event) if isinstance(event, self._sync.AlarmNotify) else None
 
     def fileno(self) -> int:
         """For select."""
@@ -252,8 +256,12 @@ class _Server:
         self._display.close()
 
 
+def _seconds(counter: Any) -> float:
+    return float((counter.value_hi << 32) + counter.value_lo) / 1000
+
+
 def _counters(raw: bytes, count: int) -> dict[str, int]:
-    """Counters by name: id, resolution (8 bytes), length of the name (2 bytes), the name, to the next multiple of 4."""
+    """Counters by name: id, resolution (8 bytes), length of the name (2 bytes), the name, padded to a multiple of 4."""
     known, at = {}, 0
     for _ in range(count):
         number, length = struct.unpack_from("=I8xH", raw, at)
@@ -276,7 +284,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 def _display(name: str) -> Any:
-    """The library's low level: its upper one, which has classes for windows and fonts, costs a MiB more."""
+    """The library's low level: the upper one has classes for windows and fonts, and takes a MiB more."""
     from Xlib.protocol import display
 
     class Display(display.Display):  # type: ignore[misc]
@@ -318,9 +326,5 @@ def _declare() -> Any:
             rq.Card32("value_lo"), rq.Int32("alarm_hi"), rq.Card32("alarm_lo"), rq.Card32("time"), rq.Card8("state"), rq.Pad(3),
         )  # fmt: skip
 
-    class Sync:
-        POSITIVE_TRANSITION, NEGATIVE_TRANSITION = 0, 1
-
-    for declared in (Initialize, ListSystemCounters, QueryCounter, CreateAlarm, AlarmNotify):
-        setattr(Sync, declared.__name__, declared)
-    return Sync
+    requests = (Initialize, ListSystemCounters, QueryCounter, CreateAlarm, AlarmNotify)
+    return SimpleNamespace(POSITIVE_TRANSITION=0, NEGATIVE_TRANSITION=1, **{each.__name__: each for each in requests})

@@ -91,14 +91,14 @@ class World:
 
     def __init__(self, folder: Path, bus: PrivateBus, login1: FakeLogin1, node: Node) -> None:
         self.folder, self.bus, self.login1, self.node = folder, bus, login1, node
-        self.said: list[str] = []
+        self.logged: list[str] = []
         self.runtime = folder / "run"
         self._running: asyncio.Task[None] | None = None
 
     def start_agent(self, **options: Any) -> Agent:
         agent = Agent(
             self.node.path, bus_address=self.bus.address, session_bus=f"unix:path={self.folder}/no-bus",
-            runtime=self.runtime, quiet_s=QUIET_S, say=self.said.append, **options,
+            runtime=self.runtime, quiet_s=QUIET_S, log=self.logged.append, **options,
         )
         self._running = asyncio.ensure_future(agent.run())
         return agent
@@ -225,8 +225,8 @@ async def test_typing_in_terminals_of_ours(folder: Path) -> None:
         await eventually(lambda: seen.node.agent_reports._reports, "a report")
         master, slave = pty.openpty()  # it came after the agent
         try:
-            watched = agent._terminals._names
-            await eventually(lambda: os.ttyname(slave).removeprefix("/dev/") in watched.values(), "it is watched")
+            watched = agent._terminals._watcher
+            await eventually(lambda: os.ttyname(slave) in watched.watched, "it is watched")
             for _ in range(2):
                 seen.node.woken.clear()
                 begun_s = CLOCK.now_s()
@@ -259,8 +259,8 @@ async def test_the_node_may_come_later_go_and_come_again(folder: Path) -> None:
         shutil.rmtree(seen.node.path.parent)
         with IdleServer(seen.runtime / "wayland-0", 2):
             seen.start_agent()
-            await eventually(lambda: seen.said, "a word")
-            assert f"no daemon listens at {seen.node.path}" in seen.said
+            await eventually(lambda: seen.logged, "a word")
+            assert f"no daemon listens at {seen.node.path}" in seen.logged
             for _ in range(3):
                 await seen.node.server.start()
                 await seen.node.away("wayland-0")

@@ -22,10 +22,10 @@ from supervisor.linux.clock import SystemClock
 from supervisor.linux.control_socket import ControlServer
 from supervisor.sensors.presence.agent_reports import AgentReports, SessionOwners
 from supervisor.sensors.session_agent import agent as session_module
-from supervisor.sensors.session_agent import reporter as teller
+from supervisor.sensors.session_agent import reporter as reporter_module
 from supervisor.sensors.session_agent import wayland as idle_wayland
 from supervisor.sensors.session_agent import x11 as idle_x11
-from supervisor.sensors.session_agent.agent import Agent, Kept
+from supervisor.sensors.session_agent.agent import Agent, WatchedSource
 from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.source import Absent, Gone, Idle
 
@@ -35,6 +35,7 @@ S3 = "/org/freedesktop/login1/session/_33"
 class Faulty:
     """A source that is well until it is to prove itself."""
 
+    pid = 0
     reading = Idle("made up", 5.0)
 
     async def run(self, changed: Callable[[], None]) -> None:
@@ -48,18 +49,18 @@ def test_a_source_that_fails_to_prove_itself_is_doubted_and_no_more() -> None:
     """The compositor dies between the proofs of two seats, say."""
 
     async def story() -> None:
-        kept = Kept(Faulty(), lambda: None)
-        await kept.prove()
-        assert kept.doubted
-        assert str(kept.fault) == "AssertionError: a fault of ours"
-        await kept.stop()
+        watched = WatchedSource(Faulty(), lambda: None)
+        await watched.prove()
+        assert watched.reading is None
+        assert str(watched.fault) == "AssertionError: a fault of ours"
+        await watched.stop()
 
     play(story())
 
 
 @pytest.mark.parametrize("answer", [{"ok": True}, {"ok": True, "every_s": "soon"}, {"ok": True, "every_s": None}, [], 7])
 def test_an_answer_of_another_version_is_tried_again(answer: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(reporter_module, "FIRST_RETRY_S", 0.01)
     asked: list[Any] = []
 
     async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -70,12 +71,43 @@ def test_an_answer_of_another_version_is_tried_again(answer: object, tmp_path: P
 
     async def story() -> None:
         server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
-        said: list[str] = []
-        telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, said.append).run())
+        logged: list[str] = []
+        reporting = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, no_proof, logged.append).run())
         await eventually(lambda: len(asked) > 2, "a third try")
-        assert len(said) == 1
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        assert len(logged) == 1
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        server.close()
+
+    play(story())
+
+
+def test_a_touch_does_not_wait_for_a_display_that_is_being_asked(tmp_path: Path) -> None:
+    """R23: the proof of one display may take seconds; a touch at another one is reported meanwhile."""
+    lines: list[dict[str, Any]] = []
+    proving = asyncio.Event()
+
+    async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append(json.loads(await reader.readline()))
+        writer.write(json.dumps({"ok": True, "every_s": 0.05}).encode() + b"\n")
+        while line := await reader.readline():
+            lines.append(json.loads(line))
+        writer.close()
+
+    async def hanging() -> None:
+        proving.set()
+        await asyncio.get_running_loop().create_future()
+
+    async def story() -> None:
+        server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
+        reporter = Reporter(tmp_path / "control.sock", nothing, hanging, lambda _: None)
+        reporting = asyncio.ensure_future(reporter.run())
+        await proving.wait()
+        assert len(lines) == 1
+        reporter.changed()
+        await eventually(lambda: len(lines) == 2, "the report", 2.0)
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
         server.close()
 
     play(story())
@@ -86,7 +118,7 @@ def test_a_daemon_that_hangs_up_now_and_then_is_told_again_at_once_each_time(
 ) -> None:
     """It does so whenever its sensors are made anew. Waits must not add up over the months that an agent lives: until it is
     back, its desktop is taken for active."""
-    monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(reporter_module, "FIRST_RETRY_S", 0.01)
     taken = 0
 
     async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,20 +131,24 @@ def test_a_daemon_that_hangs_up_now_and_then_is_told_again_at_once_each_time(
 
     async def story() -> None:
         server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
-        said: list[str] = []
-        telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, said.append).run())
+        logged: list[str] = []
+        reporting = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, no_proof, logged.append).run())
         await eventually(lambda: taken > 14, lambda: f"more than {taken} connections")  # a minute and a half, if waits doubled
-        assert set(said) == {"the daemon closed the connection"}
-        assert len(said) >= 14
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        assert set(logged) == {"the daemon closed the connection"}
+        assert len(logged) >= 14
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
         server.close()
 
     play(story())
 
 
-async def nothing(again: bool) -> dict[str, Any]:
+def nothing() -> dict[str, Any]:
     return {"sessions": [], "terminals": None}
+
+
+async def no_proof() -> None:
+    """Nothing to ask."""
 
 
 class Watchless(INotify):
@@ -131,7 +167,7 @@ def test_without_inotify_the_daemon_is_tried_again_after_a_while(
     inotify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user may have 128 of them, and desktops use them up."""
-    monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(reporter_module, "FIRST_RETRY_S", 0.01)
     heard = asyncio.Event()
 
     async def daemon(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -141,13 +177,13 @@ def test_without_inotify_the_daemon_is_tried_again_after_a_while(
 
     async def story() -> None:
         monkeypatch.setattr("supervisor.linux.inotify.INotify", inotify)
-        said: list[str] = []
-        telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, said.append).run())
-        await eventually(lambda: said, "a word")
+        logged: list[str] = []
+        reporting = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, no_proof, logged.append).run())
+        await eventually(lambda: logged, "a word")
         server = await asyncio.start_unix_server(daemon, tmp_path / "control.sock")
         await asyncio.wait_for(heard.wait(), 30)
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
         server.close()
 
     play(story())
@@ -212,7 +248,7 @@ def test_without_inotify_a_compositor_is_found_after_a_while(
 
 def test_a_thread_is_never_poked_through_another_ones_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pipe is closed by the thread itself, at its end: by then the number may be a socket of somebody else's."""
-    watcher = idle_x11._Watcher(":987", [], 1.0, lambda idle_s, at_s: None, lambda reason: None)
+    watcher = idle_x11._Watcher(":987", [], 1.0, lambda *_: None, lambda idle_s, at_s: None, lambda reason: None)
     ending = threading.Thread(target=watcher.run)
     open_still: list[bool] = []
 
@@ -224,10 +260,10 @@ def test_a_thread_is_never_poked_through_another_ones_descriptor(monkeypatch: py
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", write)
-        watcher._poke()
+        watcher._wake()
     ending.join(10)
     assert open_still == [True]
-    watcher._poke()
+    watcher._wake()
     assert open_still == [True]
 
 
@@ -237,11 +273,11 @@ def test_what_a_display_that_was_given_up_says_late_proves_nothing(monkeypatch: 
 
     class Hanging:
         def __init__(self, *arguments: Any) -> None:
-            *_, self.tell, self.ended = arguments
+            *_, self.observed, self.ended = arguments
             watchers.append(self)
 
         def start(self) -> None:
-            self.tell(5.0, 100.0)
+            self.observed(5.0, 100.0)
 
         def end(self) -> None:
             """It hangs."""
@@ -257,7 +293,7 @@ def test_what_a_display_that_was_given_up_says_late_proves_nothing(monkeypatch: 
         await eventually(lambda: source.reading, "the first word")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        watchers[0].tell(60.0, 160.0)
+        watchers[0].observed(60.0, 160.0)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert source.reading is None
@@ -271,8 +307,9 @@ def test_a_seat_that_comes_while_a_compositor_is_being_asked_is_watched_too() ->
     async def story() -> None:
         source, sent = idle_wayland.WaylandIdle(Path("wayland-7")), list[bytes]()
         source._writer = SimpleNamespace(write=sent.append)  # type: ignore[assignment]
+        source._listening = asyncio.get_running_loop().create_future()
 
-        def tell(name: int, interface: str) -> None:
+        def announce(name: int, interface: str) -> None:
             body = idle_wayland._u32(name) + idle_wayland._text(interface) + idle_wayland._u32(2)
             source._take(idle_wayland.REGISTRY_ID, 0, body)
 
@@ -280,12 +317,12 @@ def test_a_seat_that_comes_while_a_compositor_is_being_asked_is_watched_too() ->
             await eventually(lambda: source._syncs, "the question")
             source._take(next(iter(source._syncs)), 0, idle_wayland._u32(0))
 
-        beginning = asyncio.ensure_future(source._begin(asyncio.get_running_loop().create_future()))
-        tell(1, idle_wayland.SEAT)
-        tell(2, idle_wayland.EXT)
+        beginning = asyncio.ensure_future(source._begin())
+        announce(1, idle_wayland.SEAT)
+        announce(2, idle_wayland.EXT)
         await answer()
         await eventually(lambda: source._notifier, "the notifier")
-        tell(3, idle_wayland.SEAT)
+        announce(3, idle_wayland.SEAT)
         await answer()
         await beginning
         assert set(source._seats) == {1, 3}
@@ -320,7 +357,7 @@ def test_an_agent_that_is_back_before_the_sensors_are_made_anew_is_heard_by_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Letting go of the old ones takes a moment, and an agent no longer: what it told those would reach nobody, for good."""
-    monkeypatch.setattr(teller, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(reporter_module, "FIRST_RETRY_S", 0.01)
 
     def reports() -> AgentReports:
         return AgentReports(SystemClock(), PresenceSettings(), SessionOwners({"3": (os.getuid(), "anna")}))
@@ -337,15 +374,15 @@ def test_an_agent_that_is_back_before_the_sensors_are_made_anew_is_heard_by_the_
         nonlocal current
         server = ControlServer(tmp_path / "control.sock", {}, frozenset(), {"presence": hearing})
         await server.start()
-        telling = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, lambda _: None).run())
+        reporting = asyncio.ensure_future(Reporter(tmp_path / "control.sock", nothing, no_proof, lambda _: None).run())
         await eventually(lambda: old._reports, "the first report")
         await old.stop()
         await eventually(lambda: calls > 1, "the agent, back")
         current = new
         await eventually(lambda: new._reports, "its report to the new one")
         assert not old._reports
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
         await server.stop()
 
     play(story())

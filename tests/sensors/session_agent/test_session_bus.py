@@ -28,7 +28,7 @@ from supervisor.sensors.session_agent.session_bus import (
     MUTTER_PATH,
     PLAYING,
     SAVER,
-    UNTOLD,
+    UNKNOWN,
     BusIdle,
 )
 from supervisor.sensors.session_agent.source import boot_s
@@ -327,7 +327,7 @@ def test_who_does_not_tell_of_inhibitors_may_have_some(
             member: None, "GetAppId": ("s", ["film"]), "GetFlags": ("u", [8]), "ListInhibitions": ("a(ss)", [[["film", ""]]]),
         }  # fmt: skip
         await service.start()
-        await eventually(lambda: source.inhibitors == (UNTOLD,), "doubt")
+        await eventually(lambda: source.inhibitors == (UNKNOWN,), "doubt")
         service.answers[member] = film
         await eventually(lambda: source.inhibitors == ("film",), "the film, asked for again")
         service.answers[member] = None
@@ -346,8 +346,8 @@ def test_who_does_not_tell_of_inhibitors_may_have_some(
 @pytest.mark.parametrize(
     ("error", "held"),
     [
-        pytest.param("AccessDenied", (UNTOLD,), id="refused"),
-        pytest.param("Failed", (UNTOLD,), id="failed"),
+        pytest.param("AccessDenied", (UNKNOWN,), id="refused"),
+        pytest.param("Failed", (UNKNOWN,), id="failed"),
         pytest.param("UnknownMethod", (), id="there is no such list"),
     ],
 )
@@ -361,7 +361,7 @@ def test_a_list_that_is_refused_is_no_empty_one(
         service.answers = {"HasInhibition": ("b", [True]), member: f"org.freedesktop.DBus.Error.{error}"}
         await service.start()
         await eventually(lambda: member in service.asked and not source._tasks, "the answer")
-        assert source.inhibitors == ((UNTOLD,) if member == "ListInhibitions" else held)  # that there is one was told
+        assert source.inhibitors == ((UNKNOWN,) if member == "ListInhibitions" else held)  # that there is one was told
         await service.stop()
 
     beside(tmp_path, story)
@@ -392,7 +392,7 @@ def test_inhibitors_of_gnome_with_their_holders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("locks", "holders"),
-    [pytest.param(40, ("film",), id="a film among many"), pytest.param(300, (UNTOLD,), id="more than are looked at")],
+    [pytest.param(40, ("film",), id="a film among many"), pytest.param(300, (UNKNOWN,), id="more than are looked at")],
 )
 def test_many_other_locks_of_gnome_hide_no_film(locks: int, holders: tuple[str, ...], tmp_path: Path) -> None:
     """A program that never gives its locks on suspend up, say; they come in no order."""

@@ -271,7 +271,7 @@ async def test_the_cookie_is_found_among_others(folder: Path, capfd: pytest.Capt
     (folder / "empty").touch()
     with Xvfb(folder / "cookie") as x:
         async with watching(X11Idle(x.name, lambda: [folder / "missing"], QUIET_S)) as seen:
-            assert f"display {x.name} lets us not in: " in str(await seen.gone())
+            assert f"display {x.name} refuses us: " in str(await seen.gone())
         cookies = [folder / name for name in ("missing", "wrong", "cookie")]
         async with watching(X11Idle(x.name, lambda: cookies, QUIET_S)) as seen:
             await seen.until(lambda: seen.idle, "idle")
