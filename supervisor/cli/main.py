@@ -99,7 +99,7 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False, prog_name="rae-node")
         sys.stdout.flush()
-        if stdout.left() and CHECKS.intersection(sys.argv[1:]):
+        if stdout.reader_left() and CHECKS.intersection(sys.argv[1:]):
             code = Exit.NO  # a "no" that nobody read is no "yes"
     except UsageError as wrong:
         text, context = wrong.format_message(), wrong.ctx

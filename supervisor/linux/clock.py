@@ -1,4 +1,4 @@
-"""The one clock: CLOCK_BOOTTIME goes on through suspend and knows no wall-clock jumps. Injected, so tests own time."""
+"""The clock that everything gets: CLOCK_BOOTTIME counts suspend and ignores wall-clock jumps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Seconds since boot, and the wall clock for time stamps only."""
+    """The time; tests give another one."""
 
     def now_s(self) -> float:
         """Seconds of CLOCK_BOOTTIME."""
@@ -22,11 +22,11 @@ class SystemClock:
     """The kernel's clocks."""
 
     def now_s(self) -> float:
-        """Seconds of CLOCK_BOOTTIME (clock_gettime(2))."""
+        """See Clock."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall_s(self) -> float:
-        """Seconds since the epoch."""
+        """See Clock."""
         return time.time()
 
 

@@ -1,8 +1,8 @@
-"""Standard output as every command has it: whatever locale, reader or disk is behind it, the exit code stays the answer's.
+"""Standard output for every command: locale, reader and disk do not change the exit code.
 
-A locale that lacks a character gets the nearest that it has, a file's name its very bytes; a reader who has seen enough
-misses the rest; a stream that was closed before we began takes nothing. Only what cannot be written at all, as on a full
-disk, is a failure.
+A character that the locale lacks is replaced by the nearest one; the bytes of a file name stay as they are. If the reader has
+gone, the rest is dropped; if a stream was closed before the start, everything is. Only a write error, such as a full disk, is
+a failure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any, Final
 
-# What our own words and drawings hold beyond ASCII. States keep signs of their own.
+# The characters beyond ASCII of our own texts and drawings.
 PLAIN: Final = {
     "→": "->", "–": "-", "…": "...", "≥": ">=", "≤": "<=", "°": "deg", "×": "x", "•": "*", "·": ".", "µ": "u", "²": "2",
     "█": "#", "▓": "%", "▄": "_", "─": "-", "━": "=", "▀": "^", "▼": "v", "◀": "<", "▶": ">", "╸": "-", "╺": "-",
@@ -23,23 +23,23 @@ ERRORS: Final = "rae-node-plain"
 
 
 class Unwritable(OSError):
-    """Standard output takes nothing more; the text says why."""
+    """Standard output cannot be written; the text says why."""
 
 
 def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     sign = error.object[error.start]
-    if "\udc80" <= sign <= "\udcff":  # a byte that was none of the locale's when it came, in a path mostly
+    if "\udc80" <= sign <= "\udcff":  # a byte that the locale could not decode, mostly in a path
         return bytes([ord(sign) - 0xDC00]), error.start + 1
     return PLAIN.get(sign, "?"), error.start + 1
 
 
 class _Outlet(io.FileIO):
-    """Descriptor 1. `patient`: who writes goes on when the reader has gone. `left`: the reader has gone."""
+    """Descriptor 1. `patient`: when the reader goes, drop the rest instead of raising. `reader_left`: it has gone."""
 
     patient = True
-    left = False
+    reader_left = False
 
     def write(self, data: Any) -> int:
         """See FileIO."""
@@ -48,7 +48,7 @@ class _Outlet(io.FileIO):
         except BrokenPipeError:
             if not self.patient:
                 raise
-            self.left = True
+            self.reader_left = True
             drop()
             return memoryview(data).nbytes
         except BlockingIOError:
@@ -58,42 +58,42 @@ class _Outlet(io.FileIO):
 
 
 def prepare(*, patient: bool = True) -> None:
-    """Make stdout and stderr so. Not `patient`: a command without an end, which ends with its reader (BrokenPipeError)."""
+    """Set up stdout and stderr. `patient=False` is for a command without an end: BrokenPipeError ends it with its reader."""
     codecs.register_error(ERRORS, _plain)
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: it takes the place of the one that is missing
-    kept = sys.stdout
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is the missing one
+    before = sys.stdout
     outlet = _Outlet(1, "wb", closefd=False)
     outlet.patient = patient
     sys.stdout = io.TextIOWrapper(
         io.BufferedWriter(outlet),
-        encoding=getattr(kept, "encoding", None) or "utf-8",
+        encoding=getattr(before, "encoding", None) or "utf-8",
         errors=ERRORS,
-        line_buffering=getattr(kept, "line_buffering", False),
-        write_through=getattr(kept, "write_through", False),
+        line_buffering=getattr(before, "line_buffering", False),
+        write_through=getattr(before, "write_through", False),
     )
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors=ERRORS)
 
 
 def drop() -> None:
-    """Throw away what is written from now on."""
+    """Drop everything that is written from now on."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
 
 
-def left() -> bool:
-    """Its reader has gone before the end."""
+def reader_left() -> bool:
+    """Whether the reader of stdout has gone before the end."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return isinstance(raw, _Outlet) and raw.left
+    return isinstance(raw, _Outlet) and raw.reader_left
 
 
 def document(value: Any) -> str:
-    """One JSON document, which every locale takes as it is."""
+    """One JSON document that the locale can encode."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")

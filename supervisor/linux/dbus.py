@@ -1,10 +1,9 @@
-"""The system bus, the only file that knows dbus-fast: calls with a deadline, signals, and a bus that comes back.
+"""The system bus, the only file that knows dbus-fast: calls with a deadline, signals, and reconnection.
 
-A call ends in an answer of the signature that was expected, or in BusError with the reason in words; it never hangs.
-When the bus dies, a new connection is made, with back-off, and every subscription and watched name with it. Signals
-count only from the current owner of the name they were subscribed for: anybody on the machine may send us one.
-Descriptors are closed on exec, and those that come too late to be wanted are closed at once: a lock that nobody holds
-on to would keep the machine awake (R15).
+A call ends with an answer of the expected signature or with BusError; it never hangs. When the bus dies, this connects again,
+with back-off, and renews every subscription and watched name. A signal counts only if it comes from the current owner of the
+subscribed name, because every program may send us signals. Received descriptors are closed on exec, and closed at once if
+nobody waits for them: a forgotten lock would keep the machine awake.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
+from dbus_fast import BusType, Message, MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import DBusFastError
 
@@ -42,7 +41,7 @@ _NAMES: Final = {LOGIN1: "logind", BUS: "the system bus"}
 
 
 class BusError(Exception):
-    """A call that came to nothing; the text is the reason in words, `name` the D-Bus error's name, if any."""
+    """A call that failed; the text is the reason, `name` the D-Bus error's name, if any."""
 
     def __init__(self, reason: str, name: str = "") -> None:
         super().__init__(reason)
@@ -51,7 +50,7 @@ class BusError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A signal that came from the service it was subscribed for."""
+    """A signal from the subscribed service."""
 
     path: str
     interface: str
@@ -73,13 +72,11 @@ class _Subscription:
 
 
 class _Connection(MessageBus):
-    """MessageBus loses the future of a write that fails at once, and asyncio then logs its traceback: here it is looked
-    at, whatever becomes of it."""
+    """MessageBus ignores the future of a write that fails at once, and asyncio then logs a traceback; this one reads it."""
 
     def send(self, msg: Message) -> asyncio.Future[Any]:  # type: ignore[override]
-        msg.serial = msg.serial or self.next_serial()
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        sent.add_done_callback(_look_at)
+        sent.add_done_callback(_read_error)
         if self._writer is None:
             raise OSError("not connected")
         self._writer.schedule_write(msg, sent)
@@ -87,9 +84,13 @@ class _Connection(MessageBus):
 
 
 class SystemBus:
-    """The connection to the system bus, shared by all who need it. `address`: None takes DBUS_SYSTEM_BUS_ADDRESS, else
-    the usual place. Watches and subscriptions are made before `start`. `name`: what it is called in words; the session
-    agent uses another bus."""
+    """A shared connection to the system bus. Make all watches and subscriptions before `start`.
+
+    Args:
+        address: None means DBUS_SYSTEM_BUS_ADDRESS, or else the default address.
+        backoff_s: the first and the longest pause before the next attempt to connect.
+        name: how messages call it; the session agent uses another bus.
+    """
 
     def __init__(
         self, address: str | None = None, *, backoff_s: tuple[float, float] = BACKOFF_S, name: str = "system bus"
@@ -97,7 +98,7 @@ class SystemBus:
         self._address, self._name = address, name
         self._backoff_s = backoff_s
         self._bus: _Connection | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
         self._owners: dict[str, str] = {}
         self._watches: list[tuple[str, Callable[[str], None]]] = []
@@ -107,36 +108,35 @@ class SystemBus:
 
     @property
     def connected(self) -> bool:
-        """A connection is there; `error` says why not."""
+        """Whether there is a connection; `error` says why not."""
         return self._bus is not None
 
     def owner(self, name: str) -> str:
-        """Unique name of the owner of a watched name; empty when nobody owns it or the bus is away."""
+        """The unique name of a watched name's owner; empty without an owner or without a bus."""
         return self._owners.get(name, "") if self._bus else ""
 
     def watch(self, name: str, on_owner: Callable[[str], None]) -> None:
-        """Call `on_owner` in the loop's thread with the owner of `name`: at each connection, at each change ("": it
-        went away), and with "" when the bus goes."""
-        assert self._keeper is None, "watches are made before start"
+        """Call `on_owner` with the owner of `name` at each connection, at each change, and with "" when there is none."""
+        assert self._task is None, "watches are made before start"
         self._watches.append((name, on_owner))
 
     def subscribe(self, sender: str, interface: str, member: str, handler: Callable[[Signal], None]) -> None:
-        """Call `handler` for each such signal of the service `sender`; an empty `member` takes the whole interface."""
-        assert self._keeper is None, "subscriptions are made before start"
+        """Call `handler` for each such signal of the service `sender`; an empty `member` means the whole interface."""
+        assert self._task is None, "subscriptions are made before start"
         self._subscriptions.append(_Subscription(sender, interface, member, handler))
 
     async def start(self) -> None:
-        """Connect, and keep connected from now on; returns after the first attempt, whatever came of it."""
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep())
+        """Connect, and reconnect from now on; returns after the first attempt, successful or not."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
         await self._tried.wait()
 
     async def stop(self) -> None:
         """Disconnect for good."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        if self._task is not None:
+            self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+                await self._task
 
     async def call(
         self,
@@ -149,47 +149,39 @@ class SystemBus:
         expect: str = "",
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> list[Any]:
-        """Call a method; the answer's body, whose signature is `expect`. A descriptor stands in it as itself, and is
-        the caller's to close.
+        """Call a method; returns the answer's body, whose signature is `expect`. The caller closes a descriptor in it.
 
         Raises:
             BusError: no bus, no answer within `timeout_s` seconds, an error, or another signature.
         """
         if self._bus is None:
             raise BusError(self.error)
-        return await self._call(
-            self._bus, destination, path, interface, member, *body, signature=signature, expect=expect,
-            timeout_s=timeout_s,
-        )
+        message = Message(
+            destination=destination, path=path, interface=interface, member=member, signature=signature,
+            body=list(body), flags=MessageFlag.NO_AUTOSTART,
+        )  # fmt: skip
+        return await self._send(self._bus, message, expect, timeout_s)
 
     async def properties(self, destination: str, path: str, interface: str) -> dict[str, Any]:
-        """All properties of an interface, out of their variants.
+        """The values of all properties of an interface.
 
         Raises:
             BusError: as `call`.
         """
-        (found,) = await self.call(
-            destination, path, PROPERTIES, "GetAll", interface, signature="s", expect="a{sv}"
-        )
-        return plain(found)
+        (found,) = await self.call(destination, path, PROPERTIES, "GetAll", interface, signature="s", expect="a{sv}")
+        return {name: variant.value for name, variant in found.items()}
 
-    async def _call(
-        self, bus: _Connection, destination: str, path: str, interface: str, member: str, *body: Any,
-        signature: str = "", expect: str = "", timeout_s: float = CALL_TIMEOUT_S,
-    ) -> list[Any]:
-        name = _NAMES.get(destination, destination)
-        message = Message(
-            destination=destination, path=path, interface=interface, member=member, signature=signature,
-            body=list(body), flags=MessageFlag.NO_AUTOSTART, serial=bus.next_serial(),
-        )
+    async def _send(self, bus: _Connection, message: Message, expect: str = "", timeout_s: float = CALL_TIMEOUT_S) -> list[Any]:
+        name, member = _NAMES.get(message.destination or "", message.destination or ""), message.member or ""
         answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
+        message.serial = bus.next_serial()
         self._waiting[message.serial] = answer
         try:
             async with asyncio.timeout(timeout_s):
-                bus.send(message).add_done_callback(lambda sent: _pass_failure(sent, answer))
+                bus.send(message).add_done_callback(lambda sent: _pass_error(sent, answer))
                 reply, fds = await answer
             if reply.message_type is MessageType.ERROR:
-                raise BusError(_words(name, member, reply), reply.error_name or "")
+                raise BusError(_refusal(name, member, reply), reply.error_name or "")
             if reply.signature != expect:
                 raise BusError(f"{name} answered {member} with {reply.signature or 'nothing'!r}, not with {expect!r}")
             if expect != "h":
@@ -198,40 +190,39 @@ class SystemBus:
         except TimeoutError as error:
             raise BusError(f"{name} did not answer {member} within {timeout_s:g} s") from error
         except IndexError as error:
-            raise BusError(f"{name} answered {member} without the descriptor it speaks of") from error
+            raise BusError(f"{name} answered {member} without the descriptor that it names") from error
         except _FAILURES as error:
-            raise BusError(f"the {self._name} went away during {member} ({_why(error)})") from error
+            raise BusError(f"the {self._name} went away during {member} ({_describe(error)})") from error
         finally:
             del self._waiting[message.serial]
             answer.cancel()
             if not answer.cancelled() and answer.exception() is None:
-                _close_all(answer.result()[1])  # what has not been handed on
+                _close_all(answer.result()[1])  # descriptors that the caller does not get
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         first, last = self._backoff_s
         delay = first
         try:
             while True:
-                bus = None
                 try:
                     bus = await self._connect()
                 except (BusError, *_FAILURES) as error:
-                    self.error = f"no {self._name} ({_why(error)}): start dbus"
+                    self.error = f"no {self._name} ({_describe(error)}): start dbus"
                     self._tried.set()
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, last)
                     continue
                 delay = first
                 self._bus, self.error = bus, ""
-                self._tell()
+                self._notify()
                 self._tried.set()
-                await _end(bus)
-                self._gone(f"the {self._name} went away: see systemctl status dbus")
+                await _disconnected(bus)
+                self._disconnect(f"the {self._name} went away: see systemctl status dbus")
         finally:
             if self._bus is not None:
                 self._bus.disconnect()
-                await _end(self._bus, CONNECT_TIMEOUT_S)
-            self._gone(f"the node has let go of the {self._name}")
+                await _disconnected(self._bus, CONNECT_TIMEOUT_S)
+            self._disconnect(f"the node has disconnected from the {self._name}")
             self._tried.set()
 
     async def _connect(self) -> _Connection:
@@ -242,17 +233,14 @@ class SystemBus:
             try:
                 bus.add_message_handler(self._receive)
                 senders = dict.fromkeys([n for n, _ in self._watches] + [s.sender for s in self._subscriptions])
-                for name in senders:
-                    rule = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{name}'"
-                    await self._call(bus, BUS, BUS_PATH, BUS, "AddMatch", rule, signature="s")
-                for rule in dict.fromkeys(s.rule for s in self._subscriptions):
-                    await self._call(bus, BUS, BUS_PATH, BUS, "AddMatch", rule, signature="s")
+                owner_changed = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged'"
+                rules = [f"{owner_changed},arg0='{name}'" for name in senders]
+                for rule in dict.fromkeys(rules + [s.rule for s in self._subscriptions]):
+                    await self._send(bus, _bus_call("AddMatch", rule))
                 for name in senders:
                     owner = ""
                     try:
-                        (owner,) = await self._call(
-                            bus, BUS, BUS_PATH, BUS, "GetNameOwner", name, signature="s", expect="s"
-                        )
+                        (owner,) = await self._send(bus, _bus_call("GetNameOwner", name), "s")
                     except BusError as error:
                         if error.name not in _ABSENT:
                             raise
@@ -262,23 +250,23 @@ class SystemBus:
                 raise
         return bus
 
-    def _gone(self, reason: str) -> None:
+    def _disconnect(self, reason: str) -> None:
         was_connected, self._bus, self.error = self._bus is not None, None, reason
         self._owners.clear()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(EOFError("it closed the connection"))
         if was_connected:
-            self._tell()
+            self._notify()
 
-    def _tell(self, only: str = "") -> None:
+    def _notify(self, only: str = "") -> None:
         for name, on_owner in self._watches:
             if not only or name == only:
                 on_owner(self.owner(name))
 
     def _receive(self, message: Message) -> None:
-        """Every message that comes in, before dbus-fast looks at it."""
-        fds = list(message.unix_fds)  # a copy: dbus-fast lets a message without any share its list with the next one
+        """Gets every incoming message before dbus-fast handles it."""
+        fds = list(message.unix_fds)  # a copy: in dbus-fast a message without descriptors shares its list with the next one
         for fd in fds:
             os.set_inheritable(fd, False)  # a task must not inherit a lock
         if message.message_type in (MessageType.METHOD_RETURN, MessageType.ERROR):
@@ -294,7 +282,7 @@ class SystemBus:
                 name, _, owner = message.body
                 self._owners[name] = owner
                 if self._bus is not None:
-                    self._tell(name)
+                    self._notify(name)
             return
         for wanted in self._subscriptions:
             if (
@@ -305,20 +293,25 @@ class SystemBus:
                 wanted.handler(Signal(message.path or "", message.interface, message.member or "", list(message.body)))
 
 
-async def _end(bus: _Connection, timeout_s: float | None = None) -> None:
-    """Wait until the connection is over, for whatever reason; a cancel ends the waiting and leaves its future alone."""
+async def _disconnected(bus: _Connection, timeout_s: float | None = None) -> None:
+    """Wait until the connection is over, at most `timeout_s` seconds."""
     over = asyncio.ensure_future(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
-    over.add_done_callback(_look_at)
+    over.add_done_callback(_read_error)
     await asyncio.wait([over], timeout=timeout_s)
 
 
-def _look_at(done: asyncio.Future[Any]) -> BaseException | None:
-    """The error of a future; asyncio logs, with a traceback, those that nobody looked at."""
+def _bus_call(member: str, argument: str) -> Message:
+    """A call of the bus itself."""
+    return Message(destination=BUS, path=BUS_PATH, interface=BUS, member=member, signature="s", body=[argument])
+
+
+def _read_error(done: asyncio.Future[Any]) -> BaseException | None:
+    """The error of a future; asyncio logs a traceback for each error that nobody reads."""
     return None if done.cancelled() else done.exception()
 
 
-def _pass_failure(sent: asyncio.Future[Any], answer: asyncio.Future[_Answer]) -> None:
-    if (error := _look_at(sent)) is not None and not answer.done():
+def _pass_error(sent: asyncio.Future[Any], answer: asyncio.Future[_Answer]) -> None:
+    if (error := _read_error(sent)) is not None and not answer.done():
         answer.set_exception(error)
 
 
@@ -327,12 +320,7 @@ def _close_all(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-def plain(values: dict[str, Variant]) -> dict[str, Any]:
-    """Properties out of their variants."""
-    return {name: value.value for name, value in values.items()}
-
-
-def _words(name: str, member: str, reply: Message) -> str:
+def _refusal(name: str, member: str, reply: Message) -> str:
     text = one_line(str(reply.body[0]), 200) if reply.body else ""
     if reply.error_name in _ABSENT:
         return f"{name} is not running"
@@ -343,7 +331,7 @@ def _words(name: str, member: str, reply: Message) -> str:
     return f"{name} refuses {member}: {text or reply.error_name}"
 
 
-def _why(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, OSError) and error.strerror:
@@ -353,23 +341,23 @@ def _why(error: Exception) -> str:
 
 @dataclass(slots=True)
 class Lock:
-    """A lock of logind's, held as long as its descriptor is open."""
+    """An inhibitor lock of logind; it ends when its descriptor is closed."""
 
     what: str
     fd: int = -1
 
     def close(self) -> None:
-        """Give it up; once is enough, more does no harm."""
+        """Release it; may be called more than once."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 async def inhibit(bus: SystemBus, what: str, who: str, why: str, mode: str) -> Lock:
-    """Take one lock of one kind (T24: never two kinds in one call), `mode` block or delay.
+    """Take a lock of one kind, because logind may grant one kind and refuse another; `mode` is block or delay.
 
     Raises:
-        BusError: refused, or nobody to ask.
+        BusError: as `SystemBus.call`.
     """
     (fd,) = await bus.call(
         LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "Inhibit", what, who, why, mode, signature="ssss", expect="h"
@@ -379,7 +367,7 @@ async def inhibit(bus: SystemBus, what: str, who: str, why: str, mode: str) -> L
 
 @dataclass(frozen=True, slots=True)
 class Inhibition:
-    """A lock that somebody holds, as logind lists it."""
+    """An inhibitor lock as logind lists it."""
 
     what: str
     who: str
@@ -390,12 +378,12 @@ class Inhibition:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds that it locks: sleep, idle, shutdown, handle-lid-switch and others."""
+        """What it inhibits: sleep, idle, shutdown, handle-lid-switch and others."""
         return self.what.split(":")
 
     @property
     def blocks(self) -> bool:
-        """It blocks (also "block-weak" of systemd 257), rather than delays."""
+        """Whether it blocks (also "block-weak" of systemd 257) rather than delays."""
         return self.mode.startswith("block")
 
 
@@ -403,7 +391,7 @@ async def inhibitions(bus: SystemBus) -> list[Inhibition]:
     """All locks that logind lists.
 
     Raises:
-        BusError: nobody to ask.
+        BusError: as `SystemBus.call`.
     """
     (found,) = await bus.call(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "ListInhibitors", expect="a(ssssuu)")
     return [Inhibition(*entry) for entry in found]

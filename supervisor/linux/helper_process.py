@@ -1,8 +1,8 @@
-"""A helper process that answers one line for one line, and that may be left behind when it hangs in the kernel (R12).
+"""A helper process that answers one line for each request, and that can be abandoned when it hangs in the kernel.
 
-All of it runs in the event loop: pipes that do not block, a pidfd that says when the process is gone, a deadline for
-each answer. `asyncio`'s own subprocesses are not used, since on Python 3.11 each of them costs a thread. A process in
-uninterruptible sleep cannot be killed: it is then `stuck`, and whoever started it must not start another one.
+All of it runs in the event loop: non-blocking pipes, a pidfd that reports the end, a deadline for each answer. `asyncio`'s own
+subprocesses are not used, because on Python 3.11 each costs a thread. A process in uninterruptible sleep cannot be killed:
+the helper is then `stuck`, and its owner must not start another one.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Helper:
 
     Args:
         argv: the command.
-        on_line: takes each answer, in the loop's thread.
-        on_failure: takes the reason, in words, when it has hung or ended by itself; it is being killed by then.
+        on_line: gets each answer, in the loop's thread.
+        on_failure: gets the reason when the helper hangs, misbehaves or ends early; it has been killed by then.
 
     Raises:
         OSError: it cannot be started.
@@ -46,13 +46,13 @@ class Helper:
             stderr=subprocess.PIPE,
             bufsize=0,
             cwd="/",
-            start_new_session=True,  # a Ctrl-C at the daemon's terminal is the daemon's business
+            start_new_session=True,  # a Ctrl-C at the daemon's terminal must not reach it
         )
         pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
         self._pipes = [pipe for pipe in pipes if pipe is not None]
         try:
             self._pidfd: int | None = os.pidfd_open(self._process.pid)
-        except OSError:  # its end could not be seen: it must not begin
+        except OSError:  # without it we would not see its end
             self._process.kill()
             self._process.wait()
             for pipe in self._pipes:
@@ -60,12 +60,12 @@ class Helper:
             raise
         self._stdin, self._stdout, self._stderr = (pipe.fileno() for pipe in self._pipes)
         self._line = b""
-        self._said = b""
+        self._errors = b""  # the last of its stderr
         self._timer: asyncio.TimerHandle | None = None
         self._open = True
         self._gone = asyncio.Event()
-        self._let_go_at = 0.0  # by the loop's clock
-        self.asked = False
+        self._closed_at_s = 0.0  # by the loop's clock
+        self.busy = False  # it owes an answer
         self.hung = False
         for fd in (self._stdin, self._stdout, self._stderr):
             os.set_blocking(fd, False)
@@ -80,17 +80,17 @@ class Helper:
 
     @property
     def gone(self) -> bool:
-        """It has ended and is reaped."""
+        """Whether it has ended and is reaped."""
         return self._gone.is_set()
 
     @property
     def stuck(self) -> bool:
-        """It is still there long after it was told to end and killed: it hangs in the kernel."""
-        return not self._open and not self.gone and self._loop.time() - self._let_go_at > 2 * END_S
+        """Whether it is still there long after it was killed: it hangs in the kernel."""
+        return not self._open and not self.gone and self._loop.time() - self._closed_at_s > 2 * END_S
 
     def ask(self, line: bytes, deadline_s: float) -> None:
         """Send a request; its answer must come within `deadline_s` seconds."""
-        self.asked = True
+        self.busy = True
         self._timer = self._loop.call_later(deadline_s, self._late, deadline_s)
         try:
             if os.write(self._stdin, line) != len(line):
@@ -99,7 +99,7 @@ class Helper:
             self._loop.call_soon(self._fail, f"it takes no requests ({error.strerror})")
 
     def end(self) -> None:
-        """Let it end by itself, which closes what it holds; killed when it has not within a second."""
+        """Close its stdin, so that it ends and closes what it has open; kill it after a second."""
         if self._open:
             self._close()
             self._loop.call_later(END_S, self.kill)
@@ -112,13 +112,16 @@ class Helper:
                 self._process.kill()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Whether it is gone, within `timeout_s` seconds."""
+        """Wait at most `timeout_s` seconds for its end; returns whether it is gone."""
         return await wait_for_event(self._gone, timeout_s)
 
-    def forget(self) -> None:
-        """Let go of a process that cannot be killed: nothing of it is watched any more."""
-        self._close()
-        self._unwatch()
+    async def end_or_abandon(self, timeout_s: float) -> None:
+        """Let it end within `timeout_s` seconds; else kill it, wait as long again, and then stop watching it."""
+        self.end()
+        if not await self.wait(timeout_s):
+            self.kill()
+            await self.wait(timeout_s)
+            self._unwatch()
 
     def _read(self) -> None:
         try:
@@ -127,14 +130,14 @@ class Helper:
             return
         if not chunk:
             self._drain()
-            said = one_line(self._said.decode(errors="replace").strip().rsplit("\n", 1)[-1], 200)
-            self._fail("it ended" + (f": {said}" if said else ""))
+            reason = one_line(self._errors.decode(errors="replace").strip().rsplit("\n", 1)[-1], 200)
+            self._fail("it ended" + (f": {reason}" if reason else ""))
         self._line += chunk
         if len(self._line) > MAX_LINE:
             self._fail("its answer is too long")
         while self._open and b"\n" in self._line:
             line, self._line = self._line.split(b"\n", 1)
-            if self.asked:
+            if self.busy:
                 self._answered()
                 self._on_line(line)
             else:
@@ -145,20 +148,20 @@ class Helper:
         self._fail(f"no answer within {deadline_s:g} s")
 
     def _answered(self) -> None:
-        self.asked = False
+        self.busy = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _drain(self) -> None:
-        """Keep the end of what it says on stderr, so that it never blocks on a full pipe."""
+        """Read its stderr, so that it never blocks on a full pipe, and keep the end."""
         if not self._open:
             return
         with contextlib.suppress(BlockingIOError):
             chunk = os.read(self._stderr, CHUNK)
             if not chunk:
                 self._loop.remove_reader(self._stderr)
-            self._said = (self._said + chunk)[-2000:]
+            self._errors = (self._errors + chunk)[-2000:]
 
     def _fail(self, reason: str) -> None:
         if self._open:
@@ -168,7 +171,7 @@ class Helper:
     def _close(self) -> None:
         if self._open:
             self._open = False
-            self._let_go_at = self._loop.time()
+            self._closed_at_s = self._loop.time()
             self._answered()
             self._loop.remove_reader(self._stdout)
             self._loop.remove_reader(self._stderr)
@@ -176,10 +179,9 @@ class Helper:
                 pipe.close()
 
     def _reap(self) -> None:
-        if self._process.poll() is None:
-            return
-        self._gone.set()
-        self._unwatch()
+        if self._process.poll() is not None:
+            self._gone.set()
+            self._unwatch()
 
     def _unwatch(self) -> None:
         if self._pidfd is not None:

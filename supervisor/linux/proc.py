@@ -1,6 +1,6 @@
-"""What can be known of any process on the machine: its short name, its program, its systemd unit; and lists of such.
+"""A process's short name, program path and control group, and whether configured names match them.
 
-Another user's program path may not be read; its short name and its control group may, by everybody.
+Every user may read the short name and the control group of every process, but not another user's program path.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Final
 
 from supervisor.linux.text import one_line
 
-MOST: Final = 1 << 16  # bytes of what is read
+MAX_BYTES: Final = 1 << 16  # of a file
 MAX_NAME: Final = 32  # characters of a name that is shown
 COMM_LENGTH: Final = 15  # the kernel cuts a process's name there
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A process's short name, the path of its program where we may read it, and its control group."""
+    """A process's short name, its program's path if we may read it, and its control group."""
 
     comm: str = ""
     exe: str = ""
@@ -29,7 +29,7 @@ class Name:
 
     @property
     def gone(self) -> bool:
-        """There is no such process (any more)."""
+        """Whether there is no such process."""
         return not self.comm and not self.exe
 
     def __str__(self) -> str:
@@ -41,21 +41,21 @@ def name_of(proc_root: Path, pid: int) -> Name:
     folder = f"{proc_root}/{pid}"
     try:
         exe = os.readlink(f"{folder}/exe").removesuffix(" (deleted)")
-    except OSError:  # another user's process: its short name is readable all the same
+    except OSError:  # another user's process
         exe = ""
     return Name(_text(f"{folder}/comm"), exe, cgroup_of(_text(f"{folder}/cgroup")))
 
 
 def cgroup_of(text: str) -> str:
-    """The path in the unified hierarchy, else in systemd's own, out of /proc/PID/cgroup."""
+    """The path in the unified hierarchy, or else in systemd's own, from the text of /proc/PID/cgroup."""
     paths = {kind: path for _, kind, path in (line.split(":", 2) for line in text.splitlines() if line.count(":") >= 2)}
     unified = paths.get("", "")
     return unified if unified.strip("/") else paths.get("name=systemd", unified)
 
 
 def listed(name: Name, entries: Collection[str]) -> bool:
-    """Whether a process is one of the configured programs: an entry with a slash is the program's path and needs proof,
-    one without is its file name, or its short name (cut by the kernel) where the path may not be read."""
+    """Whether a process is one of the configured programs. An entry with a slash must be the program's path. Any other entry
+    is the program's file name, or the short name (which the kernel cuts) if the path may not be read."""
     base = os.path.basename(name.exe)
     for entry in entries:
         if "/" in entry:
@@ -73,13 +73,13 @@ def in_units(name: Name, units: Collection[str]) -> bool:
 
 
 def _text(path: str) -> str:
-    """A file of /proc, which one read gives whole; not by Path nor open(), which take three times as long."""
+    """A file of /proc, which one read returns whole. Path and open() take three times as long."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
-        return os.read(fd, MOST).decode(errors="replace").strip()
+        return os.read(fd, MAX_BYTES).decode(errors="replace").strip()
     except OSError:
         return ""
     finally:

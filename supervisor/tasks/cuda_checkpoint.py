@@ -108,9 +108,8 @@ class Checkpointer:
     async def close(self) -> None:
         """No more tasks. A helper that hangs in the driver is left behind."""
         self.end()
-        if self._left is not None and not await self._left.wait(END_S):
-            self._left.kill()
-            self._left.forget()
+        if self._left is not None:
+            await self._left.end_or_abandon(END_S)
         self._left = None
 
     # --- the helper

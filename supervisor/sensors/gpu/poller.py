@@ -164,13 +164,9 @@ class GpuWatch(ABC):
         self._cancel_timer()
         self._watcher.close()
         helper, self._helper = self._helper, None
-        if helper is not None:
-            helper.end()
         for one in (helper, self._left):
-            if one is not None and not await one.wait(0.5):
-                one.kill()
-                await one.wait(0.5)
-                one.forget()
+            if one is not None:
+                await one.end_or_abandon(0.5)
         self._left = None
 
     def latest(self, now_s: float) -> Reading[Gpu]:
@@ -219,7 +215,7 @@ class GpuWatch(ABC):
 
     @property
     def _busy(self) -> bool:
-        return self._helper is not None and self._helper.asked
+        return self._helper is not None and self._helper.busy
 
     @property
     def _resting(self) -> bool:

@@ -225,7 +225,7 @@ def main(argv: list[str]) -> int:
     try:
         code = answer(given.which, given.config, as_json=given.json)
         sys.stdout.flush()
-        code = 1 if stdout.left() else code  # a "no" that nobody read is no "yes"
+        code = 1 if stdout.reader_left() else code  # a "no" that nobody read is no "yes"
     except stdout.Unwritable as full:
         stdout.drop()
         sys.stderr.write(f"{full.strerror}\n")

@@ -120,7 +120,7 @@ def test_the_address_in_the_environment_is_taken(private_bus: PrivateBus, monkey
         await bus.start()
         assert bus.connected
         await bus.stop()
-        assert bus.error == "the node has let go of the system bus"
+        assert bus.error == "the node has disconnected from the system bus"
 
     asyncio.run(story())
 
