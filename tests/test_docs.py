@@ -1,16 +1,19 @@
-"""README and docs/ stay true: the map of requirements, links, commands and make targets, and the README's length."""
+"""README and docs/ stay true: requirements, links, commands, make targets, settings, and the README's length."""
 
 from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from supervisor.cli.main import app
+from supervisor.config.load import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/fleet/README.md")]
@@ -72,6 +75,29 @@ def test_commands_and_their_options_exist(page: Path) -> None:
                 assert option in COMMANDS[whole] | COMMANDS[""], f"{line!r}: {whole} has no {option}"
         for target in re.findall(r"(?<![\w-])make ([a-z]+)", line):
             assert target in TARGETS, f"{line!r} names a make target that does not exist"
+
+
+@BY_PAGE
+def test_configuration_that_a_page_shows_is_sound(page: Path, tmp_path: Path) -> None:
+    """A block with runtime.yaml's sections has the shipped values; any other is a node.yaml."""
+    for block in re.findall(r"^ *```yaml\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
+        document, shipped = yaml.safe_load(block), (ROOT / "config/runtime.yaml").read_text()
+        if "automation" in document:
+            assert document == yaml.safe_load(shipped)
+            continue
+        (tmp_path / "runtime.yaml").write_text(shipped)
+        (tmp_path / "node.yaml").write_text(textwrap.dedent(block))
+        load(tmp_path)
+
+
+@BY_PAGE
+def test_settings_exist(page: Path) -> None:
+    """What was removed may stand in the changelog."""
+    known = yaml.safe_load((ROOT / "config/runtime.yaml").read_text()) | yaml.safe_load((ROOT / "config/node.yaml").read_text())
+    for name in code(page):
+        match = re.fullmatch(r"([a-z]+)\.([a-z_]+)(?:[.:].*)?", name)
+        if match and match[1] in known and match[2] not in ("md", "py", "yaml") and page.name != "CHANGELOG.md":
+            assert match[2] in known[match[1]], f"{name} is not a setting"
 
 
 def test_every_command_is_in_the_overview() -> None:
