@@ -31,7 +31,7 @@ def timeline(
 
     Exit 0: drawn. 2: nothing to draw, a journal cannot be read, or FILE cannot be written.
     """
-    from supervisor.tools.history.timeline.timeline import TimelineError, load
+    from supervisor.tools.history.timeline.reader import TimelineError, load
 
     if out is not None and out.suffix.lower() not in FORMS:
         leave(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in {', '.join(FORMS)}")

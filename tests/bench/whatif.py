@@ -26,7 +26,7 @@ from support.stories import zone
 
 from supervisor.tools.history import whatif
 from supervisor.tools.history.timeline import html as timeline_html
-from supervisor.tools.history.timeline import timeline
+from supervisor.tools.history.timeline import reader as timeline
 
 RAE_NODE = (sys.executable, "-m", "supervisor.cli.main")
 

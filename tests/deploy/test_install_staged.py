@@ -100,5 +100,5 @@ def test_an_upgrade_keeps_the_extra_that_is_there_or_says_that_it_cannot(tmp_pat
     pip = [str(python), "-m", "pip", "install", "-q", "--no-index", "--find-links", str(with_cuda), "cuda-bindings"]
     subprocess.run(pip, check=True, capture_output=True, timeout=120)
     assert run(with_cuda) == (", with the extra cuda as before)", True)
-    words = ", no more the extra cuda: no cuda_bindings-*.whl is there (`deploy/wheels DIR cuda`))"
-    assert run(wheels) == (words, False)
+    about = ", without the extra cuda: no cuda_bindings-*.whl is there (`deploy/wheels DIR cuda`))"
+    assert run(wheels) == (about, False)

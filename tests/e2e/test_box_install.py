@@ -212,7 +212,7 @@ def test_what_fails_half_way_says_so_in_a_line_and_goes_again(
     assert done.stderr.startswith("install: ")
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
-    assert "run it again when that is mended" in done.stderr
+    assert "run it again when that is fixed" in done.stderr
     assert node.box.sh("ls -A /opt") == "" or "rae-node" not in node.box.sh("ls -A /opt")
     node.box.sh("umount /opt 2>/dev/null || true")
     node.install()

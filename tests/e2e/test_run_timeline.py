@@ -8,7 +8,7 @@ import pytest
 from support.running import NodeFolder, control_node, daemon
 from support.waiting import until
 
-from supervisor.tools.history.timeline.timeline import load
+from supervisor.tools.history.timeline.reader import load
 
 pytestmark = pytest.mark.slow
 

@@ -31,7 +31,7 @@ from supervisor.journal.text_log import TextLog
 from supervisor.linux.text import one_line
 from supervisor.tools.history.record import cut
 from supervisor.tools.history.replay import replay_files
-from supervisor.tools.history.timeline.timeline import load as load_timeline
+from supervisor.tools.history.timeline.reader import load as load_timeline
 from supervisor.tools.history.whatif import live
 from supervisor.tools.history.whatif import load as load_past
 

@@ -1,10 +1,10 @@
-"""What would have happened with other limits: recorded journals through the pure mind again (R16, R17).
+"""What would have happened with other limits: recorded journals judged again by the daemon's own rules.
 
-What is assumed, for before and after alike: a task is always there while the control node can be reached, lasts `task_s`,
-and every effect succeeds at once; readings hold between lines, the person's last sign ages by itself (as in interface §5).
-A decision is written at the sign that led to it; where only a sign of life tells of a newer sign, the person is taken to
-have come half-way since the line before: too early as often as too late. Time in which the node wrote nothing for
-`SILENT_S` counts for nobody; a restart begins in DISABLED and loses the task in hand.
+The same is assumed before and after. A task is always there while the control node can be reached; it lasts `task_s`.
+Every effect succeeds at once. Readings hold between lines; the person's last sign ages by itself (as in interface §5). A
+decision is written at the sign that led to it. Where only a sign of life shows a newer sign, the person is taken to have
+come half-way since the line before: too early as often as too late. Time in which the node wrote nothing for `SILENT_S`
+does not count. A restart begins in DISABLED and loses the running task.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _CLAIMED, _RUNNING, _ENDED = (Task(phase, "t", "any") for phase in (TaskPhase.CL
 
 
 class WhatIfError(Exception):
-    """The journals cannot be asked; the text says why and what to do."""
+    """The journals hold no answer; the text says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What was seen, life by life, and the last limits that were in force."""
+    """What was seen, from start to start of the daemon, and the last limits in force."""
 
     lives: tuple[tuple[Observation, ...], ...]
     limits: Limits
@@ -44,7 +44,7 @@ class Past:
 
 @dataclass(slots=True)
 class Result:
-    """Hours in READY and RUNNING, tasks done and preempted, and how often the person came back to a task at work."""
+    """Hours in READY and RUNNING, tasks done and preempted, and how often the person came back to a running task."""
 
     hours_ready: float = 0.0
     hours_worked: float = 0.0
@@ -57,7 +57,7 @@ def load(paths: Iterable[Path]) -> Past:
     """Everything that was seen.
 
     Raises:
-        WhatIfError: nothing was.
+        WhatIfError: nothing was seen, or a line cannot be read.
         OSError: a journal cannot be read.
     """
     lives: list[list[Observation]] = [[]]
@@ -80,12 +80,12 @@ def load(paths: Iterable[Path]) -> Past:
         raise WhatIfError(f"{error}: this line is not of the journal's form") from None
     kept = tuple(tuple(life) for life in lives if life)
     if not kept:
-        raise WhatIfError("no line says what was seen; name journals (decisions-*.jsonl) or a folder of them")
+        raise WhatIfError("no line holds what was seen; name journals (decisions-*.jsonl) or a folder of them")
     return Past(kept, limits)
 
 
 def _came(before: Observation, after: Observation, decided: bool) -> Observation | None:
-    """The moment between two looks at which the person came, as far as it is known; readings are the earlier look's."""
+    """The moment between two looks at which the person came, as far as it is known, with the earlier look's readings."""
     was, now = before.person.value, after.person.value
     if was is None or now is None or not now.last_sign_at_s > max(was.last_sign_at_s, before.now_s) + 1.0:
         return None
@@ -97,29 +97,28 @@ def _came(before: Observation, after: Observation, decided: bool) -> Observation
 
 
 def live(past: Past, limits: Limits, task_s: float) -> Result:
-    """The past once more, under these limits, with tasks of `task_s` seconds."""
+    """The past again under these limits, with tasks of `task_s` seconds."""
     result = Result()
     for life in past.lives:
-        mind = Lifecycle(limits, life[0].now_s)
+        lifecycle = Lifecycle(limits, life[0].now_s)
         for before, after in pairwise(life):
-            gap_s = after.now_s - before.now_s
-            if gap_s > SILENT_S:
-                _settle(mind, before, task_s, result)
-                continue
-            _span(mind, before, after.now_s, task_s, result)
-        _settle(mind, life[-1], task_s, result)
+            if after.now_s - before.now_s > SILENT_S:
+                _settle(lifecycle, before, task_s, result)
+            else:
+                _span(lifecycle, before, after.now_s, task_s, result)
+        _settle(lifecycle, life[-1], task_s, result)
     return result
 
 
-def _span(mind: Lifecycle, seen: Observation, end_s: float, task_s: float, result: Result) -> None:
-    """From one look to the next: what is due in between is judged when it is due."""
+def _span(lifecycle: Lifecycle, seen: Observation, end_s: float, task_s: float, result: Result) -> None:
+    """From one look to the next; what is due in between is judged when it is due."""
     now_s = seen.now_s
     while now_s < end_s:
-        _settle(mind, seen if now_s == seen.now_s else _aged(seen, now_s), task_s, result)
-        next_s = min(end_s, _due(mind, seen, now_s, task_s))
-        if mind.state is State.READY:
+        _settle(lifecycle, seen if now_s == seen.now_s else _aged(seen, now_s), task_s, result)
+        next_s = min(end_s, _due(lifecycle, seen, now_s, task_s))
+        if lifecycle.state is State.READY:
             result.hours_ready += (next_s - now_s) / 3600
-        elif mind.state is State.RUNNING:
+        elif lifecycle.state is State.RUNNING:
             result.hours_worked += (next_s - now_s) / 3600
         now_s = next_s
 
@@ -127,15 +126,13 @@ def _span(mind: Lifecycle, seen: Observation, end_s: float, task_s: float, resul
 def _aged(seen: Observation, now_s: float) -> Observation:
     """The same readings later: fresh ones hold, a stale one stays stale."""
     by_s = now_s - seen.now_s
-    names = ("person", "gpu", "cpu", "host")
-    return replace(
-        seen, now_s=now_s, **{n: replace(r, read_at_s=r.read_at_s + by_s) for n in names for r in (getattr(seen, n),)}
-    )
+    readings = {name: getattr(seen, name) for name in ("person", "gpu", "cpu", "host")}
+    return replace(seen, now_s=now_s, **{n: replace(r, read_at_s=r.read_at_s + by_s) for n, r in readings.items()})
 
 
-def _due(mind: Lifecycle, seen: Observation, now_s: float, task_s: float) -> float:
+def _due(lifecycle: Lifecycle, seen: Observation, now_s: float, task_s: float) -> float:
     """The next moment at which time alone may change something (seconds)."""
-    memory, limits = mind.memory, mind.limits
+    memory, limits = lifecycle.memory, lifecycle.limits
     times: list[float] = []
     if seen.person.value is not None:
         times.append(seen.person.value.last_sign_at_s + limits.idle_required_s)
@@ -149,27 +146,23 @@ def _due(mind: Lifecycle, seen: Observation, now_s: float, task_s: float) -> flo
 
 
 def _with(o: Observation, task: Task) -> Observation:
-    """The same look with this task in hand; `dataclasses.replace` takes three times as long, and this is most of a run."""
+    """The same look with this task. `dataclasses.replace` takes three times as long, and this is most of a run."""
     return Observation(o.now_s, o.automation, o.person, o.gpu, o.cpu, o.host, task, o.link, o.link_reason)
 
 
-def _settle(mind: Lifecycle, seen: Observation, task_s: float, result: Result) -> None:
+def _settle(lifecycle: Lifecycle, seen: Observation, task_s: float, result: Result) -> None:
     """Ticks at one moment until nothing more fires; a task is there whenever one is asked for."""
+    offered = _CLAIMED if seen.link is Link.UP else NO_TASK
     for _ in range(8):
-        memory = mind.memory
-        task = NO_TASK
-        if memory.state is State.READY:
-            task = _CLAIMED if seen.link is Link.UP else NO_TASK
-        elif memory.state is State.RUNNING:
-            if memory.started_at_s is None:
-                task = _CLAIMED if seen.link is Link.UP else NO_TASK
-            else:
-                task = _ENDED if seen.now_s - memory.started_at_s >= task_s - 1e-3 else _RUNNING
-        plan = mind.propose(seen if task is NO_TASK else _with(seen, task))
+        memory = lifecycle.memory
+        task = offered if memory.state in (State.READY, State.RUNNING) else NO_TASK
+        if memory.state is State.RUNNING and memory.started_at_s is not None:
+            task = _ENDED if seen.now_s - memory.started_at_s >= task_s - 1e-3 else _RUNNING
+        plan = lifecycle.propose(seen if task is NO_TASK else _with(seen, task))
         row = plan.row
         if plan.quiet or (row is None and Effect.HAND_BACK in plan.effects):
-            return  # nobody would have asked for the one that goes back
-        mind.commit(plan, Outcome(tuple(EffectResult(e, True) for e in plan.effects)))
+            return  # without a row nobody would have asked for this task
+        lifecycle.commit(plan, Outcome(tuple(EffectResult(e, True) for e in plan.effects)))
         if row is None:
             return
         if memory.state is State.RUNNING:
@@ -180,7 +173,7 @@ def _settle(mind: Lifecycle, seen: Observation, task_s: float, result: Result) -
 
 
 def as_rows(results: dict[str, Result], width: int = 80) -> Iterator[str]:
-    """A table in text, and below it the hours worked and the times that a person was met as bars, no wider than `width`."""
+    """A table in text; below it, as bars no wider than `width`: hours worked, and how often a person was met."""
     name_w = max(12, *(len(name) for name in results))
     yield f"{'':<{name_w}} {'h ready':>8} {'h worked':>9} {'done':>6} {'preempted':>10} {'person met':>11}"
     for name, r in results.items():
@@ -188,16 +181,14 @@ def as_rows(results: dict[str, Result], width: int = 80) -> Iterator[str]:
             f"{name:<{name_w}} {r.hours_ready:>8.2f} {r.hours_worked:>9.2f} {r.tasks_done:>6} {r.tasks_preempted:>10} "
             f"{r.person_met:>11}"
         )
-    for title, values in (
-        ("hours worked", {name: r.hours_worked for name, r in results.items()}),
-        ("person met", {name: float(r.person_met) for name, r in results.items()}),
-    ):
+    room = max(10, width - name_w - 10)
+    for title, sum_of, digits in (("hours worked", "hours_worked", 1), ("person met", "person_met", 0)):
+        values = {name: float(getattr(r, sum_of)) for name, r in results.items()}
+        most = max(values.values(), default=0.0) or 1.0
         yield ""
         yield title
-        most = max(values.values(), default=0.0) or 1.0
-        room = max(10, width - name_w - 10)
         for name, value in values.items():
-            yield f"{name:<{name_w}} {value:>7.{0 if title == 'person met' else 1}f} {_bar(value / most * room)}".rstrip()
+            yield f"{name:<{name_w}} {value:>7.{digits}f} {_bar(value / most * room)}".rstrip()
 
 
 def _bar(cells: float) -> str:
@@ -207,5 +198,5 @@ def _bar(cells: float) -> str:
 
 
 def as_json(results: dict[str, Result]) -> list[dict[str, Any]]:
-    """One object a line of the table."""
+    """One object for each line of the table."""
     return [{"name": name, **msgspec.to_builtins(r)} for name, r in results.items()]

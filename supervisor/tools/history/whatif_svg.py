@@ -1,4 +1,4 @@
-"""What other limits would have meant, as a picture: a small chart for each sum, lines for a sweep, bars for two answers."""
+"""What other limits would have meant, as a picture: a small chart for each sum; lines for a sweep, bars for two results."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Final
 from xml.sax.saxutils import escape
 
 from states.words import number
-from supervisor.tools.history.svg_to_png import FONT
-from supervisor.tools.history.timeline.svg import HATCH
+from supervisor.tools.history.timeline.svg import HATCH, document, text
 from supervisor.tools.history.whatif import Result
 
 SUMS: Final = (
@@ -47,33 +46,28 @@ class Swept:
 
 
 def picture(results: Mapping[str, Result], swept: Swept | None, title: str, dark: bool = True) -> str:
-    """The charts. `dark`: with colours of its own where the reader's screen is dark."""
+    """The charts. `dark`: with other colours where the reader's screen is dark."""
     waited = any(r.hours_ready > 0.01 for r in results.values())
     charts = [(name, label) for name, label in SUMS if waited or name != "hours_ready"]
-    body = [
-        _text(_LEFT, 40, "What other limits would have meant", "tt ink"),
-        _text(_LEFT, 62, title, "t soft"),
-    ]
+    body = [text(_LEFT, 40, "What other limits would have meant", "tt ink"), text(_LEFT, 62, title, "t soft")]
     for n, (name, label) in enumerate(charts):
         x, y = _LEFT + (n % 2) * (_CHART_W + _GAP_X), _TOP + (n // 2) * (_CHART_H + _GAP_Y)
         values = [float(getattr(r, name)) for r in results.values()]
         top = _round_up(max(values))
-        body.append(f'<g transform="translate({x} {y})">{_text(0, 0, label, "t ink b")}')
+        body.append(f'<g transform="translate({x} {y})">{text(0, 0, label, "t ink b")}')
         body += _grid(top)
         body += _bars(list(results), values, top) if swept is None else _curve(swept, values, top)
         body.append("</g>")
     height = _TOP + ceil(len(charts) / 2) * (_CHART_H + _GAP_Y) + 4
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
-        f'font-family="{FONT}"><style>{STYLE}{DARK if dark else ""}</style>'
+    pattern = (
         '<defs><pattern id="after" width="8" height="8" patternUnits="userSpaceOnUse"><rect class="back" width="8" height="8"/>'
         f'<path class="tile" d="{HATCH}"/></pattern></defs>'
-        f'<rect class="page" width="{_WIDTH}" height="{height}"/>{"".join(body)}</svg>\n'
     )
+    return document(_WIDTH, height, STYLE + (DARK if dark else ""), pattern, body)
 
 
 def _round_up(value: float) -> float:
-    """Where an axis ends: four steps that are easy to read."""
+    """The end of an axis: four steps that are easy to read."""
     if value <= 0:
         return 4.0
     ten = 10.0 ** floor(log10(value / 4))
@@ -90,7 +84,7 @@ def _grid(top: float) -> list[str]:
         value = top * n / 4
         y = _y(value, top)
         parts.append(f'<line class="grid" x1="{_AXIS}" x2="{_CHART_W}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(_AXIS - 6, y + 4, number(value), "t soft end"))
+        parts.append(text(_AXIS - 6, y + 4, number(value), "t soft end"))
     return parts
 
 
@@ -104,16 +98,16 @@ def _curve(swept: Swept, values: Sequence[float], top: float) -> list[str]:
     points = [(x(at), _y(value, top)) for at, value in zip(swept.values, values, strict=True)]
     parts = [f'<path class="line" d="M{" L".join(f"{a:.1f} {b:.1f}" for a, b in points)}"/>']
     for (a, b), at, value in zip(points, swept.values, values, strict=True):
-        words = escape(f"{swept.name}={number(at)}: {number(value)}")
-        parts.append(f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{words}</title></circle>')
+        title = escape(f"{swept.name}={number(at)}: {number(value)}")
+        parts.append(f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="3"><title>{title}</title></circle>')
     every = ceil(len(points) / 10)
     for (a, _), at in list(zip(points, swept.values, strict=True))[::every]:
-        parts.append(_text(a, _CHART_H + 16, number(at), "t soft mid"))
-    parts.append(_text((_AXIS + _CHART_W) / 2, _CHART_H + 34, swept.name, "t soft mid"))
+        parts.append(text(a, _CHART_H + 16, number(at), "t soft mid"))
+    parts.append(text((_AXIS + _CHART_W) / 2, _CHART_H + 34, swept.name, "t soft mid"))
     if first <= swept.now <= last:
         a = x(swept.now)
         parts.append(f'<line class="now" x1="{a:.1f}" x2="{a:.1f}" y1="10" y2="{_CHART_H}"/>')
-        parts.append(_text(a + 5, 14, "as it was", "t soft"))
+        parts.append(text(a + 5, 14, "as it was", "t soft"))
     return parts
 
 
@@ -124,10 +118,6 @@ def _bars(names: Sequence[str], values: Sequence[float], top: float) -> list[str
         x, y = _AXIS + step * (n + 0.2), _y(value, top)
         fill = 'class="bar"' if n == 0 else 'fill="url(#after)"'
         parts.append(f'<rect {fill} x="{x:.1f}" y="{y:.1f}" width="{step * 0.6:.1f}" height="{_CHART_H - y:.1f}"/>')
-        parts.append(_text(x + step * 0.3, y - 5, number(value), "t ink mid"))
-        parts.append(_text(x + step * 0.3, _CHART_H + 16, name, "t soft mid"))
+        parts.append(text(x + step * 0.3, y - 5, number(value), "t ink mid"))
+        parts.append(text(x + step * 0.3, _CHART_H + 16, name, "t soft mid"))
     return parts
-
-
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'

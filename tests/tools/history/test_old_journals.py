@@ -18,8 +18,8 @@ import pytest
 from support import stories
 
 from supervisor.tools.history.replay import answer, replay_files
+from supervisor.tools.history.timeline.reader import load
 from supervisor.tools.history.timeline.sums import summary
-from supervisor.tools.history.timeline.timeline import load
 
 FOLDER: Final = Path(__file__).parents[2] / "replays/journals-0.1.0"
 EXPECTED: Final[dict[str, dict[str, Any]]] = json.loads((FOLDER / "expected.json").read_text())

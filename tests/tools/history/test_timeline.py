@@ -25,12 +25,12 @@ from supervisor.journal.decision_log import Journal
 from supervisor.tools.history.svg_to_png import rasterise
 from supervisor.tools.history.timeline.endings import ending_of
 from supervisor.tools.history.timeline.html import page
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN
+from supervisor.tools.history.timeline.reader import TimelineError, load
+from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Timeline
 from supervisor.tools.history.timeline.sums import summary
 from supervisor.tools.history.timeline.svg import picture
 from supervisor.tools.history.timeline.terminal import lines
-from supervisor.tools.history.timeline.timeline import Timeline, TimelineError, load
-from supervisor.tools.history.timeline.words import hours, quick, span_words, summary_rows
+from supervisor.tools.history.timeline.words import hours, quick, span_text, summary_rows
 
 CLI = (sys.executable, "-m", "supervisor.cli.main", "timeline")
 UTC_DAY = 1_799_971_200.0  # 2027-01-15T00:00:00Z
@@ -115,13 +115,13 @@ def test_a_task_from_start_to_the_person_s_return(tmp_path: Path) -> None:
         "handed back", "user-returned", "user active on seat0", 1200.5,
     )  # fmt: skip
     assert task.reaction_s == pytest.approx(0.11)
-    words = span_words(told.spans[0])
-    assert "said: user active on seat0" in words
+    words = span_text(told.spans[0])
+    assert "reason: user active on seat0" in words
     assert "until safe: nobody is there" in words
     s = summary(told)
     assert (s.preempted, s.done, s.gap_h) == (1, 0, 0)
     assert s.given_h == pytest.approx(1200.5 / 3600)
-    assert dict(summary_rows(told))["From sign to no process"] == "median 110 ms, worst 110 ms, 1 time"
+    assert dict(summary_rows(told))["Person back → task gone"] == "median 110 ms, worst 110 ms, 1 time"
 
 
 def test_a_task_that_ends_by_itself(tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_endings_of_today_and_of_old_journals(entry: dict[str, Any], kind: str, 
     ("lines_between", "words"),
     [
         (lambda d: d.write("stop", state="DISABLED", reason="told to").go(7200).start(), "node not running: told to"),
-        (lambda d: d.go(7200).start(), "no record: the node ended without a word"),
+        (lambda d: d.go(7200).start(), "no record: the node ended without notice"),
         (lambda d: d.go(7200), "no record: asleep, or hung"),
-        (lambda d: d.go(7200).boot().start(), "no record: the machine went off without a word"),
+        (lambda d: d.go(7200).boot().start(), "no record: the machine went off without notice"),
         (lambda d: d.go(7200).write("gap", lost=9, why="disk full", memory={}), "9 lines lost: disk full"),
     ],
 )
@@ -348,7 +348,7 @@ def test_the_command_draws_every_form(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["{empty}"], "no line tells of a node"),
+        (["{empty}"], "no line shows what a node did"),
         (["{empty}/none"], "none: No such file or directory"),
         (["{logs}", "--out", "{empty}/week.pdf"], "allowed: a name that ends in .html, .svg, .png"),
         (["{logs}", "--out", "{empty}/no/week.html"], "cannot be written: No such file or directory"),

@@ -16,8 +16,8 @@ import pytest
 from support import weeks
 
 from supervisor.tools.history.timeline.html import page as drawn
+from supervisor.tools.history.timeline.reader import load
 from supervisor.tools.history.timeline.svg import FILLS
-from supervisor.tools.history.timeline.timeline import load
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install -e .[test])")
@@ -37,9 +37,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A week that has a power cut, a pause, a dead link and all states."""
     path = tmp_path_factory.mktemp("page") / "week.html"
     with weeks.zone():
-        told = load([weeks.lived("nobody", 10)], 10)
-        days = told.days()
-        path.write_text(drawn(told.between(days[1][0], days[9][0])))
+        shown = load([weeks.lived("nobody", 10)], 10)
+        days = shown.days()
+        path.write_text(drawn(shown.between(days[1][0], days[9][0])))
     return path
 
 
@@ -129,7 +129,7 @@ def test_pointing_at_a_part_says_why(opened: Open) -> None:
     assert re.match(r"READY, \d\d:\d\d to \d\d:\d\d \(", words)
     assert "because safe: nobody is there and the machine is free" in words
     assert "the control node cannot be reached" in words
-    gap = page.locator('.seg[aria-label*="went off without a word"]')
+    gap = page.locator('.seg[aria-label*="went off without notice"]')
     gap.locator(".body").hover()
     assert "no record" in page.locator("#tip").inner_text()
     shot(page, "week-hover.png")
@@ -161,7 +161,7 @@ def test_everything_is_reached_by_keyboard(opened: Open) -> None:
     assert stops.count("div") == 3
     page.locator(".seg").first.focus()
     first = page.evaluate(focused)
-    assert page.locator("#tip").inner_text() == first == page.locator("#told").text_content()
+    assert page.locator("#tip").inner_text() == first == page.locator("#live").text_content()
     page.keyboard.press("ArrowRight")
     second = page.evaluate(focused)
     assert second != first
@@ -187,8 +187,8 @@ def test_the_readings_zoom_and_speak(opened: Open) -> None:
     assert page.evaluate("document.activeElement.id") == "chart-cpu"
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    told = page.locator("#told").text_content()
-    assert re.match(r"Thu 8 \d\d:\d\d: CPU [\d.]+ %, limit 80 %", told)
+    shown = page.locator("#live").text_content()
+    assert re.match(r"Thu 8 \d\d:\d\d: CPU [\d.]+ %, limit 80 %", shown)
     assert "Thu 8" in page.locator("#chart-vram .u-value").first.inner_text()  # the three move together
     labels = "[...document.querySelectorAll('#chart-cpu .u-value')].map(e => e.textContent)"
     before = page.evaluate(labels)

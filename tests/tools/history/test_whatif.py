@@ -18,7 +18,7 @@ from support.depth import DEEP
 from states.limits import Limits
 from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading
 from supervisor.journal.decision_log import Journal
-from supervisor.tools.history.timeline import timeline
+from supervisor.tools.history.timeline.reader import load as load_timeline
 from supervisor.tools.history.timeline.sums import summary
 from supervisor.tools.history.whatif import WhatIfError, live, load
 from supervisor.tools.history.whatif_svg import _round_up
@@ -112,7 +112,7 @@ def test_the_answer_is_what_living_the_month_again_gives(
     told = live(past, replace(past.limits, **limits), TASK_S)
     with weeks.zone():
         weeks.live(kind, days, tmp_path, changes={name: value}, endless_s=TASK_S)
-        lived = summary(timeline.load([tmp_path], 31))
+        lived = summary(load_timeline([tmp_path], 31))
     print(
         f"{kind} {name}={value}: worked {told.hours_worked:.2f} h told, {lived.states_h['RUNNING']:.2f} h lived; "
         f"done {told.tasks_done}, {lived.done}; handed back {told.tasks_preempted}, {lived.preempted}; "

@@ -1,7 +1,7 @@
-"""A timeline as one HTML file that needs nothing else: no network, no file beside it, and no script but its own two.
+"""A timeline as one HTML file that needs nothing else: no network, no file beside it, no script but its own two.
 
 Its policy (CSP) forbids every request, and every script and style but those whose digests it names. What the journal
-says is data: it is escaped wherever it stands.
+says is data and is escaped everywhere.
 """
 
 from __future__ import annotations
@@ -16,9 +16,20 @@ from typing import Any, Final
 from xml.sax.saxutils import escape
 
 from supervisor import VERSION
-from supervisor.tools.history.timeline.svg import CURVES, HEIGHT, LEGEND, STYLE, dark_style, day, patterns, swatch, tops_of
-from supervisor.tools.history.timeline.timeline import Timeline, gaps, steps
-from supervisor.tools.history.timeline.words import clock, date, day_words, hours, quick, short, summary_rows
+from supervisor.tools.history.timeline.spans import Timeline
+from supervisor.tools.history.timeline.svg import (
+    CURVES,
+    ENDED_BADLY,
+    HEIGHT,
+    LEGEND,
+    STYLE,
+    dark_style,
+    day,
+    patterns,
+    swatch,
+    tops_of,
+)
+from supervisor.tools.history.timeline.words import clock, date, day_text, hours, quick, short, summary_rows
 
 ASSETS: Final = Path(__file__).parent / "page"
 MOST_ROWS: Final = 1000
@@ -29,15 +40,9 @@ def page(timeline: Timeline) -> str:
     """The whole page."""
     scripts = [_asset("uplot.js"), _asset("timeline.js")]
     styles = [_asset("uplot.css") + _asset("timeline.css") + STYLE + dark_style()]
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src {' '.join(map(_digest, scripts))}",
-            f"style-src {' '.join(map(_digest, styles))}",
-            "img-src data:",
-            "base-uri 'none'",
-            "form-action 'none'",
-        )
+    policy = (
+        f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; style-src {' '.join(map(_digest, styles))}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
     span = f"{date(timeline.begin)} to {date(timeline.end - 1)}"
     about = f"{span}, in local time ({_zone_name(timeline)})"
@@ -53,8 +58,8 @@ def page(timeline: Timeline) -> str:
             *(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in summary_rows(timeline)),
             "</dl></section>",
             f'<svg class="defs" width="0" height="0" aria-hidden="true">{patterns()}</svg>',
-            "<section><h2>Days</h2><p>Each day from above: states, tasks, the person as the node saw them, load of others as a "
-            "share of its limit. Point at a part, or Tab to a day and use the arrow keys.</p>",
+            "<section><h2>Days</h2><p>Each day from top to bottom: states, tasks, the person as the node saw them, the load of "
+            "others as a share of its limit. Point at a part, or Tab to a day and use the arrow keys.</p>",
             '<ul class="legend">',
             *(f"<li>{swatch('', kind)}{escape(label)}</li>" for kind, label in LEGEND),
             "</ul>",
@@ -63,7 +68,7 @@ def page(timeline: Timeline) -> str:
             *_readings(timeline),
             *_tables(timeline),
             f"<p>Made by rae-node {VERSION} from its decision journal.</p></main>",
-            '<div id="tip" role="tooltip" hidden></div><div id="told" aria-live="polite"></div>',
+            '<div id="tip" role="tooltip" hidden></div><div id="live" aria-live="polite"></div>',
             f'<script type="application/json" id="data">{_data(timeline)}</script>',
             *(f"<script>{script}</script>" for script in scripts),
             "</body></html>\n",
@@ -85,7 +90,7 @@ def _days(timeline: Timeline) -> Iterator[str]:
     for begin, end in days:
         part = timeline.between(begin, end)
         yield (
-            f"<article><div><h3>{date(begin)}</h3><p>{escape(day_words(part))}</p>"
+            f"<article><div><h3>{date(begin)}</h3><p>{escape(day_text(part))}</p>"
             f'<button data-act="day" data-from="{begin:.0f}" data-to="{end:.0f}" aria-label="Readings of {date(begin)}">'
             "readings</button></div>"
         )
@@ -97,7 +102,7 @@ def _readings(timeline: Timeline) -> Iterator[str]:
     if not timeline.points:
         yield "<p>The journal has none for these days.</p></section>"
         return
-    yield "<p>Drag to zoom, double-click to see everything; by keyboard: arrows move, + and - zoom, 0 shows everything.</p>"
+    yield "<p>Drag to zoom, double-click to see everything. Keys: arrows move, + and - zoom, 0 shows everything.</p>"
     yield '<div class="buttons">'
     yield from (f'<button data-act="{act}">{label}</button>' for act, label in _ACTS)
     yield "</div>"
@@ -108,23 +113,23 @@ def _readings(timeline: Timeline) -> Iterator[str]:
 
 
 def _tables(timeline: Timeline) -> Iterator[str]:
-    cut_short = [t for t in timeline.tasks if t.outcome in ("handed back", "failed", "lost")]
     yield from _table(
         "Tasks that did not end well",
-        ("Day", "Time", "Task", "Outcome", "By", "Why", "Gone after the sign"),
+        ("Day", "Time", "Task", "Outcome", "By", "Why", "Person back → task gone"),
         [
             (
                 *(date(t.end), clock(t.end), f"{t.type} {short(t.id)}", t.outcome, t.row, t.why),
                 "" if t.reaction_s is None else quick(t.reaction_s),
             )
-            for t in cut_short
+            for t in timeline.tasks
+            if t.outcome in ENDED_BADLY
         ],
     )
     missing = [
-        (date(g.begin), f"{clock(g.begin)} to {clock(g.end)}", hours((g.end - g.begin) / 3600), g.why) for g in gaps(timeline)
+        (date(g.begin), f"{clock(g.begin)} to {clock(g.end)}", hours((g.end - g.begin) / 3600), g.why) for g in timeline.gaps()
     ]
     yield from _table("No record", ("Day", "From, to", "For", "What is known"), missing)
-    events = [(date(m.at), clock(m.at), m.kind, m.words) for m in timeline.marks]
+    events = [(date(m.at), clock(m.at), m.kind, m.text) for m in timeline.marks]
     yield from _table("Events", ("Day", "Time", "Kind", "What"), events)
 
 
@@ -142,7 +147,7 @@ def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> It
 
 
 def _data(timeline: Timeline) -> str:
-    """The readings for the script; times as steps from one to the next."""
+    """The readings for the script, as JSON; each time is the step from the one before."""
     points = timeline.points
     at, last = [], 0
     for point in points:
@@ -153,7 +158,7 @@ def _data(timeline: Timeline) -> str:
         "at": at,
         "curves": [{"name": name, "label": label, "unit": unit} for name, label, unit in CURVES],
         "limits": {
-            name: [(round(since), tops_of(limits)[name]) for since, _, limits in steps(timeline)] for name, _, _ in CURVES
+            name: [(round(since), tops_of(limits)[name]) for since, _, limits in timeline.steps()] for name, _, _ in CURVES
         },
         "zone": list(_zone(timeline)),
     }

@@ -1,16 +1,18 @@
-"""Reading a journal for its timeline: lines in, spans out (R16).
+"""Reads journals into a timeline.
 
-Rules of this file: silence is never filled in: where the node wrote nothing for `SILENT_S` there is a gap that says what
-is known of it. Lines that are torn, of another version or of another form are counted and left out.
+Silence is never filled in: where the node wrote nothing for `SILENT_S`, there is a gap that says what is known of it.
+Lines that are torn, of another version or of another form are counted and left out. A line of an unknown kind is a sign of
+life and nothing else.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from math import isfinite
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -20,76 +22,103 @@ from states.limits import Limits
 from states.memory import State
 from states.table import BY_ID
 from states.words import elapsed
+from supervisor.journal import decision_log
 from supervisor.journal.codec import EVER_S
-from supervisor.linux.text import one_line
 from supervisor.tools.history.timeline.endings import ending_of
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Mark, PersonSpan, Point, Span, TaskSpan
+from supervisor.tools.history.timeline.spans import (
+    AWAY,
+    GAP,
+    HERE,
+    LEFT,
+    UNSEEN,
+    Mark,
+    PersonSpan,
+    Point,
+    Span,
+    TaskOutcome,
+    TaskSpan,
+    Timeline,
+    midnight,
+)
 
-MAX_TEXT: Final = 1000
 SILENT_S: Final = 180.0
-# A sign of life comes every minute and a half at most: a sign as young as this is somebody at the machine.
+# A sign of life comes every minute and a half at most: with a sign as young as this, the person is still here.
 HERE_S: Final = 95.0
-_DIGITS = re.compile(r"\d[\d.]*")
 _OUTCOMES: Final = {
-    EndingKind.SUCCEEDED: "done",
-    EndingKind.FAILED: "failed",
-    EndingKind.TIMED_OUT: "failed",
-    EndingKind.HANDED_BACK: "handed back",
+    EndingKind.SUCCEEDED: TaskOutcome.DONE,
+    EndingKind.FAILED: TaskOutcome.FAILED,
+    EndingKind.TIMED_OUT: TaskOutcome.FAILED,
+    EndingKind.HANDED_BACK: TaskOutcome.HANDED_BACK,
 }
 _TO_GO = re.compile(r", [^,]* to go$")
+_DIGITS = re.compile(r"\d[\d.]*")
 
 
-class Reader:
-    """Lines in, spans out. A line of a kind that is not known here is a sign of life and nothing else.
+class TimelineError(Exception):
+    """There is nothing to draw; the text says why and what to do."""
 
-    `limits`: (since, limits) pairs; `left_out`: lines that say nothing; `version`: of the node that wrote last.
+
+def load(paths: Iterable[Path], days: int) -> Timeline:
+    """The last `days` local days in the journals.
+
+    Raises:
+        TimelineError: no line can be used.
+        OSError: a journal cannot be read.
     """
+    reader = _Reader()
+    for path in decision_log.files(paths):
+        before = 0
+        for number, entry in decision_log.read(path):
+            reader.timeline.left_out += number - before - 1
+            before = number
+            reader.take(entry)
+    whole = reader.whole()
+    if not whole.spans:
+        raise TimelineError("no line shows what a node did; name journals (decisions-*.jsonl) or a folder of them")
+    return whole.between(midnight(whole.end - 1e-3, 1 - days), whole.end)
+
+
+class _Reader:
+    """Lines in, a timeline out."""
 
     def __init__(self) -> None:
-        self.left_out = 0
-        self.spans: list[Span] = []
-        self.tasks: list[TaskSpan] = []
-        self.person: list[PersonSpan] = []
-        self.points: list[Point] = []
-        self.marks: list[Mark] = []
-        self.limits: list[tuple[float, Limits]] = []
-        self.version = ""
-        self._first: float | None = None
+        self.timeline = Timeline()
+        self._first = True
         self._at = 0.0  # of the last line
         self._boot_s = 0.0
         self._zero = 0.0  # of the clock since boot
         self._kind = ""
         self._reason = ""  # of the last stop
         self._span: Span | None = None
-        self._said: Counter[str] = Counter()
-        self._sample: dict[str, str] = {}
+        self._reasons: Counter[str] = Counter()  # of the span, by their text without digits
+        self._sample: dict[str, str] = {}  # the last text of each
         self._task: TaskSpan | None = None
         self._decision: dict[str, Any] = {}
         self._took_s = 0.0
-        self._sign: tuple[float, float | None] | None = None  # (when it was looked, the last sign); None: nothing seen
+        self._sign: tuple[float, float | None] | None = None  # (moment of the look, the last sign); None: nothing seen
 
     def take(self, entry: Mapping[str, Any]) -> None:
         """One line."""
         try:
             at, boot_s = datetime.fromisoformat(entry["time"]).timestamp(), float(entry["boot_s"])
         except (KeyError, TypeError, ValueError, OverflowError, OSError):
-            self.left_out += 1
+            self.timeline.left_out += 1
             return
-        # The stamp is to the second, the clock since boot is not: the stamp says where the one lies on the other.
+        # The stamp has whole seconds, the clock since boot has more digits: the stamp places one on the other.
         if not abs(self._zero + boot_s - at) <= 1.01:
             self._zero = at - boot_s
         at = self._zero + boot_s
         self._pass(at, boot_s, entry)
         self._at, self._boot_s, self._kind = at, boot_s, entry["kind"]
         try:
-            if not self.limits and "carried" in entry:
+            if not self.timeline.limits and "carried" in entry:
                 self._config(at, entry["carried"])
             match entry["kind"]:
                 case "start":
                     self._start(at, entry)
                 case "stop":
                     self._reason = _text(entry.get("reason", ""))
-                    self.marks.append(Mark(at, "stop", f"node stopped: {self._reason}"))
+                    self._mark(at, "stop", f"node stopped: {self._reason}")
                 case "decision":
                     self._decide(at, entry)
                 case "effect":
@@ -100,40 +129,56 @@ class Reader:
                     self._config(at, entry)
                 case "operator":
                     until = f" until {_text(entry['until'])}" if entry.get("until") else ""
-                    self.marks.append(Mark(at, "operator", f"{_text(entry['word'])}{until}"))
+                    self._mark(at, "operator", f"{_text(entry['word'])}{until}")
                 case "link" if entry.get("event") in ("up", "down", "lost"):
                     why = f": {_text(entry['reason'])}" if entry.get("reason") else ""
-                    self.marks.append(Mark(at, "link", f"control node {entry['event']}{why}"))
+                    self._mark(at, "link", f"control node {entry['event']}{why}")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            self.left_out += 1
+            self.timeline.left_out += 1
+
+    def whole(self) -> Timeline:
+        """After the last line: what is open ends with it, and everything is put in order of its begin."""
+        t = self.timeline
+        if self._task is not None:
+            self._task.end = self._at
+            t.tasks.append(self._task)
+        self._close(self._at)
+        for spans in (t.spans, t.tasks, t.person):
+            spans.sort(key=lambda s: s.begin)
+        t.points.sort(key=lambda p: p.at)
+        t.marks.sort(key=lambda m: m.at)
+        if t.spans:
+            t.begin, t.end = t.spans[0].begin, max(s.end for s in t.spans)
+        t.limits = t.limits or [(t.begin, Limits())]
+        return t
 
     # --- time that passes
 
     def _pass(self, at: float, boot_s: float, entry: Mapping[str, Any]) -> None:
         """From the last line to this one: silence is a gap."""
-        if self._first is None:
-            self._first = at
+        if self._first:
+            self._first = False
             return
         silent = at - self._at > SILENT_S
         if at < self._at - 1:
-            self.marks.append(Mark(at, "clock", f"the clock was set back by {elapsed(self._at - at)}"))
+            self._mark(at, "clock", f"the clock was set back by {elapsed(self._at - at)}")
         if not (silent or entry["kind"] in ("start", "gap") or self._kind == "stop"):
             return
         self._close(self._at)
         if at > self._at:
-            self.spans.append(Span(self._at, at, GAP, self._why_gap(at, boot_s, entry)))
+            self.timeline.spans.append(Span(self._at, at, GAP, self._why_gap(boot_s, entry)))
         if self._task is not None and entry["kind"] != "gap" and boot_s < self._boot_s:
-            self._end_task(self._at, "lost", "the node was gone before its end")
+            self._end_task(self._at, TaskOutcome.LOST, "the node was gone before its end")
 
-    def _why_gap(self, at: float, boot_s: float, entry: Mapping[str, Any]) -> str:
+    def _why_gap(self, boot_s: float, entry: Mapping[str, Any]) -> str:
         if entry["kind"] == "gap":
             return f"{_text(entry.get('lost', '?'))} lines lost: {_text(entry.get('why', ''))}"
         if self._kind == "stop":
             return f"node not running: {self._reason}" if self._reason else "node not running"
         if boot_s < self._boot_s:
-            return "no record: the machine went off without a word"
+            return "no record: the machine went off without notice"
         if entry["kind"] == "start":
-            return "no record: the node ended without a word"
+            return "no record: the node ended without notice"
         return "no record: asleep, or hung"
 
     def _close(self, at: float) -> None:
@@ -141,42 +186,42 @@ class Reader:
         self._enter(at, "", "")
         self._look(at, None)
         self._sign = None
-        if self.points and self.points[-1].cpu is not None:
-            self.points.append(Point(at + 1))
+        points = self.timeline.points
+        if points and points[-1].cpu is not None:
+            points.append(Point(at + 1))
+
+    def _mark(self, at: float, kind: str, text: str) -> None:
+        self.timeline.marks.append(Mark(at, kind, text))
 
     # --- states
 
     def _enter(self, at: float, state: str, why: str) -> None:
         span, self._span = self._span, None
         if span is not None:
-            span.end, span.left, span.words = at, why, self._words()
+            span.end, span.left = at, why
+            span.reasons = tuple(self._sample[key] for key, _ in self._reasons.most_common(3))
             if span.end > span.begin:
-                self.spans.append(span)
-        self._said.clear()
+                self.timeline.spans.append(span)
+        self._reasons.clear()
         self._sample.clear()
         if state:
             self._span = Span(at, at, state, why)
 
-    def _words(self) -> tuple[str, ...]:
-        """What the signs of life said, the most frequent first; texts that differ in numbers alone are one."""
-        return tuple(self._sample[key] for key, _ in self._said.most_common(3))
-
     def _start(self, at: float, entry: Mapping[str, Any]) -> None:
-        self.version = _text(entry.get("version", ""))
-        self.marks.append(Mark(at, "start", f"node started, version {self.version}"))
-        if self._task is not None:
-            self._end_task(at, "lost", "the node was restarted")
+        self.timeline.version = _text(entry.get("version", ""))
+        self._mark(at, "start", f"node started, version {self.timeline.version}")
+        self._end_task(at, TaskOutcome.LOST, "the node was restarted")
         self._enter(at, State.DISABLED, "node started")
 
     def _alive(self, at: float, entry: Mapping[str, Any]) -> None:
         state = _text(entry["state"])
         if self._span is None or self._span.state != state:
             self._enter(at, state, "")
-        text = _TO_GO.sub("", _text(entry.get("reason", "")).removeprefix(f"{state}: "))
-        if text:
-            key = _DIGITS.sub("0", text)
-            self._said[key] += 1
-            self._sample[key] = text
+        reason = _TO_GO.sub("", _text(entry.get("reason", "")).removeprefix(f"{state}: "))
+        if reason:  # reasons that differ in numbers alone are one
+            key = _DIGITS.sub("0", reason)
+            self._reasons[key] += 1
+            self._sample[key] = reason
         self._observe(at, entry)
 
     def _decide(self, at: float, entry: Mapping[str, Any]) -> None:
@@ -190,11 +235,10 @@ class Reader:
 
     def _move(self, at: float, state: str, decision: Mapping[str, Any]) -> None:
         row = None if decision.get("row") is None else _text(decision["row"])
-        if row is None or self._span is None or (state == self._span.state and state != decision.get("to")):
+        if row is None or self._span is None or state == self._span.state:
             return
         reason = _text(decision.get("reason") or (BY_ID[row].why if row in BY_ID else ""))
-        if state != self._span.state:
-            self._enter(at, state, f"{row}: {reason}" if reason else row)
+        self._enter(at, state, f"{row}: {reason}" if reason else row)
 
     # --- tasks
 
@@ -203,13 +247,13 @@ class Reader:
         self._took_s += float(entry.get("took_s") or 0.0)
         about, name, ok = decision.get("task") or {}, entry["effect"], entry["ok"] is True
         row = _text(decision.get("row") or "")
-        detail = _text(entry.get("detail", ""))
         if name == "start":
-            self._task = TaskSpan(at, at, _text(about.get("id", "")), _text(about.get("type", "")))
-            if not ok:
-                self._task.why = detail
+            why = "" if ok else _text(entry.get("detail", ""))
+            self._task = TaskSpan(at, at, _text(about.get("id", "")), _text(about.get("type", "")), why=why)
         elif name == "stop" and ok and self._task is not None:
-            self._task.reaction_s = self._reaction_s(row, decision)
+            user = decision["observation"].get("user")
+            if row == "user-returned" and isinstance(user, dict):
+                self._task.reaction_s = float(user["idle"]) + self._took_s
         elif name in ("settle", "hand_back") and ok:
             kind, remark = ending_of(entry)
             if kind is EndingKind.HANDED_BACK:
@@ -218,28 +262,24 @@ class Reader:
         if "state" in entry and decision:
             self._move(at, _text(entry["state"]), decision)
 
-    def _reaction_s(self, row: str, decision: Mapping[str, Any]) -> float | None:
-        """From the sign that the decision saw to the end of the stop. None: it was not the person, or no sign is known."""
-        user = decision["observation"].get("user")
-        return float(user["idle"]) + self._took_s if row == "user-returned" and isinstance(user, dict) else None
-
-    def _end_task(self, at: float, outcome: str, why: str, row: str = "") -> None:
+    def _end_task(self, at: float, outcome: TaskOutcome, why: str, row: str = "") -> None:
         task, self._task = self._task, None
         if task is not None:
             task.end, task.outcome, task.why, task.row = at, outcome, why or task.why, row
-            self.tasks.append(task)
+            self.timeline.tasks.append(task)
 
     # --- what was seen
 
     def _config(self, at: float, entry: Mapping[str, Any]) -> None:
+        known = self.timeline.limits
         if "problem" in entry:
-            self.marks.append(Mark(at, "config", f"configuration refused: {_text(entry['problem'])}"))
+            self._mark(at, "config", f"configuration refused: {_text(entry['problem'])}")
         elif "limits" in entry:
             limits = msgspec.convert(entry["limits"], Limits)
-            if self.limits and self.limits[-1][1] != limits:
-                self.marks.append(Mark(at, "config", "other limits"))
-            if not self.limits or self.limits[-1][1] != limits:
-                self.limits.append((at, limits))
+            if known and known[-1][1] != limits:
+                self._mark(at, "config", "other limits")
+            if not known or known[-1][1] != limits:
+                known.append((at, limits))
 
     def _observe(self, at: float, entry: Mapping[str, Any]) -> None:
         seen = entry.get("observation")
@@ -249,9 +289,8 @@ class Reader:
         idle = _number(user.get("idle")) if isinstance(user, dict) and "user" not in stale else None
         self._look(at, None if idle is None else at - min(idle, EVER_S))
         reading = gpu if isinstance(gpu, dict) and "gpu" not in stale else {}
-        self.points.append(
-            Point(at, *(_number(v) for v in (None if "cpu" in stale else cpu, reading.get("percent"), reading.get("vram_gb"))))
-        )
+        values = (None if "cpu" in stale else cpu, reading.get("percent"), reading.get("vram_gb"))
+        self.timeline.points.append(Point(at, *map(_number, values)))
 
     def _look(self, at: float, sign: float | None) -> None:
         """From the last look to this one the person's last sign ages; a newer sign began somewhere in between."""
@@ -260,38 +299,27 @@ class Reader:
             return
         now, last = before
         if last is None:
-            self._be(now, at, UNSEEN)
+            self._person(now, at, UNSEEN)
             return
-        required_s = self.limits[-1][1].idle_required_s if self.limits else Limits().idle_required_s
-        for kind, until in ((HERE, last + HERE_S), (LEFT, last + required_s), (AWAY, float("inf"))):
+        limits = self.timeline.limits[-1][1] if self.timeline.limits else Limits()
+        for kind, until in ((HERE, last + HERE_S), (LEFT, last + limits.idle_required_s), (AWAY, float("inf"))):
             end = min(at, until)
             if end > now:
-                self._be(now, end, kind)
+                self._person(now, end, kind)
                 now = end
 
-    def _be(self, begin: float, end: float, kind: str) -> None:
-        last = self.person[-1] if self.person else None
+    def _person(self, begin: float, end: float, kind: str) -> None:
+        last = self.timeline.person[-1] if self.timeline.person else None
         if last is not None and last.kind == kind and abs(last.end - begin) < 1e-3:
             last.end = end
         elif end > begin:
-            self.person.append(PersonSpan(begin, end, kind))
-
-    def finish(self) -> None:
-        """After the last line: what is open ends with it, and everything is put in order of its begin."""
-        if self._task is not None:
-            self._task.end = self._at
-            self.tasks.append(self._task)
-        self._close(self._at)
-        self.spans.sort(key=lambda s: s.begin)
-        self.tasks.sort(key=lambda t: t.begin)
-        self.person.sort(key=lambda p: p.begin)
-        self.points.sort(key=lambda p: p.at)
-        self.marks.sort(key=lambda m: m.at)
+            self.timeline.person.append(PersonSpan(begin, end, kind))
 
 
 def _text(value: Any) -> str:
     """A text of the journal on one line, without what a terminal or a page would obey."""
-    return one_line(str(value), MAX_TEXT)
+    text = str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
 def _number(value: Any) -> float | None:

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any, Final
+
+from states.limits import Limits
 
 GAP: Final = "GAP"
 HERE, LEFT, AWAY, UNSEEN = "here", "just left", "away", "unknown"
 
 
+class TaskOutcome(StrEnum):
+    """What became of a task."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    HANDED_BACK = "handed back"
+    LOST = "lost"  # the node was gone before its end
+
+
 @dataclass(slots=True)
 class Span:
-    """A stay in a state, or a gap (`state` GAP): what led here, what ended it, and what was said meanwhile."""
+    """A stay in a state, or a gap (`state` GAP): what led to it, what ended it, and the reasons given meanwhile."""
 
     begin: float
     end: float
     state: str
     why: str = ""
     left: str = ""
-    words: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class TaskSpan:
-    """A task from its start to its end. `outcome`: done, failed, handed back, lost, or running; `why` in words."""
+    """A task from its start to its end; `why` it ended so, and the `row` that ended it."""
 
     begin: float
     end: float
     id: str
     type: str
-    outcome: str = "running"
+    outcome: TaskOutcome = TaskOutcome.RUNNING
     why: str = ""
     row: str = ""
-    reaction_s: float | None = None  # from the person's sign to no process left
+    reaction_s: float | None = None  # from the person's sign until no process was left
 
 
 @dataclass(slots=True)
@@ -42,7 +58,6 @@ class PersonSpan:
     begin: float
     end: float
     kind: str
-    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,4 +76,75 @@ class Mark:
 
     at: float
     kind: str
-    words: str
+    text: str
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Everything from `begin` to `end`, in order. `limits`: (since, limits) pairs; `left_out`: lines that cannot be read;
+    `version`: of the node that wrote last."""
+
+    begin: float = 0.0
+    end: float = 0.0
+    spans: list[Span] = field(default_factory=list)
+    tasks: list[TaskSpan] = field(default_factory=list)
+    person: list[PersonSpan] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    limits: list[tuple[float, Limits]] = field(default_factory=list)
+    left_out: int = 0
+    version: str = ""
+
+    def days(self) -> list[tuple[float, float]]:
+        """Local days, from midnight to midnight: 23 or 25 hours where the clock changes."""
+        days = []
+        day = midnight(self.begin)
+        while day < self.end:
+            following = midnight(day + 6 * 3600, 1)  # where midnight is skipped it lies in the day before
+            days.append((day, following))
+            day = following
+        return days
+
+    def between(self, begin: float, end: float) -> Timeline:
+        """What lies in a part of the time; spans are cut at its ends."""
+
+        def cut(spans: list[Any]) -> list[Any]:
+            return [
+                s if begin <= s.begin and s.end <= end else replace(s, begin=max(begin, s.begin), end=min(end, s.end))
+                for s in spans
+                if s.begin < end and (s.end > begin or s.begin >= begin)
+            ]
+
+        def inside(moments: list[Any]) -> list[Any]:
+            return [m for m in moments if begin <= m.at and (m.at < end or end >= self.end)]
+
+        following = [since for since, _ in self.limits[1:]] + [float("inf")]
+        return replace(
+            self,
+            begin=max(begin, self.begin),
+            end=min(end, self.end),
+            spans=cut(self.spans),
+            tasks=cut(self.tasks),
+            person=cut(self.person),
+            points=inside(self.points),
+            marks=inside(self.marks),
+            limits=[  # the first ones hold before the first line too
+                pair for n, pair in enumerate(self.limits) if following[n] > begin and (n == 0 or pair[0] < end)
+            ],
+        )
+
+    def gaps(self) -> Iterator[Span]:
+        """The time without a record."""
+        return (span for span in self.spans if span.state == GAP)
+
+    def steps(self) -> Iterator[tuple[float, float, Limits]]:
+        """(from, to, limits in force)."""
+        pairs = [*self.limits, (self.end, self.limits[-1][1])]
+        for n, ((begin, limits), (end, _)) in enumerate(pairwise(pairs)):
+            yield (self.begin if n == 0 else begin), end, limits
+
+
+def midnight(at: float, days: int = 0) -> float:
+    """The local midnight of the day of `at`, or of so many days later."""
+    local = time.localtime(at)
+    return time.mktime((local.tm_year, local.tm_mon, local.tm_mday + days, 0, 0, 0, 0, 0, -1))

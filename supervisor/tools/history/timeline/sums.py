@@ -1,16 +1,15 @@
-"""The sums of a timeline or of a part of it: hours by state, tasks by outcome, how soon a task made room."""
+"""The sums of a timeline or of a part of it: hours by state, tasks by outcome, how soon a task was gone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT
-from supervisor.tools.history.timeline.timeline import Timeline
+from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, TaskOutcome, Timeline
 
 
 @dataclass(slots=True)
 class Summary:
-    """Sums in hours; reactions in seconds, from the person's sign to the decision, and to no process left."""
+    """Sums in hours; reactions in seconds, from the person's sign until no process was left; `handed_back` by row."""
 
     recorded_h: float = 0.0
     gap_h: float = 0.0
@@ -26,32 +25,32 @@ class Summary:
 
     @property
     def preempted(self) -> int:
-        """Tasks that were given back before their end."""
+        """Tasks that were handed back before their end."""
         return sum(self.handed_back.values())
 
 
-def summary(told: Timeline) -> Summary:
+def summary(timeline: Timeline) -> Summary:
     """The sums. A task counts on the day of its end."""
     s = Summary()
-    for span in told.spans:
+    for span in timeline.spans:
         hours = (span.end - span.begin) / 3600
         if span.state == GAP:
             s.gap_h += hours
         else:
             s.recorded_h += hours
             s.states_h[span.state] = s.states_h.get(span.state, 0.0) + hours
-    for person in told.person:
+    for person in timeline.person:
         hours = (person.end - person.begin) / 3600
         s.here_h += hours * (person.kind in (HERE, LEFT))
         s.away_h += hours * (person.kind == AWAY)
-    for task in told.tasks:
+    for task in timeline.tasks:
         s.given_h += (task.end - task.begin) / 3600
-        if task.end >= told.end:
+        if task.end >= timeline.end:
             continue  # it goes on, or ends on another day
-        s.done += task.outcome == "done"
-        s.failed += task.outcome == "failed"
-        s.lost += task.outcome == "lost"
-        if task.outcome == "handed back":
+        s.done += task.outcome is TaskOutcome.DONE
+        s.failed += task.outcome is TaskOutcome.FAILED
+        s.lost += task.outcome is TaskOutcome.LOST
+        if task.outcome is TaskOutcome.HANDED_BACK:
             s.handed_back[task.row] = s.handed_back.get(task.row, 0) + 1
         if task.reaction_s is not None:
             s.reactions_s.append(task.reaction_s)

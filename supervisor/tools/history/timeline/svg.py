@@ -1,8 +1,8 @@
-"""A timeline as SVG: a day is four lanes (states, tasks, person, load against its limits), drawn alike on page and picture.
+"""A timeline as SVG: a day has four lanes (states, tasks, person, load against its limits), the same on page and picture.
 
-Places across are percents, so that a day fits any width and its patterns are not stretched. Colours are Okabe and Ito's,
-which people with colour blindness tell apart; every state has a pattern of its own besides, and its name where there is
-room. Every part says in its `<title>` what it means.
+Places across are percents, so that a day fits any width and its patterns are not stretched. The colours are Okabe and
+Ito's, which people with colour blindness can tell apart. Every state also has a pattern of its own, and its name where
+there is room. The `<title>` of every part says what it means.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from xml.sax.saxutils import escape
 from states.limits import Limits
 from states.memory import State
 from supervisor.tools.history.svg_to_png import FONT
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Point
-from supervisor.tools.history.timeline.timeline import Timeline, steps
-from supervisor.tools.history.timeline.words import clock, date, day_words, person_words, span_words, summary_rows, task_words
+from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Point, Span, TaskOutcome, TaskSpan, Timeline
+from supervisor.tools.history.timeline.words import clock, date, day_text, person_text, span_text, summary_rows, task_text
 
 HEIGHT: Final = 122  # of a day, in pixels
 _STATE_Y, _TASK_Y, _PERSON_Y, _LOAD_Y, _HOUR_Y = 8, 40, 54, 70, 116
 _STATE_H, _TASK_H, _PERSON_H, _LOAD_H = 28, 9, 9, 32
 _BIN_S: Final = 300.0  # the load is drawn by its highest reading in five minutes
-_LEAST: Final = 0.09  # percent of the width that anything has at least, about a pixel
-_BRIEF_S: Final = 1.0  # a stay shorter than this is in the sums and in the words of its neighbours, not on the band
-_TOP: Final = 1.25  # what the load's lane shows at most, as a share of the limit
+_LEAST: Final = 0.09  # percent of the width that everything has at least, about a pixel
+_BRIEF_S: Final = 1.0  # a shorter stay is not drawn; the sums and the texts of its neighbours hold it
+_TOP: Final = 1.25  # the most that the load's lane shows, as a share of the limit
 
 FILLS: Final = {
     State.DISABLED: "#999999",
@@ -34,7 +33,7 @@ FILLS: Final = {
     State.RUNNING: "#009e73",
     State.COOLDOWN: "#e69f00",
 }
-# The pattern over each fill: what is drawn in a tile of 8 pixels.
+# The pattern over each fill, in a tile of 8 pixels.
 TILES: Final = {
     State.DISABLED: "M0 0 L8 8 M8 0 L0 8",
     State.IDLE_WAIT: "M0 4 H8",
@@ -42,16 +41,12 @@ TILES: Final = {
     State.RUNNING: "",
     State.COOLDOWN: "M-2 2 L2 -2 M0 8 L8 0 M6 10 L10 6",
 }
-# What stands for a state where its name has no room.
-LETTERS: Final = {
-    State.DISABLED: "D",
-    State.IDLE_WAIT: "I",
-    State.READY: "Y",
-    State.RUNNING: "R",
-    State.COOLDOWN: "C",
-}
+# For a state whose name has no room.
+LETTERS: Final = {State.DISABLED: "D", State.IDLE_WAIT: "I", State.READY: "Y", State.RUNNING: "R", State.COOLDOWN: "C"}
 HATCH: Final = TILES[State.COOLDOWN]
 CURVES: Final = (("cpu", "CPU", "%"), ("gpu", "GPU", "%"), ("vram", "VRAM", "GiB"))
+
+ENDED_BADLY: Final = (TaskOutcome.HANDED_BACK, TaskOutcome.FAILED, TaskOutcome.LOST)
 
 _PERSON_FILL: Final = {
     HERE: 'class="body here"',
@@ -87,7 +82,7 @@ def dark_style() -> str:
 
 
 def patterns() -> str:
-    """The fills, to be put once into a document."""
+    """The fills; a document needs them once."""
 
     def tile(name: str, back: str, kind: str, path: str) -> str:
         return (
@@ -105,72 +100,78 @@ def patterns() -> str:
     return f"<defs>{''.join(parts)}</defs>"
 
 
+class _Scale:
+    """Places across a day, in percent."""
+
+    def __init__(self, begin: float, longest_s: float) -> None:
+        self.begin = begin
+        self.longest_s = longest_s
+
+    def x(self, at: float) -> str:
+        return f"{100 * (at - self.begin) / self.longest_s:.3f}%"
+
+    def bar(self, begin: float, end: float, y: int, height: int, kind: str) -> str:
+        """A rectangle with the attributes `kind`."""
+        width = max(100 * (end - begin) / self.longest_s, _LEAST)
+        return f'<rect {kind} x="{self.x(begin)}" y="{y}" width="{width:.3f}%" height="{height}"/>'
+
+
 def day(part: Timeline, begin: float, end: float, longest_s: float, place: str, width: float = 1000.0) -> str:
     """A local day in its lanes, as an `<svg>` with the attributes `place`; `width` in pixels, as far as it is known."""
-
-    def x(at: float) -> str:
-        return f"{100 * (at - begin) / longest_s:.3f}%"
-
-    def wide(a: float, b: float) -> str:
-        return f"{max(100 * (b - a) / longest_s, _LEAST):.3f}%"
-
-    out = [f'<svg {place} role="group" aria-label="{_attribute(date(begin))}">', *_hours(begin, end, x)]
-    out.append('<g class="lane" role="group" aria-label="states">')
-    shown_spans = (s for s in part.spans if s.end - s.begin >= _BRIEF_S)
-    for span in sorted(shown_spans, key=lambda s: s.end - s.begin < longest_s * _LEAST / 100):  # short stays lie on top
-        share = (span.end - span.begin) / longest_s
-        kind = span.state if span.state in FILLS or span.state == GAP else GAP  # a state of another version has no colour
-        body = (
-            f'<rect class="body {kind.lower()}" x="{x(span.begin)}" y="{_STATE_Y}" width="{wide(span.begin, span.end)}" '
-            f'height="{_STATE_H}" fill="url(#p-{kind})"/>'
-        )
-        name = "no record" if span.state == GAP else span.state
-        if share > 0.009 and (share > 0.075 or span.state != GAP):  # its name where there is room, else the first letter
-            text, shown = name, "name" if share > 0.24 else "name narrow"
-            if share <= 0.075:
-                text, shown = next((letter for state, letter in LETTERS.items() if state == name), "?"), "name narrow mid"
-            at = x((span.begin + span.end) / 2 if len(text) == 1 else span.begin + 0.004 * longest_s)
-            ink = " ink" if span.state == GAP else ""
-            body += f'<text class="{shown}{ink}" x="{at}" y="{_STATE_Y + 18}">{escape(text)}</text>'
-        out.append(_segment(span_words(span, part.tasks), body))
-    out.append('</g><g class="lane" role="group" aria-label="tasks">')
-    for task in part.tasks:
-        fill = ' fill="url(#p-back)"' if task.outcome == "handed back" else ""
-        kind = "" if fill else f" task {task.outcome}"
-        body = (
-            f'<rect class="body{kind}" x="{x(task.begin)}" y="{_TASK_Y}" width="{wide(task.begin, task.end)}" '
-            f'height="{_TASK_H}"{fill}/>'
-        )
-        if task.outcome in ("handed back", "failed", "lost") and task.end < end:
-            flag = '<path class="flag" d="M-4.5 -4 H4.5 L0 4 z"/>'
-            if task.outcome == "failed":
-                flag = '<path class="cross" d="M-3 -4 L3 2 M3 -4 L-3 2"/>'
-            body += f'<svg x="{x(task.end)}" y="{_TASK_Y}" overflow="visible">{flag}</svg>'
-        out.append(_segment(task_words(task), body))
-    out.append('</g><g class="lane" role="group" aria-label="person">')
-    for person in part.person:
-        if person.kind == AWAY:
-            continue
-        body = (
-            f'<rect {_PERSON_FILL[person.kind]} x="{x(person.begin)}" y="{_PERSON_Y}" '
-            f'width="{wide(person.begin, person.end)}" height="{_PERSON_H}"/>'
-        )
-        out.append(_segment(person_words(person), body))
-    out.append('</g><g class="lane" role="group" aria-label="events">')
-    for mark in part.marks:
-        body = f'<svg x="{x(mark.at)}" y="0" overflow="visible"><circle class="mark body" cx="0" cy="4" r="3"/></svg>'
-        out.append(_segment(f"{clock(mark.at)} {mark.words}", body))
-    out += ["</g>", _load(part, begin, longest_s, width), "</svg>"]
-    return "".join(out)
+    scale = _Scale(begin, longest_s)
+    drawn = (s for s in part.spans if s.end - s.begin >= _BRIEF_S)
+    spans = sorted(drawn, key=lambda s: s.end - s.begin < longest_s * _LEAST / 100)  # short stays lie on top
+    person = (p for p in part.person if p.kind != AWAY)
+    marks = ((m, f'<svg x="{scale.x(m.at)}" y="0" overflow="visible"><circle class="mark body" cx="0" cy="4" r="3"/></svg>')
+             for m in part.marks)  # fmt: skip
+    lanes = {
+        "states": [(span_text(s, part.tasks), _state(s, scale)) for s in spans],
+        "tasks": [(task_text(t), _task(t, scale, end)) for t in part.tasks],
+        "person": [
+            (person_text(p), scale.bar(p.begin, p.end, _PERSON_Y, _PERSON_H, _PERSON_FILL[p.kind])) for p in person
+        ],
+        "events": [(f"{clock(mark.at)} {mark.text}", body) for mark, body in marks],
+    }
+    out = [f'<svg {place} role="group" aria-label="{_attribute(date(begin))}">', *_hours(begin, end, scale)]
+    for name, parts in lanes.items():
+        out.append(f'<g class="lane" role="group" aria-label="{name}">')
+        out += [f'<g class="seg"><title>{escape(title)}</title>{body}</g>' for title, body in parts]
+        out.append("</g>")
+    return "".join((*out, _load(part, begin, longest_s, width), "</svg>"))
 
 
-def _segment(words: str, body: str) -> str:
-    return f'<g class="seg"><title>{escape(words)}</title>{body}</g>'
+def _state(span: Span, scale: _Scale) -> str:
+    """A stay with its name where there is room, else with its letter."""
+    share = (span.end - span.begin) / scale.longest_s
+    kind = span.state if span.state in FILLS or span.state == GAP else GAP  # a state of another version has no colour
+    body = scale.bar(span.begin, span.end, _STATE_Y, _STATE_H, f'class="body {kind.lower()}" fill="url(#p-{kind})"')
+    if share <= 0.009 or (share <= 0.075 and span.state == GAP):
+        return body
+    text, at = "no record" if span.state == GAP else span.state, span.begin + 0.004 * scale.longest_s
+    shown = "name" if share > 0.24 else "name narrow"
+    if share <= 0.075:
+        letter = next((letter for state, letter in LETTERS.items() if state == text), "?")
+        text, shown, at = letter, "name narrow mid", (span.begin + span.end) / 2
+    ink = " ink" if span.state == GAP else ""
+    return f'{body}<text class="{shown}{ink}" x="{scale.x(at)}" y="{_STATE_Y + 18}">{escape(text)}</text>'
 
 
-def _hours(begin: float, end: float, x: object) -> Iterable[str]:
-    """Lines and figures, every three hours of the day's own clock."""
-    assert callable(x)
+def _task(task: TaskSpan, scale: _Scale, end: float) -> str:
+    """A task, with a sign at its end if it did not end well."""
+    handed_back = task.outcome is TaskOutcome.HANDED_BACK
+    kind = 'class="body" fill="url(#p-back)"' if handed_back else f'class="body task {task.outcome}"'
+    body = scale.bar(task.begin, task.end, _TASK_Y, _TASK_H, kind)
+    if task.outcome in ENDED_BADLY and task.end < end:
+        flag = '<path class="flag" d="M-4.5 -4 H4.5 L0 4 z"/>'
+        if task.outcome is TaskOutcome.FAILED:
+            flag = '<path class="cross" d="M-3 -4 L3 2 M3 -4 L-3 2"/>'
+        body += f'<svg x="{scale.x(task.end)}" y="{_TASK_Y}" overflow="visible">{flag}</svg>'
+    return body
+
+
+def _hours(begin: float, end: float, scale: _Scale) -> Iterable[str]:
+    """Lines and figures, every three hours of the local clock."""
+    x = scale.x
     yield f'<line class="grid" x1="{x(begin)}" x2="{x(end)}" y1="{_LOAD_Y + _LOAD_H}" y2="{_LOAD_Y + _LOAD_H}"/>'
     at, last = begin, -1
     while at <= end + 1:
@@ -191,7 +192,7 @@ def _load(part: Timeline, begin: float, longest_s: float, width: float) -> str:
         return f"{_LOAD_H * (1 - min(max(share, 0), _TOP) / _TOP):.1f}"
 
     scale = width / longest_s
-    tops = [(since, tops_of(limits)) for since, _, limits in steps(part)]
+    tops = [(since, tops_of(limits)) for since, _, limits in part.steps()]
     lines = [f'<path class="limit curve" d="M0 {y(1)} H{(part.end - begin) * scale:.1f}"/>']
     for name, label, _ in CURVES:
         path, last_bin = "", -2
@@ -201,8 +202,8 @@ def _load(part: Timeline, begin: float, longest_s: float, width: float) -> str:
             path += f"{'L' if n == last_bin + 1 else 'M'}{(n + 0.5) * _BIN_S * scale:.1f} {y(value / limit)}"
             last_bin = n
         if path:
-            words = f"{label} of others, as a share of its limit"
-            lines.append(f'<path class="curve {name}" d="{path}"><title>{words}</title></path>')
+            title = f"{label} of others, as a share of its limit"
+            lines.append(f'<path class="curve {name}" d="{path}"><title>{title}</title></path>')
     return (
         f'<svg class="load" x="0" y="{_LOAD_Y}" width="100%" height="{_LOAD_H}" viewBox="0 0 {width:.0f} {_LOAD_H}" '
         f'preserveAspectRatio="none" aria-hidden="true">{"".join(lines)}</svg>'
@@ -225,7 +226,7 @@ def _bins(points: Iterable[Point], name: str, begin: float) -> list[tuple[int, f
 
 
 def swatch(place: str, kind: str) -> str:
-    """A sample of what a legend names; `kind` is a state, GAP, a curve, or one of task, back, failed, here, left, unseen."""
+    """A sample for a legend; `kind` is a state, GAP, a curve, or one of task, back, failed, here, left, unseen, mark."""
     if kind in FILLS or kind == GAP:
         body = f'<rect class="{kind.lower()}" width="28" height="14" fill="url(#p-{kind})"/>'
     elif kind in ("back", "left", "unseen"):
@@ -264,40 +265,43 @@ def picture(timeline: Timeline, dark: bool = True) -> str:
     width = left + wide + right
     days = timeline.days()
     longest_s = max(b - a for a, b in days)
-    body = [
-        _text(24, 40, "rae-node timeline", "tt ink"),
-        _text(24, 62, f"{date(timeline.begin)} to {date(timeline.end - 1)}", "t soft"),
-    ]
+    dates = f"{date(timeline.begin)} to {date(timeline.end - 1)}"
+    body = [text(24, 40, "rae-node timeline", "tt ink"), text(24, 62, dates, "t soft")]
     y = 92
     for name, value in summary_rows(timeline):
-        body += [_text(24, y, name, "t soft"), _text(210, y, value, "t ink")]
+        body += [text(24, y, name, "t soft"), text(210, y, value, "t ink")]
         y += 19
     y, x = y + 12, 24.0
     for kind, label in LEGEND:
         step = 44 + 7.4 * len(label) + 10
         if x + step > width - right:
             x, y = 24.0, y + 22
-        body += [swatch(f'x="{x:.0f}" y="{y - 11}"', kind), _text(x + 34, y, label, "t ink")]
+        body += [swatch(f'x="{x:.0f}" y="{y - 11}"', kind), text(x + 34, y, label, "t ink")]
         x += step
     y += 26
     for begin, end in days:
         part = timeline.between(begin, end)
-        body.append(_text(24, y + _STATE_Y + 12, date(begin), "t ink b"))
-        for n, words in enumerate(day_words(part).split(", ")[:5]):
-            body.append(_text(24, y + _STATE_Y + 30 + 15 * n, words, "t soft"))
+        body.append(text(24, y + _STATE_Y + 12, date(begin), "t ink b"))
+        for n, sum_ in enumerate(day_text(part).split(", ")[:5]):
+            body.append(text(24, y + _STATE_Y + 30 + 15 * n, sum_, "t soft"))
         body.append(day(part, begin, end, longest_s, f'x="{left}" y="{y}" width="{wide}" height="{HEIGHT}"', wide))
         y += HEIGHT + 8
-    height = y + 16
+    return document(width, y + 16, STYLE + (dark_style() if dark else ""), patterns(), body)
+
+
+def document(width: int, height: int, style: str, definitions: str, body: Iterable[str]) -> str:
+    """A whole SVG file on a `page` of its size."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="{FONT}"><style>{STYLE}{dark_style() if dark else ""}</style>{patterns()}'
+        f'font-family="{FONT}"><style>{style}</style>{definitions}'
         f'<rect class="page" width="{width}" height="{height}"/>{"".join(body)}</svg>\n'
     )
 
 
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text class="{kind}" x="{x:.0f}" y="{y:.0f}">{escape(text)}</text>'
+def text(x: float, y: float, content: str, kind: str) -> str:
+    """A text of the classes `kind`."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}">{escape(content)}</text>'
 
 
-def _attribute(text: str) -> str:
-    return escape(text, {'"': "&quot;"})
+def _attribute(content: str) -> str:
+    return escape(content, {'"': "&quot;"})

@@ -1,6 +1,6 @@
-"""A timeline for the terminal: two lines a day, states and below them the person, as wide as the terminal.
+"""A timeline for the terminal: two lines a day, the states and below them the person, as wide as the terminal.
 
-Every state has a sign of its own, so that nothing is told by colour alone.
+Every state has a sign of its own, so that nothing depends on colour alone.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from states.memory import State
-from supervisor.tools.history.timeline.spans import GAP, HERE, LEFT, UNSEEN
-from supervisor.tools.history.timeline.timeline import Timeline
-from supervisor.tools.history.timeline.words import date, day_words, summary_rows
+from supervisor.tools.history.timeline.spans import GAP, HERE, LEFT, UNSEEN, TaskOutcome, Timeline
+from supervisor.tools.history.timeline.words import date, day_text, summary_rows
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -52,7 +51,7 @@ def lines(timeline: Timeline, width: int) -> Iterator[Text]:
         yield row
         below = [PERSON.get(k, " ") for k in _cells(((p.begin, p.end, p.kind) for p in part.person), begin, per_s, count)]
         for task in part.tasks:
-            if task.outcome == "handed back" and task.end < end:
+            if task.outcome is TaskOutcome.HANDED_BACK and task.end < end:
                 below[min(count - 1, int((task.end - begin) * per_s))] = BACK
         yield Text(" " * _MARGIN + "".join(below).rstrip(), "magenta")
     yield Text("")
@@ -62,9 +61,9 @@ def lines(timeline: Timeline, width: int) -> Iterator[Text]:
     yield legend
     yield Text(f"{PERSON[HERE]} person here  {PERSON[LEFT]} just left  {PERSON[UNSEEN]} not known  {BACK} task handed back")
     yield Text("")
-    for begin, end in days if len(days) <= 10 else ():
-        yield Text(f"{date(begin)[:-5]:<{_MARGIN}}{day_words(timeline.between(begin, end))}")
     if len(days) <= 10:
+        for begin, end in days:
+            yield Text(f"{date(begin)[:-5]:<{_MARGIN}}{day_text(timeline.between(begin, end))}")
         yield Text("")
     for name, value in summary_rows(timeline):
         yield Text(f"{name:<25} {value}")

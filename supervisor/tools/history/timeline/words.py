@@ -1,4 +1,4 @@
-"""Words that every form of the timeline uses: in the terminal, on the picture and on the page."""
+"""Texts that every form of the timeline uses: the terminal, the picture and the page."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from statistics import median
 
 from states.memory import State
 from states.words import elapsed
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, PersonSpan, Span, TaskSpan
+from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, PersonSpan, Span, TaskSpan, Timeline
 from supervisor.tools.history.timeline.sums import summary
-from supervisor.tools.history.timeline.timeline import Timeline
 
 
 def quick(seconds: float) -> str:
-    """A reaction: milliseconds, or seconds with one decimal."""
+    """A reaction: `4 ms`, `2.0 s`, `5 min`."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s" if seconds < 100 else elapsed(seconds)
 
 
@@ -35,54 +34,56 @@ def hours(value: float) -> str:
     return elapsed(value * 3600) if value < 24 else f"{value:.0f} h"
 
 
-def span_words(span: Span, tasks: Iterable[TaskSpan] = ()) -> str:
-    """A span in lines: what, when, why it was entered, what was said, and what ended it."""
-    name = "no record" if span.state == GAP else span.state
-    lines = [f"{name}, {clock(span.begin)} to {clock(span.end)} ({elapsed(span.end - span.begin)})"]
+def _from_to(span: Span | TaskSpan | PersonSpan) -> str:
+    return f"{clock(span.begin)} to {clock(span.end)} ({elapsed(span.end - span.begin)})"
+
+
+def span_text(span: Span, tasks: Iterable[TaskSpan] = ()) -> str:
+    """A span in lines: what, when, why it was entered, the reasons given meanwhile, its tasks, and what ended it."""
+    lines = [f"{'no record' if span.state == GAP else span.state}, {_from_to(span)}"]
     if span.why:
         lines.append(span.why if span.state == GAP else f"because {span.why}")
     if span.state != State.RUNNING:
-        lines += [f"said: {text}" for text in span.words]
-    inside = [t for t in tasks if t.begin < span.end and t.end > span.begin]
-    counts = Counter(t.outcome for t in inside)
-    if inside:
-        told = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
-        lines.append(f"{len(inside)} {'task' if len(inside) == 1 else 'tasks'}: {told}")
+        lines += [f"reason: {reason}" for reason in span.reasons]
+    counts = Counter(t.outcome for t in tasks if t.begin < span.end and t.end > span.begin)
+    if counts:
+        outcomes = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+        lines.append(f"{counts.total()} {'task' if counts.total() == 1 else 'tasks'}: {outcomes}")
     if span.left:
         lines.append(f"until {span.left}")
     return "\n".join(lines)
 
 
-def task_words(task: TaskSpan) -> str:
+def task_text(task: TaskSpan) -> str:
     """A task in lines."""
     name = f"{task.type or 'task'} {short(task.id)}".rstrip()
-    lines = [f"{name}: {task.outcome}, {clock(task.begin)} to {clock(task.end)} ({elapsed(task.end - task.begin)})"]
+    lines = [f"{name}: {task.outcome}, {_from_to(task)}"]
     if task.why:
         lines.append(task.why)
     if task.reaction_s is not None:
-        lines.append(f"gone {quick(task.reaction_s)} after the person's sign")
+        lines.append(f"gone {quick(task.reaction_s)} after the person came back")
     return "\n".join(lines)
 
 
-def person_words(span: PersonSpan) -> str:
-    """The person in lines."""
-    words = {HERE: "somebody is here", LEFT: "just left, not away for long enough", AWAY: "nobody here", UNSEEN: "not known"}
-    return f"{words[span.kind]}, {clock(span.begin)} to {clock(span.end)} ({elapsed(span.end - span.begin)})"
+def person_text(span: PersonSpan) -> str:
+    """The person in a line."""
+    texts = {HERE: "person here", LEFT: "just left, not away for long enough", AWAY: "person away", UNSEEN: "not known"}
+    return f"{texts[span.kind]}, {_from_to(span)}"
 
 
-def day_words(part: Timeline) -> str:
+def day_text(part: Timeline) -> str:
     """A day's sums in a line."""
     s = summary(part)
-    told = [f"{hours(s.given_h)} given", f"{s.done} done"]
-    told += [f"{s.failed} failed"] if s.failed else []
-    told += [f"{s.preempted} handed back"] if s.preempted else []
-    told += [f"{s.lost} lost"] if s.lost else []
-    told += [f"no record of {hours(s.gap_h)}"] if s.gap_h > 0.05 else []
-    return ", ".join(told)
+    parts = [f"{hours(s.given_h)} given", f"{s.done} done"]
+    parts += [f"{s.failed} failed"] if s.failed else []
+    parts += [f"{s.preempted} handed back"] if s.preempted else []
+    parts += [f"{s.lost} lost"] if s.lost else []
+    parts += [f"no record of {hours(s.gap_h)}"] if s.gap_h > 0.05 else []
+    return ", ".join(parts)
 
 
 def summary_rows(timeline: Timeline) -> list[tuple[str, str]]:
-    """The summary as (name, value), for every form."""
+    """The summary as (name, value)."""
     s = summary(timeline)
     share = f" ({100 * s.given_h / s.recorded_h:.0f} % of the time on record)" if s.recorded_h else ""
     states = ", ".join(f"{state} {hours(s.states_h[state])}" for state in State if s.states_h.get(state, 0) > 0)
@@ -91,18 +92,17 @@ def summary_rows(timeline: Timeline) -> list[tuple[str, str]]:
         ("Given to tasks", hours(s.given_h) + share),
         ("Tasks done", f"{s.done}" + (f", {s.failed} failed" if s.failed else "") + (f", {s.lost} lost" if s.lost else "")),
         ("Handed back", f"{s.preempted}" + (f": {back}" if back else "")),
-        ("From sign to no process", _reaction_words(s.reactions_s)),
+        ("Person back → task gone", _reactions(s.reactions_s)),
         ("Person at the machine", f"{hours(s.here_h)}; away {hours(s.away_h)}"),
         ("States", states),
-        ("No record", hours(s.gap_h) if s.gap_h > 0.01 else "none missing"),
+        ("No record", hours(s.gap_h) if s.gap_h > 0.01 else "nothing is missing"),
     ]
     if timeline.left_out:
         rows.append(("Lines left out", f"{timeline.left_out}: torn, or of another version or form"))
     return rows
 
 
-def _reaction_words(reactions_s: list[float]) -> str:
-    """Median and worst of the seconds from a sign to no process, with how many there were."""
+def _reactions(reactions_s: list[float]) -> str:
     if not reactions_s:
         return "nobody came back to a task"
     worst, count = max(reactions_s), len(reactions_s)

@@ -1,10 +1,10 @@
-// The page's own script: words on hover and by keyboard, and the readings, drawn by uPlot. Nothing is fetched.
+// The page's own script: texts on hover and by keyboard, and the readings, drawn by uPlot. Nothing is fetched.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const tip = document.getElementById("tip"), told = document.getElementById("told");
+  const tip = document.getElementById("tip"), live = document.getElementById("live");
 
-  // --- local time of the node, whatever the reader's
+  // --- local time of the node, not of the reader
 
   const offset = t => { let o = data.zone[0][1]; for (const [since, s] of data.zone) if (t >= since) o = s; return o; };
   const local = t => new Date((t + offset(t)) * 1000);
@@ -13,7 +13,7 @@
   const hhmm = t => { const d = local(t); return two(d.getUTCHours()) + ":" + two(d.getUTCMinutes()); };
   const date = t => { const d = local(t); return WEEKDAYS[d.getUTCDay()] + " " + d.getUTCDate(); };
 
-  // --- words
+  // --- texts
 
   const place = (x, y) => {
     tip.hidden = false;
@@ -73,7 +73,7 @@
     if (!seg) { hide(); return; }
     const b = box(seg);
     show(seg, b.left + b.width / 2, b.bottom);
-    told.textContent = seg.getAttribute("aria-label");
+    live.textContent = seg.getAttribute("aria-label");
   });
   document.addEventListener("pointermove", event => {
     const seg = event.target.closest?.(".seg");
@@ -145,7 +145,7 @@
         k = Math.max(0, Math.min(xs.length - 1, k));
         if (xs[k] < min || xs[k] > max) range(xs[k] - wide / 2, xs[k] + wide / 2);
         u.setCursor({ left: u.valToPos(xs[k], "x"), top: 10 }, true, true);
-        told.textContent = `${date(xs[k])} ${hhmm(xs[k])}: ${label} ${value(data[name][k])}, limit ${value(u.data[2][k])}`;
+        live.textContent = `${date(xs[k])} ${hhmm(xs[k])}: ${label} ${value(data[name][k])}, limit ${value(u.data[2][k])}`;
       } else if (event.key === "+" || event.key === "=") range(at - wide / 4, at + wide / 4);
       else if (event.key === "-") range(at - wide, at + wide);
       else if (event.key === "0") range(begin, end);
