@@ -149,7 +149,7 @@ def _gpu_free(o: Observation, _m: Memory, lim: Limits) -> Judgement:
 
 
 def _still_held(held: str) -> str:
-    return f"VRAM is still held after the task: {held} (gpu.vram_release_sec)"
+    return f"VRAM is still held after the task: {held}"
 
 
 def _tell_gpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:

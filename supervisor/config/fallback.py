@@ -36,7 +36,7 @@ def salvage(folder: Path) -> Config:
         text = read(folder, NODE_FILE) or ""
     except Refused:
         text = ""
-    node = judge(NodeSettings, text, NODE_FILE, []) or NodeSettings(paths=_paths(text))
+    node = judge(NodeSettings, text, NODE_FILE, [], []) or NodeSettings(paths=_paths(text))
     paths = Folders(**{name: resolve(folder, getattr(node.paths, name)) for name in node.paths.__struct_fields__})
     return Config(folder, OFF, node, Limits(gpu_required=node.gpu.presence == "required"), paths, node.node.id or "node")
 

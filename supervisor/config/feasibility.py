@@ -12,8 +12,6 @@ from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, NodeSettings, Runt
 # below these is never kept for long enough.
 IDLE_DESKTOP_PERCENT: Final = 2.0
 IDLE_DESKTOP_VRAM_GB: Final = 0.1
-# Sensors look every two seconds at best, and a look may take one: a reading may not be too old before the next is there.
-FRESH_SEC: Final = 3.0
 # A hottest sensor colder than a room does not exist.
 ROOM_C: Final = 30.0
 
@@ -44,13 +42,6 @@ def unreachable(runtime: Runtime, node: NodeSettings) -> list[str]:
     if safety.detect_active_user and not (node.presence.sessions or node.presence.terminals or _input(node)):
         why = "with presence.terminals false as well nothing tells that the user is away; set one of them to true"
         never(NODE_FILE, "presence.sessions", False, why)
-    least_gpu_age = max(FRESH_SEC, node.gpu.look_interval_sec + 1.0)
-    ages = [("gpu.max_age_sec", node.gpu.max_age_sec, least_gpu_age), ("host.max_age_sec", node.host.max_age_sec, FRESH_SEC)]
-    if safety.detect_active_user:
-        ages.append(("presence.max_age_sec", node.presence.max_age_sec, FRESH_SEC))
-    for name, value, least in ages:
-        if value < least:
-            never(NODE_FILE, name, value, f"readings are older than that before the next look; set it to {least:g} or more")
     if node.host.max_temperature_c < ROOM_C:
         why = f"no machine is that cold; set it to {ROOM_C:g} or more"
         never(NODE_FILE, "host.max_temperature_c", node.host.max_temperature_c, why)

@@ -93,7 +93,7 @@ def load(folder: Path) -> Config:
         text = read(folder, RUNTIME_FILE)
         if text is None:
             raise Refused(_missing(folder))
-        runtime = judge(Runtime, text, RUNTIME_FILE, problems)
+        runtime = judge(Runtime, text, RUNTIME_FILE, problems, notes)
     except Refused as refused:
         problems.append(refused.problem)
 
@@ -103,7 +103,7 @@ def load(folder: Path) -> Config:
         if text is None:
             notes.append(f"{NODE_FILE}: not found in {folder}; every setting is at its default")
         else:
-            node = judge(NodeSettings, text, NODE_FILE, problems, lambda walk, node: cross_check(walk, node, folder))
+            node = judge(NodeSettings, text, NODE_FILE, problems, notes, lambda walk, node: cross_check(walk, node, folder))
     except Refused as refused:
         problems.append(refused.problem)
 
@@ -174,10 +174,6 @@ def limits_of(runtime: Runtime, node: NodeSettings) -> Limits:
         hold_s=node.work.hold_sec,
         holds_s={name: hold for name, task in node.tasks.items() if (hold := _hold(task)) is not None},
         gpu_required=node.gpu.presence == "required",
-        max_age_person_s=node.presence.max_age_sec,
-        max_age_gpu_s=node.gpu.max_age_sec,
-        max_age_cpu_s=node.host.max_age_sec,
-        max_age_host_s=node.host.max_age_sec,
     )
 
 

@@ -44,9 +44,6 @@ ConsumerName = Annotated[
         extra={"allowed": "1 to 64 letters, digits, dashes and underscores"},
     ),
 ]
-UrlPath = Annotated[
-    str, Meta(pattern="^/[!-~]{0,255}$", extra={"allowed": "a path that begins with /, without spaces"})
-]
 TaskTypeName = Annotated[
     str, Meta(pattern="^[^\\x00-\\x1f\\x7f]{1,128}$", extra={"allowed": "a task type of 1 to 128 characters"})
 ]
@@ -146,17 +143,6 @@ class Token(Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
-class ControlPaths(Struct, frozen=True, forbid_unknown_fields=True):
-    """Paths that override the found dialect's; nothing, because every known release is recognised by itself."""
-
-    register: Annotated[UrlPath | None, Meta(description="POST: makes the node known.")] = None
-    heartbeat: Annotated[UrlPath | None, Meta(description="POST: says that the node is alive.")] = None
-    poll: Annotated[UrlPath | None, Meta(description="GET: asks for a task.")] = None
-    task: Annotated[UrlPath | None, Meta(description="GET: one task; {id} stands for its id.")] = None
-    tasks: Annotated[UrlPath | None, Meta(description="POST: a task anew, when it is given back.")] = None
-    result: Annotated[UrlPath | None, Meta(description="POST: the outcome; {id} stands for the task's id.")] = None
-
-
 class Nats(Struct, frozen=True, forbid_unknown_fields=True):
     """What only source: nats needs. The user is node.id, its password the key of control.token."""
 
@@ -190,7 +176,6 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "A", "B", "C", "D"],
         Meta(description="Which release's paths to use. auto asks the server, so that its upgrade needs no edit here."),
     ] = "auto"
-    paths: ControlPaths = field(default_factory=ControlPaths)
     ca_file: Annotated[
         Filled | None,
         Meta(
@@ -198,29 +183,6 @@ class Control(Struct, frozen=True, forbid_unknown_fields=True):
             "folder. Nothing: the system's."
         ),
     ] = None
-    connect_timeout_sec: Annotated[
-        float, Meta(gt=0, le=120, description="For the connection; a machine on the same network answers in far less.")
-    ] = 5.0
-    read_timeout_sec: Annotated[
-        float, Meta(gt=0, le=300, description="Between two pieces of an answer; a busy server may think a while.")
-    ] = 15.0
-    total_timeout_sec: Annotated[
-        float, Meta(gt=0, le=600, description="For one request in all: a trickling answer must not hold the link.")
-    ] = 30.0
-    max_answer_mb: Annotated[
-        float, Meta(gt=0, le=256, description="MiB of one answer; more is refused: no server may fill the memory.")
-    ] = 16.0
-    max_requests_per_sec: Annotated[
-        int,
-        Meta(
-            ge=1, le=1000,
-            description="Requests within any second, whatever they are for. Intervals and back-off keep far below it; this "
-            "bounds also what nobody thought of, and short tasks in a row: each takes two.",
-        ),
-    ] = 100
-    backoff_max_sec: Annotated[
-        float, Meta(gt=0, le=3600, description="The longest pause between two tries while the control node is away.")
-    ] = 300.0
 
 
 class Notice(Struct, frozen=True, forbid_unknown_fields=True):
@@ -383,23 +345,6 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
             "mutter", "budgie-wm", "picom", "labwc", "wayfire", "niri", "Hyprland", "cosmic-comp",
         ]
     )
-    display_cap_gb: Annotated[
-        float, Meta(ge=0, le=64, description="GiB of VRAM up to which a display server only draws a desktop.")
-    ] = 2.0
-    look_interval_sec: Annotated[
-        float, Meta(ge=0.2, le=60, description="Time between two looks at a GPU that is awake; others sleep on.")
-    ] = 2.0
-    vram_release_sec: Annotated[
-        float,
-        Meta(
-            ge=0.1, le=60,
-            description="How long the VRAM of a task that is gone may take to become free; drivers are late. Held longer, it "
-            "blocks until it is free.",
-        ),
-    ] = 5.0
-    max_age_sec: Annotated[
-        float, Meta(gt=0, le=600, description="Age of a reading above which the GPU is unknown, which blocks.")
-    ] = 80.0
 
 
 class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -417,9 +362,6 @@ class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
             "read /dev/input (group input), for the other signs show the person as well. required: none to read blocks."
         ),
     ] = "auto"
-    gamepad_dead_zone_percent: Annotated[
-        float, Meta(ge=0, le=90, description="How far a worn stick may drift, in percent of its way, without being a person.")
-    ] = 25.0
     ignore_bumps: Annotated[
         bool,
         Meta(
@@ -434,9 +376,6 @@ class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
             "Empty: all count, as a film or a call is a person who does not type."
         ),
     ] = field(default_factory=list)
-    max_age_sec: Annotated[
-        float, Meta(gt=0, le=600, description="Age of a look above which the user is unknown, which blocks.")
-    ] = 80.0
 
 
 class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -490,18 +429,9 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     check_interval_sec: Annotated[
         float, Meta(ge=1, le=3600, description="Time between two runs of host.checks; their answers hold that long.")
     ] = 60.0
-    check_timeout_sec: Annotated[
-        float, Meta(ge=0.1, le=60, description="How long one of host.checks may take before it is killed.")
-    ] = 5.0
     max_temperature_c: Annotated[
         float, Meta(gt=0, le=120, description="Degrees Celsius of the hottest sensor above which it must rest.")
     ] = 95.0
-    cpu_window_sec: Annotated[
-        float, Meta(gt=0, le=300, description="CPU use is averaged over this time: a short burst stops nothing.")
-    ] = 10.0
-    max_age_sec: Annotated[
-        float, Meta(gt=0, le=600, description="Age of a reading above which CPU and host are unknown, which blocks.")
-    ] = 30.0
 
 
 class Work(Struct, frozen=True, forbid_unknown_fields=True):
@@ -524,14 +454,6 @@ class Work(Struct, frozen=True, forbid_unknown_fields=True):
             "may say its own. 0: stopped at once, as the person comes first.",
         ),
     ] = 0.0
-    settle_sec: Annotated[
-        float,
-        Meta(
-            ge=0, le=3600,
-            description="How long CPU, GPU load and VRAM must have been within their limits again before they count as free; "
-            "too much counts at once. So a load that comes and goes does not switch the node with it. 0: at once.",
-        ),
-    ] = 10.0
     hours: Annotated[
         list[Hours],
         Meta(

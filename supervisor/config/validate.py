@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 
 import msgspec
 
+from supervisor.config.removed import REMOVED
 from supervisor.config.yaml_reader import Mapping, Node, Problem, Scalar, Sequence, found, parse, printable, resolved
 
 MAX_PROBLEMS: Final = 100  # of one file; more help nobody
@@ -31,8 +32,11 @@ _WHOLE: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")  # fits any bound; lo
 Check = Callable[["Walk", Any], None]
 
 
-def judge(cls: type[_S], text: str, file: str, problems: list[Problem], check: Check | None = None) -> _S | None:
-    """A file's text as its struct; adds what is wrong, in file order, and gives None then."""
+def judge(
+    cls: type[_S], text: str, file: str, problems: list[Problem], notes: list[str], check: Check | None = None
+) -> _S | None:
+    """A file's text as its struct. What is wrong is added to `problems`, in file order, and the result is None then; a removed
+    setting adds a line to `notes`."""
     root, refused = parse(text, file)
     walk = Walk(file, refused)
     if root is None and not _required(cls):
@@ -40,6 +44,7 @@ def judge(cls: type[_S], text: str, file: str, problems: list[Problem], check: C
     value = walk.section(cls, Scalar(1, 1, "", True) if root is None else root, "", Node(1, 1))
     if not walk.problems and check is not None and isinstance(value, cls):
         check(walk, value)
+    notes.extend(walk.notes)
     if walk.problems:
         ordered = sorted(walk.problems, key=lambda problem: (problem.line, problem.column))
         problems.extend(ordered[:MAX_PROBLEMS])
@@ -56,6 +61,7 @@ class Walk:
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self.file = file
         self.problems = problems
+        self.notes: list[str] = []
         self.places: dict[str, Node] = {}
 
     def refuse(self, place: Node, path: str, what: str, allowed: str) -> None:
@@ -73,6 +79,9 @@ class Walk:
         for name, (name_node, value_node) in self._pairs(node, path).items():
             if name in fields:
                 values[name] = self._value(fields[name].type, value_node, join(path, name), name_node)
+            elif why := REMOVED.get(join(path, name)):
+                place = f"{self.file}:{name_node.line}:{name_node.column}"
+                self.notes.append(f"{place}: {join(path, name)} was removed: {why}; delete the line")
             else:
                 self.refuse(name_node, join(path, name), "an unknown field", _names(fields, name, len(self.problems)))
         for name, f in fields.items():

@@ -51,6 +51,8 @@ def serve(folder: Path, *, unattended: bool = False) -> int:
         if not unattended:
             return _refuse(2, errno.EINVAL, problems[0])
         config = salvage(folder)
+    for note in config.notes:
+        say(note)
     obstacles = prepare(config)
     for line in obstacles:
         say(line)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FIRST_TICK_S: Final = 0.01
 # How often a GPU that is in use by others is looked at, to see that it is free again.
 GPU_AGAIN_S: Final = 5.0
+LOOK_INTERVAL_S: Final = 2.0  # between two looks at a GPU that works for us
 # What a claim waits for a reading of the GPU of this very moment (it is checked once more before the start).
 GPU_CHECK_S: Final = 1.0
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
@@ -299,9 +300,9 @@ class Node:
         """
         interval_s: float | None = None
         if state is State.RUNNING or (gpu_free and self.sensors.gpu.own.left):
-            interval_s = self.config.node.gpu.look_interval_sec
+            interval_s = LOOK_INTERVAL_S
         elif not gpu_free:
-            interval_s = max(GPU_AGAIN_S, self.config.node.gpu.look_interval_sec)
+            interval_s = GPU_AGAIN_S
         self.sensors.gpu.demand(interval_s)
         if state is not State.RUNNING and self.slot.tree is None:
             self.sensors.sessions.release_delay()
@@ -310,7 +311,7 @@ class Node:
         """Before a start: a reading at rest may be a minute old."""
         reading, now_s = self.sensors.gpu.latest(self.clock.now_s()), self.clock.now_s()
         absent = reading.value is not None and not reading.value.present
-        if not absent and now_s - reading.read_at_s > self.config.node.gpu.look_interval_sec:
+        if not absent and now_s - reading.read_at_s > LOOK_INTERVAL_S:
             await self.sensors.gpu.refresh(GPU_CHECK_S)
 
     def inhibitor_words(self) -> str:

@@ -24,6 +24,8 @@ from supervisor.sensors.presence.logind import Sessions
 from supervisor.sensors.presence.terminals import Terminals
 
 START_S: Final = 3.0
+# How long a load must have been below its limit to count as below it; a load that comes and goes must not switch the node.
+SETTLE_S: Final = 10.0
 
 
 def _local(clock: Clock) -> time.struct_time:
@@ -59,10 +61,10 @@ class SensorSet:
         self._sleep_lock = sleep_lock
         own_task = own_task or NoOwnTask()
         owners = SessionOwners()
-        self.agent_reports = AgentReports(clock, config.node.presence, owners)
+        self.agent_reports = AgentReports(clock, config.node.presence, owners, config.limits.max_age_person_s)
         self.sessions = Sessions(
             self.bus, clock, config.node.presence, owners,
-            delay_locks=daemon, start_is_sign=daemon, proof=self.agent_reports.proof,
+            max_age_s=config.limits.max_age_person_s, delay_locks=daemon, start_is_sign=daemon, proof=self.agent_reports.proof,
         )  # fmt: skip
         self.gpu = Gpus(Setup(clock, config.node.gpu, own_task.pids, config.limits.max_age_gpu_s))
         self.host = HostSensor(
@@ -75,7 +77,7 @@ class SensorSet:
             metered=None if config.node.host.allow_metered else Metered(self.bus),
         )
         first_sign_s = clock.now_s() if daemon else NEVER
-        settle_s = config.node.work.settle_sec if daemon else 0.0
+        settle_s = SETTLE_S if daemon else 0.0
         presence = self._presence(config, clock)
         self.observer = Observer(presence, self.gpu.latest, self.host.cpu, self._host, first_sign_s, settle_s)
         self._starting: list[asyncio.Task[None]] = []
@@ -93,7 +95,6 @@ class SensorSet:
                 InputDevices(
                     clock,
                     required=wanted.input == "required" or not found,  # as the only source it must see the person
-                    dead_zone=wanted.gamepad_dead_zone_percent / 100,
                     ignore_bumps=wanted.ignore_bumps,
                 ),
                 IdleDetect(clock),

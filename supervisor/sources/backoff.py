@@ -8,16 +8,17 @@ from tenacity import RetryCallState
 from tenacity.wait import wait_base, wait_random_exponential
 
 FIRST_S: Final = 1.0  # the first wait is at most this; every further one at most twice the one before
+LONGEST_S: Final = 300.0  # the longest of our own waits
 FLOOR_S: Final = 0.1  # full jitter may come out as nothing, and that would be a busy loop
 RETRY_AFTER_MAX_S: Final = 3600.0  # a server that asks for more is asked again after this
 
 
 class Backoff(wait_base):
-    """Waits for tenacity. `max_s` bounds our own waits; Retry-After is honoured beyond it."""
+    """Waits for tenacity. LONGEST_S bounds our own waits; Retry-After is honoured beyond it."""
 
-    def __init__(self, max_s: float) -> None:
-        first_s = min(FIRST_S, max_s)
-        self._jitter = wait_random_exponential(multiplier=first_s, max=max_s, min=min(FLOOR_S, max_s))
+    def __init__(self) -> None:
+        first_s = min(FIRST_S, LONGEST_S)
+        self._jitter = wait_random_exponential(multiplier=first_s, max=LONGEST_S, min=min(FLOOR_S, LONGEST_S))
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Seconds until the next try."""

@@ -36,7 +36,6 @@ class RetryingLink:
         keep: Connect,
         *,
         clock: Clock,
-        backoff_max_s: float,
         retry: bool,
         changed: Callable[[Link, str], None],
         parted: Connect,
@@ -47,7 +46,7 @@ class RetryingLink:
         self._retry = retry
         self._changed = changed
         self._parted = parted
-        self._backoff = Backoff(backoff_max_s)
+        self._backoff = Backoff()
         self._resumed = asyncio.Event()
         self.link = Link.DOWN
         self.since_s = clock.now_s()

@@ -38,7 +38,6 @@ class NetworkSource(ABC):
             self._connect_anew,
             self._keep,
             clock=clock,
-            backoff_max_s=settings.control.backoff_max_sec,
             retry=settings.retry_on_disconnect,
             changed=self._changed,
             parted=self._part,

@@ -25,6 +25,7 @@ from states.observation import Gpu, Reading
 from states.words import number
 from supervisor.config.schema import GpuSettings, TaskType
 from supervisor.linux.clock import Clock
+from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.tasks import usage
 from supervisor.tasks.executors.base import FreezeFailed, RunningTask, StopFailed
@@ -347,7 +348,7 @@ class Minder:
     @property
     def vram_limit_s(self) -> float:
         """The most that `vram_freed` takes, seconds."""
-        return self._gpu_settings().vram_release_sec + VRAM_LATE_S + VRAM_LOOK_S
+        return ownership.VRAM_RELEASE_S + VRAM_LATE_S + VRAM_LOOK_S
 
     async def vram_freed(self, since_s: float, *, hurry: bool = False) -> str:
         """Read VRAM until the task's is gone; says when, in words, counted from `since_s` (seconds of CLOCK_BOOTTIME), or
@@ -360,7 +361,7 @@ class Minder:
         if not self._on_gpu:
             return ""
         self._on_gpu = False
-        wait_s = self._gpu_settings().vram_release_sec + VRAM_LATE_S
+        wait_s = ownership.VRAM_RELEASE_S + VRAM_LATE_S
         if hurry:
             wait_s = max(0.1, min(VRAM_SLEEP_S, wait_s, SLEEP_BY_S - (self._clock.now_s() - since_s)))
         loop = asyncio.get_running_loop()

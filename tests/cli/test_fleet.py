@@ -46,7 +46,7 @@ def cli(server: NatsServer | str, *words: str, text: str = "", timeout_s: float 
 
 def member(path: Path, server: NatsServer, name: str, **node: Any) -> NodeFolder:
     """A node of the fleet."""
-    control = {"source": "nats", "url": server.url, "backoff_max_sec": 0.5}
+    control = {"source": "nats", "url": server.url}
     return NodeFolder.make(path / name, node={"node": {"id": name}, "control": control, **node})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 import subprocess
@@ -18,9 +19,17 @@ from support.recorded_events import Recorded
 
 from states.limits import Limits
 from supervisor.config.load import Config, ConfigErrors, load
+from supervisor.config.removed import REMOVED
 from supervisor.config.schema import NodeSettings
+from supervisor.daemon import wiring
 from supervisor.linux.clock import SystemClock
+from supervisor.sensors import sensor_set
+from supervisor.sensors.gpu import ownership
+from supervisor.sensors.host import host, site_checks
+from supervisor.sensors.presence.input import InputDevices
+from supervisor.sources import backoff
 from supervisor.sources.factory import make_source
+from supervisor.sources.rae import transport
 from supervisor.sources.rae.source import RaeSource
 
 
@@ -60,13 +69,11 @@ def test_empty_sections_are_at_their_defaults(tmp_path: Path, node: str) -> None
 
 
 def test_settings_become_limits_and_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Minutes become seconds, ages come from their sections, relative paths start at the folder."""
+    """Minutes become seconds, relative paths start at the folder."""
     monkeypatch.setenv("HOME", "/home/anna")
     node = """\
 node: {id: lab-3}
-gpu: {presence: optional, max_age_sec: 7}
-presence: {max_age_sec: 8}
-host: {max_age_sec: 9}
+gpu: {presence: optional}
 work: {run_minutes: 0}
 paths: {logs: l, workdir: ../work, runtime: ~/run, state: /var/x/../y}
 tasks:
@@ -76,8 +83,6 @@ tasks:
     config = load(write(tmp_path, SEED.replace("10\n", "0.5\n", 1), node))
     limits = config.limits
     assert (limits.idle_required_s, limits.run_s, limits.gpu_required) == (30.0, 0.0, False)
-    assert (limits.max_age_gpu_s, limits.max_age_person_s) == (7.0, 8.0)
-    assert (limits.max_age_host_s, limits.max_age_cpu_s) == (9.0, 9.0)
     assert (limits.timeout_s("a"), limits.timeout_s("b"), limits.timeout_s("c")) == (30.0, 10800.0, 10800.0)
     assert config.node_id == "lab-3"
     assert config.paths.logs == tmp_path / "l"
@@ -87,6 +92,42 @@ tasks:
     assert config.notes == (
         "node.yaml: tasks.b.timeout_minutes 300 is above execution.task_timeout_minutes 180, which holds",
     )
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_setting_is_noted_and_not_refused(tmp_path: Path, name: str) -> None:
+    """For this release; its value is not read."""
+    section, _, field = name.partition(".")
+    config = load(write(tmp_path, node=f"{section}:\n  {field}: [of, no, use]\ntasks:\n  a: {{argv: [/bin/true]}}\n"))
+    assert config.notes == (f"node.yaml:2:3: {name} was removed: {REMOVED[name]}; delete the line",)
+    assert config.node == load(write(tmp_path, node="tasks:\n  a: {argv: [/bin/true]}\n")).node
+
+
+def test_a_constant_is_told_with_its_value() -> None:
+    """The note of a removed setting must not drift from the constant that took its place."""
+    gib, limits = 2**30, Limits()
+    values = {
+        "control.connect_timeout_sec": transport.CONNECT_TIMEOUT_S,
+        "control.read_timeout_sec": transport.READ_TIMEOUT_S,
+        "control.total_timeout_sec": transport.TOTAL_TIMEOUT_S,
+        "control.max_answer_mb": transport.MAX_ANSWER_BYTES * 1024 / gib,
+        "control.max_requests_per_sec": transport.MAX_REQUESTS_PER_SEC,
+        "control.backoff_max_sec": backoff.LONGEST_S,
+        "gpu.display_cap_gb": ownership.DISPLAY_CAP_GB,
+        "gpu.look_interval_sec": wiring.LOOK_INTERVAL_S,
+        "gpu.vram_release_sec": ownership.VRAM_RELEASE_S,
+        "gpu.max_age_sec": limits.max_age_gpu_s,
+        "presence.gamepad_dead_zone_percent": 100 * inspect.signature(InputDevices).parameters["dead_zone"].default,
+        "presence.max_age_sec": limits.max_age_person_s,
+        "host.check_timeout_sec": site_checks.TIMEOUT_S,
+        "host.cpu_window_sec": host.CPU_WINDOW_S,
+        "host.max_age_sec": limits.max_age_host_s,
+        "work.settle_sec": sensor_set.SETTLE_S,
+    }
+    assert limits.max_age_cpu_s == limits.max_age_host_s
+    assert [*values] == [name for name in REMOVED if name != "control.paths"]
+    for name, value in values.items():
+        assert REMOVED[name].startswith(f"it is a constant now ({value:g}"), name
 
 
 @pytest.mark.parametrize(
@@ -131,7 +172,7 @@ def test_it_imports_little() -> None:
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     modules, heavy = run.stdout.split("\n")[:2]
     assert {".".join(name.split(".")[:2]) for name in modules.split()} == {
-        "states", "states.limits", "supervisor", "supervisor.config"
+        "states", "states.limits", "supervisor", "supervisor.config", "supervisor.linux"
     }  # fmt: skip
     assert heavy == ""
 

@@ -248,7 +248,7 @@ def test_a_broken_node_file_gets_one_line(tmp_path: Path, text: str, line: str) 
 def test_all_errors_come_at_once_in_file_order(tmp_path: Path) -> None:
     """runtime.yaml first; within a file by place, a missing section at its top."""
     runtime = "automation: {enabled: yes, auto_start: 2}\nsafety: []\nextra: &a 1\n"
-    node = "host: {max_age_sec: 0, inhibitor: no}\nlogs: {keep_days: !!int 3, keep: 1}\n"
+    node = "host: {min_memory_gb: -1, inhibitor: no}\nlogs: {keep_days: !!int 3, keep: 1}\n"
     assert errors(write(tmp_path, runtime, node)) == [
         f"runtime.yaml:1:1: execution: found nothing, allowed: a section with {EXECUTION}",
         f"runtime.yaml:1:23: automation.enabled: found yes, {BOOL}",
@@ -256,8 +256,8 @@ def test_all_errors_come_at_once_in_file_order(tmp_path: Path) -> None:
         f"runtime.yaml:2:9: safety: found a list, allowed: a section with {SAFETY}",
         "runtime.yaml:3:1: extra: found an unknown field, allowed: automation, safety, execution",
         "runtime.yaml:3:8: found the anchor &a, allowed: every value written out",
-        "node.yaml:1:21: host.max_age_sec: found 0, allowed: a number > 0 and ≤ 600",
-        "node.yaml:1:35: host.inhibitor: found no, allowed: one of required, none",
+        "node.yaml:1:23: host.min_memory_gb: found -1, allowed: a number ≥ 0 and ≤ 4096",
+        "node.yaml:1:38: host.inhibitor: found no, allowed: one of required, none",
         "node.yaml:2:19: found the tag !!int, allowed: values without tags",
         "node.yaml:2:28: logs.keep: found an unknown field, allowed: keep_days (did you mean keep_days?)",
     ]

@@ -120,9 +120,6 @@ NEVER = [
     (("max_gpu_percent: 90", "max_gpu_percent: 1"), "", "runtime.yaml: safety.max_gpu_percent is 1"),
     (("max_vram_gb: 14", "max_vram_gb: 0.05"), "", "runtime.yaml: safety.max_vram_gb is 0.05"),
     (None, "presence: {sessions: false, terminals: false}", "node.yaml: presence.sessions is false"),
-    (None, "presence: {max_age_sec: 1}", "node.yaml: presence.max_age_sec is 1"),
-    (None, "host: {max_age_sec: 0.5}", "node.yaml: host.max_age_sec is 0.5"),
-    (None, "gpu: {max_age_sec: 30, look_interval_sec: 60}", "node.yaml: gpu.max_age_sec is 30"),
     (None, "host: {max_temperature_c: 20}", "node.yaml: host.max_temperature_c is 20"),
     (None, "host: {min_memory_gb: 4096}", "node.yaml: host.min_memory_gb is 4096"),
     (None, "work: {days: []}", "node.yaml: work.days is empty"),
@@ -141,14 +138,11 @@ def test_settings_that_never_reach_ready(tmp_path: Path, runtime: tuple[str, str
 @pytest.mark.parametrize(
     ("runtime", "node"),
     [
-        (
-            ("detect_active_user: true", "detect_active_user: false"),
-            "presence: {sessions: false, terminals: false, max_age_sec: 1}",
-        ),
+        (("detect_active_user: true", "detect_active_user: false"), "presence: {sessions: false, terminals: false}"),
         (None, "presence: {sessions: false}"),
         (None, "presence: {sessions: false, terminals: false, input: required}"),
         (None, "work: {hours: ['10:00-10:00', '23:59-00:00'], days: [sun]}"),
-        (("max_vram_gb: 14", "max_vram_gb: 0.1"), "gpu: {look_interval_sec: 0.2, max_age_sec: 3}"),
+        (("max_vram_gb: 14", "max_vram_gb: 0.1"), ""),
     ],
 )
 def test_settings_that_can(tmp_path: Path, runtime: tuple[str, str] | None, node: str) -> None:

@@ -108,7 +108,7 @@ def node(wheels: Path, nvml_library: Path, tmp_path_factory: pytest.TempPathFact
         installed.install()
         installed.configure(
             {"safety": {"detect_active_user": True, "idle_required_minutes": 0.02, "cooldown_minutes": 0}},
-            {"gpu": {"presence": "required", "look_interval_sec": 0.5}, "host": {"inhibitor": "required"}},
+            {"gpu": {"presence": "required"}, "host": {"inhibitor": "required"}},
         )
         installed.start_control()
         box.run("systemctl", "start", UNIT)

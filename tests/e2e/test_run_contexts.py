@@ -112,9 +112,10 @@ def test_outside_running_no_process_of_ours_has_a_gpu_context(tmp_path: Path, st
         }
         for name in ("brief", "long")
     }
-    settings = {"tasks": tasks, "gpu": {"presence": "required", "look_interval_sec": 0.2}, "work": {"run_minutes": 0}}
+    settings = {"tasks": tasks, "gpu": {"presence": "required"}, "work": {"run_minutes": 0}}
     with control_node() as control:
-        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"cooldown_minutes": 0.05}}, settings)
+        rest = {"safety": {"cooldown_minutes": 0.05}}
+        folder = NodeFolder.make(tmp_path / "node", control.url, rest, settings, look_interval_s=0.2)
         with daemon(folder, env=standin.env) as node:
             node.wait_for("READY")
             watch = Watch(node, listed)

@@ -70,8 +70,8 @@ def test_a_game_runs_while_the_desktop_is_idle(tmp_path: Path, standin: StandIn)
         tmp_path / "n", runtime={"safety": {"detect_active_user": True, "idle_required_minutes": 0.15}},
         node={
             "presence": {"ignore_inhibitors": ["Film"], "terminals": False, "input": "off"},
-            "gpu": {"look_interval_sec": 0.2},
         },
+        look_interval_s=0.2,
     )
     with logind(tmp_path) as (address, _), subprocess.Popen(["sleep", "1000"]) as game:
         folder.environment["DBUS_SYSTEM_BUS_ADDRESS"] = address

@@ -49,8 +49,8 @@ def guard(status: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_a_foreign_gpu_process_and_then_a_driver_that_hangs(tmp_path: Path, standin: StandIn) -> None:
-    gpu = {"presence": "required", "look_interval_sec": 0.2, "max_age_sec": 4}
-    with control_node() as control, daemon(NodeFolder.make(tmp_path / "n", control.url, node={"gpu": gpu})) as node:
+    gpu, quick = {"gpu": {"presence": "required"}}, {"look_interval_s": 0.2, "max_age_gpu_s": 4}
+    with control_node() as control, daemon(NodeFolder.make(tmp_path / "n", control.url, node=gpu, **quick)) as node:
         control.add("sleep")
         pid = node.wait_for_task()
         assert guard(node.ask(), "gpu_free")["ok"] is True
@@ -108,7 +108,7 @@ def on_the_bus(tmp_path: Path, url: str, there: Logind) -> NodeFolder:
     """A node that watches sessions and wants its lock."""
     folder = NodeFolder.make(
         tmp_path / "n", url, {"safety": {"detect_active_user": True}},
-        {"host": {"inhibitor": "required"}, "presence": {"terminals": False, "max_age_sec": 4}},
+        {"host": {"inhibitor": "required"}, "presence": {"terminals": False}}, max_age_person_s=4,
     )
     folder.environment["DBUS_SYSTEM_BUS_ADDRESS"] = there.bus.address
     return folder
@@ -163,8 +163,8 @@ def test_a_bus_that_hangs_makes_the_person_unknown(tmp_path: Path) -> None:
 
 
 def test_a_control_node_that_never_answers(tmp_path: Path) -> None:
-    timeouts = {"connect_timeout_sec": 0.5, "read_timeout_sec": 0.5, "total_timeout_sec": 1}
-    with control_node() as control, daemon(NodeFolder.make(tmp_path, control.url, node={"control": timeouts})) as node:
+    timeouts = {"connect_timeout_s": 0.5, "read_timeout_s": 0.5, "total_timeout_s": 1}
+    with control_node() as control, daemon(NodeFolder.make(tmp_path, control.url, **timeouts)) as node:
         node.wait_for("READY")
         os.kill(control.process.pid, signal.SIGSTOP)
         status = answered(node, lambda s: s["source"]["link"] == "down", "the link is down")

@@ -33,12 +33,13 @@ while not os.path.exists("end"):
 longest = max(longest, time.monotonic() - last)
 print(json.dumps({"longest": longest}))
 """
-ON_GPU = {"gpu": {"presence": "required", "look_interval_sec": 0.2}}
+ON_GPU = {"gpu": {"presence": "required"}}
+QUICK = {"look_interval_s": 0.2, "settle_s": 0}
 
 
 def settings(hold_sec: float) -> dict[str, Any]:
     tasks = {"work": {"argv": [sys.executable, "-I", "-S", "-c", RESTLESS], "grace_sec": 0.5, "on_preempt": "fail"}}
-    return {"tasks": tasks, "work": {"hold_sec": hold_sec, "settle_sec": 0, "run_minutes": 0}, **ON_GPU}
+    return {"tasks": tasks, "work": {"hold_sec": hold_sec, "run_minutes": 0}, **ON_GPU}
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def on_hold(node: Daemon) -> dict[str, Any]:
 
 def test_a_false_alarm_costs_a_pause(tmp_path: Path, standin: StandIn, stranger: str) -> None:
     with control_node() as control:
-        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings(59))
+        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings(59), **QUICK)
         with daemon(folder, env=standin.env) as node:
             task = control.add("work")
             pid = node.wait_for_task()
@@ -94,7 +95,7 @@ def test_a_false_alarm_costs_a_pause(tmp_path: Path, standin: StandIn, stranger:
 
 def test_a_sign_that_stays_ends_the_task(tmp_path: Path, standin: StandIn, stranger: str) -> None:
     with control_node() as control:
-        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings(1))
+        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings(1), **QUICK)
         with daemon(folder, env=standin.env) as node:
             task = control.add("work")
             node.wait_for_task()
@@ -112,7 +113,7 @@ def test_a_sign_that_stays_ends_the_task(tmp_path: Path, standin: StandIn, stran
 
 def test_a_task_that_holds_vram_is_stopped_at_once(tmp_path: Path, standin: StandIn, stranger: str) -> None:
     with control_node() as control:
-        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings(120))
+        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings(120), **QUICK)
         with daemon(folder, env=standin.env) as node:
             task = control.add("work")
             own = f"0.proc={node.wait_for_task()}:{2 * GIB}:c"
@@ -129,7 +130,7 @@ def test_a_task_that_holds_vram_is_stopped_at_once(tmp_path: Path, standin: Stan
 
 def test_a_node_that_dies_on_hold_leaves_nothing_frozen(tmp_path: Path, standin: StandIn, stranger: str) -> None:
     with control_node() as control:
-        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings(120))
+        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings(120), **QUICK)
         with daemon(folder, env=standin.env) as node:
             task = control.add("work")
             node.wait_for_task()

@@ -30,7 +30,8 @@ MEMORY = "import sys, time; print('here it comes', file=sys.stderr, flush=True);
 FAMILY = "import os, time\nfor _ in range(9):\n    if os.fork() == 0: break\ntime.sleep(1000)"
 DISK = "import time; f = open('big', 'wb'); f.write(b'x' * (40 << 20)); f.flush(); time.sleep(1000)"
 DELETED = "import os, time; f = open('big', 'wb'); os.unlink('big'); f.write(b'x' * (40 << 20)); f.flush(); time.sleep(1000)"
-ON_GPU = {"gpu": {"presence": "required", "look_interval_sec": 0.2, "vram_release_sec": 0.6}}
+ON_GPU = {"gpu": {"presence": "required"}}
+QUICK = {"look_interval_s": 0.2, "vram_release_s": 0.6}
 UNTIL_TOLD = {
     "work": {
         "argv": ["/bin/sh", "-c", "while ! test -e end; do sleep 0.05; done; echo '{}'"],
@@ -103,7 +104,7 @@ def test_a_task_over_its_vram(tmp_path: Path, standin: StandIn, own: float | Non
     """The limit of others' VRAM holds for a task too, unless its type has one of its own."""
     with control_node() as control:
         settings = {"tasks": {"sleep": {"max_vram_gb": own}}, **ON_GPU}
-        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_vram_gb": safety}}, settings)
+        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_vram_gb": safety}}, settings, **QUICK)
         with daemon(folder, env=standin.env) as node:
             task = control.add("sleep")
             pid = node.wait_for_task()
@@ -133,18 +134,22 @@ def held(node: Daemon, reason: str) -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def at_work(place: Path, standin: StandIn, **gpu: float) -> Iterator[tuple[ControlNode, Daemon, str, int]]:
+def at_work(place: Path, standin: StandIn, vram_release_s: float) -> Iterator[tuple[ControlNode, Daemon, str, int]]:
     """A control node and a daemon with a task that works until it is told to end: these, the task's id, its pid."""
-    settings = {"tasks": UNTIL_TOLD, "work": {"run_minutes": 5}, "gpu": {**ON_GPU["gpu"], **gpu}}
-    with control_node() as control, daemon(NodeFolder.make(place, control.url, node=settings), env=standin.env) as node:
+    settings = {"tasks": UNTIL_TOLD, "work": {"run_minutes": 5}, **ON_GPU}
+    quick = {**QUICK, "vram_release_s": vram_release_s}
+    with (
+        control_node() as control,
+        daemon(NodeFolder.make(place, control.url, node=settings, **quick), env=standin.env) as node,
+    ):
         task = control.add("work")
         yield control, node, task, node.wait_for_task()
 
 
 @pytest.mark.parametrize("how", ["killed", "ended", "leaked"])
 def test_held_vram_keeps_the_node_from_working_until_it_is_free(tmp_path: Path, standin: StandIn, how: str) -> None:
-    release_sec = 5 if how == "leaked" else 0.6  # the driver must have forgotten it by then
-    with at_work(tmp_path / "node", standin, vram_release_sec=release_sec) as (control, node, task, pid):
+    release_s = 5 if how == "leaked" else 0.6  # the driver must have forgotten it by then
+    with at_work(tmp_path / "node", standin, vram_release_s=release_s) as (control, node, task, pid):
         folder = node.folder
         standin.shows(f"0.proc={pid}:{2 * GIB}:c", f"0.mem_used={3 * GIB}", "0.mem_reserved=0")
         until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 2, "its VRAM")
@@ -159,7 +164,7 @@ def test_held_vram_keeps_the_node_from_working_until_it_is_free(tmp_path: Path, 
             next((folder.path / "work").glob("task-*")).joinpath("end").touch()
             assert control.settled(task)["status"] == "COMPLETED"
         whose = "by no listed process" if how == "leaked" else f"by pid {pid}, which is gone"
-        reason = f"VRAM is still held after the task: 2 GiB {whose} (gpu.vram_release_sec)"
+        reason = f"VRAM is still held after the task: 2 GiB {whose}"
         guards = held(node, reason)
         print(f"  {how}: {reason}")
         assert [guards[name]["ok"] for name in ("task_gone", "gpu_free", "user_away")] == [False, False, True]
@@ -184,7 +189,7 @@ def leak(node: Daemon, standin: StandIn) -> None:
 @pytest.mark.parametrize("how", ["stopped", "ended"])
 def test_the_journal_says_when_the_vram_was_free(tmp_path: Path, standin: StandIn, how: str) -> None:
     """A driver that takes a moment; the next task waits for it."""
-    with at_work(tmp_path / "node", standin, vram_release_sec=20) as (control, node, task, pid):
+    with at_work(tmp_path / "node", standin, vram_release_s=20) as (control, node, task, pid):
         folder = node.folder
         standin.shows(f"0.proc={pid}:{2 * GIB}:c", f"0.mem_used={2 * GIB}")
         until(lambda: (node.ask()["task_usage"] or {}).get("vram_gb") == 2, "its VRAM")
@@ -227,7 +232,7 @@ def stopped(pid: int) -> bool:
 def test_gpu_use_is_held_under_its_limit_and_a_frozen_task_yields_at_once(tmp_path: Path, standin: StandIn) -> None:
     with control_node() as control:
         settings = {"tasks": {"sleep": {"grace_sec": 60}}, **ON_GPU}
-        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_gpu_percent": 40}}, settings)
+        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_gpu_percent": 40}}, settings, **QUICK)
         with daemon(folder, env=standin.env) as node:
             task = control.add("sleep")
             pid = node.wait_for_task()
@@ -264,7 +269,7 @@ def test_gpu_use_is_held_under_its_limit_and_a_frozen_task_yields_at_once(tmp_pa
 def test_a_task_under_the_limit_is_never_paused(tmp_path: Path, standin: StandIn) -> None:
     """Also where the driver does not tell one process's load from another's."""
     with control_node() as control:
-        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_gpu_percent": 40}}, ON_GPU)
+        folder = NodeFolder.make(tmp_path / "node", control.url, {"safety": {"max_gpu_percent": 40}}, ON_GPU, **QUICK)
         with daemon(folder, env=standin.env) as node:
             task = control.add("sleep")
             pid = node.wait_for_task()

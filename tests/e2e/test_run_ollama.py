@@ -49,10 +49,10 @@ def test_it_is_cut_at_the_first_sign_and_unloaded_and_never_put_on_hold(
     with control_node() as control, subprocess.Popen(["sleep", "1000"]) as stranger:
         settings = {
             "tasks": {"llm_inference": {"executor": "ollama_api", "ollama_url": ollama.url, "on_preempt": "fail"}},
-            "work": {"hold_sec": 120, "settle_sec": 0, "run_minutes": 0},
-            "gpu": {"presence": "required", "look_interval_sec": 0.2},
+            "work": {"hold_sec": 120, "run_minutes": 0},
+            "gpu": {"presence": "required"},
         }
-        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings)
+        folder = NodeFolder.make(tmp_path / "node", control.url, node=settings, look_interval_s=0.2, settle_s=0)
         with daemon(folder, env=standin.env) as node:
             task = control.add("llm_inference", {"prompt": "x", "model": "m"})
             until(ollama.streaming.is_set, "the model answers")

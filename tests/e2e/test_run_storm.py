@@ -20,7 +20,7 @@ from support.waiting import until
 
 TASKS = 12
 LIMIT_S = 120.0
-QUICK = {"connect_timeout_sec": 2, "read_timeout_sec": 0.3, "total_timeout_sec": 0.6, "backoff_max_sec": 0.2}
+QUICK = {"connect_timeout_s": 2, "read_timeout_s": 0.3, "total_timeout_s": 0.6, "backoff_longest_s": 0.2}
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def stormy(port: int, seed: int) -> Iterator[tuple[str, Proxy]]:
 
 def test_a_daemon_in_a_storm_does_its_tasks_and_stops_in_order(tmp_path: Path) -> None:
     with control_node() as control, stormy(int(control.url.rpartition(":")[2]), 5) as (url, proxy):
-        folder = NodeFolder.make(tmp_path / "n", url, node={"control": {"url": url, **QUICK}, "work": {"run_minutes": 1}})
+        folder = NodeFolder.make(tmp_path / "n", url, node={"work": {"run_minutes": 1}}, **QUICK)
         with daemon(folder) as node:
             posted = [control.add("echo", {"n": n}) for n in range(TASKS)]
 

@@ -61,7 +61,7 @@ class Probe:
 async def _serve() -> None:
     bus = SystemBus()
     clock = SystemClock()
-    sessions = Sessions(bus, clock, PresenceSettings())
+    sessions = Sessions(bus, clock, PresenceSettings(), max_age_s=80.0)
     inhibitor = Inhibitor(bus, "required")
     await sessions.start(lambda: None)
     requests = asyncio.StreamReader()

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+from support.constants import constants
 from support.nats_rig import cut
 from support.simulated import SimulatedNode, SimulatedTask
 from support.stories import Story
@@ -180,7 +181,9 @@ class Member:
         for path in (self.config.paths.logs, self.config.paths.state, self.config.paths.workdir):
             path.mkdir(parents=True, exist_ok=True)
         daemon: Daemon | None = None
-        self.node = node = MemberNode(self.config, self.clock, lambda: daemon.wake() if daemon else None, self.desk, self.log)
+        with constants({"backoff_longest_s": 2.0}):
+            node = MemberNode(self.config, self.clock, lambda: daemon.wake() if daemon else None, self.desk, self.log)
+        self.node = node
         node.will.accept(True)
         self.journal = (Journal if self.keep_journal else Quiet)(self.config.paths.logs, self.clock, keep_days=7)
         mind = Lifecycle(self.config.limits, memory=Memory(since_s=self.clock.now_s()))
@@ -252,7 +255,7 @@ def configs(folder: Path, names: list[str], url: str, **changes: float) -> list[
             base.node,
             node=msgspec.structs.replace(base.node.node, id=name),
             tasks={KIND: next(iter(base.node.tasks.values()))},
-            control=msgspec.structs.replace(base.node.control, source="nats", url=url, backoff_max_sec=2.0),
+            control=msgspec.structs.replace(base.node.control, source="nats", url=url),
         )
         place = folder / "members" / name
         paths = replace(base.paths, logs=place / "logs", state=place / "state", workdir=place / "work", runtime=place / "run")

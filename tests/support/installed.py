@@ -91,7 +91,7 @@ class Installed:
     def configure(self, runtime: Any = None, node: Any = None) -> None:
         """Settings for a test, laid over the shipped ones that a test can live with."""
         base = {
-            "control": {"url": CONTROL, "backoff_max_sec": 0.5},
+            "control": {"url": CONTROL},
             # Cut short, it fails: posted anew it would run again at once, here.
             "tasks": running.merge(running.TASKS, {"sleep": {"on_preempt": "fail"}}),
             "host": {"min_memory_gb": 0, "max_temperature_c": 120, "on_battery": "allow"},

@@ -20,6 +20,7 @@ from states.table import BY_ID
 from supervisor.config.schema import GpuSettings, TaskType
 from supervisor.daemon.performer import Performer
 from supervisor.linux.clock import SystemClock
+from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.tasks import monitor as minding
 from supervisor.tasks.attempt import Slot
@@ -111,7 +112,8 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(minding, "LOOK_S", 0.02)
     source, gpu, executor = ScriptedSource(claim()), ScriptedGpu(), ScriptedExecutor(IcyTask())
     slot, limits, types = Slot(source), [Limits()], {"render": TaskType(argv=["x"])}
-    settings = [GpuSettings(vram_release_sec=0.3)]
+    monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 0.3)
+    settings = [GpuSettings()]
     minder = Minder(CLOCK, lambda: gpu, lambda: limits[0], lambda: settings[0], lambda: types)
     performer = Performer(
         slot, ScriptedInhibitor(), Workdir(tmp_path / "work"), lambda _: executor, lambda: types, CLOCK, lambda: None,  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from support.constants import constants, split
 from support.ports import free_port
 from support.recorded_events import Recorded
 from support.waiting import DEADLINE_S
@@ -283,29 +284,31 @@ async def node(
     **control: Any,
 ) -> AsyncIterator[Rig]:
     """A started source. `stop_s` None: it ends as by a power cut, with nothing said and nothing given back."""
-    settings = SourceSettings(
-        control=Control(**{"source": "nats", "url": url, "connect_timeout_sec": 2, "backoff_max_sec": 0.2, **control}),
-        node_id=node_id,
-        state_dir=folder / node_id,
-        heartbeat_interval_s=heartbeat_s,
-        poll_interval_s=poll_s,
-        retry_on_disconnect=retry,
-        on_preempt=dict.fromkeys(types, "resubmit"),
-        token=token,
-    )
-    events = Recorded(describe)
-    source = NatsSource(settings, SystemClock(), events)
-    await source.start(lambda: None)
-    rig = Rig(source, events.events)
-    if ready:
-        source.announce(Availability.ONLINE)
-    try:
-        yield rig
-    finally:
-        if stop_s is None:
-            await cut(source)
-        else:
-            await source.stop(stop_s)
+    others, control = split({"backoff_longest_s": 0.2, **control})
+    with constants(others):
+        settings = SourceSettings(
+            control=Control(**{"source": "nats", "url": url, **control}),
+            node_id=node_id,
+            state_dir=folder / node_id,
+            heartbeat_interval_s=heartbeat_s,
+            poll_interval_s=poll_s,
+            retry_on_disconnect=retry,
+            on_preempt=dict.fromkeys(types, "resubmit"),
+            token=token,
+        )
+        events = Recorded(describe)
+        source = NatsSource(settings, SystemClock(), events)
+        await source.start(lambda: None)
+        rig = Rig(source, events.events)
+        if ready:
+            source.announce(Availability.ONLINE)
+        try:
+            yield rig
+        finally:
+            if stop_s is None:
+                await cut(source)
+            else:
+                await source.stop(stop_s)
 
 
 async def cut(source: NatsSource) -> None:

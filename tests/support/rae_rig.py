@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.clock import MadeLoop, ManualClock
+from support.constants import constants, split
 from support.rae_server import RaeServer, until
 from support.recorded_events import Recorded
 
@@ -22,7 +23,7 @@ from supervisor.sources.base import Claim, SourceSettings
 from supervisor.sources.rae.source import RaeSource
 
 NODE_ID = "node-1"
-UNHURRIED = {"read_timeout_sec": 5, "total_timeout_sec": 10}  # a machine that is busy is not silent
+UNHURRIED = {"read_timeout_s": 5, "total_timeout_s": 10}  # a machine that is busy is not silent
 
 
 class MadeTime(MadeLoop):
@@ -109,25 +110,26 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """A started source. `stop_s` None: it ends as by a power cut, with nothing said and nothing delivered."""
     url = server if isinstance(server, str) else server.url
-    times = {"connect_timeout_sec": 5, **UNHURRIED, "backoff_max_sec": 0.02, "max_requests_per_sec": 1000}
-    settings = SourceSettings(
-        control=Control(**{"url": url, **times, **control}),
-        node_id=node_id,
-        state_dir=state_dir,
-        heartbeat_interval_s=heartbeat_s,
-        poll_interval_s=45.0,
-        retry_on_disconnect=retry,
-        on_preempt={"t": on_preempt, "kind": on_preempt},
-        capabilities=capabilities or {"gpu": True},
-        token=token,
-    )
-    events = Recorded()
-    source = RaeSource(settings, clock(), events)
-    await source.start(lambda: None)
-    try:
-        yield Rig(source, events.events, state_dir)
-    finally:
-        if stop_s is None:
-            await end(*source._work)
-        else:
-            await source.stop(stop_s)
+    others, control = split({**UNHURRIED, "backoff_longest_s": 0.02, "max_requests_per_sec": 1000, **control})
+    with constants(others):
+        settings = SourceSettings(
+            control=Control(**{"url": url, **control}),
+            node_id=node_id,
+            state_dir=state_dir,
+            heartbeat_interval_s=heartbeat_s,
+            poll_interval_s=45.0,
+            retry_on_disconnect=retry,
+            on_preempt={"t": on_preempt, "kind": on_preempt},
+            capabilities=capabilities or {"gpu": True},
+            token=token,
+        )
+        events = Recorded()
+        source = RaeSource(settings, clock(), events)
+        await source.start(lambda: None)
+        try:
+            yield Rig(source, events.events, state_dir)
+        finally:
+            if stop_s is None:
+                await end(*source._work)
+            else:
+                await source.stop(stop_s)

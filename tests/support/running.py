@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from support.constants import with_constants
 from support.waiting import DEADLINE_S, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,15 +130,19 @@ class NodeFolder:
     runtime: dict[str, Any] = field(default_factory=lambda: json.loads(json.dumps(RUNTIME)))
     node: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=lambda: {"backoff_longest_s": 0.5})  # see constants.py
 
     @classmethod
-    def make(cls, path: Path, url: str = "http://127.0.0.1:9", runtime: Any = None, node: Any = None) -> NodeFolder:
-        """Write both files; `runtime` and `node` are laid over the tests' defaults, section by section."""
+    def make(
+        cls, path: Path, url: str = "http://127.0.0.1:9", runtime: Any = None, node: Any = None, **constants: Any
+    ) -> NodeFolder:
+        """Write both files; `runtime`, `node` and the constants are laid over the tests' defaults, section by section."""
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
+        folder.constants |= constants
         base = {
             "node": {"id": "test-node"},
-            "control": {"url": url, "backoff_max_sec": 0.5},
+            "control": {"url": url},
             "tasks": TASKS,
             "gpu": {"presence": "optional"},
             "presence": {"sessions": True, "terminals": True},
@@ -303,7 +308,7 @@ def daemon(
     """A daemon while the context lasts; killed at its end if it still runs."""
     reads, writes = os.pipe()
     process = subprocess.Popen(
-        [*argv, "--config", str(folder.path)],
+        [*with_constants(argv, folder.constants), "--config", str(folder.path)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=writes, preexec_fn=_die_with_us, cwd="/",
         env={**os.environ, **folder.environment, **(env or {})}, user=user, group=user,
     )

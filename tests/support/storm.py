@@ -32,6 +32,7 @@ from unittest import mock
 from support import rae_server as s
 from support.bad_answers import TABLE, Bad
 from support.clock import MadeLoop, ManualClock
+from support.constants import constants
 from support.running import control_node
 
 from states.ending import failed, handed_back, succeeded
@@ -43,7 +44,7 @@ from supervisor.sources.rae.source import RaeSource
 
 HOST: Final = "control.test"
 SHARE: Final = 0.35  # of all requests that meet a fault
-PER_SEC: Final = 3  # control.max_requests_per_sec of the node in the storm: low enough to be felt
+PER_SEC: Final = 3  # MAX_REQUESTS_PER_SEC of the node in the storm: low enough to be felt
 QUEUE: Final = 4  # tasks that wait at the control node
 RARE: Final = {"40 MB": 0.2}  # weights; 1 otherwise
 CALM_S: Final = 12 * 3600.0  # for the rest, once the storm is over
@@ -242,7 +243,8 @@ class Storm:
         logging.getLogger("asyncio").addHandler(alarm)
         try:
             dns = mock.patch.object(Resolver, "addresses", lambda names, host: self.proxy.resolve(names, host))
-            with dns, asyncio.Runner(loop_factory=lambda: loop) as runner:
+            slow = constants({"max_requests_per_sec": PER_SEC})
+            with dns, slow, asyncio.Runner(loop_factory=lambda: loop) as runner:
                 runner.run(self._live())
                 gc.collect()  # exceptions that nobody asked for are told of now
         finally:
@@ -252,7 +254,7 @@ class Storm:
         server = await asyncio.start_server(self.proxy.accept, "127.0.0.1", 0)
         execution = Execution(45, 30, 180, True)
         settings = SourceSettings(
-            control=Control(url=f"http://{HOST}:{server.sockets[0].getsockname()[1]}", max_requests_per_sec=PER_SEC),
+            control=Control(url=f"http://{HOST}:{server.sockets[0].getsockname()[1]}"),
             node_id="storm", state_dir=self.state, heartbeat_interval_s=execution.heartbeat_interval_sec,
             poll_interval_s=execution.poll_interval_sec, retry_on_disconnect=True, on_preempt={},
             capabilities={"life": "first"},

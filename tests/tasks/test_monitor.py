@@ -15,6 +15,7 @@ from states.effects import Effect
 from states.limits import Limits
 from states.observation import Gpu, TaskPhase
 from supervisor.config.schema import GpuSettings, TaskType
+from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.tasks import monitor as minding
 from supervisor.tasks.attempt import Slot
@@ -42,7 +43,8 @@ def test_vram_is_read_until_it_is_free_or_known_to_be_held(
 ) -> None:
     monkeypatch.setattr(minding, "VRAM_LATE_S", 0.1)
     free = words.startswith("VRAM free")
-    rig.settings[0] = GpuSettings(presence=presence, vram_release_sec=60 if free else 0.3)  # a slow machine is in time
+    rig.settings[0] = GpuSettings(presence=presence)
+    monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 60 if free else 0.3)  # a slow machine is in time
 
     async def story() -> str:
         await rig.do("task-claimed", *START)
@@ -59,7 +61,7 @@ def test_vram_is_read_until_it_is_free_or_known_to_be_held(
 
 def test_a_look_of_before_the_stop_proves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minding, "VRAM_LATE_S", 0.1)
-    rig.settings[0] = GpuSettings(vram_release_sec=1)
+    monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 1)
 
     async def story() -> str:
         await rig.do("task-claimed", *START)
@@ -72,7 +74,7 @@ def test_a_look_of_before_the_stop_proves_nothing(rig: Rig, monkeypatch: pytest.
 
 def test_before_a_sleep_nobody_waits_for_the_driver(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minding, "VRAM_SLEEP_S", 0.1)
-    rig.settings[0] = GpuSettings(vram_release_sec=60)
+    monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 60)
 
     async def story() -> str:
         await rig.do("task-claimed", *START)
@@ -86,7 +88,7 @@ def test_before_a_sleep_nobody_waits_for_the_driver(rig: Rig, monkeypatch: pytes
 
 def test_a_sleep_that_comes_while_it_waits_ends_the_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minding, "VRAM_SLEEP_S", 0.1)
-    rig.settings[0] = GpuSettings(vram_release_sec=60)
+    monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 60)
 
     async def story() -> str:
         await rig.do("task-claimed", *START)
@@ -108,8 +110,8 @@ def test_a_task_without_a_gpu_costs_no_look(rig: Rig) -> None:
     assert rig.gpu.asked == 0
 
 
-def test_after_an_end_by_itself_it_is_read_before_the_result_is_settled(rig: Rig) -> None:
-    rig.settings[0] = GpuSettings(vram_release_sec=60)
+def test_after_an_end_by_itself_it_is_read_before_the_result_is_settled(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 60)
 
     async def story() -> list[str]:
         await rig.do("task-claimed", *START)

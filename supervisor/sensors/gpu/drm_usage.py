@@ -2,7 +2,7 @@
 
 Whose a process is, is judged as with NVIDIA's (`gpu_use`). What is different: other users' processes cannot be looked
 into (T16). One that may have the GPU open and is no display server makes the reading unknown. A display server that is
-hidden is harmless while all memory that nobody else explains is under `gpu.display_cap_gb`; a GPU without memory of its
+hidden is harmless while all memory that nobody else explains is under DISPLAY_CAP_GB; a GPU without memory of its
 own has nothing to cap. How busy an Intel GPU is, is the share of time in which it was not idle, between two looks.
 
 Whether a task that is over has given its VRAM back is told by amdgpu's own total (`mem_info_vram_used`) beside what all
@@ -22,7 +22,19 @@ from msgspec import Struct
 from states.observation import Gpu
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name
-from supervisor.sensors.gpu.ownership import GIB, NameOf, Own, Use, Whose, called, leaked, left_behind, still_held, whose
+from supervisor.sensors.gpu.ownership import (
+    DISPLAY_CAP_GB,
+    GIB,
+    NameOf,
+    Own,
+    Use,
+    Whose,
+    called,
+    leaked,
+    left_behind,
+    still_held,
+    whose,
+)
 
 MIN_WINDOW_S: Final = 0.2  # idle times are told in milliseconds, and not all at the same moment
 
@@ -113,7 +125,7 @@ def judge(
         mend = "run the node as root, or name what only draws the desktop in gpu.display_servers"
         return Use(None, f"{who} may use the GPU and cannot be looked into: {mend}", rows=rows)
 
-    side |= _over_cap(chosen, side, behind, settings)
+    side |= _over_cap(chosen, side, behind)
     foreign = sorted(pid for pid, it in side.items() if it is Whose.FOREIGN)
     percent, vram_gb = 0.0, 0.0
     task = [(c, card.pci) for card in chosen for c in card.clients if c.pid in own and c.busy]
@@ -135,7 +147,7 @@ def judge(
         vram_gb,
         len(foreign),
         foreign_names=tuple(called(pid, names.get(pid, Name())) for pid in foreign),
-        held=still_held(left, settings),
+        held=still_held(left),
     )
     told = [percents.get(pci, 0.0) for _, pci in task] if not foreign else []
     used_gb = max((sum(c.vram for c, at in task if at == card.pci) for card in chosen), default=0) / GIB
@@ -151,7 +163,7 @@ def judge(
 
 
 def _over_cap(
-    chosen: Sequence[Card], side: Mapping[int, Whose], behind: Mapping[int, Whose], settings: GpuSettings
+    chosen: Sequence[Card], side: Mapping[int, Whose], behind: Mapping[int, Whose]
 ) -> dict[int, Whose]:
     """The display servers, as foreign, where they hold more than a desktop needs."""
     displays = {pid for pid, it in (*side.items(), *behind.items()) if it is Whose.DISPLAY}
@@ -162,7 +174,7 @@ def _over_cap(
         if displays & set(card.hidden) and card.used is not None:
             unseen = max(0, card.used - sum(c.vram for c in card.clients))
         held += theirs + unseen
-    return dict.fromkeys(displays, Whose.FOREIGN) if held > settings.display_cap_gb * GIB else {}
+    return dict.fromkeys(displays, Whose.FOREIGN) if held > DISPLAY_CAP_GB * GIB else {}
 
 
 def _row(

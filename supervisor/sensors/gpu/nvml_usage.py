@@ -17,6 +17,7 @@ from states.words import number
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name
 from supervisor.sensors.gpu.ownership import (
+    DISPLAY_CAP_GB,
     GIB,
     UNEXPLAINED_GB,
     NameOf,
@@ -140,7 +141,7 @@ def judge(
 
     displays = [p for d in lent for p in d.processes if side[p.pid] is Whose.DISPLAY]
     told = [p.used for p in displays if p.used is not None]
-    if len(told) < len(displays) or sum(told) > settings.display_cap_gb * GIB:
+    if len(told) < len(displays) or sum(told) > DISPLAY_CAP_GB * GIB:
         side |= {p.pid: Whose.FOREIGN for p in displays}
     foreign = sorted({p.pid for d in lent for p in d.processes if side[p.pid] is Whose.FOREIGN})
 
@@ -162,7 +163,7 @@ def judge(
         vram_gb=max(sizes),
         foreign=len(foreign),
         foreign_names=tuple(called(pid, names[pid]) for pid in foreign),
-        held=still_held(left, settings),
+        held=still_held(left),
     )
     mine = [p for d in lent for p in d.processes if p.pid in own]
     task = Own(

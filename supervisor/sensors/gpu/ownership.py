@@ -5,9 +5,9 @@ A process on a lent GPU is one of four (R9):
 - own: of the node's task (`own_pids`, all of its control group), or listed in `gpu.own_processes` or `gpu.own_units`; its
   memory is not counted;
 - display: a display server listed in `gpu.display_servers`; harmless while all of them together hold no more than
-  `gpu.display_cap_gb` (a compositor can hold 6 GB); its memory counts as used by others, as all memory but our own;
+  DISPLAY_CAP_GB (a compositor can hold 6 GB); its memory counts as used by others, as all memory but our own;
 - remnant: was the task's a moment ago and is gone; no sign of a person, but what it still holds counts as used, and is
-  told as `held` when that lasts longer than `gpu.vram_release_sec`; so is what a model server of RAE's keeps for a task
+  told as `held` when that lasts longer than VRAM_RELEASE_S; so is what a model server of RAE's keeps for a task
   that is over, and what vanished from the list of processes but not from the total (a driver that leaks);
 - foreign: everything else, compute or graphics (games are in the graphics list only), known by name or not.
 """
@@ -25,6 +25,8 @@ from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name, in_units, listed
 
 GIB: Final = 2**30
+DISPLAY_CAP_GB: Final = 2.0  # GiB up to which display servers only draw a desktop
+VRAM_RELEASE_S: Final = 5.0  # what a driver may take to free the VRAM of a task that is gone
 UNEXPLAINED_GB: Final = 0.5  # less than this is the driver's own bookkeeping
 LEAKED_GB: Final = 0.25  # as much more that no listed process holds than beside the task, and it is the task's
 
@@ -132,9 +134,9 @@ def leaked(now: Mapping[str, float], beside: Mapping[str, float], lately: Mappin
     return [Left(f"{number(more_gb)} GiB by {by}", 0, ago_s) for more_gb in more if more_gb > LEAKED_GB]
 
 
-def still_held(left: Sequence[Left], settings: GpuSettings) -> str:
-    """In words, what should have been given back by now (gpu.vram_release_sec)."""
-    return ", ".join(it.words for it in left if it.ago_s >= settings.vram_release_sec)
+def still_held(left: Sequence[Left]) -> str:
+    """In words, what should have been given back by now."""
+    return ", ".join(it.words for it in left if it.ago_s >= VRAM_RELEASE_S)
 
 
 def called(pid: int, name: Name) -> str:

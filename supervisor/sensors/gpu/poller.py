@@ -4,7 +4,7 @@ A driver call can hang in the kernel, so all of them are made in a helper (nvml_
 there is something to look at. One that hangs is killed and not waited for; while a killed one is still there no second one is
 started, and the reading is an error that says so. A failure is retried, later each time, and never final.
 
-When it looks: at the start, every `demand` seconds (in RUNNING `gpu.look_interval_sec`), else only just before the
+When it looks: at the start, every `demand` seconds (in RUNNING every 2 s), else only just before the
 reading would be too old, and at once when somebody opens a node of the GPU; a process makes its context only after the
 open, so three further looks follow. Where our own call opens nodes, opens while it runs are taken for ours. What costs
 nothing (asleep, absent) is looked at by `latest` itself and needs no timer.

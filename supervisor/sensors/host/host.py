@@ -36,6 +36,7 @@ from supervisor.sensors.host.programs import Programs
 from supervisor.sensors.host.site_checks import SiteChecks
 
 GIB: Final = 2**30
+CPU_WINDOW_S: Final = 10.0  # CPU use is averaged over this time: a short burst stops nothing
 MIN_WINDOW_S: Final = 0.5  # a shorter one is mostly the clock's own steps
 SAMPLES: Final = 40  # at most so many in a window
 SLOW_S: Final = 5.0  # batteries and temperatures are read no more often
@@ -148,9 +149,9 @@ class HostSensor:
         self._sys_root, self._cpu_times, self._memory = sys_root, cpu_times, memory
         self._pressure = proc_root / "pressure/memory"
         self._programs = Programs(settings.exclusive_programs, own_pids, proc_root=proc_root)
-        self._checks = SiteChecks(settings.checks, clock, settings.check_interval_sec, settings.check_timeout_sec)
+        self._checks = SiteChecks(settings.checks, clock, settings.check_interval_sec)
         self._metered = metered
-        self._meter = CpuMeter(settings.cpu_window_sec)
+        self._meter = CpuMeter(CPU_WINDOW_S)
         self._slow: tuple[list[str], list[str]] = ([], [])
         self._slow_at_s = NEVER
         self._hot = False
@@ -179,7 +180,7 @@ class HostSensor:
         self._meter.add(CpuSample(now_s, total_s, t["idle"] + t.get("iowait", 0.0), self._own_cpu_s()))
 
     def cpu(self, now_s: float) -> Reading[Cpu]:
-        """Percent of the whole machine that others used, over `host.cpu_window_sec` or since the last sample."""
+        """Percent of the whole machine that others used, over CPU_WINDOW_S or since the last sample."""
         source = "CPU times"
         try:
             self.sample()

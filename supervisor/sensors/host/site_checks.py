@@ -24,6 +24,7 @@ from supervisor.sensors.base import Wake
 
 KEPT: Final = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "XDG_RUNTIME_DIR")  # of the environment
 STOP_S: Final = 1.0
+TIMEOUT_S: Final = 5.0  # what one check may take before it is killed
 
 
 class _Check:
@@ -97,7 +98,7 @@ class _Check:
     def _late(self) -> None:
         self._timer = None
         self._kill()
-        self._answer("", f"took longer than {self._timeout_s:g} s (host.check_timeout_sec)")
+        self._answer("", f"took longer than {self._timeout_s:g} s")
 
     def _answer(self, unfit: str, error: str) -> None:
         before = self._unfit, self._error
@@ -127,7 +128,7 @@ class _Check:
 class SiteChecks:
     """All of host.checks."""
 
-    def __init__(self, checks: Sequence[Sequence[str]], clock: Clock, interval_s: float, timeout_s: float) -> None:
+    def __init__(self, checks: Sequence[Sequence[str]], clock: Clock, interval_s: float, timeout_s: float = TIMEOUT_S) -> None:
         self._checks = [_Check(argv, clock, interval_s, timeout_s) for argv in checks]
         self._wake: Wake | None = None
 

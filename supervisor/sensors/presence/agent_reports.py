@@ -2,7 +2,7 @@
 
 A service cannot see a desktop from outside. So a small program in each person's session looks at it, and reports over the
 control socket. Its report about a session counts only if its user (SO_PEERCRED) owns that session according to logind,
-while it is connected, and while the report is younger than `presence.max_age_sec`. Every other report proves nothing, and
+while it is connected, and while the report is younger than `max_age_s`. Every other report proves nothing, and
 silence is not absence: a session without a proof is active.
 
 Ages travel, not times: a late report makes the last sign later than it was, never earlier.
@@ -88,13 +88,15 @@ class AgentReports(PresenceSensor):
 
     Args:
         clock: the clock.
-        settings: presence.max_age_sec is how old a report may be.
+        settings: `presence` of node.yaml.
         owners: who owns which session.
+        max_age_s: how old a report may be, in seconds.
     """
 
     name = "session agents"
 
-    def __init__(self, clock: Clock, settings: PresenceSettings, owners: SessionOwners) -> None:
+    def __init__(self, clock: Clock, settings: PresenceSettings, owners: SessionOwners, max_age_s: float) -> None:
+        self._max_age_s = max_age_s
         self._clock, self._settings, self._owners = clock, settings, owners
         self._wake: Wake = lambda: None
         self._reports: dict[int, _Report] = {}
@@ -119,7 +121,7 @@ class AgentReports(PresenceSensor):
     def connect(self, uid: int, disconnect: Callable[[], None]) -> tuple[_Connection, dict[str, Any]]:
         """An agent has connected. Returns its connection, and the answer: how often it must report."""
         self._disconnect[uid] = disconnect
-        return _Connection(self, uid, disconnect), {"every_s": self._settings.max_age_sec * 2 / 3}
+        return _Connection(self, uid, disconnect), {"every_s": self._max_age_s * 2 / 3}
 
     def receive(self, uid: int, message: Mapping[str, Any]) -> None:
         """Take over one report.
@@ -169,7 +171,7 @@ class AgentReports(PresenceSensor):
         if report is None:
             return Proof()
         age_s = now_s - report.at_s
-        if age_s > self._settings.max_age_sec:
+        if age_s > self._max_age_s:
             return Proof(why=f"the session agent has been silent for {age_s:.0f} s (systemctl --user restart {UNIT})")
         seen = report.sessions.get(session)
         if seen is None:
@@ -186,7 +188,7 @@ class AgentReports(PresenceSensor):
             if (name := self._owners.name_of(uid)) is not None:
                 signs.append((report.typed_at_s, f"{name} active on {report.typed_on or 'a terminal'}"))
             for number, session in report.sessions.items():
-                fresh = now_s - report.at_s <= self._settings.max_age_sec
+                fresh = now_s - report.at_s <= self._max_age_s
                 counted = self._counted(session)
                 if counted and fresh and not present and self._owners.owns(uid, number):
                     present = self._blocked(uid, number, counted)

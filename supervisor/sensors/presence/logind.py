@@ -1,7 +1,7 @@
 """Sessions by logind: who is there, came, left or keeps the screen on; and whether the machine is going down.
 
 Signals only wake; the look that follows counts, and reads everything that logind knows. Also, one short question in two
-thirds of `presence.max_age_sec` shows that logind still answers, and finds what no signal reports (the lid). An answer that
+thirds of `max_age_s` shows that logind still answers, and finds what no signal reports (the lid). An answer that
 is missing, late or of another form is an error, which blocks. `session_policy.py` says what a session means.
 """
 
@@ -79,12 +79,14 @@ class Sessions(PresenceSensor):
         settings: PresenceSettings,
         owners: SessionOwners | None = None,
         *,
+        max_age_s: float,
         delay_locks: bool = True,
         start_is_sign: bool = True,
         proof: Callable[[str, int, float], Proof] = lambda _session, _uid, _now_s: NO_PROOF,
         boot_offset_s: Callable[[], float] = _boot_offset_s,
     ) -> None:
         self._bus, self._clock, self._settings, self._owners = bus, clock, settings, owners or SessionOwners()
+        self._max_age_s = max_age_s
         self._boot_offset_s, self._start_is_sign, self._proof = boot_offset_s, start_is_sign, proof
         self._wake: Wake = lambda: None
         self._task: asyncio.Task[None] | None = None
@@ -143,8 +145,8 @@ class Sessions(PresenceSensor):
         present += [(self._blocked_by(b), Quality.EVENT) for b in self._blockers]
         silent_s = now_s - self._answered_at_s
         error = self._error
-        if not error and silent_s > self._settings.max_age_sec:
-            error = f"logind has not answered for {silent_s:.0f} s (presence.max_age_sec)"
+        if not error and silent_s > self._max_age_s:
+            error = f"logind has not answered for {silent_s:.0f} s"
         away_from = [] if error else [away(s, self._proof(s.id, s.uid, now_s), now_s) for s in self._sessions.values()]
         return Presence(
             source=self.name,
@@ -200,7 +202,7 @@ class Sessions(PresenceSensor):
         self._error = "the sessions are no longer watched"
 
     async def _run(self) -> None:
-        interval_s = self._settings.max_age_sec * 2 / 3
+        interval_s = self._max_age_s * 2 / 3
         self._look_now.set()
         while True:
             await wait_for_event(self._look_now, min(interval_s, RETRY_S) if self._error else interval_s)

@@ -51,9 +51,7 @@ class NatsSource(NetworkSource):
         control = settings.control
         self._node_id = settings.node_id
         self._consumer = control.nats.consumer
-        self._server = Server(
-            control.url, settings.node_id, settings.token, control.ca_file, control.connect_timeout_sec
-        )
+        self._server = Server(control.url, settings.node_id, settings.token, control.ca_file)
         self._wire: Connection | None = None
         self._connected_to = ""
         self._max_deliver = 0

@@ -15,7 +15,7 @@ from supervisor.sources import sanitize as clean
 from supervisor.sources.base import Availability
 from supervisor.sources.errors import RequestError
 from supervisor.sources.ids import is_id, same_id
-from supervisor.sources.rae.dialects import DIALECTS, Dialect, complete, configured, from_openapi, overridden
+from supervisor.sources.rae.dialects import DIALECTS, Dialect, configured, from_openapi
 from supervisor.sources.rae.transport import NOT_JSON, Answer, AnswerTooLarge, Transport
 
 NO_KEY: Final = "none"  # register wants an api_key; the server only stores its hash
@@ -60,7 +60,7 @@ class RaeApi:
         self._node_id = node_id
         self._token = token
         self._capabilities = capabilities
-        self._dialect = configured(settings) or complete(settings)
+        self._dialect = configured(settings)
         self._fixed = self._dialect is not None
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by kind of request
         self.compute_id = ""  # what the server calls this node, from register
@@ -74,8 +74,7 @@ class RaeApi:
         """The dialect, looked for if it is not known: in the OpenAPI document, else by probing what changes nothing."""
         async with self._one_at_a_time["dialect"]:
             if self._dialect is None:
-                found = await self._from_openapi() or await self._by_probing()
-                self._dialect = overridden(found, self._settings)
+                self._dialect = await self._from_openapi() or await self._by_probing()
             return self._dialect
 
     def new_life(self) -> None:
@@ -206,7 +205,7 @@ class RaeApi:
             raise RequestError(f"{url} refuses this node's key ({status}): {advice}", status=status)
         if status == 405 or (status == 404 and not _knows_route(answer.value)):
             where = "another path" if self._fixed else "another path than before"
-            reason = f"{url} wants {what} at {where} ({status}); see control.dialect and control.paths"
+            reason = f"{url} wants {what} at {where} ({status}); see control.dialect"
             raise UnknownPath(reason, status=status)
         if status == 404:
             raise NotFound(f"{url} does not know it: {what} answered with 404", status=status)
@@ -238,8 +237,7 @@ class RaeApi:
             if not isinstance(value, list):
                 raise self._malformed("node list")
             return await self._a_or_b() if name == "B" else DIALECTS[name]
-        advice = "check control.url, or set control.paths"
-        raise UnknownPath(f"no control node at {self._transport.url}: none of the known paths; {advice}", status=404)
+        raise UnknownPath(f"no control node at {self._transport.url}: none of the known paths; check control.url", status=404)
 
     async def _a_or_b(self) -> Dialect:
         lookup = DIALECTS["B"].task

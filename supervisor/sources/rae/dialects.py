@@ -75,19 +75,4 @@ def from_openapi(document: Any) -> Dialect | None:
 
 def configured(settings: Control) -> Dialect | None:
     """The dialect that node.yaml names; None: to be found."""
-    return None if settings.dialect == "auto" else overridden(DIALECTS[settings.dialect], settings)
-
-
-def overridden(dialect: Dialect, settings: Control) -> Dialect:
-    """The dialect with the paths that `control.paths` gives."""
-    paths = settings.paths
-    given = {name: path for name in paths.__struct_fields__ if (path := getattr(paths, name)) is not None}
-    return replace(dialect, **given)
-
-
-def complete(settings: Control) -> Dialect | None:
-    """The dialect when `control.paths` gives all that is needed, so that nothing has to be found."""
-    paths = settings.paths
-    if None in (paths.register, paths.heartbeat, paths.poll, paths.tasks, paths.result):
-        return None
-    return overridden(replace(DIALECTS["B"], name="configured", task=None), settings)
+    return DIALECTS.get(settings.dialect)

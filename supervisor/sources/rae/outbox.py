@@ -114,7 +114,6 @@ class Outbox:
         api: RaeApi,
         notes: InFlightRecord,
         *,
-        backoff_max_s: float,
         on_preempt: Callable[[str], str],
         event: Event,
         on_trouble: Callable[[RequestError], None],
@@ -124,7 +123,7 @@ class Outbox:
     ) -> None:
         self._api = api
         self._notes = notes
-        self._backoff = Backoff(backoff_max_s)
+        self._backoff = Backoff()
         self._on_preempt = on_preempt
         self._event = event
         self._on_trouble = on_trouble

@@ -38,7 +38,6 @@ class RaeSource(NetworkSource):
         self._outbox = Outbox(
             self._api,
             self._notes,
-            backoff_max_s=settings.control.backoff_max_sec,
             on_preempt=self._on_preempt,
             event=self._event,
             on_trouble=self._fail,

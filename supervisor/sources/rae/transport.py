@@ -27,6 +27,13 @@ from supervisor.sources.rae.resolver import Resolver
 if TYPE_CHECKING:
     import httpx2
 
+CONNECT_TIMEOUT_S: Final = 5.0  # a machine on the same network answers in far less
+READ_TIMEOUT_S: Final = 15.0  # between two pieces of an answer: a busy server may need a while
+TOTAL_TIMEOUT_S: Final = 30.0  # for one request: a trickling answer must not occupy the link
+MAX_ANSWER_BYTES: Final = 16 * MIB  # no server may fill the memory
+# Requests within any second, whatever they are for. Intervals and back-off stay far below; this also bounds short tasks
+# in a row, which need two requests each.
+MAX_REQUESTS_PER_SEC: Final = 100
 NOT_JSON: Final = object()
 SPREAD_S: Final = 10.0  # who is told to come back at a time comes up to this much later, so that not all come at once
 ENOUGH_BYTES: Final = 64 * 1024
@@ -87,7 +94,7 @@ class Transport:
         if token is not None:
             self._headers["x-api-key"] = token
         self._client: httpx2.AsyncClient | None = None
-        self._sent_s: deque[float] = deque(maxlen=settings.max_requests_per_sec)
+        self._sent_s: deque[float] = deque(maxlen=MAX_REQUESTS_PER_SEC)
         self._not_before_s = 0.0
 
     def lift(self) -> None:
@@ -111,29 +118,27 @@ class Transport:
         max_bytes: int | None = None,
     ) -> Answer:
         """One request, once, and its whole answer, whatever its status. Of a good answer that is long and begins with
-        `enough`, the rest is left: its value is then the pattern's named groups. `max_bytes` of an answer are read, or fewer
-        where control.max_answer_mb says so.
+        `enough`, the rest is left: its value is then the pattern's named groups. At most `max_bytes` of
+        an answer are read, and never more than MAX_ANSWER_BYTES.
 
         Raises:
             RequestError: no usable answer within the deadline and the bounds.
         """
         await self._turn()
-        total_s = self._settings.total_timeout_sec
-        most_bytes = int(self._settings.max_answer_mb * MIB)
-        ask = _Request(method, path, query, content, enough, min(most_bytes, max_bytes or most_bytes))
+        ask = _Request(method, path, query, content, enough, min(MAX_ANSWER_BYTES, max_bytes or MAX_ANSWER_BYTES))
         client = self._client or await self._open()
         try:
-            async with asyncio.timeout(total_s):
+            async with asyncio.timeout(TOTAL_TIMEOUT_S):
                 return await self._exchange(client, ask)
         except RequestError:
             raise
         except TimeoutError:
-            raise RequestError(f"no whole answer from {self.url} within {total_s:g} s (control.total_timeout_sec)") from None
+            raise RequestError(f"no whole answer from {self.url} within {TOTAL_TIMEOUT_S:g} s") from None
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is trouble, never an end
             raise self._trouble(error) from None
 
     async def _turn(self) -> None:
-        """Wait until one more request is within control.max_requests_per_sec, whatever asks for it.
+        """Wait until one more request is within MAX_REQUESTS_PER_SEC, whatever asks for it.
 
         Raises:
             RequestError: the server asked to be left alone for longer.
@@ -165,7 +170,7 @@ class Transport:
         context = tls_context(s.ca_file) if self._scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         return httpx2.AsyncClient(
             verify=context,
-            timeout=httpx2.Timeout(s.read_timeout_sec, connect=s.connect_timeout_sec),
+            timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             limits=httpx2.Limits(max_connections=8, max_keepalive_connections=0),
             trust_env=False,
             follow_redirects=False,
@@ -184,12 +189,11 @@ class Transport:
 
     async def _bases(self) -> list[str]:
         """The URL by address, once for each that its host has."""
-        limit_s = self._settings.connect_timeout_sec
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 found = await self._names.addresses(self._parts.hostname or "")
         except TimeoutError:
-            reason = f"{self.url}: its name was not resolved within {limit_s:g} s (control.connect_timeout_sec)"
+            reason = f"{self.url}: its name was not resolved within {CONNECT_TIMEOUT_S:g} s"
             raise RequestError(reason, sent=False) from None
         except OSError:
             raise RequestError(f"{self.url}: its name cannot be resolved", sent=False) from None
@@ -212,7 +216,7 @@ class Transport:
                 if good and ask.enough is not None and len(body) > ENOUGH_BYTES and (seen := ask.enough.match(body)):
                     return Answer(response.status_code, {name: text.decode() for name, text in seen.groupdict().items()})
                 if len(body) > ask.max_bytes:
-                    reason = f"{self.url} sent an answer of more than {ask.max_bytes / MIB:g} MiB (control.max_answer_mb)"
+                    reason = f"{self.url} sent an answer of more than {ask.max_bytes / MIB:g} MiB"
                     raise AnswerTooLarge(reason, response.status_code, bytes(body[:1024]))
             kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             wait_s = self._retry_after_s(response.headers.get("retry-after"))
@@ -242,9 +246,9 @@ class Transport:
 
         never_sent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.InvalidURL)
         if isinstance(error, httpx2.ConnectTimeout):
-            what = f"no connection within {self._settings.connect_timeout_sec:g} s (control.connect_timeout_sec)"
+            what = f"no connection within {CONNECT_TIMEOUT_S:g} s"
         elif isinstance(error, httpx2.TimeoutException):
-            what = f"silent for {self._settings.read_timeout_sec:g} s (control.read_timeout_sec)"
+            what = f"silent for {READ_TIMEOUT_S:g} s"
         elif isinstance(error, httpx2.RemoteProtocolError):
             what = "the answer broke off or is not HTTP"
         else:

@@ -46,8 +46,10 @@ async def with_agent(
         login1 = await FakeLogin1(bus.address).start()
         login1.sessions["/s"] = session(User=(os.getuid(), "/u"), **changes)
         system = SystemBus(bus.address)
-        reports = AgentReports(CLOCK, SETTINGS, owners := SessionOwners())
-        sessions = Sessions(system, CLOCK, SETTINGS, owners, delay_locks=False, start_is_sign=False, proof=reports.proof)
+        reports = AgentReports(CLOCK, SETTINGS, owners := SessionOwners(), 80.0)
+        sessions = Sessions(
+            system, CLOCK, SETTINGS, owners, max_age_s=80.0, delay_locks=False, start_is_sign=False, proof=reports.proof
+        )
         decider = Decider([sessions, reports])
         server = ControlServer(folder / "control.sock", {}, frozenset(), {"presence": reports.connect})
         await server.start()

@@ -53,7 +53,7 @@ async def listening(address: str, member: str, seen: Seen, ask: str = "") -> Asy
 async def watching_logind(address: str) -> AsyncIterator[Decider]:
     """Our sensor on that bus."""
     system = SystemBus(address)
-    sensor = Sessions(system, CLOCK, SETTINGS, delay_locks=False, start_is_sign=False)
+    sensor = Sessions(system, CLOCK, SETTINGS, max_age_s=80.0, delay_locks=False, start_is_sign=False)
     decider = Decider([sensor])
     await sensor.start(decider.wake)
     try:

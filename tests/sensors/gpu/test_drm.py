@@ -17,6 +17,7 @@ from support.waiting import play
 
 from states.observation import Gpu
 from supervisor.config.schema import GpuSettings
+from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.drm_cards import Cards
 
 __all__ = ["soon_again", "world"]  # fixtures
@@ -59,14 +60,15 @@ def test_the_own_task_is_not_held_against_itself(world: DrmMachine) -> None:
     play(scene())
 
 
-def test_a_task_must_give_its_memory_back(world: DrmMachine) -> None:
+def test_a_task_must_give_its_memory_back(world: DrmMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the driver keeps of a task that is over blocks once it is late, also across a failure, until it is free."""
+    monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 2.0)
     device = world.amd(percent=100, used=10 * GIB)
     world.process(4002, "worker", context(vram_kib=9 << 20, engine_ns=1))
     world.own = frozenset({4002})
 
     async def scene() -> None:
-        async with world.sensor(GpuSettings(vram_release_sec=2)) as sensor:
+        async with world.sensor() as sensor:
             sensor.demand(0.2)
             assert (now(sensor).value, sensor.own.vram_gb, sensor.own.left) == (Gpu(0, 1), 9, "")
             shutil.rmtree(world.proc / "4002")

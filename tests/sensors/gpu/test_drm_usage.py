@@ -108,7 +108,7 @@ LATE, EARLY = {77: 5.0}, {77: 4.9}
 def test_what_a_task_has_left(
     card: Card, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
 ) -> None:
-    """Told at once; it blocks, with that reason, when it is held longer than gpu.vram_release_sec."""
+    """Told at once; it blocks, with that reason, when it is held longer than VRAM_RELEASE_S."""
     settings = GpuSettings(own_units=["ollama.service"])
     names = {**NAMES, 77: Name()}
     use = judge([card], {card.pci}, {}, frozenset(), lately, lambda pid: names[pid], settings, unlisted)

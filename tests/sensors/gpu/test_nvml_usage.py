@@ -136,7 +136,7 @@ OLLAMA = GpuSettings(own_processes=["ollama"])
 def test_what_a_task_has_left(
     there: list[Process], used: float, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
 ) -> None:
-    """Told at once; it blocks, with that reason, when it is held longer than gpu.vram_release_sec."""
+    """Told at once; it blocks, with that reason, when it is held longer than VRAM_RELEASE_S."""
     use = judge((gpu(*there, used=used),), frozenset(), lately, lambda pid: NAMES.get(pid, Name()), OLLAMA, unlisted)
     assert use.gpu is not None
     assert use.own.left == left

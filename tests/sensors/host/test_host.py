@@ -178,7 +178,7 @@ def test_percent_is_in_bounds_and_never_less_for_a_broken_task_counter(
 
 @given(st.lists(st.floats(0.001, 3), max_size=30), st.floats(0.001, 2))
 def test_once_known_the_load_stays_known_however_looks_follow(waits: list[float], window_s: float) -> None:
-    """A short host.cpu_window_sec, and two looks right after each other: no task may be stopped for that."""
+    """A short window, and two looks right after each other: no task may be stopped for that."""
     meter, at_s, known = CpuMeter(window_s), 0.0, False
     for wait_s in (0.0, *waits):
         at_s += wait_s
@@ -350,7 +350,7 @@ def test_slow_readings_are_kept_five_seconds(tmp_path: Path) -> None:
 def test_this_machine_is_read() -> None:
     """The real thing: values in bounds."""
     clock = SystemClock()
-    sensor = HostSensor(clock, HostSettings(cpu_window_sec=1), lambda: 0.0)
+    sensor = HostSensor(clock, HostSettings(), lambda: 0.0)
     sensor.sample()
     end_s = time.monotonic() + 5
     while (reading := sensor.cpu(clock.now_s())).value is None:

@@ -23,7 +23,7 @@ class World:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.owners = SessionOwners({"3": (ANNA, "anna"), "5": (BERT, "bert")})
-        self.reports = AgentReports(self.clock, PresenceSettings(max_age_sec=60.0), self.owners)
+        self.reports = AgentReports(self.clock, PresenceSettings(), self.owners, 60.0)
         self.woken = 0
         self.reports._wake = self.wake
 
@@ -112,7 +112,7 @@ def test_a_film_whose_player_has_no_name_is_a_person_too(holder: str) -> None:
 def test_a_holder_that_node_yaml_excepts_is_shown_and_does_not_count() -> None:
     """As with logind's locks (T7): the same list of names, each with its age."""
     world = World()
-    world.reports._settings = PresenceSettings(max_age_sec=60.0, ignore_inhibitors=["Film"])
+    world.reports._settings = PresenceSettings(ignore_inhibitors=["Film"])
     world.hear(sessions=[report(inhibitors=["Film"])])
     assert world.now.present == ""
     world.clock.now += 50.0

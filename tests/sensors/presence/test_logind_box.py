@@ -46,7 +46,7 @@ def watch(box: SysBox, story: Callable[[Seen], Awaitable[None]], *, strict: bool
     async def run() -> None:
         bus = SystemBus(box.bus_address, backoff_s=(0.01, 0.1))
         settings = PresenceSettings(strict=strict)
-        sensor = Sessions(bus, CLOCK, settings, delay_locks=False, start_is_sign=False)
+        sensor = Sessions(bus, CLOCK, settings, max_age_s=80.0, delay_locks=False, start_is_sign=False)
         await sensor.start(lambda: None)
         try:
             await story(Seen(sensor))

@@ -45,9 +45,9 @@ class Watched:
 
     def __init__(self, address: str, **options: Any) -> None:
         self.bus = SystemBus(address, backoff_s=QUICK)
-        names = ("strict", "max_age_sec", "ignore_inhibitors")
+        names = ("strict", "ignore_inhibitors")
         settings = PresenceSettings(**{k: options.pop(k) for k in names if k in options})
-        self.sensor = Sessions(self.bus, CLOCK, settings, boot_offset_s=lambda: 0.0, **options)
+        self.sensor = Sessions(self.bus, CLOCK, settings, boot_offset_s=lambda: 0.0, **{"max_age_s": 80.0, **options})
         self.wakes = 0
 
     @property
@@ -177,7 +177,7 @@ def test_a_fault_of_logind_is_an_error_and_passes(
 
 def test_a_logind_that_hangs_is_an_error_by_age(private_bus: PrivateBus) -> None:
     async def story() -> None:
-        async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_sec=2.0) as watched:
+        async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_s=2.0) as watched:
             assert watched.now.error == ""
             fake.delays["GetAll"] = 3600.0
             await eventually(lambda: "has not answered for" in watched.now.error, "the age of the last answer")
@@ -336,7 +336,7 @@ def test_a_delay_lock_that_was_refused_once_is_asked_for_again(private_bus: Priv
     async def story() -> None:
         async with logind(private_bus.address) as fake:
             fake.replies["Inhibit"] = "org.freedesktop.DBus.Error.LimitsExceeded"
-            async with Watched(private_bus.address, max_age_sec=0.3) as watched:
+            async with Watched(private_bus.address, max_age_s=0.3) as watched:
                 await eventually(lambda: watched.sensor.delay_error, "the refusal")
                 del fake.replies["Inhibit"]
                 await eventually(lambda: len(fake.locks()) == 2 and not watched.sensor.delay_error, "both locks")
@@ -346,7 +346,7 @@ def test_a_delay_lock_that_was_refused_once_is_asked_for_again(private_bus: Priv
 
 def test_a_lid_is_found_without_a_signal(private_bus: PrivateBus) -> None:
     async def story() -> None:
-        async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_sec=0.3) as watched:
+        async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_s=0.3) as watched:
             fake.manager["LidClosed"] = True
             wakes = watched.wakes
             await eventually(lambda: watched.sensor.going_down == LID_CLOSED, "the lid")
@@ -479,7 +479,7 @@ def test_at_rest_logind_is_asked_one_short_question_an_interval(private_bus: Pri
     async def story() -> None:
         async with logind(private_bus.address) as fake:
             fake.sessions[ONE] = session()
-            async with Watched(private_bus.address, max_age_sec=0.3) as watched:
+            async with Watched(private_bus.address, max_age_s=0.3) as watched:
                 await eventually(lambda: len(fake.locks()) == 2, "the delay locks")
                 fake.calls.clear()
                 wakes = watched.wakes

@@ -46,12 +46,13 @@ class Node:
     """The daemon's part: logind's sessions, the desktop sensor, the control socket."""
 
     def __init__(self, folder: Path, bus: str, max_age_s: float) -> None:
-        settings = PresenceSettings(max_age_sec=max_age_s)
+        settings = PresenceSettings()
         self.path = folder / "node" / "control.sock"
         self._bus = SystemBus(bus)
-        self.agent_reports = AgentReports(CLOCK, settings, owners := SessionOwners())
+        self.agent_reports = AgentReports(CLOCK, settings, owners := SessionOwners(), max_age_s)
         self.sessions = Sessions(
-            self._bus, CLOCK, settings, owners, delay_locks=False, start_is_sign=False, proof=self.agent_reports.proof
+            self._bus, CLOCK, settings, owners, max_age_s=max_age_s, delay_locks=False, start_is_sign=False,
+            proof=self.agent_reports.proof,
         )
         self.server = ControlServer(self.path, {}, frozenset(), {"presence": self.agent_reports.connect})
         self.woken = asyncio.Event()

@@ -46,11 +46,12 @@ class Node:
     """The daemon's sensors and its socket, outside the box."""
 
     def __init__(self, box: SysBox, max_age_s: float) -> None:
-        settings = PresenceSettings(max_age_sec=max_age_s)
+        settings = PresenceSettings()
         self.bus = SystemBus(box.bus_address, backoff_s=(0.01, 0.1))
-        self.agent_reports = AgentReports(CLOCK, settings, owners := SessionOwners())
+        self.agent_reports = AgentReports(CLOCK, settings, owners := SessionOwners(), max_age_s)
         self.sessions = Sessions(
-            self.bus, CLOCK, settings, owners, delay_locks=False, start_is_sign=False, proof=self.agent_reports.proof
+            self.bus, CLOCK, settings, owners, max_age_s=max_age_s, delay_locks=False, start_is_sign=False,
+            proof=self.agent_reports.proof,
         )
         path: Path = box.share / "node" / "control.sock"
         self.server = ControlServer(path, {}, frozenset(), {"presence": self.agent_reports.connect})

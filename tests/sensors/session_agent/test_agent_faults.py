@@ -360,7 +360,7 @@ def test_an_agent_that_is_back_before_the_sensors_are_made_anew_is_heard_by_the_
     monkeypatch.setattr(reporter_module, "FIRST_RETRY_S", 0.01)
 
     def reports() -> AgentReports:
-        return AgentReports(SystemClock(), PresenceSettings(), SessionOwners({"3": (os.getuid(), "anna")}))
+        return AgentReports(SystemClock(), PresenceSettings(), SessionOwners({"3": (os.getuid(), "anna")}), 80.0)
 
     old, new = reports(), reports()
     current, calls = old, 0

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 from support import rae_server as s
+from support.constants import constants
 from support.nats_rig import NatsServer, Operator, needs_server, operator, server
 from support.rae_server import RaeServer, in_loop, until
 
@@ -19,6 +20,7 @@ from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Claim
+from supervisor.sources.errors import MIB
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.bridge import Bridge
@@ -35,26 +37,27 @@ NAME = "the-fleet"
 
 @contextlib.asynccontextmanager
 async def bridge(
-    server: NatsServer, control: RaeServer, folder: Path, heartbeat_interval_s: float = 0.1, **more: Any
+    server: NatsServer, control: RaeServer, folder: Path, heartbeat_interval_s: float = 0.1, **others: Any
 ) -> AsyncIterator[tuple[Bridge, list[str]]]:
     """A bridge that runs; what it says."""
-    settings = Control(**{"url": control.url, "max_requests_per_sec": 1000, "backoff_max_sec": 0.3, **more})
-    transport = Transport(settings, SystemClock(), None)
-    api = RaeApi(transport, settings, node_id=NAME, token=None, capabilities={})
-    said: list[str] = []
-    one = Bridge(
-        api, Server(server.url), InFlightRecord(folder), clock=SystemClock(), poll_interval_s=0.05,
-        heartbeat_interval_s=heartbeat_interval_s, backoff_max_s=settings.backoff_max_sec, ahead=5, say=said.append,
-    )
-    stop = asyncio.Event()
-    work = asyncio.create_task(one.run(stop))
-    try:
-        yield one, said
-        assert not work.done(), work
-    finally:
-        stop.set()
-        await work
-        await transport.close()
+    with constants({"max_requests_per_sec": 1000, "backoff_longest_s": 0.3, **others}):
+        settings = Control(url=control.url)
+        transport = Transport(settings, SystemClock(), None)
+        api = RaeApi(transport, settings, node_id=NAME, token=None, capabilities={})
+        said: list[str] = []
+        one = Bridge(
+            api, Server(server.url), InFlightRecord(folder), clock=SystemClock(), poll_interval_s=0.05,
+            heartbeat_interval_s=heartbeat_interval_s, ahead=5, say=said.append,
+        )
+        stop = asyncio.Event()
+        work = asyncio.create_task(one.run(stop))
+        try:
+            yield one, said
+            assert not work.done(), work
+        finally:
+            stop.set()
+            await work
+            await transport.close()
 
 
 async def left(control: RaeServer, folder: Path) -> str:
@@ -123,11 +126,11 @@ async def test_a_task_too_large_to_be_read_is_failed(server: NatsServer, tmp_pat
     async with (
         RaeServer().listening() as control,
         operator(server.url),
-        bridge(server, control, tmp_path, max_answer_mb=1) as (_, said),
+        bridge(server, control, tmp_path, max_answer_bytes=MIB) as (_, said),
     ):
         task_id = control.add("echo", {"x": "y" * 2_000_000})
         await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
-        assert "control.max_answer_mb" in control.task(task_id)["error"]
+        assert "more than 1 MiB" in control.task(task_id)["error"]
         assert "may be lost" not in " ".join(said)
 
 

@@ -40,7 +40,7 @@ async def test_no_odd_answer_ends_the_node(tmp_path: Path, seed: int, caplog: py
     escaped: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: escaped.append(context))
     liar, claims = Liar(seed), 0
-    control = {"poll_s": 0.1, "heartbeat_s": 0.2, "backoff_max_sec": 0.05}
+    control = {"poll_s": 0.1, "heartbeat_s": 0.2, "backoff_longest_s": 0.05}
     async with liar.listening() as url, node(url, tmp_path, types=("echo",), **control) as rig:
         while (claim := rig.source.take()) is None or claim.id != ID:
             if claim is not None:

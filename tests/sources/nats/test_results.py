@@ -99,7 +99,7 @@ async def test_a_fleet_that_refuses_each_time_in_other_words_is_no_busy_loop(
             raise Refused(f"no, for the {len(refusals)}th time", status=400)
         return await genuine(self, subject, *of)
 
-    async with operator(server.url) as fleet, node(server.url, tmp_path, backoff_max_sec=60) as rig:
+    async with operator(server.url) as fleet, node(server.url, tmp_path, backoff_longest_s=60) as rig:
         await fleet.submit()
         claim = await rig.claim()
         monkeypatch.setattr(Connection, "store", store)

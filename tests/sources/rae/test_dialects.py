@@ -11,7 +11,6 @@ from support.rae_server import RaeServer, in_loop
 
 from states.ending import succeeded
 from states.observation import Link
-from supervisor.config.schema import ControlPaths
 from supervisor.sources.base import Claim
 
 
@@ -36,10 +35,10 @@ async def test_each_dialect_is_found_and_a_task_goes_round(tmp_path: Path, diale
 
 
 @in_loop
-async def test_the_configuration_names_the_dialect_and_the_paths(tmp_path: Path) -> None:
+async def test_the_configuration_names_the_dialect(tmp_path: Path) -> None:
     async with (
         RaeServer("C", openapi=False).listening() as server,
-        running(server, tmp_path, dialect="C", paths=ControlPaths(poll="/v1/control/tasks_poll")) as rig,
+        running(server, tmp_path, dialect="C") as rig,
     ):
         await rig.up()
         assert server.of("openapi") == server.of("nodes") == []
@@ -82,4 +81,4 @@ async def test_a_dialect_that_was_mistaken_is_found_again(tmp_path: Path) -> Non
 async def test_something_else_at_the_url_is_said(tmp_path: Path) -> None:
     always = {kind: s.status(404, {"detail": "Not Found"}) for kind in ("openapi", "nodes")}
     async with RaeServer(always=always).listening() as server, running(server, tmp_path) as rig:
-        assert "control.paths" in await rig.down()
+        assert "check control.url" in await rig.down()

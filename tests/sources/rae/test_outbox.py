@@ -17,6 +17,7 @@ from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.sources import sanitize as clean
 from supervisor.sources.base import Claim
+from supervisor.sources.errors import MIB
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.network_source import MAX_WAITING
 from supervisor.sources.rae import outbox
@@ -196,8 +197,8 @@ async def test_claims_that_cannot_be_run_are_failed_with_their_reason(tmp_path: 
 
 @in_loop
 async def test_an_answer_that_gives_a_large_result_back_is_not_read_to_its_end(tmp_path: Path) -> None:
-    """The server answers with the whole task: more than control.max_answer_mb must not mean "not delivered"."""
-    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_mb=1, total_timeout_sec=10) as rig:
+    """The server answers with the whole task: more than MAX_ANSWER_BYTES must not mean "not delivered"."""
+    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_bytes=MIB, total_timeout_s=10) as rig:
         await rig.up()
         done, back = server.add(), server.add("kind", {"p": "x" * 700_000})
         first, second = await rig.claim(), await rig.claim()
@@ -212,14 +213,14 @@ async def test_an_answer_that_gives_a_large_result_back_is_not_read_to_its_end(t
 
 @in_loop
 async def test_a_task_too_large_to_be_read_is_failed_by_the_id_at_its_beginning(tmp_path: Path) -> None:
-    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_mb=1) as rig:
+    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_bytes=MIB) as rig:
         await rig.up()
         task_id = server.add("kind", {"p": SENTINEL + "x" * 2_000_000})
         assert await rig.poll() is None
         await rig.delivered()
         task = server.task(task_id)
         assert task["status"] == "FAILED"
-        assert "1 MiB (control.max_answer_mb)" in task["error"]
+        assert "1 MiB" in task["error"]
         assert "poll-lost" not in rig.names()
         assert rig.source.status.link is Link.UP
         assert SENTINEL not in repr(rig.events)
@@ -428,7 +429,7 @@ async def test_an_orderly_stop_delivers_and_gives_back_what_was_not_taken(tmp_pa
 @in_made_time
 async def test_a_stop_keeps_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
     async with RaeServer(always={"result": s.silent}).listening() as server:
-        async with running(server, tmp_path, stop_s=0.3, read_timeout_sec=30, total_timeout_sec=30) as rig:
+        async with running(server, tmp_path, stop_s=0.3, read_timeout_s=30, total_timeout_s=30) as rig:
             await rig.up()
             task_id = server.add()
             rig.source.settle(await rig.claim(), succeeded({}))

@@ -12,6 +12,7 @@ from support.rae_rig import NODE_ID, running
 from support.rae_server import RaeServer, in_loop, until
 
 from states.ending import handed_back, succeeded
+from supervisor.sources.errors import MIB
 from supervisor.sources.in_flight import UNKNOWN, InFlightRecord
 
 SENTINEL = "sentinel-7f3a"
@@ -164,7 +165,7 @@ async def test_settling_a_crash_survives_trouble(tmp_path: Path) -> None:
 async def test_a_left_task_that_is_too_large_to_be_looked_at_holds_up_no_other(tmp_path: Path) -> None:
     async with RaeServer().listening() as server:
         task_id = await crashed(server, tmp_path, payload={"p": SENTINEL + "x" * 2_000_000})
-        async with running(server, tmp_path, max_answer_mb=1) as rig:
+        async with running(server, tmp_path, max_answer_bytes=MIB) as rig:
             await rig.delivered()
             assert server.task(task_id)["error"] == "preempted: node restarted while it had the task"
             await rig.up()
@@ -178,7 +179,7 @@ async def test_a_left_task_that_is_over_and_too_large_to_be_looked_at_stays_as_i
     async with RaeServer().listening() as server:
         task_id = await crashed(server, tmp_path, payload={"p": "x" * 2_000_000})
         next(iter(server.node._tasks.values())).status = "COMPLETED"
-        async with running(server, tmp_path, max_answer_mb=1) as rig:
+        async with running(server, tmp_path, max_answer_bytes=MIB) as rig:
             await rig.delivered()
             assert server.of("result") == []
             assert server.task(task_id)["status"] == "COMPLETED"
@@ -265,7 +266,7 @@ async def test_a_claim_that_is_not_sound_is_not_posted_anew_even_if_it_cannot_be
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only a part of it is known: posted anew, it would be another task."""
-    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_mb=1) as rig:
+    async with RaeServer().listening() as server, running(server, tmp_path, max_answer_bytes=MIB) as rig:
         await rig.up()
         task_id = server.add("kind", {"p": "x" * 2_000_000})
 

@@ -119,7 +119,7 @@ async def test_one_request_of_a_kind_is_in_flight(tmp_path: Path) -> None:
 async def test_a_dead_server_is_not_hammered(tmp_path: Path) -> None:
     """Nor forgotten: an hour of it, the waits half a minute on average and a minute at most."""
     dead = RaeServer(always={"register": s.status(503)})
-    async with dead.listening() as server, running(server, tmp_path, backoff_max_sec=60) as rig:
+    async with dead.listening() as server, running(server, tmp_path, backoff_longest_s=60) as rig:
         await rig.down()
         await asyncio.sleep(3600)
         assert 60 <= len(server.of("register")) < 240

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.constants import constants
 from support.rae_server import PATHS
 from tenacity import Future, RetryCallState, Retrying
 
 from supervisor.cli.status import _rest
-from supervisor.config.schema import Control, ControlPaths, Token
+from supervisor.config.schema import Control, Token
 from supervisor.linux.clock import SystemClock
 from supervisor.sources import sanitize as clean
 from supervisor.sources.api_key import TokenError, token
 from supervisor.sources.backoff import RETRY_AFTER_MAX_S, Backoff
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import NAME, SET_ASIDE, UNKNOWN, InFlightRecord, InFlightTask
-from supervisor.sources.rae.dialects import DIALECTS, complete, configured, from_openapi, overridden
+from supervisor.sources.rae.dialects import DIALECTS, configured, from_openapi
 from supervisor.sources.rae.transport import Transport
 from supervisor.tools.demo.control_node.api import Api
 from supervisor.tools.demo.control_node.server import Request
@@ -132,18 +133,9 @@ def test_other_documents(paths: Any, found: tuple[str, str, str | None] | None) 
     assert found == (None if dialect is None else (dialect.name, dialect.poll, dialect.task))
 
 
-def test_the_configuration_overrides_what_is_found() -> None:
+def test_the_configuration_names_the_dialect() -> None:
     assert configured(Control()) is None
-    paths = ControlPaths(poll="/p", result="/r/{id}")
-    chosen = configured(Control(dialect="C", paths=paths))
-    assert chosen is not None
-    assert (chosen.poll, chosen.result, chosen.tasks) == ("/p", "/r/{id}", "/v1/control/tasks")
-    assert overridden(DIALECTS["A"], Control(paths=paths)).poll == "/p"
-    assert complete(Control(paths=paths)) is None
-    every = ControlPaths("/a", "/b", "/c", None, "/d", "/e/{id}")
-    alone = complete(Control(paths=every))
-    assert alone is not None
-    assert (alone.register, alone.task, alone.result) == ("/a", None, "/e/{id}")
+    assert configured(Control(dialect="C")) == DIALECTS["C"]
 
 
 # --- the key
@@ -314,7 +306,9 @@ def waits(backoff: Backoff, error: Exception, attempts: int) -> list[float]:
 
 
 def test_waits_grow_to_the_bound_jitter_and_are_never_nothing() -> None:
-    many = [waits(Backoff(8.0), RequestError("x"), 12) for _ in range(200)]
+    with constants({"backoff_longest_s": 8.0}):
+        backoffs = [Backoff() for _ in range(200)]
+    many = [waits(backoff, RequestError("x"), 12) for backoff in backoffs]
     assert all(0.1 <= wait_s <= min(8.0, 2.0**n) for run in many for n, wait_s in enumerate(run))
     assert max(run[-1] for run in many) > 6.0
     assert len({run[-1] for run in many}) > 100
@@ -322,7 +316,9 @@ def test_waits_grow_to_the_bound_jitter_and_are_never_nothing() -> None:
 
 @pytest.mark.parametrize(("asked_s", "least_s"), [(20.0, 20.0), (0.0, 0.1), (1e9, RETRY_AFTER_MAX_S)])
 def test_retry_after_is_honoured_within_reason(asked_s: float, least_s: float) -> None:
-    assert least_s <= waits(Backoff(5.0), RequestError("x", retry_after_s=asked_s), 1)[0] <= max(least_s, 5.0)
+    with constants({"backoff_longest_s": 5.0}):
+        backoff = Backoff()
+    assert least_s <= waits(backoff, RequestError("x", retry_after_s=asked_s), 1)[0] <= max(least_s, 5.0)
 
 
 # --- what people see

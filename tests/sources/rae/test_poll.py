@@ -84,7 +84,7 @@ async def test_a_lost_poll_is_a_loss_where_lives_are_not_told(tmp_path: Path) ->
 @in_loop
 async def test_a_poll_that_is_cut_by_the_end_of_the_node_is_said(tmp_path: Path) -> None:
     async with RaeServer(always={"poll": s.silent}).listening() as server:
-        async with running(server, tmp_path, stop_s=0.2, read_timeout_sec=20, total_timeout_sec=20) as rig:
+        async with running(server, tmp_path, stop_s=0.2, read_timeout_s=20, total_timeout_s=20) as rig:
             await rig.up()
             assert rig.source.ask()
             await until(lambda: server.of("poll"))

@@ -57,7 +57,6 @@ class Bridge:
         clock: Clock,
         poll_interval_s: float,
         heartbeat_interval_s: float,
-        backoff_max_s: float,
         ahead: int,
         say: Callable[[str], None],
     ) -> None:
@@ -67,7 +66,7 @@ class Bridge:
         self._poll_interval_s = poll_interval_s
         self._heartbeat_interval_s = heartbeat_interval_s
         self._ahead = ahead
-        self._backoff = Backoff(backoff_max_s)
+        self._backoff = Backoff()
         self._say = say
         self._wire: Connection | None = None
         self._lost = asyncio.Event()
@@ -81,9 +80,7 @@ class Bridge:
                 self._changed.set()
                 say(f"{name}: {link.value}" + (f": {reason}" if reason else ""))
 
-            return RetryingLink(
-                connect, keep, clock=clock, backoff_max_s=backoff_max_s, retry=True, changed=changed, parted=parted
-            )
+            return RetryingLink(connect, keep, clock=clock, retry=True, changed=changed, parted=parted)
 
         self.control = link("control node", self._register, self._heartbeat, self._nothing)
         self.fleet = link("fleet", self._open, self._until_lost, self._close)
@@ -365,7 +362,6 @@ def main(config: Config, server: Server, ahead: int) -> int:
             clock=clock,
             poll_interval_s=execution.poll_interval_sec,
             heartbeat_interval_s=execution.heartbeat_interval_sec,
-            backoff_max_s=control.backoff_max_sec,
             ahead=ahead,
             say=say,
         )
