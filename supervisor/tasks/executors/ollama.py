@@ -1,7 +1,7 @@
-"""Runs `llm_inference`, `quality_loop` and `code_verify_cycle` on this machine's Ollama, by its HTTP API (R2, R4, R6, R23).
+"""Runs `llm_inference`, `quality_loop` and `code_verify_cycle` on this machine's Ollama, by its HTTP API.
 
-The answer is read as a stream, so that closing it stops the model at once. However a task ends, Ollama is asked to unload
-its models; whether the VRAM is free is for the GPU sensor to say. An error never quotes the server or the payload (R6).
+The answer is read as a stream, so that closing it stops the model at once. However a task ends, Ollama is asked to unload its
+models; whether the VRAM is free is for the GPU sensor to say. An error never quotes the server or the payload.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.config.schema import TaskType
 from supervisor.config.urls import host_of, is_loopback
+from supervisor.linux.proc import listed, name_of
 from supervisor.sources.base import Claim
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, Wake
+from supervisor.tasks.process import process_tree
 from supervisor.tasks.process.rungs import RungName
 
 if TYPE_CHECKING:
@@ -35,17 +37,16 @@ CONNECT_S: Final = 5.0
 SILENCE_S: Final = 300.0  # between two pieces of an answer: a large model takes minutes to load
 CUT_S: Final = 1.0
 UNLOAD_S: Final = 3.0
-LOOK_AGAIN_S: Final = 2.0  # how long a list of Ollama's processes is good for
-LINE_MORE_BYTES: Final = 4 << 20  # of a line, beside its text: the last one holds numbers for the whole talk
+PROCESSES_S: Final = 2.0  # how long a list of Ollama's processes is used
+EXTRA_BYTES: Final = 4 << 20  # of a line, beside its text: the last one has the numbers of the whole conversation
 SMALL_BYTES: Final = 1 << 20  # of an answer about loading
-KEEP_ALIVE: Final = "1m"  # should the daemon be killed, Ollama unloads the model by itself
-_PASSED: Final = re.compile(r"\bPASSED\b")  # anywhere in the review, as the agents before this one judged it
+KEEP_ALIVE: Final = "1m"  # if the daemon is killed, Ollama unloads the model by itself
+_PASSED: Final = re.compile(r"\bPASSED\b")  # anywhere in the review
 _MIB: Final = 1 << 20
-_TICK: Final = os.sysconf("SC_CLK_TCK")
 
 
 class OllamaFailed(Exception):
-    """The task failed; `kind` is stable, the text is in words."""
+    """The task failed. `kind` is stable; the text begins with it."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(f"{kind}: {text}")
@@ -56,7 +57,7 @@ class OllamaExecutor:
     """Runs one task type on Ollama.
 
     Args:
-        task_type: the server's address and the bound of the result, from node.yaml.
+        task_type: the server's address and the limit of the result, from node.yaml.
         containment: not needed: no process is started.
     """
 
@@ -67,13 +68,11 @@ class OllamaExecutor:
         """See Executor."""
         if not is_loopback(host_of(self._type.ollama_url)):
             raise StartFailed(f"tasks.{claim.type}.ollama_url is not an address of this machine")
-        task = OllamaTask(self._type, claim, wake)
-        task.begin()
-        return task
+        return OllamaTask(self._type, claim, wake)
 
 
 class OllamaTask:
-    """One task's requests; a RunningTask without a process of its own: alive while a request, or the unloading, goes on."""
+    """One task's requests: a RunningTask without a process of its own. It is alive until the models are unloaded, too."""
 
     def __init__(self, task_type: TaskType, claim: Claim, wake: Wake) -> None:
         self._url = task_type.ollama_url.rstrip("/")
@@ -82,14 +81,14 @@ class OllamaTask:
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._used: set[str] = set()
-        self._said = 0  # bytes of all answers
-        self._job: asyncio.Task[None] | None = None
+        self._answer_bytes = 0  # of all answers
         self._stopping: asyncio.Task[tuple[Rung, ...]] | None = None
         self._rungs: tuple[Rung, ...] = ()
         self._alive = True
         self._error: str | None = "its end was not seen"
         self._result: Mapping[str, Any] = {}
         self._processes = _Processes(self._loop)
+        self._job = self._loop.create_task(self._run())
 
     @property
     def alive(self) -> bool:
@@ -113,20 +112,16 @@ class OllamaTask:
 
     @property
     def state(self) -> Any:
-        """See RunningTask: an answer that was cut begins anew."""
+        """See RunningTask: an answer that was cut starts from the beginning."""
         return None
 
     def pids(self) -> frozenset[int]:
-        """Ollama's processes, found by their program: what they use is the task's doing."""
+        """Ollama's processes, found by their program: what they use counts as the task's use."""
         return self._processes.pids() if self._alive else frozenset()
 
     def cpu_s(self) -> float:
         """CPU seconds of Ollama's processes since the task began."""
-        return self._processes.cpu_s(look=self._alive)
-
-    def begin(self) -> None:
-        """Send the first request, in a task of its own."""
-        self._job = self._loop.create_task(self._run())
+        return self._processes.cpu_s(update=self._alive)
 
     async def freeze(self) -> Rung:
         """See RunningTask: never. The model computes in Ollama's own processes, another user's, which serve others too."""
@@ -137,7 +132,7 @@ class OllamaTask:
         return Rung(RungName.WAS_NOT_FROZEN)
 
     async def stop(self, grace_s: float) -> tuple[Rung, ...]:
-        """Cut the request, ask Ollama to unload, wait for that for three seconds at most.
+        """Cut the request, ask Ollama to unload, and wait for that for three seconds at most.
 
         Raises:
             StopFailed: the request does not end.
@@ -150,7 +145,6 @@ class OllamaTask:
 
     async def _stop(self) -> tuple[Rung, ...]:
         begun_s = self._loop.time()
-        assert self._job is not None
         self._job.cancel()
         await asyncio.wait([self._job], timeout=CUT_S)
         if not self._job.done():
@@ -168,15 +162,11 @@ class OllamaTask:
             async with await asyncio.to_thread(_client) as client:
                 result = await self._work(client)
             self._error, self._result = None, {"status": "success", **result}
-        except OllamaFailed as failed:
-            self._fail(failed.kind, str(failed))
         except Exception as error:  # noqa: BLE001 - whatever a server does to the library is a failure of the task
-            self._fail(*_trouble(error))
+            failed = error if isinstance(error, OllamaFailed) else _failure(error)
+            self._error, self._result = str(failed), {"status": "error", "kind": failed.kind, "error": str(failed)}
         await self._unload()
         self._finish()
-
-    def _fail(self, kind: str, text: str) -> None:
-        self._error, self._result = text, {"status": "error", "kind": kind, "error": text}
 
     def _finish(self) -> None:
         self._alive = False
@@ -186,7 +176,7 @@ class OllamaTask:
         payload = self._claim.payload
         if self._claim.type == "llm_inference":
             model = _text(payload, "model") or WRITER
-            return {"response": await self._generate(client, model, _needed(payload, "prompt"), _text(payload, "system"))}
+            return {"response": await self._generate(client, model, _required(payload, "prompt"), _text(payload, "system"))}
         task = _text(payload, "prompt") or _text(payload, "task")
         code = _text(payload, "diff") or _text(payload, "code")
         if not task and not code:
@@ -213,7 +203,7 @@ class OllamaTask:
         self._used.add(model)
         order = {"model": model, "prompt": prompt, "stream": True, "keep_alive": KEEP_ALIVE}
         body = json.dumps({**order, "system": system} if system else order).encode()
-        said: list[str] = []
+        texts: list[str] = []
         size, rest = 0, bytearray()
         async with client.stream("POST", f"{self._url}/api/generate", content=body) as response:
             if response.status_code == 404:
@@ -227,105 +217,90 @@ class OllamaTask:
                 *lines, left = chunk.split(b"\n")
                 for line in lines:
                     rest += line
-                    if rest.strip() and self._hear(bytes(rest), said):
-                        return "".join(said)
+                    if rest.strip() and self._read_line(bytes(rest), texts):
+                        return "".join(texts)
                     rest.clear()
                 rest += left
-                if len(rest) > self._max + LINE_MORE_BYTES:
-                    raise OllamaFailed("too large", f"a line of the stream is longer than {self._max + LINE_MORE_BYTES} bytes")
-        if rest.strip() and self._hear(bytes(rest), said):
-            return "".join(said)
+                if len(rest) > self._max + EXTRA_BYTES:
+                    raise OllamaFailed("too large", f"a line of the stream is longer than {self._max + EXTRA_BYTES} bytes")
+        if rest.strip() and self._read_line(bytes(rest), texts):
+            return "".join(texts)
         raise OllamaFailed("stream broken", "Ollama's answer ended before the model was done")
 
-    def _hear(self, line: bytes, said: list[str]) -> bool:
-        """Take in one line of the stream; whether it was the last."""
+    def _read_line(self, line: bytes, texts: list[str]) -> bool:
+        """Add the text of one line of the stream; returns whether it was the last line."""
         try:
-            word = json.loads(line)
+            message = json.loads(line)
         except (ValueError, RecursionError):
             raise OllamaFailed("stream broken", "a line of Ollama's answer is not JSON") from None
-        if not isinstance(word, dict):
+        if not isinstance(message, dict):
             raise OllamaFailed("stream broken", "a line of Ollama's answer is not a JSON object")
-        if "error" in word:
+        if "error" in message:
             raise OllamaFailed("model failed", "Ollama reported an error in the middle of its answer; see its own log")
-        text = word.get("response", "")
+        text = message.get("response", "")
         if not isinstance(text, str):
-            raise OllamaFailed("stream broken", "a line of Ollama's answer holds no text")
-        said.append(text)
-        self._said += len(text.encode(errors="replace"))
-        if self._said > self._max:
+            raise OllamaFailed("stream broken", "a line of Ollama's answer has no text")
+        texts.append(text)
+        self._answer_bytes += len(text.encode(errors="replace"))
+        if self._answer_bytes > self._max:
             raise OllamaFailed("too large", f"the answer is longer than {self._max / _MIB:g} MiB (max_result_mb)")
-        return word.get("done") is True
+        return message.get("done") is True
 
     async def _unload(self) -> Rung:
-        """Ask for the models to be unloaded until they are not listed any more; in words. What counts is the VRAM."""
+        """Ask Ollama to unload the models, and wait until it lists them no more. Only the GPU sensor knows the VRAM."""
         if not self._used:
             return Rung(RungName.NOTHING_TO_UNLOAD)
         try:
             async with asyncio.timeout(UNLOAD_S), await asyncio.to_thread(_client) as client:
                 for model in self._used:
                     order = json.dumps({"model": model, "keep_alive": 0}).encode()
-                    await _beginning(client, "POST", f"{self._url}/api/generate", order)
-                while self._used & await self._loaded(client):  # noqa: ASYNC110 - Ollama tells no event
+                    await _read_small(client, "POST", f"{self._url}/api/generate", order)
+                while self._used & await self._loaded(client):  # noqa: ASYNC110 - Ollama has no event for it
                     await asyncio.sleep(0.1)
         except TimeoutError:
             return Rung(RungName.NOT_UNLOADED)
-        except Exception as error:  # noqa: BLE001 - a server that is gone holds nothing; the VRAM is read in any case
+        except Exception as error:  # noqa: BLE001 - a server that is gone has no VRAM; that is read in any case
             return Rung(RungName.UNLOAD_FAILED, detail=type(error).__name__)
         return Rung(RungName.UNLOADED)
 
     async def _loaded(self, client: httpx2.AsyncClient) -> set[str]:
-        answer = json.loads(await _beginning(client, "GET", f"{self._url}/api/ps"))
+        answer = json.loads(await _read_small(client, "GET", f"{self._url}/api/ps"))
         names = {str(model.get("name", "")) for model in answer.get("models", [])}
         return names | {name.removesuffix(":latest") for name in names}
 
 
 class _Processes:
-    """Ollama's processes and their CPU time, by /proc; a list of them is kept for two seconds."""
+    """Ollama's processes and their CPU time. The list of them is used for PROCESSES_S."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._looked_s = float("-inf")
+        self._listed_s = float("-inf")
         self._pids: frozenset[int] = frozenset()
         self._before = {pid: _cpu_s(pid) for pid in self.pids()}
         self._most: dict[int, float] = {}
 
     def pids(self) -> frozenset[int]:
         """The processes now."""
-        if self._loop.time() - self._looked_s >= LOOK_AGAIN_S:
-            self._looked_s = self._loop.time()
-            self._pids = frozenset(int(name) for name in os.listdir("/proc") if name.isdigit() and _is_ollama(name))
+        if self._loop.time() - self._listed_s >= PROCESSES_S:
+            self._listed_s = self._loop.time()
+            pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+            self._pids = frozenset(pid for pid in pids if listed(name_of(Path("/proc"), pid), PROGRAMS))
         return self._pids
 
-    def cpu_s(self, *, look: bool) -> float:
+    def cpu_s(self, *, update: bool) -> float:
         """CPU seconds since the beginning; it never falls."""
-        for pid in self.pids() if look else ():
+        for pid in self.pids() if update else ():
             self._most[pid] = max(self._most.get(pid, 0.0), _cpu_s(pid) - self._before.get(pid, 0.0))
         return sum(self._most.values())
 
 
-def _is_ollama(pid: str) -> bool:
-    """By its program; by its short name where the program may not be read (another user's)."""
-    try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe")) in PROGRAMS
-    except PermissionError:
-        try:
-            return Path(f"/proc/{pid}/comm").read_text().strip() in {name[:15] for name in PROGRAMS}
-        except OSError:
-            return False
-    except OSError:
-        return False
-
-
 def _cpu_s(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICK
-    except (OSError, ValueError, IndexError):
-        return 0.0
+    process = process_tree.look(pid)
+    return 0.0 if process is None else process.cpu_s
 
 
 def _client() -> httpx2.AsyncClient:
-    """Off the loop: the library takes time to import."""
+    """In a thread: importing the library takes time."""
     import httpx2
 
     return httpx2.AsyncClient(
@@ -338,7 +313,7 @@ def _client() -> httpx2.AsyncClient:
     )
 
 
-async def _beginning(client: httpx2.AsyncClient, method: str, url: str, content: bytes | None = None) -> bytes:
+async def _read_small(client: httpx2.AsyncClient, method: str, url: str, content: bytes | None = None) -> bytes:
     """An answer, or the beginning of one that is longer than SMALL_BYTES."""
     body = bytearray()
     async with client.stream(method, url, content=content) as response:
@@ -349,16 +324,17 @@ async def _beginning(client: httpx2.AsyncClient, method: str, url: str, content:
     return bytes(body)
 
 
-def _trouble(error: Exception) -> tuple[str, str]:
+def _failure(error: Exception) -> OllamaFailed:
+    """The failure that an exception of the HTTP library means."""
     import httpx2
 
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return "not reachable", "not reachable: no Ollama answers at tasks.<type>.ollama_url; is its service running?"
+        return OllamaFailed("not reachable", "no Ollama answers at tasks.<type>.ollama_url; is its service running?")
     if isinstance(error, httpx2.TimeoutException):
-        return "silent", f"silent: Ollama said nothing for {SILENCE_S:g} s"
+        return OllamaFailed("silent", f"Ollama sent nothing for {SILENCE_S:g} s")
     if isinstance(error, httpx2.TransportError):
-        return "stream broken", "stream broken: the connection to Ollama broke off"
-    return "failed", f"failed: the request to Ollama failed ({type(error).__name__})"
+        return OllamaFailed("stream broken", "the connection to Ollama broke off")
+    return OllamaFailed("failed", f"the request to Ollama failed ({type(error).__name__})")
 
 
 def _text(payload: Mapping[str, Any], name: str) -> str:
@@ -370,7 +346,7 @@ def _text(payload: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _needed(payload: Mapping[str, Any], name: str) -> str:
+def _required(payload: Mapping[str, Any], name: str) -> str:
     value = _text(payload, name)
     if not value:
         raise OllamaFailed("bad payload", f"it has no {name}")

@@ -45,7 +45,7 @@ def write(path: str, text: str) -> None:
 class Process:
     """One process, by /proc/PID/stat."""
 
-    __slots__ = ("name", "pid", "ppid", "started", "state", "ticks", "ticks_reaped")
+    __slots__ = ("cpu_s", "name", "pid", "ppid", "reaped_cpu_s", "started", "state")
 
     def __init__(self, pid: int, stat: bytes) -> None:
         fields = stat[stat.rindex(b")") + 2 :].split()
@@ -53,8 +53,8 @@ class Process:
         self.name = stat[stat.index(b"(") + 1 : stat.rindex(b")")]
         self.state = fields[0].decode()
         self.ppid = int(fields[1])
-        self.ticks = int(fields[11]) + int(fields[12])
-        self.ticks_reaped = int(fields[13]) + int(fields[14])
+        self.cpu_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        self.reaped_cpu_s = (int(fields[13]) + int(fields[14])) / _TICKS_PER_S
         self.started = int(fields[19])  # with the pid it identifies a process: pids are used again
 
     @property
@@ -303,11 +303,8 @@ class ProcessTree:
     def cpu_s(self) -> float:
         """CPU seconds of the tree, and of what the subreaper has reaped."""
         root = look(self.root)
-        ticks = root.ticks_reaped if root else 0
-        for pid in self.pids():
-            if (process := look(pid)) is not None:
-                ticks += process.ticks + process.ticks_reaped
-        return ticks / _TICKS_PER_S
+        processes = [process for pid in self.pids() if (process := look(pid)) is not None]
+        return sum(process.cpu_s + process.reaped_cpu_s for process in processes) + (root.reaped_cpu_s if root else 0.0)
 
     def out_of_memory(self) -> bool:
         """The kernel has killed a process at the tree's memory limit."""
