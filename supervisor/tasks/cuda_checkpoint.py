@@ -1,11 +1,11 @@
-"""Takes a GPU task's VRAM out of the person's way while it is on hold, and gives it back when it was a false alarm (R23).
+"""Moves a GPU task's VRAM to main memory while the task is paused, and back if it was a false alarm.
 
-By NVIDIA's process checkpoint: all processes of the task that use CUDA are locked while they run, then their VRAM is
-moved to memory of their own, nothing to disk (R6); after that they may be frozen. A lock on a frozen process hangs, so
-the order is: out, freeze; thaw, back. Never across a sleep: the task is ended before (T22, T28).
+This uses NVIDIA's process checkpoint. All processes of the task that use CUDA are locked while they run; then their VRAM is
+moved to their own memory, nothing to disk. After that they may be frozen. A lock on a frozen process hangs, so the order is:
+out, freeze; thaw, back. Never across a sleep: the task is ended before.
 
-The driver is loaded in a helper (supervisor/tasks/cuda_helper.py), which is there while such a task runs, and may be left
-behind when it hangs in the driver (T20). What fails half-way leaves the processes unusable; then they must be killed.
+A helper process (cuda_helper.py) loads the driver. It exists while such a task runs, and may be left behind when it hangs in
+the driver. What fails half-way leaves the processes unusable; then they must be killed.
 """
 
 from __future__ import annotations
@@ -17,118 +17,116 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from supervisor.linux import helper_main
 from supervisor.linux.helper_process import Helper
 from supervisor.tasks.executors.base import CheckpointFailed, Rung
 from supervisor.tasks.process.rungs import RungName
 
-DRIVER: Final = 570  # the first with calls for it
+DRIVER: Final = 570  # the first that has the calls
 PACKAGE: Final = "cuda-bindings"
 BEGIN_S: Final = 20.0  # to load the driver: without the persistence daemon that takes seconds
-ANSWER_SHARE: Final = 0.9  # of the time for `out`, what the helper may plan with
+ANSWER_SHARE: Final = 0.9  # of the time for `out`: what the helper may use
 END_S: Final = 1.5
-SPARE_GB: Final = 1.0  # memory that must stay free beside the VRAM that comes into it
+SPARE_GB: Final = 1.0  # memory that must stay free beside the moved VRAM
 GIB: Final = 1 << 30
+_UNKNOWN: Final = "it was not looked at yet"
 
 
 class Checkpointer:
-    """The checkpoint of one task after the other. One order at a time; a second one waits for the first.
+    """Checkpoints one task after the other. One order at a time; a second one waits for the first.
 
     Args:
-        proc_root, sys_root: where to look for the driver and for memory.
+        proc_root, sys_root: where to read about the driver and memory.
     """
 
     def __init__(self, *, proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> None:
         self._proc_root, self._sys_root = proc_root, sys_root
         self._lock = asyncio.Lock()
         self._helper: Helper | None = None
-        self._left: Helper | None = None  # the last one that was told to end
+        self._ending: Helper | None = None  # the last one that was asked to end
         self._answer: asyncio.Future[bytes] | None = None
-        self._unsure = ""  # why the task's processes are in an unknown state
-        self.problem = "it was not looked at yet"
-        """Empty: may be used, as far as was seen. Else why not, and what to do."""
+        self._unsure = ""  # why the state of the task's processes is unknown
+        self.problem = _UNKNOWN
+        """Empty: the checkpoint can be used, as far as known. Else why not, and what to do."""
         self.restored = False
-        """The last order that was carried out gave the task its VRAM back. With the open kernel module the end of such a
-        process has been seen to hang the machine, unless its VRAM was taken out again before (T22)."""
+        """The last order gave the task its VRAM back. With the open kernel module, the end of such a process has been seen to
+        hang the machine, unless its VRAM was moved out again before."""
 
     async def begin(self, limit_s: float = BEGIN_S) -> None:
-        """A task starts that may be checkpointed: have the helper ready, and see whether the checkpoint can be used
-        (`problem`). Never raises, but for cancellation; takes `limit_s` seconds at most, and may run beside the task."""
+        """A task starts that may be checkpointed: start the helper, and find out whether the checkpoint can be used
+        (`problem`). Raises nothing but cancellation; takes `limit_s` seconds at most; may run while the task runs."""
         self._unsure, self.restored = "", False
         try:
-            with contextlib.suppress(CheckpointFailed):  # as `problem` says
+            with contextlib.suppress(CheckpointFailed):  # `problem` has it
                 async with asyncio.timeout(limit_s), self._lock:
                     await self._ready(limit_s)
         except TimeoutError:
             self.problem = f"the NVIDIA driver did not answer within {limit_s:g} s"
 
     async def out(self, pids: Collection[int], limit_s: float, vram_gb: float = 0.0) -> tuple[Rung, ...]:
-        """Move the VRAM of those of the processes that use CUDA to their memory, within `limit_s` seconds; in words
-        ("locked 3 ms, VRAM out 120 ms"). They must not be frozen, and must not be from now on until this returns; whether the
-        VRAM is free then is for who asks NVML to see.
+        """Move the VRAM of the processes that use CUDA to their memory. They must not be frozen before this returns. Whether
+        the VRAM is free then, only NVML knows.
 
         Args:
             pids: all processes of the task.
-            limit_s: half of it may be waited for their work on the GPU to end.
-            vram_gb: GiB that they hold, as far as known: it is not begun where memory has no room for that.
+            limit_s: the time for it; the processes get half of it to end their work on the GPU.
+            vram_gb: GiB that they have, as far as known. If memory has no room for that, nothing is done.
 
         Raises:
-            CheckpointFailed: see there.
+            CheckpointFailed: VRAM was not moved.
         """
-        if no_room := next(self._no_room(pids, vram_gb), ""):
+        if no_room := self._no_room(pids, vram_gb):
             raise CheckpointFailed(no_room, usable=True)
-        rungs = await self._order(lambda left_s: f"out {left_s * ANSWER_SHARE * 1000:.0f}", pids, limit_s)
+        rungs = await self._order("out", pids, limit_s)
         self.restored = False
         return rungs
 
     async def back(self, pids: Collection[int], limit_s: float) -> tuple[Rung, ...]:
-        """Give the processes their VRAM back, within `limit_s` seconds; in words ("VRAM back 80 ms, unlocked 1 ms"). They must
-        be thawed before. Those that have ended meanwhile are passed over.
+        """Give the processes their VRAM back, within `limit_s` seconds. They must be thawed before. Skips those that have ended
+        meanwhile.
 
-        See first that so much VRAM is free: a restore without room never succeeds again.
+        Check first that so much VRAM is free: a restore without room never succeeds again.
 
         Raises:
-            CheckpointFailed: see there; `usable` here means that nothing was done: the VRAM is out yet, and this may be
-                tried once more.
+            CheckpointFailed: VRAM was not moved. `usable`: nothing was done; this may be tried once more.
         """
-        rungs = await self._order(lambda left_s: "back", pids, limit_s)
+        rungs = await self._order("back", pids, limit_s)
         self.restored = True
         return rungs
 
     def end(self) -> None:
-        """The task is over: let the helper go, without waiting for it."""
+        """The task is over: end the helper, without waiting for it."""
         self._unsure = ""
         self._drop()
-        self.problem = "it was not looked at yet"
+        self.problem = _UNKNOWN
 
     async def close(self) -> None:
         """No more tasks. A helper that hangs in the driver is left behind."""
         self.end()
-        if self._left is not None:
-            await self._left.end_or_abandon(END_S)
-        self._left = None
+        if self._ending is not None:
+            await self._ending.end_or_abandon(END_S)
+        self._ending = None
 
     # --- the helper
 
-    async def _order(self, order: Callable[[float], str], pids: Collection[int], limit_s: float) -> tuple[Rung, ...]:
-        """`order`: its line, from the seconds that are left for it."""
+    async def _order(self, name: Literal["out", "back"], pids: Collection[int], limit_s: float) -> tuple[Rung, ...]:
         loop = asyncio.get_running_loop()
         until_s, asked = loop.time() + limit_s, False
         try:
-            async with asyncio.timeout(limit_s):
-                async with self._lock:
-                    if self._unsure:
-                        raise CheckpointFailed(self._unsure, usable=False)
-                    await self._ready(limit_s)
-                    left_s = until_s - loop.time()
-                    asked, self._unsure = True, "an earlier order was not finished"
-                    rungs = await self._ask(" ".join([order(left_s), *map(str, sorted(pids))]), left_s)
-                    self._unsure = ""
-                    return rungs
+            async with asyncio.timeout(limit_s), self._lock:
+                if self._unsure:
+                    raise CheckpointFailed(self._unsure, usable=False)
+                await self._ready(limit_s)
+                left_s = until_s - loop.time()
+                limits = [f"{left_s * ANSWER_SHARE * 1000:.0f}"] if name == "out" else []
+                asked, self._unsure = True, "an earlier order was not finished"
+                rungs = await self._ask(" ".join([name, *limits, *map(str, sorted(pids))]), left_s)
+                self._unsure = ""
+                return rungs
         except TimeoutError:
             raise CheckpointFailed(f"not done within {limit_s:g} s", usable=not asked) from None
         except CheckpointFailed as failed:
@@ -136,23 +134,21 @@ class Checkpointer:
             raise
 
     async def _ready(self, limit_s: float) -> None:
-        """A helper that has CUDA up, now; the reason why not is also the `problem`."""
+        """Have a helper that has loaded CUDA. Raises CheckpointFailed, whose text is also the `problem`."""
         if self._helper is not None and not self.problem and not _dead(self._helper.pid):
             return
         self._drop()
         self.problem = unusable(self._proc_root, self._sys_root)
-        if not self.problem and self._left is not None and not self._left.gone and not await self._left.wait(END_S):
-            self.problem = f"an earlier helper (pid {self._left.pid}) hangs in the NVIDIA driver: reboot"
+        if not self.problem and self._ending is not None and not self._ending.gone and not await self._ending.wait(END_S):
+            self.problem = f"an earlier helper (pid {self._ending.pid}) hangs in the NVIDIA driver: reboot"
         if not self.problem:
             try:
                 self._helper = Helper(helper_main.command("supervisor.tasks.cuda_helper"), self._answered, self._lost)
-            except OSError as error:
-                self.problem = f"the helper for it cannot be started: {error.strerror}"
-        if not self.problem:
-            self.problem = "the NVIDIA driver did not answer"  # if we are not here any more when it does
-            try:
+                self.problem = "the NVIDIA driver did not answer"  # if this is cancelled before the answer
                 await self._ask("probe", limit_s)
                 self.problem = ""
+            except OSError as error:
+                self.problem = f"the helper for it cannot be started: {error.strerror}"
             except CheckpointFailed as failed:
                 self.problem = str(failed)
         if self.problem:
@@ -164,28 +160,25 @@ class Checkpointer:
         self._answer = asyncio.get_running_loop().create_future()
         self._helper.ask(f"{line}\n".encode(), limit_s)
         try:
-            said = json.loads(await self._answer)
-            problem, usable = str(said["problem"]), bool(said["usable"])
-            rungs = tuple(Rung(RungName(name), seconds, processes) for name, seconds, processes in said["rungs"])
+            reply = json.loads(await self._answer)
+            if reply["problem"]:
+                raise CheckpointFailed(str(reply["problem"]), usable=bool(reply["usable"]))
+            return tuple(Rung(RungName(name), seconds, processes) for name, seconds, processes in reply["rungs"])
         except (ValueError, KeyError, TypeError) as error:
-            problem, usable, rungs = f"the helper answers nonsense ({type(error).__name__})", False, ()
-        except CheckpointFailed as failed:
-            problem, usable, rungs = str(failed), False, ()
+            text = f"the helper's answer cannot be understood ({type(error).__name__})"
+            raise CheckpointFailed(text, usable=False) from None
         except asyncio.CancelledError:
             self._drop()
             raise
         finally:
             self._answer = None
-        if problem:
-            raise CheckpointFailed(problem, usable=usable)
-        return rungs
 
     def _answered(self, line: bytes) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(line)
 
     def _lost(self, reason: str) -> None:
-        """The helper has hung or ended; without an order under way that harms nothing, for another one can go on."""
+        """The helper hangs or has ended. Without an order in progress that does no harm: the next order starts another one."""
         self._drop()
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(CheckpointFailed(f"the helper for it: {reason}", usable=False))
@@ -193,38 +186,39 @@ class Checkpointer:
     def _drop(self) -> None:
         if self._helper is not None:
             if self._answer is not None:
-                self._helper.kill()  # in the middle of a call: it would not see the end of its stdin
+                self._helper.kill()  # in the middle of a call it would not see the end of its stdin
             else:
                 self._helper.end()
-            self._left, self._helper = self._helper, None
+            self._ending, self._helper = self._helper, None
 
     # --- memory
 
-    def _no_room(self, pids: Collection[int], vram_gb: float) -> Iterator[str]:
-        """Why `vram_gb` GiB more do not go into the machine's memory, or into a cgroup's that the processes are in: the kernel
-        would kill them half-way."""
+    def _no_room(self, pids: Collection[int], vram_gb: float) -> str:
+        """Why `vram_gb` GiB more do not fit into the machine's memory, or into a cgroup of the processes; empty: they fit.
+        Without room the kernel would kill the task half-way."""
         if vram_gb <= 0:
-            return
-        free_gb = _meminfo_gb(self._proc_root)
+            return ""
+        free_gb = _available_gb(self._proc_root)
         if free_gb is not None and free_gb < vram_gb + SPARE_GB:
-            yield f"{vram_gb:.1f} GiB of VRAM have no room in memory: {free_gb:.1f} GiB are free, {SPARE_GB:g} must stay so"
+            return f"{vram_gb:.1f} GiB of VRAM have no room in memory: {free_gb:.1f} GiB are free, {SPARE_GB:g} must stay so"
         for cgroup in {path for pid in pids if (path := _cgroup(self._proc_root, self._sys_root, pid)) is not None}:
             for folder in (cgroup, *cgroup.parents):
                 left_gb = _left_gb(folder)
                 if left_gb is not None and left_gb < vram_gb:
                     limit = f"the task's memory limit, of which {left_gb:.1f} GiB are left (tasks.<type>.max_memory_gb)"
-                    yield f"{vram_gb:.1f} GiB of VRAM have no room in {limit}"
+                    return f"{vram_gb:.1f} GiB of VRAM have no room in {limit}"
+        return ""
 
 
 def _dead(child: int) -> bool:
-    """It has ended, though the loop may not have seen that yet."""
+    """It has ended, though the loop may not know that yet."""
     try:
         return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True
 
 
-def _meminfo_gb(proc_root: Path) -> float | None:
+def _available_gb(proc_root: Path) -> float | None:
     with contextlib.suppress(OSError):
         found = re.search(r"^MemAvailable:\s+(\d+) kB", (proc_root / "meminfo").read_text(), re.MULTILINE)
         return int(found[1]) / (1 << 20) if found else None
@@ -240,20 +234,20 @@ def _cgroup(proc_root: Path, sys_root: Path, pid: int) -> Path | None:
 
 
 def _left_gb(cgroup: Path) -> float | None:
-    """What its processes may take yet; None: no limit. Cached files count as free: the kernel lets go of them first."""
+    """What its processes may still take; None: no limit. Cached files count as free: the kernel drops them first."""
     try:
         limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
         stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
         return max(0, limit - used + int(stat["file"]) - int(stat["shmem"])) / GIB
-    except (OSError, ValueError, KeyError):  # "max" is no number
+    except (OSError, ValueError, KeyError):  # "max" is not a number
         return None
 
 
-# --- what can be seen without the driver
+# --- what is known without loading the driver
 
 
 def driver_version(proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> str:
-    """The loaded NVIDIA driver's; empty where there is none."""
+    """The version of the loaded NVIDIA driver; empty: there is none."""
     for path in (sys_root / "module/nvidia/version", proc_root / "driver/nvidia/version"):
         with contextlib.suppress(OSError):
             if found := re.search(r"(?:^|\s)(\d{3,}\.\d[\d.]*)", path.read_text(errors="replace")):
@@ -269,7 +263,7 @@ def open_module(proc_root: Path = Path("/proc")) -> bool:
 
 
 def bindings_there() -> bool:
-    """cuda-bindings is installed for this interpreter; nothing of it is loaded."""
+    """cuda-bindings is installed for this interpreter. Loads nothing of it."""
     try:
         return importlib.util.find_spec("cuda.bindings") is not None
     except (ImportError, ValueError):
@@ -279,8 +273,8 @@ def bindings_there() -> bool:
 def unusable(
     proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys"), there: Callable[[], bool] = bindings_there
 ) -> str:
-    """Why the checkpoint cannot be used on this machine, and what to do: as far as can be seen without loading the driver.
-    Empty: nothing speaks against it."""
+    """Why the checkpoint cannot be used on this machine, and what to do, as far as known without loading the driver. Empty:
+    no reason is known."""
     version = driver_version(proc_root, sys_root)
     if not version:
         return f"no NVIDIA driver is loaded: install driver {DRIVER} or newer"
