@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, configuration, leave
+from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config
 from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption
 
 
@@ -32,11 +32,12 @@ def bridge(
     from supervisor.sources.nats.admin.access import AccessError, server_of
     from supervisor.sources.nats.admin.bridge import main
 
-    settings = configuration(config)
+    settings = load_config(config)
     if settings.node.control.source == "nats":
-        leave(Exit.WRONG, "node.yaml: control.source: found nats, allowed: rae (a bridge's other side is given by --server)")
+        why = "found nats, allowed: rae (a bridge's other side is given by --server)"
+        exit_with(Exit.WRONG, f"node.yaml: control.source: {why}")
     try:
         place = server_of(server, user, password_file, ca_file)
     except AccessError as wrong:
-        leave(Exit.WRONG, str(wrong))
+        exit_with(Exit.WRONG, str(wrong))
     raise typer.Exit(main(settings, place, ahead))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from supervisor.cli.common import ConfigOption, JsonOption, given
+from supervisor.cli.common import ConfigOption, JsonOption, config_folder
 
 
 def check_user(config: ConfigOption = None, json: JsonOption = False) -> None:
@@ -31,4 +31,4 @@ def check_gpu(config: ConfigOption = None, json: JsonOption = False) -> None:
 def _answer(which: str, folder: Path | None, as_json: bool) -> None:
     from supervisor.tools.doctor.one_look import answer
 
-    raise typer.Exit(answer(which, given(folder), as_json=as_json))
+    raise typer.Exit(answer(which, config_folder(folder), as_json=as_json))

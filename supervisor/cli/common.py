@@ -46,26 +46,26 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document with stable keys.")]
 
 
-def a_number(value: float | None) -> float | None:
+def not_nan(value: float | None) -> float | None:
     """For an option's callback: a range takes NaN for a number, we do not."""
     if value is not None and isnan(value):
         raise typer.BadParameter("found nan, allowed: a number")
     return value
 
 
-def err(text: str) -> None:
+def print_error(text: str) -> None:
     """One line for the person, on stderr."""
     print(text, file=sys.stderr)
 
 
-def leave(code: Exit, *lines: str) -> NoReturn:
+def exit_with(code: Exit, *lines: str) -> NoReturn:
     """Say why on stderr, and go."""
     for line in lines:
-        err(line)
+        print_error(line)
     raise typer.Exit(code)
 
 
-def show(lines: list[str], *, one_screen: bool = False) -> None:
+def print_lines(lines: list[str], *, one_screen: bool = False) -> None:
     """Lines for people, on stdout. On a terminal they are folded under their own text; `one_screen`: and cut to fit it."""
     if sys.stdout.isatty():
         size = shutil.get_terminal_size()
@@ -92,30 +92,30 @@ def fit(lines: list[str], width: int, height: int | None = None) -> list[str]:
 _COLUMN = re.compile(r"^.{0,24} {2,}(?=\S)")
 
 
-def document(value: Any) -> None:
+def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(stdout.document(value))
 
 
-def configuration(folder: Path | None) -> Config:
+def load_config(folder: Path | None) -> Config:
     """The sound configuration, or exit 2 with a line for each error."""
     from supervisor.config.load import ConfigErrors, find_folder, load
 
     try:
-        return load(find_folder(given(folder)))
+        return load(find_folder(config_folder(folder)))
     except ConfigErrors as errors:
-        leave(Exit.WRONG, *map(str, errors.problems))
+        exit_with(Exit.WRONG, *map(str, errors.problems))
 
 
 def runtime_folder(folder: Path | None) -> Path:
     """Where the daemon's socket is. Also with a broken configuration the daemon lives on, and is to be asked why."""
-    from supervisor.config.fallback import salvage
+    from supervisor.config.fallback import load_or_disabled
     from supervisor.config.load import find_folder
 
-    place = find_folder(given(folder))
+    place = find_folder(config_folder(folder))
     if not place.is_dir():
-        leave(Exit.WRONG, f"{place}: there is no such folder; name the one that holds runtime.yaml with --config")
-    return salvage(place).paths.runtime
+        exit_with(Exit.WRONG, f"{place}: there is no such folder; name the one that holds runtime.yaml with --config")
+    return load_or_disabled(place).paths.runtime
 
 
 class NoAnswer(Exception):
@@ -126,7 +126,7 @@ class NoAnswer(Exception):
         self.code = code
 
 
-def hear(runtime: Path, name: str, timeout_s: float = ANSWER_S, **fields: Any) -> dict[str, Any]:
+def query(runtime: Path, name: str, timeout_s: float = ANSWER_S, **fields: Any) -> dict[str, Any]:
     """The answer of the daemon whose runtime folder this is.
 
     Raises:
@@ -148,20 +148,20 @@ def hear(runtime: Path, name: str, timeout_s: float = ANSWER_S, **fields: Any) -
 def ask_daemon(folder: Path | None, name: str, **fields: Any) -> dict[str, Any]:
     """The daemon's answer; exits 3 when it is down, 4 when it does not answer, 1 when it refuses."""
     try:
-        return hear(runtime_folder(folder), name, **fields)
+        return query(runtime_folder(folder), name, **fields)
     except NoAnswer as none:
-        leave(none.code, str(none))
+        exit_with(none.code, str(none))
 
 
 # --config given before the command's name, set by the root command.
 _root_folder: list[Path] = []
 
 
-def remember(folder: Path | None) -> None:
+def set_root_folder(folder: Path | None) -> None:
     """Keep --config as given before the command's name."""
     _root_folder[:] = [folder] if folder is not None else []
 
 
-def given(folder: Path | None) -> Path | None:
+def config_folder(folder: Path | None) -> Path | None:
     """--config of the command, else the one that was given before the command's name."""
     return folder if folder is not None or not _root_folder else _root_folder[0]

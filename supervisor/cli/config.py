@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, configuration, document
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, load_config, print_json
 
 app = typer.Typer(help="Check the configuration, or print its schema.", no_args_is_help=True)
 
@@ -27,12 +27,12 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
 
     Exit 0: sound. 1: sound, but with these settings the node can never become READY. 2: an error.
     """
-    from supervisor.config.feasibility import unreachable
+    from supervisor.config.feasibility import never_ready
 
-    found = configuration(config)
-    never = unreachable(found.runtime, found.node)
+    found = load_config(config)
+    never = never_ready(found.runtime, found.node)
     if json:
-        document({"sound": True, "reachable": not never, "reasons": list(never), "notes": list(found.notes)})
+        print_json({"sound": True, "reachable": not never, "reasons": list(never), "notes": list(found.notes)})
     else:
         print(f"{found.folder}: sound" + ("" if not never else ", but READY can never be reached:"))
         for line in never:
@@ -52,4 +52,4 @@ def schema(
     """
     from supervisor.config.load import schema as schema_of
 
-    document(schema_of(which.value))
+    print_json(schema_of(which.value))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, a_number, leave
+from supervisor.cli.common import ConfigOption, Exit, exit_with, not_nan
 from supervisor.cli.status import MARK
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def demo(
     speed: Annotated[
-        float, typer.Option("--speed", metavar="N", min=0.1, max=20, callback=a_number, help="So many times quicker.")
+        float, typer.Option("--speed", metavar="N", min=0.1, max=20, callback=not_nan, help="So many times quicker.")
     ] = 1.0,
     config: ConfigOption = None,
 ) -> None:
@@ -39,7 +39,7 @@ def demo(
             live.open()
         summary = asyncio.run(Demo(speed, say, live.draw if live else lambda _: None).run())
     except (TimeoutError, OSError) as error:
-        leave(Exit.NO, f"demo: {error or 'a task was not done in time'}")
+        exit_with(Exit.NO, f"demo: {error or 'a task was not done in time'}")
     finally:
         if live:
             live.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, ask_daemon, leave
+from supervisor.cli.common import ConfigOption, Exit, ask_daemon, exit_with
 
 if TYPE_CHECKING:
     from states.memory import State
@@ -42,15 +42,15 @@ def diagram(
     try:
         drawn = render(form, Overlay(_now(highlight, state, config), _counted(logs)), small)
     except PictureError as error:
-        leave(Exit.NO, str(error))
+        exit_with(Exit.NO, str(error))
     content = drawn if isinstance(drawn, bytes) else drawn.encode()  # UTF-8 in every locale
     if out is not None:
         try:
             out.write_bytes(content)
         except OSError as error:
-            leave(Exit.NO, f"{out}: cannot be written: {error.strerror}")
+            exit_with(Exit.NO, f"{out}: cannot be written: {error.strerror}")
     elif form == "png" and sys.stdout.isatty():
-        leave(Exit.WRONG, "a PNG is not text: name a file with --out, or redirect stdout")
+        exit_with(Exit.WRONG, "a PNG is not text: name a file with --out, or redirect stdout")
     else:
         sys.stdout.buffer.write(content)
 
@@ -59,9 +59,9 @@ def _now(highlight: bool, name: str, config: Path | None) -> State | None:
     from states.memory import State
 
     if not highlight:
-        return leave(Exit.WRONG, f"diagram: found {name!r}; a state goes with --highlight") if name else None
+        return exit_with(Exit.WRONG, f"diagram: found {name!r}; a state goes with --highlight") if name else None
     if name and name.upper() not in tuple(State):
-        leave(Exit.WRONG, f"--highlight: found {name!r}, allowed: {', '.join(State)}")
+        exit_with(Exit.WRONG, f"--highlight: found {name!r}, allowed: {', '.join(State)}")
     return State(name.upper() if name else ask_daemon(config, "status")["state"])
 
 
@@ -73,6 +73,7 @@ def _counted(logs: list[Path] | None) -> RowCounts | None:
     try:
         return count(logs)
     except NothingToCount as error:
-        leave(Exit.WRONG, f"--from: {error}")
+        exit_with(Exit.WRONG, f"--from: {error}")
     except OSError as error:
-        leave(Exit.WRONG, f"--from: {error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
+        what = "name journals (decisions-*.jsonl) or a folder of them"
+        exit_with(Exit.WRONG, f"--from: {error.filename}: {error.strerror}; {what}")

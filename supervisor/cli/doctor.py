@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, document, given
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, config_folder, print_json
 
 if TYPE_CHECKING:
     from supervisor.tools.doctor.report import Check
@@ -24,7 +24,7 @@ def report(config: ConfigOption = None, json: JsonOption = False) -> None:
     from supervisor.tools.doctor import report as words
 
     checks = _checks(config)
-    document(words.report_dict(checks)) if json else print(words.report(checks))
+    print_json(words.report_dict(checks)) if json else print(words.report(checks))
     raise typer.Exit(Exit.YES if words.ready(checks) else Exit.NO)
 
 
@@ -40,7 +40,7 @@ def verify(config: ConfigOption = None, json: JsonOption = False) -> None:
     from supervisor.tools.doctor.doctor import heading
 
     checks = _checks(config)
-    document(words.verify_dict(checks, *heading())) if json else print(words.verify(checks, *heading()))
+    print_json(words.verify_dict(checks, *heading())) if json else print(words.verify(checks, *heading()))
     raise typer.Exit(Exit.YES if words.ready(checks) else Exit.NO)
 
 
@@ -55,7 +55,7 @@ def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
     from supervisor.tools.doctor import report as words
 
     checks = _checks(config)
-    document([check.as_dict() for check in checks]) if json else print(words.doctor(checks))
+    print_json([check.as_dict() for check in checks]) if json else print(words.doctor(checks))
     raise typer.Exit(Exit.NO if words.failed(checks) else Exit.YES)
 
 
@@ -65,4 +65,4 @@ def _checks(folder: Path | None) -> list[Check]:
     from supervisor.config.load import find_folder
     from supervisor.tools.doctor.doctor import examine
 
-    return asyncio.run(examine(find_folder(given(folder)).absolute()))
+    return asyncio.run(examine(find_folder(config_folder(folder)).absolute()))

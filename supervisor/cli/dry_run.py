@@ -2,7 +2,7 @@
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, configuration, document, err
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, load_config, print_error, print_json
 
 
 def dry_run(config: ConfigOption = None, json: JsonOption = False) -> None:
@@ -15,12 +15,13 @@ def dry_run(config: ConfigOption = None, json: JsonOption = False) -> None:
     from supervisor.tools.history.dry_run import as_table
     from supervisor.tools.history.dry_run import dry_run as cases_of
 
-    cases = cases_of(configuration(config).limits)
+    cases = cases_of(load_config(config).limits)
     wrong = [case for case in cases if case.allowed != case.required]
     if json:
-        document([case.as_dict() for case in cases])
+        print_json([case.as_dict() for case in cases])
     else:
         print(as_table(cases))
     for case in wrong:
-        err(f"{case.case}: required {'allowed' if case.required else 'blocked'}, came out as {case.state}: {case.reason}")
+        required = "allowed" if case.required else "blocked"
+        print_error(f"{case.case}: required {required}, came out as {case.state}: {case.reason}")
     raise typer.Exit(Exit.NO if wrong else Exit.YES)

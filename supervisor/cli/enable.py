@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, configuration, err, leave
+from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config, print_error
 from supervisor.linux.text import one_line
 
 UNIT = "rae-node.service"
@@ -23,11 +23,11 @@ def enable(
 
     Exit 1: it could not be done. Exit 3: it was to start, and is not running.
     """
-    automation = configuration(config).runtime.automation
+    automation = load_config(config).runtime.automation
     if not automation.auto_start:
         if not now:
-            leave(Exit.NO, "automation.auto_start is false in runtime.yaml: set it to true first, or start once with --now")
-        err("automation.auto_start is false in runtime.yaml: started for now, not at the next boot")
+            exit_with(Exit.NO, "automation.auto_start is false in runtime.yaml: set it to true first, or start once with --now")
+        print_error("automation.auto_start is false in runtime.yaml: started for now, not at the next boot")
     else:
         _systemctl("enable", UNIT)
     if now:
@@ -53,11 +53,11 @@ def _systemctl(*words: str, down: bool = False) -> None:
     try:
         done = subprocess.run(["systemctl", "--quiet", *words], capture_output=True, text=True)
     except FileNotFoundError:
-        leave(Exit.NO, "there is no systemctl here: the service needs systemd; `rae-node run` runs the node without")
+        exit_with(Exit.NO, "there is no systemctl here: the service needs systemd; `rae-node run` runs the node without")
     if done.returncode:
         said = one_line(done.stderr, 500) or f"systemctl ended with {done.returncode}"
         if "does not exist" in said or "not found" in said:
-            leave(Exit.NO, f"the service is not installed ({said}): run `sudo make install`")
+            exit_with(Exit.NO, f"the service is not installed ({said}): run `sudo make install`")
         if "uthenti" in said or "ccess denied" in said:
-            leave(Exit.NO, f"{said}; run it with sudo")
-        leave(Exit.DOWN if down else Exit.NO, said + (f"; see `journalctl -u {UNIT}`" if down else ""))
+            exit_with(Exit.NO, f"{said}; run it with sudo")
+        exit_with(Exit.DOWN if down else Exit.NO, said + (f"; see `journalctl -u {UNIT}`" if down else ""))

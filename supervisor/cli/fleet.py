@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, document, leave
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, exit_with, print_json
 
 T = TypeVar("T")
 WATCH_S = 2.0
@@ -45,14 +45,14 @@ def at_the_fleet(
     try:
         place = server_of(server, user, password, ca_file)
     except AccessError as wrong:
-        leave(Exit.WRONG, str(wrong))
+        exit_with(Exit.WRONG, str(wrong))
 
     async def connected() -> T:
         wire = Connection(place, name="rae-node")
         try:
             await wire.open()
         except RequestError as trouble:
-            leave(Exit.NO if "refuses" in trouble.reason else Exit.DOWN, trouble.reason)
+            exit_with(Exit.NO if "refuses" in trouble.reason else Exit.DOWN, trouble.reason)
         try:
             return await work(wire)
         finally:
@@ -61,9 +61,9 @@ def at_the_fleet(
     try:
         return asyncio.run(connected())
     except Refused as refused:
-        leave(Exit.NO, refused.reason)
+        exit_with(Exit.NO, refused.reason)
     except RequestError as trouble:
-        leave(Exit.MUTE, trouble.reason)
+        exit_with(Exit.MUTE, trouble.reason)
 
 
 def fleet(
@@ -98,7 +98,7 @@ def fleet(
             if json and watch:
                 print(jsonlib.dumps(seen), flush=True)
             elif json:
-                document(seen)
+                print_json(seen)
             else:
                 print("\n".join(screen(seen)), flush=True)
             if not watch:

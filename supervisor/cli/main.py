@@ -22,7 +22,7 @@ import typer  # noqa: E402
 from supervisor import VERSION  # noqa: E402
 from supervisor.cli.bridge import bridge  # noqa: E402
 from supervisor.cli.check import check_gpu, check_user  # noqa: E402
-from supervisor.cli.common import ConfigOption, Exit, err, remember  # noqa: E402
+from supervisor.cli.common import ConfigOption, Exit, print_error, set_root_folder  # noqa: E402
 from supervisor.cli.config import app as config_app  # noqa: E402
 from supervisor.cli.control import control  # noqa: E402
 from supervisor.cli.demo import demo  # noqa: E402
@@ -77,7 +77,7 @@ def _root(
     config: ConfigOption = None,
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
 ) -> None:
-    remember(config)
+    set_root_folder(config)
 
 
 live = (run, demo, control, status, why, top, pause, resume, check_user, check_gpu)
@@ -105,11 +105,11 @@ def _run() -> int:
         text, context = wrong.format_message(), wrong.ctx
         command = context.command_path if context is not None else "rae-node"
         # A command without the arguments that it needs shows its help; anything else is told in a line.
-        err(text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`")
+        print_error(text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`")
         code = Exit.WRONG
     except stdout.Unwritable as full:
         stdout.drop()
-        err(f"{full.strerror}; send it to a place that can take it")
+        print_error(f"{full.strerror}; send it to a place that can take it")
         code = Exit.NO
     except (BrokenPipeError, SystemExit) as end:
         # Typer has its own way of ending when the reader is gone.
@@ -122,7 +122,7 @@ def _run() -> int:
     except Exception as error:
         if os.environ.get("RAE_NODE_DEBUG"):
             raise
-        err(f"rae-node: {type(error).__name__}: {error} (RAE_NODE_DEBUG=1 shows where)")
+        print_error(f"rae-node: {type(error).__name__}: {error} (RAE_NODE_DEBUG=1 shows where)")
         code = Exit.NO
     return int(code or Exit.YES)
 

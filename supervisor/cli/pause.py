@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, ask_daemon, leave
+from supervisor.cli.common import ConfigOption, Exit, ask_daemon, exit_with
 
 _DURATION = re.compile(r"^(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?$")
 
@@ -66,4 +66,4 @@ def end_of(words: list[str], now: float) -> float | None:
         if 0 < (length := hours * 3600 + minutes * 60 + seconds) < LONGEST_S:
             return now + length
     allowed = f"a duration such as 2h, 90m or 1h30m, below {LONGEST_S / YEAR_S:g} years, or `until HH:MM`"
-    return leave(Exit.WRONG, f"pause: found {text!r}, allowed: {allowed}")
+    return exit_with(Exit.WRONG, f"pause: found {text!r}, allowed: {allowed}")

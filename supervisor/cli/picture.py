@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from supervisor.cli.common import Exit, leave
+from supervisor.cli.common import Exit, exit_with
 
 
 def write_picture(out: Path, draw: Callable[[bool], str], zoom: float = 2.0) -> None:
@@ -18,7 +18,7 @@ def write_picture(out: Path, draw: Callable[[bool], str], zoom: float = 2.0) -> 
     try:
         content = rasterise(draw(False), zoom)
     except PictureError as error:
-        leave(Exit.WRONG, str(error))
+        exit_with(Exit.WRONG, str(error))
     write_file(out, content)
 
 
@@ -27,4 +27,4 @@ def write_file(out: Path, content: bytes) -> None:
     try:
         out.write_bytes(content)
     except OSError as error:
-        leave(Exit.WRONG, f"{out}: cannot be written: {error.strerror}")
+        exit_with(Exit.WRONG, f"{out}: cannot be written: {error.strerror}")

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, configuration, err, leave
+from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config, print_error
 
 
 def _time(text: str, name: str) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
-        leave(Exit.WRONG, f"{name}: found {text!r}, allowed: a time such as 2026-11-24T18:00 (local, or with its offset)")
+        exit_with(Exit.WRONG, f"{name}: found {text!r}, allowed: a time such as 2026-11-24T18:00 (local, or with its offset)")
 
 
 def record(
@@ -36,13 +36,13 @@ def record(
 
     begin, end = _time(since, "--from"), _time(until, "--to")
     if end < begin:
-        leave(Exit.WRONG, f"--to: found {until!r}, allowed: a time after --from ({since})")
+        exit_with(Exit.WRONG, f"--to: found {until!r}, allowed: a time after --from ({since})")
     try:
-        text, note = cut(logs or [configuration(config).paths.logs], begin, end)
+        text, note = cut(logs or [load_config(config).paths.logs], begin, end)
         file.write_text(text, encoding="utf-8")
     except RecordError as error:
-        leave(Exit.WRONG, str(error))
+        exit_with(Exit.WRONG, str(error))
     except OSError as error:
-        leave(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl), and a FILE to write")
+        exit_with(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl), and a FILE to write")
     if note:
-        err(f"{file}: {note}")
+        print_error(f"{file}: {note}")

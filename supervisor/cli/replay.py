@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, JsonOption, document, err
+from supervisor.cli.common import ConfigOption, JsonOption, print_error, print_json
 
 
 def replay(
@@ -23,10 +23,10 @@ def replay(
 
     reports = replay_files(files)
     if json:
-        document(as_json(reports))
+        print_json(as_json(reports))
     else:
         for line in answer(reports):
             print(line)
     for line in errors(reports):
-        err(line)
+        print_error(line)
     raise typer.Exit(exit_code(reports))

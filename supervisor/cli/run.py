@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, given
+from supervisor.cli.common import ConfigOption, Exit, config_folder
 
 
 def run(
@@ -26,4 +26,4 @@ def run(
     from supervisor.config.load import find_folder
     from supervisor.daemon.main import serve
 
-    raise typer.Exit(Exit(serve(find_folder(given(config)), unattended=unattended)))
+    raise typer.Exit(Exit(serve(find_folder(config_folder(config)), unattended=unattended)))

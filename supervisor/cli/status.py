@@ -16,12 +16,12 @@ from supervisor.cli.common import (
     JsonOption,
     NoAnswer,
     ask_daemon,
-    document,
+    exit_with,
     fit,
-    hear,
-    leave,
+    print_json,
+    print_lines,
+    query,
     runtime_folder,
-    show,
 )
 
 KEYS = ("state", "since", "reason", "guards", "task", "paused_until", "source", "version")
@@ -44,9 +44,9 @@ def status(
         _watch(config, json)
     answer = ask_daemon(config, "status")
     if json:
-        document(_public(answer))
+        print_json(_public(answer))
     else:
-        show(_screen(answer), one_screen=True)
+        print_lines(_screen(answer), one_screen=True)
 
 
 def _public(answer: dict[str, Any]) -> dict[str, Any]:
@@ -71,11 +71,11 @@ def _watch(config: Path | None, as_json: bool) -> NoReturn:
         try:
             with Live(Text(""), auto_refresh=False, screen=True) as live:
                 while True:
-                    lines = fit(_screen(hear(runtime, "status")), *shutil.get_terminal_size())
+                    lines = fit(_screen(query(runtime, "status")), *shutil.get_terminal_size())
                     live.update(Text("\n".join(lines)), refresh=True)
                     time.sleep(WATCH_S)
         except NoAnswer as none:  # said once the screen is the person's again, or it would go with ours
-            leave(none.code, str(none))
+            exit_with(none.code, str(none))
     while True:
         answer = ask_daemon(config, "status")
         if answer["status"] != last:

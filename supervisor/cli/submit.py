@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, a_number, document, err, leave
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, exit_with, not_nan, print_error, print_json
 from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption, at_the_fleet
 
 
@@ -19,7 +19,7 @@ def submit(
     timeout: Annotated[
         float | None,
         typer.Option(
-            "--timeout", metavar="SECONDS", min=0, callback=a_number, help="Wait no longer than this.", show_default=False
+            "--timeout", metavar="SECONDS", min=0, callback=not_nan, help="Wait no longer than this.", show_default=False
         ),
     ] = None,
     json: JsonOption = False,
@@ -46,11 +46,11 @@ def submit(
         text = (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
         tasks = fleet.read_tasks(text)
     except OSError as error:
-        leave(Exit.WRONG, f"{file}: {error.strerror}; name a file with tasks as JSON, or - for stdin")
+        exit_with(Exit.WRONG, f"{file}: {error.strerror}; name a file with tasks as JSON, or - for stdin")
     except UnicodeDecodeError:
-        leave(Exit.WRONG, f"{file}: is not UTF-8")
+        exit_with(Exit.WRONG, f"{file}: is not UTF-8")
     except fleet.BadTasks as bad:
-        leave(Exit.WRONG, f"{file}: {bad}")
+        exit_with(Exit.WRONG, f"{file}: {bad}")
     outcomes: dict[str, dict[str, Any]] = {
         task.id: {"id": task.id, "type": task.type, "status": "SUBMITTED", "node": None, "result": None, "error": None}
         for task in tasks
@@ -63,7 +63,7 @@ def submit(
             print(f"{result.id} {result.status}" + (f": {result.error}" if result.error else ""), flush=True)
         if watch:
             over = [o["status"] for o in outcomes.values() if o["status"] != "SUBMITTED"]
-            err(f"{len(over)} of {len(outcomes)} done, {over.count('FAILED')} failed")
+            print_error(f"{len(over)} of {len(outcomes)} done, {over.count('FAILED')} failed")
 
     async def work(wire: Any) -> set[str]:
         queued: list[str] = []
@@ -71,20 +71,20 @@ def submit(
             again = await fleet.submit(wire, tasks, queued=queued.append)
         except RequestError:
             for task_id in queued:
-                err(f"{task_id} is queued")
+                print_error(f"{task_id} is queued")
             raise
         for task_id in again:
-            err(f"{task_id} was queued already")
+            print_error(f"{task_id} was queued already")
         if not (wait or watch):
             return set()
         return await fleet.wait(wire, outcomes, timeout_s=timeout, came=came)
 
     missing = at_the_fleet(work, server, user, password_file, ca_file)
     if json:
-        document(list(outcomes.values()))
+        print_json(list(outcomes.values()))
     elif not (wait or watch):
         print("\n".join(outcomes))
     for task_id in sorted(missing):
-        err(f"{task_id} has no result after {timeout:g} s; it stays queued")
+        print_error(f"{task_id} has no result after {timeout:g} s; it stays queued")
     if missing or any(outcome["status"] == "FAILED" for outcome in outcomes.values()):
         raise typer.Exit(Exit.NO)

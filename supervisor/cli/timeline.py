@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, configuration, leave
+from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config
 from supervisor.cli.picture import write_file, write_picture
 
 FORMS = (".html", ".svg", ".png")
@@ -34,13 +34,13 @@ def timeline(
     from supervisor.tools.history.timeline.reader import TimelineError, load
 
     if out is not None and out.suffix.lower() not in FORMS:
-        leave(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in {', '.join(FORMS)}")
+        exit_with(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in {', '.join(FORMS)}")
     try:
-        told = load(logs or [configuration(config).paths.logs], days)
+        told = load(logs or [load_config(config).paths.logs], days)
     except TimelineError as error:
-        leave(Exit.WRONG, str(error))
+        exit_with(Exit.WRONG, str(error))
     except OSError as error:
-        leave(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
+        exit_with(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
     if out is not None and out.suffix.lower() == ".html":
         from supervisor.tools.history.timeline.html import page
 

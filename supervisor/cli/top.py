@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.cli.common import ConfigOption, Exit, NoAnswer, ask_daemon, hear, leave, runtime_folder
+from supervisor.cli.common import ConfigOption, Exit, NoAnswer, ask_daemon, exit_with, query, runtime_folder
 
 EVERY_S: Final = 1.0
 PATIENCE_S: Final = 3.0
@@ -36,7 +36,7 @@ def top(config: ConfigOption = None) -> None:
         return
     code, trouble = _show(runtime_folder(config), first)
     if code is not Exit.YES:
-        leave(code, trouble)
+        exit_with(code, trouble)
 
 
 def _once(answer: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class _Asker(threading.Thread):
 
     def _ask(self, name: str, **fields: Any) -> dict[str, Any] | None:
         try:
-            answer = hear(self._runtime, name, PATIENCE_S, **fields)
+            answer = query(self._runtime, name, PATIENCE_S, **fields)
         except NoAnswer as none:
             if name != "status" and none.code is Exit.NO:  # a word that is refused: the daemon is well
                 self._tell(str(none))

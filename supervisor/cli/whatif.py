@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, a_number, configuration, document, leave
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, exit_with, load_config, not_nan, print_json
 from supervisor.cli.picture import write_picture
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def _setting(name: str) -> str:
 
     known = next((full for full in SETTINGS if name in (full, full.partition(".")[2])), None)
     if known is None:
-        leave(Exit.WRONG, f"{name}: is no setting that can be asked about; allowed: {', '.join(SETTINGS)}")
+        exit_with(Exit.WRONG, f"{name}: is no setting that can be asked about; allowed: {', '.join(SETTINGS)}")
     return known
 
 
@@ -40,7 +40,7 @@ def _with(limits: Limits, name: str, value: str) -> Limits:
         return replace(limits, **{field: getattr(parse(text, "whatif").limits, field)})
     except ScriptError as error:
         problem = error.problems[0]
-        leave(Exit.WRONG, f"{known}: found {value}, allowed: {problem.allowed}")
+        exit_with(Exit.WRONG, f"{known}: found {value}, allowed: {problem.allowed}")
 
 
 def _values(text: str) -> list[str]:
@@ -53,7 +53,7 @@ def _values(text: str) -> list[str]:
     except (ValueError, ZeroDivisionError, OverflowError):
         first, step, count, dots = 0.0, 1.0, 0, ""
     if not dots or not 1 <= count <= MAX_STEPS or step <= 0:
-        leave(Exit.WRONG, f"--sweep: found {text!r}, allowed: NAME=FROM..TO[:STEP], at most {MAX_STEPS} steps")
+        exit_with(Exit.WRONG, f"--sweep: found {text!r}, allowed: NAME=FROM..TO[:STEP], at most {MAX_STEPS} steps")
     return [f"{first + n * step:g}" for n in range(count)]
 
 
@@ -62,7 +62,7 @@ def whatif(
     changes: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another limit; repeatable.")] = None,
     sweep: Annotated[str, typer.Option(metavar="NAME=FROM..TO[:STEP]", help="A line for each value: the trade-off.")] = "",
     task_minutes: Annotated[
-        float, typer.Option(metavar="N", min=0.1, max=10080, callback=a_number, help="How long each task is taken to last.")
+        float, typer.Option(metavar="N", min=0.1, max=10080, callback=not_nan, help="How long each task is taken to last.")
     ] = 20.0,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="A picture of it (.svg, .png).")] = None,
     json: JsonOption = False,
@@ -82,20 +82,20 @@ def whatif(
     Exit 0: told or drawn. 2: a setting is wrong, a journal cannot be read, or FILE cannot be written.
     """
     if out is not None and out.suffix.lower() not in (".svg", ".png"):
-        leave(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in .svg or .png")
+        exit_with(Exit.WRONG, f"--out: found {out}, allowed: a name that ends in .svg or .png")
     from supervisor.tools.history.whatif import WhatIfError, as_json, as_rows, live, load
 
     try:
-        past = load(logs or [configuration(config).paths.logs])
+        past = load(logs or [load_config(config).paths.logs])
     except WhatIfError as error:
-        leave(Exit.WRONG, str(error))
+        exit_with(Exit.WRONG, str(error))
     except OSError as error:
-        leave(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
-    after = past.limits if changes or config is None else configuration(config).limits
+        exit_with(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl) or a folder of them")
+    after = past.limits if changes or config is None else load_config(config).limits
     for change in changes or ():
         name, equals, value = change.partition("=")
         if not equals:
-            leave(Exit.WRONG, f"--set: found {change!r}, allowed: NAME=VALUE, such as safety.idle_required_minutes=5")
+            exit_with(Exit.WRONG, f"--set: found {change!r}, allowed: NAME=VALUE, such as safety.idle_required_minutes=5")
         after = _with(after, name, value)
     asked = {"before": past.limits, "after": after}
     values: list[str] = []
@@ -114,7 +114,7 @@ def whatif(
             swept = Swept(_setting(name), tuple(map(float, values)), getattr(past.limits, field) / per)
         write_picture(out, lambda dark: picture(results, swept, told, dark))
     if json:
-        document(as_json(results))
+        print_json(as_json(results))
     elif out is None:
         for line in as_rows(results, shutil.get_terminal_size().columns):
             print(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, document, show
+from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, print_json, print_lines
 from supervisor.cli.status import MARK
 
 # What an ok guard says in its reason already.
@@ -23,7 +23,7 @@ def why(config: ConfigOption = None, json: JsonOption = False) -> None:
     answer = ask_daemon(config, "status")
     if json:
         keys = ("state", "reason", "guards", "blocked_by", "unblock", "presence", "contradictions")
-        document({key: answer[key] for key in keys})
+        print_json({key: answer[key] for key in keys})
         return
     lines = [answer["status"], ""]
     blocked = set(answer["blocked_by"])
@@ -36,7 +36,7 @@ def why(config: ConfigOption = None, json: JsonOption = False) -> None:
         lines.append(f"  {PRESENT[source['present']]}  {source['source']:<14} {source['line']}")
         lines += [f"       {'':<14} {detail}" for detail in source["details"]]
     lines += [f"      {text}" for text in answer["contradictions"]]
-    show([*lines, "", f"To unblock it: {answer['unblock']}"])
+    print_lines([*lines, "", f"To unblock it: {answer['unblock']}"])
 
 
 def _details(guard: dict[str, Any]) -> str:

@@ -10,25 +10,25 @@ from typing import Final
 from supervisor.config import executor_names
 from supervisor.config.schema import Control, NodeSettings
 from supervisor.config.urls import host_of, is_loopback, nats_fault, url_fault
-from supervisor.config.validate import Walk, join
-from supervisor.config.yaml_reader import Node, found
+from supervisor.config.validate import Validator, join
+from supervisor.config.yaml_reader import YamlNode, found
 
 OLLAMA_TYPES: Final = ("llm_inference", "quality_loop", "code_verify_cycle")
 
 Refuse = Callable[[str, str | None, str], None]
 
 
-def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
+def cross_check(validator: Validator, node: NodeSettings, folder: Path) -> None:
     """What no single field can know."""
 
     def refuse(path: str, what: str | None, allowed: str) -> None:
-        place = walk.places.get(path)
+        place = validator.places.get(path)
         section = path
         while place is None and section:
             section = section.rpartition(".")[0]
-            place = walk.places.get(section)
-        place = place or Node(1, 1)
-        walk.refuse(place, path, found(place) if what is None else what, allowed)
+            place = validator.places.get(section)
+        place = place or YamlNode(1, 1)
+        validator.refuse(place, path, found(place) if what is None else what, allowed)
 
     _check_control(node.control, refuse)
     for name, task in node.tasks.items():
@@ -56,7 +56,7 @@ def cross_check(walk: Walk, node: NodeSettings, folder: Path) -> None:
         if task.executor != "command":
             continue
         if not task.argv:
-            what = "an empty list" if f"{path}.argv" in walk.places else "nothing"
+            what = "an empty list" if f"{path}.argv" in validator.places else "nothing"
             refuse(f"{path}.argv", what, "a list with the program first")
         elif not task.argv[0]:
             refuse(f"{path}.argv[0]", None, "the program to run")

@@ -14,8 +14,8 @@ from states.limits import Limits
 from supervisor.config.cross_field import resolve
 from supervisor.config.load import Config, ConfigErrors, Folders, load
 from supervisor.config.schema import NODE_FILE, Automation, Execution, NodeSettings, Paths, Runtime, Safety
-from supervisor.config.validate import Walk, judge
-from supervisor.config.yaml_reader import Mapping, Node, Refused, Scalar, parse, read
+from supervisor.config.validate import Validator, validate
+from supervisor.config.yaml_reader import Mapping, Scalar, UnreadableFile, YamlNode, parse, read
 
 # The shipped values (interface §2), switched off.
 OFF = Runtime(
@@ -25,7 +25,7 @@ OFF = Runtime(
 )
 
 
-def salvage(folder: Path) -> Config:
+def load_or_disabled(folder: Path) -> Config:
     """The configuration if it is sound, else one that is off, with what node.yaml soundly says."""
     try:
         return load(folder)
@@ -34,9 +34,9 @@ def salvage(folder: Path) -> Config:
     folder = Path(os.path.abspath(folder))
     try:
         text = read(folder, NODE_FILE) or ""
-    except Refused:
+    except UnreadableFile:
         text = ""
-    node = judge(NodeSettings, text, NODE_FILE, [], []) or NodeSettings(paths=_paths(text))
+    node = validate(NodeSettings, text, NODE_FILE, [], []) or NodeSettings(paths=_paths(text))
     paths = Folders(**{name: resolve(folder, getattr(node.paths, name)) for name in node.paths.__struct_fields__})
     return Config(folder, OFF, node, Limits(gpu_required=node.gpu.presence == "required"), paths, node.node.id or "node")
 
@@ -46,7 +46,7 @@ def _paths(text: str) -> Paths:
     root, _ = parse(text, NODE_FILE)
     for key, value in root.pairs if isinstance(root, Mapping) else ():
         if isinstance(key, Scalar) and key.text == "paths":
-            found = Walk(NODE_FILE, []).section(Paths, value, "paths", Node(1, 1))
+            found = Validator(NODE_FILE, []).section(Paths, value, "paths", YamlNode(1, 1))
             if isinstance(found, Paths):
                 return found
     return Paths()

@@ -21,7 +21,7 @@ def _input(node: NodeSettings) -> bool:
     return node.presence.input == "required"
 
 
-def unreachable(runtime: Runtime, node: NodeSettings) -> list[str]:
+def never_ready(runtime: Runtime, node: NodeSettings) -> list[str]:
     """Why a sound configuration can never reach READY, one line each naming the setting; empty if it can (exit 1)."""
     safety = runtime.safety
     reasons = []

@@ -18,8 +18,8 @@ import msgspec
 from states.limits import Limits
 from supervisor.config.cross_field import cross_check, resolve
 from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, Control, NodeSettings, Runtime, TaskType
-from supervisor.config.validate import allow_empty_sections, judge
-from supervisor.config.yaml_reader import Problem, Refused, in_words, printable, read
+from supervisor.config.validate import allow_empty_sections, validate
+from supervisor.config.yaml_reader import Problem, UnreadableFile, in_words, printable, read
 
 INSTALLED: Final = Path("/opt/rae-node/agent")
 
@@ -79,7 +79,7 @@ def find_folder(given: str | os.PathLike[str] | None = None, environ: Mapping[st
 
 
 def load(folder: Path) -> Config:
-    """Read and judge both files of a folder.
+    """Read and validate both files of a folder.
 
     Raises:
         ConfigErrors: all that is wrong with them, runtime.yaml first.
@@ -92,9 +92,9 @@ def load(folder: Path) -> Config:
     try:
         text = read(folder, RUNTIME_FILE)
         if text is None:
-            raise Refused(_missing(folder))
-        runtime = judge(Runtime, text, RUNTIME_FILE, problems, notes)
-    except Refused as refused:
+            raise UnreadableFile(_missing(folder))
+        runtime = validate(Runtime, text, RUNTIME_FILE, problems, notes)
+    except UnreadableFile as refused:
         problems.append(refused.problem)
 
     node: NodeSettings | None = NodeSettings()
@@ -103,8 +103,8 @@ def load(folder: Path) -> Config:
         if text is None:
             notes.append(f"{NODE_FILE}: not found in {folder}; every setting is at its default")
         else:
-            node = judge(NodeSettings, text, NODE_FILE, problems, notes, lambda walk, node: cross_check(walk, node, folder))
-    except Refused as refused:
+            node = validate(NodeSettings, text, NODE_FILE, problems, notes, lambda v, node: cross_check(v, node, folder))
+    except UnreadableFile as refused:
         problems.append(refused.problem)
 
     if problems or runtime is None or node is None:

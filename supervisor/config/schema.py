@@ -111,7 +111,7 @@ class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
 # --- node.yaml
 
 
-class Node(Struct, frozen=True, forbid_unknown_fields=True):
+class Identity(Struct, frozen=True, forbid_unknown_fields=True):
     """Who this machine is."""
 
     id: Annotated[
@@ -500,7 +500,7 @@ class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """node.yaml: everything that runtime.yaml has no field for. Every field has a default."""
 
-    node: Node = field(default_factory=Node)
+    node: Identity = field(default_factory=Identity)
     control: Control = field(default_factory=Control)
     tasks: Annotated[
         dict[TaskTypeName, TaskType],

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 import msgspec
 
 from supervisor.config.removed import REMOVED
-from supervisor.config.yaml_reader import Mapping, Node, Problem, Scalar, Sequence, found, parse, printable, resolved
+from supervisor.config.yaml_reader import Mapping, Problem, Scalar, Sequence, YamlNode, found, parse, printable, resolved
 
 MAX_PROBLEMS: Final = 100  # of one file; more help nobody
 
@@ -29,24 +29,24 @@ _BAD: Final = _Bad()
 _NUMBER: Final = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _WHOLE: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")  # fits any bound; longer ones are refused as they stand
 
-Check = Callable[["Walk", Any], None]
+Check = Callable[["Validator", Any], None]
 
 
-def judge(
+def validate(
     cls: type[_S], text: str, file: str, problems: list[Problem], notes: list[str], check: Check | None = None
 ) -> _S | None:
     """A file's text as its struct. What is wrong is added to `problems`, in file order, and the result is None then; a removed
     setting adds a line to `notes`."""
     root, refused = parse(text, file)
-    walk = Walk(file, refused)
+    validator = Validator(file, refused)
     if root is None and not _required(cls):
         root = Mapping(1, 1)
-    value = walk.section(cls, Scalar(1, 1, "", True) if root is None else root, "", Node(1, 1))
-    if not walk.problems and check is not None and isinstance(value, cls):
-        check(walk, value)
-    notes.extend(walk.notes)
-    if walk.problems:
-        ordered = sorted(walk.problems, key=lambda problem: (problem.line, problem.column))
+    value = validator.section(cls, Scalar(1, 1, "", True) if root is None else root, "", YamlNode(1, 1))
+    if not validator.problems and check is not None and isinstance(value, cls):
+        check(validator, value)
+    notes.extend(validator.notes)
+    if validator.problems:
+        ordered = sorted(validator.problems, key=lambda problem: (problem.line, problem.column))
         problems.extend(ordered[:MAX_PROBLEMS])
         if rest := ordered[MAX_PROBLEMS:]:
             problems.append(Problem(file, rest[0].line, rest[0].column, "", f"{len(rest)} more errors", "none"))
@@ -55,20 +55,20 @@ def judge(
     return value
 
 
-class Walk:
+class Validator:
     """Goes through a document beside its types; `places` remembers where each field's value is."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self.file = file
         self.problems = problems
         self.notes: list[str] = []
-        self.places: dict[str, Node] = {}
+        self.places: dict[str, YamlNode] = {}
 
-    def refuse(self, place: Node, path: str, what: str, allowed: str) -> None:
+    def refuse(self, place: YamlNode, path: str, what: str, allowed: str) -> None:
         """Note a problem."""
         self.problems.append(Problem(self.file, place.line, place.column, path, what, allowed))
 
-    def section(self, cls: type[Any], node: Node, path: str, key: Node) -> Any:
+    def section(self, cls: type[Any], node: YamlNode, path: str, key: YamlNode) -> Any:
         """A mapping with fixed fields; `key` is where a missing one is reported."""
         if isinstance(node, Scalar) and not _required(cls) and found(node) == "nothing":
             node = Mapping(node.line, node.column)  # a section with all its fields commented out
@@ -90,7 +90,7 @@ class Walk:
                 values[name] = _BAD
         return _BAD if _BAD in values.values() else cls(**values)
 
-    def _value(self, annotation: Any, node: Node, path: str, key: Node) -> Any:
+    def _value(self, annotation: Any, node: YamlNode, path: str, key: YamlNode) -> Any:
         """A value of any type; _BAD if it was refused."""
         self.places[path] = node
         inner, _, optional = _unwrap(annotation)
@@ -105,7 +105,7 @@ class Walk:
             return self._list(annotation, node, path)
         return self._leaf(annotation, inner, node, path)
 
-    def _table(self, annotation: Any, node: Node, path: str) -> Any:
+    def _table(self, annotation: Any, node: YamlNode, path: str) -> Any:
         """A mapping with free names."""
         if isinstance(node, Scalar) and found(node) == "nothing":
             return {}
@@ -120,30 +120,30 @@ class Walk:
                 self.refuse(name_node, path, f"the name {printable(name) or repr(name)}", allowed(key_type))
         return _BAD if _BAD in values.values() else values
 
-    def _list(self, annotation: Any, node: Node, path: str) -> Any:
+    def _list(self, annotation: Any, node: YamlNode, path: str) -> Any:
         if not isinstance(node, Sequence):
             return self._mistyped(node, path, annotation)
         (item_type,) = get_args(_unwrap(annotation)[0])
         values = [self._value(item_type, item, f"{path}[{n}]", item) for n, item in enumerate(node.items)]
         return _BAD if _BAD in values else values
 
-    def _leaf(self, annotation: Any, inner: Any, node: Node, path: str) -> Any:
+    def _leaf(self, annotation: Any, inner: Any, node: YamlNode, path: str) -> Any:
         """A scalar, read strictly by the type that is asked for, and judged by msgspec."""
         value = _read_as(inner, node) if isinstance(node, Scalar) else _BAD
         if value is _BAD or not _sound(value, annotation):
             return self._mistyped(node, path, annotation)
         return value
 
-    def _mistyped(self, node: Node, path: str, annotation: Any) -> _Bad:
-        if type(node) is not Node:  # a bare one was refused already
+    def _mistyped(self, node: YamlNode, path: str, annotation: Any) -> _Bad:
+        if type(node) is not YamlNode:  # a bare one was refused already
             self.refuse(node, path, found(node), allowed(annotation) + _hint(annotation, node))
         return _BAD
 
-    def _pairs(self, node: Mapping, path: str) -> dict[str, tuple[Node, Node]]:
+    def _pairs(self, node: Mapping, path: str) -> dict[str, tuple[YamlNode, YamlNode]]:
         """The fields of a mapping; what is no name, and what is there twice, is refused."""
-        pairs: dict[str, tuple[Node, Node]] = {}
+        pairs: dict[str, tuple[YamlNode, YamlNode]] = {}
         for key, value in node.pairs:
-            if type(key) is Node:
+            if type(key) is YamlNode:
                 continue
             kind = resolved(key.text) if isinstance(key, Scalar) and key.plain else "str"
             if kind == "merge":
@@ -247,7 +247,7 @@ def description(annotation: Any) -> str:
     return "".join(meta.description or "" for meta in _unwrap(annotation)[1])
 
 
-def _hint(annotation: Any, node: Node) -> str:
+def _hint(annotation: Any, node: YamlNode) -> str:
     """How to write what was probably meant."""
     if not isinstance(node, Scalar) or not node.plain:
         return ""

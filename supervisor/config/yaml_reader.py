@@ -53,7 +53,7 @@ class Problem:
         return f"{self.file}:{self.line}:{self.column}: {name}found {self.found}, allowed: {self.allowed}"
 
 
-class Refused(Exception):
+class UnreadableFile(Exception):
     """The file has no text that could be read."""
 
     def __init__(self, problem: Problem) -> None:
@@ -62,15 +62,15 @@ class Refused(Exception):
 
 
 @dataclass(slots=True)
-class Node:
-    """A value and where it begins, from 1. A plain Node was refused already: nothing more is to be said about it."""
+class YamlNode:
+    """A value and where it begins, from 1. A plain YamlNode was refused already: nothing more is to be said about it."""
 
     line: int
     column: int
 
 
 @dataclass(slots=True)
-class Scalar(Node):
+class Scalar(YamlNode):
     """A text as it was written; `plain` without quotes."""
 
     text: str
@@ -78,18 +78,18 @@ class Scalar(Node):
 
 
 @dataclass(slots=True)
-class Sequence(Node):
+class Sequence(YamlNode):
     """A list."""
 
-    items: list[Node] = field(default_factory=list)
+    items: list[YamlNode] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Mapping(Node):
+class Mapping(YamlNode):
     """Keys and values in the order of the file; a key may be there twice."""
 
-    pairs: list[tuple[Node, Node]] = field(default_factory=list)
-    key: Node | None = None  # while it is read: the key whose value comes next
+    pairs: list[tuple[YamlNode, YamlNode]] = field(default_factory=list)
+    key: YamlNode | None = None  # while it is read: the key whose value comes next
 
 
 def printable(text: str) -> str:
@@ -105,7 +105,7 @@ def resolved(text: str) -> str:
     return "str"
 
 
-def found(node: Node) -> str:
+def found(node: YamlNode) -> str:
     """A value in words: as written in the file, quoted if it was quoted."""
     if isinstance(node, Sequence):
         return "a list"
@@ -127,15 +127,15 @@ def read(folder: Path, file: str) -> str | None:
     Opens regular files only and never waits, so that a FIFO or a device hangs nobody.
 
     Raises:
-        Refused: it cannot be read, is too large, or is no UTF-8 text.
+        UnreadableFile: it cannot be read, is too large, or is no UTF-8 text.
     """
     raw = _bytes(folder, file)
     return None if raw is None else _decoded(raw, file)
 
 
 def _bytes(folder: Path, file: str) -> bytes | None:
-    def refused(what: str, todo: str) -> Refused:
-        return Refused(Problem(file, 0, 0, "", f"{what} in {in_words(folder)}", todo))
+    def refused(what: str, todo: str) -> UnreadableFile:
+        return UnreadableFile(Problem(file, 0, 0, "", f"{what} in {in_words(folder)}", todo))
 
     try:
         path = os.path.join(folder, file)
@@ -174,17 +174,17 @@ def in_words(folder: Path) -> str:
 
 def _decoded(raw: bytes, file: str) -> str:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Refused(Problem(file, 1, 1, "", "UTF-16 text", "UTF-8 text"))
+        raise UnreadableFile(Problem(file, 1, 1, "", "UTF-16 text", "UTF-8 text"))
     start = len(b"\xef\xbb\xbf") if raw.startswith(b"\xef\xbb\xbf") else 0
     try:
         text = raw[start:].decode()
     except UnicodeDecodeError as error:
         before = raw[start : start + error.start].decode()
         what = f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8"
-        raise Refused(Problem(file, *_place(before), "", what, "UTF-8 text")) from None
+        raise UnreadableFile(Problem(file, *_place(before), "", what, "UTF-8 text")) from None
     if bad := _FORBIDDEN.search(text):
         what = f"the control character U+{ord(bad[0]):04X}"
-        raise Refused(Problem(file, *_place(text[: bad.start()]), "", what, "printable text"))
+        raise UnreadableFile(Problem(file, *_place(text[: bad.start()]), "", what, "printable text"))
     return text
 
 
@@ -197,17 +197,17 @@ def _place(before: str) -> tuple[int, int]:
 # --- from the text to a tree
 
 
-def parse(text: str, file: str) -> tuple[Node | None, list[Problem]]:
+def parse(text: str, file: str) -> tuple[YamlNode | None, list[Problem]]:
     """The document's root, None if there is nothing in it, and what had to be refused on the way.
 
-    The root is a bare Node when the text is no YAML: nothing can be said about its content then.
+    The root is a bare YamlNode when the text is no YAML: nothing can be said about its content then.
     """
     reader = _Reader(file)
     try:
         reader.run(yaml.parse(text, Loader=_LOADER))
     except yaml.YAMLError as error:
         reader.problems.append(_syntax(error, text, file))
-        reader.root = Node(1, 1)
+        reader.root = YamlNode(1, 1)
     return reader.root, reader.problems
 
 
@@ -219,7 +219,7 @@ class _Reader:
 
     def __init__(self, file: str) -> None:
         self.file = file
-        self.root: Node | None = None
+        self.root: YamlNode | None = None
         self.problems: list[Problem] = []
         self._open: list[Sequence | Mapping] = []
 
@@ -229,7 +229,7 @@ class _Reader:
             if isinstance(event, yaml.NodeEvent):
                 if len(self._open) >= MAX_DEPTH:
                     self._refuse(event, *_TOO_DEEP)
-                    self.root = Node(1, 1)
+                    self.root = YamlNode(1, 1)
                     return
                 self._node(event)
             elif isinstance(event, yaml.CollectionEndEvent):
@@ -246,11 +246,11 @@ class _Reader:
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
         if isinstance(event, yaml.AliasEvent):
             self._refuse(event, f"the alias *{printable(event.anchor or '')}", "every value written out")
-            self._add(Node(line, column))
+            self._add(YamlNode(line, column))
             return
         if event.anchor is not None:
             self._refuse(event, f"the anchor &{printable(event.anchor)}", "every value written out")
-        node: Node
+        node: YamlNode
         if isinstance(event, yaml.ScalarEvent):
             node = Scalar(line, column, event.value, not event.style)
         elif isinstance(event, yaml.SequenceStartEvent):
@@ -259,13 +259,13 @@ class _Reader:
             node = Mapping(line, column)
         if event.tag is not None:
             self._refuse(event, f"the tag {printable(_short(event.tag))}", "values without tags")
-            self._add(Node(line, column))  # what it tags is read over, and not judged
+            self._add(YamlNode(line, column))  # what it tags is read over, and not judged
         else:
             self._add(node)
         if isinstance(node, Sequence | Mapping):
             self._open.append(node)
 
-    def _add(self, node: Node) -> None:
+    def _add(self, node: YamlNode) -> None:
         if not self._open:
             self.root = node
             return

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from supervisor.config.fallback import salvage
+from supervisor.config.fallback import load_or_disabled
 from supervisor.config.load import Config, ConfigErrors, find_folder, load
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def serve(folder: Path, *, unattended: bool = False) -> int:
             say(line)
         if not unattended:
             return _refuse(2, errno.EINVAL, problems[0])
-        config = salvage(folder)
+        config = load_or_disabled(folder)
     for note in config.notes:
         say(note)
     obstacles = prepare(config)
@@ -87,7 +87,7 @@ def wipe(folder: Path) -> int:
     """Remove what tasks have left in the work folder, unless a node runs there; the exit code. For ExecStopPost= (R6)."""
     from supervisor.tasks.workdir import Workdir
 
-    config = salvage(folder)
+    config = load_or_disabled(folder)
     lock = _lock(config.paths.runtime)
     if lock is None:
         say(f"nothing is wiped: a rae-node runs with {config.paths.runtime}")

@@ -14,7 +14,7 @@ from support.clock import ManualClock
 from support.running import NodeFolder
 from support.stories import zone
 
-from supervisor.config.feasibility import unreachable
+from supervisor.config.feasibility import never_ready
 from supervisor.config.load import load
 from supervisor.config.schedule import in_hours
 from supervisor.config.schema import Work
@@ -111,7 +111,7 @@ def _config(folder: Path, runtime: tuple[str, str] | None, node: str) -> list[st
     (folder / "runtime.yaml").write_text(text)
     (folder / "node.yaml").write_text(node)
     config = load(folder)
-    return unreachable(config.runtime, config.node)
+    return never_ready(config.runtime, config.node)
 
 
 NEVER = [

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from states.limits import Limits
-from supervisor.config.feasibility import unreachable
+from supervisor.config.feasibility import never_ready
 from supervisor.config.generate import EXAMPLES, SEED, files
 from supervisor.config.load import load, schema
 from supervisor.config.schema import NodeSettings, TaskType
@@ -31,7 +31,7 @@ def test_the_shipped_configuration_is_sound_and_says_the_defaults() -> None:
     config = load(CONFIG)
     assert config.node == NodeSettings()
     assert config.limits == Limits()
-    assert unreachable(config.runtime, config.node) == []
+    assert never_ready(config.runtime, config.node) == []
 
 
 def test_the_shipped_runtime_file_has_the_seeds_lines() -> None:

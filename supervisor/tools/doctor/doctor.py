@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from supervisor import VERSION
-from supervisor.config.feasibility import unreachable
+from supervisor.config.feasibility import never_ready
 from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.linux.clock import iso
 from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
@@ -96,7 +96,7 @@ def settings(config: Config) -> Iterator[Check]:
     on = config.runtime.automation.enabled
     reason = f"automation.enabled is {str(on).lower()}"
     yield Check("automation", AUTOMATION, on, reason, "set automation.enabled to true in runtime.yaml")
-    never = [line for line in unreachable(config.runtime, config.node) if "automation.enabled" not in line]
+    never = [line for line in never_ready(config.runtime, config.node) if "automation.enabled" not in line]
     reason = "; ".join(never) or "can be reached with these settings"
     yield Check("READY", UNATTENDED, not never, reason, "change the setting named")
 

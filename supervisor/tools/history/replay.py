@@ -14,7 +14,7 @@ from states.guards import Verdict
 from states.lifecycle import Lifecycle, Plan, blocked_by
 from states.memory import State
 from states.words import number
-from supervisor.config.yaml_reader import Refused, read
+from supervisor.config.yaml_reader import UnreadableFile, read
 from supervisor.tools.history.difference import Difference, Report, effect_name, guard_lines
 from supervisor.tools.history.replay_journal import Tape
 from supervisor.tools.history.script import FREE, HELD, Expect, Script, ScriptError, Step, parse
@@ -81,7 +81,7 @@ def replay_script(path: Path) -> Report:
         if text is None:
             return Report(file, errors=(f"{file}: not found; name a script, a journal or a folder of them",))
         script = parse(text, file)
-    except Refused as refused:
+    except UnreadableFile as refused:
         return Report(file, errors=(str(refused.problem),))
     except ScriptError as error:
         return Report(file, errors=tuple(map(str, error.problems)))

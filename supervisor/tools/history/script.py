@@ -24,9 +24,9 @@ from supervisor.config import yaml_reader as yaml_strict
 from supervisor.config.generate import SEED
 from supervisor.config.load import limits_of
 from supervisor.config.schema import NodeSettings, Runtime
-from supervisor.config.validate import Walk
+from supervisor.config.validate import Validator
 from supervisor.config.yaml_reader import Mapping as MappingNode
-from supervisor.config.yaml_reader import Node, Problem, Scalar, Sequence, found, resolved
+from supervisor.config.yaml_reader import Problem, Scalar, Sequence, YamlNode, found, resolved
 from supervisor.journal.codec import ABSENT, GPU_FIELDS, GPU_MORE, READINGS, UNKNOWN
 
 VERSION: Final = 1
@@ -104,7 +104,7 @@ def parse(text: str, file: str) -> Script:
     return script
 
 
-_Read = Callable[[Node, str], Any]  # what a value means, by its node and the name that errors give it; None: refused
+_Read = Callable[[YamlNode, str], Any]  # what a value means, by its node and the name that errors give it; None: refused
 
 
 class _Reader:
@@ -116,10 +116,10 @@ class _Reader:
         self._gpu: dict[str, Any] = {}
         self._at_s = 0.0
 
-    def script(self, root: Node | None) -> Script | None:
+    def script(self, root: YamlNode | None) -> Script | None:
         """The whole script."""
         if root is None:
-            self._refuse(Node(1, 1), "", "nothing", "a mapping with replay, title, covers, settings and steps")
+            self._refuse(YamlNode(1, 1), "", "nothing", "a mapping with replay, title, covers, settings and steps")
             return None
         covers = self._list_of(self._one_of((f"R{n}" for n in range(1, 25)), "R1 to R24"))
         readers = {
@@ -142,13 +142,13 @@ class _Reader:
             runtime.automation.enabled,
         )
 
-    def _version(self, node: Node, field: str) -> None:
+    def _version(self, node: YamlNode, field: str) -> None:
         if not (isinstance(node, Scalar) and node.plain and node.text == str(VERSION)):
             self._refuse(node, field, found(node), str(VERSION))
 
     # --- steps
 
-    def _steps(self, node: Node, field: str) -> tuple[Step, ...]:
+    def _steps(self, node: YamlNode, field: str) -> tuple[Step, ...]:
         if not isinstance(node, Sequence) or not node.items:
             what = "an empty list" if isinstance(node, Sequence) else found(node)
             self._refuse(node, field, what, "a list of at least one step")
@@ -186,14 +186,14 @@ class _Reader:
             self._refuse(node, field, "no step that expects anything", "`expect: {state: …}` on at least one step")
         return tuple(steps)
 
-    def _at(self, node: Node, field: str) -> None:
+    def _at(self, node: YamlNode, field: str) -> None:
         at_s = self._duration(node, field)
         if at_s is not None and at_s < self._at_s:
             self._refuse(node, field, f"{found(node)}, which is before the step above", "the same time or a later one")
         elif at_s is not None:
             self._at_s = at_s
 
-    def _ticks(self, node: Node, field: str) -> int | None:
+    def _ticks(self, node: YamlNode, field: str) -> int | None:
         allowed = f"a whole number from 1 to {MAX_TICKS}"
         number = self._number(allowed, whole=True)(node, field)
         if number is not None and not 1 <= number <= MAX_TICKS:
@@ -201,7 +201,7 @@ class _Reader:
             return None
         return None if number is None else int(number)
 
-    def _see(self, node: Node, field: str) -> dict[str, Any]:
+    def _see(self, node: YamlNode, field: str) -> dict[str, Any]:
         readers: dict[str, _Read] = {
             "automation": self._automation,
             "user": self._user,
@@ -213,19 +213,19 @@ class _Reader:
         }
         return self._mapping(node, field, readers) or {}
 
-    def _automation(self, node: Node, field: str) -> str | None:
+    def _automation(self, node: YamlNode, field: str) -> str | None:
         switch = _SWITCH.get(node.text.lower()) if isinstance(node, Scalar) else None
         if switch is None:
             self._refuse(node, field, found(node), "on or off")
         return switch
 
-    def _user(self, node: Node, field: str) -> Any:
+    def _user(self, node: YamlNode, field: str) -> Any:
         if isinstance(node, MappingNode):
             return self._mapping(node, field, {"idle": self._duration}, ("idle",))
         user = self._one_of(("active", UNKNOWN), "active, unknown, or {idle: DURATION}")(node, field)
         return {"idle": 0.0} if user == "active" else user
 
-    def _gpu_seen(self, node: Node, field: str) -> Any:
+    def _gpu_seen(self, node: YamlNode, field: str) -> Any:
         if not isinstance(node, MappingNode):
             self._gpu = {}
             return self._one_of((ABSENT, UNKNOWN), f"absent, unknown, or {{{', '.join(GPU_FIELDS)}}}")(node, field)
@@ -244,12 +244,12 @@ class _Reader:
             self._refuse(node, field, f"no {' and no '.join(missing)}, and none from before", f"{{{', '.join(GPU_FIELDS)}}}")
         return dict(self._gpu)
 
-    def _cpu(self, node: Node, field: str) -> Any:
+    def _cpu(self, node: YamlNode, field: str) -> Any:
         if isinstance(node, Scalar) and node.text == UNKNOWN:
             return UNKNOWN
         return self._number("a number ≥ 0, or unknown")(node, field)
 
-    def _host(self, node: Node, field: str) -> Any:
+    def _host(self, node: YamlNode, field: str) -> Any:
         if isinstance(node, MappingNode):
             return self._mapping(node, field, {"unfit": self._text}, ("unfit",))
         known = ("fit", "going-down", UNKNOWN)
@@ -267,7 +267,7 @@ class _Reader:
             None if blocked is None else frozenset(blocked),
         )
 
-    def _row(self, node: Node, field: str) -> str | None:
+    def _row(self, node: YamlNode, field: str) -> str | None:
         if isinstance(node, Scalar) and node.plain and resolved(node.text) == "null":
             return ""
         row: str | None = self._one_of(BY_ID, f"null, {', '.join(BY_ID)}")(node, field)
@@ -275,10 +275,10 @@ class _Reader:
 
     # --- settings
 
-    def _settings(self, node: Node | None, field: str = "settings") -> tuple[Runtime, NodeSettings] | None:
+    def _settings(self, node: YamlNode | None, field: str = "settings") -> tuple[Runtime, NodeSettings] | None:
         """Both files as shipped, with the script's settings in them, judged by the files' own rules."""
         runtime, machine = _shipped_runtime(), MappingNode(1, 1)
-        places: dict[str, Node] = {}
+        places: dict[str, YamlNode] = {}
         if node is not None and not isinstance(node, MappingNode):
             self._refuse(node, "settings", found(node), "a mapping of dotted names, such as work.run_minutes: 0")
         for key, value in node.pairs if isinstance(node, MappingNode) else ():
@@ -290,18 +290,18 @@ class _Reader:
             else:
                 places[key.text] = key
                 _put(runtime if section in _RUNTIME else machine, key, value)
-        walk = Walk(self._file, self._problems)
-        judged = walk.section(Runtime, runtime, "", runtime), walk.section(NodeSettings, machine, "", machine)
+        validator = Validator(self._file, self._problems)
+        judged = validator.section(Runtime, runtime, "", runtime), validator.section(NodeSettings, machine, "", machine)
         return judged if isinstance(judged[0], Runtime) and isinstance(judged[1], NodeSettings) else None
 
     # --- pieces
 
-    def _refuse(self, node: Node, field: str, what: str, allowed: str) -> None:
-        if type(node) is not Node or not self._problems:  # a bare Node was refused already
+    def _refuse(self, node: YamlNode, field: str, what: str, allowed: str) -> None:
+        if type(node) is not YamlNode or not self._problems:  # a bare YamlNode was refused already
             self._problems.append(Problem(self._file, node.line, node.column, field, what, allowed))
 
     def _mapping(
-        self, node: Node, field: str, readers: Mapping[str, _Read], required: tuple[str, ...] = (), join: str = "."
+        self, node: YamlNode, field: str, readers: Mapping[str, _Read], required: tuple[str, ...] = (), join: str = "."
     ) -> dict[str, Any] | None:
         """The values of a mapping, each read by its reader."""
         if not isinstance(node, MappingNode):
@@ -322,7 +322,7 @@ class _Reader:
         return fields
 
     def _list_of(self, item: _Read) -> _Read:
-        def read(node: Node, field: str) -> tuple[str, ...] | None:
+        def read(node: YamlNode, field: str) -> tuple[str, ...] | None:
             if not isinstance(node, Sequence):
                 self._refuse(node, field, found(node), "a list")
                 return None
@@ -334,7 +334,7 @@ class _Reader:
     def _one_of(self, known: Iterable[str], allowed: str = "") -> _Read:
         names = tuple(map(str, known))
 
-        def read(node: Node, field: str) -> str | None:
+        def read(node: YamlNode, field: str) -> str | None:
             if isinstance(node, Scalar) and node.text in names:
                 return node.text
             self._refuse(node, field, found(node), allowed or ", ".join(names))
@@ -343,7 +343,7 @@ class _Reader:
         return read
 
     def _number(self, allowed: str, whole: bool = False) -> _Read:
-        def read(node: Node, field: str) -> float | None:
+        def read(node: YamlNode, field: str) -> float | None:
             if isinstance(node, Scalar) and node.plain and not (whole and "." in node.text):
                 number = plain_number(node.text)
                 if number is not None:
@@ -353,13 +353,13 @@ class _Reader:
 
         return read
 
-    def _text(self, node: Node, field: str) -> str | None:
+    def _text(self, node: YamlNode, field: str) -> str | None:
         if isinstance(node, Scalar) and (not node.plain or resolved(node.text) != "null"):
             return " ".join(node.text.split())
         self._refuse(node, field, found(node), "a text")
         return None
 
-    def _duration(self, node: Node, field: str) -> float | None:
+    def _duration(self, node: YamlNode, field: str) -> float | None:
         seconds = duration_s(node.text) if isinstance(node, Scalar) else None
         if seconds is None:
             self._refuse(node, field, found(node), "a duration such as 90s, 10m, 1h30m, or a number of seconds")
@@ -400,7 +400,7 @@ def _scalar(text: str) -> Scalar:
     return Scalar(1, 1, text, True)
 
 
-def _put(tree: MappingNode, key: Scalar, value: Node) -> None:
+def _put(tree: MappingNode, key: Scalar, value: YamlNode) -> None:
     """Lay a dotted name over a tree; what is made on the way has the place of the name."""
     *sections, last = key.text.split(".")
     for name in sections:
@@ -412,6 +412,6 @@ def _put(tree: MappingNode, key: Scalar, value: Node) -> None:
     _set(tree, Scalar(key.line, key.column, last, False), value)
 
 
-def _set(tree: MappingNode, key: Scalar, value: Node) -> None:
+def _set(tree: MappingNode, key: Scalar, value: YamlNode) -> None:
     tree.pairs = [(k, v) for k, v in tree.pairs if not (isinstance(k, Scalar) and k.text == key.text)]
     tree.pairs.append((key, value))
