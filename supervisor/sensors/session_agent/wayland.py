@@ -1,8 +1,5 @@
 """Idle time of a Wayland compositor: ext-idle-notify-v1, otherwise org_kde_kwin_idle, spoken over the socket.
 
-Only a dozen messages of the protocol are needed, and on a non-blocking socket no compositor can hang us. The client of
-libwayland would need bindings for each protocol, a thread for each display, and its own memory.
-
 What "idled" proves: while an inhibitor (a film) is up, version 1 and kwin_idle send nothing at all, with some compositors
 not even "resumed". So only "idled" means away, and only while a new notification, requested at each proof, idles too.
 Version 2 has input notifications, which no inhibitor stops. They distinguish the person from the film, and the difference
@@ -16,12 +13,13 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from supervisor.linux.bounded import wait_for_event
+from supervisor.sensors.session_agent.socket_source import SocketSource
 from supervisor.sensors.session_agent.source import ANSWER_S, NAMELESS, QUIET_S, Absent, Gone, Idle, Lacking, boot_s
 
 DISPLAY_ID: Final = 1
@@ -32,7 +30,6 @@ INHIBITED_AFTER_S: Final = 0.5  # input is idle, and the other notification stil
 EXT: Final = "ext_idle_notifier_v1"
 KWIN: Final = "org_kde_kwin_idle"
 SEAT: Final = "wl_seat"
-NOT_WAYLAND: Final = "the compositor does not speak Wayland"
 
 
 @dataclass(slots=True)
@@ -46,17 +43,18 @@ class _Notification:
     idle_since_s: float | None = None
 
 
-class WaylandIdle:
-    """One compositor's socket, such as $XDG_RUNTIME_DIR/wayland-0."""
+class WaylandIdle(SocketSource):
+    """One compositor's socket, such as $XDG_RUNTIME_DIR/wayland-0. `pid` is the compositor's."""
+
+    _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, path: Path, quiet_s: float = QUIET_S) -> None:
-        self._path, self._quiet_s = path, quiet_s
-        self.pid = 0  # the compositor's
-        self._reset()
+        self._path = path
+        super().__init__(path.name, quiet_s)
 
     def _reset(self) -> None:
-        self._writer: asyncio.StreamWriter | None = None
-        self._listening: asyncio.Future[None] | None = None
+        super()._reset()
+        self._cancel_timer()
         self._globals: dict[int, tuple[str, int]] = {}  # interface and version by name
         self._next, self._free = REGISTRY_ID + 1, list[int]()
         self._syncs: dict[int, asyncio.Future[None]] = {}
@@ -64,16 +62,6 @@ class WaylandIdle:
         self._seats: dict[int, int] = {}  # object id by global name
         self._notifier, self._protocol, self._version = 0, "", 0
         self._inhibited = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._changed: Callable[[], None] = lambda: None
-        self._ready = False
-        self._reported: Idle | None = None
-
-    def _report(self) -> None:
-        """Two notifications follow one touch; report only the one that changes the reading."""
-        if (reading := self.reading) != self._reported:
-            self._reported = reading
-            self._changed()
 
     @property
     def reading(self) -> Idle | None:
@@ -82,7 +70,7 @@ class WaylandIdle:
             return None
         what = "input notifications of " if self._has_input else ""
         name = "ext-idle-notify-v1" if self._protocol == EXT else self._protocol
-        source = f"{what}{name} on {self._path.name}"
+        source = f"{what}{name} on {self._label}"
         since_s: float | None = None
         best = [n for n in self._notes.values() if n.proof is None and n.input_only == self._has_input]
         if best and all(n.idle_since_s is not None for n in best):
@@ -93,54 +81,36 @@ class WaylandIdle:
     def _has_input(self) -> bool:
         return self._version > 1
 
-    async def run(self, changed: Callable[[], None]) -> None:
-        """See `IdleSource`."""
-        self._reset()
+    async def _connect(self) -> asyncio.StreamReader:
         try:
-            try:
-                async with asyncio.timeout(ANSWER_S):
-                    reader, self._writer = await asyncio.open_unix_connection(self._path, limit=2 * MAX_MESSAGE)
-                    self.pid = _peer_pid(self._writer.get_extra_info("socket"))
-            except TimeoutError as error:
-                raise Gone(f"{self._path.name}: the compositor does not answer") from error
-            except (FileNotFoundError, ConnectionRefusedError) as error:
-                raise Absent(f"{self._path.name}: no compositor ({error.strerror})") from error
-            except OSError as error:
-                raise Gone(f"{self._path.name}: the compositor refuses us ({error.strerror})") from error
-            self._listening = asyncio.ensure_future(self._listen(reader))
-            try:
-                await self._begin()
-                self._changed = changed
-                self._report()
-                await self._listening
-            finally:
-                self._listening.cancel()
-                await asyncio.gather(self._listening, return_exceptions=True)
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._writer is not None:
-                self._writer.transport.abort()
-            self._reset()
+            async with asyncio.timeout(ANSWER_S):
+                reader, self._writer = await asyncio.open_unix_connection(self._path, limit=2 * MAX_MESSAGE)
+                self.pid = _peer_pid(self._writer.get_extra_info("socket"))
+        except TimeoutError as error:
+            raise Gone(f"{self._label} does not answer") from error
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise Absent(f"{self._label}: no compositor ({error.strerror})") from error
+        except OSError as error:
+            raise Gone(f"{self._label} refuses us ({error.strerror})") from error
+        return reader
 
     async def _begin(self) -> None:
-        self._send(DISPLAY_ID, 1, _u32(REGISTRY_ID))
+        self._request(DISPLAY_ID, 1, _u32(REGISTRY_ID))
         await self._round_trip()  # now all globals are known
         found = {interface: (name, version) for name, (interface, version) in self._globals.items()}
         if SEAT not in found:
-            raise Lacking(f"{self._path.name} has no seat, so it sees nobody")
+            raise Lacking(f"{self._label} has no seat, so it sees nobody")
         if EXT in found:
             self._protocol, self._version = EXT, min(2, found[EXT][1])
         elif KWIN in found:
             self._protocol, self._version = KWIN, 1
         else:
-            raise Lacking(f"{self._path.name} offers neither ext-idle-notify-v1 nor {KWIN}")
+            raise Lacking(f"{self._label} offers neither ext-idle-notify-v1 nor {KWIN}")
         self._notifier = self._bind(found[self._protocol][0], self._protocol, self._version)
         for name, (interface, _) in self._globals.items():
             if interface == SEAT:
                 self._add_seat(name)
         await self._round_trip()  # a protocol error would have come by now
-        self._ready = True
 
     def _add_seat(self, name: int) -> None:
         self._seats[name] = seat = self._bind(name, SEAT, 1)
@@ -152,22 +122,17 @@ class WaylandIdle:
         self._notes[number] = note
         timeout = _u32(int(note.timeout_s * 1000))
         if self._protocol == KWIN:
-            self._send(self._notifier, 0, _u32(number) + _u32(note.seat) + timeout)
+            self._request(self._notifier, 0, _u32(number) + _u32(note.seat) + timeout)
         else:
-            self._send(self._notifier, 2 if note.input_only else 1, _u32(number) + timeout + _u32(note.seat))
+            self._request(self._notifier, 2 if note.input_only else 1, _u32(number) + timeout + _u32(note.seat))
         return number
 
     async def _round_trip(self) -> None:
-        assert self._listening is not None
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         number = self._new_id()
         self._syncs[number] = done
-        self._send(DISPLAY_ID, 0, _u32(number))
-        await asyncio.wait([done, self._listening], timeout=ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
-        if self._listening.done():
-            self._listening.result()
-        if not done.done():
-            raise Gone(f"{self._path.name}: the compositor does not answer")
+        self._request(DISPLAY_ID, 0, _u32(number))
+        await self._answered(done)
 
     async def prove(self) -> None:
         """A new notification must idle too; otherwise an inhibitor is up, or the compositor has forgotten us."""
@@ -197,34 +162,27 @@ class WaylandIdle:
 
     def _bind(self, name: int, interface: str, version: int) -> int:
         number = self._new_id()
-        self._send(REGISTRY_ID, 0, _u32(name) + _text(interface) + _u32(version) + _u32(number))
+        self._request(REGISTRY_ID, 0, _u32(name) + _text(interface) + _u32(version) + _u32(number))
         return number
 
     def _destroy(self, number: int) -> None:
         if self._notes.pop(number, None) is not None:
-            self._send(number, 0)
+            self._request(number, 0)
 
-    def _send(self, target: int, opcode: int, body: bytes = b"") -> None:
-        assert self._writer is not None
-        self._writer.write(struct.pack("=IHH", target, opcode, 8 + len(body)) + body)
+    def _request(self, target: int, opcode: int, body: bytes = b"") -> None:
+        self._send(struct.pack("=IHH", target, opcode, 8 + len(body)) + body)
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                source, opcode, size = struct.unpack("=IHH", await reader.readexactly(8))
-                if not 8 <= size <= MAX_MESSAGE:
-                    raise Gone(f"{self._path.name}: {NOT_WAYLAND}")
-                self._take(source, opcode, await reader.readexactly(size - 8))
-        except (OSError, EOFError) as error:
-            raise Gone(f"{self._path.name}: the compositor has gone") from error
-        except (struct.error, UnicodeDecodeError, IndexError) as error:
-            raise Gone(f"{self._path.name}: {NOT_WAYLAND}") from error
+    async def _take(self, reader: asyncio.StreamReader) -> None:
+        source, opcode, size = struct.unpack("=IHH", await reader.readexactly(8))
+        if not 8 <= size <= MAX_MESSAGE:
+            raise struct.error("a message of such a length")
+        self._event(source, opcode, await reader.readexactly(size - 8))
 
-    def _take(self, source: int, opcode: int, body: bytes) -> None:
+    def _event(self, source: int, opcode: int, body: bytes) -> None:
         if source == DISPLAY_ID:
             (number,) = struct.unpack_from("=I", body)
             if opcode == 0:
-                raise Gone(f"{self._path.name}: the compositor refuses {self._protocol or 'us'}")
+                raise Gone(f"{self._label} refuses {self._protocol or 'us'}")
             if REGISTRY_ID < number < self._next and number not in self._free:
                 self._free.append(number)
         elif source == REGISTRY_ID:
@@ -242,7 +200,7 @@ class WaylandIdle:
                     for number in [n for n, note in self._notes.items() if note.seat == seat]:
                         self._destroy(number)
                     if not self._seats:
-                        raise Gone(f"{self._path.name} has no seat any more")
+                        raise Gone(f"{self._label} has no seat any more")
                     self._report()
         elif (done := self._syncs.pop(source, None)) is not None:
             done.set_result(None)
@@ -260,9 +218,7 @@ class WaylandIdle:
 
     def _compare(self, sure: bool = False) -> None:
         """With version 2: when input is idle and the other notification is not, an inhibitor is up."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._cancel_timer()
         known = [n for n in self._notes.values() if n.proof is None]
         unlike = any(
             n.idle_since_s is not None and other.idle_since_s is None
@@ -273,6 +229,11 @@ class WaylandIdle:
             self._timer = asyncio.get_running_loop().call_later(INHIBITED_AFTER_S, self._look_again)
         else:
             self._inhibited = unlike
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _look_again(self) -> None:
         self._compare(sure=True)

@@ -1,330 +1,187 @@
-"""Idle time of an X server: XSync alarms on its IDLETIME counter; only for sessions that logind calls x11.
-
-python-xlib blocks, and a hung X server blocks it forever. So a thread holds the connection, and the event loop waits for it
-with a deadline and leaves it when it hangs. The next thread starts only when the one that was left has ended: at most one
-thread of a display can hang.
+"""Idle time of an X server: alarms on the IDLETIME counter of its SYNC extension; only for sessions that logind calls x11.
 
 There are two alarms. One fires when nobody has touched anything for `QUIET_S`, and reports for how long (the counter's
 value). The other fires when the counter falls back, which is the first touch. Both are silent in between.
+
+Sources: X Window System Protocol, version 11; X Synchronization Extension Protocol, version 3.1.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import select
+import re
 import struct
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Final
+from typing import Final
 
-from supervisor.linux.bounded import wait_for_event
+from supervisor.linux.text import one_line
+from supervisor.sensors.session_agent.socket_source import SocketSource
 from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Gone, Idle, boot_s
 
+LOCAL: Final = re.compile(r"(?:unix)?:([0-9]+)(?:\.[0-9]+)?")
+SOCKETS: Final = "/tmp/.X11-unix/X"  # noqa: S108 - the X server's place
+COOKIE: Final = b"MIT-MAGIC-COOKIE-1"
+MAX_COOKIES: Final = 1 << 16  # bytes of a file with cookies
+MAX_EXTRA: Final = 1 << 16  # 4-byte units that follow the first 32 bytes of a message
 IDLETIME: Final = "IDLETIME"
-NO_COOKIE: Final = "/nonexistent"  # an empty file would make python-xlib write to stderr
-ENDING_S: Final = 0.1
-# Only one thread at a time may connect: python-xlib takes the cookie's file from the environment.
-_CONNECTING: Final = threading.Lock()
-_LEFT: Final[dict[str, threading.Thread]] = {}  # the last thread of each display
+QUERY_EXTENSION: Final = 98
+INITIALIZE, LIST_SYSTEM_COUNTERS, QUERY_COUNTER, CREATE_ALARM = 0, 1, 5, 8  # requests of the SYNC extension
+POSITIVE_TRANSITION, NEGATIVE_TRANSITION = 0, 1
+ERROR, REPLY, GENERIC_EVENT = 0, 1, 35
+ALARM_NOTIFY: Final = 1  # after the extension's first event
 
 
-class X11Idle:
+class X11Idle(SocketSource):
     """One X display, such as ":0". `cookies`: files with cookies to try, in this order; then none at all."""
 
-    pid = 0
-
     def __init__(self, display: str, cookies: Callable[[], Sequence[Path]], quiet_s: float = QUIET_S) -> None:
-        self._display, self._cookies, self._quiet_s = display, cookies, quiet_s
+        self._display, self._cookies = display, cookies
+        super().__init__(f"display {display}", quiet_s)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._answers: deque[asyncio.Future[bytes]] = deque()  # replies come in the order of the requests
+        self._ids = 0  # the first number for resources of ours
+        self._sync = self._alarm_event = self._counter = 0
         self._idle_since_s: float | None = None
-        self._proven = False
-        self._thread: _Watcher | None = None
-        self._changed: Callable[[], None] = lambda: None
 
     @property
     def reading(self) -> Idle | None:
         """See `IdleSource`."""
-        if not self._proven:
-            return None
-        return Idle(f"XSync {IDLETIME} of display {self._display}", self._idle_since_s)
-
-    async def run(self, changed: Callable[[], None]) -> None:
-        """See `IdleSource`."""
-        left = _LEFT.get(self._display)
-        if left is not None and left.is_alive():
-            await asyncio.sleep(ENDING_S)  # it may be about to end
-            if left.is_alive():
-                raise Gone(f"display {self._display} hangs")
-        loop = asyncio.get_running_loop()
-        over: asyncio.Future[None] = loop.create_future()
-        first = asyncio.Event()
-
-        def observed(idle_s: float | None, at_s: float) -> None:
-            if over.done():  # the thread was left
-                return
-            since_s = None if idle_s is None or idle_s < self._quiet_s else at_s - idle_s
-            new = not self._proven or (since_s is None) != (self._idle_since_s is None)
-            self._proven, self._idle_since_s = True, since_s
-            first.set()
-            if new:
-                self._changed()
-
-        def ended(reason: str) -> None:
-            first.set()
-            if not over.done():
-                over.set_exception(Gone(reason))
-
-        def post(call: Callable[..., None], *arguments: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(call, *arguments)
-
-        self._changed = changed
-        self._thread = thread = _Watcher(self._display, list(self._cookies()), self._quiet_s, post, observed, ended)
-        thread.start()
-        try:
-            if not await wait_for_event(first, ANSWER_S):
-                raise Gone(f"display {self._display} does not answer")
-            await over
-        finally:
-            self._proven, self._thread, self._changed = False, None, lambda: None
-            over.cancel()
-            thread.end()
-            _LEFT[self._display] = thread
+        return Idle(f"XSync {IDLETIME} of {self._label}", self._idle_since_s) if self._ready else None
 
     async def prove(self) -> None:
-        """Read the counter again."""
-        if self._thread is None:
-            raise Gone(f"display {self._display} has gone")
-        answered = asyncio.Event()
-        self._thread.ask(answered)
-        if not await wait_for_event(answered, ANSWER_S):
-            raise Gone(f"display {self._display} does not answer")
+        """See `IdleSource`."""
+        self._observe(_seconds(await self._ask(self._sync, QUERY_COUNTER, struct.pack("<I", self._counter)), 8))
 
+    def _observe(self, idle_s: float) -> None:
+        since_s = None if idle_s < self._quiet_s else boot_s() - idle_s
+        flipped = (since_s is None) != (self._idle_since_s is None)
+        self._idle_since_s = since_s
+        if flipped:
+            self._report()
 
-class _Watcher(threading.Thread):
-    """Holds the connection.
+    # --- the connection
 
-    Args:
-        display: the display's name.
-        cookies: files with cookies.
-        quiet_s: how long nobody must touch anything before an alarm fires.
-        post: calls a function in the loop's thread.
-        observed: called with the counter in seconds (None: touched just now) and the time.
-        ended: called with the reason.
-    """
-
-    def __init__(
-        self,
-        display: str,
-        cookies: list[Path],
-        quiet_s: float,
-        post: Callable[..., None],
-        observed: Callable[[float | None, float], None],
-        ended: Callable[[str], None],
-    ) -> None:
-        super().__init__(name=f"x11 {display}", daemon=True)
-        self._display, self._cookies, self._quiet_s = display, cookies, quiet_s
-        self._post, self._observed, self._ended = post, observed, ended
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._pipe = threading.Lock()  # held to write and to close: after the close its number may be another file's
-        self._asked: list[asyncio.Event] = []
-        self._over = False
-
-    def ask(self, answered: asyncio.Event) -> None:
-        """Read the counter in the thread, report it, then set `answered`."""
-        self._asked.append(answered)
-        self._wake()
-
-    def end(self) -> None:
-        """End as soon as possible."""
-        self._over = True
-        self._wake()
-
-    def _wake(self) -> None:
-        with self._pipe, contextlib.suppress(OSError):
-            os.write(self._write, b".")
-
-    def run(self) -> None:
-        server = None
+    async def _connect(self) -> asyncio.StreamReader:
+        local = LOCAL.fullmatch(self._display)
+        if local is None:
+            raise Gone(f"{self._label} is not on this machine")
+        cookies = [cookie for path in self._cookies() for cookie in _cookies_in(path, local[1].encode())]
+        reason = ""
         try:
-            server = self._connect()
-            self._watch(server)
-        except Gone as error:
-            self._post(self._ended, str(error))
-        except Exception as error:  # noqa: BLE001 - python-xlib raises all kinds of errors; no traceback reaches a user
-            reason = f"display {self._display}: {type(error).__name__}: {' '.join(str(error).split())[:80]}"
-            self._post(self._ended, reason)
-        finally:
-            if server is not None:
-                with contextlib.suppress(Exception):
-                    server.close()
-            with self._pipe:
-                os.close(self._read)
-                os.close(self._write)
-                self._read = self._write = -1
+            async with asyncio.timeout(ANSWER_S):
+                for cookie in [*cookies, b""]:
+                    reader = await self._open(SOCKETS + local[1])
+                    if not (reason := await self._set_up(reader, cookie)):
+                        return reader
+        except TimeoutError as error:
+            raise Gone(f"{self._label} does not answer") from error
+        except (OSError, EOFError, struct.error) as error:
+            reason = getattr(error, "strerror", None) or "it is no X server"
+        raise Gone(f"{self._label} refuses us: {one_line(reason, 80)}")
 
-    def _connect(self) -> _Server:
-        why = "there is no cookie"
-        for cookie in [*self._cookies, None]:
-            try:
-                return _Server(self._display, cookie)
-            except Exception as error:  # noqa: BLE001 - as above; the next cookie may fit
-                why = " ".join(str(error).split()).removeprefix(f"Can't connect to display \"{self._display}\": ")
-        raise Gone(f"display {self._display} refuses us: {why[:80]}")
-
-    def _watch(self, server: _Server) -> None:
-        server.arm(self._quiet_s)
-        self._post(self._observed, server.idle_s(), boot_s())
-        while not self._over:
-            # Events that came with an answer are in the library's queue already.
-            while server.pending():
-                if (idle_s := server.alarm()) is not None:
-                    self._post(self._observed, None if idle_s < self._quiet_s else idle_s, boot_s())
-            if self._asked:
-                answered, self._asked = self._asked, []
-                self._post(self._observed, server.idle_s(), boot_s())
-                for event in answered:
-                    self._post(event.set)
-                continue
-            ready, _, _ = select.select([server.fileno(), self._read], [], [])
-            if self._read in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(self._read, 64)
-
-
-class _Server:
-    """The connection, and the part of the SYNC extension that is needed, which python-xlib lacks."""
-
-    def __init__(self, display: str, cookie: Path | None) -> None:
-        with _CONNECTING, _environment("XAUTHORITY", str(cookie or NO_COOKIE)):
-            self._display = _display(display)
-        self._sync = _declare()
+    async def _open(self, path: str) -> asyncio.StreamReader:
+        if self._writer is not None:
+            self._writer.transport.abort()
         try:
-            self._counter = self._find_counter(display)
-        except Gone:
-            self.close()
-            raise
+            reader, self._writer = await asyncio.open_unix_connection(path)
+        except FileNotFoundError:
+            reader, self._writer = await asyncio.open_unix_connection(f"\0{path}")
+        return reader
 
-    def _find_counter(self, display: str) -> int:
-        from Xlib.protocol import request
+    async def _set_up(self, reader: asyncio.StreamReader, cookie: bytes) -> str:
+        """Introduce ourselves; returns why the server refuses, empty if it does not."""
+        name = COOKIE if cookie else b""
+        self._send(struct.pack("<BxHHHHxx", ord("l"), 11, 0, len(name), len(cookie)) + _padded(name) + _padded(cookie))
+        accepted, length, units = struct.unpack("<BBxxxxH", await reader.readexactly(8))
+        body = await reader.readexactly(4 * units)
+        if accepted != 1:
+            return body[:length].decode(errors="replace") or "no reason given"
+        (self._ids,) = struct.unpack_from("<I", body, 4)
+        return ""
 
-        found = request.QueryExtension(display=self._display, name="SYNC")
-        if not found.present:
-            raise Gone(f"display {display} has no SYNC extension")
-        self._opcode = found.major_opcode
-        self._display.add_extension_event(found.first_event + 1, self._sync.AlarmNotify)
-        self._sync.Initialize(display=self._display, opcode=self._opcode, major=3, minor=1)
-        listed = self._sync.ListSystemCounters(display=self._display, opcode=self._opcode)
-        known = _counters(bytes(listed.raw), listed.count)
-        if IDLETIME not in known:
-            raise Gone(f"display {display} has no {IDLETIME} counter")
-        return known[IDLETIME]
+    async def _begin(self) -> None:
+        name = b"SYNC"
+        found = await self._ask(QUERY_EXTENSION, 0, struct.pack("<Hxx", len(name)) + _padded(name))
+        present, self._sync, first_event = found[8:11]
+        if not present:
+            raise Gone(f"{self._label} has no SYNC extension")
+        self._alarm_event = first_event + ALARM_NOTIFY
+        await self._ask(self._sync, INITIALIZE, struct.pack("<BBxx", 3, 1))
+        counters = _counters(await self._ask(self._sync, LIST_SYSTEM_COUNTERS))
+        if IDLETIME not in counters:
+            raise Gone(f"{self._label} has no {IDLETIME} counter")
+        self._counter = counters[IDLETIME]
+        limit = int(self._quiet_s * 1000)
+        for number, (test, value) in enumerate(((POSITIVE_TRANSITION, limit), (NEGATIVE_TRANSITION, limit - 1))):
+            # The alarm's number; which values follow (all six); counter, absolute value, test, no delta, events.
+            values = (self._ids + number, 0x3F, self._counter, 0, 0, value, test, 0, 0, 1)
+            self._request(self._sync, CREATE_ALARM, struct.pack("<10I", *values))
+        await self.prove()
 
-    def arm(self, quiet_s: float) -> None:
-        """One alarm for "idle for so long", one for "touched again"; both stay armed."""
-        limit = int(quiet_s * 1000)
-        for test, value in ((self._sync.POSITIVE_TRANSITION, limit), (self._sync.NEGATIVE_TRANSITION, limit - 1)):
-            self._sync.CreateAlarm(
-                display=self._display, opcode=self._opcode, alarm=self._display.allocate_resource_id(), mask=0x3F,
-                counter=self._counter, value_type=0, value_hi=0, value_lo=value, test=test, delta_hi=0, delta_lo=0, events=1,
-            )  # fmt: skip
-        self._display.flush()
+    def _request(self, opcode: int, minor: int, body: bytes = b"") -> None:
+        self._send(struct.pack("<BBH", opcode, minor, 1 + len(body) // 4) + body)
 
-    def idle_s(self) -> float:
-        """The counter: seconds since the last touch."""
-        reply = self._sync.QueryCounter(display=self._display, opcode=self._opcode, counter=self._counter)
-        return _seconds(reply)
+    async def _ask(self, opcode: int, minor: int, body: bytes = b"") -> bytes:
+        self._request(opcode, minor, body)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._answers.append(answer)
+        return await self._answered(answer)
 
-    def pending(self) -> bool:
-        """Whether there is an event to read."""
-        return bool(self._display.pending_events())
-
-    def alarm(self) -> float | None:
-        """The counter's value in the next event, in seconds; None: the event is no alarm."""
-        event = self._display.next_event()
-        return _seconds(event) if isinstance(event, self._sync.AlarmNotify) else None
-
-    def fileno(self) -> int:
-        """For select."""
-        return int(self._display.fileno())
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._display.close()
-
-
-def _seconds(counter: Any) -> float:
-    return float((counter.value_hi << 32) + counter.value_lo) / 1000
+    async def _take(self, reader: asyncio.StreamReader) -> None:
+        message = await reader.readexactly(32)
+        kind, detail, units = struct.unpack_from("<BBxxI", message)
+        if kind == ERROR:
+            raise Gone(f"{self._label} refuses a request (error {detail})")
+        if kind in (REPLY, GENERIC_EVENT):
+            if units > MAX_EXTRA:
+                raise struct.error("a message of such a length")
+            message += await reader.readexactly(4 * units)
+        if kind == REPLY:
+            answer = self._answers.popleft()
+            if not answer.done():
+                answer.set_result(message)
+        elif kind == self._alarm_event:
+            self._observe(_seconds(message, 8))
 
 
-def _counters(raw: bytes, count: int) -> dict[str, int]:
+def _seconds(message: bytes, at: int) -> float:
+    """A counter's value, which is in milliseconds."""
+    high, low = struct.unpack_from("<iI", message, at)
+    return float((high << 32) + low) / 1000
+
+
+def _counters(reply: bytes) -> dict[str, int]:
     """Counters by name: id, resolution (8 bytes), length of the name (2 bytes), the name, padded to a multiple of 4."""
-    known, at = {}, 0
+    (count,) = struct.unpack_from("<I", reply, 8)
+    known, at = {}, 32
     for _ in range(count):
-        number, length = struct.unpack_from("=I8xH", raw, at)
-        known[raw[at + 14 : at + 14 + length].decode("latin-1")] = number
+        number, length = struct.unpack_from("<I8xH", reply, at)
+        known[reply[at + 14 : at + 14 + length].decode("latin-1")] = number
         at += (14 + length + 3) // 4 * 4
     return known
 
 
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+def _cookies_in(path: Path, display: bytes) -> Iterator[bytes]:
+    """The cookies for a display of this machine in an Xauthority file: for each the family, and four texts with their length
+    before them: address, display number (empty: any), the cookie's kind, the cookie."""
+    with contextlib.suppress(OSError, struct.error), path.open("rb") as file:
+        raw, at = file.read(MAX_COOKIES), 0
+        while at < len(raw):
+            at += 2
+            texts = []
+            for _ in range(4):
+                (length,) = struct.unpack_from(">H", raw, at)
+                texts.append(raw[at + 2 : at + 2 + length])
+                at += 2 + length
+            _, number, kind, cookie = texts
+            if kind == COOKIE and number in (b"", display):
+                yield cookie
 
 
-def _display(name: str) -> Any:
-    """The library's low level: the upper one has classes for windows and fonts, and takes a MiB more."""
-    from Xlib.protocol import display
-
-    class Display(display.Display):  # type: ignore[misc]
-        resource_classes: Final[dict[str, Any]] = {}
-
-    return Display(name)
-
-
-def _declare() -> Any:
-    """The requests of the SYNC extension (X Synchronization Extension Protocol, version 3.1)."""
-    from Xlib.protocol import rq
-
-    opcode, length = rq.Card8("opcode"), rq.RequestLength()
-    head = (rq.ReplyCode(), rq.Pad(1), rq.Card16("sequence_number"), rq.ReplyLength())
-
-    class Initialize(rq.ReplyRequest):  # type: ignore[misc]
-        _request = rq.Struct(opcode, rq.Opcode(0), length, rq.Card8("major"), rq.Card8("minor"), rq.Pad(2))
-        _reply = rq.Struct(*head, rq.Card8("major"), rq.Card8("minor"), rq.Pad(22))
-
-    class ListSystemCounters(rq.ReplyRequest):  # type: ignore[misc]
-        _request = rq.Struct(opcode, rq.Opcode(1), length)
-        _reply = rq.Struct(*head, rq.Card32("count"), rq.Pad(20), rq.List("raw", rq.Card8Obj))
-
-    class QueryCounter(rq.ReplyRequest):  # type: ignore[misc]
-        _request = rq.Struct(opcode, rq.Opcode(5), length, rq.Card32("counter"))
-        _reply = rq.Struct(*head, rq.Int32("value_hi"), rq.Card32("value_lo"), rq.Pad(16))
-
-    class CreateAlarm(rq.Request):  # type: ignore[misc]
-        _request = rq.Struct(
-            opcode, rq.Opcode(8), length, rq.Card32("alarm"), rq.Card32("mask"), rq.Card32("counter"), rq.Card32("value_type"),
-            rq.Int32("value_hi"), rq.Card32("value_lo"), rq.Card32("test"), rq.Int32("delta_hi"), rq.Card32("delta_lo"),
-            rq.Card32("events"),
-        )  # fmt: skip
-
-    class AlarmNotify(rq.Event):  # type: ignore[misc]
-        _code = None
-        _fields = rq.Struct(
-            rq.Card8("type"), rq.Card8("kind"), rq.Card16("sequence_number"), rq.Card32("alarm"), rq.Int32("value_hi"),
-            rq.Card32("value_lo"), rq.Int32("alarm_hi"), rq.Card32("alarm_lo"), rq.Card32("time"), rq.Card8("state"), rq.Pad(3),
-        )  # fmt: skip
-
-    requests = (Initialize, ListSystemCounters, QueryCounter, CreateAlarm, AlarmNotify)
-    return SimpleNamespace(POSITIVE_TRANSITION=0, NEGATIVE_TRANSITION=1, **{each.__name__: each for each in requests})
+def _padded(text: bytes) -> bytes:
+    return text + b"\0" * (-len(text) % 4)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,10 @@ from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.presence.agent_reports import AgentReports, SessionOwners
 from supervisor.sensors.presence.logind import Sessions
 from supervisor.sensors.session_agent.wayland import WaylandIdle
-from supervisor.sensors.session_agent.x11 import _Server as BareX
+from supervisor.sensors.session_agent.x11 import X11Idle
 
 ROOT = Path(__file__).resolve().parents[3]
-QUIET_S = 0.2  # so soon a reports calls its person idle
+QUIET_S = 0.2  # so soon a desktop calls its person idle
 TYPED_S = 0.6  # what is typed on a person's terminal is told anew no sooner
 
 
@@ -99,42 +97,9 @@ async def on_display(display: Display, agent: AbstractAsyncContextManager[Any], 
         yield Stage(decider, sign, None, breaks, REST_S)
 
 
-@contextlib.contextmanager
-def sync_alarms(display: str, seen: Seen) -> Iterator[None]:
-    """The ten lines: alarms on the X server's IDLETIME, in a thread."""
-    server, over = BareX(display, None), threading.Event()
-    server.arm(QUIET_S)
-
-    def watch() -> None:
-        with contextlib.suppress(Exception):  # the display dies at the end
-            while not over.is_set():
-                if select.select([server.fileno()], [], [], 0.5)[0]:
-                    while server.pending():
-                        if (idle_s := server.alarm()) is not None and idle_s < QUIET_S:
-                            seen()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
 @contextlib.asynccontextmanager
-async def in_x11(seen: Seen) -> AsyncIterator[Stage]:
-    """A key in an X session."""
-    with tempfile.TemporaryDirectory() as name, Xvfb() as display, sync_alarms(display.name, seen):
-        agent = with_agent(Path(name), Path(name) / "none", Type="x11", Display=display.name)
-        async with on_display(display, agent) as stage:
-            yield stage
-
-
-@contextlib.asynccontextmanager
-async def notified(path: Path, seen: Seen) -> AsyncIterator[None]:
-    """A client of the compositor in this process, and nothing behind it."""
-    client = WaylandIdle(path, QUIET_S)
+async def notified(client: WaylandIdle | X11Idle, seen: Seen) -> AsyncIterator[None]:
+    """A client of the display in this process, and nothing behind it."""
 
     def changed() -> None:
         if client.reading is not None and client.reading.idle_since_s is None:
@@ -148,11 +113,20 @@ async def notified(path: Path, seen: Seen) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
+@contextlib.asynccontextmanager
+async def in_x11(seen: Seen) -> AsyncIterator[Stage]:
+    """A key in an X session."""
+    with tempfile.TemporaryDirectory() as name, Xvfb() as display:
+        agent = with_agent(Path(name), Path(name) / "none", Type="x11", Display=display.name)
+        async with notified(X11Idle(display.name, list, QUIET_S), seen), on_display(display, agent) as stage:
+            yield stage
+
+
 def in_sway(key: bool) -> Callable[[Seen], AbstractAsyncContextManager[Stage]]:
     @contextlib.asynccontextmanager
     async def stage(seen: Seen) -> AsyncIterator[Stage]:
         with tempfile.TemporaryDirectory() as name, Sway() as display:
-            async with notified(display.socket, seen):
+            async with notified(WaylandIdle(display.socket, QUIET_S), seen):
                 agent = with_agent(Path(name), display.runtime)
                 act = (lambda: asyncio.to_thread(display.key)) if key else None
                 async with on_display(display, agent, act) as made:
@@ -165,7 +139,8 @@ def in_ext_idle(version: int) -> Callable[[Seen], AbstractAsyncContextManager[St
     @contextlib.asynccontextmanager
     async def stage(seen: Seen) -> AsyncIterator[Stage]:
         with tempfile.TemporaryDirectory() as name, IdleServer(Path(name) / "wayland-0", version) as display:
-            async with notified(display.socket, seen), on_display(display, with_agent(Path(name), Path(name))) as made:
+            client, agent = WaylandIdle(display.socket, QUIET_S), with_agent(Path(name), Path(name))
+            async with notified(client, seen), on_display(display, agent) as made:
                 yield made
 
     return stage

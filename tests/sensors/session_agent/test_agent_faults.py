@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,6 @@ from supervisor.sensors.presence.agent_reports import AgentReports, SessionOwner
 from supervisor.sensors.session_agent import agent as session_module
 from supervisor.sensors.session_agent import reporter as reporter_module
 from supervisor.sensors.session_agent import wayland as idle_wayland
-from supervisor.sensors.session_agent import x11 as idle_x11
 from supervisor.sensors.session_agent.agent import Agent, WatchedSource
 from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.source import Absent, Gone, Idle
@@ -246,61 +244,6 @@ def test_without_inotify_a_compositor_is_found_after_a_while(
     play(story())
 
 
-def test_a_thread_is_never_poked_through_another_ones_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pipe is closed by the thread itself, at its end: by then the number may be a socket of somebody else's."""
-    watcher = idle_x11._Watcher(":987", [], 1.0, lambda *_: None, lambda idle_s, at_s: None, lambda reason: None)
-    ending = threading.Thread(target=watcher.run)
-    open_still: list[bool] = []
-
-    def write(fd: int, data: bytes) -> int:
-        ending.start()
-        ending.join(0.5)
-        open_still.append(os.path.exists(f"/proc/self/fd/{fd}"))
-        return len(data)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "write", write)
-        watcher._wake()
-    ending.join(10)
-    assert open_still == [True]
-    watcher._wake()
-    assert open_still == [True]
-
-
-def test_what_a_display_that_was_given_up_says_late_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It hung, and goes on after its thread was left behind: nobody listens to its touches any more."""
-    watchers: list[Any] = []
-
-    class Hanging:
-        def __init__(self, *arguments: Any) -> None:
-            *_, self.observed, self.ended = arguments
-            watchers.append(self)
-
-        def start(self) -> None:
-            self.observed(5.0, 100.0)
-
-        def end(self) -> None:
-            """It hangs."""
-
-        def is_alive(self) -> bool:
-            return True
-
-    monkeypatch.setattr(idle_x11, "_Watcher", Hanging)
-
-    async def story() -> None:
-        source = idle_x11.X11Idle(":986", list)
-        running = asyncio.ensure_future(source.run(lambda: None))
-        await eventually(lambda: source.reading, "the first word")
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        watchers[0].observed(60.0, 160.0)
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert source.reading is None
-
-    play(story())
-
-
 def test_a_seat_that_comes_while_a_compositor_is_being_asked_is_watched_too() -> None:
     """Whoever sits down there would never be seen."""
 
@@ -311,11 +254,11 @@ def test_a_seat_that_comes_while_a_compositor_is_being_asked_is_watched_too() ->
 
         def announce(name: int, interface: str) -> None:
             body = idle_wayland._u32(name) + idle_wayland._text(interface) + idle_wayland._u32(2)
-            source._take(idle_wayland.REGISTRY_ID, 0, body)
+            source._event(idle_wayland.REGISTRY_ID, 0, body)
 
         async def answer() -> None:
             await eventually(lambda: source._syncs, "the question")
-            source._take(next(iter(source._syncs)), 0, idle_wayland._u32(0))
+            source._event(next(iter(source._syncs)), 0, idle_wayland._u32(0))
 
         beginning = asyncio.ensure_future(source._begin())
         announce(1, idle_wayland.SEAT)
