@@ -20,12 +20,13 @@ _NOTHING: Final[tuple[Effect, ...]] = ()
 
 @dataclass(frozen=True, slots=True)
 class EffectResult:
-    """How one effect went; `detail` in words, `took_s` in seconds."""
+    """How one effect went. `error`: why it failed. `took_s`: seconds. `report`: what the performer reports, by type."""
 
     effect: Effect
     ok: bool
-    detail: str = ""
+    error: str = ""
     took_s: float = 0.0
+    report: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ class Lifecycle:
         state = self._holder.state
         if state is State.RUNNING and Effect.INHIBIT in done:
             owed = tuple(e for e in owed if e is not Effect.RELEASE)
-        veto = next((r.detail or "refused" for r in outcome.results if r.effect in VETOING and not r.ok), "")
+        veto = next((r.error or "refused" for r in outcome.results if r.effect in VETOING and not r.ok), "")
         changes: dict[str, Any] = {"owed": owed, "veto": veto or ("" if row is not None else before.veto)}
         if row is not None:
             changes |= {"state": state, "last_row": row.id}

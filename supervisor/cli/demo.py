@@ -94,8 +94,7 @@ class _Live:
         self._all.append(line)
 
     def draw(self, daemon: Daemon) -> None:
-        if daemon.last is not None:
-            self._status = daemon.status()
+        self._status = daemon.status()
 
     def _picture(self) -> Any:
         from rich.console import Group

@@ -1,4 +1,4 @@
-"""The operator's will: runtime.yaml, a pause, a configuration that is broken → one reading of `automation`."""
+"""What switches automation on or off: the operator's pause, runtime.yaml, a broken configuration, a fault of the node."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,29 +18,28 @@ YEAR_S: Final = 365 * 86400.0
 LONGEST_S: Final = 10 * YEAR_S
 
 
-class Will:
-    """What switches the node off, in this order: it is stopping, its files are broken, a pause, the file, a hindrance.
+class AutomationSwitch:
+    """Automation is off for the first of these that holds: the node stops, broken files, a pause, the setting, a blocker.
 
-    A pause is kept in the state folder and survives restarts; its end is a wall-clock time, for people mean one. One that
-    begins after the task in hand lets that task finish, and no other begin; a restart hands the task back, and it begins.
+    A pause is kept in the state folder and survives a restart. Its end is a wall-clock time, because people mean one. A pause
+    "after the task" lets the task in hand finish and starts no other; a restart hands the task back, and the pause begins.
     """
 
     def __init__(self, state_dir: Path, clock: Clock) -> None:
         self._path = state_dir / PAUSE_FILE
         self._clock = clock
         self.stopping = ""
-        self.hindrances: dict[str, str] = {}  # what keeps the node from working at all, by what it is about
+        self.blockers: dict[str, str] = {}  # what keeps the node from working at all, by subject
         self.problems: tuple[str, ...] = ()
         self.enabled = False
         self.paused_until: float | None = None
         self.paused_by = ""
         self.paused = False
-        self.after_task = False  # the pause waits for the task in hand
-        self.in_hand: Callable[[], bool] = lambda: False
+        self._after_task = False  # the pause waits for the task in hand
         self._load()
 
-    def automation(self, now_s: float) -> Automation:
-        """The reading, at `now_s` (seconds of CLOCK_BOOTTIME)."""
+    def reading(self, now_s: float, *, task_in_hand: bool) -> Automation:
+        """On or off at `now_s` (seconds of CLOCK_BOOTTIME), with the reason."""
         if self.stopping:
             return Automation(False, self.stopping, "operator")
         if self.problems:
@@ -48,6 +47,7 @@ class Will:
             return Automation(False, self.problems[0] + more, "configuration")
         if self.paused:
             left_s = None if self.paused_until is None else self.paused_until - self._clock.wall_s()
+            self._after_task = self._after_task and task_in_hand
             if left_s is not None and left_s <= 0:
                 with contextlib.suppress(OSError):  # the file says when the pause ended, so it may stay
                     self.resume()
@@ -59,27 +59,26 @@ class Will:
                 return Automation(False, f"paused{self._by()} until {self._end()}", "operator", now_s + left_s)
         if not self.enabled:
             return Automation(False, "automation.enabled is false in runtime.yaml", "runtime.yaml")
-        if hindrance := next(filter(None, self.hindrances.values()), ""):
-            return Automation(False, hindrance, "node")
+        if blocker := next(filter(None, self.blockers.values()), ""):
+            return Automation(False, blocker, "node")
         return Automation(True, source="runtime.yaml")
 
     @property
     def finishing(self) -> bool:
-        """The task in hand is the last one: then the pause begins."""
-        self.after_task = self.after_task and self.in_hand()
-        return self.paused and self.after_task
+        """The task in hand is the last one before a pause, by the last reading."""
+        return self.paused and self._after_task
 
     def pause(self, until: float | None, by: str, *, after_task: bool = False) -> None:
-        """Pause until a wall-clock time (seconds since the epoch), or for good (None); at once, or after the task in hand.
+        """Pause until a wall-clock time (seconds since the epoch), or until resumed (None); at once, or after the task in hand.
 
         Raises:
-            ValueError: that is no time in the years to come.
-            OSError: the pause cannot be kept; it holds all the same until the next restart.
+            ValueError: the time is not in the future, or too far away.
+            OSError: the pause cannot be kept over a restart; until then it holds all the same.
         """
         now = self._clock.wall_s()
         if until is not None and not now < until <= now + LONGEST_S:
             raise ValueError(f"a pause ends in the future, within {LONGEST_S / YEAR_S:g} years, or not at all")
-        self.paused, self.paused_until, self.paused_by, self.after_task = True, until, by, after_task
+        self.paused, self.paused_until, self.paused_by, self._after_task = True, until, by, after_task
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         draft = self._path.with_suffix(".new")
         draft.write_text(json.dumps({"v": 1, "until": until, "by": by}))  # after a restart no task is in hand: paused
@@ -89,31 +88,28 @@ class Will:
         """End the pause.
 
         Raises:
-            OSError: its file cannot be removed; the pause is over all the same until the next restart.
+            OSError: its file cannot be removed; until the next restart the pause is over all the same.
         """
-        self.paused, self.paused_until, self.paused_by, self.after_task = False, None, "", False
+        self.paused, self.paused_until, self.paused_by, self._after_task = False, None, "", False
         self._path.unlink(missing_ok=True)
 
-    def finishing_words(self) -> str:
-        """For `status`; nothing when no pause waits for the task in hand."""
+    @property
+    def note(self) -> str:
+        """For `status`: the pause that follows the task in hand; empty without one."""
         if not self.finishing:
             return ""
         end = "until `rae-node resume`" if self.paused_until is None else f"until {self._end()}"
         return f"finishes the task in hand, takes no other, then pauses {end}"
 
     def paused_end(self) -> str | None:
-        """When the pause ends, ISO 8601; `until resumed` without an end; None when there is no pause."""
+        """When the pause ends (ISO 8601); `until resumed` without an end; None without a pause."""
         if not self.paused:
             return None
         return "until resumed" if self.paused_until is None else iso(self.paused_until)
 
-    def refuse(self, problems: Sequence[str]) -> None:
-        """The files are broken: off, with these lines as the reason."""
+    def configure(self, enabled: bool, problems: Sequence[str] = ()) -> None:
+        """The files were read. `problems`: what is wrong with them."""
         self.problems = tuple(problems)
-
-    def accept(self, enabled: bool) -> None:
-        """The files are sound."""
-        self.problems = ()
         self.enabled = enabled
 
     def _load(self) -> None:
@@ -126,7 +122,7 @@ class Will:
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError):
-            # Somebody paused the node and we cannot read for how long: it stays paused until told otherwise.
+            # Somebody paused the node, and its end cannot be read: the node stays paused until it is resumed.
             self.paused, self.paused_until, self.paused_by = True, None, ""
 
     def _by(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from enum import StrEnum
 
 from supervisor.linux.dbus import LOGIN1, REFUSED, BusError, Inhibition, Lock, SystemBus, inhibit, inhibitions
 from supervisor.linux.text import one_line
@@ -17,6 +18,17 @@ from supervisor.linux.text import one_line
 KINDS = ("sleep", "idle")
 RELEASE_TIMEOUT_S = 1.0
 LOOKS = 50
+
+
+class LockReport(StrEnum):
+    """What became of the locks; the values are the journal's text."""
+
+    TAKEN = "locks on sleep and idle taken"
+    HELD = "locks on sleep and idle are held already"
+    RELEASED = "locks released"
+    UNCONFIRMED = "locks released; logind does not confirm it"
+    NONE_HELD = "no lock to release"
+    NONE_USED = "no lock is used: host.inhibitor is none"
 
 
 class InhibitRefused(Exception):
@@ -52,16 +64,16 @@ class Inhibitor:
         """host.inhibitor: required."""
         return self._mode != "none"
 
-    async def take(self, why: str) -> str:
-        """Take the locks; what was done, in words. `why` is what `systemd-inhibit --list` shows: never a payload.
+    async def take(self, why: str) -> LockReport:
+        """Take the locks. `why` is what `systemd-inhibit --list` shows: never a payload.
 
         Raises:
             InhibitRefused: one of them was refused; what had been taken is released.
         """
         if self._mode == "none":
-            return "no lock taken: host.inhibitor is none"
+            return LockReport.NONE_USED
         if self.held:
-            return "locks on sleep and idle are held already"
+            return LockReport.HELD
         self._close()
         self._why = f"{one_line(why, 200)} (pid {os.getpid()})"  # ours alone, also beside a second node
         try:
@@ -74,29 +86,29 @@ class Inhibitor:
         except BaseException:
             self._close()
             raise
-        return "locks on sleep and idle taken"
+        return LockReport.TAKEN
 
-    async def release(self) -> str:
+    async def release(self) -> LockReport:
         """Give the locks up, and see that logind has forgotten them; once is enough, more does no harm.
 
         Raises:
             ReleaseFailed: logind still lists one (a process holds a copy of its descriptor).
         """
         if self._mode == "none":
-            return "no lock to release: host.inhibitor is none"
+            return LockReport.NONE_USED
         self._close()
         if not self._why:
-            return "no lock to release"
+            return LockReport.NONE_HELD
         try:
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 for _ in range(LOOKS):
                     left = await self._listed()
                     if not left:
                         self._why = ""
-                        return "locks released"
+                        return LockReport.RELEASED
                     await asyncio.sleep(RELEASE_TIMEOUT_S / 2 / LOOKS)
-        except (BusError, TimeoutError) as error:
-            return f"locks released, unseen by logind: {str(error) or 'it does not answer'}"
+        except (BusError, TimeoutError):
+            return LockReport.UNCONFIRMED
         kinds = " and ".join(lock.what for lock in left)
         raise ReleaseFailed(f"logind still lists the lock on {kinds}: a process holds a copy of its descriptor")
 

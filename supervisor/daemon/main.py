@@ -1,6 +1,6 @@
-"""The daemon's process: folders, lock, signals, then the loop. What the unit's auto_runner.py and `rae-node run` start.
+"""The daemon's process: folders, lock, signals, then the loop. Started by auto_runner.py and by `rae-node run`.
 
-Imports no command line. Configuration errors are told before anything heavy is imported.
+Configuration errors are reported before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,25 +22,27 @@ from supervisor.config.load import Config, ConfigErrors, find_folder, load
 
 if TYPE_CHECKING:
     from supervisor.daemon.loop import Daemon
+    from supervisor.daemon.wiring import Node
     from supervisor.linux.control_socket import ControlServer
 
-DELIVER_S: Final = 5.0
-# The collector finds nothing among modules that are just being loaded, and looking costs a twentieth of the start.
+DELIVER_S: Final = 5.0  # at the end of the node, for what the outbox holds
+# While modules are loaded there is no garbage, and looking for it costs a twentieth of the start.
 COLLECT_AFTER_S: Final = 1.0
+FOLDERS_AGAIN_S: Final = 1.0
 LOCK_NAME: Final = "daemon.lock"
 
 
 def say(text: str) -> None:
-    """One line for people: journald's, or the terminal's. Nobody may listen any more; the node goes on."""
+    """One line for people, on stderr. Where nobody listens any more, the node goes on."""
     with contextlib.suppress(OSError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
 def serve(folder: Path, *, unattended: bool = False) -> int:
-    """Run the node; returns the exit code: 0 after an orderly stop, 1 it cannot run here, 2 a broken configuration.
+    """Run the node. Returns the exit code: 0 after an orderly stop, 1 it cannot run here, 2 a broken configuration.
 
-    `unattended`: a broken configuration means DISABLED with that reason, until it is mended, instead of an exit.
+    `unattended`: a broken configuration does not end the node; it is DISABLED with that reason until the files are repaired.
     """
     problems: tuple[str, ...] = ()
     try:
@@ -76,7 +79,7 @@ def serve(folder: Path, *, unattended: bool = False) -> int:
 
 
 def _refuse(code: int, number: int, why: str) -> int:
-    """Tell systemd why this process ends; returns the exit code."""
+    """Tell systemd why this process ends. Returns the exit code."""
     from supervisor.linux.sd_notify import Notifier
 
     Notifier().errno(number, why)
@@ -84,7 +87,7 @@ def _refuse(code: int, number: int, why: str) -> int:
 
 
 def wipe(folder: Path) -> int:
-    """Remove what tasks have left in the work folder, unless a node runs there; the exit code. For ExecStopPost= (R6)."""
+    """For ExecStopPost=: remove what tasks have left in the work folder, unless a node runs there. Returns the exit code."""
     from supervisor.tasks.workdir import Workdir
 
     config = load_or_disabled(folder)
@@ -103,7 +106,7 @@ def wipe(folder: Path) -> int:
 
 
 def prepare(config: Config) -> list[str]:
-    """Make the folders of node.yaml's `paths`; a line for each that cannot be used."""
+    """Make the folders of node.yaml's `paths`. Returns a line for each that cannot be used."""
     lines = []
     for name, mode in (("logs", 0o750), ("workdir", 0o700), ("runtime", 0o755), ("state", 0o700)):
         path: Path = getattr(config.paths, name)
@@ -114,16 +117,16 @@ def prepare(config: Config) -> list[str]:
             lines.append(f"{path}: cannot be made: {error.strerror}; set paths.{name} in node.yaml, or run the installer")
             continue
         if not usable:
-            lines.append(f"{path}: cannot be written; set paths.{name} in node.yaml, or mend its owner")
+            lines.append(f"{path}: cannot be written; set paths.{name} in node.yaml, or change its owner")
     return lines
 
 
 def _lock(runtime: Path) -> int | None:
-    """Only one daemon a runtime folder. None: another one holds it."""
+    """Only one daemon runs with a runtime folder. None: another one holds the lock."""
     try:
         fd = os.open(runtime / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
-        return os.open(os.devnull, os.O_RDONLY)  # the folder's trouble was told by `prepare`
+        return os.open(os.devnull, os.O_RDONLY)  # `prepare` has reported the folder
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -133,7 +136,7 @@ def _lock(runtime: Path) -> int | None:
 
 
 def _crashed(state: Path) -> bool:
-    """A task was in flight when the last life ended: its note is there (what it says, the source reads later)."""
+    """A task was in flight when the last run ended: its record is there (the source reads it later)."""
     from supervisor.sources.in_flight import NAME
 
     return os.path.lexists(state / NAME)
@@ -143,7 +146,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     from states.lifecycle import Lifecycle
     from states.memory import Memory
     from supervisor import VERSION
-    from supervisor.daemon.loop import Daemon, InvariantBroken
+    from supervisor.daemon.loop import Daemon, Inbox, InvariantBroken
     from supervisor.daemon.wiring import Node
     from supervisor.journal.decision_log import Journal
     from supervisor.journal.journald import of_service
@@ -152,43 +155,29 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     from supervisor.linux.inotify import Watcher, flags
     from supervisor.linux.sd_notify import Notifier
 
-    clock, notifier = SystemClock(), Notifier()
+    clock, notifier, inbox = SystemClock(), Notifier(), Inbox()
     now_s = clock.now_s()
-    daemon: Daemon | None = None
-
-    def wake() -> None:
-        if daemon is not None:
-            daemon.wake()
-
-    node = Node(config, clock, wake, notifier.grant)
-    node.will.accept(config.runtime.automation.enabled)
-    node.will.refuse(problems)
-    node.will.hindrances["folders"] = obstacles[0] if obstacles else ""
-    # A task was in flight when the last life ended: the rest that it earned is not skipped (R4).
+    # After a crash with a task in flight, the cooldown that the task has earned is not skipped.
     memory = Memory(since_s=now_s, cooldown_from_s=now_s if _crashed(config.paths.state) else None)
+    lifecycle = Lifecycle(config.limits, memory=memory)
     keep_days, journald = config.node.logs.keep_days, of_service(os.environ)
     journal = Journal(config.paths.logs, clock, keep_days, say, TextLog(config.paths.logs, keep_days), journald)
-    daemon = Daemon(node, Lifecycle(config.limits, memory=memory), journal, clock, notifier)
-    node.on_event = daemon.event
+    node = Node(config, clock, inbox.wake, notifier.grant, journal, lifecycle)
+    node.automation.configure(config.runtime.automation.enabled, problems)
+    node.automation.blockers["folders"] = obstacles[0] if obstacles else ""
+    daemon = Daemon(node, lifecycle, journal, clock, notifier, inbox)
     journal.start(VERSION, config.limits, memory)
     loop = asyncio.get_running_loop()
     loop.call_later(COLLECT_AFTER_S, _collect)
-    loop.set_exception_handler(lambda _, context: say(f"internal: {_trouble(context)}"))
+    loop.set_exception_handler(lambda _, context: say(f"internal: {_unexpected(context)}"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop, f"the node is stopping ({signal.Signals(number).name})")
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
-    socket = _server(daemon, config)
-    await _listen(socket, config.paths.runtime)
-
-    async def mend() -> str:
-        left = prepare(config)
-        if not left:
-            await _listen(socket, config.paths.runtime)
-        return left[0] if left else ""
-
-    node.mend = mend
+    server = _server(daemon, config)
+    await _listen(server, config.paths.runtime)
+    retry = asyncio.ensure_future(_retry_folders(node, server, inbox.wake)) if obstacles else None
     # Without inotify, every tick looks at the files anyway.
-    watcher = Watcher(lambda _: wake())
+    watcher = Watcher(lambda _: inbox.wake())
     watcher.open()
     changes = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE | flags.CREATE | flags.ATTRIB
     watcher.add(config.folder, changes)
@@ -204,22 +193,34 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
         notifier.close()
     finally:
         watcher.close()
-        await socket.stop()
-        journal.write("stop", state=daemon.mind.state, reason=node.will.stopping)
+        if retry is not None:
+            retry.cancel()
+        await server.stop()
+        journal.write("stop", state=lifecycle.state, reason=node.automation.stopping)
         journal.close()
         if node.metrics is not None:
             node.metrics.close()
     return 0
 
 
+async def _retry_folders(node: Node, server: ControlServer, wake: Callable[[], None]) -> None:
+    """Until every folder can be used: the node stays DISABLED and says which one cannot."""
+    while lines := prepare(node.config):
+        node.automation.blockers["folders"] = lines[0]
+        await asyncio.sleep(FOLDERS_AGAIN_S)
+    await _listen(server, node.config.paths.runtime)
+    node.automation.blockers["folders"] = ""
+    wake()
+
+
 def _collect() -> None:
-    """From now on look for garbage, but not among what the start has made: that would hold up the loop for 15 ms."""
+    """From now on collect garbage, but not among what the start has made: that would block the loop for 15 ms."""
     gc.freeze()
     gc.enable()
 
 
-def _trouble(context: dict[str, Any]) -> str:
-    """A fault that nobody waited for, in one line: a traceback may hold what a task was given (R6)."""
+def _unexpected(context: dict[str, Any]) -> str:
+    """An exception that nobody awaited, in one line: a traceback may hold task data."""
     error = context.get("exception")
     return str(context.get("message", "")) + (f" ({type(error).__name__}: {error})" if error is not None else "")
 
@@ -238,8 +239,8 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
     streams = {"presence": lambda uid, hang_up: node.sensors.agent_reports.connect(uid, hang_up)}
 
     def is_task(pid: int) -> bool:
-        """It may be of our task: it descends from us, or has gone since it connected."""
-        return node.slot.tree is not None and process_tree.descends(pid, os.getpid()) is not False
+        """The process may belong to our task: it descends from us, or has ended since it connected."""
+        return node.attempts.process is not None and process_tree.descends(pid, os.getpid()) is not False
 
     return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), streams, is_task)
 

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from states.ending import Ending
 from states.guards import GUARDS, host_staying, task_in_time
 from states.lifecycle import Outcome, Plan
 from states.limits import Limits
@@ -27,6 +28,7 @@ from states.memory import Memory
 from states.observation import Observation, Task, TaskPhase
 from supervisor.journal.codec import see_of
 from supervisor.journal.daily_file import DayFile, pattern
+from supervisor.journal.effect_text import effect_detail, ending_fields
 from supervisor.journal.journald import Journald
 from supervisor.journal.summary import gist
 from supervisor.journal.text_log import TextLog
@@ -121,7 +123,8 @@ class Journal:
                 tick=self._tick,
                 effect=r.effect,
                 ok=r.ok,
-                detail=r.detail,
+                detail=effect_detail(r),
+                **({"ending": ending_fields(r.report)} if isinstance(r.report, Ending) else {}),
                 took_s=round(r.took_s, 4),
                 **last,
             )

@@ -15,6 +15,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from states.effects import Effect
+from states.ending import Ending, EndingKind
 from states.guards import GUARDS
 from states.lifecycle import Outcome, Plan
 from states.limits import Limits
@@ -26,7 +27,6 @@ from supervisor.sources.base import LinkStatus
 
 EVERY_S: Final = 15.0
 YIELD_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-OUTCOMES: Final = ("succeeded", "failed", "timed_out", "handed_back")
 MODE: Final = 0o644  # whoever runs node_exporter reads it; it names no task and no person
 
 
@@ -57,7 +57,7 @@ class Metrics:
         self._updated = Gauge("rae_node_updated_timestamp_seconds", "When this was written", registry=registry)
         for counter, values in (
             (self._seconds, tuple(State)), (self._rows, tuple(row.id for row in ROWS)),
-            (self._tasks, OUTCOMES), (self._failures, tuple(Effect)),
+            (self._tasks, tuple(EndingKind)), (self._failures, tuple(Effect)),
         ):
             for value in values:
                 counter.labels(value)
@@ -78,7 +78,7 @@ class Metrics:
         self._last_s, self._last_state = observation.now_s, memory.state
         if plan.row is not None and not outcome.vetoed:
             self._rows.labels(plan.row.id).inc()
-        self._effects(plan, outcome)
+        self._effects(outcome)
         up = observation.link is Link.UP
         if self._was_up and not up:
             self._losses.inc()
@@ -92,18 +92,14 @@ class Metrics:
             self._gauges(observation, memory, limits, link.outbox)
             self._write()
 
-    def _effects(self, plan: Plan, outcome: Outcome) -> None:
+    def _effects(self, outcome: Outcome) -> None:
         for result in outcome.results:
             if not result.ok:
                 self._failures.labels(result.effect).inc()
             elif result.effect is Effect.STOP:
                 self._yield.observe(result.took_s)
-            elif result.effect is Effect.HAND_BACK:
-                self._tasks.labels("handed_back").inc()
-            elif result.effect is Effect.SETTLE:
-                late = plan.row is not None and plan.row.id == "timed-out"
-                outcome_of = "succeeded" if result.detail == "succeeded" else "timed_out" if late else "failed"
-                self._tasks.labels(outcome_of).inc()
+            elif isinstance(result.report, Ending):
+                self._tasks.labels(result.report.kind).inc()
 
     def _gauges(self, o: Observation, memory: Memory, limits: Limits, outbox: int) -> None:
         for state in State:

@@ -19,7 +19,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -45,10 +44,12 @@ from states.observation import Automation, Cpu, Gpu, Host, Reading, TaskPhase
 from supervisor.config.schema import TaskType
 from supervisor.daemon.performer import Performer
 from supervisor.linux.clock import SystemClock
+from supervisor.sensors.gpu.ownership import Own
 from supervisor.sensors.observer import Observer
 from supervisor.sensors.presence.terminals import Terminals
 from supervisor.sources.base import Claim
-from supervisor.tasks.attempt import Slot
+from supervisor.tasks.attempt import Attempts
+from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.executors.command import CommandExecutor
 from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment, detect
 from supervisor.tasks.workdir import Workdir
@@ -163,25 +164,26 @@ async def ours(containment: Containment, code: str, folder: Path, runs: int, tel
     kind = TaskType(argv=[sys.executable, "-I", "-S", "-c", code], on_yield="kill")
     for _ in range(runs):
         source = Source()
-        slot = Slot(source)  # type: ignore[arg-type]
+        source.claim = Claim("00000000-0000-4000-8000-000000000000", "task")
+        context = TaskContext(CLOCK, NoGpu(), NoSleep(), TaskSettings(LIMITS, types={"task": kind}))
+        attempts = Attempts(source, context)  # type: ignore[arg-type]
         executor = CommandExecutor(kind, containment)
         performer = Performer(
-            slot, NoLock(), Workdir(folder), lambda _, e=executor: e, lambda: {"task": kind}, CLOCK, woken.set
+            attempts, NoLock(), Workdir(folder), lambda _, e=executor: e, CLOCK, woken.set, lambda _: None
         )
-        slot.claim = Claim("00000000-0000-4000-8000-000000000000", "task")
-        slot.workdir = performer.workdir.fresh("task")
-        slot.tree = await executor.start(slot.claim, slot.workdir, woken.set)
-        await eventually(lambda place=slot.workdir: (place / "up").exists(), "the task at work", 60)
-        cgroup = slot.tree._cgroup  # type: ignore[attr-defined]
+        attempt = attempts.take()
+        await attempt.start(lambda _, e=executor: e, performer.workdir, woken.set)
+        await eventually(lambda place=attempt.workdir: (place / "up").exists(), "the task at work", 60)
+        cgroup = attempt.process._cgroup  # type: ignore[union-attr]
         watcher = Watcher(cgroup) if cgroup else None
         now_s = CLOCK.now_s()
-        mind = Lifecycle(LIMITS, memory=Memory(State.RUNNING, now_s, running_since_s=now_s, started_at_s=now_s))
+        lifecycle = Lifecycle(LIMITS, memory=Memory(State.RUNNING, now_s, running_since_s=now_s, started_at_s=now_s))
 
-        def look(mind: Lifecycle = mind, slot: Slot = slot) -> Any:
-            return mind.propose(observer.look(CLOCK.now_s(), LIMITS, Automation(True), slot.task()))
+        def look(lifecycle: Lifecycle = lifecycle, attempts: Attempts = attempts) -> Any:
+            return lifecycle.propose(observer.look(CLOCK.now_s(), LIMITS, Automation(True), attempts.observe()))
 
         await eventually(lambda look=look: look().row is None, "quiet", 10)
-        assert slot.task().phase is TaskPhase.RUNNING
+        assert attempts.observe().phase is TaskPhase.RUNNING
         woken.clear()
         began_s, pair = sign()
         while True:
@@ -190,22 +192,41 @@ async def ours(containment: Containment, code: str, folder: Path, runs: int, tel
             if (plan := look()).row is not None:
                 break
         decided_s = time.perf_counter()
+        performer.begin(plan)
         outcome = await performer.perform(plan)
-        mind.commit(plan, outcome)
+        lifecycle.commit(plan, outcome)
         assert all(result.ok for result in outcome.results), outcome
         frozen_s, gone_s = 0.0, decided_s + outcome.results[0].took_s
         if watcher is not None:
             await asyncio.to_thread(watcher.join, 10)
             frozen_s, gone_s = watcher.frozen_s, watcher.gone_s
         if not 0 < frozen_s < gone_s:  # no thread, or it was late: by the shim's word, rounded up
-            told = re.search(r"\bfrozen (\d+) ms", outcome.results[0].detail)
-            frozen_s = decided_s + (int(told[1]) + 1) / 1e3 if told else gone_s
+            frozen = [rung.seconds for rung in outcome.results[0].report.rungs if rung.name == "frozen"]
+            frozen_s = decided_s + frozen[0] if frozen else gone_s
         times.note(began_s, decided=decided_s, frozen=frozen_s, gone=gone_s, settled=source.back_s)
         for fd in pair:
             os.close(fd)
         tell()
     await sensor.stop()
     return times
+
+
+class NoGpu:
+    """No GPU is watched."""
+
+    own = Own()
+
+    def latest(self, now_s: float) -> Reading[Gpu]:
+        return Reading()
+
+    async def refresh(self, timeout_s: float) -> Reading[Gpu]:
+        return Reading()
+
+
+class NoSleep:
+    """Nobody announces a sleep."""
+
+    going_down, delay_max_s = "", None
 
 
 class NoLock:

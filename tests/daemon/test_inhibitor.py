@@ -12,7 +12,7 @@ import pytest
 from support.login1 import FakeLogin1, PrivateBus
 from support.waiting import eventually
 
-from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
+from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, LockReport, ReleaseFailed
 from supervisor.linux.dbus import SystemBus
 
 Story = Callable[[FakeLogin1, Inhibitor], Awaitable[None]]
@@ -46,17 +46,17 @@ def play(private_bus: PrivateBus, story: Story, mode: str = "required") -> list[
 def test_one_lock_a_kind_in_block_mode_until_released(private_bus: PrivateBus) -> None:
     async def story(fake: FakeLogin1, inhibitor: Inhibitor) -> None:
         assert not inhibitor.held
-        assert await inhibitor.release() == "no lock to release"
-        assert await inhibitor.take("task t1\n(llm)") == "locks on sleep and idle taken"
+        assert await inhibitor.release() == LockReport.NONE_HELD
+        assert await inhibitor.take("task t1\n(llm)") == LockReport.TAKEN
         assert inhibitor.held
         why = f"task t1 (llm) (pid {os.getpid()})"
         assert [entry[:4] for entry in fake.locks()] == [[k, "rae-node", why, "block"] for k in ("sleep", "idle")]
-        assert await inhibitor.take("again") == "locks on sleep and idle are held already"
+        assert await inhibitor.take("again") == LockReport.HELD
         assert len(fake.locks()) == 2
-        assert await inhibitor.release() == "locks released"
+        assert await inhibitor.release() == LockReport.RELEASED
         assert not inhibitor.held
         assert fake.locks() == []
-        assert await inhibitor.release() == "no lock to release"
+        assert await inhibitor.release() == LockReport.NONE_HELD
 
     assert play(private_bus, story) == []
 
@@ -108,8 +108,8 @@ def test_no_bus_no_lock_and_no_traceback(private_bus: PrivateBus, caplog: pytest
 
 def test_none_does_nothing_and_says_so(private_bus: PrivateBus) -> None:
     async def story(fake: FakeLogin1, inhibitor: Inhibitor) -> None:
-        assert await inhibitor.take("task") == "no lock taken: host.inhibitor is none"
-        assert await inhibitor.release() == "no lock to release: host.inhibitor is none"
+        assert await inhibitor.take("task") == LockReport.NONE_USED
+        assert await inhibitor.release() == LockReport.NONE_USED
         assert not inhibitor.held
         assert "Inhibit" not in fake.calls
 
@@ -126,7 +126,7 @@ def test_a_logind_that_forgot_the_locks_means_they_are_lost(private_bus: Private
         await eventually(lambda: "ListInhibitors" in second.calls, "the question")
         await inhibitor._check  # the answer is heard
         assert inhibitor.lost == "the sleep lock is lost: logind was restarted"
-        assert await inhibitor.release() == "locks released"
+        assert await inhibitor.release() == LockReport.RELEASED
         assert inhibitor.lost == ""
         await inhibitor.take("task 2")
         assert inhibitor.held
@@ -143,7 +143,7 @@ def test_a_descriptor_held_elsewhere_is_a_release_that_failed(private_bus: Priva
             await inhibitor.release()
         assert not inhibitor.held
         os.close(copy)
-        assert await inhibitor.release() == "locks released"
+        assert await inhibitor.release() == LockReport.RELEASED
 
     play(private_bus, story)
 
@@ -152,8 +152,8 @@ def test_a_release_that_logind_cannot_confirm_is_a_release(private_bus: PrivateB
     async def story(fake: FakeLogin1, inhibitor: Inhibitor) -> None:
         await inhibitor.take("task")
         fake.delays["ListInhibitors"] = 3600.0
-        assert await inhibitor.release() == "locks released, unseen by logind: it does not answer"
+        assert await inhibitor.release() == LockReport.UNCONFIRMED
         private_bus.kill()
-        assert "unseen by logind: " in await inhibitor.release()
+        assert await inhibitor.release() == LockReport.UNCONFIRMED
 
     play(private_bus, story)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.attempt_rig import ScriptedGpu, ScriptedSleep
 from support.clock import ManualClock
 from support.parts import ID, ScriptedExecutor, ScriptedInhibitor, ScriptedSource, ScriptedTask, claim
+from support.simulated import UnwatchedAttempt
 
 from states.effects import Effect
 from states.lifecycle import Outcome, Plan
@@ -20,8 +22,10 @@ from states.table import BY_ID
 from supervisor.config.schema import TaskType
 from supervisor.daemon import performer as performing
 from supervisor.daemon.inhibitor import InhibitRefused
-from supervisor.daemon.performer import WHY_BACK, Performer
-from supervisor.tasks.attempt import Slot
+from supervisor.daemon.performer import HAND_BACK_REASONS, Performer
+from supervisor.journal.effect_text import effect_detail
+from supervisor.tasks.attempt import Attempts
+from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.workdir import Workdir
 
 STOP, SETTLE, BACK, WIPE, RELEASE = Effect.STOP, Effect.SETTLE, Effect.HAND_BACK, Effect.WIPE, Effect.RELEASE
@@ -32,17 +36,18 @@ class Rig:
     """A performer over scripted parts."""
 
     source: ScriptedSource
-    slot: Slot
+    attempts: Attempts
     inhibitor: ScriptedInhibitor
     workdir: Workdir
     executor: ScriptedExecutor
     types: dict[str, TaskType]
     performer: Performer
     extended: list[float]
+    sleep: ScriptedSleep
 
     def do(self, row: str | None, *effects: Effect, memory: Memory | None = None) -> list[tuple[str, bool, str]]:
-        """(effect, ok, detail) of each."""
-        return [(str(r.effect), r.ok, r.detail) for r in self.outcome(row, *effects, memory=memory).results]
+        """(effect, ok, the journal's text) of each."""
+        return [(str(r.effect), r.ok, effect_detail(r)) for r in self.outcome(row, *effects, memory=memory).results]
 
     def outcome(self, row: str | None, *effects: Effect, memory: Memory | None = None) -> Outcome:
         plan = Plan(BY_ID[row] if row else None, effects, Observation(1000.0), memory or Memory(State.RUNNING), Limits())
@@ -51,13 +56,13 @@ class Rig:
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
-    source = ScriptedSource(claim())
-    slot, inhibitor, executor = Slot(source), ScriptedInhibitor(), ScriptedExecutor()
-    workdir, types, extended = Workdir(tmp_path / "work"), {"render": TaskType(argv=["x"], grace_sec=5)}, list[float]()
-    performer = Performer(
-        slot, inhibitor, workdir, lambda _: executor, lambda: types, ManualClock(), lambda: None, extended.append,  # type: ignore[arg-type]
-    )
-    return Rig(source, slot, inhibitor, workdir, executor, types, performer, extended)
+    source, sleep, clock = ScriptedSource(claim()), ScriptedSleep(), ManualClock()
+    inhibitor, executor, workdir = ScriptedInhibitor(), ScriptedExecutor(), Workdir(tmp_path / "work")
+    types, extended = {"render": TaskType(argv=["x"], grace_sec=5)}, list[float]()
+    context = TaskContext(clock, ScriptedGpu(), sleep, TaskSettings(types=types))
+    attempts = Attempts(source, context, UnwatchedAttempt)
+    performer = Performer(attempts, inhibitor, workdir, lambda _: executor, clock, lambda: None, extended.append)  # type: ignore[arg-type]
+    return Rig(source, attempts, inhibitor, workdir, executor, types, performer, extended, sleep)
 
 
 @pytest.fixture
@@ -73,7 +78,9 @@ def running(rig: Rig, task: ScriptedTask | None = None) -> ScriptedTask:
 
 
 def test_in_and_out(rig: Rig) -> None:
-    assert rig.do("task-claimed", Effect.INHIBIT, Effect.START) == [("inhibit", True, "locks taken"), ("start", True, "")]
+    assert rig.do("task-claimed", Effect.INHIBIT, Effect.START) == [
+        ("inhibit", True, "locks on sleep and idle taken"), ("start", True, ""),
+    ]
     assert rig.inhibitor.held
     assert len(list(rig.workdir.root.iterdir())) == 1
     rig.executor.task.alive, rig.executor.task.result = False, {"n": 2}
@@ -82,7 +89,7 @@ def test_in_and_out(rig: Rig) -> None:
     ]
     assert rig.source.outbox == [("settled", ID, {"n": 2}, None)]
     assert list(rig.workdir.root.iterdir()) == []
-    assert rig.slot.empty
+    assert rig.attempts.empty
 
 
 def test_a_start_that_fails_in_any_way_is_the_tasks_failure_and_quotes_nothing(rig: Rig) -> None:
@@ -104,10 +111,10 @@ def test_a_refused_lock_puts_the_hand_back_in_the_place_of_the_rest(rig: Rig) ->
     assert [(r.effect, r.ok) for r in outcome.results] == [(Effect.INHIBIT, False), (BACK, True)]
     assert rig.source.outbox == [("handed back", ID, "the sleep inhibitor was refused", "resubmit")]
     assert rig.executor.started == []
-    assert rig.slot.empty
+    assert rig.attempts.empty
 
 
-@pytest.mark.parametrize(("row", "why"), [(row, why) for row, why in WHY_BACK.items() if row != "unsafe"])
+@pytest.mark.parametrize(("row", "why"), [(row, why) for row, why in HAND_BACK_REASONS.items() if row != "unsafe"])
 def test_the_task_goes_back_with_the_reason_of_the_row(rig: Rig, row: str, why: str) -> None:
     running(rig)
     assert all(ok for _, ok, _ in rig.do(row, STOP, BACK, WIPE, RELEASE))
@@ -126,6 +133,7 @@ def test_the_task_goes_back_with_the_reason_of_the_row(rig: Rig, row: str, why: 
 def test_the_grace_is_the_types_and_short_before_a_sleep(rig: Rig, kind: TaskType, row: str, grace_s: float) -> None:
     task = running(rig)
     rig.types["render"] = kind
+    rig.sleep.going_down = "the machine is about to sleep" if row == "going-down" else ""
     rig.do(row, STOP)
     assert task.graces == [grace_s]
     assert rig.extended[-1] == performing.DEADLINE_S[STOP] + grace_s
@@ -148,7 +156,7 @@ def test_an_unknown_type_and_a_failed_start_are_the_tasks_failure(rig: Rig) -> N
     assert rig.source.outbox[-1][3] == outcome[-1][2]
     rig.source.waiting, rig.types["render"], rig.executor.fails = claim(), TaskType(), "x: not found"
     assert rig.do("task-claimed", Effect.INHIBIT, Effect.START)[-1] == ("start", False, "x: not found")
-    assert str(rig.slot.task().phase) == "failed"
+    assert str(rig.attempts.observe().phase) == "failed"
 
 
 FAULTS: dict[str, Any] = {
@@ -188,17 +196,17 @@ def test_what_hangs_is_cut_off_and_the_rest_is_done(rig: Rig) -> None:
     done = rig.do("user-returned", STOP, BACK, WIPE, RELEASE)
     assert done[0] == ("stop", False, "not done within 0 s")
     assert [ok for _, ok, _ in done[1:]] == [True] * 3
-    assert rig.slot.pids() == {7}  # seen to live, it keeps its place until it is gone
+    assert rig.attempts.pids() == {7}  # seen to live, it keeps its place until it is gone
     rig.executor.task.stop_hangs = False
     assert rig.do(None, STOP, memory=Memory(State.COOLDOWN)) == [("stop", True, "frozen 1 ms, gone 2 ms")]
-    assert rig.slot.empty
+    assert rig.attempts.empty
 
 
 @pytest.mark.usefixtures("hasty")
 def test_a_start_that_hangs_is_a_task_that_failed(rig: Rig) -> None:
     rig.executor.hangs = True
     assert rig.do("task-claimed", Effect.INHIBIT, Effect.START)[-1][:2] == ("start", False)
-    assert str(rig.slot.task().phase) == "failed"
+    assert str(rig.attempts.observe().phase) == "failed"
     rig.do("task-ended", SETTLE, WIPE, RELEASE)
     assert rig.source.outbox == [("settled", ID, {}, "the task did not start in time")]
 
@@ -215,7 +223,7 @@ def test_an_owed_hand_back_keeps_the_reason_of_its_first_try(rig: Rig) -> None:
 def test_an_owed_wipe_keeps_the_folder_of_the_task_that_runs(rig: Rig) -> None:
     left = rig.workdir.fresh("left")
     running(rig)
-    mine = rig.slot.workdir
+    mine = rig.attempts.take().workdir
     assert rig.do(None, WIPE, memory=Memory(State.RUNNING)) == [("wipe", True, "")]
     assert mine is not None
     assert mine.exists()

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.model import NOW, Signs, observe
 
 from states.effects import Effect
+from states.ending import Ending, EndingKind, StopReport, Vram, VramState, failed, handed_back, succeeded
 from states.lifecycle import EffectResult, Lifecycle, Outcome
 from states.limits import Limits
 from states.memory import Memory, State
@@ -39,7 +40,8 @@ def test_a_way_out_of_running_is_counted_with_its_time(tmp_path: Path) -> None:
     metrics = Metrics(path)
     mind = Lifecycle(LIMITS, memory=Memory(state=State.RUNNING, running_since_s=NOW - 10, started_at_s=NOW - 10))
     plan = mind.propose(observe(Signs(user="no"), TaskPhase.RUNNING))
-    results = [EffectResult(e, e is not Effect.WIPE, "the person came back", 0.02) for e in plan.effects]
+    reports = {Effect.HAND_BACK: handed_back("the person came back")}
+    results = [EffectResult(e, e is not Effect.WIPE, "", 0.02, reports.get(e)) for e in plan.effects]
     outcome = Outcome(tuple(results))
     metrics.tick(plan, outcome, mind.commit(plan, outcome), LIMITS, LinkStatus(outbox=1))
     seen = samples(path)
@@ -54,6 +56,29 @@ def test_a_way_out_of_running_is_counted_with_its_time(tmp_path: Path) -> None:
     assert seen["rae_node_reading{user_idle}"] == 599
     assert seen["rae_node_outbox"] == 1
     assert seen["rae_node_link_up"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "counted"),
+    [
+        (succeeded({"n": 1}), "succeeded"),
+        (succeeded({"n": 1}, StopReport((), Vram(VramState.FREE, 0.012))), "succeeded"),
+        (failed("exit: code 3"), "failed"),
+        (failed("timeout: stopped after 3 h", kind=EndingKind.TIMED_OUT), "timed_out"),
+    ],
+)
+def test_an_ending_is_counted_by_its_kind_whatever_the_gpu_says(tmp_path: Path, ending: Ending, counted: str) -> None:
+    """A GPU task that ended well was counted as failed: the text about its VRAM stood behind `succeeded`."""
+    metrics = Metrics(tmp_path / "m.prom")
+    lifecycle = Lifecycle(LIMITS, memory=Memory(state=State.RUNNING, running_since_s=NOW - 10, started_at_s=NOW - 10))
+    plan = lifecycle.propose(observe(Signs(), TaskPhase.ENDED))
+    assert Effect.SETTLE in plan.effects
+    outcome = Outcome(tuple(EffectResult(e, True, report=ending if e is Effect.SETTLE else None) for e in plan.effects))
+    metrics.tick(plan, outcome, lifecycle.commit(plan, outcome), LIMITS, LinkStatus())
+    seen = samples(tmp_path / "m.prom")
+    assert {name: seen[f"rae_node_tasks_total{{{name}}}"] for name in EndingKind} == {
+        name: float(name == counted) for name in EndingKind
+    }
 
 
 def whole(path: Path) -> Path:

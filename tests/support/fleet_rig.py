@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +25,8 @@ from states.lifecycle import Lifecycle
 from states.memory import Memory, State
 from states.observation import NEVER, Cpu, Gpu, Host, Reading
 from supervisor.config.load import Config
-from supervisor.daemon.loop import Daemon
-from supervisor.daemon.performer import Performer
+from supervisor.config.schema import TaskType
+from supervisor.daemon.loop import Daemon, Inbox
 from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.sd_notify import Notifier
@@ -35,7 +35,6 @@ from supervisor.sensors.observer import Observer
 from supervisor.sources.base import Claim
 from supervisor.sources.factory import make_source
 from supervisor.sources.nats.source import NatsSource
-from supervisor.tasks.attempt import Slot
 
 KIND = "work"
 
@@ -122,37 +121,40 @@ class Lasting(NatsSource):
 class MemberNode(SimulatedNode):
     """The product's node with a real link."""
 
-    def __init__(self, config: Config, clock: WallClock, wake: Callable[[], None], desk: Desk, log: Log) -> None:
+    def __init__(
+        self, config: Config, clock: WallClock, wake: Callable[[], None], journal: Journal, lifecycle: Lifecycle,
+        desk: Desk, log: Log,
+    ) -> None:  # fmt: skip
         self._desk, self._log = desk, log
-        super().__init__(config, clock, wake, Story(0, 0), SimpleNamespace(rng=None))  # type: ignore[arg-type]
+        supply = SimpleNamespace(rng=None)
+        super().__init__(config, clock, wake, journal, lifecycle, Story(0, 0), supply)  # type: ignore[arg-type]
 
     def _build_source(self, config: Config) -> None:
-        self.will.hindrances["key"] = ""
+        self.automation.blockers["key"] = ""
         source = make_source(config, self.clock, None, self)
         assert isinstance(source, NatsSource)
         source.__class__ = Lasting
         self.source = source
-        self.slot = Slot(self.source)
 
     def _build_sensors(self, config: Config) -> None:
         super()._build_sensors(config)
         desk = self._desk
         self.sensors.observer = Observer([desk], desk.gpu, desk.cpu, desk.host, NEVER)
 
-    def _build_performer(self) -> None:
-        super()._build_performer()
-        executor = SimpleNamespace()
+    def link_event(self, event: str, fields: Mapping[str, Any]) -> None:
+        """See SourceEvents."""
+        self._log.events[event] += 1
+        if event == "delivered":
+            self._log.delivered[fields["task"]] += 1
+        super().link_event(event, fields)
 
+    def _executor(self, task_type: TaskType) -> Any:
         async def start(claim: Claim, folder: Path, wake: Callable[[], None]) -> SimulatedTask:
-            self._log.started(claim.id, config.node_id)
+            self._log.started(claim.id, self.config.node_id)
             seconds, fails = self.source.lasts  # type: ignore[attr-defined]
             return SimulatedTask(seconds, 0.005, fails, wake)
 
-        config, executor.start = self.config, start
-        self.performer = Performer(
-            self.slot, self._inhibitor, self.workdir, lambda _: executor, lambda: self.config.node.tasks, self.clock,
-            self._wake, self._extend,
-        )
+        return SimpleNamespace(start=start)
 
 
 class Quiet(Journal):
@@ -180,33 +182,26 @@ class Member:
         """As supervisor/daemon/main.py does it, but for the process around it."""
         for path in (self.config.paths.logs, self.config.paths.state, self.config.paths.workdir):
             path.mkdir(parents=True, exist_ok=True)
-        daemon: Daemon | None = None
-        with constants({"backoff_longest_s": 2.0}):
-            node = MemberNode(self.config, self.clock, lambda: daemon.wake() if daemon else None, self.desk, self.log)
-        self.node = node
-        node.will.accept(True)
         self.journal = (Journal if self.keep_journal else Quiet)(self.config.paths.logs, self.clock, keep_days=7)
-        mind = Lifecycle(self.config.limits, memory=Memory(since_s=self.clock.now_s()))
-        self.daemon = daemon = Daemon(node, mind, self.journal, self.clock, Notifier({}))
-        node.on_event = self._event
-        self._running = asyncio.create_task(daemon.run())
-
-    def _event(self, kind: str, fields: dict[str, Any]) -> None:
-        self.log.events[fields.get("event", "")] += 1
-        if fields.get("event") == "delivered":
-            self.log.delivered[fields["task"]] += 1
-        self.daemon.event(kind, fields)
+        inbox = Inbox()
+        lifecycle = Lifecycle(self.config.limits, memory=Memory(since_s=self.clock.now_s()))
+        with constants({"backoff_longest_s": 2.0}):
+            node = MemberNode(self.config, self.clock, inbox.wake, self.journal, lifecycle, self.desk, self.log)
+        self.node = node
+        node.automation.configure(True)
+        self.daemon = Daemon(node, lifecycle, self.journal, self.clock, Notifier({}), inbox)
+        self._running = asyncio.create_task(self.daemon.run())
 
     @property
     def state(self) -> State:
         """Its state."""
-        return self.daemon.mind.state
+        return self.daemon.lifecycle.state
 
     @property
     def task(self) -> str:
         """The id of the task that runs here, or nothing."""
-        claim = self.node.slot.claim
-        return claim.id if claim is not None and self.node.slot.tree is not None else ""
+        attempt = self.node.attempts.current
+        return attempt.claim.id if attempt is not None and attempt.process is not None else ""
 
     def person_comes(self) -> None:
         """Somebody sits down."""
@@ -235,8 +230,8 @@ class Member:
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        if self.node.slot.tree is not None:
-            self.node.slot.tree._timer.cancel()  # type: ignore[attr-defined]
+        if self.node.attempts.process is not None:
+            self.node.attempts.process._timer.cancel()  # type: ignore[attr-defined]
         assert isinstance(self.node.source, NatsSource)
         await cut(self.node.source)
         self.journal.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from states.ending import Ending
+from supervisor.daemon.inhibitor import LockReport
 from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
 from supervisor.tasks.executors.base import Rung, StartFailed, StopFailed
 from supervisor.tasks.process.rungs import RungName
@@ -72,6 +73,9 @@ class Treeless:
     def state(self) -> Any:
         """It has saved nothing."""
         return None
+
+    def freeze_now(self) -> None:
+        """At once."""
 
     async def freeze(self) -> Rung:
         """At once."""
@@ -170,16 +174,16 @@ class ScriptedInhibitor:
     held: bool = False
     lost: str = ""
 
-    async def take(self, why: str) -> str:
+    async def take(self, why: str) -> LockReport:
         """See Inhibitor."""
         if self.refuses is not None:
             raise self.refuses
         self.held = True
-        return "locks taken"
+        return LockReport.TAKEN
 
-    async def release(self) -> str:
+    async def release(self) -> LockReport:
         """See Inhibitor."""
         if self.release_fails is not None:
             raise self.release_fails
         self.held = False
-        return "locks released"
+        return LockReport.RELEASED

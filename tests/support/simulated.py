@@ -17,14 +17,16 @@ from support.parts import Treeless, Unlinked
 from support.stories import HOUR, MINUTE, Story
 
 from states.ending import Ending
+from states.lifecycle import Lifecycle
 from states.observation import NEVER, Cpu, Gpu, Host, Link, Reading
 from supervisor.config.load import Config
 from supervisor.config.schema import TaskType
 from supervisor.daemon.wiring import Node
+from supervisor.journal.decision_log import Journal
 from supervisor.sensors.base import Presence, PresenceSensor
 from supervisor.sensors.gpu.ownership import Own
 from supervisor.sources.base import Claim, LinkStatus
-from supervisor.tasks.attempt import Slot
+from supervisor.tasks.attempt import Attempt
 from supervisor.tasks.executors.base import Rung
 from supervisor.tasks.process.rungs import RungName
 
@@ -205,18 +207,29 @@ class SimulatedSource(Unlinked):
             self._supply.ready.append(self._now_lasts[0])
 
 
+class UnwatchedAttempt(Attempt):
+    """Its limits are not watched: that would take real time."""
+
+    def _watch(self, *_: Any) -> None:
+        pass
+
+
 class SimulatedNode(Node):
     """The product's node; its sensors, its link and what runs a task are the story's."""
 
-    def __init__(self, config: Config, clock: ManualClock, wake: Callable[[], None], story: Story, supply: Supply) -> None:
+    attempt_type = UnwatchedAttempt
+
+    def __init__(
+        self, config: Config, clock: ManualClock, wake: Callable[[], None], journal: Journal, lifecycle: Lifecycle,
+        story: Story, supply: Supply,
+    ) -> None:  # fmt: skip
         self._story, self._supply, self._story_clock = story, supply, clock
-        super().__init__(config, clock, wake, lambda _: None)
-        self.will.hindrances["leftovers"] = ""
+        super().__init__(config, clock, wake, lambda _: None, journal, lifecycle)
+        self.automation.blockers["leftovers"] = ""
 
     def _build_source(self, config: Config) -> None:
-        self.will.hindrances["key"] = ""
+        self.automation.blockers["key"] = ""
         self.source = SimulatedSource(self._story, self._story_clock, self._supply, lambda: self._wake())
-        self.slot = Slot(self.source)
 
     def _build_sensors(self, config: Config) -> None:
         super()._build_sensors(config)
@@ -224,10 +237,6 @@ class SimulatedNode(Node):
         sensors.observer.presence = (signs,)  # type: ignore[assignment]
         sensors.observer.gpu, sensors.observer.cpu, sensors.observer.host = signs.gpu, signs.cpu, signs.host
         sensors.gpu = StillGpu(signs)  # type: ignore[assignment]
-
-    def _build_performer(self) -> None:
-        super()._build_performer()
-        self.minder.begin = lambda *_: None  # type: ignore[method-assign]
 
     def _executor(self, task_type: TaskType) -> Any:
         rng = self._supply.rng

@@ -4,9 +4,9 @@
 
 Simulated are the signs (person, GPU, CPU; see stories.py), the control node and the tasks (simulated.py); the clock is
 injected, and the event loop skips the time in which nothing happens. Everything else is the product: `Daemon.run`,
-`Observer`, `Lifecycle`, `Performer`, `Slot`, `Will`, `Journal`. The same kind, seed and days give the same lines, but for
-the process id. The loop looks every 30 s with a task in hand, and not every second, so that a month takes seconds; signs
-wake it at once.
+`Observer`, `Lifecycle`, `Performer`, `Attempts`, `AutomationSwitch`, `Journal`. The same kind, seed and days give the same
+lines, but for the process id. The loop looks every 30 s with a task in hand, and not every second, so that a month takes
+seconds; signs wake it at once.
 """
 
 from __future__ import annotations
@@ -130,13 +130,12 @@ async def _life(config: Config, clock: ManualClock, story: Story, supply: Supply
     """From one start of the daemon to its end, as supervisor/daemon/main.py does it."""
     loop = asyncio.get_running_loop()
     zero = clock.wall - clock.now
-    daemon: loop_module.Daemon | None = None
-    node = SimulatedNode(config, clock, lambda: daemon.wake() if daemon is not None else None, story, supply)
-    node.will.accept(config.runtime.automation.enabled)
-    journal = Journal(config.paths.logs, clock, keep_days=100_000)
+    journal, inbox = Journal(config.paths.logs, clock, keep_days=100_000), loop_module.Inbox()
     memory = Memory(since_s=clock.now)
-    daemon = loop_module.Daemon(node, Lifecycle(config.limits, memory=memory), journal, clock, Notifier({}))
-    node.on_event = daemon.event
+    lifecycle = Lifecycle(config.limits, memory=memory)
+    node = SimulatedNode(config, clock, inbox.wake, journal, lifecycle, story, supply)
+    node.automation.configure(config.runtime.automation.enabled)
+    daemon = loop_module.Daemon(node, lifecycle, journal, clock, Notifier({}), inbox)
     journal.start(VERSION, config.limits, memory)
     rng = random.Random(f"latency-{clock.wall}")
     for spans in (story.there, story.gpu):
@@ -153,8 +152,8 @@ async def _life(config: Config, clock: ManualClock, story: Story, supply: Supply
         for when, event in ((begin, "down"), (over, "up")):
             if clock.wall <= when < end:
                 reason = "connection refused" if event == "down" else ""
-                fields = {"event": event, "reason": reason, "url": "http://control.example", "dialect": "B"}
-                loop.call_at(when - zero, daemon.event, "link", fields)
+                fields = {"reason": reason, "url": "http://control.example", "dialect": "B"}
+                loop.call_at(when - zero, node.link_event, event, fields)
                 loop.call_at(when - zero, daemon.wake)
     running = asyncio.ensure_future(daemon.run())
     loop.call_at(end - zero, running.cancel if cut else lambda: daemon.stop("the machine is shut down"))
@@ -162,7 +161,7 @@ async def _life(config: Config, clock: ManualClock, story: Story, supply: Supply
         await running
     if not cut:
         await node.source.stop(1.0)
-        journal.write("stop", state=daemon.mind.state, reason=node.will.stopping)
+        journal.write("stop", state=lifecycle.state, reason=node.automation.stopping)
     journal.close()
 
 

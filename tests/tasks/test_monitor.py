@@ -1,4 +1,4 @@
-"""The minder: limits by real processes, VRAM by a scripted GPU; and the slot and performer of a task that is minded."""
+"""A watched attempt: limits by real processes, VRAM by a scripted GPU."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import sys
 from typing import Any
 
 import pytest
-from support.minded import CLOCK, FREE, KILLED, LEFT, ON_GPU, OUT, START, IcyTask, Look, Rig, rig, until
-from support.parts import ID, ScriptedSource, ScriptedTask, claim
+from support.attempt_rig import CLOCK, FREE, KILLED, LEFT, ON_GPU, OUT, START, FreezableTask, Look, Rig, rig, until
+from support.parts import ID, ScriptedTask, claim
 
 from states.effects import Effect
+from states.ending import Ending, EndingKind, failed, succeeded
 from states.limits import Limits
 from states.observation import Gpu, TaskPhase
 from supervisor.config.schema import GpuSettings, TaskType
 from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import Own
-from supervisor.tasks import monitor as minding
-from supervisor.tasks.attempt import Slot
+from supervisor.tasks import vram
 
 __all__ = ["rig"]  # a fixture
+
+TIMEOUT = "timeout: stopped after 60 s, the most that this node gives (tasks.render.timeout_minutes)"
 
 # --- VRAM after the end
 
@@ -41,26 +43,27 @@ __all__ = ["rig"]  # a fixture
 def test_vram_is_read_until_it_is_free_or_known_to_be_held(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, looks: list[Look], presence: Any, words: str
 ) -> None:
-    monkeypatch.setattr(minding, "VRAM_LATE_S", 0.1)
+    monkeypatch.setattr(vram, "LATE_S", 0.1)
     free = words.startswith("VRAM free")
-    rig.settings[0] = GpuSettings(presence=presence)
+    rig.set(gpu=GpuSettings(presence=presence))
     monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 60 if free else 0.3)  # a slow machine is in time
 
     async def story() -> str:
         await rig.do("task-claimed", *START)
         rig.gpu.looks = [(Gpu(), ON_GPU), *looks]
-        return (await rig.do("user-returned", *OUT))[0]
+        said = (await rig.do("user-returned", *OUT))[0]
+        assert rig.attempts.current is None
+        return said
 
     said = asyncio.run(story())
     assert said.startswith("frozen 1 ms, gone 2 ms, VRAM ")
     assert words.removesuffix("0 ms") in said
     assert ("VRAM still held after " in said) is (words == LEFT.left)
     assert rig.source.outbox == [("handed back", ID, "the person came back", "resubmit")]
-    assert not rig.minder.unread
 
 
 def test_a_look_of_before_the_stop_proves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minding, "VRAM_LATE_S", 0.1)
+    monkeypatch.setattr(vram, "LATE_S", 0.1)
     monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 1)
 
     async def story() -> str:
@@ -68,17 +71,17 @@ def test_a_look_of_before_the_stop_proves_nothing(rig: Rig, monkeypatch: pytest.
         rig.gpu.looks, rig.gpu.age_s = [(Gpu(), ON_GPU), (Gpu(), FREE)], 9.0
         return (await rig.do("user-returned", *OUT))[0]
 
-    assert asyncio.run(story()).endswith(": no look at it within this time")
+    assert asyncio.run(story()).endswith(": no reading within this time")
     assert rig.gpu.asked > 2
 
 
 def test_before_a_sleep_nobody_waits_for_the_driver(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minding, "VRAM_SLEEP_S", 0.1)
+    monkeypatch.setattr(vram, "SLEEP_S", 0.1)
     monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 60)
 
     async def story() -> str:
         await rig.do("task-claimed", *START)
-        rig.gpu.looks = [(Gpu(), ON_GPU), (Gpu(), LEFT)]
+        rig.gpu.looks, rig.sleep.going_down = [(Gpu(), ON_GPU), (Gpu(), LEFT)], "the machine is about to sleep"
         return (await rig.do("going-down", *OUT))[0]
 
     began_s = CLOCK.now_s()
@@ -87,7 +90,7 @@ def test_before_a_sleep_nobody_waits_for_the_driver(rig: Rig, monkeypatch: pytes
 
 
 def test_a_sleep_that_comes_while_it_waits_ends_the_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minding, "VRAM_SLEEP_S", 0.1)
+    monkeypatch.setattr(vram, "SLEEP_S", 0.1)
     monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 60)
 
     async def story() -> str:
@@ -95,7 +98,7 @@ def test_a_sleep_that_comes_while_it_waits_ends_the_wait(rig: Rig, monkeypatch: 
         rig.gpu.looks = [(Gpu(), ON_GPU), (Gpu(), LEFT)]
         stopping = asyncio.ensure_future(rig.do("user-returned", *OUT))
         await until(lambda: rig.gpu.asked > 1)
-        rig.minder._going_down = lambda: True
+        rig.sleep.going_down = "the machine is about to sleep"
         return (await stopping)[0]
 
     assert "VRAM still held after " in asyncio.run(story())
@@ -116,11 +119,11 @@ def test_after_an_end_by_itself_it_is_read_before_the_result_is_settled(rig: Rig
     async def story() -> list[str]:
         await rig.do("task-claimed", *START)
         rig.gpu.looks = [(Gpu(), ON_GPU)]
-        await until(lambda: rig.minder.unread)
+        await until(lambda: rig.attempt._vram.pending)
         rig.executor.task.alive, rig.executor.task.result = False, {"n": 2}
         rig.gpu.looks = [(Gpu(), LEFT), (Gpu(), LEFT), (Gpu(), FREE)]
-        await rig.performer.look_after()
-        await rig.performer.look_after()
+        await rig.performer.check_end()
+        await rig.performer.check_end()
         return await rig.do("task-ended", Effect.SETTLE, Effect.WIPE, Effect.RELEASE)
 
     said = asyncio.run(story())[0]
@@ -132,15 +135,15 @@ def test_after_an_end_by_itself_it_is_read_before_the_result_is_settled(rig: Rig
 
 
 def test_a_limit_is_the_tasks_own_fault_whatever_else_happens(rig: Rig) -> None:
-    """Condemned, and then the person comes back before it is gone: settled once, as its failure, not posted anew."""
+    """Over its limit, and then the person comes back before it is gone: settled once, as its failure, not posted again."""
     rig.executor.task.stop_hangs = True
-    rig.types["render"] = TaskType(argv=["x"], max_vram_gb=1)
+    rig.set(render=TaskType(argv=["x"], max_vram_gb=1))
     rig.gpu.looks = [(Gpu(), ON_GPU), (Gpu(), FREE)]
 
     async def story() -> str:
         await rig.do("task-claimed", *START)
-        await until(lambda: rig.slot.fault)
-        assert rig.slot.task().phase is TaskPhase.RUNNING
+        await until(lambda: rig.attempt._limit)
+        assert rig.attempts.observe().phase is TaskPhase.RUNNING
         rig.executor.task.stop_hangs = False
         return (await rig.do("user-returned", *OUT))[1]
 
@@ -148,57 +151,68 @@ def test_a_limit_is_the_tasks_own_fault_whatever_else_happens(rig: Rig) -> None:
     assert asyncio.run(story()) == f"settled in place of that, failed: {fault}"
     assert rig.source.outbox == [("settled", ID, {}, fault)]
     assert rig.executor.task.graces[0] == 0.0
-    assert rig.slot.empty
+    assert rig.attempts.empty
 
 
-def test_a_tree_that_outlives_its_claim_condemns_nobody_else(rig: Rig) -> None:
-    rig.slot.take()
-    rig.slot.stopped = True
-    rig.slot.condemn("limit: memory")
-    assert rig.slot.fault == ""
-    rig.slot.stopped = False
-    rig.slot.condemn("limit: memory")
-    rig.slot.condemn("limit: disk")
-    assert rig.slot.fault == "limit: memory"
-    rig.slot.close()
-    rig.slot.condemn("limit: memory")
-    assert rig.slot.fault == ""
+def test_only_a_running_task_passes_a_limit_and_the_first_one_counts(rig: Rig) -> None:
+    async def story() -> None:
+        await rig.do("task-claimed", *START)
+        attempt = rig.attempt
+        attempt.fail_at_limit("limit: memory")
+        attempt.fail_at_limit("limit: disk")
+        assert attempt.ending() == failed("limit: memory")
+        rig.gpu.looks = [(Gpu(), FREE)]
+        await rig.do("user-returned", *OUT)
+
+    asyncio.run(story())
+    assert rig.source.outbox == [("settled", ID, {}, "limit: memory")]
+
+    async def after_its_stop() -> None:
+        rig.source.waiting, rig.executor.task = claim(), FreezableTask()
+        await rig.do("task-claimed", *START)
+        await rig.do("user-returned", Effect.STOP)
+        rig.attempt.fail_at_limit("limit: memory")
+        await rig.do("user-returned", Effect.HAND_BACK)
+
+    asyncio.run(after_its_stop())
+    assert rig.source.outbox[1] == ("handed back", ID, "the person came back", "resubmit")
 
 
 @pytest.mark.parametrize(
-    ("tree", "failure", "fault", "outcome"),
+    ("process", "timed_out", "limit", "ending"),
     [
-        (ScriptedTask(False, "signal: 9", KILLED), "", "", (KILLED, "signal: 9")),
-        (ScriptedTask(False, "signal: 9", KILLED), "timeout: x", "", (KILLED, "timeout: x")),
-        (ScriptedTask(False, "signal: 9", {**KILLED, "more": 1}), "", "limit: x", (KILLED, "limit: x")),
-        (ScriptedTask(False, None, {"answer": 42}), "timeout: x", "", ({}, "timeout: x")),
-        (ScriptedTask(False, None, {"answer": 42}), "", "", ({"answer": 42}, None)),
-        (None, "unknown task type", "", ({}, "unknown task type")),
-        (None, "", "", ({}, "the task never ran")),
+        (ScriptedTask(False, "signal: 9", KILLED), False, "", failed("signal: 9", KILLED)),
+        (ScriptedTask(False, "signal: 9", KILLED), True, "", failed(TIMEOUT, KILLED, kind=EndingKind.TIMED_OUT)),
+        (ScriptedTask(False, "signal: 9", {**KILLED, "more": 1}), False, "limit: x", failed("limit: x", KILLED)),
+        (ScriptedTask(False, None, {"answer": 42}), True, "", failed(TIMEOUT, kind=EndingKind.TIMED_OUT)),
+        (ScriptedTask(False, None, {"answer": 42}), False, "", succeeded({"answer": 42})),
+        (None, False, "", failed("the task never ran")),
     ],
 )
-def test_a_stopped_task_tells_how_it_ended_and_the_end_of_its_stderr(
-    tree: ScriptedTask | None, failure: str, fault: str, outcome: tuple[dict[str, Any], str | None]
+def test_a_stopped_task_shows_how_it_ended_and_the_end_of_its_stderr(
+    rig: Rig, process: ScriptedTask | None, timed_out: bool, limit: str, ending: Ending
 ) -> None:
-    slot = Slot(ScriptedSource(claim()))
-    slot.take()
-    slot.tree, slot.failure, slot.fault = tree, failure, fault
-    assert slot.outcome() == outcome
+    attempt = rig.attempts.take()
+    attempt.process, attempt._limit = process, limit
+    if timed_out:
+        attempt.time_out(60, own_limit=True)
+    assert attempt.ending() == ending
 
 
 def test_the_setting_that_timed_out_is_named(rig: Rig) -> None:
     async def story(limits: Limits) -> str:
-        rig.limits[0], rig.source.waiting = limits, claim()
+        rig.set(limits=limits)
+        rig.source.waiting = claim()
         await rig.do("task-claimed", *START)
         return (await rig.do("timed-out", Effect.STOP, Effect.SETTLE))[1]
 
     assert asyncio.run(story(Limits(task_timeouts_s={"render": 60}))).endswith("(tasks.render.timeout_minutes)")
-    rig.executor.task = IcyTask()
+    rig.executor.task = FreezableTask()
     assert asyncio.run(story(Limits())).endswith("(execution.task_timeout_minutes)")
 
 
 def test_memory_of_a_real_process_is_held_to_its_limit(rig: Rig) -> None:
-    rig.types["render"] = TaskType(argv=["x"], max_memory_gb=0.05)
+    rig.set(render=TaskType(argv=["x"], max_memory_gb=0.05))
     code = "hog = bytearray(80 << 20); print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -207,45 +221,44 @@ def test_memory_of_a_real_process_is_held_to_its_limit(rig: Rig) -> None:
 
         async def story() -> None:
             await rig.do("task-claimed", *START)
-            await until(lambda: rig.slot.fault)
+            await until(lambda: rig.attempt._limit)
+            assert rig.attempt.usage() is None, "it is gone"
 
         asyncio.run(story())
         process.kill()
-    assert rig.slot.fault == "limit: memory 0.1 GiB, limit 0.05 GiB (tasks.render.max_memory_gb)"
-    words = rig.minder.words()
-    assert words is None, "it is gone"
+    assert rig.attempt._limit == "limit: memory 0.1 GiB, limit 0.05 GiB (tasks.render.max_memory_gb)"
 
 
 def test_limits_that_are_none_limit_nothing_and_changes_hold_at_once(rig: Rig) -> None:
-    rig.types["render"] = TaskType(argv=["x"], max_disk_gb=None, max_processes=None)
+    rig.set(render=TaskType(argv=["x"], max_disk_gb=None, max_processes=None))
     rig.executor.task.pids = lambda: frozenset(range(2000, 6000))  # type: ignore[method-assign]
 
     async def story() -> None:
         await rig.do("task-claimed", *START)
-        await until(lambda: rig.minder.usage.processes == 4000)
+        await until(lambda: (rig.attempt.usage() or {})["processes"] == 4000)
         await asyncio.sleep(0.1)
-        assert rig.slot.fault == ""
-        rig.types["render"] = TaskType(argv=["x"], max_processes=3999)
-        await until(lambda: rig.slot.fault)
+        assert rig.attempt._limit == ""
+        rig.set(render=TaskType(argv=["x"], max_processes=3999))
+        await until(lambda: rig.attempt._limit)
 
     asyncio.run(story())
-    assert rig.slot.fault == "limit: processes 4000, limit 3999 (tasks.render.max_processes)"
+    assert rig.attempt._limit == "limit: processes 4000, limit 3999 (tasks.render.max_processes)"
 
 
 def test_a_look_that_fails_is_told_and_the_next_one_counts(rig: Rig) -> None:
     def broken() -> frozenset[int]:
         raise OSError(24, "Too many open files")
 
-    rig.types["render"] = TaskType(argv=["x"], max_processes=1)
+    rig.set(render=TaskType(argv=["x"], max_processes=1))
     rig.executor.task.pids = broken  # type: ignore[method-assign]
 
     async def story() -> None:
         await rig.do("task-claimed", *START)
-        await until(lambda: rig.minder.note())
-        assert rig.minder.note() == "the task could not be looked after: OSError: [Errno 24] Too many open files"
+        await until(lambda: rig.attempt.note)
+        assert rig.attempt.note == "the task could not be watched: OSError: [Errno 24] Too many open files"
         rig.executor.task.pids = lambda: frozenset({1, 2})  # type: ignore[method-assign]
-        await until(lambda: rig.slot.fault)
-        assert rig.minder.note() == ""
+        await until(lambda: rig.attempt._limit)
+        assert rig.attempt.note == ""
 
     asyncio.run(story())
 
@@ -254,16 +267,17 @@ def test_a_look_that_fails_is_told_and_the_next_one_counts(rig: Rig) -> None:
 
 
 def test_a_task_that_cannot_be_frozen_says_so_and_runs_on(rig: Rig) -> None:
-    rig.limits[0], rig.executor.task = Limits(max_gpu_percent=1), IcyTask("cannot be frozen, only cut")
+    rig.set(limits=Limits(max_gpu_percent=1))
+    rig.executor.task = FreezableTask("cannot be frozen, only cut")
     rig.gpu.looks = [(Gpu(), Own(1, 2.0, 80.0))]
 
     async def story() -> list[str]:
         await rig.do("task-claimed", *START)
-        await until(lambda: rig.minder.note())
-        words = rig.minder.words()
-        assert words is not None
-        assert (words["frozen"], words["gpu_percent"], words["vram_gb"]) == (False, 80.0, 2.0)
-        note = rig.minder.note()
+        await until(lambda: rig.attempt.note)
+        usage = rig.attempt.usage()
+        assert usage is not None
+        assert (usage["frozen"], usage["gpu_percent"], usage["vram_gb"]) == (False, 80.0, 2.0)
+        note = rig.attempt.note
         rig.gpu.looks = [(Gpu(), FREE)]
         return [note, (await rig.do("user-returned", *OUT))[0]]
 
@@ -274,22 +288,21 @@ def test_a_task_that_cannot_be_frozen_says_so_and_runs_on(rig: Rig) -> None:
 
 def test_a_task_is_frozen_and_thawed_and_never_thawed_once_it_is_being_stopped(rig: Rig) -> None:
     task = rig.executor.task
-    assert isinstance(task, IcyTask)
-    rig.limits[0] = Limits(max_gpu_percent=1)
+    assert isinstance(task, FreezableTask)
+    rig.set(limits=Limits(max_gpu_percent=1))
     rig.gpu.looks = [(Gpu(), Own(1, 2.0, 80.0))]
 
     async def story() -> None:
         await rig.do("task-claimed", *START)
-        await until(lambda: task.ice == ["frozen"])
-        rig.limits[0] = Limits(max_gpu_percent=100)  # all may be used: it goes on
-        await until(lambda: task.ice == ["frozen", "thawed"])
-        rig.limits[0] = Limits(max_gpu_percent=1)
-        await until(lambda: task.ice[2:] == ["frozen"])
+        await until(lambda: task.log == ["frozen"])
+        rig.set(limits=Limits(max_gpu_percent=100))  # all may be used: it goes on
+        await until(lambda: task.log == ["frozen", "thawed"])
+        rig.set(limits=Limits(max_gpu_percent=1))
+        await until(lambda: task.log[2:] == ["frozen"])
         rig.gpu.looks = [(Gpu(), FREE)]
         await rig.do("user-returned", *OUT)
-        rig.limits[0] = Limits(max_gpu_percent=100)
+        rig.set(limits=Limits(max_gpu_percent=100))
         await asyncio.sleep(0.1)
 
     asyncio.run(story())
-    assert task.ice == ["frozen", "thawed", "frozen"]
-    assert rig.minder.words() is None
+    assert task.log == ["frozen", "thawed", "frozen"]

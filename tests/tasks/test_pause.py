@@ -1,4 +1,4 @@
-"""A task on hold: frozen and thawed by the real performer and minder; a GPU task's VRAM out of the way by a scripted
+"""A pause at a sign: frozen and thawed by the real performer; a GPU task's VRAM moved out by a scripted
 checkpointer, and by the real one with real processes over the CUDA stand-in."""
 
 from __future__ import annotations
@@ -10,9 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from support.attempt_rig import (
+    CLOCK,
+    FREE,
+    ON_GPU,
+    OUT,
+    START,
+    FreezableTask,
+    Look,
+    Rig,
+    ScriptedGpu,
+    ScriptedSleep,
+    rig,
+    until,
+)
 from support.cuda_standin import CudaStandIn, cuda, cuda_library
-from support.minded import CLOCK, FREE, ON_GPU, OUT, START, IcyTask, Rig, rig, until
-from support.parts import ID
+from support.parts import ID, claim
 from support.task_bench import Bench, held, py, run
 from support.trees import until_async
 
@@ -23,9 +36,10 @@ from supervisor.config.generate import runtime_yaml
 from supervisor.config.load import ConfigErrors, load
 from supervisor.config.schema import TaskType
 from supervisor.sensors.gpu.ownership import Own
+from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.cuda_checkpoint import Checkpointer
-from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, Rung
-from supervisor.tasks.pause import Hold
+from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, Rung, RunningTask
+from supervisor.tasks.pause import Pause
 from supervisor.tasks.process.containment import Bounds, Containment
 from supervisor.tasks.process.rungs import RungName
 
@@ -69,48 +83,47 @@ class ScriptedCheckpointer:
         return (Rung(RungName.VRAM_BACK, 0.08),)
 
 
-def task_of(rig: Rig) -> IcyTask:
+def task_of(rig: Rig) -> FreezableTask:
     task = rig.executor.task
-    assert isinstance(task, IcyTask)
+    assert isinstance(task, FreezableTask)
     return task
 
 
 def on_gpu(rig: Rig, **faults: CheckpointFailed) -> ScriptedCheckpointer:
     """The next task may be checkpointed, and is on the GPU until its VRAM is out."""
-    rig.limits[0] = HOLDS
-    rig.types["render"] = TaskType(argv=["x"], checkpoint="cuda")
-    there = ScriptedCheckpointer(task_of(rig).ice, **faults)
-    rig.minder.hold = Hold(lambda: rig.gpu.own, lambda: there)  # type: ignore[arg-type, return-value]
+    rig.set(limits=HOLDS, render=TaskType(argv=["x"], checkpoint="cuda"))
+    there = ScriptedCheckpointer(task_of(rig).log, **faults)
+    rig.attempts.context.make_checkpointer = lambda: there  # type: ignore[assignment, return-value]
     rig.gpu.looks = [(Gpu(), ON_GPU), (Gpu(), FREE)]
     return there
 
 
 def test_a_false_alarm_costs_the_task_a_pause(rig: Rig) -> None:
-    rig.limits[0] = HOLDS
+    rig.set(limits=HOLDS)
 
     async def story() -> None:
         await rig.do("task-claimed", *START)
-        assert not rig.minder.pinned
+        assert not rig.attempt.pinned
         assert await rig.do("on-hold", Effect.FREEZE) == ["frozen 1 ms"]
-        words = rig.minder.words()
-        assert words is not None
-        assert (words["on_hold"], words["frozen"]) == (True, True)
-        assert rig.slot.task().phase is TaskPhase.RUNNING
+        usage = rig.attempt.usage()
+        assert usage is not None
+        assert (usage["on_hold"], usage["frozen"]) == (True, True)
+        assert rig.attempts.observe().phase is TaskPhase.RUNNING
         assert await rig.do("false-alarm", Effect.THAW) == ["thawed 1 ms"]
-        words = rig.minder.words()
-        assert words is not None
-        assert (words["on_hold"], words["frozen"]) == (False, False)
-        assert rig.minder.note() == "", "that was no pause for its load"
+        usage = rig.attempt.usage()
+        assert usage is not None
+        assert (usage["on_hold"], usage["frozen"]) == (False, False)
+        assert rig.attempt.note == "", "that was no pause for its load"
         rig.executor.task.alive, rig.executor.task.result = False, {"n": 2}
         await rig.do("task-ended", *SETTLE)
 
     asyncio.run(story())
-    assert task_of(rig).ice == ["frozen", "thawed"]
+    assert task_of(rig).log == ["frozen", "thawed"]
     assert rig.source.outbox == [("settled", ID, {"n": 2}, None)]
 
 
 def test_a_hold_that_was_no_false_alarm_ends_in_a_stop_with_its_grace(rig: Rig) -> None:
-    rig.limits[0], rig.types["render"] = HOLDS, TaskType(argv=["x"], grace_sec=3)
+    rig.set(limits=HOLDS, render=TaskType(argv=["x"], grace_sec=3))
 
     async def story() -> None:
         await rig.do("task-claimed", *START)
@@ -118,24 +131,25 @@ def test_a_hold_that_was_no_false_alarm_ends_in_a_stop_with_its_grace(rig: Rig) 
         await rig.do("user-returned", *OUT)
 
     asyncio.run(story())
-    assert task_of(rig).ice == ["frozen"]
+    assert task_of(rig).log == ["frozen"]
     assert rig.executor.task.graces == [3]
     assert rig.source.outbox == [("handed back", ID, "the person came back", "resubmit")]
 
 
 def test_a_task_that_holds_vram_is_not_held(rig: Rig) -> None:
-    rig.limits[0], rig.gpu.looks = HOLDS, [(Gpu(), ON_GPU)]
+    rig.set(limits=HOLDS)
+    rig.gpu.looks = [(Gpu(), ON_GPU)]
 
     async def story() -> str:
         await rig.do("task-claimed", *START)
-        assert rig.minder.pinned
+        assert rig.attempt.pinned
         said = await rig.fails("on-hold", Effect.FREEZE)
         rig.gpu.looks = [(Gpu(), FREE)]
         await rig.do("user-returned", *OUT)
         return said
 
     assert asyncio.run(story()) == "it is on the GPU, and frozen would keep its VRAM (tasks.<type>.checkpoint)"
-    assert task_of(rig).ice == []
+    assert task_of(rig).log == []
 
 
 def test_vram_goes_out_before_the_freeze_and_comes_back_after_the_thaw(rig: Rig) -> None:
@@ -143,11 +157,11 @@ def test_vram_goes_out_before_the_freeze_and_comes_back_after_the_thaw(rig: Rig)
 
     async def story() -> list[str]:
         await rig.do("task-claimed", *START)
-        assert not rig.minder.pinned
+        assert not rig.attempt.pinned
         said = await rig.do("on-hold", Effect.FREEZE)
-        assert rig.minder.hold.graceless, "it would wait for the GPU"
+        assert rig.attempt.grace_s() == 0, "it would wait for the GPU"
         said += await rig.do("false-alarm", Effect.THAW)
-        assert not rig.minder.hold.graceless
+        assert rig.attempt.grace_s() > 0
         rig.gpu.looks = [(Gpu(), FREE)]
         said += (await rig.do("user-returned", *OUT))[:1]
         return said
@@ -206,8 +220,8 @@ def test_a_task_that_does_not_get_its_vram_back_is_handed_back_not_failed(rig: R
         await rig.do("task-claimed", *START)
         await rig.do("on-hold", Effect.FREEZE)
         said = await rig.fails("false-alarm", Effect.THAW)
-        await until(lambda: rig.slot.task().phase is TaskPhase.FAILED)
-        await rig.performer.look_after()
+        await until(lambda: rig.attempts.observe().phase is TaskPhase.FAILED)
+        await rig.performer.check_end()
         await rig.do("task-ended", *SETTLE)
         return said
 
@@ -224,7 +238,7 @@ def test_a_task_that_dies_without_its_vram_is_handed_back(rig: Rig) -> None:
         await rig.do("task-claimed", *START)
         await rig.do("on-hold", Effect.FREEZE)
         rig.executor.task.alive, rig.executor.task.error = False, "signal: 11"
-        await rig.performer.look_after()
+        await rig.performer.check_end()
         await rig.do("user-returned", *SETTLE)
 
     asyncio.run(story())
@@ -234,7 +248,7 @@ def test_a_task_that_dies_without_its_vram_is_handed_back(rig: Rig) -> None:
 def test_a_pause_for_its_load_is_not_mixed_up_with_a_hold(rig: Rig) -> None:
     """Frozen for its load: thawed for the lock, and not thawed by its account while it is on hold."""
     there = on_gpu(rig)
-    rig.limits[0] = Limits(hold_s=30, max_gpu_percent=1)
+    rig.set(limits=Limits(hold_s=30, max_gpu_percent=1))
     busy = Own(1, 2.0, 80.0)
     rig.gpu.looks = [(Gpu(), busy)]
 
@@ -243,11 +257,12 @@ def test_a_pause_for_its_load_is_not_mixed_up_with_a_hold(rig: Rig) -> None:
         await until(lambda: there.log == ["frozen"])
         rig.gpu.looks = [(Gpu(), busy), (Gpu(), FREE)]
         await rig.do("on-hold", Effect.FREEZE)
-        rig.limits[0] = Limits(hold_s=30, max_gpu_percent=100)  # all may be used: its account would let it go on
-        looked = rig.minder.usage
-        await until(lambda: rig.minder.usage is not looked)
-        looked = rig.minder.usage
-        await until(lambda: rig.minder.usage is not looked)
+        rig.set(limits=Limits(hold_s=30, max_gpu_percent=100))  # all may be used: its account would let it go on
+        watch = rig.attempt._monitor
+        assert watch is not None
+        for _ in range(2):
+            looked = watch.usage
+            await until(lambda looked=looked: watch.usage is not looked)
         assert there.log == ["frozen", "thawed", "out", "frozen"]
         await rig.do("user-returned", *OUT)
 
@@ -255,23 +270,41 @@ def test_a_pause_for_its_load_is_not_mixed_up_with_a_hold(rig: Rig) -> None:
 
 
 def test_what_no_type_asks_for_loads_no_driver_and_what_cannot_be_used_is_said(rig: Rig) -> None:
-    rig.limits[0], rig.gpu.looks = HOLDS, [(Gpu(), ON_GPU)]
+    rig.set(limits=HOLDS)
+    rig.gpu.looks = [(Gpu(), ON_GPU)]
 
     async def story() -> None:
         await rig.do("task-claimed", *START)
-        assert rig.minder.note() == ""
+        assert rig.attempt.note == ""
+        rig.gpu.looks = [(Gpu(), FREE)]
+        await rig.do("user-returned", *OUT)
+        rig.source.waiting, rig.executor.task = claim(), FreezableTask()
         there = on_gpu(rig)
         there.problem = "no NVIDIA driver is loaded: install driver 570 or newer"
-        rig.slot.close()
-        rig.source.waiting = rig.slot.claim = None
-        rig.minder.hold.begin(task_of(rig), "cuda")
-        assert rig.minder.pinned
-        assert rig.minder.note() == f"a task on the GPU is stopped, not held: {there.problem}"
+        await rig.do("task-claimed", *START)
+        assert rig.attempt.pinned
+        assert rig.attempt.note == f"a task on the GPU is stopped, not held: {there.problem}"
 
     asyncio.run(story())
 
 
 # --- real processes, the real helper, the stand-in driver
+
+
+class Unconfirmed(Pause):
+    """The scripted GPU knows nothing of the stand-in's VRAM."""
+
+    async def _confirm_out(self) -> None:
+        pass
+
+
+async def checkpointed(task: RunningTask, cuda: CudaStandIn, looks: list[Look]) -> Pause:
+    """The pause of a task whose type asks for checkpoints, with its helper ready."""
+    context = TaskContext(CLOCK, ScriptedGpu(looks), ScriptedSleep(), TaskSettings())
+    pause = Unconfirmed(task, context, Checkpointer(proc_root=cuda.proc, sys_root=cuda.sys))
+    assert pause._begin is not None
+    await pause._begin
+    return pause
 
 
 def test_a_real_tree_whose_vram_goes_out_and_comes_back(held: Containment, tmp_path: Path, cuda: CudaStandIn) -> None:
@@ -289,26 +322,20 @@ for n in itertools.count():
         await until_async((bench.folder / "n").exists)
         (pid,) = task.pids()
         cuda.uses_cuda(pid)
-        here = ON_GPU
-        hold = Hold(lambda: here, lambda: Checkpointer(proc_root=cuda.proc, sys_root=cuda.sys))
-        hold.begin(task, "cuda")
-        assert hold._job is not None
-        await hold._job
-        assert not hold.pinned
+        pause = await checkpointed(task, cuda, looks=[(Gpu(), ON_GPU)])
+        assert not pause.pinned
         for _ in range(2):
-            said = await hold.take()
-            assert [word.rsplit(" ", 2)[0] for word in said.split(", ")] == ["locked", "VRAM out", "frozen"]
+            assert [rung.name for rung in await pause.freeze()] == ["locked", "VRAM out", "frozen"]
             assert cuda.state(pid) == "checkpointed"
             reached = (bench.folder / "n").read_text()
             await asyncio.sleep(0.05)
             assert (bench.folder / "n").read_text() == reached, "it stands still"
-            said = await hold.let_go()
-            assert [word.rsplit(" ", 2)[0] for word in said.split(", ")] == ["thawed", "VRAM back", "unlocked"]
+            assert [rung.name for rung in await pause.thaw()] == ["thawed", "VRAM back", "unlocked"]
             assert cuda.state(pid) == "running"
             await until_async(lambda seen=reached: (bench.folder / "n").read_text() != seen)
-        assert (await hold.before_stop()).startswith("locked ")
+        assert (await pause.move_out())[0].name == "locked"
         await task.stop(0.0)
-        hold.end()
+        pause.end()
         once = [f"{call} {pid}" for call in ("lock", "checkpoint", "restore", "unlock")]
         assert cuda.order() == [*once, *once, f"lock {pid}", f"checkpoint {pid}"]
         assert {call[-1] for call in cuda.calls() if call[0] in ("lock", "restore")} == {"running"}
@@ -322,16 +349,13 @@ def test_a_hung_driver_ends_in_a_stop(held: Containment, tmp_path: Path, cuda: C
         (pid,) = task.pids()
         cuda.uses_cuda(pid)
         cuda.plays("delay.checkpoint=600000")
-        hold = Hold(lambda: ON_GPU, lambda: Checkpointer(proc_root=cuda.proc, sys_root=cuda.sys))
-        hold.begin(task, "cuda")
-        assert hold._job is not None
-        await hold._job
+        pause = await checkpointed(task, cuda, looks=[(Gpu(), ON_GPU)])
         with pytest.raises(FreezeFailed, match="its VRAM could not be moved out"):
-            await hold.take()
-        assert hold.graceless
-        assert await hold.before_stop() == ""
+            await pause.freeze()
+        assert pause.skips_grace
+        assert await pause.move_out() == ()
         await task.stop(0.0)
-        hold.end()
+        pause.end()
 
     began_s = CLOCK.now_s()
     run(held, tmp_path, body)

@@ -1,6 +1,6 @@
 """Every task is settled or handed back exactly once, whatever ends it, in whatever order, and whatever fails on the way.
 
-The real mind, performer, slot and minder over scripted parts: what ends the task, what else happens in the same tick, a
+The real lifecycle, performer and attempts over scripted parts: what ends the task, what else happens in the same tick, a
 stop and an outbox that fail the first time.
 """
 
@@ -13,28 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.attempt_rig import ScriptedGpu, ScriptedSleep
 from support.clock import ManualClock
 from support.model import LIMITS, NOW, Signs, observe
 from support.parts import ID, ScriptedExecutor, ScriptedInhibitor, ScriptedSource, ScriptedTask, claim
+from support.simulated import UnwatchedAttempt
 
 from states.lifecycle import Lifecycle
 from states.memory import State
 from states.observation import TaskPhase
-from supervisor.config.schema import GpuSettings, TaskType
+from supervisor.config.schema import TaskType
 from supervisor.daemon.performer import Performer
-from supervisor.sensors.gpu.ownership import Own
-from supervisor.tasks.attempt import Slot
-from supervisor.tasks.monitor import Minder
+from supervisor.tasks.attempt import Attempts
+from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.workdir import Workdir
 
 OK = Signs()
 FAULT = "limit: memory 5 GiB, limit 4 GiB (tasks.render.max_memory_gb)"
-
-
-class NoGpu:
-    """No task is on it."""
-
-    own = Own()
 
 
 class House:
@@ -42,14 +37,13 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.source, self.executor = ScriptedSource(claim()), ScriptedExecutor()
-        self.slot, self.clock, types = Slot(self.source), ManualClock(), {"render": TaskType(argv=["x"])}
-        minder = Minder(self.clock, NoGpu, lambda: LIMITS, GpuSettings, lambda: types)  # type: ignore[arg-type, return-value]
-        minder.begin = lambda *_: None  # type: ignore[method-assign]  # it is condemned by hand
-        self.performer = Performer(
-            self.slot, ScriptedInhibitor(), Workdir(folder), lambda _: self.executor, lambda: types, self.clock, lambda: None,  # type: ignore[arg-type]
-            minder=minder,
-        )
-        self.mind = Lifecycle(LIMITS, NOW)
+        self.clock = ManualClock()
+        settings = TaskSettings(LIMITS, types={"render": TaskType(argv=["x"])})
+        context = TaskContext(self.clock, ScriptedGpu(), ScriptedSleep(), settings)
+        self.attempts = Attempts(self.source, context, UnwatchedAttempt)
+        parts = (self.attempts, ScriptedInhibitor(), Workdir(folder), lambda _: self.executor)
+        self.performer = Performer(*parts, self.clock, lambda: None, lambda _: None)  # type: ignore[arg-type]
+        self.lifecycle = Lifecycle(LIMITS, NOW)
         self.now_s, self.rows = NOW, list[str]()
 
     @property
@@ -67,19 +61,19 @@ class House:
         if readings["person"].value is not None:
             away = replace(readings["person"].value, last_sign_at_s=readings["person"].value.last_sign_at_s + shift)
             readings["person"] = replace(readings["person"], value=away)
-        plan = self.mind.propose(replace(seen, now_s=self.now_s, task=self.slot.task(), **readings))
+        plan = self.lifecycle.propose(replace(seen, now_s=self.now_s, task=self.attempts.observe(), **readings))
         outcome = await self.performer.perform(plan)
-        self.mind.commit(plan, outcome)
+        self.lifecycle.commit(plan, outcome)
         self.rows += [plan.row.id] if plan.row is not None and not outcome.vetoed else []
 
     async def up(self) -> None:
         self.source.waiting = None
         await self.tick()
         await self.tick()
-        assert self.mind.state is State.READY
+        assert self.lifecycle.state is State.READY
         self.source.waiting = claim()
         await self.tick()
-        assert self.mind.state is State.RUNNING
+        assert self.lifecycle.state is State.RUNNING
 
 
 def ends(house: House) -> None:
@@ -90,12 +84,12 @@ def fails(house: House) -> None:
     house.task.alive, house.task.error, house.task.result = False, "exit: code 3", {"status": 3, "stderr": "oh"}
 
 
-def is_condemned(house: House) -> None:
-    house.slot.condemn(FAULT)
+def passes_a_limit(house: House) -> None:
+    house.attempts.take().fail_at_limit(FAULT)
 
 
-def is_condemned_and_gone(house: House) -> None:
-    house.slot.condemn(FAULT)
+def passes_a_limit_and_gone(house: House) -> None:
+    house.attempts.take().fail_at_limit(FAULT)
     house.task.alive, house.task.error, house.task.result = False, "signal: 9 (SIGKILL)", {"status": -9, "stderr": "oh"}
 
 
@@ -103,7 +97,7 @@ def goes_on(house: House) -> None:
     pass
 
 
-ENDS: list[Callable[[House], None]] = [goes_on, ends, fails, is_condemned, is_condemned_and_gone]
+ENDS: list[Callable[[House], None]] = [goes_on, ends, fails, passes_a_limit, passes_a_limit_and_gone]
 SIGNS = [
     OK, Signs(user="no"), Signs(user="unknown"), Signs(gpu="no"), Signs(gpu="held"), Signs(cpu="no"), Signs(host="no"),
     Signs(host="going-down"), Signs(automation="off"), Signs(automation="lost"),
@@ -135,7 +129,7 @@ def test_exactly_once(tmp_path: Path, end: Callable[[House], None], outbox_fails
         house = asyncio.run(story(number, signs))
         where = f"{signs}, {house.rows}: {house.source.outbox}"
         assert len(house.source.outbox) == 1, where
-        assert house.slot.claim is None, where
+        assert house.attempts.current is None, where
         assert not house.task.alive, where
         kind, task_id, *rest = house.source.outbox[0]
         assert task_id == ID
@@ -144,7 +138,7 @@ def test_exactly_once(tmp_path: Path, end: Callable[[House], None], outbox_fails
             assert (kind, rest) == ("settled", [{"n": 1}, None]), where
         elif end is fails:
             assert (kind, rest) == ("settled", [{"status": 3, "stderr": "oh"}, "exit: code 3"]), where
-        elif end is is_condemned_and_gone or (end is is_condemned and not timed_out):
+        elif end is passes_a_limit_and_gone or (end is passes_a_limit and not timed_out):
             assert (kind, rest[1]) == ("settled", FAULT), where
         elif timed_out:
             assert kind == "settled", where

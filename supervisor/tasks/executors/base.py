@@ -97,6 +97,11 @@ class RunningTask(Protocol):
         """CPU seconds of the tree so far, of living and of reaped processes."""
         ...
 
+    def freeze_now(self) -> None:
+        """Order all processes to stop where they are, and return at once. `freeze` or `stop` must follow, which confirms it.
+        Reads and writes no disk. Does nothing for a task that cannot be frozen."""
+        ...
+
     async def freeze(self) -> Rung:
         """Stop all processes where they are, and confirm it. The order is given before the first await. The processes keep
         their memory, VRAM too. A frozen task can be stopped like any other. Takes some seconds at most.

@@ -123,6 +123,9 @@ class OllamaTask:
         """CPU seconds of Ollama's processes since the task began."""
         return self._processes.cpu_s(update=self._alive)
 
+    def freeze_now(self) -> None:
+        """See RunningTask: see `freeze`."""
+
     async def freeze(self) -> Rung:
         """See RunningTask: never. The model computes in Ollama's own processes, another user's, which serve others too."""
         raise FreezeFailed("a request to Ollama cannot be frozen, only cut: the model computes in Ollama's own processes")

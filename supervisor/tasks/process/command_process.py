@@ -173,12 +173,16 @@ class CommandTask:
             self._cpu_s = max(self._cpu_s, self._tree.cpu_s())
         return self._cpu_s
 
+    def freeze_now(self) -> None:
+        """See RunningTask."""
+        if self._alive and not self._stopping:
+            self._tree.request_freeze()
+
     async def freeze(self) -> Rung:
         """See RunningTask."""
         if not self._alive:
             raise FreezeFailed("it is gone already")
-        if not self._stopping:
-            self._tree.request_freeze()
+        self.freeze_now()
         try:
             return await self._ask(freeze=True)
         except FreezeFailed:

@@ -23,7 +23,7 @@ from states.memory import Memory, State
 from states.observation import Cpu, Gpu, Host, Reading
 from supervisor.config.load import load
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused
-from supervisor.daemon.loop import Daemon
+from supervisor.daemon.loop import Daemon, Inbox
 from supervisor.daemon.wiring import Node
 from supervisor.journal.decision_log import Journal, files, read
 from supervisor.linux.clock import SystemClock
@@ -167,7 +167,7 @@ class Demo:
             try:
                 await asyncio.sleep(1 / self._speed)
                 self._say("The operator switches automation on.")
-                node.will.accept(True)
+                node.automation.configure(True)
                 daemon.wake()
                 await self._real_sensors(daemon)
                 person = self._script_the_person(node, daemon)
@@ -206,13 +206,11 @@ class Demo:
         (folder / "runtime.yaml").write_text(RUNTIME.format(idle=minutes, cooldown=minutes))
         (folder / "node.yaml").write_text(json.dumps(settings, indent=1))
         config = load(folder)
-        box: list[Daemon] = []
-        node = Node(config, self._clock, lambda: box[0].wake() if box else None, lambda _: None)
-        journal = Journal(config.paths.logs, self._clock, say=self._say)
+        journal, inbox = Journal(config.paths.logs, self._clock, say=self._say), Inbox()
         memory = Memory(since_s=self._clock.now_s())
-        daemon = Daemon(node, Lifecycle(config.limits, memory=memory), journal, self._clock, Notifier({}))
-        node.on_event = daemon.event
-        box.append(daemon)
+        lifecycle = Lifecycle(config.limits, memory=memory)
+        node = Node(config, self._clock, inbox.wake, lambda _: None, journal, lifecycle)
+        daemon = Daemon(node, lifecycle, journal, self._clock, Notifier({}), inbox)
         journal.start("demo", config.limits, memory)
         try:
             yield node, daemon
@@ -247,9 +245,8 @@ class Demo:
         return "required"
 
     def _blocked(self, daemon: Daemon) -> list[Verdict]:
-        observation = daemon.last
-        assert observation is not None
-        judged = [guard.tell(observation, daemon.mind.memory, daemon.mind.limits) for guard in SAFE]
+        observation = daemon.node.last
+        judged = [guard.tell(observation, daemon.lifecycle.memory, daemon.lifecycle.limits) for guard in SAFE]
         return [verdict for verdict in judged if verdict.ok is not True]
 
     def _script_the_person(self, node: Node, daemon: Daemon) -> ScriptedPerson:
@@ -272,16 +269,17 @@ class Demo:
         await asyncio.sleep(2 / self._speed)
         self._say("The person leaves the desk.")
         person.go()
-        await self._until(loop, lambda: daemon.mind.state is State.READY)
+        await self._until(loop, lambda: daemon.lifecycle.state is State.READY)
         await asyncio.sleep(1.5 / self._speed)
         posted = [await asyncio.to_thread(api.call, "/control/tasks", task) for task in self._tasks()]
         self._say(f"{len(posted)} tasks are posted to the control node: " + ", ".join(t["type"] for t in posted) + ".")
-        await self._until(loop, lambda: daemon.node.slot.task().type == "render" and daemon.mind.state is State.RUNNING)
+        attempts, lifecycle = daemon.node.attempts, daemon.lifecycle
+        await self._until(loop, lambda: attempts.observe().type == "render" and lifecycle.state is State.RUNNING)
         await asyncio.sleep(1.5 / self._speed)
         self._say("The person comes back, in the middle of a task.")
         began_s = time.monotonic()
         person.come()
-        await self._until(loop, lambda: daemon.mind.state is not State.RUNNING)
+        await self._until(loop, lambda: daemon.lifecycle.state is not State.RUNNING)
         self._stopped_in_s = time.monotonic() - began_s
         await asyncio.sleep(1 / self._speed)
         self._say("The person leaves again.")
@@ -291,7 +289,7 @@ class Demo:
             done, again = await self._done(api, task["id"], loop)
             tasks.append(done)
             handed_back += again
-        await self._until(loop, lambda: daemon.mind.state is State.COOLDOWN)
+        await self._until(loop, lambda: daemon.lifecycle.state is State.COOLDOWN)
         return tasks, handed_back
 
     async def _until(self, loop: asyncio.Task[None], holds: Callable[[], bool]) -> None:

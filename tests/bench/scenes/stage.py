@@ -59,7 +59,7 @@ class Decider:
 
         self.observer = Observer(presence, gpu or ok(Gpu(4, 1)), ok(Cpu(5)), ok(Host()))
         self.limits = Limits(idle_required_s=away_s)
-        self.mind = Lifecycle(self.limits, memory=Memory(state=State.READY))
+        self.lifecycle = Lifecycle(self.limits, memory=Memory(state=State.READY))
         self.decided_at: float | None = None
         self.reason = ""
 
@@ -70,14 +70,14 @@ class Decider:
     def look(self) -> bool:
         """One whole look; True while it is safe."""
         observation = self.observer.look(CLOCK.now_s(), self.limits, Automation(True), NO_TASK)
-        row = self.mind.propose(observation).row
+        row = self.lifecycle.propose(observation).row
         if row is None:
             self.reason = ""
             return True
         if self.decided_at is None:
             self.decided_at = time.perf_counter()
         person = observation.person.value
-        guard = blocked_by(observation, self.mind.memory, self.limits)[0]
+        guard = blocked_by(observation, self.lifecycle.memory, self.limits)[0]
         self.reason = person.sign if guard.name == "user_away" and guard.ok is False and person else guard.reason
         return False
 

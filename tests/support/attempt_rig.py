@@ -1,9 +1,9 @@
-"""A slot whose task is minded: scripted parts, a scripted GPU, the real minder and performer."""
+"""An attempt among scripted parts: a scripted GPU, logind and executor; the real attempt, monitor, pause and performer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from states.observation import Gpu, Observation, Reading
 from states.table import BY_ID
 from supervisor.config.schema import GpuSettings, TaskType
 from supervisor.daemon.performer import Performer
+from supervisor.journal.effect_text import effect_detail
 from supervisor.linux.clock import SystemClock
 from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import Own
-from supervisor.tasks import monitor as minding
-from supervisor.tasks.attempt import Slot
+from supervisor.tasks import monitor
+from supervisor.tasks.attempt import Attempt, Attempts
+from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.executors.base import FreezeFailed, Rung
-from supervisor.tasks.monitor import Minder
 from supervisor.tasks.process.rungs import RungName
 from supervisor.tasks.workdir import Workdir
 
@@ -60,67 +61,84 @@ class ScriptedGpu:
         return self.latest(CLOCK.now_s())
 
 
-class IcyTask(ScriptedTask):
+class FreezableTask(ScriptedTask):
     """One that can be frozen, or says why not."""
 
     def __init__(self, refuses: str = "") -> None:
         super().__init__()
-        self.refuses, self.ice = refuses, list[str]()
+        self.refuses, self.log = refuses, list[str]()
 
     async def freeze(self) -> Rung:
         if self.refuses:
             raise FreezeFailed(self.refuses)
-        self.ice.append("frozen")
+        self.log.append("frozen")
         return Rung(RungName.FROZEN, 0.001)
 
     async def thaw(self) -> Rung:
-        self.ice.append("thawed")
+        self.log.append("thawed")
         return Rung(RungName.THAWED, 0.001)
 
 
 @dataclass
+class ScriptedSleep:
+    """What logind says of a coming sleep."""
+
+    going_down: str = ""
+    delay_max_s: float | None = None
+
+
+@dataclass
 class Rig:
-    """A minded slot."""
+    """A node's attempts, with scripted parts around them."""
 
     gpu: ScriptedGpu
-    minder: Minder
-    slot: Slot
+    sleep: ScriptedSleep
+    attempts: Attempts
     source: ScriptedSource
     executor: ScriptedExecutor
     performer: Performer
-    limits: list[Limits]
-    types: dict[str, TaskType]
-    settings: list[GpuSettings]
+    extended: list[float]
+
+    @property
+    def attempt(self) -> Attempt:
+        """The current one."""
+        assert self.attempts.current is not None
+        return self.attempts.current
+
+    def set(self, *, limits: Limits | None = None, gpu: GpuSettings | None = None, **types: TaskType) -> None:
+        """Change what is in force now."""
+        context = self.attempts.context
+        old = context.settings
+        context.settings = TaskSettings(limits or old.limits, gpu or old.gpu, {**old.types, **types})
 
     async def do(self, row: str | None, *effects: Effect) -> list[str]:
-        """Perform these; what is said of each."""
-        plan = Plan(BY_ID[row] if row else None, effects, Observation(CLOCK.now_s()), Memory(State.RUNNING), self.limits[0])
+        """Perform these; the journal's text of each."""
+        limits = self.attempts.context.settings.limits
+        plan = Plan(BY_ID[row] if row else None, effects, Observation(CLOCK.now_s()), Memory(State.RUNNING), limits)
         outcome = await self.performer.perform(plan)
         assert all(r.ok for r in outcome.results), outcome
-        return [r.detail for r in outcome.results]
+        return [effect_detail(r) for r in outcome.results]
 
     async def fails(self, row: str, effect: Effect) -> str:
         """Perform this, which fails; why."""
-        plan = Plan(BY_ID[row], (effect,), Observation(CLOCK.now_s()), Memory(State.RUNNING), self.limits[0])
+        limits = self.attempts.context.settings.limits
+        plan = Plan(BY_ID[row], (effect,), Observation(CLOCK.now_s()), Memory(State.RUNNING), limits)
         (result,) = (await self.performer.perform(plan)).results
         assert not result.ok
-        return result.detail
+        return result.error
 
 
 @pytest.fixture
-def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    monkeypatch.setattr(minding, "LOOK_S", 0.02)
-    source, gpu, executor = ScriptedSource(claim()), ScriptedGpu(), ScriptedExecutor(IcyTask())
-    slot, limits, types = Slot(source), [Limits()], {"render": TaskType(argv=["x"])}
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    monkeypatch.setattr(monitor, "LOOK_S", 0.02)
+    source, gpu, sleep, executor = ScriptedSource(claim()), ScriptedGpu(), ScriptedSleep(), ScriptedExecutor(FreezableTask())
     monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 0.3)
-    settings = [GpuSettings()]
-    minder = Minder(CLOCK, lambda: gpu, lambda: limits[0], lambda: settings[0], lambda: types)
+    settings = TaskSettings(types={"render": TaskType(argv=["x"])})
+    attempts, extended = Attempts(source, TaskContext(CLOCK, gpu, sleep, settings)), list[float]()
     performer = Performer(
-        slot, ScriptedInhibitor(), Workdir(tmp_path / "work"), lambda _: executor, lambda: types, CLOCK, lambda: None,  # type: ignore[arg-type]
-        minder=minder,
+        attempts, ScriptedInhibitor(), Workdir(tmp_path / "work"), lambda _: executor, CLOCK, lambda: None, extended.append,  # type: ignore[arg-type]
     )
-    yield Rig(gpu, minder, slot, source, executor, performer, limits, types, settings)
-    minder.end()
+    return Rig(gpu, sleep, attempts, source, executor, performer, extended)
 
 
 async def until(condition: Callable[[], Any]) -> None:
