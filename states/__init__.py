@@ -1,1 +1,1 @@
-"""The mind of the node: what it can see, what it may do, and the one table that decides. Pure: no IO, no clock."""
+"""The decisions: what the node can see, what it may do, and the one table that decides. Pure: no IO, no clock."""

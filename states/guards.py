@@ -1,8 +1,9 @@
-"""One predicate a rule. Each claims something safe, and answers True, False, or None: unknown, which never passes (R12).
+"""One predicate for each rule. Each claims that something is safe and answers True, False or None. None is unknown, and
+never passes.
 
-Rules of this file: a guard is two functions over the same (Observation, Memory, Limits). `judge` only decides; it makes
-no text and is what every tick calls. `tell` puts the same judgement into words when somebody reads it. Readings are
-compared so that a NaN never passes. A reading is too much above its limit; a time is up when it is reached.
+Rules of this file: a guard is two functions over the same (Observation, Memory, Limits). `judge` only decides; every tick
+calls it, and it makes no text. `explain` makes the text of the same judgement when somebody reads it. Readings are compared
+so that a NaN never passes. A reading fails above its limit; a time is up when it is reached.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from math import isfinite
 from typing import Any, Final
 
 from states.effects import Effect
+from states.formatting import duration, elapsed, number
 from states.limits import Limits
 from states.memory import Memory
 from states.observation import Link, Observation, Reading, TaskPhase
-from states.words import duration, elapsed, number
 
 # Sums of decimal seconds are off by less than this; a time is up when it is reached.
 GRAIN_S: Final = 1e-3
@@ -26,7 +27,7 @@ Judgement = bool | None
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A judgement in words: what `status`, `why`, the journal and the dry run show as `guards[]` (interface §4).
+    """A judgement with its text: what `status`, `why`, the journal and the dry run show as `guards[]`.
 
     `ok` is None for unknown. `value` and `limit` are in `unit`; `age_s` is the age of the reading; `wait_s` the time
     after which it will be ok if nothing else happens, None if no end is known.
@@ -52,16 +53,16 @@ def _finite(value: Any) -> Any:
 
 
 Judge = Callable[[Observation, Memory, Limits], Judgement]
-Tell = Callable[[Observation, Memory, Limits], Verdict]
+Explain = Callable[[Observation, Memory, Limits], Verdict]
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A named rule: `judge` decides, `tell` says why."""
+    """A named rule: `judge` decides, `explain` says why."""
 
     name: str
     judge: Judge
-    tell: Tell
+    explain: Explain
 
 
 def _age(reading: Reading[Any], now_s: float) -> float | None:
@@ -81,14 +82,14 @@ def _unseen(name: str, what: str, o: Observation, reading: Reading[Any], max_age
     return Verdict(name, None, reason, source=reading.source, age_s=age_s)
 
 
-# --- automation_on: runtime.yaml, the operator's pause, a sound configuration, a link not given up
+# --- automation_on: runtime.yaml, the operator's pause, a sound configuration, a link that was not given up
 
 
 def _automation_on(o: Observation, _m: Memory, _lim: Limits) -> Judgement:
     return o.automation.on and o.link is not Link.LOST
 
 
-def _tell_automation_on(o: Observation, _m: Memory, _lim: Limits) -> Verdict:
+def _explain_automation_on(o: Observation, _m: Memory, _lim: Limits) -> Verdict:
     a = o.automation
     wait_s = None if a.until_s is None or a.on else max(0.0, a.until_s - o.now_s)
     if not a.on:
@@ -102,7 +103,7 @@ def _tell_automation_on(o: Observation, _m: Memory, _lim: Limits) -> Verdict:
     return Verdict("automation_on", ok, reason, ok, True, "", source, 0.0, 0.0 if ok else wait_s)
 
 
-# --- user_away: no sign of the person for idle_required_minutes (R3, R9)
+# --- user_away: no sign of the person for idle_required_minutes
 
 
 def _user_away(o: Observation, _m: Memory, lim: Limits) -> Judgement:
@@ -115,7 +116,7 @@ def _user_away(o: Observation, _m: Memory, lim: Limits) -> Judgement:
     return o.now_s - value.last_sign_at_s >= lim.idle_required_s - GRAIN_S
 
 
-def _tell_user_away(o: Observation, m: Memory, lim: Limits) -> Verdict:
+def _explain_user_away(o: Observation, m: Memory, lim: Limits) -> Verdict:
     name, r, ok = "user_away", o.person, _user_away(o, m, lim)
     if not lim.detect_active_user:
         reason = "user not watched: safety.detect_active_user is false"
@@ -133,7 +134,7 @@ def _tell_user_away(o: Observation, m: Memory, lim: Limits) -> Verdict:
     return Verdict(name, ok, reason, idle_s, lim.idle_required_s, "s", r.source, _age(r, o.now_s), 0.0 if ok else wait_s)
 
 
-# --- gpu_free: the lent GPU is there, below its limits without the own task, and used by nobody else (R9, R10)
+# --- gpu_free: the lent GPU is there, within its limits without the own task, and nobody else uses it
 
 
 def _gpu_free(o: Observation, _m: Memory, lim: Limits) -> Judgement:
@@ -152,7 +153,7 @@ def _still_held(held: str) -> str:
     return f"VRAM is still held after the task: {held}"
 
 
-def _tell_gpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
+def _explain_gpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
     name, r, ok = "gpu_free", o.gpu, _gpu_free(o, m, lim)
     gpu, age_s = r.value, _age(r, o.now_s)
     if gpu is None or not o.now_s - r.read_at_s <= lim.max_age_gpu_s:
@@ -184,7 +185,7 @@ def _tell_gpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
     return Verdict(name, ok, reason, gpu.percent, lim.max_gpu_percent, "%", r.source, age_s, 0.0)
 
 
-# --- cpu_free: others use no more than max_cpu_percent (R11)
+# --- cpu_free: others use no more than max_cpu_percent
 
 
 def _cpu_free(o: Observation, _m: Memory, lim: Limits) -> Judgement:
@@ -195,7 +196,7 @@ def _cpu_free(o: Observation, _m: Memory, lim: Limits) -> Judgement:
     return cpu.percent <= lim.max_cpu_percent
 
 
-def _tell_cpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
+def _explain_cpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
     name, r, ok = "cpu_free", o.cpu, _cpu_free(o, m, lim)
     cpu = r.value
     if cpu is None or not o.now_s - r.read_at_s <= lim.max_age_cpu_s:
@@ -220,7 +221,7 @@ def _host_fit(o: Observation, _m: Memory, lim: Limits) -> Judgement:
     return host.fit and not host.going_down
 
 
-def _tell_host_fit(o: Observation, m: Memory, lim: Limits) -> Verdict:
+def _explain_host_fit(o: Observation, m: Memory, lim: Limits) -> Verdict:
     name, r, ok = "host_fit", o.host, _host_fit(o, m, lim)
     host = r.value
     if ok is None or host is None:
@@ -235,7 +236,7 @@ def _tell_host_fit(o: Observation, m: Memory, lim: Limits) -> Verdict:
     return Verdict(name, ok, reason, value, "fit", "", r.source, _age(r, o.now_s), 0.0 if ok else None)
 
 
-# --- host_staying: nobody has announced a sleep or shutdown; unknown is host_fit's business
+# --- host_staying: nobody has announced a sleep or shutdown; host_fit handles unknown
 
 
 def _host_staying(o: Observation, _m: Memory, lim: Limits) -> Judgement:
@@ -248,20 +249,20 @@ def _host_staying(o: Observation, _m: Memory, lim: Limits) -> Judgement:
 # --- the task: claimed, in time, over, gone
 
 
-def _dealt_with(m: Memory) -> bool:
-    """The claim's settling or handing back failed and is owed: it must not be started, nor settled a second time."""
+def _ending_owed(m: Memory) -> bool:
+    """Settling or handing back the claim failed and is owed: it must not be started, nor settled a second time."""
     return Effect.SETTLE in m.owed or Effect.HAND_BACK in m.owed
 
 
 def _task_claimed(o: Observation, m: Memory, _lim: Limits) -> Judgement:
-    return o.task.phase is TaskPhase.CLAIMED and not (m.owed and _dealt_with(m))
+    return o.task.phase is TaskPhase.CLAIMED and not (m.owed and _ending_owed(m))
 
 
 def _task_name(o: Observation) -> str:
     return " ".join(part for part in (o.task.type, o.task.id) if part)
 
 
-def _tell_task_claimed(o: Observation, m: Memory, lim: Limits) -> Verdict:
+def _explain_task_claimed(o: Observation, m: Memory, lim: Limits) -> Verdict:
     ok, phase = _task_claimed(o, m, lim), o.task.phase
     if ok:
         reason = f"a task is here: {_task_name(o) or 'claimed'}"
@@ -278,15 +279,15 @@ def _tell_task_claimed(o: Observation, m: Memory, lim: Limits) -> Verdict:
 
 
 def _task_in_time(o: Observation, m: Memory, lim: Limits) -> Judgement:
-    """A process runs no longer than its limit, counted from its start (R19)."""
+    """A process runs no longer than its limit, counted from its start."""
     if o.task.phase is not TaskPhase.RUNNING or m.started_at_s is None:
         return True
     return o.now_s - m.started_at_s < lim.timeout_s(o.task.type) - GRAIN_S
 
 
 def _may_hold(o: Observation, m: Memory, lim: Limits) -> Judgement:
-    """The task may be frozen where it is, and nobody is kept from anything by what it holds: it runs, its type has a hold
-    that was not used yet, and it has nothing on the GPU, by a look that proves it."""
+    """The task may be frozen: it runs, its type has a hold that is not used up, and a fresh reading shows that it would keep
+    nothing on the GPU."""
     if not (lim.hold_s or lim.holds_s) or o.task.phase is not TaskPhase.RUNNING or m.hold_from_s is not None:
         return False
     gpu = o.gpu.value
@@ -296,12 +297,12 @@ def _may_hold(o: Observation, m: Memory, lim: Limits) -> Judgement:
 
 
 def _on_hold(o: Observation, m: Memory, _lim: Limits) -> Judgement:
-    """A task is frozen because of a sign that may have been a false alarm."""
+    """The task is frozen because of a sign that may be a false alarm."""
     return m.hold_from_s is not None and o.task.phase is TaskPhase.RUNNING
 
 
 def _hold_over(o: Observation, m: Memory, lim: Limits) -> Judgement:
-    """No task is on hold, or it has been for as long as it may."""
+    """No task is on hold, or its hold is used up."""
     if m.hold_from_s is None or o.task.phase is not TaskPhase.RUNNING:
         return True
     return o.now_s - m.hold_from_s >= lim.hold_of(o.task.type) - GRAIN_S
@@ -315,39 +316,39 @@ def hold_left_s(o: Observation, m: Memory, lim: Limits) -> float | None:
 
 
 def _task_over(o: Observation, m: Memory, _lim: Limits) -> Judgement:
-    """Nothing is asked for, claimed or running any more, and nobody is still settling it."""
+    """Nothing is asked for, claimed or running, and no ending is owed."""
     phase = o.task.phase
     if phase is TaskPhase.ENDED or phase is TaskPhase.FAILED:
-        return not (m.owed and _dealt_with(m))
+        return not (m.owed and _ending_owed(m))
     return phase is TaskPhase.NONE
 
 
-def _tell_task_over(o: Observation, m: Memory, lim: Limits) -> Verdict:
+def _explain_task_over(o: Observation, m: Memory, lim: Limits) -> Verdict:
     ok, phase = _task_over(o, m, lim), o.task.phase
     if phase is TaskPhase.RUNNING:
         timeout_s = lim.timeout_s(o.task.type)
         ran_s = 0.0 if m.started_at_s is None else o.now_s - m.started_at_s
         reason = f"{_task_name(o) or 'the task'} runs for {elapsed(ran_s)}, at most {elapsed(timeout_s)}"
         return Verdict("task_over", ok, reason, ran_s, timeout_s, "s", "executor", 0.0, max(0.0, timeout_s - ran_s))
-    words = {
+    texts = {
         TaskPhase.NONE: "no task",
         TaskPhase.ASKED: "asking the control node for a task",
         TaskPhase.CLAIMED: "the task has not started",
         TaskPhase.ENDED: "the task has ended" if ok else "the task has ended, its result waits for the outbox",
         TaskPhase.FAILED: "the task has failed" if ok else "the task has failed, its error waits for the outbox",
     }
-    return Verdict("task_over", ok, words[phase], str(phase), "ended", "", "executor", 0.0, 0.0 if ok else None)
+    return Verdict("task_over", ok, texts[phase], str(phase), "ended", "", "executor", 0.0, 0.0 if ok else None)
 
 
 def _task_gone(o: Observation, m: Memory, _lim: Limits) -> Judgement:
-    """No process of ours is alive, no stop is owed, and the VRAM of the last task is given back (R23)."""
+    """No process of ours is alive, no stop is owed, and the VRAM of the last task is given back."""
     if o.task.phase is TaskPhase.RUNNING or (m.owed and Effect.STOP in m.owed):
         return False
     gpu = o.gpu.value
     return gpu is None or not gpu.held
 
 
-def _tell_task_gone(o: Observation, m: Memory, lim: Limits) -> Verdict:
+def _explain_task_gone(o: Observation, m: Memory, lim: Limits) -> Verdict:
     ok, gpu = _task_gone(o, m, lim), o.gpu.value
     if ok:
         reason, value = "no task process is alive", "gone"
@@ -361,7 +362,7 @@ def _tell_task_gone(o: Observation, m: Memory, lim: Limits) -> Verdict:
     return Verdict("task_gone", ok, reason, value, "gone", "", source, 0.0, 0.0 if ok else None)
 
 
-# --- cooldown_over: cooldown_minutes have passed since RUNNING was left (R4)
+# --- cooldown_over: cooldown_minutes have passed since RUNNING was left
 
 
 def _cooldown_over(o: Observation, m: Memory, lim: Limits) -> Judgement:
@@ -370,7 +371,7 @@ def _cooldown_over(o: Observation, m: Memory, lim: Limits) -> Judgement:
     return o.now_s - m.cooldown_from_s >= lim.cooldown_s - GRAIN_S
 
 
-def _tell_cooldown_over(o: Observation, m: Memory, lim: Limits) -> Verdict:
+def _explain_cooldown_over(o: Observation, m: Memory, lim: Limits) -> Verdict:
     ok = _cooldown_over(o, m, lim)
     if m.cooldown_from_s is None:
         return Verdict("cooldown_over", ok, "no cooldown pending", None, lim.cooldown_s, "s", "memory", 0.0, 0.0)
@@ -389,34 +390,34 @@ def _stay_young(o: Observation, m: Memory, lim: Limits) -> Judgement:
 
 
 def _task_here(o: Observation, _m: Memory, _lim: Limits) -> Judgement:
-    """Something was handed over: without it, over means that nothing was there."""
+    """A task was handed over. Without one, `task_over` means that nothing was there."""
     return o.task.phase is not TaskPhase.NONE
 
 
-def _untold(o: Observation, m: Memory, lim: Limits) -> Verdict:
-    raise AssertionError("unreachable: this guard only splits rows and is told by none")
+def _not_explained(o: Observation, m: Memory, lim: Limits) -> Verdict:
+    raise AssertionError("this guard only splits rows; nobody asks it for a text")
 
 
-automation_on: Final = Guard("automation_on", _automation_on, _tell_automation_on)
-user_away: Final = Guard("user_away", _user_away, _tell_user_away)
-gpu_free: Final = Guard("gpu_free", _gpu_free, _tell_gpu_free)
-cpu_free: Final = Guard("cpu_free", _cpu_free, _tell_cpu_free)
-host_fit: Final = Guard("host_fit", _host_fit, _tell_host_fit)
-task_claimed: Final = Guard("task_claimed", _task_claimed, _tell_task_claimed)
-task_over: Final = Guard("task_over", _task_over, _tell_task_over)
-task_gone: Final = Guard("task_gone", _task_gone, _tell_task_gone)
-cooldown_over: Final = Guard("cooldown_over", _cooldown_over, _tell_cooldown_over)
+automation_on: Final = Guard("automation_on", _automation_on, _explain_automation_on)
+user_away: Final = Guard("user_away", _user_away, _explain_user_away)
+gpu_free: Final = Guard("gpu_free", _gpu_free, _explain_gpu_free)
+cpu_free: Final = Guard("cpu_free", _cpu_free, _explain_cpu_free)
+host_fit: Final = Guard("host_fit", _host_fit, _explain_host_fit)
+task_claimed: Final = Guard("task_claimed", _task_claimed, _explain_task_claimed)
+task_over: Final = Guard("task_over", _task_over, _explain_task_over)
+task_gone: Final = Guard("task_gone", _task_gone, _explain_task_gone)
+cooldown_over: Final = Guard("cooldown_over", _cooldown_over, _explain_cooldown_over)
 
-# These only tell apart what one of the nine above already says in words.
-host_staying: Final = Guard("host_staying", _host_staying, _untold)
-task_in_time: Final = Guard("task_in_time", _task_in_time, _untold)
-task_here: Final = Guard("task_here", _task_here, _untold)
-stay_young: Final = Guard("stay_young", _stay_young, _untold)
-may_hold: Final = Guard("may_hold", _may_hold, _untold)
-on_hold: Final = Guard("on_hold", _on_hold, _untold)
-hold_over: Final = Guard("hold_over", _hold_over, _untold)
+# These only split what one of the nine above explains.
+host_staying: Final = Guard("host_staying", _host_staying, _not_explained)
+task_in_time: Final = Guard("task_in_time", _task_in_time, _not_explained)
+task_here: Final = Guard("task_here", _task_here, _not_explained)
+stay_young: Final = Guard("stay_young", _stay_young, _not_explained)
+may_hold: Final = Guard("may_hold", _may_hold, _not_explained)
+on_hold: Final = Guard("on_hold", _on_hold, _not_explained)
+hold_over: Final = Guard("hold_over", _hold_over, _not_explained)
 
 SAFE: Final = (user_away, gpu_free, cpu_free, host_fit)
 
-# What is shown everywhere as `guards[]`, in this order (interface §4).
+# What is shown everywhere as `guards[]`, in this order.
 GUARDS: Final = (automation_on, *SAFE, task_claimed, task_over, task_gone, cooldown_over)

@@ -1,4 +1,4 @@
-"""The table on a `transitions.Machine`: `propose` is pure and decides everything, `commit` alone moves the machine."""
+"""The table on a `transitions.Machine`. `propose` is pure and decides everything; only `commit` moves the machine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def vetoed(self) -> bool:
-        """An entry effect failed: the row does not fire (R15)."""
+        """An entry effect failed, so the row does not fire."""
         return any(r.effect in VETOING and not r.ok for r in self.results)
 
 
@@ -47,8 +47,8 @@ NOTHING_DONE: Final = Outcome()
 class Plan:
     """What one tick decided: the row that fires (None: none), and the effects that follow, in order.
 
-    Immutable by manner. `effects` are performed in order; when one of `VETOING` fails the rest is replaced by
-    `after_veto`. `guards()` puts all verdicts into words; nothing of that is made unless somebody reads it.
+    Not changed once made. `effects` are performed in order; when one of `VETOING` fails, `after_veto` replaces the rest.
+    `guards()` makes the texts of all verdicts, only when somebody reads them.
     """
 
     __slots__ = ("effects", "limits", "memory", "observation", "row")
@@ -73,19 +73,19 @@ class Plan:
         return AFTER_VETO
 
     def guards(self) -> tuple[Verdict, ...]:
-        """Every verdict of this tick in words, from the very values that were judged."""
-        return tell(self.observation, self.memory, self.limits)
+        """Every verdict of this tick with its text, from the values that were judged."""
+        return verdicts(self.observation, self.memory, self.limits)
 
 
-def tell(observation: Observation, memory: Memory, limits: Limits) -> tuple[Verdict, ...]:
-    """All guards in words, in their order (interface §4)."""
-    return tuple(guard.tell(observation, memory, limits) for guard in GUARDS)
+def verdicts(observation: Observation, memory: Memory, limits: Limits) -> tuple[Verdict, ...]:
+    """Every guard's verdict, with its text, in their order."""
+    return tuple(guard.explain(observation, memory, limits) for guard in GUARDS)
 
 
 def blocked_by(observation: Observation, memory: Memory, limits: Limits) -> tuple[Verdict, ...]:
     """The guards that are not ok among those that the state waits for."""
     return tuple(
-        guard.tell(observation, memory, limits)
+        guard.explain(observation, memory, limits)
         for guard in WAITS_FOR[memory.state]
         if guard.judge(observation, memory, limits) is not True
     )
@@ -108,7 +108,7 @@ def decide(observation: Observation, memory: Memory, limits: Limits) -> Row | No
 
 
 def effects_of(row: Row | None, observation: Observation, memory: Memory) -> tuple[Effect, ...]:
-    """What follows: first what is owed, then what the row brings, and a claim that cannot be started goes back."""
+    """The effects: first what is owed, then those of the row. A claim that cannot be started goes back."""
     phase = observation.task.phase
     own: tuple[Effect, ...]
     if row is not None and memory.state is State.RUNNING:
@@ -123,21 +123,21 @@ def effects_of(row: Row | None, observation: Observation, memory: Memory) -> tup
     if not owed:
         return own
     if Effect.SETTLE in owed or Effect.HAND_BACK in owed:
-        # The claim is being dealt with already: it is settled or handed back exactly once.
+        # The claim is settled or handed back exactly once, and that is owed already.
         own = tuple(e for e in own if e not in _CLAIM_ENDERS)
     if memory.state is not State.RUNNING and phase is TaskPhase.RUNNING and Effect.STOP in owed:
-        own = _NOTHING  # the way out of this task was planned before; only what failed is left
+        own = _NOTHING  # the stop of this task was planned before; only what failed is left
     return owed + own
 
 
 class _Holder:
-    """What the machine keeps its state on."""
+    """The model of the library's machine."""
 
     state: State
 
 
 class Lifecycle:
-    """The node's state, its memory and its limits. `propose` looks, `commit` moves; nothing else does."""
+    """The node's state, memory and limits. `propose` decides, `commit` moves; nothing else does."""
 
     def __init__(self, limits: Limits, now_s: float = 0.0, memory: Memory | None = None) -> None:
         self.limits = limits

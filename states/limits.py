@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Thresholds from runtime.yaml and node.yaml (R7); the defaults are the shipped ones.
+    """Thresholds from runtime.yaml and node.yaml ; the defaults are the shipped ones.
 
     A reading is too much above its limit; a time is up when it is reached. `max_age_*_s` says how old a reading may be
-    before it proves nothing (R12).
+    before it proves nothing.
     """
 
     detect_active_user: bool = True
@@ -32,7 +32,7 @@ class Limits:
     max_age_host_s: float = 30.0
 
     def timeout_s(self, task_type: str) -> float:
-        """Seconds that a task of this type may run: its own limit, never above the node's (R19)."""
+        """Seconds that a task of this type may run: its own limit, never above the node's."""
         return min(self.task_timeouts_s.get(task_type, self.task_timeout_s), self.task_timeout_s)
 
     def hold_of(self, task_type: str) -> float:

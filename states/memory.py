@@ -1,4 +1,4 @@
-"""What lasts from tick to tick; frozen, handed in and handed back by `Lifecycle.commit`."""
+"""What lasts from tick to tick. Frozen; `Lifecycle.commit` makes the next one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 from states.effects import Effect
 
-# A hold from then on is over: so long ago, and a number that JSON can hold.
+# A hold that began then is over: it is long ago, and a number that JSON can hold.
 USED_UP: Final = -1e12
 
 
 class State(StrEnum):
-    """The five states (R8)."""
+    """The five states."""
 
     DISABLED = "DISABLED"
     IDLE_WAIT = "IDLE_WAIT"

@@ -1,7 +1,7 @@
-"""What one look at the world holds. Every reading is a value or an error, with its source and the time it was read.
+"""What one look at the world holds. Every reading is a value or an error, with its source and the time of the reading.
 
-Times are seconds of CLOCK_BOOTTIME (they go on through suspend and know no wall-clock jumps). A claim is id and type,
-never its payload (R6).
+Times are seconds of CLOCK_BOOTTIME: they count suspend, and wall-clock jumps do not change them. A claim is id and type,
+never its payload.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TaskPhase(StrEnum):
 
 
 class Link(StrEnum):
-    """The way to the control node. `down` keeps READY from polling; `lost` was given up (R21) and is automation off."""
+    """The way to the control node. `down` keeps READY from polling; `lost` was given up and is automation off."""
 
     UP = "up"
     DOWN = "down"
@@ -39,14 +39,14 @@ class Reading(Generic[T]):
     """A value or an error, where it comes from, and when it was read (seconds of CLOCK_BOOTTIME)."""
 
     value: T | None = None
-    error: str = "not looked at yet"
+    error: str = "not read yet"
     source: str = ""
     read_at_s: float = NEVER
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """The last sign of the person: when (seconds of CLOCK_BOOTTIME), and what it was, in words."""
+    """The last sign of the person: when (seconds of CLOCK_BOOTTIME), and its text."""
 
     last_sign_at_s: float
     sign: str = "user active"
@@ -61,20 +61,20 @@ class Gpu:
     foreign: int = 0
     present: bool = True
     foreign_names: tuple[str, ...] = ()
-    held: str = ""  # what a task that is over has not given back in time, in words
-    pinned: bool = False  # the own task holds GPU memory, and would go on holding it while it is frozen
+    held: str = ""  # text: the memory that an ended task has not given back in time
+    pinned: bool = False  # the own task uses GPU memory, and would keep it while it is frozen
 
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """Percent of the whole machine's CPU that others use; the node's own task is not in it (R11)."""
+    """Percent of the whole machine's CPU that others use, without the node's own task."""
 
     percent: float
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Whether the machine is fit to work, and whether it is about to sleep or shut down; `reason` in words."""
+    """Whether the machine is fit to work, and whether it is about to sleep or shut down; `reason` as text."""
 
     fit: bool = True
     going_down: bool = False
@@ -83,7 +83,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Automation:
-    """The operator's will: runtime.yaml, a pause, a broken configuration; `reason` says what switched it off."""
+    """Whether the node may work: runtime.yaml, a pause, a broken configuration. `reason` says what switched it off."""
 
     on: bool
     reason: str = ""

@@ -1,4 +1,4 @@
-"""The one place that says what may follow what (R8).
+"""The one place that says which state may follow which.
 
 Rules of this file: rows are tried from top to bottom, the first whose conditions all hold fires, one a tick. `fails(g)`
 holds when g is not proven: False and unknown alike, so unknown never passes. `effects` None means "whatever the phase
@@ -74,7 +74,7 @@ class Row:
 
 LIVE: Final = (IDLE_WAIT, READY, RUNNING, COOLDOWN)
 OUT: Final = None  # the effects of the task's phase on the way out of RUNNING
-TAKEN: Final = (user_away, gpu_free, cpu_free)  # what a frozen task keeps nobody from; a host that is unfit it burdens still
+TAKEN: Final = (user_away, gpu_free, cpu_free)  # a frozen task is in nobody's way here; on a host that is unfit it still is
 
 ROWS: Final = (
     Row("switched-off", LIVE, (fails(automation_on),), DISABLED, "what is switched off is not lent", OUT),
@@ -84,15 +84,15 @@ ROWS: Final = (
     Row("task-claimed", (READY,), (holds(task_claimed, *SAFE, task_gone),), RUNNING, "work is here and it is still safe", ENTER),
     Row("going-down", (RUNNING,), (fails(host_staying),), COOLDOWN, "the machine is about to sleep or shut down", OUT),
     Row("on-hold", (RUNNING,), (holds(may_hold, host_fit), fails(*TAKEN)), RUNNING, "perhaps a false alarm: frozen first", HOLD),
-    Row("user-returned", (RUNNING,), (fails(user_away), holds(hold_over)), COOLDOWN, "the person comes first (R23)", OUT),
+    Row("user-returned", (RUNNING,), (fails(user_away), holds(hold_over)), COOLDOWN, "the person comes first", OUT),
     Row("gpu-taken", (RUNNING,), (fails(gpu_free), holds(hold_over)), COOLDOWN, "others need the GPU, or nobody knows", OUT),
     Row("cpu-taken", (RUNNING,), (fails(cpu_free), holds(hold_over)), COOLDOWN, "others need the CPU, or nobody knows", OUT),
     Row("host-unfit", (RUNNING,), (fails(host_fit),), COOLDOWN, "power, memory or temperature forbid work, or nobody knows", OUT),
-    Row("timed-out", (RUNNING,), (fails(task_in_time),), COOLDOWN, "a task that outlives its time has failed (R19)", LEAVE_TIMED_OUT),
+    Row("timed-out", (RUNNING,), (fails(task_in_time),), COOLDOWN, "a task that takes too long has failed", LEAVE_TIMED_OUT),
     Row("false-alarm", (RUNNING,), (holds(on_hold, *SAFE),), RUNNING, "proven safe again before the hold was over", GO_ON),
     Row("next-task", (RUNNING,), (holds(task_claimed, *SAFE),), RUNNING, "what was asked for in time is started", NEXT),
     Row("task-settled", (RUNNING,), (holds(task_over, task_here, stay_young, *SAFE),), RUNNING, "the stay is young: ask for another", SETTLED),
-    Row("task-ended", (RUNNING,), (holds(task_over),), COOLDOWN, "nothing is left to do, or the stay is used up (R4)", OUT),
+    Row("task-ended", (RUNNING,), (holds(task_over),), COOLDOWN, "nothing is left to do, or the stay is used up", OUT),
     Row("cooled-down", (COOLDOWN,), (holds(cooldown_over, task_gone),), IDLE_WAIT, "the rest is over and the last process is gone"),
 )
 

@@ -52,7 +52,7 @@ def _print(line: str) -> None:
 
 
 def _summary(summary: Summary) -> None:
-    from states.words import elapsed
+    from states.formatting import elapsed
 
     print()
     print("What you have seen:")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from states.words import duration, elapsed
+from states.formatting import duration, elapsed
 from supervisor.cli.status import MARK
 
 BAR: Final = 12

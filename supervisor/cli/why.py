@@ -40,7 +40,7 @@ def why(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 
 def _details(guard: dict[str, Any]) -> str:
-    from states.words import duration, number
+    from states.formatting import duration, number
 
     parts = []
     if isinstance(guard["value"], (int, float)) and not isinstance(guard["value"], bool):

@@ -14,10 +14,10 @@ from transitions import MachineError
 
 from states.effects import Effect
 from states.guards import gpu_free, hold_left_s
-from states.lifecycle import Lifecycle, Outcome, Plan, blocked_by, tell
+from states.lifecycle import Lifecycle, Outcome, Plan, blocked_by, verdicts
 from states.memory import Memory, State
 from states.observation import Link
-from states.telling import reason, status_text, unblock
+from states.status import reason, status_text, unblock
 from supervisor import VERSION
 from supervisor.daemon.wiring import Node
 from supervisor.journal.decision_log import Journal, task_of
@@ -276,7 +276,7 @@ class Daemon:
             "state": memory.state,
             "since": when(memory.since_s),
             "reason": reason(observation, memory, limits),
-            "guards": [v.as_dict() for v in tell(observation, memory, limits)],
+            "guards": [v.as_dict() for v in verdicts(observation, memory, limits)],
             "blocked_by": [v.name for v in blocked_by(observation, memory, limits)],
             "unblock": unblock(observation, memory, limits),
             "task": task_of(observation.task),

@@ -8,10 +8,10 @@ from typing import Final
 
 from states.effects import VETOING, Effect
 from states.ending import Ending, StopReport
+from states.formatting import elapsed
 from states.lifecycle import EffectResult, Outcome, Plan
 from states.memory import State
 from states.observation import TaskPhase
-from states.words import elapsed
 from supervisor.config.schema import TaskType
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, LockReport
 from supervisor.linux.clock import Clock

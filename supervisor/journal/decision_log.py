@@ -212,7 +212,7 @@ def cause(plan: Plan) -> str:
             seen = plan.observation, plan.memory, plan.limits
             failed = next(g.name for g in condition.guards if g.judge(*seen) is not True)
             name = _TOLD_BY.get(failed, failed)
-            return next(g.tell(*seen).reason for g in GUARDS if g.name == name)
+            return next(g.explain(*seen).reason for g in GUARDS if g.name == name)
     return ""
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from states.formatting import elapsed
 from states.observation import NEVER
-from states.words import elapsed
 from supervisor.sensors.base import Away, Presence
 
 SLACK_S: Final = 10.0  # terminals' times move in steps of 8 s

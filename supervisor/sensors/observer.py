@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import Any, Generic, TypeVar
 
+from states.formatting import elapsed
 from states.limits import Limits
 from states.observation import (
     NEVER,
@@ -28,7 +29,6 @@ from states.observation import (
     Reading,
     Task,
 )
-from states.words import elapsed
 from supervisor.sensors.base import Presence, PresenceSensor, Quality
 from supervisor.sensors.conflicts import Contradictions, Touch, find
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from states.ending import Ending, EndingKind, Rung, StopReport, failed, handed_back, succeeded
+from states.formatting import elapsed
 from states.observation import NO_TASK, Task, TaskPhase
-from states.words import elapsed
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim, Source
 from supervisor.tasks.context import TaskContext

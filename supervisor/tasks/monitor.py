@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from states.words import number
+from states.formatting import number
 from supervisor.config.schema import TaskType
 from supervisor.tasks import usage
 from supervisor.tasks.context import TaskContext

@@ -12,7 +12,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from states.ending import Rung
-from states.words import number
+from states.formatting import number
 from supervisor.tasks.context import TaskContext
 from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, RunningTask
 from supervisor.tasks.gpu_quota import GpuQuota

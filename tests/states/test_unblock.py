@@ -10,7 +10,7 @@ import pytest
 from states.limits import Limits
 from states.memory import Memory, State
 from states.observation import Automation, Cpu, Gpu, Host, Link, Observation, Person, Reading, Task, TaskPhase
-from states.telling import unblock
+from states.status import unblock
 
 NOW = 10_000.0
 OFF = Memory(State.DISABLED)
@@ -37,7 +37,7 @@ def off(reason: str, source: str, until_s: float | None = None) -> Observation:
         (OFF, off("paused, until `rae-node resume`", "operator"), "`rae-node resume`"),
         (OFF, off("paused until 18:00", "operator", NOW + 7200), "wait 2 h, or `rae-node resume`"),
         (OFF, off("the node is stopping (SIGTERM)", "operator"), "the node is stopping; start it again"),
-        (OFF, off("runtime.yaml:1:1: bad", "configuration"), "mend the configuration: runtime.yaml:1:1: bad"),
+        (OFF, off("runtime.yaml:1:1: bad", "configuration"), "correct the configuration: runtime.yaml:1:1: bad"),
         (OFF, off("automation.enabled is false", "runtime.yaml"), "set automation.enabled to true in runtime.yaml"),
         (OFF, off("/opt/rae-node/logs: cannot be written", "node"), "/opt/rae-node/logs: cannot be written"),
         (OFF, free(link=Link.LOST, link_reason="given up"), "`rae-node resume` tries the control node again: given up"),
@@ -45,8 +45,8 @@ def off(reason: str, source: str, until_s: float | None = None) -> Observation:
         (WAITS, free(person=None), "make the person's signs readable: user unknown: as planned"),
         (WAITS, free(person=Person(NOW), cpu=Cpu(99.0)), "let the CPU load of others fall: "),
         (WAITS, free(gpu=Gpu(99.0, 1.0)), "free the GPU: GPU at 99 %"),
-        (WAITS, free(gpu=Gpu(4.0, 1.0, 2)), "free the GPU: GPU used by 2 processes not RAE's; what is RAE's, or only draws"),
-        (WAITS, free(host=Host(False, reason="on battery")), "mend the host: host unfit: on battery"),
+        (WAITS, free(gpu=Gpu(4.0, 1.0, 2)), "free the GPU: GPU used by 2 processes not RAE's; name what is RAE's"),
+        (WAITS, free(host=Host(False, reason="on battery")), "repair the host: host unfit: on battery"),
         (replace(WAITS, cooldown_from_s=NOW - 60), free(), "wait 14 min (safety.cooldown_minutes)"),
         (READY, free(), "nothing blocks it, it waits for a task"),
         (READY, free(link=Link.DOWN, link_reason="connection refused"), "reach the control node: connection refused"),

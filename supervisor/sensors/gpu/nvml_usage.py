@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from states.formatting import number
 from states.observation import Gpu
-from states.words import number
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name
 from supervisor.sensors.gpu.ownership import (

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
+from states.formatting import number
 from states.observation import Gpu
-from states.words import number
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name, in_units, listed
 

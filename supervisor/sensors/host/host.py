@@ -25,8 +25,8 @@ from typing import Any, Final
 
 import psutil
 
+from states.formatting import duration, number
 from states.observation import NEVER, Cpu, Host, Reading
-from states.words import duration, number
 from supervisor.config.schema import HostSettings
 from supervisor.linux.clock import Clock
 from supervisor.linux.text import one_line

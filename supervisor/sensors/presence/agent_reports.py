@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from states.formatting import elapsed
 from states.observation import NEVER
-from states.words import elapsed
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.clock import Clock
 from supervisor.linux.text import one_line

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from states.formatting import elapsed
 from states.observation import NEVER
-from states.words import elapsed
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock

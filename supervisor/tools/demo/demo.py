@@ -246,7 +246,7 @@ class Demo:
 
     def _blocked(self, daemon: Daemon) -> list[Verdict]:
         observation = daemon.node.last
-        judged = [guard.tell(observation, daemon.lifecycle.memory, daemon.lifecycle.limits) for guard in SAFE]
+        judged = [guard.explain(observation, daemon.lifecycle.memory, daemon.lifecycle.limits) for guard in SAFE]
         return [verdict for verdict in judged if verdict.ok is not True]
 
     def _script_the_person(self, node: Node, daemon: Daemon) -> ScriptedPerson:

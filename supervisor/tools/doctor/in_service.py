@@ -108,7 +108,7 @@ def contradictions(found: list[str]) -> Check:
 
 def readings(seen: Observation, config: Config) -> Iterator[Check]:
     """GPU, CPU and host were read, whatever they say now (R10, R11)."""
-    verdict = gpu_free.tell(seen, Memory(), config.limits)
+    verdict = gpu_free.explain(seen, Memory(), config.limits)
     gpu = seen.gpu.value
     blind = gpu is None or (not gpu.present and config.limits.gpu_required)
     mend = "mend the driver, or set gpu.presence in node.yaml if this machine has no NVIDIA GPU to lend"

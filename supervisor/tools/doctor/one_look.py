@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from states.formatting import number
 from states.guards import Verdict, gpu_free, user_away
 from states.memory import Memory
 from states.observation import NEVER, NO_TASK, Automation, Observation
-from states.words import number
 from supervisor.config.load import Config, ConfigErrors, find_folder, load
 from supervisor.linux import console as stdout
 from supervisor.linux.clock import Clock, SystemClock
@@ -120,13 +120,13 @@ async def check_user(config: Config) -> Check:
     """R9: no sign of the person for idle_required_minutes, and no GPU process that is not RAE's."""
     look = await _look(config)
     observation = look.observation
-    user = user_away.tell(observation, Memory(), config.limits)
+    user = user_away.explain(observation, Memory(), config.limits)
     reasons = [] if user.ok is True else [user.reason]
     gpu = observation.gpu
     if gpu.value is None:
         reasons.append(f"GPU processes unknown: {gpu.error}")
     elif gpu.value.foreign:
-        reasons.append(gpu_free.tell(observation, Memory(), config.limits).reason)
+        reasons.append(gpu_free.explain(observation, Memory(), config.limits).reason)
     readings: list[dict[str, Any]] = [_reading(user), *(_source(source) for source in look.sources)]
     readings[-1] |= {"value": None if gpu.value is None else gpu.value.foreign, "unit": "processes"}
     readings += [{"name": "contradiction", "reason": text, "ok": False} for text in look.contradictions]
@@ -136,7 +136,7 @@ async def check_user(config: Config) -> Check:
 async def check_gpu(config: Config) -> Check:
     """R10: utilisation and VRAM against the limits; the readings and the limits are printed."""
     look = await _look(config)
-    verdict = gpu_free.tell(look.observation, Memory(), config.limits)
+    verdict = gpu_free.explain(look.observation, Memory(), config.limits)
     limits = config.limits
     gpu = look.observation.gpu.value
     readings: list[dict[str, Any]] = [_reading(verdict)]

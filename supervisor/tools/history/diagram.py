@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from states.formatting import elapsed
 from states.guards import SAFE, Guard
 from states.memory import State
 from states.table import ROWS, Condition, Row
-from states.words import elapsed
 
 if TYPE_CHECKING:
     from supervisor.tools.history.row_counts import RowCounts

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from states.formatting import number
 from states.guards import Verdict
 from states.lifecycle import Lifecycle, Plan, blocked_by
 from states.memory import State
-from states.words import number
 from supervisor.config.yaml_reader import UnreadableFile, read
 from supervisor.tools.history.difference import Difference, Report, effect_name, guard_lines
 from supervisor.tools.history.replay_journal import Tape

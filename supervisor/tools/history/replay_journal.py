@@ -11,9 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from states.formatting import number
 from states.lifecycle import Lifecycle, Outcome, Plan
 from states.limits import Limits
-from states.words import number
 from supervisor.tools.history.difference import Difference, Report, effect_name, guard_lines
 from supervisor.tools.history.recorded import Begin, Config, Decision, Done, JournalReader, Record, Unreadable
 

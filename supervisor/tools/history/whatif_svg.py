@@ -8,7 +8,7 @@ from math import ceil, floor, log10
 from typing import Final
 from xml.sax.saxutils import escape
 
-from states.words import number
+from states.formatting import number
 from supervisor.tools.history.timeline.svg import HATCH, document, text
 from supervisor.tools.history.whatif import Result
 

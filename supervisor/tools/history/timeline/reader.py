@@ -18,10 +18,10 @@ from typing import Any, Final
 import msgspec
 
 from states.ending import EndingKind
+from states.formatting import elapsed
 from states.limits import Limits
 from states.memory import State
 from states.table import BY_ID
-from states.words import elapsed
 from supervisor.journal import decision_log
 from supervisor.journal.codec import EVER_S
 from supervisor.tools.history.timeline.endings import ending_of

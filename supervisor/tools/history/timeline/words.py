@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from statistics import median
 
+from states.formatting import elapsed
 from states.memory import State
-from states.words import elapsed
 from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, PersonSpan, Span, TaskSpan, Timeline
 from supervisor.tools.history.timeline.sums import summary
 

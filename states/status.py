@@ -1,13 +1,13 @@
-"""The node's state in one line for people: `STATE: reason in words[, time to go]` (interface §7)."""
+"""The node's state in one line for people: `STATE: reason[, time to go]`."""
 
 from __future__ import annotations
 
+from states.formatting import duration, elapsed
 from states.guards import Verdict, hold_left_s, task_gone
 from states.lifecycle import blocked_by
 from states.limits import Limits
 from states.memory import Memory, State
 from states.observation import Link, Observation, TaskPhase
-from states.words import duration, elapsed
 
 _AFTER = {
     "going-down": "the machine went down",
@@ -39,7 +39,7 @@ def _main_block(o: Observation, m: Memory, lim: Limits) -> str:
 
 
 def reason(o: Observation, m: Memory, lim: Limits) -> str:
-    """Why the node is where it is, in words, with the time to go where one is known."""
+    """Why the node is in its state, with the time to go where it is known."""
     if m.state is State.RUNNING:
         task = " ".join(part for part in (o.task.type, o.task.id) if part) or "a task"
         if (left_s := hold_left_s(o, m, lim)) is not None:
@@ -62,7 +62,7 @@ def reason(o: Observation, m: Memory, lim: Limits) -> str:
             return f"safe, but the control node cannot be reached: {o.link_reason or 'no answer yet'}"
         return "safe, waiting for a task"
     if m.state is State.DISABLED:
-        gone = task_gone.tell(o, m, lim)
+        gone = task_gone.explain(o, m, lim)
         return "switching on" if gone.ok else f"automation is on, but {gone.reason}"
     return "about to go on"
 
@@ -73,7 +73,7 @@ def status_text(o: Observation, m: Memory, lim: Limits) -> str:
 
 
 def unblock(o: Observation, m: Memory, lim: Limits) -> str:
-    """The one thing that would unblock the node, or what it is doing if nothing blocks it."""
+    """The one thing that would unblock the node, or what it waits for if nothing blocks it."""
     blocked = blocked_by(o, m, lim)
     if not blocked:
         return _missing(o, m)
@@ -88,20 +88,20 @@ def unblock(o: Observation, m: Memory, lim: Limits) -> str:
         "user_away": "make the person's signs readable: " + first.reason,
         "gpu_free": "free the GPU: " + first.reason + (_NOT_FOREIGN if first.unit == "processes" else ""),
         "cpu_free": "let the CPU load of others fall: " + first.reason,
-        "host_fit": "mend the host: " + first.reason,
+        "host_fit": "repair the host: " + first.reason,
         "task_gone": ("free the GPU: " if first.value == "held" else "end the task's last process: ") + first.reason,
     }
     return hints.get(first.name, first.reason)
 
 
-_NOT_FOREIGN = "; what is RAE's, or only draws the desktop, is named in gpu.own_processes and gpu.display_servers (node.yaml)"
+_NOT_FOREIGN = "; name what is RAE's, or only draws the desktop, in gpu.own_processes and gpu.display_servers (node.yaml)"
 
 
 def _switch_on(verdict: Verdict) -> str:
-    """Each hand that switches automation off has one that switches it on."""
+    """What switches automation on again, by what switched it off."""
     ways = {
         "operator": "the node is stopping; start it again" if "resume" not in verdict.reason else "`rae-node resume`",
-        "configuration": f"mend the configuration: {verdict.reason}",
+        "configuration": f"correct the configuration: {verdict.reason}",
         "runtime.yaml": "set automation.enabled to true in runtime.yaml",
         "link": f"`rae-node resume` tries the control node again: {verdict.reason}",
     }

@@ -42,7 +42,7 @@ def elapsed(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """At most two decimals, none that say nothing."""
+    """At most two decimals, without trailing zeros."""
     if not math.isfinite(value):
         return str(value)
     return f"{value:.2f}".rstrip("0").rstrip(".")
