@@ -1,7 +1,7 @@
-"""One list of named live checks of an installed node: `doctor` prints it, `report` and `verify` read it (R18).
+"""One list of live checks of an installed node, for `doctor`, `report` and `verify`.
 
-All change nothing. What only the service's user can tell, in the service's own place, is asked there: `inside` runs as a
-transient unit with the unit's own sandbox; without root, or without systemd, as near to that as can be.
+No check changes anything. What only the service's user can see, inside the service's sandbox, is checked there: `inside`
+starts a transient unit with the unit's own sandbox. Without root or systemd it comes as close to that as it can.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ UNIT: Final = "rae-node.service"
 SESSION_UNIT: Final = Path("/etc/systemd/user/rae-node-session.service")
 AGENT: Final = Path("/opt/rae-node/agent")
 EXEC: Final = "/usr/bin/python3 /opt/rae-node/agent/auto_runner.py"
-DOORS: Final = {"auto_runner.py": "usage: ", "check_user_idle.py": "", "check_gpu_load.py": ""}
+SCRIPTS: Final = {"auto_runner.py": "usage: ", "check_user_idle.py": "", "check_gpu_load.py": ""}
 INSTALL: Final = "run `sudo make install`, or `sudo apt-get install --reinstall rae-node`"
 DEADLINE_S: Final = 30.0
-LEFT_S: Final = 1.0  # from the kill of a program until it is left
+LEFT_S: Final = 1.0  # the most that a killed program is waited for
 
-# What the unit must say (R14), as `systemctl show` tells it, and why.
-SAYS: Final[Mapping[str, tuple[str, str]]] = {
-    "Type": ("notify", "systemd must hear how the node is"),
+# What the unit must be, in the form of `systemctl show`, and why.
+REQUIRED: Final[Mapping[str, tuple[str, str]]] = {
+    "Type": ("notify", "systemd must know whether the node works"),
     "Restart": ("always", "it must come back after a crash"),
-    "RestartUSec": ("15s", "R14"),
-    "StartLimitIntervalUSec": ("0", "or a node that fails often stays dead"),
+    "RestartUSec": ("15s", "as required"),
+    "StartLimitIntervalUSec": ("0", "otherwise a node that fails often stays dead"),
     "KillMode": ("mixed", "no task may survive"),
     "Delegate": ("yes", "tasks need cgroups of their own"),
     "WatchdogSignal": ("9", "an abort would write a core"),
     "LimitCORE": ("1", "cores hold task data"),
 }
-_ASKED: Final = (
+_PROPERTIES: Final = (
     "LoadState", "LoadError", "FragmentPath", "DropInPaths", "NeedDaemonReload", "UnitFileState", "ActiveState", "SubState",
-    "MainPID", "NRestarts", "User", "ExecStart", "NotifyAccess", *SAYS,
+    "MainPID", "NRestarts", "User", "ExecStart", "NotifyAccess", *REQUIRED,
 )
 
-# The settings of the unit that make the place in which `inside` runs.
-_PLACE: Final = frozenset({
+# The settings of the unit that make up its sandbox, in which `inside` runs.
+_SANDBOX: Final = frozenset({
     "SupplementaryGroups", "Environment", "EnvironmentFile", "ProtectSystem", "ReadWritePaths", "ReadOnlyPaths",
     "BindPaths", "BindReadOnlyPaths", "ProtectHome", "PrivateMounts", "PrivateTmp", "TemporaryFileSystem", "UMask",
     "RemoveIPC", "DevicePolicy", "DeviceAllow", "NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities",
@@ -67,45 +67,44 @@ _PLACE: Final = frozenset({
 
 
 async def examine(folder: Path) -> list[Check]:
-    """Every check of the node whose configuration is in `folder`, side by side where they wait."""
+    """Every check of the node whose configuration is in `folder`."""
     checks = [program()]
     try:
         config = load(folder)
     except ConfigErrors as errors:
-        mend = "mend the file; `rae-node config check` tells when it is sound"
-        checks += [Check("configuration", AUTOMATION, False, str(problem), mend) for problem in errors.problems]
-        return [*checks, *unit(await unit_says()), *await doors()]
-    says, rotated = await asyncio.gather(unit_says(), units_verified())
-    found, opened = await asyncio.gather(inside(config, says), doors())
+        fix = "fix the file; `rae-node config check` shows when it is sound"
+        checks += [Check("configuration", AUTOMATION, False, str(problem), fix) for problem in errors.problems]
+        return [*checks, *unit(await unit_properties()), *await scripts()]
+    properties, verified = await asyncio.gather(unit_properties(), unit_verified())
+    found, called = await asyncio.gather(inside(config, properties), scripts())
     return [
-        *checks, *settings(config), *unit(says), boot(config, says), rotated, session_agent(), *opened, rehearsal(config),
-        *found, *ollama(config), checkpoint(config), listeners(says), daemon(config, says),
+        *checks, *settings(config), *unit(properties), boot(config, properties), verified, session_agent(), *called,
+        rehearsal(config), *found, *ollama(config), checkpoint(config), listeners(properties), daemon(config, properties),
     ]
 
 
 def program() -> Check:
-    """Which `supervisor` this is: others use that name too."""
+    """Which package `supervisor` this is; other projects use that name too."""
     home, isolated = Path(__file__).parents[2], bool(sys.flags.isolated)
-    how = "isolated" if isolated else "not isolated (python -I): another `supervisor` may get in"
+    how = "isolated" if isolated else "not isolated (python -I): another `supervisor` may be imported"
     return Check("program", UNATTENDED, True, f"rae-node {VERSION} from {home}, {how}")
 
 
 def settings(config: Config) -> Iterator[Check]:
-    """Both files are sound, automation is on, and READY can be reached (R7)."""
+    """Both files are sound, automation is on, and READY can be reached."""
     yield Check("configuration", AUTOMATION, True, f"{config.folder}: runtime.yaml and node.yaml are sound")
     on = config.runtime.automation.enabled
-    reason = f"automation.enabled is {str(on).lower()}"
-    yield Check("automation", AUTOMATION, on, reason, "set automation.enabled to true in runtime.yaml")
-    never = [line for line in never_ready(config.runtime, config.node) if "automation.enabled" not in line]
-    reason = "; ".join(never) or "can be reached with these settings"
-    yield Check("READY", UNATTENDED, not never, reason, "change the setting named")
+    fix = "set automation.enabled to true in runtime.yaml"
+    yield Check("automation", AUTOMATION, on, f"automation.enabled is {str(on).lower()}", fix)
+    never = "; ".join(line for line in never_ready(config.runtime, config.node) if "automation.enabled" not in line)
+    yield Check.of("READY", UNATTENDED, never, "can be reached with these settings", "change the setting named")
 
 
 # --- systemd
 
 
 async def run(*argv: str, timeout_s: float = DEADLINE_S, **options: Any) -> tuple[int, str, str]:
-    """A program's exit, output and complaints; 127 when it is missing, 124 when it took too long."""
+    """(exit status, output, errors) of a program; 127 when it is missing, 124 when it took too long."""
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(
@@ -117,7 +116,7 @@ async def run(*argv: str, timeout_s: float = DEADLINE_S, **options: Any) -> tupl
         async with asyncio.timeout(timeout_s):
             out, err = await process.communicate()
     except TimeoutError:
-        with contextlib.suppress(ProcessLookupError, TimeoutError):  # who hangs in the kernel is left
+        with contextlib.suppress(ProcessLookupError, TimeoutError):  # a program that hangs in the kernel is left behind
             process.kill()
             async with asyncio.timeout(LEFT_S):
                 await process.wait()
@@ -125,124 +124,131 @@ async def run(*argv: str, timeout_s: float = DEADLINE_S, **options: Any) -> tupl
     return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
 
 
-async def unit_says() -> dict[str, str]:
-    """The unit as systemd knows it; `trouble` where it cannot be asked."""
-    code, out, err = await run("systemctl", "show", UNIT, *(f"-p{name}" for name in _ASKED), timeout_s=10)
+def first_line(err: str, code: int) -> str:
+    """Why a program failed: the first line of its errors, else its exit status."""
+    return (err.strip().splitlines() or [f"exit {code}"])[0]
+
+
+async def unit_properties() -> dict[str, str]:
+    """The unit as systemd knows it; only `trouble` where systemd cannot be asked."""
+    code, out, err = await run("systemctl", "show", UNIT, *(f"-p{name}" for name in _PROPERTIES), timeout_s=10)
     if code:
-        return {"trouble": (err.strip().splitlines() or [f"systemctl ended with {code}"])[0]}
+        return {"trouble": first_line(err, code)}
     return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
 
 
 def unit(says: Mapping[str, str]) -> Iterator[Check]:
-    """The unit is there as R14 wants it, according to systemd."""
+    """The unit is installed as required, according to systemd."""
     if trouble := says.get("trouble"):
-        yield Check("unit", BOOT, False, f"systemd cannot be asked: {trouble}", "the service needs a machine run by systemd")
+        yield Check("unit", BOOT, False, f"systemd cannot be asked: {trouble}", "the service needs systemd")
         return
     if says.get("LoadState") != "loaded":
         reason = says.get("LoadError", "").partition(" ")[2].strip('"') or says.get("LoadState", "unknown")
         yield Check("unit", BOOT, False, f"{UNIT}: {reason}", INSTALL)
         return
-    wrong = [f"{name} is {says.get(name)}, not {want} ({why})" for name, (want, why) in SAYS.items() if says.get(name) != want]
+    wrong = [
+        f"{name} is {says.get(name)}, not {want} ({why})" for name, (want, why) in REQUIRED.items() if says.get(name) != want
+    ]
     if f"argv[]={EXEC} ;" not in says.get("ExecStart", ""):
         wrong.append(f"ExecStart is not {EXEC}")
-    if not any(line.partition("=")[0] == "WatchdogSec" for line in _lines(says)):  # systemd tells it of a running unit only
-        wrong.append("WatchdogSec is off: nobody would see it hang")
+    if not any(line.partition("=")[0] == "WatchdogSec" for line in _lines(says)):  # systemd shows it only for a running unit
+        wrong.append("WatchdogSec is off: nothing would notice a hang")
     if says.get("NotifyAccess") != "main":
         wrong.append(f"NotifyAccess is {says.get('NotifyAccess')}, not main")
     if not says.get("User"):
         wrong.append("User is not set: it would run as root")
     if says.get("NeedDaemonReload") == "yes":
         wrong.append("it was changed and not read again: systemctl daemon-reload")
-    reason = "; ".join(wrong) or f"{says['FragmentPath']}, as {says['User']}, as required"
-    yield Check("unit", BOOT, not wrong, reason, f"see `systemctl cat {UNIT}`, or {INSTALL}")
+    right = f"{says['FragmentPath']}, as {says['User']}, as required"
+    yield Check.of("unit", BOOT, "; ".join(wrong), right, f"see `systemctl cat {UNIT}`, or {INSTALL}")
     dead = says.get("ActiveState") == "failed"
-    reason = f"{says.get('ActiveState')} ({says.get('SubState')}), started again {says.get('NRestarts')} times by itself"
+    reason = f"{says.get('ActiveState')} ({says.get('SubState')}), restarted {says.get('NRestarts')} times by systemd"
     yield Check("service", UNATTENDED, not dead, reason, f"see `journalctl -u {UNIT}`")
 
 
 def boot(config: Config, says: Mapping[str, str]) -> Check:
-    """It comes back after a reboot: enabled, and automation.auto_start agrees."""
+    """It starts again after a reboot: the unit is enabled, and automation.auto_start agrees."""
     wanted, state = config.runtime.automation.auto_start, says.get("UnitFileState") or "not installed"
     if not wanted:
-        mend = "set automation.auto_start to true in runtime.yaml, then `sudo rae-node enable`"
-        return Check("enabled", BOOT, False, f"automation.auto_start is false, and the unit is {state}", mend)
+        fix = "set automation.auto_start to true in runtime.yaml, then `sudo rae-node enable`"
+        return Check("enabled", BOOT, False, f"automation.auto_start is false, and the unit is {state}", fix)
     return Check("enabled", BOOT, state == "enabled", f"the unit is {state}", "run `sudo rae-node enable`")
 
 
-async def units_verified() -> Check:
-    """systemd has nothing to say against the unit; also how far it is locked up."""
+async def unit_verified() -> Check:
+    """systemd finds no fault in the unit; with the exposure level of its sandbox."""
     file = Path("/etc/systemd/system") / UNIT
     if not shutil.which("systemd-analyze") or not file.exists():
         return Check("unit file", BOOT, None, "not installed here, or no systemd-analyze")
     (_, out, err), (_, exposure, _) = await asyncio.gather(
         run("systemd-analyze", "verify", str(file)), run("systemd-analyze", "security", "--no-pager", UNIT)
     )
-    said = (out + err).strip().splitlines()
+    faults = [*(out + err).strip().splitlines(), ""]
     level = next((line.partition(": ")[2] for line in exposure.splitlines() if "exposure level" in line), "")
-    reason = said[0] if said else "systemd has nothing to say against it" + (f"; exposure {level}" if level else "")
-    return Check("unit file", BOOT, not said, reason, INSTALL)
+    right = "systemd finds no fault" + (f"; exposure {level}" if level else "")
+    return Check.of("unit file", BOOT, faults[0], right, INSTALL)
 
 
 def session_agent() -> Check:
-    """What tells how long each person has been idle is switched on for every session."""
+    """The session agent, which reports how long each person has been idle, is enabled for every session."""
     if not SESSION_UNIT.exists():
-        return Check("session agent", UNATTENDED, None, "not installed: sessions are judged by what logind says")
+        return Check("session agent", UNATTENDED, None, "not installed: only logind's hints are known of sessions")
     on = any(Path("/etc/systemd/user").glob(f"*.wants/{SESSION_UNIT.name}"))
-    mend = f"run `sudo systemctl --global enable {SESSION_UNIT.name}`"
-    return Check("session agent", UNATTENDED, on, "is switched on for every session" if on else "is switched off", mend)
+    fix = f"run `sudo systemctl --global enable {SESSION_UNIT.name}`"
+    return Check("session agent", UNATTENDED, on, "is enabled for every session" if on else "is disabled", fix)
 
 
-async def doors() -> list[Check]:
-    """What is called by its path works with the system's python3, and is nobody's to change but root's (R9, R10, R13)."""
-    return list(await asyncio.gather(*(_door(name, begins) for name, begins in DOORS.items())))
+async def scripts() -> list[Check]:
+    """The installed scripts work with the system's python3, and only root can change them."""
+    return list(await asyncio.gather(*(_script(name, begins) for name, begins in SCRIPTS.items())))
 
 
-async def _door(name: str, begins: str) -> Check:
-    path = AGENT / name
+async def _script(name: str, begins: str) -> Check:
+    path, name = AGENT / name, f"script: {name}"
     try:
         seen = path.stat()
     except OSError as error:
-        return Check(f"door: {name}", UNATTENDED, False, f"{path}: {error.strerror}", INSTALL)
+        return Check(name, UNATTENDED, False, f"{path}: {error.strerror}", INSTALL)
     if seen.st_uid != 0 or stat.S_IMODE(seen.st_mode) & 0o022:
-        return Check(f"door: {name}", UNATTENDED, False, f"{path} can be changed by others than root", INSTALL)
+        return Check(name, UNATTENDED, False, f"{path} can be changed by others than root", INSTALL)
     code, out, err = await run("/usr/bin/python3", str(path), *(["--help"] if begins else []))
     first = (out.splitlines() or err.splitlines() or [f"exit {code}"])[0]
     if begins:
         good = first.startswith(begins)
     else:
         good = (code, first) == (0, "SAFE TO RUN") or (code == 1 and first.startswith("DO NOT RUN: "))
-    return Check(f"door: {name}", UNATTENDED, good, "opens" if begins and good else first, INSTALL)
+    return Check(name, UNATTENDED, good, "can be run" if begins and good else first, INSTALL)
 
 
 def rehearsal(config: Config) -> Check:
-    """The dry run (R17) with these very limits."""
+    """The dry run with these limits."""
     cases = dry_run(config.limits)
     wrong = [case.case for case in cases if not case.as_required]
     right = f"{len(cases)} cases as required, {sum(case.allowed for case in cases)} allowed"
-    reason = f"comes out wrong: {wrong[0]}" if wrong else right
-    return Check("dry run", UNATTENDED, not wrong, reason, "run `rae-node dry-run`, and report this as a fault")
+    reason = f"comes out wrong: {wrong[0]}" if wrong else ""
+    return Check.of("dry run", UNATTENDED, reason, right, "run `rae-node dry-run`, and report this as a fault")
 
 
 def ollama(config: Config) -> Iterator[Check]:
-    """Types that run on Ollama: what a hold and a duty cycle cannot do for them."""
+    """Types that run on Ollama, which the node cannot freeze."""
     if kinds := sorted(kind for kind, task in config.node.tasks.items() if task.executor == "ollama_api"):
-        cut = "cannot be frozen, for the model computes in Ollama's own process: cut at the first sign of the person, no hold"
-        yield Check("Ollama", UNATTENDED, None, f"{', '.join(kinds)}: {cut}")
+        why = "cannot be frozen, because Ollama's own process computes: stopped at the first sign of the person"
+        yield Check("Ollama", UNATTENDED, None, f"{', '.join(kinds)}: {why}")
 
 
 def checkpoint(config: Config, proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> Check:
-    """A task's VRAM can be moved out of the way, where a type asks for that; looked at without the driver."""
+    """A task's VRAM can be moved out, where a type asks for that. The driver itself is not asked."""
     from supervisor.tasks.cuda_checkpoint import driver_version, open_module, unusable
 
     name = "CUDA checkpoint"
     asking = [kind for kind, task in config.node.tasks.items() if getattr(task, "checkpoint", "none") == "cuda"]
     if not asking:
         return Check(name, UNATTENDED, None, "no task type asks for it (tasks.<type>.checkpoint)")
-    reason, _, mend = unusable(proc_root, sys_root).partition(": ")
+    reason, _, fix = unusable(proc_root, sys_root).partition(": ")
     if reason:
         ask = "asks" if len(asking) == 1 else "ask"
-        return Check(name, UNATTENDED, False, f"{', '.join(asking)} {ask} for it, but {reason}", mend)
-    hangs = "with which the end of a task that had its VRAM back has been seen to hang a machine"
+        return Check(name, UNATTENDED, False, f"{', '.join(asking)} {ask} for it, but {reason}", fix)
+    hangs = "with which a machine was seen to hang at the end of a task whose VRAM had been moved back"
     caution = f" with the open kernel module, {hangs}" if open_module(proc_root) else ""
     version = driver_version(proc_root, sys_root) + caution
     return Check(name, UNATTENDED, True, f"can be used by {', '.join(asking)}: NVIDIA driver {version}")
@@ -252,33 +258,32 @@ def checkpoint(config: Config, proc_root: Path = Path("/proc"), sys_root: Path =
 
 
 async def inside(config: Config, says: Mapping[str, str]) -> list[Check]:
-    """What `supervisor.tools.doctor.in_service` finds in the service's place."""
-    own = _user_name()
+    """What `supervisor.tools.doctor.in_service` finds as the service's user, in its sandbox."""
+    own = user_name()
     user = says.get("User") or own
     argv = [sys.executable, "-I", "-m", "supervisor.tools.doctor.in_service", str(config.folder)]
     options: dict[str, Any] = {}
     if os.geteuid() == 0 and says.get("LoadState") == "loaded":
-        place = [f"--property={line}" for line in _lines(says) if line.partition("=")[0] in _PLACE]
+        sandbox = [f"--property={line}" for line in _lines(says) if line.partition("=")[0] in _SANDBOX]
         more = " ".join(f"-{path}" for path in (config.paths.state, config.paths.runtime))
         runner = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--property=User={user}"]
-        argv = [*runner, *place, f"--property=ReadWritePaths={more}", f"--property=RuntimeMaxSec={DEADLINE_S:g}", *argv]
+        argv = [*runner, *sandbox, f"--property=ReadWritePaths={more}", f"--property=RuntimeMaxSec={DEADLINE_S:g}", *argv]
     elif os.geteuid() == 0:
         entry = pwd.getpwnam(user)
         options = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
     elif own != user:
-        reason = f"cannot be looked at by {own}"
-        return [Check("service's user", UNATTENDED, False, reason, f"run it with sudo, or as {user}")]
+        return [Check("service's user", UNATTENDED, False, f"{own} cannot check this", f"run it with sudo, or as {user}")]
     code, out, err = await run(*argv, **options)
     try:
         return [Check(**fields) for fields in json.loads(out)]
     except (ValueError, TypeError):
         last = (err.strip().splitlines() or [f"exit {code}"])[-1]
-        mend = f"see `journalctl -u {UNIT}`, or run it again with sudo"
-        return [Check("service's user", UNATTENDED, False, f"the checks could not run as {user}: {last}", mend)]
+        fix = f"see `journalctl -u {UNIT}`, or run it again with sudo"
+        return [Check("service's user", UNATTENDED, False, f"the checks could not run as {user}: {last}", fix)]
 
 
-def _user_name() -> str:
-    """Who runs this; in a container it may be a number alone."""
+def user_name() -> str:
+    """The user of this process; in a container it may have a number only."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -286,7 +291,7 @@ def _user_name() -> str:
 
 
 def _lines(says: Mapping[str, str]) -> Iterator[str]:
-    """The unit's settings as they are written, its drop-ins included."""
+    """The lines of the unit file and its drop-ins."""
     for path in (says.get("FragmentPath", ""), *says.get("DropInPaths", "").split()):
         try:
             text = Path(path).read_text(errors="replace")
@@ -299,22 +304,22 @@ def _lines(says: Mapping[str, str]) -> Iterator[str]:
 
 
 def listeners(says: Mapping[str, str]) -> Check:
-    """It listens on no port (R1)."""
+    """It listens on no port."""
     import psutil
 
-    pid = int(says.get("MainPID") or 0)
+    name, pid = "no open port", int(says.get("MainPID") or 0)
     if not pid:
-        return Check("no open port", UNATTENDED, None, "the node is not running")
+        return Check(name, UNATTENDED, None, "the node is not running")
     try:
         open_ports = [c.laddr.port for c in psutil.Process(pid).net_connections("inet") if c.status == psutil.CONN_LISTEN]
     except psutil.Error as error:
-        return Check("no open port", UNATTENDED, None, f"cannot be seen without root ({type(error).__name__})")
-    reason = f"listens on {open_ports}" if open_ports else "none"
-    return Check("no open port", UNATTENDED, not open_ports, reason, "stop the node, and report this as a fault")
+        return Check(name, UNATTENDED, None, f"cannot be seen without root ({type(error).__name__})")
+    wrong = f"listens on {open_ports}" if open_ports else ""
+    return Check.of(name, UNATTENDED, wrong, "none", "stop the node, and report this as a fault")
 
 
 def daemon(config: Config, says: Mapping[str, str]) -> Check:
-    """The live daemon answers, and is this version."""
+    """The running daemon answers, and is this version."""
     try:
         answer = ask(config.paths.runtime, "status", 2.0)
     except DaemonDown:

@@ -1,7 +1,7 @@
-"""The checks of `doctor` that count only in the service's own place: as its user, in its sandbox, outside of any session.
+"""The checks of `doctor` that count only inside the service: as its user, in its sandbox, outside of any session.
 
-`doctor` runs this file there and reads its answer, one JSON document. It changes nothing: the sleep lock is taken and
-given up again, logs are rotated in a temporary folder.
+`doctor` runs this file there and reads its answer, one JSON document. It changes nothing: it takes and releases the sleep
+lock, and rotates logs in a temporary folder.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from supervisor.sources import api_key
 from supervisor.sources.api_key import TokenError
 from supervisor.tasks.process import bubblewrap as sandbox
 from supervisor.tasks.process.containment import TreeContainment, detect
+from supervisor.tools.doctor.doctor import user_name
+from supervisor.tools.doctor.one_look import take_agent_reports
 from supervisor.tools.doctor.report import GPU, PERSON, UNATTENDED, Check
 from supervisor.tools.doctor.second_opinion import loginctl, nvidia_smi
 
 SECOND_SAMPLE_S = 0.7  # CPU load is a difference
-GPU_S = 5.0  # for a look at the GPU of this very moment
+GPU_S = 5.0  # for a new look at the GPU
 DAY_S = 86400.0
 
 
 async def checks(config: Config) -> list[Check]:
-    """All of them, side by side where they wait."""
+    """All of them."""
     sensors, lock = await asyncio.gather(_sensors(config), sleep_lock(config))
     return [*sensors, lock, *folders(config), rotation(config), containment(), key(config), *await programs(config)]
 
 
 async def _sensors(config: Config) -> list[Check]:
-    from supervisor.tools.doctor.one_look import borrow
-
     clock = SystemClock()
     sensors = SensorSet(config, clock)
-    await asyncio.gather(sensors.start(lambda: None), borrow(sensors, config))
+    await asyncio.gather(sensors.start(lambda: None), take_agent_reports(sensors, config))
     try:
         seen = sensors.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
         if seen.cpu.value is None:
@@ -80,7 +80,7 @@ async def _gpu_rows(sensors: SensorSet) -> list[dict[str, Any]]:
 
 
 def presence(sources: list[SourceReading], config: Config) -> Iterator[Check]:
-    """Each source of presence was asked, and answered (R9, R12)."""
+    """Each source of presence was asked and answered."""
     watched = config.limits.detect_active_user
     reason = f"safety.detect_active_user is {str(watched).lower()}"
     yield Check("user guard", PERSON, watched, reason, "set it to true in runtime.yaml")
@@ -88,8 +88,8 @@ def presence(sources: list[SourceReading], config: Config) -> Iterator[Check]:
         yield Check("presence", PERSON, False, "no source is switched on", "set presence.sessions to true in node.yaml")
     for source in sources:
         blind = None if source is sources[-1] else False  # where the GPU cannot be seen, its guard says so
-        ok, mend = blind if source.present is None else True, "until then the person counts as active"
-        yield Check(f"presence: {source.source}", PERSON, ok, source.line(), mend, source.as_dict())
+        ok, fix = blind if source.present is None else True, "until then the person counts as active"
+        yield Check(f"presence: {source.source}", PERSON, ok, source.line(), fix, source.as_dict())
 
 
 def seen_by(sources: list[SourceReading]) -> Iterator[Check]:
@@ -101,44 +101,39 @@ def seen_by(sources: list[SourceReading]) -> Iterator[Check]:
 
 
 def contradictions(found: list[str]) -> Check:
-    """Sources that contradict each other: no fault by itself, for whoever says "present" is taken at its word."""
-    reason = "; ".join(found) + ": somebody is taken to be there" if found else "none between the sources"
+    """Sources that contradict each other. This is no fault: the one that says "present" counts."""
+    reason = "; ".join(found) + ": the person counts as present" if found else "none between the sources"
     return Check("contradictions", PERSON, True, reason, reading={"details": found})
 
 
 def readings(seen: Observation, config: Config) -> Iterator[Check]:
-    """GPU, CPU and host were read, whatever they say now (R10, R11)."""
+    """GPU, CPU and host were read; their values do not matter here."""
     verdict = gpu_free.explain(seen, Memory(), config.limits)
     gpu = seen.gpu.value
     blind = gpu is None or (not gpu.present and config.limits.gpu_required)
-    mend = "mend the driver, or set gpu.presence in node.yaml if this machine has no NVIDIA GPU to lend"
-    yield Check("GPU guard", GPU, not blind, verdict.reason, mend)
-    for name, reading in (("CPU guard", seen.cpu), ("host guard", seen.host)):
-        value = "" if reading.value is None else _value(reading.value)
-        yield Check(name, UNATTENDED, reading.value is not None, reading.error or value, f"see {reading.source}")
-
-
-def _value(value: object) -> str:
-    percent = getattr(value, "percent", None)
-    if percent is not None:
-        return f"CPU of others at {percent:.0f} %"
-    return "fit" if getattr(value, "fit", False) else str(getattr(value, "reason", value))
+    fix = "repair the driver, or set gpu.presence in node.yaml if this machine has no NVIDIA GPU to lend"
+    yield Check("GPU guard", GPU, not blind, verdict.reason, fix)
+    cpu, host = seen.cpu, seen.host
+    load = cpu.error if cpu.value is None else f"CPU of others at {cpu.value.percent:.0f} %"
+    yield Check("CPU guard", UNATTENDED, cpu.value is not None, load, f"see {cpu.source}")
+    fit = host.error if host.value is None else "fit" if host.value.fit else host.value.reason
+    yield Check("host guard", UNATTENDED, host.value is not None, fit, f"see {host.source}")
 
 
 async def sleep_lock(config: Config) -> Check:
-    """The very locks of RUNNING, taken and given up (R15)."""
+    """The locks of RUNNING, taken and released."""
     mode = config.node.host.inhibitor
     if mode == "none":
-        return Check("sleep lock", UNATTENDED, None, "host.inhibitor is none: this machine is said never to suspend")
+        return Check("sleep lock", UNATTENDED, None, "host.inhibitor is none: this machine never suspends")
     bus = SystemBus()
     lock = Inhibitor(bus, mode)
     try:
         await bus.start()
         await lock.take("rae-node doctor tries the lock")
-        return Check("sleep lock", UNATTENDED, True, f"{await lock.release()} after they were taken, as {_user()}")
+        return Check("sleep lock", UNATTENDED, True, f"{await lock.release()} after they were taken, as {user_name()}")
     except (InhibitRefused, ReleaseFailed) as refused:
-        reason, _, mend = str(refused).partition(": run")
-        return Check("sleep lock", UNATTENDED, False, reason, "run" + mend if mend else "")
+        reason, _, fix = str(refused).partition(": run")
+        return Check("sleep lock", UNATTENDED, False, reason, "run" + fix if fix else "")
     finally:
         await bus.stop()
 
@@ -147,27 +142,27 @@ def folders(config: Config) -> Iterator[Check]:
     """The service's user can use the folders of node.yaml's `paths`."""
     for name in ("logs", "workdir", "runtime", "state"):
         path: Path = getattr(config.paths, name)
-        mend = f"run the installer again, or set paths.{name} in node.yaml"
+        fix = f"run the installer again, or set paths.{name} in node.yaml"
         try:
             seen = os.lstat(path)
         except FileNotFoundError:
             made = str(path) in (Paths().runtime, Paths().state)  # the unit makes them
-            yield Check(f"folder: {name}", UNATTENDED, None if made else False, f"{path} is not there yet", mend)
+            yield Check(f"folder: {name}", UNATTENDED, None if made else False, f"{path} is not there yet", fix)
             continue
         trouble = ""
         if not stat.S_ISDIR(seen.st_mode):
             trouble = "is no folder"
         elif name == "workdir" and seen.st_uid != os.geteuid():
-            trouble = f"belongs to uid {seen.st_uid}, not to {_user()}"
+            trouble = f"belongs to uid {seen.st_uid}, not to {user_name()}"
         elif not os.access(path, os.W_OK | os.X_OK):
-            trouble = f"cannot be written by {_user()}"
+            trouble = f"cannot be written by {user_name()}"
         elif shutil.disk_usage(path).free < 1 << 20:
             trouble = "is on a full disk"
-        yield Check(f"folder: {name}", UNATTENDED, not trouble, f"{path} {trouble or 'can be used'}", mend)
+        yield Check(f"folder: {name}", UNATTENDED, not trouble, f"{path} {trouble or 'can be used'}", fix)
 
 
 class _Days:
-    """A clock that goes by the day."""
+    """A clock that shows one moment of each day."""
 
     def __init__(self) -> None:
         self.day = 0
@@ -180,7 +175,7 @@ class _Days:
 
 
 def rotation(config: Config) -> Check:
-    """Logs are kept `logs.keep_days` days (R16): by the journal itself, over made-up days, in a temporary folder."""
+    """The journal keeps logs for `logs.keep_days` days: tried over made-up days, in a temporary folder."""
     keep, days = config.node.logs.keep_days, _Days()
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder), days, keep)
@@ -189,11 +184,11 @@ def rotation(config: Config) -> Check:
         journal.close()
         kept = len(os.listdir(folder))
     trouble = journal.trouble or ("" if kept == keep else f"{kept} files were kept of {keep + 3} days, not {keep}")
-    return Check("log rotation", UNATTENDED, not trouble, trouble or f"a file a day, {keep} are kept", "report this as a fault")
+    return Check.of("log rotation", UNATTENDED, trouble, f"a file a day, {keep} are kept", "report this as a fault")
 
 
 def containment() -> Check:
-    """What holds a task's processes: tried with a process."""
+    """The mechanism that keeps a task's processes together, tried with one process."""
     found = detect()
     tree = isinstance(found, TreeContainment)
     in_unit = "INVOCATION_ID" in os.environ
@@ -201,47 +196,38 @@ def containment() -> Check:
 
 
 def key(config: Config) -> Check:
-    """The control node's key can be had, if one is configured."""
-    token = config.node.control.token
+    """The control node's key can be read, if one is configured."""
+    name, token = "control node's key", config.node.control.token
     if token.file is None and token.credential is None and token.env is None:
-        return Check("control node's key", UNATTENDED, None, "none is configured (control.token)")
+        return Check(name, UNATTENDED, None, "none is configured (control.token)")
     try:
         api_key.token(config.control, os.environ)
     except TokenError as error:
-        return Check("control node's key", UNATTENDED, False, str(error), "see control.token in node.yaml")
-    return Check("control node's key", UNATTENDED, True, "it can be read")
+        return Check(name, UNATTENDED, False, str(error), "see control.token in node.yaml")
+    return Check(name, UNATTENDED, True, "it can be read")
 
 
 async def programs(config: Config) -> list[Check]:
-    """Each task type's program is there for the service's user, and its sandbox works; who runs anything is named."""
+    """The service's user can run each task type's program, and its sandbox works. Types that run any command are named."""
     if not config.node.tasks:
         return [Check("task programs", UNATTENDED, None, "node.yaml names no task type yet (tasks)")]
     found: list[Check] = []
     for name, task in config.node.tasks.items():
         if task.executor == "command":
             path = shutil.which(task.argv[0]) if task.argv else None
-            reason = f"{path} can be run" if path else f"{task.argv[:1]} cannot be run by {_user()} in the service"
-            mend = f"set tasks.{name}.argv in node.yaml; what lies in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
-            found.append(Check(f"task program: {name}", UNATTENDED, path is not None, reason, mend))
+            reason = f"{path} can be run" if path else f"{task.argv[:1]} cannot be run by {user_name()} in the service"
+            fix = f"set tasks.{name}.argv in node.yaml; a program in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
+            found.append(Check(f"task program: {name}", UNATTENDED, path is not None, reason, fix))
         elif task.executor == "shell_command":
             walls = "in a sandbox" if task.sandbox != "none" else "WITHOUT a sandbox"
-            reason = f"runs ANY command that the control node sends, as {_user()}, {walls}"
+            reason = f"runs ANY command that the control node sends, as {user_name()}, {walls}"
             found.append(Check(f"shell commands: {name}", UNATTENDED, None, reason, "name the commands as types of their own"))
         if task.sandbox == "bubblewrap":
             with tempfile.TemporaryDirectory() as folder:
                 why = await sandbox.fault(task, Path(folder))
-            reason, _, mend = why.removeprefix("sandbox: ").partition(": ") if why else ("tried: it works", "", "")
-            found.append(Check(f"sandbox: {name}", UNATTENDED, not why, reason, mend))
+            wrong, _, fix = (why or "").removeprefix("sandbox: ").partition(": ")
+            found.append(Check.of(f"sandbox: {name}", UNATTENDED, wrong, "tried: it works", fix))
     return found
-
-
-def _user() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"uid {os.geteuid()}"
 
 
 def main(argv: list[str], write: Callable[[str], object] = sys.stdout.write) -> int:
@@ -249,7 +235,7 @@ def main(argv: list[str], write: Callable[[str], object] = sys.stdout.write) -> 
     try:
         found = asyncio.run(checks(load(Path(argv[0]))))
     except ConfigErrors as errors:
-        found = [Check("configuration", UNATTENDED, False, str(errors.problems[0]), "mend the file")]
+        found = [Check("configuration", UNATTENDED, False, str(errors.problems[0]), "fix the file")]
     write(json.dumps([asdict(check) for check in found]) + "\n")
     return 0
 

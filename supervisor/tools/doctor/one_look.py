@@ -1,9 +1,9 @@
-"""One look without a daemon: check-user and check-gpu (R9, R10), by the daemon's own sensors and the mind's own guards.
+"""One look without a daemon: check-user and check-gpu, by the daemon's own sensors and guards.
 
     python -I -m supervisor.tools.doctor.one_look user|gpu [--json] [--config DIR]
 
-is what the doors check_user_idle.py and check_gpu_load.py run: as `rae-node check-user` and `check-gpu`, without loading the
-command line. Exit 0 = SAFE TO RUN, 1 = DO NOT RUN, and whatever goes wrong is the latter (R12).
+The installed scripts check_user_idle.py and check_gpu_load.py run this: the same as `rae-node check-user` and `check-gpu`,
+without loading the whole command line. Exit 0 = SAFE TO RUN, 1 = DO NOT RUN, also on any error.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from states.formatting import number
-from states.guards import Verdict, gpu_free, user_away
+from states.guards import gpu_free, user_away
 from states.memory import Memory
 from states.observation import NEVER, NO_TASK, Automation, Observation
 from supervisor.config.load import Config, ConfigErrors, find_folder, load
-from supervisor.linux import console as stdout
+from supervisor.linux import console
 from supervisor.linux.clock import Clock, SystemClock
 from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
 from supervisor.sensors.base import Presence, PresenceSensor
@@ -30,30 +30,29 @@ from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN
 from supervisor.sensors.sensor_set import SensorSet
 
 ASK_S: Final = 0.2
-RECALL_S: Final = 1.0  # a node at work may take a moment
+RECALL_S: Final = 1.0  # a busy node may take a moment
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """Safe or not, every reason against it, and what was read."""
+class Answer:
+    """Every reason against work, and what was read. It is safe where there is no reason."""
 
-    safe: bool
     reasons: tuple[str, ...]
-    readings: tuple[dict[str, Any], ...]
+    readings: tuple[dict[str, Any], ...] = ()
 
     @property
     def headline(self) -> str:
         """`SAFE TO RUN` or `DO NOT RUN: reason`, the first line of the answer."""
-        return "SAFE TO RUN" if self.safe else "DO NOT RUN: " + "; ".join(self.reasons)
+        return "DO NOT RUN: " + "; ".join(self.reasons) if self.reasons else "SAFE TO RUN"
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"safe": self.safe, "reasons": list(self.reasons), "readings": list(self.readings)}
+        return {"safe": not self.reasons, "reasons": list(self.reasons), "readings": list(self.readings)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What one look has seen, as the sensors said it while they watched."""
+    """What the sensors reported in one look."""
 
     observation: Observation
     sources: list[SourceReading]
@@ -61,12 +60,13 @@ class _Look:
     devices: list[dict[str, Any]]
 
 
-async def _look(config: Config) -> _Look:
+async def look_once(config: Config) -> _Look:
+    """Start all sensors, look, and stop them."""
     clock = SystemClock()
     sensors = SensorSet(config, clock)
     seen = asyncio.to_thread(remembered, config, clock)
-    _, _, signs = await asyncio.gather(sensors.start(lambda: None), borrow(sensors, config), seen)
-    if sensors.observer.presence:  # blind is blind, whatever is remembered
+    _, _, signs = await asyncio.gather(sensors.start(lambda: None), take_agent_reports(sensors, config), seen)
+    if sensors.observer.presence:  # with no source at all, an old sign proves nothing
         sensors.observer.presence += signs
     try:
         now_s = clock.now_s()
@@ -78,16 +78,16 @@ async def _look(config: Config) -> _Look:
         await sensors.bus.stop()
 
 
-async def borrow(sensors: SensorSet, config: Config) -> None:
-    """Session agents report to the daemon alone: take from it what they said. Without one nothing is proven by them."""
+async def take_agent_reports(sensors: SensorSet, config: Config) -> None:
+    """Session agents report only to the daemon: ask it for their reports. Without a daemon they prove nothing."""
     with contextlib.suppress(DaemonDown, DaemonUnresponsive, ValueError):
-        told = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
-        sensors.agent_reports.restore(told.get("desktop"))
+        answer = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
+        sensors.agent_reports.restore(answer.get("desktop"))
 
 
 class _Remembered(PresenceSensor):
-    """What the running node has seen of the person. One look sees no button that was pressed before it, no film that has
-    ended; it can only add a sign."""
+    """The newest sign that the running node has seen. One look misses a key that was pressed before it, or a film that has
+    ended. It can only add a sign."""
 
     name = "rae-node"
 
@@ -100,14 +100,13 @@ class _Remembered(PresenceSensor):
 
 
 def remembered(config: Config, clock: Clock) -> tuple[_Remembered, ...]:
-    """The newest sign by a running node's sources, if there is one; what it only takes for one, as it has not watched for
-    long enough, is none."""
+    """The newest sign that a running node's sources have seen, if any. Its own start, and the return of a source, are none."""
     try:
-        told = ask(config.paths.runtime, "status", RECALL_S, trusted=True).get("presence")
+        sources = ask(config.paths.runtime, "status", RECALL_S, trusted=True).get("presence")
     except (DaemonDown, DaemonUnresponsive):
         return ()
     signs: list[tuple[float, str]] = []
-    for source in told if isinstance(told, list) else ():
+    for source in sources if isinstance(sources, list) else ():
         known = source if isinstance(source, dict) and source.get("present") is False else {}
         idle_s, sign = known.get("idle_s"), known.get("reading")
         if isinstance(idle_s, int | float) and isinstance(sign, str) and sign not in (START_SIGN, BACK_SIGN):
@@ -116,9 +115,8 @@ def remembered(config: Config, clock: Clock) -> tuple[_Remembered, ...]:
     return (_Remembered(sign, at_s),) if sign else ()
 
 
-async def check_user(config: Config) -> Check:
-    """R9: no sign of the person for idle_required_minutes, and no GPU process that is not RAE's."""
-    look = await _look(config)
+def check_user(look: _Look, config: Config) -> Answer:
+    """Safe: no sign of the person for idle_required_minutes, and no GPU process that is not RAE's."""
     observation = look.observation
     user = user_away.explain(observation, Memory(), config.limits)
     reasons = [] if user.ok is True else [user.reason]
@@ -127,70 +125,54 @@ async def check_user(config: Config) -> Check:
         reasons.append(f"GPU processes unknown: {gpu.error}")
     elif gpu.value.foreign:
         reasons.append(gpu_free.explain(observation, Memory(), config.limits).reason)
-    readings: list[dict[str, Any]] = [_reading(user), *(_source(source) for source in look.sources)]
+    readings: list[dict[str, Any]] = [user.as_dict(), *map(_source, look.sources)]
     readings[-1] |= {"value": None if gpu.value is None else gpu.value.foreign, "unit": "processes"}
     readings += [{"name": "contradiction", "reason": text, "ok": False} for text in look.contradictions]
-    return Check(not reasons, tuple(reasons), tuple(readings))
+    return Answer(tuple(reasons), tuple(readings))
 
 
-async def check_gpu(config: Config) -> Check:
-    """R10: utilisation and VRAM against the limits; the readings and the limits are printed."""
-    look = await _look(config)
-    verdict = gpu_free.explain(look.observation, Memory(), config.limits)
-    limits = config.limits
+def check_gpu(look: _Look, config: Config) -> Answer:
+    """Safe: utilisation and VRAM are within their limits. The readings hold both."""
+    verdict, limits = gpu_free.explain(look.observation, Memory(), config.limits), config.limits
     gpu = look.observation.gpu.value
-    readings: list[dict[str, Any]] = [_reading(verdict)]
+    readings: list[dict[str, Any]] = [verdict.as_dict()]
     if gpu is not None and gpu.present:
-        readings += [
-            _line("GPU utilisation", gpu.percent, limits.max_gpu_percent, "%"),
-            _line("VRAM in use by others", gpu.vram_gb, limits.max_vram_gb, "GiB"),
-            _line("processes not RAE's", gpu.foreign, 0, "processes"),
-        ]
+        for name, value, limit, unit in (
+            ("GPU utilisation", gpu.percent, limits.max_gpu_percent, "%"),
+            ("VRAM in use by others", gpu.vram_gb, limits.max_vram_gb, "GiB"),
+            ("processes not RAE's", gpu.foreign, 0, "processes"),
+        ):
+            readings.append({"name": name, "value": value, "limit": limit, "unit": unit, "ok": value <= limit})
     readings += [{"name": "device", "device": row} for row in look.devices]
-    return Check(verdict.ok is True, () if verdict.ok is True else (verdict.reason,), tuple(readings))
-
-
-def _reading(verdict: Verdict) -> dict[str, Any]:
-    return verdict.as_dict()
+    return Answer(() if verdict.ok is True else (verdict.reason,), tuple(readings))
 
 
 def _source(source: SourceReading) -> dict[str, Any]:
+    fields, present = source.as_dict(), source.present
     return {
-        "name": source.source,
-        "reason": source.reading,
-        "ok": None if source.present is None else not source.present,
-        "value": source.idle_s,
-        "unit": "s",
-        "age_s": source.age_s,
-        "quality": str(source.quality),
-        "details": list(source.details),
-        "line": source.line(),
-    }
-
-
-def _line(name: str, value: float, limit: float, unit: str) -> dict[str, Any]:
-    return {"name": name, "value": value, "limit": limit, "unit": unit, "ok": value <= limit}
+        "name": source.source, "reason": source.reading, "ok": None if present is None else not present,
+        "value": source.idle_s, "unit": "s", **{name: fields[name] for name in ("age_s", "quality", "details", "line")},
+    }  # fmt: skip
 
 
 def answer(which: str, folder: Path | None, *, as_json: bool) -> int:
     """Look at the `user` or the `gpu`, and print the answer; returns the exit code, 0 or 1."""
     try:
-        look = check_user if which == "user" else check_gpu
-        check = asyncio.run(look(load(find_folder(folder))))
+        config = load(find_folder(folder))
+        look = asyncio.run(look_once(config))
+        found = check_user(look, config) if which == "user" else check_gpu(look, config)
     except ConfigErrors as errors:
-        check = Check(False, tuple(map(str, errors.problems)), ())
-    except Exception as error:  # noqa: BLE001 - unknown is unsafe (R12)
-        check = Check(False, (f"cannot look: {type(error).__name__}: {error}",), ())
-    if as_json:
-        sys.stdout.write(stdout.document(check.as_dict()) + "\n")
-    else:
-        sys.stdout.write("\n".join(_lines(check)) + "\n")
-    return 0 if check.safe else 1
+        found = Answer(tuple(map(str, errors.problems)))
+    except Exception as error:  # noqa: BLE001 - unknown is unsafe
+        found = Answer((f"cannot look: {type(error).__name__}: {error}",))
+    text = console.document(found.as_dict()) if as_json else "\n".join(_lines(found))
+    sys.stdout.write(text + "\n")
+    return 1 if found.reasons else 0
 
 
-def _lines(check: Check) -> Iterator[str]:
-    yield check.headline
-    for reading in check.readings:
+def _lines(found: Answer) -> Iterator[str]:
+    yield found.headline
+    for reading in found.readings:
         if device := reading.get("device"):
             yield "  device: " + ", ".join(f"{k} {v}" for k, v in device.items() if v not in (None, "", []))
             continue
@@ -205,7 +187,7 @@ def _value(reading: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """The doors' way in. Wrong usage is a "no" like any other."""
+    """The entry point of the installed scripts. Wrong usage is a "no", like any other error."""
     import argparse
 
     parser = argparse.ArgumentParser(
@@ -221,13 +203,13 @@ def main(argv: list[str]) -> int:
         if end.code:
             sys.stdout.write("DO NOT RUN: wrong usage, see --help\n")
         return 1 if end.code else 0
-    stdout.prepare()
+    console.prepare()
     try:
         code = answer(given.which, given.config, as_json=given.json)
         sys.stdout.flush()
-        code = 1 if stdout.reader_left() else code  # a "no" that nobody read is no "yes"
-    except stdout.Unwritable as full:
-        stdout.drop()
+        code = 1 if console.reader_left() else code  # an answer that nobody read is no "yes"
+    except console.Unwritable as full:
+        console.drop()
         sys.stderr.write(f"{full.strerror}\n")
         code = 1
     except KeyboardInterrupt:

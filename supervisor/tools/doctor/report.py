@@ -1,4 +1,4 @@
-"""The words of `report`, `verify` and `doctor` (R18), made from one list of checks. Looks at nothing itself."""
+"""The forms of `report`, `verify` and `doctor`, made from one list of checks. Looks at nothing itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RULE: Final = "-" * 34
 READY: Final = "READY FOR CENTRAL CONTROL"
 NOT_READY: Final = "NOT READY"
 
-# What a check speaks for: one of the report's five lines, with the words for yes and for no.
+# The report's five lines, with their texts for yes and for no. Every check belongs to one of them.
 AUTOMATION: Final = "Automation enabled"
 BOOT: Final = "Auto-start on boot"
 PERSON: Final = "User activity protection"
@@ -28,15 +28,20 @@ LINES: Final[Mapping[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. `ok` None: it does not apply here, as `reason` says. `mend`: what to do when it failed.
-    `reading`: what `reason` says, for scripts, where there is more to it."""
+    """One check. `ok` None: it does not apply here, as `reason` says. `fix`: what to do when it failed. `reading`: details for
+    scripts, where there are any."""
 
     name: str
     line: str
     ok: bool | None
     reason: str
-    mend: str = ""
+    fix: str = ""
     reading: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, name: str, line: str, wrong: str, right: str, fix: str = "") -> Check:
+        """Failed because of `wrong`; passed with `right` if nothing is wrong."""
+        return cls(name, line, not wrong, wrong or right, fix)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form: `result` is passed, failed, or not applicable."""
@@ -47,13 +52,13 @@ class Check:
 
     @property
     def result(self) -> str:
-        """In a word."""
+        """Passed, failed, or not applicable."""
         return {True: "passed", False: "failed", None: "not applicable"}[self.ok]
 
     @property
     def failure(self) -> str:
-        """Which, why, how to mend."""
-        return f"{self.name}: {self.reason}" + (f"; {self.mend}" if self.mend else "")
+        """Which check, why, and how to fix it."""
+        return f"{self.name}: {self.reason}" + (f"; {self.fix}" if self.fix else "")
 
 
 def failed(checks: Iterable[Check]) -> list[Check]:
@@ -62,7 +67,7 @@ def failed(checks: Iterable[Check]) -> list[Check]:
 
 
 def stands(line: str, checks: Sequence[Check]) -> bool:
-    """A line of the report is true: something was looked at for it, and nothing of that failed. The last one needs all."""
+    """A line of the report is true: a check for it passed, and none failed. The last line needs this of all checks."""
     about = list(checks) if line == UNATTENDED else [check for check in checks if check.line == line]
     return any(check.ok for check in about) and not failed(about)
 
@@ -73,7 +78,7 @@ def ready(checks: Sequence[Check]) -> bool:
 
 
 def report(checks: Sequence[Check]) -> str:
-    """The final automation report, in the seed's words; what failed, if anything did."""
+    """The final automation report, in the seed's form, with the checks that failed."""
     lines = [TITLE, RULE]
     lines += [f"{line}: {yes if stands(line, checks) else no}" for line, (yes, no) in LINES.items()]
     lines.append("")
@@ -89,7 +94,7 @@ def report_dict(checks: Sequence[Check]) -> dict[str, Any]:
 
 
 def verify(checks: Sequence[Check], host: str, time: str) -> str:
-    """The acceptance procedure: a line each, host and date on top, the verdict last."""
+    """The acceptance procedure: host and date, a line for each check, the verdict."""
     lines = [f"rae-node on {host}, {time}"]
     for check in checks:
         if check.ok is False:
@@ -107,7 +112,7 @@ def verify_dict(checks: Sequence[Check], host: str, time: str) -> dict[str, Any]
 
 
 def doctor(checks: Sequence[Check]) -> str:
-    """Every check in a line, under the line of the report that it speaks for."""
+    """Every check in a line, below its line of the report."""
     marks = {True: "ok", False: "FAILED", None: "n/a"}
     width = max((len(check.name) for check in checks), default=0)
     lines: list[str] = []
@@ -119,4 +124,4 @@ def doctor(checks: Sequence[Check]) -> str:
 
 def _row(check: Check, mark: str, width: int) -> str:
     text = f"  {mark:<6}  {check.name:<{width}}  {check.reason}"
-    return text + (f"\n  {'':<6}  {'':<{width}}  → {check.mend}" if check.ok is False and check.mend else "")
+    return text + (f"\n  {'':<6}  {'':<{width}}  → {check.fix}" if check.ok is False and check.fix else "")

@@ -13,23 +13,22 @@ import pytest
 from support.running import RUNTIME, NodeFolder
 
 from supervisor.config.load import load
-from supervisor.tools.doctor import doctor
-from supervisor.tools.doctor import in_service as inside
-from supervisor.tools.doctor.doctor import SAYS
+from supervisor.tools.doctor import doctor, in_service
+from supervisor.tools.doctor.doctor import REQUIRED
 from supervisor.tools.doctor.report import Check
 
 UNIT_TEXT = "[Service]\nWatchdogSec=30\nProtectHome=yes\n"
 
 
-def says(tmp_path: Path, **change: str) -> dict[str, str]:
-    """What systemd says of the unit as it ships."""
+def properties(tmp_path: Path, **change: str) -> dict[str, str]:
+    """The unit as it ships, in systemd's words."""
     path = tmp_path / "rae-node.service"
     path.write_text(UNIT_TEXT)
     argv = "{ path=/usr/bin/python3 ; argv[]=/usr/bin/python3 /opt/rae-node/agent/auto_runner.py ; ignore_errors=no ; }"
     return {
-        **{name: want for name, (want, _) in SAYS.items()}, "LoadState": "loaded", "FragmentPath": str(path), "DropInPaths": "",
-        "NeedDaemonReload": "no", "UnitFileState": "enabled", "ActiveState": "inactive", "SubState": "dead", "NRestarts": "0",
-        "MainPID": "0", "User": "anna", "ExecStart": argv, "NotifyAccess": "main", **change,
+        **{name: want for name, (want, _) in REQUIRED.items()}, "LoadState": "loaded", "FragmentPath": str(path),
+        "DropInPaths": "", "NeedDaemonReload": "no", "UnitFileState": "enabled", "ActiveState": "inactive", "SubState": "dead",
+        "NRestarts": "0", "MainPID": "0", "User": "anna", "ExecStart": argv, "NotifyAccess": "main", **change,
     }
 
 
@@ -38,11 +37,11 @@ def failures(checks: list[Check]) -> list[str]:
 
 
 def test_the_unit_that_ships_is_sound(tmp_path: Path) -> None:
-    assert failures(list(doctor.unit(says(tmp_path)))) == []
+    assert failures(list(doctor.unit(properties(tmp_path)))) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "said"),
     [
         ({"Type": "simple"}, "Type is simple, not notify"),
         ({"Restart": "on-failure"}, "Restart is on-failure"),
@@ -61,10 +60,9 @@ def test_the_unit_that_ships_is_sound(tmp_path: Path) -> None:
         ({"FragmentPath": "/nowhere"}, "WatchdogSec is off"),
     ],
 )
-def test_whatever_is_otherwise_is_named(tmp_path: Path, change: Mapping[str, str], word: str) -> None:
-    told = failures(list(doctor.unit(says(tmp_path, **change))))
-    assert len(told) == 1
-    assert word in told[0]
+def test_every_difference_is_named(tmp_path: Path, change: Mapping[str, str], said: str) -> None:
+    (failure,) = failures(list(doctor.unit(properties(tmp_path, **change))))
+    assert said in failure
 
 
 @pytest.mark.parametrize(
@@ -74,7 +72,7 @@ def test_whatever_is_otherwise_is_named(tmp_path: Path, change: Mapping[str, str
 def test_on_at_boot_by_the_unit_and_by_the_file(tmp_path: Path, auto_start: bool, state: str, ok: bool) -> None:
     automation = {**RUNTIME["automation"], "auto_start": auto_start}
     folder = NodeFolder.make(tmp_path / "n", runtime={"automation": automation})
-    assert doctor.boot(load(folder.path), says(tmp_path, UnitFileState=state)).ok is ok
+    assert doctor.boot(load(folder.path), properties(tmp_path, UnitFileState=state)).ok is ok
 
 
 def test_a_broken_file_is_every_error_and_no_report(tmp_path: Path) -> None:
@@ -82,7 +80,7 @@ def test_a_broken_file_is_every_error_and_no_report(tmp_path: Path) -> None:
     done = folder.cli("report")
     assert done.returncode == 1
     assert "Automation enabled: NO\n" in done.stdout
-    assert "safety.max_gpu_percent: found 140, allowed: a number > 0 and ≤ 100; mend the file" in done.stdout
+    assert "safety.max_gpu_percent: found 140, allowed: a number > 0 and ≤ 100; fix the file" in done.stdout
     assert "safety.max_cpu_percent" in done.stdout
     assert done.stdout.endswith("\nNOT READY\n")
     assert done.stderr == ""
@@ -104,24 +102,24 @@ def of(checks: list[Check], name: str) -> Check:
 def test_folders_are_judged_without_a_trace(tmp_path: Path) -> None:
     folder = NodeFolder.make(tmp_path / "n")
     config = load(folder.path)
-    checks = list(inside.folders(config))
+    checks = list(in_service.folders(config))
     assert [check.ok for check in checks] == [False] * 4
     for name in ("logs", "work", "run", "state"):
         (folder.path / name).mkdir(mode=0o700)
     before = sorted(folder.path.rglob("*"))
-    assert [check.ok for check in inside.folders(config)] == [True] * 4
+    assert [check.ok for check in in_service.folders(config)] == [True] * 4
     (folder.path / "logs").rmdir()
     (folder.path / "logs").symlink_to("work")
-    assert "is no folder" in of(list(inside.folders(config)), "folder: logs").reason
+    assert "is no folder" in of(list(in_service.folders(config)), "folder: logs").reason
     if os.geteuid() == 0:
         os.chown(folder.path / "work", 12345, 12345)
-        assert "belongs to uid 12345" in of(list(inside.folders(config)), "folder: workdir").reason
+        assert "belongs to uid 12345" in of(list(in_service.folders(config)), "folder: workdir").reason
     assert sorted(folder.path.rglob("*")) == before
 
 
 def test_rotation_is_exercised(tmp_path: Path) -> None:
     folder = NodeFolder.make(tmp_path / "n", node={"logs": {"keep_days": 3}})
-    check = inside.rotation(load(folder.path))
+    check = in_service.rotation(load(folder.path))
     assert (check.ok, check.reason) == (True, "a file a day, 3 are kept")
     assert not (folder.path / "logs").exists()
 
@@ -129,20 +127,20 @@ def test_rotation_is_exercised(tmp_path: Path) -> None:
 def test_rotation_that_keeps_too_much_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = NodeFolder.make(tmp_path / "n")
     monkeypatch.setattr("supervisor.journal.daily_file.DayFile._forget_old", lambda self, wall_s: None)
-    assert inside.rotation(load(folder.path)).ok is False
+    assert in_service.rotation(load(folder.path)).ok is False
 
 
 def test_programs_and_keys(tmp_path: Path) -> None:
     node = {"tasks": {"gone": {"argv": ["/nowhere/at/all"]}}, "control": {"token": {"file": str(tmp_path / "key")}}}
     config = load(NodeFolder.make(tmp_path / "n", node=node).path)
-    checks = asyncio.run(inside.programs(config))
+    checks = asyncio.run(in_service.programs(config))
     assert of(checks, "task program: gone").ok is False
     assert of(checks, "task program: echo").ok is True
-    assert inside.key(config).ok is False
+    assert in_service.key(config).ok is False
     (tmp_path / "key").write_text("s3cret\n")
     (tmp_path / "key").chmod(0o600)
-    assert inside.key(config).ok is True
-    assert "s3cret" not in inside.key(config).reason
+    assert in_service.key(config).ok is True
+    assert "s3cret" not in in_service.key(config).reason
 
 
 def test_shell_commands_and_sandboxes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,20 +148,20 @@ def test_shell_commands_and_sandboxes_are_named(tmp_path: Path, monkeypatch: pyt
     tasks = {"any": shell, "walled": {**shell, "sandbox": "bubblewrap"}, "llm_inference": {"executor": "ollama_api"}}
     config = load(NodeFolder.make(tmp_path / "n", node={"tasks": tasks}).path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    checks = asyncio.run(inside.programs(config))
+    checks = asyncio.run(in_service.programs(config))
     said = of(checks, "shell commands: any")
     assert (said.ok, "runs ANY command that the control node sends" in said.reason) == (None, True)
     assert said.reason.endswith(", WITHOUT a sandbox")
     assert of(checks, "shell commands: walled").reason.endswith(", in a sandbox")
     walls = of(checks, "sandbox: walled")
     assert (walls.ok, walls.reason) == (False, "bubblewrap is not here")
-    assert "apt-get install bubblewrap" in walls.mend
+    assert "apt-get install bubblewrap" in walls.fix
     assert not [check for check in checks if "llm_inference" in check.name]  # it has no program
 
 
 def test_no_lock_is_wanted_where_none_is_configured(tmp_path: Path) -> None:
     config = load(NodeFolder.make(tmp_path / "n").path)
-    check = asyncio.run(inside.sleep_lock(config))
+    check = asyncio.run(in_service.sleep_lock(config))
     assert check.ok is None
     assert "host.inhibitor is none" in check.reason
 
@@ -201,20 +199,20 @@ def test_a_program_that_cannot_be_killed_is_left(monkeypatch: pytest.MonkeyPatch
     assert (code, complaint) == (124, "nvidia-smi did not end within 0.05 s")
 
 
-def test_a_user_without_a_name_is_told_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that is given any number."""
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     (check,) = asyncio.run(doctor.inside(load(NodeFolder.make(tmp_path / "n").path), {"User": "anna"}))
-    assert check.reason == "cannot be looked at by uid 54321"
+    assert check.reason == "uid 54321 cannot check this"
 
 
 def test_a_unit_in_another_encoding_is_read_all_the_same(tmp_path: Path) -> None:
-    told = says(tmp_path)
-    Path(told["FragmentPath"]).write_bytes(b"# f\xfcr Anna\n" + UNIT_TEXT.encode())
-    assert failures(list(doctor.unit(told))) == []
+    unit = properties(tmp_path)
+    Path(unit["FragmentPath"]).write_bytes(b"# f\xfcr Anna\n" + UNIT_TEXT.encode())
+    assert failures(list(doctor.unit(unit))) == []
 
 
-def test_what_runs_on_ollama_is_said_to_have_no_hold(tmp_path: Path) -> None:
+def test_what_runs_on_ollama_cannot_be_frozen(tmp_path: Path) -> None:
     tasks = {kind: {"executor": "ollama_api"} for kind in ("quality_loop", "llm_inference")} | {"echo": {"argv": ["/bin/cat"]}}
     none = NodeFolder.make(tmp_path / "none", "http://127.0.0.1:9", node={"tasks": {"echo": tasks["echo"]}})
     assert list(doctor.ollama(load(none.path))) == []

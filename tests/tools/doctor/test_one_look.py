@@ -20,17 +20,17 @@ from supervisor.linux.control_socket import SOCKET_NAME, ControlServer
 from supervisor.sensors import sensor_set
 from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN
 from supervisor.sensors.presence.terminals import Terminals
-from supervisor.tools.doctor import one_look as checks
+from supervisor.tools.doctor import one_look
 
 ROOT = Path(__file__).parents[3]
-DOORS = {"check_user_idle.py": "check-user", "check_gpu_load.py": "check-gpu"}
-WAYS = [*DOORS, *DOORS.values()]
+SCRIPTS = {"check_user_idle.py": "check-user", "check_gpu_load.py": "check-gpu"}
+WAYS = [*SCRIPTS, *SCRIPTS.values()]
 
 
 def ask(way: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """By a door, as installed, or by the command."""
+    """By a script, as installed, or by the command."""
     argv = [sys.executable, str(ROOT / "deploy/agent" / way)]
-    if way not in DOORS:
+    if way not in SCRIPTS:
         argv = [sys.executable, "-I", "-m", "supervisor.cli.main", way]
     return subprocess.run([*argv, *arguments], capture_output=True, text=True, timeout=60, env={**os.environ, **more})
 
@@ -44,12 +44,12 @@ def is_a_no(done: subprocess.CompletedProcess[str]) -> bool:
     return done.returncode == 1 and done.stdout.startswith("DO NOT RUN: ") and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("arguments", [["--bogus"], ["--config"], ["--json=maybe"], ["user"]], ids=" ".join)
-def test_a_door_knows_yes_and_no_alone(door: str, arguments: list[str]) -> None:
+def test_a_script_answers_yes_or_no_only(script: str, arguments: list[str]) -> None:
     """The command itself calls wrong usage by its own number, 2, as every command does."""
-    assert is_a_no(ask(door, *arguments))
-    assert ask(DOORS[door], *arguments).returncode == 2
+    assert is_a_no(ask(script, *arguments))
+    assert ask(SCRIPTS[script], *arguments).returncode == 2
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -70,7 +70,7 @@ def test_an_answer_that_nobody_reads_is_a_no(way: str, folder: NodeFolder) -> No
     """`check-user | true`: the exit that a script looks at must not say yes for a closed pipe."""
     reading, writing = os.pipe()
     os.close(reading)
-    argv = [sys.executable, str(ROOT / "deploy/agent" / way)] if way in DOORS else [
+    argv = [sys.executable, str(ROOT / "deploy/agent" / way)] if way in SCRIPTS else [
         sys.executable, "-I", "-m", "supervisor.cli.main", way
     ]
     done = subprocess.run([*argv, "--config", str(folder.path)], stdout=writing, stderr=subprocess.PIPE, timeout=60)
@@ -80,11 +80,11 @@ def test_an_answer_that_nobody_reads_is_a_no(way: str, folder: NodeFolder) -> No
 
 def test_the_door_and_the_command_say_the_same(folder: NodeFolder) -> None:
     """And list every source with its reading, time and quality (no bus and no GPU here: one is blind, so it is a no)."""
-    for door, command in DOORS.items():
+    for script, command in SCRIPTS.items():
         away = {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere/bus"}
-        by_door, by_command = (ask(way, "--json", "--config", str(folder.path), **away) for way in (door, command))
-        assert by_door.returncode == by_command.returncode
-        one, other = json.loads(by_door.stdout), json.loads(by_command.stdout)
+        by_script, by_command = (ask(way, "--json", "--config", str(folder.path), **away) for way in (script, command))
+        assert by_script.returncode == by_command.returncode
+        one, other = json.loads(by_script.stdout), json.loads(by_command.stdout)
         assert one.keys() == {"safe", "reasons", "readings"}
         assert [r["name"] for r in one["readings"]] == [r["name"] for r in other["readings"]]
     names = ["user_away", "logind", "session agents", "terminals", "input", "idle_detect", "gpu processes"]
@@ -105,21 +105,21 @@ def folder_sources(answer: dict[str, object]) -> list[str]:
 
 
 def source(reading: str, idle_s: float | None, present: bool | None = False) -> dict[str, Any]:
-    """As a daemon's `status` tells of one."""
+    """One source in a daemon's `status`."""
     return {"source": "input", "reading": reading, "present": present, "idle_s": idle_s, "age_s": 0.0, "quality": "event"}
 
 
-def beside_a_node(folder: Path, told: Any, **presence: bool) -> checks.Check:
-    """check-user while a node runs whose `status` tells of `told`; but for terminals no source of its own."""
+def beside_a_node(folder: Path, remembered: Any, **presence: bool) -> one_look.Answer:
+    """check-user while a node runs whose `status` shows `remembered`; its only own source is the terminals."""
     node = {"presence": {"sessions": False, "input": "off", **presence}, "gpu": {"presence": "none"}}
     config = load(NodeFolder.make(folder / "n", runtime=WATCHED, node=node).path)
     config.paths.runtime.mkdir()
 
-    async def look() -> checks.Check:
-        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda _: {"presence": told}}, frozenset())
+    async def look() -> one_look.Answer:
+        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda _: {"presence": remembered}}, frozenset())
         await server.start()
         try:
-            return await checks.check_user(config)
+            return one_look.check_user(await one_look.look_once(config), config)
         finally:
             await server.stop()
 
@@ -132,30 +132,29 @@ REMEMBERED = "user active on gamepad 'Pad' (event7), as the running node has see
 
 
 @pytest.mark.parametrize(
-    ("told", "reason"),
+    ("remembered", "reason"),
     [
         pytest.param([source("no source: no input device can be read", None), PAD], REMEMBERED, id="a gamepad"),
         pytest.param([source("user anna logged in on tty1", 500.0), PAD], REMEMBERED, id="the nearest sign"),
-        pytest.param([source(START_SIGN, 2.0), source(BACK_SIGN, 2.0)], "", id="its own start is nobody"),
+        pytest.param([source(START_SIGN, 2.0), source(BACK_SIGN, 2.0)], "", id="its own start is no sign"),
         pytest.param([source("unknown", 2.0, None)], "", id="a source that cannot tell"),
-        pytest.param([7, {}, source("x", None), {"idle_s": "x"}], "", id="another version's words"),
+        pytest.param([7, {}, source("x", None), {"idle_s": "x"}], "", id="another version's fields"),
         pytest.param("words", "", id="another version"),
     ],
 )
 def test_what_the_running_node_has_seen_counts_in_one_look(
-    told: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remembered: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One look sees no button that was pressed before it, and no film that has ended."""
     (tmp_path / "dev/pts").mkdir(parents=True)
     terminals: Callable[[Clock], Terminals] = lambda clock: Terminals(clock, tmp_path / "dev")  # noqa: E731 - typed
     monkeypatch.setattr(sensor_set, "Terminals", terminals)
-    check = beside_a_node(tmp_path, told)
-    assert check.safe is not bool(reason), check
+    check = beside_a_node(tmp_path, remembered)
+    assert bool(check.reasons) is bool(reason), check
     assert [line[: len(reason)] for line in check.reasons] == ([reason] if reason else [])
 
 
-def test_no_running_node_opens_eyes(tmp_path: Path) -> None:
-    """With no source of presence of its own a look stays blind, whatever is remembered."""
+def test_a_running_node_does_not_replace_the_own_sources(tmp_path: Path) -> None:
+    """With no source of presence of its own a look proves nothing, whatever the node remembers."""
     check = beside_a_node(tmp_path, [source("user active on pts/3", 1e6)], terminals=False)
-    assert not check.safe
     assert "no source of presence is switched on" in check.reasons[0]

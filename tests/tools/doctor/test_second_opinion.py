@@ -1,4 +1,4 @@
-"""What loginctl and nvidia-smi say beside the node's own readings: the same, something else, nothing, never."""
+"""The readings of loginctl and nvidia-smi beside the node's own: the same, other ones, none, never."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.login1 import session
 
 from supervisor.sensors.presence.session_policy import Session
-from supervisor.tools.doctor import second_opinion as crosschecks
+from supervisor.tools.doctor import second_opinion
 from supervisor.tools.doctor.report import Check
 from supervisor.tools.doctor.second_opinion import gpus_differ, loginctl, nvidia_smi, sessions_differ
 
@@ -79,7 +79,7 @@ def test_loginctl_sees_the_same(tool: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "known", "words"),
+    ("said", "known", "reason"),
     [
         (SAID.replace("IdleHint=no", "IdleHint=yes"), [SEEN], "session 3: IdleHint is yes by loginctl, no by the node"),
         (SAID.replace("Class=user", "Class=greeter"), [SEEN], "Class is greeter by loginctl, user by the node"),
@@ -88,19 +88,19 @@ def test_loginctl_sees_the_same(tool: Any) -> None:
         (SAID + "\n" + SAID.replace("Id=3", "Id=c1"), [SEEN], "session c1: loginctl sees it"),
     ],
 )
-def test_what_loginctl_says_otherwise_fails_and_is_named(
-    tool: Any, monkeypatch: pytest.MonkeyPatch, said: str, known: list[Session], words: str
+def test_a_difference_to_loginctl_fails_and_is_named(
+    tool: Any, monkeypatch: pytest.MonkeyPatch, said: str, known: list[Session], reason: str
 ) -> None:
-    monkeypatch.setattr(crosschecks, "AGAIN_S", 0.0)
+    monkeypatch.setattr(second_opinion, "AGAIN_S", 0.0)
     tool("loginctl", list_sessions="3\n", show_session=said)
     check = ask_loginctl(*known)
     assert check.ok is False
-    assert words in check.reason
-    assert "systemd-logind" in check.mend
+    assert reason in check.reason
+    assert "systemd-logind" in check.fix
 
 
 def test_a_session_that_came_between_two_looks_is_no_difference(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crosschecks, "AGAIN_S", 0.0)
+    monkeypatch.setattr(second_opinion, "AGAIN_S", 0.0)
     tool("loginctl", list_sessions="3\n", show_session=SAID)
     looks = iter([(), (SEEN,)])
     assert asyncio.run(loginctl(lambda: next(looks), lambda: "")).ok is True
@@ -109,17 +109,17 @@ def test_a_session_that_came_between_two_looks_is_no_difference(tool: Any, monke
 def test_a_node_that_is_blind_where_loginctl_sees(tool: Any) -> None:
     tool("loginctl", list_sessions="3\n", show_session=SAID)
     check = ask_loginctl(error="no system bus")
-    assert (check.ok, check.reason) == (False, "it sees 1 session, the node cannot see any: no system bus")
+    assert (check.ok, check.reason) == (False, "it sees 1 session, the node sees none: no system bus")
 
 
 def test_nvidia_smi_sees_the_same(tool: Any) -> None:
     tool("nvidia-smi", utilization=GPUS, compute_apps="GPU-1, 7\n")
     check = ask_nvidia_smi(ROW)
-    assert (check.ok, check.reason) == (True, "sees 1 GPU with load and processes as the node does")
+    assert (check.ok, check.reason) == (True, "sees 1 GPU with load and processes, the same as the node")
 
 
 @pytest.mark.parametrize(
-    ("gpus", "processes", "rows", "words"),
+    ("gpus", "processes", "rows", "reason"),
     [
         (GPUS, "GPU-1, 7\nGPU-1, 8\n", [ROW], "GPU-1: nvidia-smi sees process 8, the node does not"),
         ("GPU-1, 5, 9000, 41\n", "", [ROW], "GPU-1: 8.8 GiB by nvidia-smi, 1.0 GiB by the node"),
@@ -129,16 +129,16 @@ def test_nvidia_smi_sees_the_same(tool: Any) -> None:
         ("", "", [ROW], "GPU-1: the node sees it, nvidia-smi does not"),
     ],
 )
-def test_what_nvidia_smi_says_otherwise_fails_and_is_named(
-    tool: Any, gpus: str, processes: str, rows: list[dict[str, Any]], words: str
+def test_a_difference_to_nvidia_smi_fails_and_is_named(
+    tool: Any, gpus: str, processes: str, rows: list[dict[str, Any]], reason: str
 ) -> None:
     tool("nvidia-smi", utilization=gpus, compute_apps=processes)
     check = ask_nvidia_smi(*rows)
     assert check.ok is False
-    assert words in check.reason
+    assert reason in check.reason
 
 
-def test_what_nvidia_smi_does_not_tell_is_no_difference(tool: Any) -> None:
+def test_a_value_that_nvidia_smi_lacks_is_no_difference(tool: Any) -> None:
     tool("nvidia-smi", utilization="GPU-1, [N/A], [Not Supported], 41\n", compute_apps="")
     assert ask_nvidia_smi(ROW).ok is True
 
@@ -159,12 +159,12 @@ def test_missing_tools_do_not_apply(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_tools_that_fail_or_hang_are_an_answer_in_time(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tool.script("loginctl", "echo 'System has not been booted with systemd' >&2; exit 1")
     tool.script("nvidia-smi", "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
-    assert ask_loginctl(SEEN).reason == "loginctl cannot tell: System has not been booted with systemd"
+    assert ask_loginctl(SEEN).reason == "loginctl gives no answer: System has not been booted with systemd"
     check = ask_nvidia_smi(ROW)
     assert (check.ok, "version mismatch" in check.reason) == (False, True)
     assert ask_nvidia_smi().ok is None  # neither sees one
-    monkeypatch.setattr(crosschecks, "LOGINCTL_S", 0.2)
-    monkeypatch.setattr(crosschecks, "NVIDIA_SMI_S", 0.2)
+    monkeypatch.setattr(second_opinion, "LOGINCTL_S", 0.2)
+    monkeypatch.setattr(second_opinion, "NVIDIA_SMI_S", 0.2)
     for name in ("loginctl", "nvidia-smi"):
         tool.script(name, "exec sleep 60")
     assert "did not end within 0.2 s" in ask_loginctl(SEEN).reason
@@ -172,7 +172,7 @@ def test_tools_that_fail_or_hang_are_an_answer_in_time(tool: Any, monkeypatch: p
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.fixed_dictionaries({"percent": st.floats(0, 100) | st.none()})))
-def test_who_says_the_same_never_differs(gpus: dict[str, dict[str, Any]]) -> None:
+def test_equal_readings_never_differ(gpus: dict[str, dict[str, Any]]) -> None:
     rows = [{"uuid": uuid, "percent": gpu["percent"], "processes": []} for uuid, gpu in gpus.items()]
     assert gpus_differ(gpus, rows) == []
     assert len(gpus_differ(gpus, [])) == len(gpus)
