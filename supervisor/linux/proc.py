@@ -43,7 +43,7 @@ def name_of(proc_root: Path, pid: int) -> Name:
         exe = os.readlink(f"{folder}/exe").removesuffix(" (deleted)")
     except OSError:  # another user's process
         exe = ""
-    return Name(_text(f"{folder}/comm"), exe, cgroup_of(_text(f"{folder}/cgroup")))
+    return Name(read_small(f"{folder}/comm"), exe, cgroup_of(read_small(f"{folder}/cgroup")))
 
 
 def cgroup_of(text: str) -> str:
@@ -72,8 +72,9 @@ def in_units(name: Name, units: Collection[str]) -> bool:
     return any(fnmatchcase(part, unit) for part in parts for unit in units)
 
 
-def _text(path: str) -> str:
-    """A file of /proc, which one read returns whole. Path and open() take three times as long."""
+def read_small(path: str) -> str:
+    """A file of /proc or sysfs, stripped, which one read returns whole; empty if it cannot be read. Path and open() take three
+    times as long."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

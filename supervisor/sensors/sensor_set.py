@@ -12,7 +12,7 @@ from supervisor.config.schedule import in_hours
 from supervisor.linux.clock import Clock
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import NoOwnTask, OwnTask, PresenceSensor, SleepLock, Wake
-from supervisor.sensors.gpu.lent import Gpus
+from supervisor.sensors.gpu.lent import LentGpus
 from supervisor.sensors.gpu.poller import Setup
 from supervisor.sensors.host.host import HostSensor
 from supervisor.sensors.host.metered import Metered
@@ -66,7 +66,7 @@ class SensorSet:
             self.bus, clock, config.node.presence, owners,
             max_age_s=config.limits.max_age_person_s, delay_locks=daemon, start_is_sign=daemon, proof=self.agent_reports.proof,
         )  # fmt: skip
-        self.gpu = Gpus(Setup(clock, config.node.gpu, own_task.pids, config.limits.max_age_gpu_s))
+        self.gpu = LentGpus(Setup(clock, config.node.gpu, own_task.pids, config.limits.max_age_gpu_s))
         self.host = HostSensor(
             clock,
             config.node.host,
@@ -119,7 +119,7 @@ class SensorSet:
         await asyncio.gather(*self._starting, return_exceptions=True)
         await asyncio.gather(*(sensor.stop() for sensor in self._all()), return_exceptions=True)
 
-    def _all(self) -> list[PresenceSensor | Gpus | HostSensor]:
+    def _all(self) -> list[PresenceSensor | LentGpus | HostSensor]:
         """Every sensor once. logind is also asked whether the machine is going down, so it is always among them."""
         presence = [sensor for sensor in self.observer.presence if sensor is not self.sessions]
         return [self.sessions, self.gpu, self.host, *presence]

@@ -16,7 +16,7 @@ from states.observation import Gpu, Reading
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.clock import SystemClock
 from supervisor.sensors.base import Wake
-from supervisor.sensors.gpu import poller as gpu_watch
+from supervisor.sensors.gpu import poller
 from supervisor.sensors.gpu.nvml import NvmlSensor
 from supervisor.sensors.gpu.poller import Setup
 
@@ -91,7 +91,7 @@ class NvidiaMachine(Machine):
 @pytest.fixture
 def soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failure the next try comes soon."""
-    monkeypatch.setattr(gpu_watch, "BACKOFF_S", (0.1,))
+    monkeypatch.setattr(poller, "BACKOFF_S", (0.1,))
 
 
 @pytest.fixture

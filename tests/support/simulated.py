@@ -109,10 +109,10 @@ class StillGpu:
         self._signs = signs
 
     def demand(self, interval_s: float | None) -> None:
-        """See Gpus."""
+        """See LentGpus."""
 
     async def refresh(self, timeout_s: float) -> Reading[Gpu]:
-        """See Gpus."""
+        """See LentGpus."""
         return self.latest(self._signs.clock.now)
 
 

@@ -1,4 +1,4 @@
-"""Which AMD and Intel GPUs there are, from sysfs: reading it wakes none. Light, since every machine looks once."""
+"""Finds the AMD and Intel GPUs in sysfs, without waking any. It imports little, because every machine uses it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 from typing import Final
+
+from supervisor.linux.proc import read_small
 
 DRIVERS: Final = ("amdgpu", "i915", "xe")
 CARD: Final = re.compile(r"card[0-9]+")
@@ -15,39 +17,33 @@ class Cards:
     """The AMD and Intel GPUs of this machine."""
 
     def __init__(self, sys_root: Path) -> None:
-        self._folder = sys_root / "class/drm"
-        self._seen: dict[str, Path | None] = {}
+        self._folder = f"{sys_root}/class/drm"
+        self._folders: dict[str, str] = {}  # of the devices, by card; empty: another driver's
 
-    def there(self) -> dict[str, Path]:
-        """Their folders by PCI address."""
+    def present(self) -> dict[str, str]:
+        """Their sysfs folders by PCI address."""
         try:
             names = {name for name in os.listdir(self._folder) if CARD.fullmatch(name)}
         except OSError:
             names = set()
-        self._seen = {name: self._seen.get(name) or self._device(name) for name in names}
-        return {folder.name: folder for folder in self._seen.values() if folder is not None}
+        self._folders = {name: self._folders.get(name) or self._device(name) for name in names}
+        return {os.path.basename(folder): folder for folder in self._folders.values() if folder}
 
     def largest(self) -> str:
-        """The address of the one with most memory of its own; of those that do not say, one behind a bridge."""
+        """The address of the one with most own memory; among those that report none, one behind a bridge."""
 
-        def rank(item: tuple[str, Path]) -> tuple[int, bool, str]:
+        def rank(item: tuple[str, str]) -> tuple[int, bool, str]:
             pci, folder = item
-            try:
-                size = int((folder / "mem_info_vram_total").read_text())
-            except (OSError, ValueError):
-                size = 0
-            return size, ":00:" not in pci, pci
+            size = read_small(f"{folder}/mem_info_vram_total")
+            return int(size) if size.isdecimal() else 0, ":00:" not in pci, pci
 
-        return max(self.there().items(), key=rank, default=("", self._folder))[0]
+        return max(self.present().items(), key=rank, default=("", ""))[0]
 
     @staticmethod
-    def asleep(folder: Path) -> bool:
-        """Its driver has put it to sleep."""
-        try:
-            return (folder / "power/runtime_status").read_text().strip() == "suspended"
-        except OSError:
-            return False
+    def asleep(folder: str) -> bool:
+        """Whether its driver has suspended it."""
+        return read_small(f"{folder}/power/runtime_status") == "suspended"
 
-    def _device(self, name: str) -> Path | None:
-        folder = Path(os.path.realpath(self._folder / name / "device"))
-        return folder if os.path.basename(os.path.realpath(folder / "driver")) in DRIVERS else None
+    def _device(self, name: str) -> str:
+        folder = os.path.realpath(f"{self._folder}/{name}/device")
+        return folder if os.path.basename(os.path.realpath(f"{folder}/driver")) in DRIVERS else ""

@@ -251,8 +251,8 @@ class Looker:
                 if told := OWN_MEMORY.fullmatch(key):
                     own.setdefault(told[2], {})[told[1]] = size(value)
             used = any(size(v) > 0 for k, v in known.items() if ANY_MEMORY.fullmatch(k) or WORK.fullmatch(k))
-            there = found.setdefault(pci, {"vram": 0, "busy": False})
-            there["vram"] += sum(next(region[how] for how in TOLD if how in region) for region in own.values())
+            there = found.setdefault(pci, {"used": 0, "busy": False})
+            there["used"] += sum(next(region[how] for how in TOLD if how in region) for region in own.values())
             there["busy"] = there["busy"] or used
         return list(found.items())
 

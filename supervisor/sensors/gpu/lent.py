@@ -1,8 +1,8 @@
-"""The lent GPUs, whoever made them: one reading out of NVML's (NVIDIA) and DRM's (AMD, Intel).
+"""The lent GPUs of all makers: one reading from NVML's (NVIDIA) and DRM's (AMD, Intel).
 
-`gpu.lend` decides which: UUIDs are NVIDIA's, PCI addresses the others'; only what is named is looked at. Where nothing
-is named, NVIDIA's are lent if there are any, for they are what such tasks are written for; else the DRM GPU. So a laptop
-whose desktop runs on its Intel part lends its NVIDIA part, and the Intel part is left alone.
+`gpu.lend` decides which: UUIDs are NVIDIA's, PCI addresses the others'; only what is named is looked at. If nothing is named,
+NVIDIA's are lent if there are any, because most GPU tasks need them; else the DRM GPU. So a laptop whose desktop runs on its
+Intel part lends its NVIDIA part, and the Intel part is left alone.
 """
 
 from __future__ import annotations
@@ -10,64 +10,59 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
-
-from msgspec import structs
 
 from states.observation import Gpu, Reading
 from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu.drm_cards import Cards
 from supervisor.sensors.gpu.nvml import NvmlSensor
 from supervisor.sensors.gpu.ownership import NOTHING_OWN, Own
-from supervisor.sensors.gpu.poller import GpuWatch, Setup
+from supervisor.sensors.gpu.poller import GpuPoller, Setup
 
 PCI_ADDRESS: Final = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
+Part = GpuPoller[Any]
 
-class Gpus:
-    """One sensor over both kinds, with the face of each (see GpuWatch)."""
+
+class LentGpus:
+    """One sensor over both kinds; its methods are those of GpuPoller."""
 
     name = "gpu"
 
     def __init__(self, setup: Setup) -> None:
-        self._settings = setup.settings
-        pci = [entry for entry in self._settings.lend if PCI_ADDRESS.fullmatch(entry)]
-        uuids = [entry for entry in self._settings.lend if entry not in pci]
-        self.nvml = NvmlSensor(replace(setup, settings=structs.replace(setup.settings, lend=uuids)))
+        pci = [entry for entry in setup.settings.lend if PCI_ADDRESS.fullmatch(entry)]
+        uuids = [entry for entry in setup.settings.lend if entry not in pci]
+        self._lends_none = setup.settings.presence == "none"
         self._cards = Cards(setup.sys_root)
         self._interval_s: float | None = None
-
-        def make_drm() -> GpuWatch:
-            from supervisor.sensors.gpu.drm import DrmSensor  # most machines with an NVIDIA GPU never need it
-
-            return DrmSensor(replace(setup, settings=structs.replace(setup.settings, lend=pci)))
-
-        self._make_drm = make_drm
-        self._drm: GpuWatch | None = None
-        self._named: list[GpuWatch] = ([self.nvml] if uuids else []) + ([self.drm] if pci else [])
         self._wake: Wake | None = None
-        self._started: dict[GpuWatch, asyncio.Task[None]] = {}
+        self._started: dict[Part, asyncio.Task[None]] = {}
+        self._drm_setup = setup.lending(pci)
+        self._drm: Part | None = None
+        self.nvml = NvmlSensor(setup.lending(uuids))
+        self._named: list[Part] = ([self.nvml] if uuids else []) + ([self.drm] if pci else [])
 
     @property
-    def drm(self) -> GpuWatch:
+    def drm(self) -> Part:
         """The sensor of AMD's and Intel's, made when it is needed."""
         if self._drm is None:
-            self._drm = self._make_drm()
+            from supervisor.sensors.gpu.drm import DrmSensor  # most machines with an NVIDIA GPU never need it
+
+            self._drm = DrmSensor(self._drm_setup)
             self._drm.demand(self._interval_s)
         return self._drm
 
     async def start(self, wake: Wake) -> None:
-        """Begin to watch; see GpuWatch."""
+        """See GpuPoller."""
         self._wake = wake
         for part in self._named or [self.nvml]:
             self._begin(part)
         await asyncio.gather(*self._started.values())
-        if not self._named and self._instead:
+        if not self._named and self._drm_instead:
             await self._begin(self.drm)
 
     async def stop(self) -> None:
-        """Let go of everything."""
+        """See GpuPoller."""
         self._wake = None
         for task in self._started.values():
             task.cancel()
@@ -76,72 +71,64 @@ class Gpus:
         self._started = {}
 
     def latest(self, now_s: float) -> Reading[Gpu]:
-        """What is known now of all that is lent."""
-        return combine([part.latest(now_s) for part in self._parts(now_s)])
+        """See GpuPoller; looks at the DRM GPU from now on if NVIDIA's have gone."""
+        if self._named:
+            return combine([part.latest(now_s) for part in self._named])
+        reading = self.nvml.latest(now_s)
+        if self._lends_none or self._wake is None or not self._drm_instead:
+            return reading
+        self._begin(self.drm)
+        return self.drm.latest(now_s)
 
     @property
     def own(self) -> Own:
-        """What the node's own task does on all that is lent, by the last look."""
-        parts = [part.own for part in self._started]
-        return parts[0] if len(parts) == 1 else all_own(parts)
+        """See GpuPoller."""
+        return combine_own([part.own for part in self._started])
 
     def demand(self, interval_s: float | None) -> None:
-        """How often to look; see GpuWatch."""
+        """See GpuPoller."""
         self._interval_s = interval_s
         for part in (self.nvml, self._drm):
             if part is not None:
                 part.demand(interval_s)
 
     async def refresh(self, timeout_s: float) -> Reading[Gpu]:
-        """Look now, and wait for the answers, at most `timeout_s` seconds."""
-        parts = [part for part in self._started if part is not self.nvml or self._named or not self._instead]
-        return combine(await asyncio.gather(*(part.refresh(timeout_s) for part in parts or [self.nvml])))
+        """See GpuPoller."""
+        parts = self._named or [self.drm if self._drm in self._started and self._drm_instead else self.nvml]
+        return combine(await asyncio.gather(*(part.refresh(timeout_s) for part in parts)))
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row a GPU for doctor and check-gpu; see both sensors."""
+        """See both sensors."""
         return [row for part in self._started for row in part.describe()]
 
-    def _parts(self, now_s: float) -> Sequence[GpuWatch]:
-        """Those that are lent now: NVIDIA's may come and go."""
-        if self._named:
-            return self._named
-        if self._settings.presence == "none" or self._wake is None:
-            return [self.nvml]
-        reading = self.nvml.latest(now_s)
-        if reading.value is None or reading.value.present or not self._instead:
-            return [self.nvml]
-        self._begin(self.drm)
-        return [self.drm]
-
     @property
-    def _instead(self) -> bool:
+    def _drm_instead(self) -> bool:
         """There is no NVIDIA GPU, but another."""
-        known = self.nvml.seen
-        return known.value is not None and not known.value.present and bool(self._cards.there())
+        last = self.nvml.last
+        return last.value is not None and not last.value.present and bool(self._cards.present())
 
-    def _begin(self, part: GpuWatch) -> asyncio.Task[None]:
+    def _begin(self, part: Part) -> asyncio.Task[None]:
         if part not in self._started:
             assert self._wake is not None
             self._started[part] = asyncio.get_running_loop().create_task(part.start(self._wake))
         return self._started[part]
 
 
-def all_own(parts: Sequence[Own]) -> Own:
-    """The task's use of several GPUs as one: the most of each."""
-    if not parts:
-        return NOTHING_OWN
-    percents = [part.percent for part in parts if part.percent is not None]
+def combine_own(parts: Sequence[Own]) -> Own:
+    """The task's use of several GPUs as one: the largest of each number."""
+    if len(parts) <= 1:
+        return parts[0] if parts else NOTHING_OWN
     return Own(
-        max(part.processes for part in parts),
-        max(part.vram_gb for part in parts),
-        max(percents, default=None),
-        ", ".join(part.left for part in parts if part.left),
-        tuple(pid for part in parts for pid in part.left_by),
+        processes=max(part.processes for part in parts),
+        vram_gb=max(part.vram_gb for part in parts),
+        percent=max((part.percent for part in parts if part.percent is not None), default=None),
+        left=", ".join(part.left for part in parts if part.left),
+        left_by=tuple(pid for part in parts for pid in part.left_by),
     )
 
 
 def combine(readings: Sequence[Reading[Gpu]]) -> Reading[Gpu]:
-    """Several lent GPUs as one: unknown if any is, missing if any is, else the most of each, and everybody on any."""
+    """Several lent GPUs as one: unknown if any is, absent if any is, else the largest numbers and all foreign processes."""
     if len(readings) == 1:
         return readings[0]
     source = ", ".join(reading.source for reading in readings)

@@ -1,18 +1,16 @@
-"""NVIDIA GPUs (R9, R10, R12): what others do on the lent ones, without keeping a sleeping GPU awake.
+"""NVIDIA GPUs: what others do on the lent ones, without keeping a sleeping GPU awake.
 
-Who knows what, in this order:
-1. PCI's sysfs: a GPU whose `power/runtime_status` is `suspended` is used by nobody; no NVML then, and no helper. The
-   reverse proves nothing, and a missing PCI device neither (WSL2 has none).
-2. the helper (supervisor/sensors/gpu/nvml_helper.py), which alone loads NVML; whether the library loads is its finding.
-3. `nvml_usage` judges what it said.
-When it looks, and what becomes of a helper that hangs, is in `poller`.
+The sources, in this order:
+1. PCI's sysfs: nobody uses a GPU whose `power/runtime_status` is `suspended`, so neither NVML nor a helper is needed. The
+   reverse proves nothing, and neither does a missing PCI device (WSL2 has none).
+2. nvml_helper, which alone loads NVML, and so finds out whether the library loads.
+3. `nvml_usage`, which judges the answer. When to look is in `poller`.
 
-A GPU that may sleep (`power/control` is `auto`) and is quiet gets the chance to: the helper is ended for up to
-`NAP_S`, since each query keeps the GPU awake for some 20 s. If it stays awake for another reason twice, that is left
-for ten minutes.
+A GPU that may sleep (`power/control` is `auto`) and is quiet gets the chance to: the helper is ended for up to `NAP_S`, because
+each query keeps the GPU awake for some 20 s. If it stays awake twice, for another reason, it is left so for ten minutes.
 
-The first sample of a new helper is not believed, unless it shows somebody: without the persistence daemon the first
-query loads the driver and shows 90 % and more.
+The first sample of a new helper does not count, unless it shows a process: without the persistence daemon the first query loads
+the driver and shows 90 % and more.
 """
 
 from __future__ import annotations
@@ -21,13 +19,12 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from states.observation import NEVER, Gpu, Reading
+from states.observation import NEVER
 from supervisor.linux.inotify import flags
-from supervisor.sensors.gpu.nvml_usage import Answer, Device, judge
+from supervisor.linux.proc import read_small
+from supervisor.sensors.gpu.nvml_usage import Answer, judge
 from supervisor.sensors.gpu.ownership import Use
-from supervisor.sensors.gpu.poller import ABSENT, GpuWatch, Setup
+from supervisor.sensors.gpu.poller import ABSENT, GpuPoller, Setup
 
 LIBRARY: Final = "libnvidia-ml.so.1"
 NVIDIA: Final = "0x10de"
@@ -36,16 +33,15 @@ DISPLAY_CLASS: Final = "0x03"  # VGA, 3D and other display controllers
 NAP_S: Final = 25.0
 NAP_TRIES: Final = 2
 NO_NAP_S: Final = 600.0
-# A driver that has just been loaded shows 90 percent and more at first (T14). A first sample that is no higher than this is
-# none of those, and is believed at once: it can only err upwards.
+# A driver that was just loaded shows 90 percent and more. A first sample up to this value cannot be one of those, and counts.
 WAKING_PERCENT: Final = 10
 
 
 class PciGpus:
-    """The NVIDIA display devices on the PCI bus, from sysfs: reading it wakes no device."""
+    """The NVIDIA display devices on the PCI bus, from sysfs, without waking any."""
 
     def __init__(self, sys_root: Path) -> None:
-        self._folder = sys_root / "bus/pci/devices"
+        self._folder = f"{sys_root}/bus/pci/devices"
         self._kind: dict[str, bool] = {}
 
     def names(self) -> tuple[str, ...]:
@@ -58,42 +54,41 @@ class PciGpus:
         return tuple(sorted(name for name, gpu in self._kind.items() if gpu))
 
     def power(self, name: str, what: str) -> str:
-        """`runtime_status` or `control` of a device; empty where there is no such thing."""
-        return _text(self._folder / name / "power" / what)
+        """`runtime_status` or `control` of a device; empty if there is no such file."""
+        return read_small(f"{self._folder}/{name}/power/{what}")
 
     def asleep(self, name: str) -> bool:
-        """The NVIDIA driver has put it to sleep; one without driver, or lent to a virtual machine, may sleep too."""
+        """Whether the NVIDIA driver has suspended it. A device without driver, or of a virtual machine, may be so too."""
         return (
             self.power(name, "runtime_status") == "suspended"
-            and os.path.basename(os.path.realpath(self._folder / name / "driver")) == "nvidia"
+            and os.path.basename(os.path.realpath(f"{self._folder}/{name}/driver")) == "nvidia"
         )
 
     def _is_gpu(self, name: str) -> bool:
-        folder = self._folder / name
-        return _text(folder / "vendor") == NVIDIA and _text(folder / "class").startswith(DISPLAY_CLASS)
+        folder = f"{self._folder}/{name}"
+        return read_small(f"{folder}/vendor") == NVIDIA and read_small(f"{folder}/class").startswith(DISPLAY_CLASS)
 
 
-class NvmlSensor(GpuWatch):
-    """The reading of the lent NVIDIA GPUs; see GpuWatch."""
+class NvmlSensor(GpuPoller[Answer]):
+    """The reading of the lent NVIDIA GPUs; see GpuPoller."""
 
     name = "nvml"
     driver = "NVIDIA"
-    agent = "supervisor.sensors.gpu.nvml_helper"
+    helper = "supervisor.sensors.gpu.nvml_helper"
+    answer = Answer
     opens_nodes = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, setup.dev_root)
         self._pci = PciGpus(setup.sys_root)
-        self._settle_s = setup.settle_s
         self._driver = ""
         self._absent_in: object = None  # the surroundings in which there was no GPU
-        self._asleep = False
         self._naps, self._no_nap_until_s, self._napping = 0, NEVER, False
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row a GPU for doctor and check-gpu: `uuid, name, lent, error, percent, used_gb, total_gb, reserved_gb,
+        """One row per GPU for doctor and check-gpu: `uuid, name, lent, error, percent, used_gb, total_gb, reserved_gb,
         temperature_c, throttled, xid, mig, processes [{pid, name, kind, used_gb, whose}], driver, power`; sizes in GiB.
-        Before the first answer, and for a GPU that is asleep, the row of the PCI device: `pci, power`."""
+        Before the first answer, and while the GPUs are asleep, `pci, power` of each PCI device."""
         if self._asleep or not self._use.rows:
             return [{"pci": name, "power": self._pci.power(name, "runtime_status")} for name in self._pci.names()]
         return [row | {"driver": self._driver} for row in self._use.rows]
@@ -102,90 +97,72 @@ class NvmlSensor(GpuWatch):
 
     @property
     def _resting(self) -> bool:
-        """An open would end the nap; where opens are not seen, nothing but a look may."""
-        nodes = {str(self._node_folder / name) for name in self._nodes()}
-        return self._napping and self._watcher.is_open and nodes <= self._watcher.watched
+        """While opens are seen, an open ends the nap; else only a look may."""
+        return self._napping and self._watcher.is_open and self._nodes() <= self._watcher.watched
 
     def _glance(self, now_s: float) -> bool:
         pci = self._pci.names()
-        asleep = bool(pci) and all(self._pci.asleep(name) for name in pci)
-        if asleep and not self._asleep:
-            self._end_helper()
-            self._cancel_timer()
-            self._napping, self._naps, self._failures, self._absent_in = False, 0, 0, None
-            self._publish(Use(Gpu(), rows=()), now_s, "PCI runtime_status (asleep)")
-        elif self._asleep and not asleep:
-            self._asleep = False
-            self._look_in(0.0)
-        self._asleep = asleep
-        return asleep
+        if pci and all(self._pci.asleep(name) for name in pci):
+            if not self._asleep:
+                self._napping, self._naps, self._absent_in = False, 0, None
+            self._publish_asleep(now_s)
+            return True
+        self._asleep = False
+        if self._absent_in is not None and self._absent_in == self._surroundings():
+            self._publish(Use(ABSENT), now_s, "NVML and PCI")
+            return True
+        self._absent_in = None
+        return False
 
-    def _glanced(self, now_s: float) -> None:
-        absent = not self._glance(now_s) and self._absent_in is not None
-        if self._asleep or (absent and self._absent_in == self._surroundings()):
-            value = Gpu() if self._asleep else ABSENT
-            self._reading = Reading(value, "", self._reading.source, now_s)
-        elif absent:
-            self._absent_in = None
-            self._look_in(0.0)
-
-    def _question(self) -> bytes:
+    def _before_look(self) -> None:
         if self._napping:
             self._napping = False
             self._naps += 1
             if self._naps >= NAP_TRIES:
                 self._naps, self._no_nap_until_s = 0, self._clock.now_s() + NO_NAP_S
-        return b"look\n"
-
-    def _forget_looks(self) -> None:
-        """Each look stands for itself."""
 
     def _surprised(self) -> None:
         self._absent_in = None
 
-    # --- what came back
+    # --- results
 
-    def _take(self, line: bytes, now_s: float) -> None:
-        try:
-            answer = msgspec.json.decode(line, type=Answer)
-        except msgspec.MsgspecError as error:
-            return self._helper_failed(f"it answered nonsense ({error})")
+    def _take(self, answer: Answer, now_s: float) -> None:
         if not answer.library or not (answer.error or answer.devices):
-            self._end_helper()
-            if there := [*self._pci.names(), *(node for node in self._nodes() if node != "dxg")]:
-                missing = f"{LIBRARY} does not load" if not answer.library else "its driver does not show it"
-                return self._failed(f"there is an NVIDIA GPU ({there[0]}), but {missing}: install its driver")
-            self._failures, self._follow_up = 0, []
-            self._absent_in = self._surroundings()
-            return self._publish(Use(ABSENT), now_s, "NVML and PCI")
+            return self._take_absent(answer.library, now_s)
         self._driver = answer.driver
         if answer.error:
             self._end_helper()
             return self._failed(answer.error)
-        return self._judge(answer.devices, now_s)
-
-    def _judge(self, devices: tuple[Device, ...], now_s: float) -> None:
-        own = self._remember_own(now_s)
-        use = judge(devices, own, self._lately_own(now_s), self._name_of, self._settings, self._unlisted)
-        self._note_left(use, own)
+        use = self._judge(now_s, lambda known: judge(answer.devices, known))
         if use.gpu is None:
             self._use = use
-            self._end_helper()  # NVML must be loaded anew before a lost GPU can come back
+            self._end_helper()  # a lost GPU can come back only after NVML is loaded again
             return self._failed(use.error)
         self._failures, self._absent_in = 0, None
         self._looked_at_s = now_s
         fresh, self._fresh = self._fresh, False
         if fresh and not use.gpu.foreign and use.gpu.percent > WAKING_PERCENT:
-            return self._look_in(self._settle_s)
+            return self._look_in(self._setup.settle_s)
         self._publish(use, now_s, "NVML" + (f" ({use.note})" if use.note else ""))
         if self._follow_up:
             return self._look_in(self._follow_up.pop(0))
-        quiet = use.gpu.percent == 0 and not use.gpu.foreign and not own
+        quiet = use.gpu.percent == 0 and not use.gpu.foreign and not self._setup.own_pids()
         if quiet and now_s >= self._no_nap_until_s and self._may_sleep():
             self._end_helper()
             self._napping = True
             return self._look_in(NAP_S)
         return self._look_in(self._interval_s)
+
+    def _take_absent(self, library: bool, now_s: float) -> None:
+        """The library does not load, or shows no GPU: an error if there is one by PCI or by its nodes."""
+        self._end_helper()
+        nodes = sorted({os.path.basename(node) for node in self._nodes()} - {"dxg"})
+        if there := [*self._pci.names(), *nodes]:
+            missing = "its driver does not show it" if library else f"{LIBRARY} does not load"
+            return self._failed(f"there is an NVIDIA GPU ({there[0]}), but {missing}: install its driver")
+        self._failures, self._follow_up = 0, []
+        self._absent_in = self._surroundings()
+        return self._publish(Use(ABSENT), now_s, "NVML and PCI")
 
     def _may_sleep(self) -> bool:
         pci = self._pci.names()
@@ -200,8 +177,8 @@ class NvmlSensor(GpuWatch):
     # --- nodes of the GPU in /dev, and where the library may appear
 
     def _watch_nodes(self) -> None:
-        nodes = {str(self._node_folder / name) for name in self._nodes()}
-        for node in nodes - self._watcher.watched:
+        super()._watch_nodes()
+        for node in self._nodes() - self._watcher.watched:
             self._watcher.add(node, flags.OPEN | flags.DELETE_SELF)  # fails while it is not readable: its opens are not seen
 
     def _is_node(self, name: str) -> bool:
@@ -209,20 +186,11 @@ class NvmlSensor(GpuWatch):
         return name == "dxg" or (name.startswith("nvidia") and name not in ("nvidia-caps", "nvidia-modeset"))
 
     def _surroundings(self) -> object:
-        """All that would be different if a GPU, its driver or its library had come; cheap to compare."""
-        folders = [Path(p) for p in os.environ.get("LD_LIBRARY_PATH", "").split(":") if p]
-        folders += [Path("/usr/lib/wsl/lib")]
-        libraries = tuple((folder / LIBRARY).exists() for folder in folders)
+        """Everything that would change if a GPU, its driver or its library came; cheap to compare."""
+        folders = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder] + ["/usr/lib/wsl/lib"]
+        libraries = tuple(os.path.exists(f"{folder}/{LIBRARY}") for folder in folders)
         try:
             cache = os.stat("/etc/ld.so.cache").st_mtime_ns
         except OSError:
             cache = 0
-        return self._pci.names(), tuple(self._nodes()), libraries, cache
-
-
-def _text(path: Path) -> str:
-    """A small file's text; empty where it cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
+        return self._pci.names(), self._nodes(), libraries, cache

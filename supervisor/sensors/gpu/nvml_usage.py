@@ -1,41 +1,34 @@
-"""Judges what NVML said: how much of the lent NVIDIA GPUs is in use, and by whom (`gpu_use`). Pure.
+"""Judges what NVML reports: how much of the lent NVIDIA GPUs is in use, and by whom. Pure.
 
-Memory that no listed process holds is used by others too: it is in total used minus our own, and is told in words.
-NVML cannot split utilisation between processes reliably, so while a process of the task holds a context on a GPU and
-nobody foreign is there, what that GPU does is the task's doing and is not held against itself; else all of it counts.
+Memory that no listed process holds counts as used by others, and the note mentions it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
 
 from states.formatting import number
-from states.observation import Gpu
-from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name
+from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import (
     DISPLAY_CAP_GB,
     GIB,
     UNEXPLAINED_GB,
-    NameOf,
-    Own,
+    Known,
+    LentGpu,
+    Process,
     Use,
     Whose,
-    called,
-    leaked,
-    left_behind,
-    still_held,
-    whose,
+    gib,
+    process_rows,
 )
 
-UNTOLD_PERCENT: Final = 30  # so much busier than all its processes together, and the driver does not really tell theirs
-RESERVED_GB: Final = 0.6  # what a driver reserves, where it cannot say (memory call of the first form)
+RESERVED_GB: Final = 0.6  # what a driver reserves that does not report it (the first form of the memory call)
 
-# Faults of the GPU itself, after which nothing that it says is to be trusted; the others are a program's (NVIDIA's list
-# of Xid errors).
+# Faults of the GPU itself, after which none of its numbers can be trusted; other Xid errors are a program's (NVIDIA's list).
 FATAL: Final[dict[int, str]] = {
     48: "memory error that cannot be corrected",
     64: "memory that cannot be remapped",
@@ -47,18 +40,8 @@ FATAL: Final[dict[int, str]] = {
 }
 
 
-class Process(Struct, frozen=True):
-    """A process with a context; `kind` c compute, g graphics, cg both; `used` bytes of VRAM, `percent` of the time that it
-    kept the GPU busy of late; None: not told."""
-
-    pid: int
-    kind: str
-    used: int | None = None
-    percent: int | None = None
-
-
 class Device(Struct, frozen=True):
-    """One GPU as NVML shows it, sizes in bytes; with `error` the rest proves nothing."""
+    """One GPU as NVML shows it, sizes in bytes; with `error` the other fields prove nothing."""
 
     uuid: str = ""
     error: str = ""
@@ -75,7 +58,7 @@ class Device(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """One answer of the helper (supervisor/sensors/gpu/nvml_helper.py)."""
+    """One answer of nvml_helper."""
 
     library: bool
     driver: str
@@ -83,11 +66,55 @@ class Answer(Struct, frozen=True):
     devices: tuple[Device, ...]
 
 
-def _impossible(device: Device) -> str:
+def judge(devices: Sequence[Device], known: Known) -> Use:
+    """The lent GPUs without the node's own task; `devices` are all that NVML shows."""
+    lent, error = _lent(devices, known.settings.lend)
+    if error:
+        return Use(None, error, rows=tuple(_row(d, d in lent, {}, {}) for d in devices))
+    names = {p.pid: known.name_of(p.pid) for d in devices for p in d.processes}
+    owners = {pid: known.whose(pid, name) for pid, name in names.items()}
+    processes = [p for d in lent for p in d.processes]
+    displays = [p for p in processes if owners[p.pid] is Whose.DISPLAY]
+    sizes = [p.used for p in displays if p.used is not None]
+    if len(sizes) < len(displays) or sum(sizes) > DISPLAY_CAP_GB * GIB:
+        owners |= {p.pid: Whose.FOREIGN for p in displays}
+    foreign = sorted({p.pid for p in processes if owners[p.pid] is Whose.FOREIGN})
+    gpus = [LentGpu(d.uuid, float(d.percent or 0), d.used, d.processes, _unlisted_gb(d)) for d in lent]
+    notes = [
+        f"{number(gpu.unlisted_gb)} GiB of VRAM held by no listed process"
+        for gpu in gpus
+        if gpu.unlisted_gb is not None and gpu.unlisted_gb > UNEXPLAINED_GB
+    ]
+    others, own = ownership.judge(gpus, known, names, owners, foreign)
+    return Use(others, note="; ".join(notes), rows=tuple(_row(d, d in lent, names, owners) for d in devices), own=own)
+
+
+def _unlisted_gb(device: Device) -> float:
+    listed_gb = sum(p.used or 0 for p in device.processes) / GIB
+    return device.used / GIB - listed_gb - (RESERVED_GB if device.reserved is None else 0.0)
+
+
+def _lent(devices: Sequence[Device], lend: Sequence[str]) -> tuple[list[Device], str]:
+    """The lent devices, and what is wrong with them: all, or those named by UUID, each of which must be there."""
+    chosen = [d for d in devices if not lend or d.uuid in lend]
+    missing = [uuid for uuid in lend if uuid not in {d.uuid for d in chosen}]
+    for device in devices:
+        # A device whose UUID cannot be read may be the missing one, and its error says more.
+        if missing and device.error and not device.uuid:
+            return chosen, f"GPU {missing[0]} (gpu.lend) is not there; one {device.error}"
+    if missing:
+        return chosen, f"GPU {missing[0]} (gpu.lend in node.yaml) is not there; `nvidia-smi -L` lists what is"
+    for device in chosen:
+        if wrong := _implausible(device):
+            return chosen, f"{device.uuid or 'GPU'}: {wrong}"
+    return chosen, "" if chosen else "the NVIDIA driver shows no GPU"
+
+
+def _implausible(device: Device) -> str:
     """Why the device's numbers cannot be believed; empty: they can."""
     if device.error:
         return device.error
-    for xid in device.xids:  # a fault of the GPU is followed by those of the programs that it ends
+    for xid in device.xids:  # after a fault of the GPU come those of the programs that it ends
         if xid in FATAL:
             return f"the driver reported Xid {xid} ({FATAL[xid]}): reboot if it does not recover"
     if device.percent is None or not 0 <= device.percent <= 100:
@@ -99,98 +126,7 @@ def _impossible(device: Device) -> str:
     return ""
 
 
-def _lent(devices: Sequence[Device], lend: Sequence[str]) -> tuple[list[Device], str]:
-    """The lent devices, and what is wrong with them: all, or those named by UUID, each of which must be there."""
-    chosen = [d for d in devices if not lend or d.uuid in lend]
-    missing = [uuid for uuid in lend if uuid not in {d.uuid for d in chosen}]
-    for device in devices:
-        # One that cannot even say its UUID may be the missing one: its error says more than that one is missing.
-        if missing and device.error and not device.uuid:
-            return chosen, f"GPU {missing[0]} (gpu.lend) is not there; one {device.error}"
-    if missing:
-        return chosen, f"GPU {missing[0]} (gpu.lend in node.yaml) is not there; `nvidia-smi -L` lists what is"
-    for device in chosen:
-        if wrong := _impossible(device):
-            return chosen, f"{device.uuid or 'GPU'}: {wrong}"
-    return chosen, "" if chosen else "the NVIDIA driver shows no GPU"
-
-
-def judge(
-    devices: Sequence[Device],
-    own: Collection[int],
-    lately: Mapping[int, float],
-    name_of: NameOf,
-    settings: GpuSettings,
-    unlisted: Mapping[str, float] | None = None,
-) -> Use:
-    """The lent GPUs without the node's own task (R9, R10): the busiest one's percent and GiB, the foreign processes.
-
-    Args:
-        devices: all that NVML shows.
-        own: pids of the node's task now.
-        lately: pids that were the task's within the last half minute, or have left something, and how many seconds ago.
-        name_of: a pid's name; an empty one says that it is gone.
-        settings: `gpu` of node.yaml.
-        unlisted: GiB by UUID that no listed process held beside the last task.
-    """
-    lent, error = _lent(devices, settings.lend)
-    if error:
-        return Use(None, error, rows=tuple(_row(d, d in lent, {}, {}) for d in devices))
-    names = {p.pid: name_of(p.pid) for d in devices for p in d.processes}
-    side = {pid: whose(pid, name, own, lately, settings) for pid, name in names.items()}
-
-    displays = [p for d in lent for p in d.processes if side[p.pid] is Whose.DISPLAY]
-    told = [p.used for p in displays if p.used is not None]
-    if len(told) < len(displays) or sum(told) > DISPLAY_CAP_GB * GIB:
-        side |= {p.pid: Whose.FOREIGN for p in displays}
-    foreign = sorted({p.pid for d in lent for p in d.processes if side[p.pid] is Whose.FOREIGN})
-
-    percents, sizes, notes, nobodys = [], [], [], {}
-    for device in lent:
-        ours = [p for p in device.processes if side[p.pid] is Whose.OWN]
-        ours_busy = bool(own) and bool(ours)
-        percents.append(0 if ours_busy and not foreign else device.percent or 0)
-        sizes.append(max(0, device.used - sum(p.used or 0 for p in ours)) / GIB)
-        reserved_gb = RESERVED_GB if device.reserved is None else 0.0
-        unexplained_gb = nobodys[device.uuid] = (device.used - sum(p.used or 0 for p in device.processes)) / GIB - reserved_gb
-        if unexplained_gb > UNEXPLAINED_GB:
-            notes.append(f"{number(unexplained_gb)} GiB of VRAM held by no listed process")
-    left = left_behind(((p.pid, p.used) for d in lent for p in d.processes), own, lately, names, side)
-    if not own:
-        left += leaked(nobodys, unlisted or {}, lately, "no listed process")
-    gpu = Gpu(
-        percent=float(max(percents)),
-        vram_gb=max(sizes),
-        foreign=len(foreign),
-        foreign_names=tuple(called(pid, names[pid]) for pid in foreign),
-        held=still_held(left),
-    )
-    mine = [p for d in lent for p in d.processes if p.pid in own]
-    task = Own(
-        len({p.pid for p in mine}),
-        max(sum(p.used or 0 for p in d.processes if p.pid in own) for d in lent) / GIB,
-        max((percent for d in lent if (percent := _own_percent(d, own, bool(foreign))) is not None), default=None),
-        ", ".join(it.words for it in left),
-        tuple(it.pid for it in left if it.pid),
-        nobodys if mine else {},
-    )
-    return Use(gpu, note="; ".join(notes), rows=tuple(_row(d, d in lent, names, side) for d in devices), own=task)
-
-
-def _own_percent(device: Device, own: Collection[int], foreign: bool) -> float | None:
-    """How busy the task keeps one GPU: by process where the driver tells that and it is possible, else all that the GPU
-    does while nobody foreign is there; None: not told, or the task is not on it."""
-    ours = [p for p in device.processes if p.pid in own]
-    if not ours:
-        return None
-    told = [p.percent for p in ours if p.percent is not None]
-    everybodys = sum(p.percent or 0 for p in device.processes)
-    if told and all(0 <= percent <= 100 for percent in told) and everybodys >= (device.percent or 0) - UNTOLD_PERCENT:
-        return float(min(100, sum(told)))
-    return None if foreign else float(device.percent or 0)
-
-
-def _row(device: Device, lent: bool, names: dict[int, Name], side: dict[int, Whose]) -> dict[str, Any]:
+def _row(device: Device, lent: bool, names: Mapping[int, Name], owners: Mapping[int, Whose]) -> dict[str, Any]:
     """A device for doctor and check-gpu; sizes in GiB."""
     return {
         "uuid": device.uuid,
@@ -198,21 +134,12 @@ def _row(device: Device, lent: bool, names: dict[int, Name], side: dict[int, Who
         "lent": lent,
         "error": device.error,
         "percent": device.percent,
-        "used_gb": round(device.used / GIB, 2),
-        "total_gb": round(device.total / GIB, 2),
-        "reserved_gb": None if device.reserved is None else round(device.reserved / GIB, 2),
+        "used_gb": gib(device.used),
+        "total_gb": gib(device.total),
+        "reserved_gb": gib(device.reserved),
         "temperature_c": device.temperature_c,
         "throttled": list(device.throttled),
         "xid": device.xids[-1] if device.xids else 0,
         "mig": device.mig,
-        "processes": [
-            {
-                "pid": p.pid,
-                "name": str(names.get(p.pid, Name())),
-                "kind": p.kind,
-                "used_gb": None if p.used is None else round(p.used / GIB, 2),
-                "whose": str(side.get(p.pid, Whose.FOREIGN)),
-            }
-            for p in device.processes
-        ],
+        "processes": process_rows(device.processes, names, owners, Whose.FOREIGN),
     }

@@ -235,7 +235,7 @@ def test_the_one_with_most_memory_is_lent(world: DrmMachine) -> None:
     world.amd(percent=2)
     world.card("0000:0b:00.0", "nouveau")
     cards = Cards(world.sys)
-    assert set(cards.there()) == {INTEL, AMD, "0000:0a:00.0"}
+    assert set(cards.present()) == {INTEL, AMD, "0000:0a:00.0"}
     assert cards.largest() == AMD
 
 
@@ -340,7 +340,7 @@ def test_the_one_that_is_not_shown_is_named(world: DrmMachine) -> None:
 
     async def scene() -> None:
         async with world.sensor(GpuSettings(lend=[AMD, INTEL])) as sensor:
-            sensor._take(json.dumps({"at_s": 1.0, "devices": [{"pci": AMD, "driver": "amdgpu", "percent": 0}]}).encode(), 1.0)
+            sensor._answered(json.dumps({"at_s": 1.0, "devices": [{"pci": AMD, "driver": "amdgpu", "percent": 0}]}).encode())
             assert now(sensor).error == f"GPU {INTEL} is not shown by its driver any more"
 
     play(scene())

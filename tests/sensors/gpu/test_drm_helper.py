@@ -158,7 +158,7 @@ def test_what_fdinfo_tells_of_a_process(fields: dict[str, object], vram: int, bu
     world.amd()
     world.process(4001, "game", {"drm-pdev": AMD, "drm-client-id": 1, **fields})
     (card,) = look(world)
-    assert card["clients"] == [{"pid": 4001, "vram": vram, "busy": busy}]
+    assert card["clients"] == [{"pid": 4001, "used": vram, "busy": busy}]
 
 
 def test_a_context_that_a_broker_has_opened_is_its_users(world: DrmMachine) -> None:
@@ -167,7 +167,7 @@ def test_a_context_that_a_broker_has_opened_is_its_users(world: DrmMachine) -> N
     world.process(500, "systemd-logind", context(vram_kib=1024))
     world.process(900, "sway", context(vram_kib=1024))
     (card,) = look(world)
-    assert card["clients"] == [{"pid": 900, "vram": 1 << 20, "busy": True}]
+    assert card["clients"] == [{"pid": 900, "used": 1 << 20, "busy": True}]
 
 
 @pytest.mark.parametrize("broker", ["systemd-logind", "elogind-daemon", "seatd"])

@@ -10,7 +10,8 @@ from support.drm_rig import AMD, GIB, INTEL
 from states.observation import Gpu
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name
-from supervisor.sensors.gpu.drm_usage import Card, Client, Look, busy_percent, judge
+from supervisor.sensors.gpu.drm_usage import Card, Look, busy_percent, judge
+from supervisor.sensors.gpu.ownership import Known, Process
 
 NAMES = {
     10: Name("worker"),
@@ -25,18 +26,17 @@ def seen(
     *cards: Card, own: frozenset[int] = frozenset(), percents: dict[str, float] | None = None, **settings: Any
 ) -> tuple[Gpu | None, str]:
     lent = {card.pci for card in cards}
-    use = judge(
-        cards, lent, percents or {}, own, {}, lambda pid: NAMES.get(pid, Name()), GpuSettings(**settings)
-    )
+    known = Known(GpuSettings(**settings), lambda pid: NAMES.get(pid, Name()), own)
+    use = judge(cards, lent, percents or {}, known)
     return use.gpu, use.error
 
 
-def amd(*clients: Client, used: float = 0.0, hidden: tuple[int, ...] = ()) -> Card:
+def amd(*clients: Process, used: float = 0.0, hidden: tuple[int, ...] = ()) -> Card:
     return Card(AMD, "amdgpu", total=16 * GIB, used=int(used * GIB), clients=clients, hidden=hidden)
 
 
-def client(pid: int, vram: float = 0.0, busy: bool = True) -> Client:
-    return Client(pid, int(vram * GIB), busy)
+def client(pid: int, vram: float = 0.0, busy: bool = True) -> Process:
+    return Process(pid, used=int(vram * GIB), busy=busy)
 
 
 GAME = "game (pid 30)"
@@ -111,7 +111,8 @@ def test_what_a_task_has_left(
     """Told at once; it blocks, with that reason, when it is held longer than VRAM_RELEASE_S."""
     settings = GpuSettings(own_units=["ollama.service"])
     names = {**NAMES, 77: Name()}
-    use = judge([card], {card.pci}, {}, frozenset(), lately, lambda pid: names[pid], settings, unlisted)
+    known = Known(settings, lambda pid: names[pid], lately=lately, unlisted=unlisted)
+    use = judge([card], {card.pci}, {}, known)
     assert use.gpu is not None
     assert (use.own.left, use.gpu.held) == (left, left if held else "")
 
@@ -120,7 +121,7 @@ def test_what_was_there_beside_the_task_is_not_the_tasks() -> None:
     """Its last look tells; of a GPU whose driver tells no total, nothing is remembered."""
     beside = amd(client(10, 4), client(20, 1), used=6)
     other = Card(INTEL, "xe", clients=(client(10, 1),))
-    use = judge([beside, other], {AMD, INTEL}, {}, {10}, {10: 0.0}, NAMES.__getitem__, GpuSettings())
+    use = judge([beside, other], {AMD, INTEL}, {}, Known(GpuSettings(), NAMES.__getitem__, {10}, {10: 0.0}))
     assert (use.own.unlisted, use.own.left) == ({AMD: 1.0}, "")
 
 

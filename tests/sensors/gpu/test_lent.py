@@ -14,7 +14,7 @@ from support.waiting import play
 
 from states.observation import Gpu, Reading
 from supervisor.config.schema import GpuSettings
-from supervisor.sensors.gpu.lent import Gpus, combine
+from supervisor.sensors.gpu.lent import LentGpus, combine
 
 __all__ = ["nvml_library", "soon_again", "standin", "world"]  # fixtures
 
@@ -37,8 +37,8 @@ def no_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "lib"))
 
 
-def both(world: DrmMachine, **settings: Any) -> contextlib.AbstractAsyncContextManager[Gpus]:
-    return world.watched(Gpus(world.setup(GpuSettings(**settings))))
+def both(world: DrmMachine, **settings: Any) -> contextlib.AbstractAsyncContextManager[LentGpus]:
+    return world.watched(LentGpus(world.setup(GpuSettings(**settings))))
 
 
 @pytest.mark.usefixtures("no_nvml")

@@ -199,7 +199,7 @@ def test_an_answer_that_cannot_be_judged_is_asked_for_again(standin: StandIn, nv
         nonlocal broken
         setup = replace(nvidia.setup(proc_root=Path("/proc"), settle_s=0.02), own_pids=own_pids)
         async with nvidia.watched(NvmlSensor(setup)) as sensor:
-            await until(lambda: "Too many open files" in sensor.seen.error)
+            await until(lambda: "Too many open files" in sensor.last.error)
             broken = False
             await until(lambda: now(sensor).value == Gpu())
 

@@ -9,8 +9,8 @@ from msgspec import structs
 
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name, listed
-from supervisor.sensors.gpu.nvml_usage import Device, Process, judge
-from supervisor.sensors.gpu.ownership import GIB, Use, Whose
+from supervisor.sensors.gpu.nvml_usage import Device, judge
+from supervisor.sensors.gpu.ownership import GIB, Known, Process, Use, Whose
 
 SETTINGS = GpuSettings()
 NAMES = {
@@ -41,7 +41,7 @@ def seen(
     lately: frozenset[int] = frozenset(),
     settings: GpuSettings = SETTINGS,
 ) -> Use:
-    return judge(devices, own, dict.fromkeys(lately, 0.0), lambda pid: NAMES.get(pid, Name()), settings)
+    return judge(devices, Known(settings, lambda pid: NAMES.get(pid, Name()), own, dict.fromkeys(lately, 0.0)))
 
 
 OWN = frozenset({10})
@@ -137,7 +137,8 @@ def test_what_a_task_has_left(
     there: list[Process], used: float, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
 ) -> None:
     """Told at once; it blocks, with that reason, when it is held longer than VRAM_RELEASE_S."""
-    use = judge((gpu(*there, used=used),), frozenset(), lately, lambda pid: NAMES.get(pid, Name()), OLLAMA, unlisted)
+    known = Known(OLLAMA, lambda pid: NAMES.get(pid, Name()), lately=lately, unlisted=unlisted)
+    use = judge((gpu(*there, used=used),), known)
     assert use.gpu is not None
     assert use.own.left == left
     assert use.gpu.held == (left if held else "")
@@ -279,6 +280,6 @@ def test_a_fault_of_the_gpu_itself_counts_whatever_came_after_it(xids: tuple[int
 )  # fmt: skip
 def test_what_draws_a_desktop_is_no_person_as_it_ships(comm: str) -> None:
     """Else a node on such a desktop could never begin."""
-    use = judge([gpu(Process(50, "g", gib(0.5)))], (), {}, lambda _: Name(comm, f"/usr/bin/{comm}"), GpuSettings())
+    use = judge([gpu(Process(50, "g", gib(0.5)))], Known(GpuSettings(), lambda _: Name(comm, f"/usr/bin/{comm}")))
     assert use.gpu is not None
     assert use.gpu.foreign == 0

@@ -15,8 +15,7 @@ from states.observation import Gpu
 from supervisor.config.schema import GpuSettings
 from supervisor.linux import helper_process as helper_module
 from supervisor.linux.helper_process import Helper
-from supervisor.sensors.gpu import nvml, ownership
-from supervisor.sensors.gpu import poller as gpu_watch
+from supervisor.sensors.gpu import nvml, ownership, poller
 
 __all__ = ["nvidia", "nvml_library", "soon_again", "standin", "stranger"]  # fixtures
 
@@ -198,7 +197,7 @@ def test_what_a_server_keeps_for_a_task_is_not_forgotten_by_a_failure(
     standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its memory counts as ours, so that only this keeps the GPU from being lent again."""
-    monkeypatch.setattr(gpu_watch, "REMNANT_S", 1.5)
+    monkeypatch.setattr(poller, "REMNANT_S", 1.5)
     monkeypatch.setattr(ownership, "VRAM_RELEASE_S", 0.1)
     nvidia.own = frozenset({stranger.pid})
     listed = [f"0.proc={stranger.pid}:{2 * GIB}:c", f"0.mem_used={2 * GIB}"]
