@@ -53,7 +53,7 @@ class Attempt:
     @property
     def phase(self) -> TaskPhase:
         """The phase. RUNNING lasts until the process is seen to have ended."""
-        if self._phase is TaskPhase.RUNNING and self.process is not None and self.process.ended:
+        if self._phase is TaskPhase.RUNNING and self.process is not None and not self.process.alive:
             well = not (self._limit or self._node_fault) and self.process.error is None
             return TaskPhase.ENDED if well else TaskPhase.FAILED
         return self._phase

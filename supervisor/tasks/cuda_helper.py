@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Literal
 
 from supervisor.linux import helper_main
 from supervisor.tasks.process import process_tree
@@ -92,17 +93,9 @@ class Driver:
         arguments.timeoutMs = limit_ms
         self._call("cuCheckpointProcessLock", pid, arguments)
 
-    def checkpoint(self, pid: int) -> None:
-        """Move its VRAM to its own memory."""
-        self._call("cuCheckpointProcessCheckpoint", pid, None)
-
-    def restore(self, pid: int) -> None:
-        """Move its VRAM back."""
-        self._call("cuCheckpointProcessRestore", pid, None)
-
-    def unlock(self, pid: int) -> None:
-        """Let it work again."""
-        self._call("cuCheckpointProcessUnlock", pid, None)
+    def do(self, action: Literal["Checkpoint", "Restore", "Unlock"], pid: int) -> None:
+        """Move the process's VRAM to its own memory, move it back, or let the process work again."""
+        self._call(f"cuCheckpointProcess{action}", pid, None)
 
     def _call(self, name: str, *arguments: Any) -> list[Any]:
         try:
@@ -120,24 +113,10 @@ class Mover:
     def __init__(self) -> None:
         self._driver: Driver | None = None
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> list[Rung]:
         """Load the library, once."""
-        return self._answer(self._probe)
-
-    def out(self, limit_ms: str, *pids: str) -> dict[str, Any]:
-        """Move VRAM out."""
-        return self._answer(lambda: self._out(int(limit_ms) / 1000, [int(pid) for pid in pids]))
-
-    def back(self, *pids: str) -> dict[str, Any]:
-        """Move VRAM back."""
-        return self._answer(lambda: self._back([int(pid) for pid in pids]))
-
-    @staticmethod
-    def _answer(carry_out: Callable[[], list[Rung]]) -> dict[str, Any]:
-        try:
-            return {"problem": "", "rungs": carry_out(), "usable": True}
-        except RequestFailed as failed:
-            return {"problem": str(failed), "rungs": [], "usable": failed.usable}
+        self._loaded()
+        return []
 
     def _loaded(self) -> Driver:
         if self._driver is None:
@@ -153,18 +132,16 @@ class Mover:
             self._driver = driver
         return self._driver
 
-    def _probe(self) -> list[Rung]:
-        self._loaded()
-        return []
-
-    def _out(self, limit_s: float, pids: list[int]) -> list[Rung]:
+    def out(self, limit_ms: str, *pids: str) -> list[Rung]:
+        """Move VRAM out."""
         began_s = time.monotonic()
-        driver, states = self._loaded(), self._states(pids)
+        lock_until_s = began_s + int(limit_ms) / 1000 * LOCK_SHARE
+        driver, states = self._loaded(), self._states(map(int, pids))
         if not states:
             return [(RungName.NO_CUDA, None, 1)]
         locked = [pid for pid, state in states.items() if state == LOCKED]
         for pid in (pid for pid, state in states.items() if state == RUNNING):
-            left_ms = int((began_s + limit_s * LOCK_SHARE - time.monotonic()) * 1000)
+            left_ms = int((lock_until_s - time.monotonic()) * 1000)
             try:
                 if left_ms <= 0:
                     raise CudaError("NOT_READY")
@@ -178,7 +155,7 @@ class Mover:
         locked_s = time.monotonic()
         for pid in locked:
             try:
-                driver.checkpoint(pid)
+                driver.do("Checkpoint", pid)
                 if (state := driver.state(pid)) != CHECKPOINTED:
                     raise CudaError("", f"its state is {state}")
             except CudaError as error:
@@ -188,14 +165,15 @@ class Mover:
         out_s = time.monotonic()
         return [(RungName.LOCKED, locked_s - began_s, len(states)), (RungName.VRAM_OUT, out_s - locked_s, 1)]
 
-    def _back(self, pids: list[int]) -> list[Rung]:
+    def back(self, *pids: str) -> list[Rung]:
+        """Move VRAM back."""
         began_s = time.monotonic()
-        driver, states = self._loaded(), self._states(pids)
+        driver, states = self._loaded(), self._states(map(int, pids))
         if not states:
             return [(RungName.NO_CUDA, None, 1)]
         for pid in (pid for pid, state in states.items() if state == CHECKPOINTED):
             try:
-                driver.restore(pid)
+                driver.do("Restore", pid)
             except CudaError as error:
                 if not gone(pid):
                     raise RequestFailed(f"process {pid} cannot have its VRAM back: {error}", usable=False) from None
@@ -230,7 +208,7 @@ class Mover:
     def _unlock(self, pids: Iterable[int]) -> None:
         for pid in pids:
             try:
-                self._loaded().unlock(pid)
+                self._loaded().do("Unlock", pid)
             except CudaError as error:
                 if not gone(pid):
                     raise RequestFailed(f"process {pid} cannot be unlocked: {error}", usable=False) from None
@@ -240,7 +218,7 @@ class Mover:
         for pid in pids:
             if self._state(pid) == LOCKED:
                 try:
-                    self._loaded().unlock(pid)
+                    self._loaded().do("Unlock", pid)
                 except CudaError:
                     continue
 
@@ -272,7 +250,15 @@ def stopped(pid: int) -> bool:
     return False
 
 
+def answer(carry_out: Callable[..., list[Rung]], *arguments: str) -> dict[str, Any]:
+    """The answer to a request."""
+    try:
+        return {"problem": "", "rungs": carry_out(*arguments), "usable": True}
+    except RequestFailed as failed:
+        return {"problem": str(failed), "rungs": [], "usable": failed.usable}
+
+
 def replies() -> helper_main.Replies:
     """The functions by request; see helper_main."""
     mover = Mover()
-    return {"probe": mover.probe, "out": mover.out, "back": mover.back}
+    return {request.__name__: partial(answer, request) for request in (mover.probe, mover.out, mover.back)}

@@ -55,11 +55,7 @@ class Treeless:
     """What a task without processes says. See RunningTask."""
 
     alive = True
-
-    @property
-    def ended(self) -> bool:
-        """See RunningTask."""
-        return not self.alive
+    state: Any = None
 
     def pids(self) -> frozenset[int]:
         """None."""
@@ -68,11 +64,6 @@ class Treeless:
     def cpu_s(self) -> float:
         """It costs nothing."""
         return 0.0
-
-    @property
-    def state(self) -> Any:
-        """It has saved nothing."""
-        return None
 
     def freeze_now(self) -> None:
         """At once."""

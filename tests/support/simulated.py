@@ -6,7 +6,7 @@ import asyncio
 import random
 import uuid
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,7 +121,7 @@ class SimulatedTask(Treeless):
 
     def __init__(self, seconds: float, stop_s: float, fails: bool, wake: Callable[[], None]) -> None:
         self.alive = True
-        self.result: dict[str, Any] = {}
+        self.result: Mapping[str, Any] = {}
         self.error: str | None = None
         self._stop_s, self._fails, self._wake = stop_s, fails, wake
         self._timer = asyncio.get_running_loop().call_later(seconds, self._end)

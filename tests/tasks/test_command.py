@@ -395,7 +395,7 @@ def test_stop_while_it_ends_by_itself(held: Containment, tmp_path: Path) -> None
             task = await bench.start("sh", "-c", "sleep 0.004; echo '{}'")
             await asyncio.sleep(delay_ms / 1000)
             await task.stop(5)
-            assert task.ended
+            assert not task.alive
             assert bench.ended.is_set()
             bench.work.wipe(bench.folder)
 

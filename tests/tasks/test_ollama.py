@@ -35,7 +35,7 @@ async def outcome(server: OllamaServer, kind: str, payload: dict[str, Any], **fi
     assert task.alive
     async with asyncio.timeout(20):
         await ended.wait()
-    assert task.ended
+    assert not task.alive
     assert task.pids() == frozenset()
     return task.error, task.result
 

@@ -62,32 +62,16 @@ def describe(*rungs: Rung) -> str:
 
 
 class RunningTask(Protocol):
-    """A task's process tree."""
+    """A task's process tree. Others only read its attributes."""
 
-    @property
-    def alive(self) -> bool:
-        """A process of the tree exists (observed, not assumed)."""
-        ...
-
-    @property
-    def ended(self) -> bool:
-        """The task's own process has ended, its tree is gone, and its outcome has been read."""
-        ...
-
-    @property
-    def error(self) -> str | None:
-        """None: the task succeeded. Else why it failed, in one line, without payload or output."""
-        ...
-
-    @property
-    def result(self) -> Mapping[str, Any]:
-        """The result object; `{}` while there is none."""
-        ...
-
-    @property
-    def state(self) -> Any:
-        """What a stopped task saved of its progress, as JSON types; None: nothing. Kept in memory only."""
-        ...
+    alive: bool
+    """A process of the tree exists (observed, not assumed). False: it is gone, and the attributes below are final."""
+    error: str | None
+    """None: the task succeeded. Else why it failed, in one line, without payload or output."""
+    result: Mapping[str, Any]
+    """The result object; `{}`: there is none. Of a failed task its `status` and `stderr`, for the control node alone."""
+    state: Any
+    """What a stopped task saved of its progress, as JSON types; None: nothing. Kept in memory only."""
 
     def pids(self) -> frozenset[int]:
         """The processes of the tree now. What they use does not count as use by others."""

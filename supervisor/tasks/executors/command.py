@@ -44,7 +44,8 @@ class CommandExecutor:
         if self._type.sandbox == "bubblewrap":
             from supervisor.tasks.process import bubblewrap
 
-            await bubblewrap.must_work(self._type, workdir)
+            if problem := await bubblewrap.fault(self._type, workdir):  # tried first: its errors are not the task's output
+                raise StartFailed(problem)
             argv, sandbox = [*bubblewrap.argv(self._type, workdir), *argv], bubblewrap.NAME
         memory_gb, notice = self._type.max_memory_gb, self._type.notice
         # Limits by the kernel, if it has the controllers; the node checks them in any case (see monitor.py).

@@ -84,44 +84,20 @@ class OllamaTask:
         self._answer_bytes = 0  # of all answers
         self._stopping: asyncio.Task[tuple[Rung, ...]] | None = None
         self._rungs: tuple[Rung, ...] = ()
-        self._alive = True
-        self._error: str | None = "its end was not seen"
-        self._result: Mapping[str, Any] = {}
+        self.alive = True
+        self.error: str | None = None
+        self.result: Mapping[str, Any] = {}
+        self.state: Any = None  # an answer that was cut starts from the beginning
         self._processes = _Processes(self._loop)
         self._job = self._loop.create_task(self._run())
 
-    @property
-    def alive(self) -> bool:
-        """See RunningTask."""
-        return self._alive
-
-    @property
-    def ended(self) -> bool:
-        """See RunningTask."""
-        return not self._alive
-
-    @property
-    def error(self) -> str | None:
-        """See RunningTask."""
-        return None if self._alive else self._error
-
-    @property
-    def result(self) -> Mapping[str, Any]:
-        """See RunningTask."""
-        return {} if self._alive else self._result
-
-    @property
-    def state(self) -> Any:
-        """See RunningTask: an answer that was cut starts from the beginning."""
-        return None
-
     def pids(self) -> frozenset[int]:
         """Ollama's processes, found by their program: what they use counts as the task's use."""
-        return self._processes.pids() if self._alive else frozenset()
+        return self._processes.pids() if self.alive else frozenset()
 
     def cpu_s(self) -> float:
         """CPU seconds of Ollama's processes since the task began."""
-        return self._processes.cpu_s(update=self._alive)
+        return self._processes.cpu_s(update=self.alive)
 
     def freeze_now(self) -> None:
         """See RunningTask: see `freeze`."""
@@ -140,7 +116,7 @@ class OllamaTask:
         Raises:
             StopFailed: the request does not end.
         """
-        if not self._alive:
+        if not self.alive:
             return self._rungs or (Rung(RungName.GONE_ALREADY),)
         if self._stopping is None or self._stopping.done():
             self._stopping = self._loop.create_task(self._stop())
@@ -152,8 +128,9 @@ class OllamaTask:
         await asyncio.wait([self._job], timeout=CUT_S)
         if not self._job.done():
             raise StopFailed(f"the request to Ollama did not end within {CUT_S:g} s")
-        if not self._alive:
+        if not self.alive:
             return (Rung(RungName.ENDED_ITSELF),)
+        self.error, self.result = "its end was not seen", {}
         cut = Rung(RungName.REQUEST_CUT, self._loop.time() - begun_s)
         unloaded = await self._unload()
         self._rungs = cut, replace(unloaded, seconds=self._loop.time() - begun_s)
@@ -164,15 +141,15 @@ class OllamaTask:
         try:
             async with await asyncio.to_thread(_client) as client:
                 result = await self._work(client)
-            self._error, self._result = None, {"status": "success", **result}
+            self.error, self.result = None, {"status": "success", **result}
         except Exception as error:  # noqa: BLE001 - whatever a server does to the library is a failure of the task
             failed = error if isinstance(error, OllamaFailed) else _failure(error)
-            self._error, self._result = str(failed), {"status": "error", "kind": failed.kind, "error": str(failed)}
+            self.error, self.result = str(failed), {"status": "error", "kind": failed.kind, "error": str(failed)}
         await self._unload()
         self._finish()
 
     def _finish(self) -> None:
-        self._alive = False
+        self.alive = False
         self._wake()
 
     async def _work(self, client: httpx2.AsyncClient) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +55,7 @@ class ShellExecutor(CommandExecutor):
             "stdout": pipes.out.decode(errors="replace"),
             "stderr": pipes.err,
         }
-        return CommandResult(result, failure.kind, failure.detail) if failure else CommandResult(result)
+        return replace(failure or CommandResult(), result=result)
 
 
 def _encodable(text: str) -> bool:

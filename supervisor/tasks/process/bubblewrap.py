@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.config.schema import TaskType
-from supervisor.tasks.executors.base import StartFailed
 
 NAME: Final = "bwrap"
 TRY_S: Final = 5.0
@@ -75,13 +74,3 @@ async def fault(task_type: TaskType, workdir: Path) -> str:
         return ""
     lines = stderr.decode(errors="replace").strip().splitlines() or [f"exit code {trial.returncode}"]
     return f"sandbox: bubblewrap does not work here ({lines[0].removeprefix('bwrap: ')}): {PERMIT}"
-
-
-async def must_work(task_type: TaskType, workdir: Path) -> None:
-    """Try it with an empty command before each task, so that its own errors are not taken for the task's output.
-
-    Raises:
-        StartFailed: it does not work.
-    """
-    if why := await fault(task_type, workdir):
-        raise StartFailed(why)

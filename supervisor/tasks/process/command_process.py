@@ -108,17 +108,18 @@ class CommandTask:
         self._launch, self._wake, self._judge = launch, wake, judge
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
-        self._stops: list[asyncio.Future[tuple[Rung, ...]]] = []
+        self._stopped: asyncio.Future[tuple[Rung, ...]] = self._loop.create_future()  # replaced after each answer
         self._freezes: deque[asyncio.Future[Rung]] = deque()  # of freeze and thaw; the shim answers in their order
         self._rescue: asyncio.Task[None] | None = None
         self._received = b""
         self._shim_ended = False
         self._cpu_s = 0.0
         self._rungs: tuple[Rung, ...] = ()
-        self._alive = True
+        self.alive = True
         self._stopping = False
-        self._outcome = CommandResult()
-        self._state: Any = None
+        self.error: str | None = None
+        self.result: Mapping[str, Any] = {}
+        self.state: Any = None
         self._pipes = Pipes(payload, launch.max_result, self._too_long)
         self._control: socket.socket | None
         self._control, theirs = socket.socketpair()
@@ -136,51 +137,26 @@ class CommandTask:
         self._tree = process_tree.tree_of(self._shim.pid, launch.cgroup)
         self._loop.add_reader(exit_fd, self._shim_exited, exit_fd)
 
-    # What a RunningTask shows.
-
-    @property
-    def alive(self) -> bool:
-        """See RunningTask. True until the shim has no child left, or a search has found no process."""
-        return self._alive
-
-    @property
-    def ended(self) -> bool:
-        """See RunningTask."""
-        return not self._alive
-
-    @property
-    def error(self) -> str | None:
-        """See RunningTask."""
-        return self._outcome.error
-
-    @property
-    def result(self) -> Mapping[str, Any]:
-        """See RunningTask. The end of a failed task's stderr is for the control node alone."""
-        return self._outcome.result
-
-    @property
-    def state(self) -> Any:
-        """See RunningTask."""
-        return self._state
+    # As a RunningTask.
 
     def pids(self) -> frozenset[int]:
         """See RunningTask."""
-        return self._tree.pids() if self._alive else frozenset()
+        return self._tree.pids() if self.alive else frozenset()
 
     def cpu_s(self) -> float:
         """See RunningTask."""
-        if self._alive:
+        if self.alive:
             self._cpu_s = max(self._cpu_s, self._tree.cpu_s())
         return self._cpu_s
 
     def freeze_now(self) -> None:
         """See RunningTask."""
-        if self._alive and not self._stopping:
+        if self.alive and not self._stopping:
             self._tree.request_freeze()
 
     async def freeze(self) -> Rung:
         """See RunningTask."""
-        if not self._alive:
+        if not self.alive:
             raise FreezeFailed("it is gone already")
         self.freeze_now()
         try:
@@ -192,7 +168,7 @@ class CommandTask:
 
     async def thaw(self) -> Rung:
         """See RunningTask."""
-        return await self._ask(thaw=True) if self._alive else Rung(RungName.GONE_ALREADY)
+        return await self._ask(thaw=True) if self.alive else Rung(RungName.GONE_ALREADY)
 
     async def _ask(self, **order: bool) -> Rung:
         """Let the shim freeze or thaw."""
@@ -209,28 +185,23 @@ class CommandTask:
     async def stop(self, grace_s: float) -> tuple[Rung, ...]:
         """See RunningTask. If the shim does not answer, the daemon kills the tree. May be called again meanwhile: the
         shortest grace counts."""
-        if not self._alive:
+        if not self.alive:
             return self._rungs or (Rung(RungName.GONE_ALREADY),)
         if not self._stopping:  # a later order only shortens the grace, during which the task must run
             self._stopping = True
             self._tree.request_freeze()
-        answer: asyncio.Future[tuple[Rung, ...]] = self._loop.create_future()
-        self._stops.append(answer)
+        reason = "its shim was killed"
+        if self._send(stop=grace_s):
+            reason = "its shim did not answer"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s + ANSWER_LIMIT_S):
+                    return await asyncio.shield(self._stopped)
+        self._begin_rescue(reason)
         try:
-            if self._send(stop=grace_s):
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(grace_s + ANSWER_LIMIT_S):
-                        return await asyncio.shield(answer)
-                self._begin_rescue("its shim did not answer")
-            else:
-                self._begin_rescue("its shim was killed")
-            try:
-                async with asyncio.timeout(2 * RESCUE_LIMIT_S):
-                    return await answer
-            except TimeoutError:
-                raise StopFailed(f"no end of it was seen within {2 * RESCUE_LIMIT_S:.0f} s") from None
-        finally:
-            self._stops.remove(answer)
+            async with asyncio.timeout(2 * RESCUE_LIMIT_S):
+                return await asyncio.shield(self._stopped)
+        except TimeoutError:
+            raise StopFailed(f"no end of it was seen within {2 * RESCUE_LIMIT_S:.0f} s") from None
 
     # The shim.
 
@@ -334,7 +305,7 @@ class CommandTask:
                 self._rungs = _rungs(rungs)
                 if state is not None:
                     try:
-                        self._state = msgspec.json.decode(state)
+                        self.state = msgspec.json.decode(state)
                     except (msgspec.DecodeError, RecursionError):
                         self._rungs += (Rung(RungName.STATE_NOT_JSON),)
                 self._finish(status, out_of_memory=out_of_memory)
@@ -346,7 +317,7 @@ class CommandTask:
         self._reap()
 
     def _reap(self) -> None:
-        if self._shim_ended and not self._alive:
+        if self._shim_ended and not self.alive:
             self._shim.wait()
 
     def _close_control(self) -> None:
@@ -357,7 +328,7 @@ class CommandTask:
 
     def _release(self) -> None:
         """Let go of the shim and the pipes."""
-        self._alive = False
+        self.alive = False
         while self._freezes:
             if not (waiting := self._freezes.popleft()).done():
                 waiting.set_exception(FreezeFailed("it ended meanwhile"))
@@ -369,32 +340,30 @@ class CommandTask:
 
     def _finish(self, status: int | None, *, out_of_memory: bool = False, lost: str = "") -> None:
         """The tree is gone: read the outcome, and answer the callers."""
-        if not self._alive:
+        if not self.alive:
             return
         self._release()
+        outcome = self._judge(status, self._pipes, self._launch.max_result)
         if lost:
-            self._outcome = CommandResult({}, FailureKind.LOST, lost)
-        else:
-            outcome = self._judge(status, self._pipes, self._launch.max_result)
-            if out_of_memory and outcome.error is not None and status is not None and killed(status):
-                limit = f"memory: {self._launch.memory_limit or 'ended by the kernel'}"
-                outcome = CommandResult(outcome.result, FailureKind.LIMIT, limit)
-            self._outcome = outcome
+            outcome = CommandResult({}, FailureKind.LOST, lost)
+        elif out_of_memory and outcome.error is not None and status is not None and killed(status):
+            limit = f"memory: {self._launch.memory_limit or 'ended by the kernel'}"
+            outcome = CommandResult(outcome.result, FailureKind.LIMIT, limit)
+        self.error, self.result = outcome.error, outcome.result
         self._answer_stops(self._rungs or (Rung(RungName.GONE),))
         self._wake()
 
     def _answer_stops(self, answer: tuple[Rung, ...] | StopFailed) -> None:
-        for waiting in self._stops:
-            if waiting.done():
-                continue
-            if isinstance(answer, StopFailed):
-                waiting.set_exception(answer)
-            else:
-                waiting.set_result(answer)
+        stopped, self._stopped = self._stopped, self._loop.create_future()
+        if isinstance(answer, StopFailed):
+            stopped.set_exception(answer)
+            stopped.exception()  # perhaps nobody waits for it: then asyncio shall not complain
+        else:
+            stopped.set_result(answer)
 
     def _begin_rescue(self, reason: str) -> None:
         """Kill the tree without the shim; one attempt at a time."""
-        if self._alive and self._rescue is None:
+        if self.alive and self._rescue is None:
             self._rescue = self._loop.create_task(self._clear(reason))
 
     async def _clear(self, reason: str) -> None:
@@ -403,7 +372,7 @@ class CommandTask:
         if left:
             self._answer_stops(StopFailed(f"{reason}; still alive: {', '.join(left)}"))
             self._loop.call_later(1.0, self._begin_rescue, reason)
-        elif self._alive:
+        elif self.alive:
             self._shim.kill()
             self._rungs = (Rung(RungName.CLEARED, detail=reason),)
             self._finish(None, lost=f"stopped, for {reason}")

@@ -6,7 +6,7 @@ import enum
 import os
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -31,8 +31,7 @@ class CommandResult:
     """The outcome of a command.
 
     Args:
-        result: the command's JSON object. Of a failed one: `status` (exit code, or minus the signal's number) and `stderr` (its
-            end).
+        result: the command's JSON object; of a failed one `status` (exit code, or minus the signal) and `stderr` (its end).
         kind: None: it succeeded.
         detail: the rest of the error. It never holds anything that the task or its payload said.
     """
@@ -51,23 +50,23 @@ Judge = Callable[[int | None, Pipes, int], CommandResult]
 
 
 def judge(status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
-    """The outcome of a command that answers with a JSON object, or with nothing.
+    """The outcome of a command that answers with a JSON object, or with nothing. Arguments: see `fault`."""
+    outcome = fault(status, pipes, max_result) or _decode(pipes.out)
+    if outcome.kind is None:
+        return outcome
+    code = None if status is None else os.waitstatus_to_exitcode(status)
+    result = ({"status": code} if code and not pipes.overflow else {}) | ({"stderr": pipes.err} if pipes.err else {})
+    return replace(outcome, result=result)
+
+
+def fault(status: int | None, pipes: Pipes, max_result: int) -> CommandResult | None:
+    """The failure that does not depend on what was written: too much output, or how the main process ended.
 
     Args:
         status: wait status of the main process; None: its end was not seen.
         pipes: what it has written.
         max_result: the limit that stdout was read with, bytes.
     """
-    outcome = _decode(pipes.out) if (failure := fault(status, pipes, max_result)) is None else failure
-    if outcome.kind is None:
-        return outcome
-    code = None if status is None else os.waitstatus_to_exitcode(status)
-    result = ({"status": code} if code and not pipes.overflow else {}) | ({"stderr": pipes.err} if pipes.err else {})
-    return CommandResult(result, outcome.kind, outcome.detail)
-
-
-def fault(status: int | None, pipes: Pipes, max_result: int) -> CommandResult | None:
-    """The failure that does not depend on what was written: too much output, or how the main process ended."""
     if pipes.overflow:
         return CommandResult({}, FailureKind.RESULT, f"larger than {max_result / _MIB:g} MiB (max_result_mb)")
     if status is None:
