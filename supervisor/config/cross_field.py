@@ -1,4 +1,4 @@
-"""node.yaml's fields together, once each is sound by itself: what no single field can know."""
+"""Checks the fields of node.yaml against each other, once each is sound alone."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Refuse = Callable[[str, str | None, str], None]
 
 
 def cross_check(validator: Validator, node: NodeSettings, folder: Path) -> None:
-    """What no single field can know."""
+    """Report combinations of settings that cannot work."""
 
     def refuse(path: str, what: str | None, allowed: str) -> None:
         place = validator.places.get(path)
         section = path
-        while place is None and section:
+        while place is None and section:  # a setting at its default has the place of its section
             section = section.rpartition(".")[0]
             place = validator.places.get(section)
         place = place or YamlNode(1, 1)
@@ -51,8 +51,8 @@ def cross_check(validator: Validator, node: NodeSettings, folder: Path) -> None:
         if task.notice.signal != "none" and task.on_yield == "terminate" and task.notice.deadline_sec >= task.grace_sec:
             refuse(f"{path}.notice.deadline_sec", None, f"less than grace_sec ({task.grace_sec:g}), of which it is a part")
         if task.executor == "shell_command" and not task.allow_any_command:
-            said = "shell_command, which runs any text that the control node sends,"
-            refuse(f"{path}.executor", f"{said} without allow_any_command: true", "command, with the program in argv")
+            what = "shell_command, which runs any text that the control node sends, without allow_any_command: true"
+            refuse(f"{path}.executor", what, "command, with the program in argv")
         if task.executor != "command":
             continue
         if not task.argv:
@@ -67,7 +67,7 @@ def cross_check(validator: Validator, node: NodeSettings, folder: Path) -> None:
 
 
 def resolve(folder: Path, path: str) -> Path:
-    """A path of node.yaml: a relative one starts at the configuration folder, `~` is the user's home."""
+    """A path of node.yaml, absolute: a relative one starts at the configuration folder, `~` is the user's home."""
     return Path(os.path.abspath(os.path.join(folder, os.path.expanduser(path))))
 
 
@@ -77,9 +77,9 @@ def _check_control(control: Control, refuse: Refuse) -> None:
         allowed = f"at most one of {', '.join(control.token.__struct_fields__)}"
         refuse(f"control.token.{name}", f"a second place for the key, beside control.token.{given[0]}", allowed)
     if why := nats_fault(control.url) if control.source == "nats" else url_fault(control.url):
-        unsaid = control.url if control.url == Control().url else None
-        # a user name or password is not repeated into logs
-        refuse("control.url", "a URL with a user name or password" if "@" in control.url else unsaid, why)
+        default = control.url if control.url == Control().url else None
+        # user names and passwords stay out of logs
+        refuse("control.url", "a URL with a user name or password" if "@" in control.url else default, why)
     elif control.source == "embedded" and not is_loopback(host_of(control.url)):
         refuse("control.url", None, "an address of this machine (127.0.0.1, ::1, localhost), as control.source is embedded")
 
@@ -90,7 +90,7 @@ def _check_paths(node: NodeSettings, folder: Path, refuse: Refuse) -> None:
     for path, text in {**named, **files}.items():
         if text is not None and os.path.expanduser(text).startswith("~"):
             refuse(path, None, "a path whose home folder is known on this machine")
-    # The work folder is wiped: nothing that is to stay may lie in it.
+    # the work folder is wiped, so nothing else may lie in it
     workdir = os.path.realpath(resolve(folder, node.paths.workdir))
     keep = {path: resolve(folder, text) for path, text in named.items() if path != "paths.workdir"}
     keep |= {path: resolve(folder, text) for path, text in files.items() if text is not None}

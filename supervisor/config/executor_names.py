@@ -1,7 +1,6 @@
-"""The executors that a task type may name: built-in ones, and those that a site installs under the entry point group
-`rae_node.executors`.
+"""The executors that a task type may name: built-in ones, and those of the entry point group `rae_node.executors`.
 
-Nothing is imported before node.yaml names it. Entry points are searched (8 ms) only for a name that is not built in.
+A name that is not built in costs a search of all entry points (8 ms), so only such a name starts it.
 """
 
 from __future__ import annotations
@@ -20,25 +19,17 @@ BUILT_IN: Final = {
 
 
 class NoExecutor(Exception):
-    """There is no such executor, or it cannot be loaded; the text says what would be allowed."""
+    """There is no such executor, or it cannot be loaded; the text says what is allowed."""
 
 
 def check(name: str) -> None:
-    """Whether there is such an executor; one that is not built in is loaded for that.
-
-    Raises:
-        NoExecutor: see there.
-    """
+    """Raise NoExecutor unless there is such an executor. One that is not built in is loaded."""
     if name not in BUILT_IN:
         installed(name)
 
 
 def installed(name: str) -> Callable[..., Any]:
-    """The entry point of that name, loaded.
-
-    Raises:
-        NoExecutor: see there.
-    """
+    """Load the entry point of that name, or raise NoExecutor."""
     from importlib.metadata import entry_points
 
     found = entry_points(group=GROUP)

@@ -1,8 +1,7 @@
-"""What can still be known of a broken configuration: where the node's folders are, and with what it would watch.
+"""What is still usable of a broken configuration: the folders, and what the sensors watch.
 
-A broken file means DISABLED with its lines as the reason, not an exit (house); the daemon then still needs a place for
-its socket and its journal, and commands must find it there. Nothing else is taken from a broken file, and automation
-is off.
+With a broken file the daemon is DISABLED and shows the errors. It still needs a place for its socket and its journal, and
+commands must find the socket there.
 """
 
 from __future__ import annotations
@@ -10,23 +9,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
+
 from states.limits import Limits
-from supervisor.config.cross_field import resolve
-from supervisor.config.load import Config, ConfigErrors, Folders, load
-from supervisor.config.schema import NODE_FILE, Automation, Execution, NodeSettings, Paths, Runtime, Safety
+from supervisor.config.load import Config, ConfigErrors, folders, load
+from supervisor.config.schema import NODE_FILE, SHIPPED_RUNTIME, Automation, NodeSettings, Paths
 from supervisor.config.validate import Validator, validate
 from supervisor.config.yaml_reader import Mapping, Scalar, UnreadableFile, YamlNode, parse, read
 
-# The shipped values (interface §2), switched off.
-OFF = Runtime(
-    Automation(enabled=False, auto_start=False),
-    Safety(True, 10, 80, 90, 14, 15),
-    Execution(45, 30, 180, True),
-)
-
 
 def load_or_disabled(folder: Path) -> Config:
-    """The configuration if it is sound, else one that is off, with what node.yaml soundly says."""
+    """The configuration; a broken one with automation off, and with what is sound in node.yaml."""
     try:
         return load(folder)
     except ConfigErrors:
@@ -37,8 +30,9 @@ def load_or_disabled(folder: Path) -> Config:
     except UnreadableFile:
         text = ""
     node = validate(NodeSettings, text, NODE_FILE, [], []) or NodeSettings(paths=_paths(text))
-    paths = Folders(**{name: resolve(folder, getattr(node.paths, name)) for name in node.paths.__struct_fields__})
-    return Config(folder, OFF, node, Limits(gpu_required=node.gpu.presence == "required"), paths, node.node.id or "node")
+    off = msgspec.structs.replace(SHIPPED_RUNTIME, automation=Automation(enabled=False, auto_start=False))
+    limits = Limits(gpu_required=node.gpu.presence == "required")
+    return Config(folder, off, node, limits, folders(folder, node), node.node.id or "node")
 
 
 def _paths(text: str) -> Paths:

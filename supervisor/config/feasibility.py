@@ -1,4 +1,4 @@
-"""Whether sound settings can reach READY at all: `rae-node config check` exits 1 if they cannot (interface §4)."""
+"""Finds sound settings with which the node can never become READY: `rae-node config check` then exits 1."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ from typing import Final
 from supervisor.config.schedule import windows
 from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, NodeSettings, Runtime
 
-# An idle desktop (compositor, clock, mail) takes about one percent of CPU and GPU and some ten MiB of VRAM: a limit
-# below these is never kept for long enough.
+# An idle desktop (compositor, clock, mail) uses about 1 % of CPU and GPU and tens of MiB of VRAM, so load is never below these
+# limits for long enough.
 IDLE_DESKTOP_PERCENT: Final = 2.0
 IDLE_DESKTOP_VRAM_GB: Final = 0.1
-# A hottest sensor colder than a room does not exist.
+# The hottest sensor is never colder than the room.
 ROOM_C: Final = 30.0
 
 
-def _input(node: NodeSettings) -> bool:
-    """Input devices alone are enough only where they must be readable."""
-    return node.presence.input == "required"
-
-
 def never_ready(runtime: Runtime, node: NodeSettings) -> list[str]:
-    """Why a sound configuration can never reach READY, one line each naming the setting; empty if it can (exit 1)."""
+    """Why the node can never become READY, one line for each setting; empty if it can."""
     safety = runtime.safety
     reasons = []
 
@@ -39,8 +34,10 @@ def never_ready(runtime: Runtime, node: NodeSettings) -> list[str]:
     ):
         if value < least:
             never(RUNTIME_FILE, f"safety.{name}", value, f"an idle desktop needs more; set it to {least:g} {unit} or more")
-    if safety.detect_active_user and not (node.presence.sessions or node.presence.terminals or _input(node)):
-        why = "with presence.terminals false as well nothing tells that the user is away; set one of them to true"
+    presence = node.presence
+    # input devices are enough as the only source where they must be readable
+    if safety.detect_active_user and not (presence.sessions or presence.terminals or presence.input == "required"):
+        why = "with presence.terminals false too, nothing shows that the user is away; set one of them to true"
         never(NODE_FILE, "presence.sessions", False, why)
     if node.host.max_temperature_c < ROOM_C:
         why = f"no machine is that cold; set it to {ROOM_C:g} or more"

@@ -1,6 +1,6 @@
-"""The shipped files of config/, made from the types: `python -m supervisor.config.generate DIR` writes them anew.
+"""Generates the files in config/ from the types: `python -m supervisor.config.generate DIR`.
 
-Every setting stands in them with its default, its reason and what it allows; a test compares them with this file.
+They show each setting with its default, its reason and what it allows. A test compares them with this module.
 """
 
 from __future__ import annotations
@@ -15,30 +15,11 @@ from typing import Any, Final
 import msgspec
 
 from supervisor.config.load import schema
-from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, NodeSettings, Runtime, TaskType
+from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, SHIPPED_RUNTIME, NodeSettings, Runtime, TaskType
 from supervisor.config.validate import allowed, description
 from supervisor.config.yaml_reader import resolved
 
 WIDTH: Final = 112
-
-# The source document's values (R7). The lines of this file are those of that document: comments stand behind them.
-SEED: Final[dict[str, dict[str, bool | int]]] = {
-    "automation": {"enabled": True, "auto_start": True},
-    "safety": {
-        "detect_active_user": True,
-        "idle_required_minutes": 10,
-        "max_cpu_percent": 80,
-        "max_gpu_percent": 90,
-        "max_vram_gb": 14,
-        "cooldown_minutes": 15,
-    },
-    "execution": {
-        "poll_interval_sec": 45,
-        "heartbeat_interval_sec": 30,
-        "task_timeout_minutes": 180,
-        "retry_on_disconnect": True,
-    },
-}
 
 EXAMPLES: Final = """\
   word_count:
@@ -68,30 +49,29 @@ EXAMPLES: Final = """\
 
 _RUNTIME_END: Final = """\
 
-# Exactly these fields, no more and no fewer; everything else is in node.yaml. Booleans are true or false, numbers plain
-# decimals. `rae-node config check` says what is wrong and whether work could ever begin; a running node reads a
-# changed file by itself.
+# This file has exactly these fields; all others are in node.yaml. Booleans are true or false, numbers are plain decimals.
+# `rae-node config check` finds errors, and settings with which work can never begin. A running node reads changes at once.
 """
 _NODE_HEAD: Final = """\
-# What the node needs beside runtime.yaml. Every setting stands here with its default, so each line may be left out, and
-# so may this whole file. `rae-node config check` says what is wrong; a running node reads a changed file by itself.
+# The settings of the node beside runtime.yaml, each with its default: every line, and this whole file, may be left out.
+# `rae-node config check` finds errors. A running node reads changes at once.
 """
 
 
 def runtime_yaml() -> str:
-    """The shipped runtime.yaml: the seed's fields, values and lines."""
+    """The shipped runtime.yaml. Its lines are those of the source document: comments stand behind the values."""
     lines = []
     for section in msgspec.structs.fields(Runtime):
         lines.append(f"{section.name}:")
         for f in msgspec.structs.fields(section.type):
-            setting = f"  {f.name}: {_scalar(SEED[section.name][f.name])}"
+            setting = f"  {f.name}: {_scalar(getattr(getattr(SHIPPED_RUNTIME, section.name), f.name))}"
             lines.append(f"{setting:<34}# {_explained(f.type)}")
         lines.append("")
     return "\n".join(lines[:-1]) + "\n" + _RUNTIME_END
 
 
 def node_yaml() -> str:
-    """The shipped node.yaml: every setting with its default, its reason, and what it allows."""
+    """The shipped node.yaml."""
     lines = [_NODE_HEAD.rstrip(), ""]
     for f in msgspec.structs.fields(NodeSettings):
         if f.name == "tasks":
@@ -100,12 +80,6 @@ def node_yaml() -> str:
             lines += _section(f, "")
         lines.append("")
     return "\n".join(lines[:-1]) + "\n"
-
-
-def write(folder: Path) -> None:
-    """Write all four files."""
-    for name, text in files().items():
-        (folder / name).write_text(text)
 
 
 def files() -> dict[str, str]:
@@ -129,17 +103,17 @@ def _section(f: msgspec.structs.FieldInfo, indent: str) -> list[str]:
 
 
 def _tasks(f: msgspec.structs.FieldInfo) -> list[str]:
-    """The table of task types is empty; what may stand in it is told, and shown by examples."""
+    """The table of task types is empty, so comments describe its fields, and examples show them."""
     lines = [*_comment(description(f.type), ""), "# Each type has:"]
     for name, inner in _flat(TaskType):
         text = f"{name}: {_explained(inner.type)} Default: {_value(inner)}"
         lines += _wrapped(text, "#   ", "#     ")
-    lines += ["# Two examples; remove the {} and the # to use them:", f"{f.name}: {{}}"]
+    lines += ["# Two examples; to use them, remove the {} and the #:", f"{f.name}: {{}}"]
     return lines + ["#" + line for line in EXAMPLES.splitlines()]
 
 
 def _flat(kind: type[msgspec.Struct], before: str = "") -> Iterator[tuple[str, msgspec.structs.FieldInfo]]:
-    """The fields with their names, those of a section within it as `section.field`."""
+    """All fields, by dotted names."""
     for inner in msgspec.structs.fields(kind):
         if isinstance(inner.type, type) and issubclass(inner.type, msgspec.Struct):
             yield from _flat(inner.type, f"{before}{inner.name}.")
@@ -152,7 +126,7 @@ def _comment(text: str, indent: str) -> list[str]:
 
 
 def _wrapped(text: str, first: str, later: str) -> list[str]:
-    """Names with dashes, as /run/rae-node, stay whole: they are there to be copied."""
+    # names with dashes, such as /run/rae-node, stay whole for copying
     return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
 
 
@@ -168,7 +142,7 @@ def _value(f: msgspec.structs.FieldInfo) -> str:
 
 
 def _scalar(value: Any) -> str:
-    """A scalar as YAML, in quotes only where it needs them."""
+    """A scalar as YAML, in quotes only where needed."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -180,4 +154,5 @@ def _scalar(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1] if len(sys.argv) > 1 else "config"))
+    for name, text in files().items():
+        Path(sys.argv[1] if len(sys.argv) > 1 else "config", name).write_text(text)

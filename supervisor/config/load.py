@@ -1,7 +1,7 @@
-"""runtime.yaml (exactly the seed's fields) and node.yaml → one frozen Config; every error at once, with its place (R7).
+"""runtime.yaml and node.yaml → one frozen Config. All errors are reported at once, each with its place.
 
-Imported before anything heavy, so that a broken configuration is told quickly. The fields are described in
-`schema.py`, judged in `validate.py`, and compared with each other in `cross_field.py`.
+Imported before anything heavy, so that a broken configuration is reported quickly. `schema.py` describes the fields,
+`validate.py` checks each value, `cross_field.py` compares them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import msgspec
 
 from states.limits import Limits
 from supervisor.config.cross_field import cross_check, resolve
-from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, Control, NodeSettings, Runtime, TaskType
+from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, Control, NodeSettings, Runtime
 from supervisor.config.validate import allow_empty_sections, validate
-from supervisor.config.yaml_reader import Problem, UnreadableFile, in_words, printable, read
+from supervisor.config.yaml_reader import MAX_PATH, Problem, UnreadableFile, printable, read
 
 INSTALLED: Final = Path("/opt/rae-node/agent")
 
@@ -44,7 +44,7 @@ class Folders:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A sound configuration. `notes` are one-line remarks that are no errors."""
+    """A sound configuration. `notes` are remarks of one line each."""
 
     folder: Path
     runtime: Runtime
@@ -55,12 +55,12 @@ class Config:
     notes: tuple[str, ...] = ()
 
     def resolve(self, path: str) -> Path:
-        """A path of node.yaml: a relative one starts at the configuration folder, `~` is the user's home."""
+        """A path of node.yaml, absolute."""
         return resolve(self.folder, path)
 
     @property
     def control(self) -> Control:
-        """node.yaml's `control` as it is to be used: with its files' whole paths."""
+        """node.yaml's `control` with absolute paths."""
         control = self.node.control
         token, ca_file = control.token, control.ca_file
         return msgspec.structs.replace(
@@ -71,7 +71,7 @@ class Config:
 
 
 def find_folder(given: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Path:
-    """The configuration folder (interface §1): --config, else $RAE_NODE_CONFIG, else the installed one, else ./config."""
+    """The configuration folder: --config, else $RAE_NODE_CONFIG, else the installed one, else ./config."""
     named = given or (os.environ if environ is None else environ).get("RAE_NODE_CONFIG")
     if named:
         return Path(named)
@@ -79,49 +79,51 @@ def find_folder(given: str | os.PathLike[str] | None = None, environ: Mapping[st
 
 
 def load(folder: Path) -> Config:
-    """Read and validate both files of a folder.
+    """Read and check both files of a folder.
 
     Raises:
-        ConfigErrors: all that is wrong with them, runtime.yaml first.
+        ConfigErrors: everything that is wrong, runtime.yaml first.
     """
     folder = Path(os.path.abspath(folder))
-    notes: list[str] = []
     problems: list[Problem] = []
-
-    runtime = None
+    notes: list[str] = []
+    runtime, node = None, NodeSettings()
     try:
         text = read(folder, RUNTIME_FILE)
         if text is None:
             raise UnreadableFile(_missing(folder))
         runtime = validate(Runtime, text, RUNTIME_FILE, problems, notes)
-    except UnreadableFile as refused:
-        problems.append(refused.problem)
-
-    node: NodeSettings | None = NodeSettings()
+    except UnreadableFile as error:
+        problems.append(error.problem)
     try:
         text = read(folder, NODE_FILE)
         if text is None:
             notes.append(f"{NODE_FILE}: not found in {folder}; every setting is at its default")
         else:
-            node = validate(NodeSettings, text, NODE_FILE, problems, notes, lambda v, node: cross_check(v, node, folder))
-    except UnreadableFile as refused:
-        problems.append(refused.problem)
-
-    if problems or runtime is None or node is None:
+            found = validate(NodeSettings, text, NODE_FILE, problems, notes, lambda v, node: cross_check(v, node, folder))
+            node = found or node
+    except UnreadableFile as error:
+        problems.append(error.problem)
+    if problems or runtime is None:
         raise ConfigErrors(problems)
     return Config(
         folder=folder,
         runtime=runtime,
         node=node,
         limits=limits_of(runtime, node),
-        paths=Folders(**{name: resolve(folder, getattr(node.paths, name)) for name in node.paths.__struct_fields__}),
+        paths=folders(folder, node),
         node_id=node.node.id or _host_id(),
         notes=(*notes, *_notes(runtime, node)),
     )
 
 
+def folders(folder: Path, node: NodeSettings) -> Folders:
+    """node.yaml's `paths`; a relative path starts at `folder`."""
+    return Folders(**{name: resolve(folder, path) for name, path in msgspec.structs.asdict(node.paths).items()})
+
+
 def schema(which: Literal["runtime", "node"]) -> dict[str, Any]:
-    """The JSON schema of a file, for editors; the same types and words as the errors (interface §4)."""
+    """The JSON schema of a file, for editors."""
     document: dict[str, Any] = msgspec.json.schema(Runtime if which == "runtime" else NodeSettings)
     if which == "node":
         allow_empty_sections(document)
@@ -129,9 +131,9 @@ def schema(which: Literal["runtime", "node"]) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **document}
 
 
-def fingerprint(folder: Path) -> tuple[tuple[int, int, int] | None, tuple[int, int, int] | None]:
-    """What changes when either file does: (mtime_ns, size, inode) of runtime.yaml and of node.yaml, None for a missing one."""
-    return _stamp(os.path.join(folder, RUNTIME_FILE)), _stamp(os.path.join(folder, NODE_FILE))
+def fingerprint(folder: Path) -> tuple[tuple[int, int, int] | None, ...]:
+    """(mtime_ns, size, inode) of runtime.yaml and of node.yaml, None for a missing one: it changes when a file does."""
+    return tuple(_stamp(os.path.join(folder, file)) for file in (RUNTIME_FILE, NODE_FILE))
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:
@@ -143,11 +145,11 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
 
 
 def _missing(folder: Path) -> Problem:
-    """No runtime.yaml: the most likely reason is a wrong folder."""
+    """No runtime.yaml: most likely the wrong folder."""
     todo = f"copy the shipped config/{RUNTIME_FILE} there, or name the folder that holds it with --config"
     if not os.path.isdir(folder):
         todo = f"there is no such folder; name the one that holds {RUNTIME_FILE} with --config"
-    return Problem(RUNTIME_FILE, 0, 0, "", f"not found in {in_words(folder)}", todo)
+    return Problem(RUNTIME_FILE, 0, 0, "", f"not found in {printable(str(folder), MAX_PATH)}", todo)
 
 
 def _host_id() -> str:
@@ -157,8 +159,10 @@ def _host_id() -> str:
 
 
 def limits_of(runtime: Runtime, node: NodeSettings) -> Limits:
-    """What the guards compare with; minutes become seconds here and nowhere else."""
-    safety = runtime.safety
+    """What the guards compare with. The only place where minutes become seconds."""
+    safety, tasks = runtime.safety, node.tasks.items()
+    # Ollama computes in its own process, which cannot be frozen
+    holds_s = {name: 0.0 if task.executor == "ollama_api" else task.hold_sec for name, task in tasks}
     return Limits(
         detect_active_user=safety.detect_active_user,
         idle_required_s=safety.idle_required_minutes * 60,
@@ -167,27 +171,17 @@ def limits_of(runtime: Runtime, node: NodeSettings) -> Limits:
         max_vram_gb=safety.max_vram_gb,
         cooldown_s=safety.cooldown_minutes * 60,
         task_timeout_s=runtime.execution.task_timeout_minutes * 60,
-        task_timeouts_s={
-            name: task.timeout_minutes * 60 for name, task in node.tasks.items() if task.timeout_minutes is not None
-        },
+        task_timeouts_s={name: task.timeout_minutes * 60 for name, task in tasks if task.timeout_minutes is not None},
         run_s=node.work.run_minutes * 60,
         hold_s=node.work.hold_sec,
-        holds_s={name: hold for name, task in node.tasks.items() if (hold := _hold(task)) is not None},
+        holds_s={name: hold_s for name, hold_s in holds_s.items() if hold_s is not None},
         gpu_required=node.gpu.presence == "required",
     )
 
 
-def _hold(task: TaskType) -> float | None:
-    """Seconds; None: as all. What Ollama computes in a process of its own cannot be frozen."""
-    return 0.0 if task.executor == "ollama_api" else task.hold_sec
-
-
-
 def _notes(runtime: Runtime, node: NodeSettings) -> list[str]:
     """What is sound, but perhaps not meant."""
-    notes = []
-    if not node.tasks:
-        notes.append(f"{NODE_FILE}: tasks names no task type; no task can run here")
+    notes = [] if node.tasks else [f"{NODE_FILE}: tasks names no task type; no task can run here"]
     limit = runtime.execution.task_timeout_minutes
     for name, task in node.tasks.items():
         if task.timeout_minutes is not None and task.timeout_minutes > limit:

@@ -1,4 +1,4 @@
-"""Settings that node.yaml had once. A file that still names one is sound and gets a note; the value is not read."""
+"""Settings that node.yaml had in earlier versions. A file that still has one gets a note; its value is not read."""
 
 from __future__ import annotations
 

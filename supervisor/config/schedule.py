@@ -1,4 +1,4 @@
-"""Working hours: `work.hours` and `work.days` of node.yaml against a local time. Pure."""
+"""Working hours: `work.hours` and `work.days` of node.yaml at a local time. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _DAY_S: Final = 86400
 
 
 def in_hours(work: Work, local: time.struct_time) -> tuple[bool, float]:
-    """Whether work is allowed at this local time, and seconds until that changes (inf: never).
+    """(whether work is allowed now, seconds until that changes or inf).
 
-    A window past midnight belongs to the day on which it begins. Seconds are of the wall clock: on the night of a
-    daylight-saving change they are off by that hour, and right again at the next look.
+    A window past midnight belongs to the day on which it begins. The seconds are those of the wall clock: before a change to
+    or from daylight-saving time they are wrong by an hour, and right again after it.
     """
     now_s = local.tm_hour * 3600 + local.tm_min * 60 + min(local.tm_sec, 59)
     spans = sorted(windows(work))
     until_s: float | None = None
-    for shift in range(-1, 9):  # yesterday's window may still be open; a week and a day shows every change
+    for shift in range(-1, 9):  # yesterday's window may still be open; eight days show every change
         if _DAYS[(local.tm_wday + shift) % 7] not in work.days:
             continue
         for start, end in spans:
@@ -42,7 +42,7 @@ def in_hours(work: Work, local: time.struct_time) -> tuple[bool, float]:
 
 
 def windows(work: Work) -> list[tuple[int, int]]:
-    """The windows of a day that have a length, as seconds from its midnight; the end may be in the next day."""
+    """The windows of a day, without empty ones: (start, end) in seconds from its midnight. An end may be in the next day."""
     if not work.hours:
         return [(0, _DAY_S)]
     spans = []

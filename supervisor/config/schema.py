@@ -1,8 +1,7 @@
-"""node.yaml and runtime.yaml as types: every field with its bounds, its default, and its reason (R7).
+"""node.yaml and runtime.yaml as types: every field with its bounds, its default and its reason.
 
-The shipped config/node.yaml, the JSON schemas, and what an error says is allowed are all made from this file, so that
-they cannot drift. Names follow interface §2 and §3; units are in the names. A field's reason is its `Meta.description`;
-`extra["allowed"]` puts a pattern into words.
+The shipped files in config/, the JSON schemas, and what an error says is allowed are all generated from this module. Names
+carry their units. The reason of a field is its `Meta.description`; `extra["allowed"]` describes a pattern.
 """
 
 from __future__ import annotations
@@ -38,11 +37,7 @@ CredentialName = Annotated[
     ),
 ]
 ConsumerName = Annotated[
-    str,
-    Meta(
-        pattern="^[A-Za-z0-9_-]{1,64}$",
-        extra={"allowed": "1 to 64 letters, digits, dashes and underscores"},
-    ),
+    str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$", extra={"allowed": "1 to 64 letters, digits, dashes and underscores"})
 ]
 TaskTypeName = Annotated[
     str, Meta(pattern="^[^\\x00-\\x1f\\x7f]{1,128}$", extra={"allowed": "a task type of 1 to 128 characters"})
@@ -64,48 +59,49 @@ Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 class Automation(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the node works at all."""
 
-    enabled: Annotated[bool, Meta(description="The main switch; false keeps the node DISABLED.")]
-    auto_start: Annotated[bool, Meta(description="Start at boot; the installer and `rae-node enable` go by it.")]
+    enabled: Annotated[bool, Meta(description="The main switch. false keeps the node DISABLED.")]
+    auto_start: Annotated[bool, Meta(description="Start at boot. The installer and `rae-node enable` read it.")]
 
 
 class Safety(Struct, frozen=True, forbid_unknown_fields=True):
-    """What keeps the person and the machine safe."""
+    """What protects the person and the machine."""
 
-    detect_active_user: Annotated[bool, Meta(description="Watch for the person; false switches the user guard off.")]
+    detect_active_user: Annotated[bool, Meta(description="Watch for the person. false switches the user guard off.")]
     idle_required_minutes: Annotated[
-        float, Meta(gt=0, le=1440, description="How long the person must be away before work may begin.")
+        float, Meta(gt=0, le=1440, description="How long the person must be away before work begins.")
     ]
     max_cpu_percent: Annotated[
-        float, Meta(gt=0, le=100, description="CPU that others may use; the node's own task is not counted.")
+        float, Meta(gt=0, le=100, description="CPU that others may use. The node's own task does not count.")
     ]
     max_gpu_percent: Annotated[
-        float, Meta(gt=0, le=100, description="GPU utilisation that others may cause; a task's own is held to it.")
+        float, Meta(gt=0, le=100, description="GPU utilisation that others may cause, and the quota of a task.")
     ]
-    max_vram_gb: Annotated[float, Meta(gt=0, le=1024, description="GiB of VRAM that others may have in use, and a task.")]
+    max_vram_gb: Annotated[float, Meta(gt=0, le=1024, description="GiB of VRAM that others may use, and a task.")]
     cooldown_minutes: Annotated[float, Meta(ge=0, le=1440, description="Rest after each stay in RUNNING.")]
 
 
 class Execution(Struct, frozen=True, forbid_unknown_fields=True):
-    """How tasks are asked for and bounded."""
+    """How the node asks for tasks, and what bounds them."""
 
-    poll_interval_sec: Annotated[
-        float, Meta(ge=0.2, le=3600, description="Time between two polls while READY.")
-    ]
+    poll_interval_sec: Annotated[float, Meta(ge=0.2, le=3600, description="Time between two polls while READY.")]
     heartbeat_interval_sec: Annotated[
-        float, Meta(ge=0.2, le=3600, description="Time between two signs of life to the control node.")
+        float, Meta(ge=0.2, le=3600, description="Time between two heartbeats to the control node.")
     ]
     task_timeout_minutes: Annotated[float, Meta(gt=0, le=10080, description="A task that runs longer is stopped.")]
-    retry_on_disconnect: Annotated[
-        bool, Meta(description="Try a lost control node again; false disables the node.")
-    ]
+    retry_on_disconnect: Annotated[bool, Meta(description="Try a lost control node again. false disables the node.")]
 
 
 class Runtime(Struct, frozen=True, forbid_unknown_fields=True):
-    """runtime.yaml: exactly these fields, all required (R7)."""
+    """runtime.yaml: exactly these fields, all required."""
 
     automation: Automation
     safety: Safety
     execution: Execution
+
+
+SHIPPED_RUNTIME: Final = Runtime(
+    Automation(enabled=True, auto_start=True), Safety(True, 10, 80, 90, 14, 15), Execution(45, 30, 180, True)
+)
 
 
 # --- node.yaml
@@ -116,193 +112,157 @@ class Identity(Struct, frozen=True, forbid_unknown_fields=True):
 
     id: Annotated[
         NodeId | None,
-        Meta(
-            description="The name by which the control node knows this machine. Nothing: the host name, because it is "
-            "mostly unique in a house; two nodes with one id would take each other's tasks."
-        ),
+        Meta(description="Its name at the control node, unique there. Nothing: the host name."),
     ] = None
 
 
 class Token(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the control node's key is found; at most one of the three, and never the key itself in this file."""
+    """Where the key for the control node is; at most one of the three. The key itself is never in this file."""
 
-    file: Annotated[
-        Filled | None,
-        Meta(
-            description="A file that holds the key, readable by the service's user alone; a relative path starts at the folder "
-            "of this file. Nothing: no such file."
-        ),
-    ] = None
+    file: Annotated[Filled | None, Meta(description="A file that only the service's user can read. Nothing: none.")] = None
     credential: Annotated[
-        CredentialName | None,
-        Meta(description="The name of a systemd credential (LoadCredential= of the unit), the safest of the three."),
+        CredentialName | None, Meta(description="A systemd credential (LoadCredential= of the unit). The safest of the three.")
     ] = None
     env: Annotated[
-        EnvName | None,
-        Meta(description="The name of an environment variable; for containers, others may read it in /proc."),
+        EnvName | None, Meta(description="An environment variable, for containers: others may read it in /proc.")
     ] = None
 
 
 class Nats(Struct, frozen=True, forbid_unknown_fields=True):
-    """What only source: nats needs. The user is node.id, its password the key of control.token."""
+    """Only for source: nats. The user is node.id; the password is the key of control.token."""
 
     consumer: Annotated[
-        ConsumerName,
-        Meta(description="What this node pulls from. One for all by default; a fleet of unlike nodes has one for each kind."),
+        ConsumerName, Meta(description="The consumer to pull from. A fleet of different machines has one for each kind.")
     ] = "nodes"
 
 
 class Control(Struct, frozen=True, forbid_unknown_fields=True):
-    """The control node, and how long it may take to answer."""
+    """Where tasks come from."""
 
     source: Annotated[
         Literal["rae", "nats", "embedded"],
         Meta(
-            description="Where tasks come from. rae: a RAE control node. embedded: `rae-node control` on this machine, "
-            "which speaks the same protocol; url must then be a loopback address. nats: a fleet on NATS JetStream."
+            description="rae: a RAE control node. embedded: `rae-node control` on this machine; url must be a loopback "
+            "address. nats: a fleet on NATS JetStream."
         ),
     ] = "rae"
     url: Annotated[
         Filled,
         Meta(
-            description="The control node's address. Plain http only where nobody reads along: this machine, private, "
-            "link-local and Tailscale addresses; anything else needs https. The loopback default reaches nobody else. "
-            "With source: nats, nats:// and tls:// in their place; several servers of one cluster between commas."
+            description="The address of the control node. Plain http is allowed to this machine and to private, link-local "
+            "and Tailscale addresses; all others need https. For nats: nats:// or tls://, several servers between commas."
         ),
     ] = "http://127.0.0.1:8000"
     token: Token = field(default_factory=Token)
     nats: Nats = field(default_factory=Nats)
     dialect: Annotated[
         Literal["auto", "A", "B", "C", "D"],
-        Meta(description="Which release's paths to use. auto asks the server, so that its upgrade needs no edit here."),
+        Meta(description="The paths of which release. auto asks the server, so its upgrade needs no edit here."),
     ] = "auto"
     ca_file: Annotated[
-        Filled | None,
-        Meta(
-            description="A PEM file of authorities to trust in place of the system's; a relative path starts at this "
-            "folder. Nothing: the system's."
-        ),
+        Filled | None, Meta(description="A PEM file of certificate authorities to trust. Nothing: the system's.")
     ] = None
 
 
 class Notice(Struct, frozen=True, forbid_unknown_fields=True):
-    """A word before the end: a task that saves its place in time is resumed there, on this node or another."""
+    """A signal before the end, so that a task can save its state and continue later, on this node or another."""
 
     signal: Annotated[
         Literal["none", "USR1", "USR2", "INT", "HUP"],
         Meta(
-            description="What tells the task to save its place, as JSON of at most 64 KiB in rae-state.json in its work folder "
-            "(written under another name, then renamed). It goes back with the task, in memory only, and comes again as "
-            "`rae_state` in its payload. none: it is not asked; most tasks know no such signal and would die of it."
+            description="On this signal the task saves its state as JSON, at most 64 KiB, in rae-state.json in its work "
+            "folder (written under another name, then renamed). The state comes back as `rae_state` in the payload. none: no "
+            "signal, because it would end most tasks."
         ),
     ] = "none"
-    deadline_sec: Annotated[
-        float, Meta(gt=0, le=60, description="How long it may take for that; a part of grace_sec. SIGTERM follows.")
-    ] = 2.0
+    deadline_sec: Annotated[float, Meta(gt=0, le=60, description="Time for that, within grace_sec. SIGTERM follows.")] = 2.0
 
 
 class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
-    """What runs a task of this type, for how long, and what happens to it when the person is back."""
+    """What runs a task of this type, its limits, and what happens to it when the person is back."""
 
     executor: Annotated[
         Filled,
         Meta(
-            description="What runs the task. command: argv as a process. ollama_api: this machine's Ollama, for the types "
-            "llm_inference, quality_loop and code_verify_cycle (name ollama in gpu.own_processes then); it cannot be frozen, "
-            "for the model computes in Ollama's own process, so its request is cut at the first sign of the person. "
+            description="command: run argv as a process. ollama_api: ask this machine's Ollama, for the types llm_inference, "
+            "quality_loop and code_verify_cycle; add ollama to gpu.own_processes; it is cut off, never frozen. "
             "shell_command: DANGEROUS, see allow_any_command. Others as installed."
         ),
     ] = "command"
     argv: Annotated[
-        list[str], Meta(description="The program and its arguments; no shell. It reads the payload as JSON on stdin.")
+        list[str], Meta(description="The program and its arguments, without a shell. The payload comes as JSON on stdin.")
     ] = field(default_factory=list)
     allow_any_command: Annotated[
         bool,
         Meta(
-            description="With executor: shell_command, which runs whatever text the control node sends, as the service's user. "
-            "RAE's queue knows no passwords: whoever reaches it then owns this account. Off unless this says true; better "
-            "name the commands as types of their own, at least set sandbox: bubblewrap."
+            description="Required for shell_command, which runs any text from the control node as the service's user. RAE's "
+            "queue has no passwords: everyone who can write to it then owns this account. Prefer command."
         ),
     ] = False
     sandbox: Annotated[
         Literal["none", "bubblewrap"],
         Meta(
-            description="bubblewrap: the task sees the system read-only, of its files the work folder alone, no other process, "
-            "no network. It needs the package bubblewrap and a drop-in for the service, which `rae-node doctor` names; "
-            "without them, the type's tasks fail. none: the unit's own walls only."
+            description="bubblewrap: the task sees the system read-only, of the service's files only its work folder, no "
+            "other process and no network. It needs the package bubblewrap and a drop-in that `rae-node doctor` names; "
+            "without them the tasks fail. none: only the limits of the unit."
         ),
     ] = "none"
     sandbox_read: Annotated[
-        list[Filled],
-        Meta(description="With sandbox: further paths that the task may read, such as /opt/models; /usr it may anyway."),
+        list[Filled], Meta(description="With sandbox: more paths that the task may read, such as /opt/models.")
     ] = field(default_factory=list)
     sandbox_network: Annotated[bool, Meta(description="With sandbox: whether the task may use the network.")] = False
     timeout_minutes: Annotated[
         Annotated[float, Meta(gt=0, le=10080)] | None,
-        Meta(description="A tighter limit for this type. Nothing: execution.task_timeout_minutes, which always holds."),
+        Meta(description="A tighter limit than execution.task_timeout_minutes, which always holds. Nothing: only that one."),
     ] = None
     on_yield: Annotated[
         Literal["terminate", "kill"],
-        Meta(description="How it is stopped when the person is back: SIGTERM and grace_sec first, or SIGKILL at once."),
+        Meta(description="How to stop it when the person is back: SIGTERM, then grace_sec; or SIGKILL at once."),
     ] = "terminate"
     hold_sec: Annotated[
         Annotated[float, Meta(ge=0, le=3600)] | None,
-        Meta(
-            description="For how long a task of this type is frozen, not stopped, when the person is back; 0: it is stopped at "
-            "once. Nothing: work.hold_sec, which says more."
-        ),
+        Meta(description="How long to freeze it, instead of work.hold_sec. 0: stop at once. Nothing: work.hold_sec."),
     ] = None
     checkpoint: Annotated[
         Literal["none", "cuda"],
         Meta(
-            description="cuda: a CUDA task's VRAM is moved to main memory before it is frozen, and back when it goes on, so "
-            "that a task on the GPU may be put on hold as well; what does not fit through in 3 s is stopped. It "
-            "needs hold_sec, NVIDIA's driver 570 or newer, as much free memory as the task holds VRAM (within "
-            "max_memory_gb too), and an extra: `sudo /opt/rae-node/venv/bin/pip install 'rae-node[cuda]'`, again "
-            "after each upgrade. Not for tasks with managed memory, GPU memory shared between processes, or NCCL. "
-            "`rae-node doctor` says whether it would work. none: a task on the GPU is stopped."
+            description="cuda: before a freeze, move the task's VRAM to main memory, and back afterwards; what takes longer "
+            "than 3 s is stopped. It needs hold_sec, NVIDIA driver 570, as much free memory as the task has VRAM, and an "
+            "extra, again after each upgrade: `sudo /opt/rae-node/venv/bin/pip install 'rae-node[cuda]'`. Not for managed "
+            "memory, shared GPU memory or NCCL. `rae-node doctor` tests it. none: a task with VRAM is stopped, not frozen."
         ),
     ] = "none"
     on_preempt: Annotated[
         Literal["resubmit", "fail"],
-        Meta(description="What becomes of a task cut short: posted anew for another node, or failed as `preempted:`."),
+        Meta(description="What happens to an interrupted task: posted again for any node, or failed as `preempted:`."),
     ] = "resubmit"
     grace_sec: Annotated[float, Meta(ge=0, le=60, description="Time between SIGTERM and SIGKILL.")] = 5.0
     notice: Notice = field(default_factory=Notice)
     max_result_mb: Annotated[
-        float, Meta(gt=0, le=64, description="MiB of output kept as the result; it lies in memory only.")
+        float, Meta(gt=0, le=64, description="MiB of output kept as the result, in memory.")
     ] = 8.0
     max_memory_gb: Annotated[
         Annotated[float, Meta(gt=0, le=4096)] | None,
-        Meta(
-            description="GiB of memory and swap that a task's processes may use together; one over it is stopped as failed. "
-            "Nothing: as much as host.min_memory_gb leaves, since models differ too much for a default."
-        ),
+        Meta(description="GiB of memory and swap; a task that uses more fails. Nothing: all but host.min_memory_gb."),
     ] = None
     max_vram_gb: Annotated[
         Annotated[float, Meta(gt=0, le=1024)] | None,
-        Meta(description="GiB of VRAM that a task may use; one over it is stopped as failed. Nothing: safety.max_vram_gb."),
+        Meta(description="GiB of VRAM; a task that uses more fails. Nothing: safety.max_vram_gb."),
     ] = None
     max_disk_gb: Annotated[
         Annotated[float, Meta(gt=0, le=100000)] | None,
-        Meta(
-            description="GiB that a task may have in its work folder; one over it is stopped as failed, as a full disk harms "
-            "the whole machine. null: no limit."
-        ),
+        Meta(description="GiB in the work folder; a task that uses more fails. null: no limit."),
     ] = 10.0
     max_processes: Annotated[
         Annotated[int, Meta(ge=1, le=100000)] | None,
-        Meta(
-            description="Processes that a task may have at a time; one over it is stopped as failed. Above what tasks need, "
-            "far below what harms the machine. null: no limit."
-        ),
+        Meta(description="Processes at a time; a task that starts more fails. null: no limit."),
     ] = 1000
-    env: Annotated[
-        dict[EnvName, str], Meta(description="Environment variables for the task, over the few that it gets anyway.")
-    ] = field(default_factory=dict)
-    ollama_url: Annotated[
-        Filled, Meta(description="With executor: ollama_api, where Ollama listens; on this machine, so that no data leaves it.")
-    ] = "http://127.0.0.1:11434"
+    env: Annotated[dict[EnvName, str], Meta(description="More environment variables for the task.")] = field(
+        default_factory=dict
+    )
+    ollama_url: Annotated[Filled, Meta(description="For ollama_api: where Ollama listens on this machine.")] = (
+        "http://127.0.0.1:11434"
+    )
 
 
 class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -311,34 +271,32 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
     presence: Annotated[
         Literal["required", "optional", "none"],
         Meta(
-            description="required: no GPU, or no driver that answers, means no work. optional: work without one as "
-            "well. none: this machine has none to lend. A GPU that is there is judged in any case."
+            description="required: without a GPU and a driver that answers, no work. optional: work without one too. none: "
+            "no GPU to lend. A GPU that is there always counts."
         ),
     ] = "required"
     lend: Annotated[
         list[Filled],
         Meta(
-            description="The GPUs that are lent: UUIDs of NVIDIA's (`nvidia-smi -L`), PCI addresses of AMD's and Intel's "
-            "(0000:03:00.0). Empty: all of NVIDIA's, as most machines have one; without one, the DRM GPU with most memory."
+            description="The GPUs to lend: NVIDIA UUIDs (`nvidia-smi -L`), PCI addresses of AMD and Intel (0000:03:00.0). "
+            "Empty: all of NVIDIA's; without one, the GPU with most memory."
         ),
     ] = field(default_factory=list)
     own_processes: Annotated[
-        list[Filled],
-        Meta(
-            description="Names of GPU processes that belong to RAE and not to the person (a model server, say). Empty: "
-            "none but the task's own."
-        ),
+        list[Filled], Meta(description="Names of GPU processes that belong to RAE, such as a model server.")
     ] = field(default_factory=list)
     own_units: Annotated[
         list[Filled],
         Meta(
-            description="systemd units (ollama.service) whose GPU processes belong to RAE; stronger than a name, which anybody "
-            "may give a program. Empty: none."
+            description="systemd units (ollama.service) whose GPU processes belong to RAE. Safer: any program can take a "
+            "name."
         ),
     ] = field(default_factory=list)
     display_servers: Annotated[
         list[Filled],
-        Meta(description="Processes that draw the desktop; they always hold the GPU and are no sign of the person."),
+        Meta(
+            description="Processes that draw the desktop. They always use the GPU and are no sign of the person."
+        ),
     ] = field(
         default_factory=lambda: [
             "Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "kwin_x11", "sway", "weston", "plasmashell", "cinnamon", "xfwm4",
@@ -350,30 +308,28 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Which signs of the person count."""
 
-    strict: Annotated[
-        bool, Meta(description="true: an open graphical session blocks even when nobody touches it.")
-    ] = False
+    strict: Annotated[bool, Meta(description="true: an open graphical session blocks, even while nobody touches it.")] = False
     sessions: Annotated[bool, Meta(description="Sessions and their idle times (logind, X11, Wayland).")] = True
     terminals: Annotated[bool, Meta(description="Typing in terminals and over SSH.")] = True
     input: Annotated[
         Literal["auto", "required", "off"],
         Meta(
-            description="Times at which input devices are used, and nothing else of them. auto: where the service's user may "
-            "read /dev/input (group input), for the other signs show the person as well. required: none to read blocks."
+            description="When input devices are used; never what. auto: where the service's user can read /dev/input (group "
+            "input). required: without a readable device, no work."
         ),
     ] = "auto"
     ignore_bumps: Annotated[
         bool,
         Meta(
-            description="true: after 15 minutes of rest a pointer must move 16 pixels, or again within a second, as a desk "
-            "that is bumped moves a mouse. Off, since it also overlooks a careful hand for a moment."
+            description="true: after 15 minutes of rest a pointer must move 16 pixels, or again within a second, because a "
+            "bump against the desk moves a mouse. It also misses a careful hand for a moment."
         ),
     ] = False
     ignore_inhibitors: Annotated[
         list[Filled],
         Meta(
-            description="Programs whose locks on idle do not count, by the name that `systemd-inhibit --list` shows under WHO. "
-            "Empty: all count, as a film or a call is a person who does not type."
+            description="Programs whose idle locks do not count; names as `systemd-inhibit --list` shows them under WHO. "
+            "Empty: all count, because a person who watches a film does not type."
         ),
     ] = field(default_factory=list)
 
@@ -384,81 +340,68 @@ class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):
     inhibitor: Annotated[
         Literal["required", "none"],
         Meta(
-            description="required: no task without a logind lock against sleep. none: for a machine that cannot "
-            "suspend or has no logind, such as a container."
+            description="required: no task without a logind lock against sleep. none: for a machine that cannot suspend or "
+            "has no logind, such as a container."
         ),
     ] = "required"
     on_battery: Annotated[
-        Literal["never", "allow"], Meta(description="Work on battery power; a task empties it in an hour.")
+        Literal["never", "allow"], Meta(description="Work on battery power. A task empties a battery in an hour.")
     ] = "never"
     min_battery_percent: Annotated[
         float, Meta(ge=0, le=100, description="With on_battery: allow, the charge below which work stops.")
     ] = 50.0
-    min_memory_gb: Annotated[
-        float, Meta(ge=0, le=4096, description="GiB of memory that must be free for use, or somebody needs it.")
-    ] = 1.0
+    min_memory_gb: Annotated[float, Meta(ge=0, le=4096, description="GiB of memory that must be available.")] = 1.0
     max_memory_pressure_percent: Annotated[
         float,
         Meta(
             gt=0, le=100,
-            description="Share of time in which something waits for memory (avg10 in /proc/pressure/memory) above which work "
-            "stops. 100: never, since a task that waits by itself is in it too.",
+            description="Work stops above this share of time in which processes wait for memory (avg10 in "
+            "/proc/pressure/memory). 100: never, because a task's own waits are in it.",
         ),
     ] = 100.0
     exclusive_programs: Annotated[
         list[Filled],
         Meta(
-            description="Programs beside which nothing runs, games above all: a name (steam), a path, or a pattern of systemd "
-            'units ("app-flatpak-com.valvesoftware.Steam-*.scope"). Empty: none, as the GPU already tells most of them.'
+            description="No work beside these programs, such as games: a name (steam), a path, or a pattern of systemd units "
+            '("app-flatpak-com.valvesoftware.Steam-*.scope"). The GPU already shows most of them.'
         ),
     ] = field(default_factory=list)
     allow_metered: Annotated[
-        bool,
-        Meta(
-            description="Work on a network that is paid by volume. true, as results are small; false asks NetworkManager, and "
-            "without its answer nothing runs."
-        ),
+        bool, Meta(description="Work on a metered network. false asks NetworkManager; without its answer, no work.")
     ] = True
     checks: Annotated[
         list[list[str]],
         Meta(
-            description="Commands of your own that must all agree, each a list with the program first; exit 0: fit. Any other "
-            "end, or none in time, blocks. Empty: none."
+            description="Your own commands, each a list with the program first. All must exit 0 within 5 s, or there is no "
+            "work."
         ),
     ] = field(default_factory=list)
-    check_interval_sec: Annotated[
-        float, Meta(ge=1, le=3600, description="Time between two runs of host.checks; their answers hold that long.")
-    ] = 60.0
+    check_interval_sec: Annotated[float, Meta(ge=1, le=3600, description="Time between two runs of host.checks.")] = 60.0
     max_temperature_c: Annotated[
-        float, Meta(gt=0, le=120, description="Degrees Celsius of the hottest sensor above which it must rest.")
+        float, Meta(gt=0, le=120, description="Degrees Celsius of the hottest processor sensor above which work stops.")
     ] = 95.0
 
 
 class Work(Struct, frozen=True, forbid_unknown_fields=True):
-    """When and how long the node works in one go."""
+    """When the node works, and how long at a time."""
 
     run_minutes: Annotated[
-        float,
-        Meta(
-            ge=0, le=10080,
-            description="How long one stay in RUNNING may go on taking further tasks; 0: one task, then the cooldown.",
-        ),
+        float, Meta(ge=0, le=10080, description="How long one stay in RUNNING takes more tasks. 0: one task.")
     ] = 30.0
     hold_sec: Annotated[
         float,
         Meta(
             ge=0, le=3600,
-            description="For how long a task is frozen, not stopped, when somebody seems to be there: if that is shown to be a "
-            "false alarm by then (safe again by all rules, idle_required_minutes too), it goes on where it was. Frozen, it "
-            "takes no CPU, but its memory stays taken; one that holds VRAM is stopped (but see checkpoint). Each task type "
-            "may say its own. 0: stopped at once, as the person comes first.",
+            description="When somebody seems to be back, freeze the task for this long. If it was a false alarm (all is safe "
+            "again in time, idle_required_minutes too), the task continues. Frozen, it uses no CPU but keeps its memory; one "
+            "with VRAM is stopped (see checkpoint). A task type may have its own. 0: stop at once.",
         ),
     ] = 0.0
     hours: Annotated[
         list[Hours],
         Meta(
-            description='Local times of day, such as "22:00-06:30"; one past midnight belongs to the day on which it '
-            "begins. Empty: all day, since an absent person is what counts."
+            description='Local times, such as "22:00-06:30". One past midnight belongs to the day on which it begins. Empty: '
+            "all day."
         ),
     ] = field(default_factory=list)
     days: Annotated[list[Day], Meta(description="Days of the week on which a window may begin.")] = field(
@@ -467,47 +410,44 @@ class Work(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Paths(Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the rest lies; a relative path starts at the folder of this file, ~ is the home of the service's user."""
+    """Folders. A relative path, here and above, starts at the folder of this file; ~ is the home of the service's user."""
 
     logs: Annotated[Filled, Meta(description="The decision journal and the text log.")] = "/opt/rae-node/logs"
     workdir: Annotated[
-        Filled, Meta(description="Tasks' work folders. It is WIPED after each task, so nothing else may lie in it.")
+        Filled, Meta(description="Work folders of tasks. It is WIPED after each task: keep nothing else in it.")
     ] = "/opt/rae-node/workdir"
-    runtime: Annotated[Filled, Meta(description="The control socket; gone after a reboot.")] = "/run/rae-node"
+    runtime: Annotated[Filled, Meta(description="The control socket. Empty after a reboot.")] = "/run/rae-node"
     state: Annotated[
-        Filled, Meta(description="The note of the task in flight (id and type, nothing else) and the operator's pause.")
+        Filled, Meta(description="The record of the task in flight (id and type, nothing else) and the operator's pause.")
     ] = "/var/lib/rae-node"
 
 
 class Logs(Struct, frozen=True, forbid_unknown_fields=True):
-    """How long decisions are kept."""
+    """How long logs are kept."""
 
-    keep_days: Annotated[int, Meta(ge=1, le=366, description="Days of logs kept, one file a day.")] = 7
+    keep_days: Annotated[int, Meta(ge=1, le=366, description="Days to keep, one file a day.")] = 7
 
 
 class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Figures for Prometheus, in a file: the node opens no port."""
+    """Metrics for Prometheus, in a file: the node opens no port."""
 
     file: Annotated[
         Filled | None,
         Meta(
-            description="A .prom file for node_exporter's textfile collector, written whole. The service may write below "
-            "/run/rae-node: name that folder as --collector.textfile.directory. Nothing: no metrics."
+            description="A .prom file for node_exporter's textfile collector. The service may write below /run/rae-node: use "
+            "that folder as --collector.textfile.directory. Nothing: no metrics."
         ),
     ] = None
 
 
 class NodeSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """node.yaml: everything that runtime.yaml has no field for. Every field has a default."""
+    """node.yaml: everything else. Every field has a default."""
 
     node: Identity = field(default_factory=Identity)
     control: Control = field(default_factory=Control)
     tasks: Annotated[
         dict[TaskTypeName, TaskType],
-        Meta(
-            description="The task types that this node runs; one of any other type fails and says so, or goes on to another "
-            "node of a fleet. Empty: none."
-        ),
+        Meta(description="The task types that this node runs. A task of another type fails; in a fleet, another node gets it."),
     ] = field(default_factory=dict)
     gpu: GpuSettings = field(default_factory=GpuSettings)
     presence: PresenceSettings = field(default_factory=PresenceSettings)

@@ -1,4 +1,4 @@
-"""Which addresses a control node may have: https anywhere, plain http only where nobody reads along (R1)."""
+"""Which addresses a control node may have: https everywhere, plain http only in private networks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from typing import Any, Final
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})")
-# Nobody but the owner reads along here: private networks, link-local, and Tailscale's, which encrypts by itself.
+# Only the owner can read the traffic here: private networks, link-local ones, and Tailscale, which encrypts.
 _PRIVATE: Final = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10", "fc00::/7", "fe80::/10")
 
 
 def url_fault(url: str) -> str | None:
-    """What a control node's address would have to be instead, in words; None if it will do (R1: the node calls out)."""
+    """What is allowed instead of this address; None: it is allowed."""
     from urllib.parse import urlsplit
 
     if not url.isascii() or not url.isprintable() or " " in url:
@@ -34,7 +34,7 @@ def url_fault(url: str) -> str | None:
 
 
 def nats_fault(urls: str) -> str | None:
-    """What NATS servers' addresses would have to be instead, in words; None if they will do. Several, between commas."""
+    """What is allowed instead of these NATS addresses (several between commas); None: they are allowed."""
     for url in urls.split(","):
         scheme, _, rest = url.strip().partition("://")
         kind = {"nats": "http", "tls": "https"}.get(scheme)
@@ -46,20 +46,19 @@ def nats_fault(urls: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """The host of a URL is this machine."""
+    """Whether this host is this machine."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def host_of(url: str) -> str:
-    """The host of a URL."""
     from urllib.parse import urlsplit
 
     return urlsplit(url).hostname or ""
 
 
 def _address(host: str) -> Any:
-    """The IP address that a host is written as, an IPv4 one inside IPv6 taken out; None for a name."""
+    """The host as an IP address (IPv4 for a mapped one); None for a name."""
     import ipaddress
 
     try:

@@ -1,7 +1,7 @@
-"""A YAML document beside its types: every value judged by itself, every error with its place (R7).
+"""Checks a YAML document against its types: each value separately, each error with its place.
 
-`supervisor/config/schema.py` is the only description of the fields. msgspec judges each value; what an error calls allowed is
-derived from the same type, so that the two cannot drift.
+`schema.py` is the only description of the fields. msgspec checks each value; the text of what is allowed comes from the same
+type, so the two always agree.
 """
 
 from __future__ import annotations
@@ -16,27 +16,30 @@ import msgspec
 from supervisor.config.removed import REMOVED
 from supervisor.config.yaml_reader import Mapping, Problem, Scalar, Sequence, YamlNode, found, parse, printable, resolved
 
-MAX_PROBLEMS: Final = 100  # of one file; more help nobody
+MAX_PROBLEMS: Final = 100  # of one file
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
 class _Bad:
-    """Stands for a value that was refused."""
+    """In place of a refused value."""
 
 
 _BAD: Final = _Bad()
 _NUMBER: Final = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-_WHOLE: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")  # fits any bound; longer ones are refused as they stand
-
-Check = Callable[["Validator", Any], None]
+_WHOLE: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")  # fits any bound
 
 
 def validate(
-    cls: type[_S], text: str, file: str, problems: list[Problem], notes: list[str], check: Check | None = None
+    cls: type[_S],
+    text: str,
+    file: str,
+    problems: list[Problem],
+    notes: list[str],
+    check: Callable[[Validator, _S], None] | None = None,
 ) -> _S | None:
-    """A file's text as its struct. What is wrong is added to `problems`, in file order, and the result is None then; a removed
-    setting adds a line to `notes`."""
+    """A file's text as its struct. With errors it returns None and adds them to `problems`, in file order. Each removed setting
+    adds a line to `notes`. `check` looks at all fields together, once each is sound."""
     root, refused = parse(text, file)
     validator = Validator(file, refused)
     if root is None and not _required(cls):
@@ -56,7 +59,7 @@ def validate(
 
 
 class Validator:
-    """Goes through a document beside its types; `places` remembers where each field's value is."""
+    """Walks a document and its types together. `places`: where the value of each field is."""
 
     def __init__(self, file: str, problems: list[Problem]) -> None:
         self.file = file
@@ -65,13 +68,13 @@ class Validator:
         self.places: dict[str, YamlNode] = {}
 
     def refuse(self, place: YamlNode, path: str, what: str, allowed: str) -> None:
-        """Note a problem."""
+        """Add an error."""
         self.problems.append(Problem(self.file, place.line, place.column, path, what, allowed))
 
     def section(self, cls: type[Any], node: YamlNode, path: str, key: YamlNode) -> Any:
-        """A mapping with fixed fields; `key` is where a missing one is reported."""
+        """A mapping with fixed fields; a missing one is reported at `key`."""
         if isinstance(node, Scalar) and not _required(cls) and found(node) == "nothing":
-            node = Mapping(node.line, node.column)  # a section with all its fields commented out
+            node = Mapping(node.line, node.column)  # all its fields are comments
         if not isinstance(node, Mapping):
             return self._mistyped(node, path, cls)
         fields = {f.name: f for f in msgspec.structs.fields(cls)}
@@ -91,7 +94,7 @@ class Validator:
         return _BAD if _BAD in values.values() else cls(**values)
 
     def _value(self, annotation: Any, node: YamlNode, path: str, key: YamlNode) -> Any:
-        """A value of any type; _BAD if it was refused."""
+        """A value of any type; _BAD: refused."""
         self.places[path] = node
         inner, _, optional = _unwrap(annotation)
         if optional and isinstance(node, Scalar) and found(node) == "nothing":
@@ -128,19 +131,19 @@ class Validator:
         return _BAD if _BAD in values else values
 
     def _leaf(self, annotation: Any, inner: Any, node: YamlNode, path: str) -> Any:
-        """A scalar, read strictly by the type that is asked for, and judged by msgspec."""
+        """A scalar, read strictly as the expected type, then checked by msgspec."""
         value = _read_as(inner, node) if isinstance(node, Scalar) else _BAD
         if value is _BAD or not _sound(value, annotation):
             return self._mistyped(node, path, annotation)
         return value
 
     def _mistyped(self, node: YamlNode, path: str, annotation: Any) -> _Bad:
-        if type(node) is not YamlNode:  # a bare one was refused already
+        if type(node) is not YamlNode:  # a plain one was refused before
             self.refuse(node, path, found(node), allowed(annotation) + _hint(annotation, node))
         return _BAD
 
     def _pairs(self, node: Mapping, path: str) -> dict[str, tuple[YamlNode, YamlNode]]:
-        """The fields of a mapping; what is no name, and what is there twice, is refused."""
+        """The fields of a mapping, without those that are no names or occur twice."""
         pairs: dict[str, tuple[YamlNode, YamlNode]] = {}
         for key, value in node.pairs:
             if type(key) is YamlNode:
@@ -165,12 +168,12 @@ def join(path: str, name: str) -> str:
 
 
 def _required(cls: type[Any]) -> bool:
-    """Some field of this section has no default."""
+    """Whether some field of this section has no default."""
     return any(f.required for f in msgspec.structs.fields(cls))
 
 
 def _unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta], bool]:
-    """The type itself, what is said about it, and whether nothing is allowed as well."""
+    """(the type itself, its Metas, whether None is allowed)."""
     metas: list[msgspec.Meta] = []
     optional = False
     while True:
@@ -191,14 +194,14 @@ def _pattern(annotation: Any) -> bool:
 
 
 def _decent(text: str, *, single_line: bool) -> bool:
-    """No NUL (no path or argument can hold one), nothing that is no character, no line break where there is a pattern."""
+    """No NUL (paths and arguments cannot contain it), no surrogates, no line break where there is a pattern."""
     if "\0" in text or (single_line and "\n" in text):
         return False
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _read_as(inner: Any, node: Scalar) -> Any:
-    """A scalar as this type would have it written, else _BAD."""
+    """A scalar in the form of this type, else _BAD."""
     text = node.text
     if inner is bool:
         return {"true": True, "false": False}.get(text, _BAD) if node.plain else _BAD
@@ -206,16 +209,12 @@ def _read_as(inner: Any, node: Scalar) -> Any:
         return float(text) if node.plain and _NUMBER.fullmatch(text) else _BAD
     if inner is int:
         return int(text) if node.plain and _WHOLE.fullmatch(text) else _BAD
-    return _BAD if node.plain and not _is_text(text) else text
-
-
-def _is_text(plain: str) -> bool:
-    """A plain scalar that every YAML takes for a text."""
-    return resolved(plain) == "str" and not _NUMBER.fullmatch(plain)
+    # a text without quotes must be one for every YAML reader
+    return text if not node.plain or (resolved(text) == "str" and not _NUMBER.fullmatch(text)) else _BAD
 
 
 def allowed(annotation: Any) -> str:
-    """What a type allows, in words."""
+    """What a type allows, as a text."""
     inner, metas, optional = _unwrap(annotation)
     return _allowed_inner(inner, metas) + (", or nothing" if optional else "")
 
@@ -248,7 +247,7 @@ def description(annotation: Any) -> str:
 
 
 def _hint(annotation: Any, node: YamlNode) -> str:
-    """How to write what was probably meant."""
+    """How to write the value that was probably meant."""
     if not isinstance(node, Scalar) or not node.plain:
         return ""
     inner = _unwrap(annotation)[0]
@@ -262,7 +261,7 @@ def _hint(annotation: Any, node: YamlNode) -> str:
 
 
 def _sound(value: Any, annotation: Any) -> bool:
-    """msgspec takes the value as it is."""
+    """Whether msgspec accepts the value as it is."""
     if isinstance(value, str) and not _decent(value, single_line=_pattern(annotation)):
         return False
     try:
@@ -273,7 +272,7 @@ def _sound(value: Any, annotation: Any) -> bool:
 
 
 def _names(fields: Iterable[str], unknown: str, problems: int) -> str:
-    """The fields that there are, and the one that was probably meant."""
+    """The known fields, and the one that was probably meant."""
     names = list(fields)
     listed = ", ".join(names)
     if problems < MAX_PROBLEMS and len(unknown) <= 64:
@@ -285,7 +284,7 @@ def _names(fields: Iterable[str], unknown: str, problems: int) -> str:
 
 
 def allow_empty_sections(document: dict[str, Any]) -> None:
-    """In node.yaml a section may be left empty, which is how it looks with every field commented out."""
+    """In node.yaml a section may be empty: all its fields may be comments."""
     for definition in document["$defs"].values():
         for name, field in definition.get("properties", {}).items():
             if "$ref" in field or "additionalProperties" in field:

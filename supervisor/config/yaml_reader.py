@@ -1,8 +1,7 @@
-"""YAML as a configuration file may use it: one document of mappings, lists and scalars, every node with its place.
+"""A strict YAML reader: one document of mappings, lists and scalars, each node with its place.
 
-What makes YAML surprising is refused, each with its line and column: other encodings, anchors and aliases, tags,
-directives, several documents, merge keys, deep nesting, files that are too large or no files at all. Nothing is
-resolved here: a scalar keeps its text and whether it was quoted; what it means is for the reader of the tree to say.
+It refuses what makes YAML surprising, with line and column: other encodings, anchors and aliases, tags, directives, several
+documents, merge keys, deep nesting, large files. It resolves no values: a scalar keeps its text, and whether it was quoted.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ import yaml
 
 from supervisor.linux.text import escaped
 
-MAX_BYTES: Final = 256 * 1024  # a sound file has a few KiB
+MAX_BYTES: Final = 256 * 1024  # a normal file has a few KiB
 MAX_DEPTH: Final = 16  # tasks.<type>.env.<name> is four deep
 SHOWN: Final = 60  # characters of a value in a message
 MAX_PATH: Final = 4096
 
-# PyYAML with libyaml is ten times quicker; both give the same events.
+# Ten times faster with libyaml, and the same events.
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# Beyond what YAML itself forbids: line breaks that an editor does not count, so that positions are an editor's.
+# More than YAML forbids: editors do not count these line breaks, and positions must be those of an editor.
 _FORBIDDEN: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, as one line for people: file, place from 1, field, what was found, what is allowed (R7).
+    """One error as one line: file, place (from 1), field, what was found, what is allowed.
 
-    Without a place (line 0) the file itself cannot be had; `allowed` then says what to do.
+    Line 0: the file itself cannot be read; `allowed` then says what to do.
     """
 
     file: str
@@ -46,7 +45,6 @@ class Problem:
     allowed: str
 
     def __str__(self) -> str:
-        """The line on stderr."""
         if not self.line:
             return f"{self.file}: {self.found}; {self.allowed}"
         name = f"{self.field}: " if self.field else ""
@@ -54,7 +52,7 @@ class Problem:
 
 
 class UnreadableFile(Exception):
-    """The file has no text that could be read."""
+    """The file cannot be read as text."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
@@ -63,7 +61,7 @@ class UnreadableFile(Exception):
 
 @dataclass(slots=True)
 class YamlNode:
-    """A value and where it begins, from 1. A plain YamlNode was refused already: nothing more is to be said about it."""
+    """A value, and where it begins, from 1. A plain YamlNode was refused; it gets no second error."""
 
     line: int
     column: int
@@ -71,7 +69,7 @@ class YamlNode:
 
 @dataclass(slots=True)
 class Scalar(YamlNode):
-    """A text as it was written; `plain` without quotes."""
+    """A text as written; `plain`: without quotes."""
 
     text: str
     plain: bool
@@ -79,22 +77,20 @@ class Scalar(YamlNode):
 
 @dataclass(slots=True)
 class Sequence(YamlNode):
-    """A list."""
-
     items: list[YamlNode] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Mapping(YamlNode):
-    """Keys and values in the order of the file; a key may be there twice."""
+    """Keys and values in file order; a key may occur twice."""
 
     pairs: list[tuple[YamlNode, YamlNode]] = field(default_factory=list)
-    key: YamlNode | None = None  # while it is read: the key whose value comes next
+    key: YamlNode | None = None  # while reading: the key whose value comes next
 
 
-def printable(text: str) -> str:
-    """The text on one line, nothing in it that a terminal would obey, cut to SHOWN characters."""
-    return escaped(text, SHOWN)
+def printable(text: str, max_chars: int = SHOWN) -> str:
+    """The text on one line, without control characters."""
+    return escaped(text, max_chars)
 
 
 def resolved(text: str) -> str:
@@ -106,7 +102,7 @@ def resolved(text: str) -> str:
 
 
 def found(node: YamlNode) -> str:
-    """A value in words: as written in the file, quoted if it was quoted."""
+    """A value as an error shows it: as written in the file, quoted if it was quoted."""
     if isinstance(node, Sequence):
         return "a list"
     if isinstance(node, Mapping):
@@ -124,7 +120,7 @@ def found(node: YamlNode) -> str:
 def read(folder: Path, file: str) -> str | None:
     """The text of a file in a folder; None if it is not there.
 
-    Opens regular files only and never waits, so that a FIFO or a device hangs nobody.
+    Opens only regular files and never waits: a FIFO or a device must not block the node.
 
     Raises:
         UnreadableFile: it cannot be read, is too large, or is no UTF-8 text.
@@ -135,7 +131,7 @@ def read(folder: Path, file: str) -> str | None:
 
 def _bytes(folder: Path, file: str) -> bytes | None:
     def refused(what: str, todo: str) -> UnreadableFile:
-        return UnreadableFile(Problem(file, 0, 0, "", f"{what} in {in_words(folder)}", todo))
+        return UnreadableFile(Problem(file, 0, 0, "", f"{what} in {printable(str(folder), MAX_PATH)}", todo))
 
     try:
         path = os.path.join(folder, file)
@@ -167,11 +163,6 @@ def _bytes(folder: Path, file: str) -> bytes | None:
     return raw
 
 
-def in_words(folder: Path) -> str:
-    """A whole path on one line."""
-    return escaped(str(folder), MAX_PATH)
-
-
 def _decoded(raw: bytes, file: str) -> str:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnreadableFile(Problem(file, 1, 1, "", "UTF-16 text", "UTF-8 text"))
@@ -198,10 +189,7 @@ def _place(before: str) -> tuple[int, int]:
 
 
 def parse(text: str, file: str) -> tuple[YamlNode | None, list[Problem]]:
-    """The document's root, None if there is nothing in it, and what had to be refused on the way.
-
-    The root is a bare YamlNode when the text is no YAML: nothing can be said about its content then.
-    """
+    """(the root, None for an empty document; the problems). The root is a plain YamlNode when the text is not YAML."""
     reader = _Reader(file)
     try:
         reader.run(yaml.parse(text, Loader=_LOADER))
@@ -215,7 +203,7 @@ _TOO_DEEP: Final = "too many levels of nesting", f"at most {MAX_DEPTH}"
 
 
 class _Reader:
-    """Builds the tree from events, without recursion, so that no nesting and no alias can blow it up."""
+    """Builds the tree from events, without recursion: deep nesting cannot exhaust the stack."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -259,7 +247,7 @@ class _Reader:
             node = Mapping(line, column)
         if event.tag is not None:
             self._refuse(event, f"the tag {printable(_short(event.tag))}", "values without tags")
-            self._add(YamlNode(line, column))  # what it tags is read over, and not judged
+            self._add(YamlNode(line, column))  # the tagged value gets no second error
         else:
             self._add(node)
         if isinstance(node, Sequence | Mapping):
@@ -284,13 +272,13 @@ class _Reader:
 
 
 def _short(tag: str) -> str:
-    """A tag as people write it."""
     prefix = "tag:yaml.org,2002:"
     return "!!" + tag[len(prefix) :] if tag.startswith(prefix) else tag
 
 
-# The parser's words and ours: found, allowed, and whether the place where the thing began says more than where it broke.
-_WORDS: Final = (
+# Part of the parser's message; our text for what was found and what is allowed; whether the place where the construct began
+# helps more than the place of the error.
+_SYNTAX_ERRORS: Final = (
     ("exceeded maximum nesting", *_TOO_DEEP, False),
     ("found unexpected end of stream", "a quote that is never closed", "a closing quote", True),
     ("found unexpected document indicator", "a quote that is never closed", "a closing quote", True),
@@ -310,19 +298,19 @@ _WORDS: Final = (
 
 
 def _syntax(error: yaml.YAMLError, text: str, file: str) -> Problem:
-    """What is no YAML, in our own words; the parser's where we have none."""
+    """A syntax error in our own text, if we have one for it."""
     problem = str(getattr(error, "problem", None) or "unreadable")
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    words, allowed = f"text that is no YAML ({printable(problem)})", "YAML"
-    for part, ours, hint, at_start in _WORDS:
+    found, allowed = f"text that is no YAML ({printable(problem)})", "YAML"
+    for part, ours, hint, at_start in _SYNTAX_ERRORS:
         if part in problem:
-            words, allowed = ours, hint
+            found, allowed = ours, hint
             mark = (getattr(error, "context_mark", None) or mark) if at_start else mark
             break
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
     if "cannot start any token" in problem:
         lines = re.split("\r\n|\r|\n", text)
         char = lines[line - 1][column - 1 : column] if line <= len(lines) else ""
-        words = "a tab" if char == "\t" else f"the character {char} at the start of a value"
+        found = "a tab" if char == "\t" else f"the character {char} at the start of a value"
         allowed = "spaces" if char == "\t" else "such a text in quotes"
-    return Problem(file, line, column, "", words, allowed)
+    return Problem(file, line, column, "", found, allowed)

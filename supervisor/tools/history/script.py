@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Final
 
+import msgspec
+
 from states.effects import Effect
 from states.guards import GUARDS
 from states.limits import Limits
@@ -21,9 +23,8 @@ from states.memory import State
 from states.observation import Link, TaskPhase
 from states.table import BY_ID
 from supervisor.config import yaml_reader as yaml_strict
-from supervisor.config.generate import SEED
 from supervisor.config.load import limits_of
-from supervisor.config.schema import NodeSettings, Runtime
+from supervisor.config.schema import SHIPPED_RUNTIME, NodeSettings, Runtime
 from supervisor.config.validate import Validator
 from supervisor.config.yaml_reader import Mapping as MappingNode
 from supervisor.config.yaml_reader import Problem, Scalar, Sequence, YamlNode, found, resolved
@@ -391,7 +392,7 @@ def _shipped_runtime() -> MappingNode:
     """runtime.yaml as it is shipped, as a tree, so that a script's settings are judged as if they stood in the file."""
     sections = {
         name: MappingNode(1, 1, [(_scalar(field), _scalar(str(value).lower())) for field, value in fields.items()])
-        for name, fields in SEED.items()
+        for name, fields in msgspec.to_builtins(SHIPPED_RUNTIME).items()
     }
     return MappingNode(1, 1, [(_scalar(name), section) for name, section in sections.items()])
 
