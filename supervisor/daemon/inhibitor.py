@@ -1,8 +1,8 @@
-"""Keeping the machine awake while a task runs, and only then: block locks of logind's on `sleep` and on `idle` (R15).
+"""Keeps the machine awake while a task runs: logind's block locks on `sleep` and `idle`.
 
-One lock per kind (T24), taken on entry to RUNNING and given up on leaving it; no power setting is ever changed. A lock
-is a descriptor, so a crash of the node gives it up too. When logind or the bus goes away while locks are held, they are
-`lost` until logind lists them again.
+One lock for each kind, taken on entry to RUNNING and released on leaving it. No power setting is changed. A lock is a file
+descriptor, so a crash of the node releases it too. When logind or the bus goes away while locks are held, they are `lost`
+until logind lists them again.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ class InhibitRefused(Exception):
 
 
 class ReleaseFailed(Exception):
-    """logind still lists a lock whose descriptor this process has closed; the text says which."""
+    """logind still lists a lock whose descriptor this process has closed. The text names it."""
 
 
 class Inhibitor:
-    """The node's block locks. `mode`: host.inhibitor, "required" or "none" (then nothing is done); `on_change` is
-    called in the loop's thread when locks that were held are lost, or found again. Made before the bus is started."""
+    """The node's block locks. Made before the bus is started.
+
+    Args:
+        mode: host.inhibitor, "required" or "none" (then nothing is done).
+        on_change: called in the loop's thread when held locks are lost, or found again.
+    """
 
     def __init__(
         self, bus: SystemBus, mode: str, who: str = "rae-node", on_change: Callable[[], None] = lambda: None
@@ -68,7 +72,7 @@ class Inhibitor:
         """Take the locks. `why` is what `systemd-inhibit --list` shows: never a payload.
 
         Raises:
-            InhibitRefused: one of them was refused; what had been taken is released.
+            InhibitRefused: one was refused; the others are released again.
         """
         if self._mode == "none":
             return LockReport.NONE_USED
@@ -82,14 +86,14 @@ class Inhibitor:
         except BusError as error:
             self._close()
             self.refused = error.name
-            raise InhibitRefused(_mend(error, kind)) from error
+            raise InhibitRefused(_advice(error, kind)) from error
         except BaseException:
             self._close()
             raise
         return LockReport.TAKEN
 
     async def release(self) -> LockReport:
-        """Give the locks up, and see that logind has forgotten them; once is enough, more does no harm.
+        """Release the locks, and wait until logind no longer lists them. May be called again.
 
         Raises:
             ReleaseFailed: logind still lists one (a process holds a copy of its descriptor).
@@ -134,7 +138,7 @@ class Inhibitor:
             self._check = asyncio.get_running_loop().create_task(self._find())
 
     async def _find(self) -> None:
-        """logind is back: the locks hold if it still lists them (it keeps them over its own restart)."""
+        """logind is back: the locks still hold if it lists them (it keeps them over its own restart)."""
         try:
             kinds = {lock.what for lock in await self._listed()}
         except BusError:
@@ -144,7 +148,7 @@ class Inhibitor:
             self._on_change()
 
 
-def _mend(error: BusError, kind: str) -> str:
+def _advice(error: BusError, kind: str) -> str:
     if error.name in REFUSED:
         user = os.environ.get("USER") or f"uid {os.geteuid()}"
         return (

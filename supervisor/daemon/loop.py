@@ -60,7 +60,7 @@ class Inbox:
 
 
 class Daemon:
-    """Drives one node until it is told to stop. `node` holds the parts; `states` decides everything."""
+    """Drives one node until it must stop. `node` holds the parts; `states` decides everything."""
 
     def __init__(
         self, node: Node, lifecycle: Lifecycle, journal: Journal, clock: Clock, notifier: Notifier, inbox: Inbox
@@ -147,7 +147,7 @@ class Daemon:
             self._inbox.clear()
 
     def _may_leave(self, fired: bool) -> bool:
-        """Told to stop, in DISABLED, and nothing is left to stop, hand back or wait for; or the time for that is over."""
+        """The node must stop, is DISABLED, and nothing is left to stop, hand back or wait for; or the time for that is over."""
         if not self.node.automation.stopping or fired or self.lifecycle.state is not State.DISABLED:
             return False
         self._leave_by_s = self._leave_by_s or self._clock.now_s() + LEAVE_S
@@ -258,7 +258,7 @@ class Daemon:
         return max(wait_s, 0.01)
 
     def status_line(self) -> str:
-        """`STATE: reason in words[, time to go]`."""
+        """`STATE: reason[, time to go]`."""
         return status_text(self.node.last_now(), self.lifecycle.memory, self.lifecycle.limits)
 
     def status(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An Observation in the words of `see` (interface §5), and back: one vocabulary for scripts and for the journal (R16, R17).
+"""An Observation in the form of `see`, and back: the same form in scripts and in the journal.
 
 Rules of this file: numbers keep every digit, so that a replay judges what was judged; whatever proves nothing is
 `unknown`; a reading that was too old when it was looked at is named in `stale`. Cheap to import: the journal uses it.
@@ -84,7 +84,7 @@ def observation_of(
         ValueError: something is missing or is not of the vocabulary; the text says what.
     """
     if not isinstance(see, Mapping):
-        raise ValueError(f"found {see!r:.60}, allowed: an object in the words of `see`")
+        raise ValueError(f"found {see!r:.60}, allowed: an object in the form of `see`")
     stale = see.get("stale", [])
     if not isinstance(stale, list) or any(name not in READINGS for name in stale):
         raise ValueError(f"stale: found {stale!r}, allowed: a list of {', '.join(READINGS)}")

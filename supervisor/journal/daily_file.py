@@ -1,7 +1,7 @@
-"""A file a day in one folder, kept so many days (R16): whole lines appended, a new file at local midnight.
+"""One file a day in one folder, kept for some days. Whole lines are appended; a new file begins at local midnight.
 
-Whatever happens to folder or file meanwhile is looked at before each line: deleted, moved away, days off, a clock that
-changes. Nothing is made up for: what cannot be written is an OSError, for the caller to remember.
+Before each line it is checked whether the file was deleted or moved, and whether the day has changed. A line that cannot be
+written is an OSError; it is not tried again.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class DayFile:
             raise
 
     def begun(self, wall_s: float) -> bool:
-        """The file of that time has been written to."""
+        """The file of that day has been written to."""
         return self._fd is not None and self._day == day_of(wall_s)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._fd is not None:
             fd, self._fd = self._fd, None
-            with contextlib.suppress(OSError):  # a dying disk says so once more; the write has said it already
+            with contextlib.suppress(OSError):  # the write has reported a broken disk already
                 os.close(fd)
 
     def _open(self, wall_s: float) -> None:
@@ -64,19 +64,19 @@ class DayFile:
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
         size = os.fstat(self._fd).st_size
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")  # a line torn by a power cut is closed, so that ours stands alone
+            os.write(self._fd, b"\n")  # end a line that a power cut has torn
         if day != self._day:
             self._day = day
             self._forget_old(wall_s)
 
     def _forget_old(self, wall_s: float) -> None:
-        """Today and the days before it, `keep_days` in all, are kept; noon is in no hour that a clock change skips."""
+        """Keep `keep_days` days, today included. Counted from noon, which no clock change skips."""
         local = time.localtime(wall_s)
         noon_s = time.mktime((local.tm_year, local.tm_mon, local.tm_mday, 12, 0, 0, 0, 0, -1))
         oldest = day_of(noon_s - (self._keep_days - 1) * DAY_S)
         for name in os.listdir(self.folder):
             if (match := self._name.match(name)) and match[1] < oldest:
-                with contextlib.suppress(OSError):  # tomorrow again; today's line is what counts
+                with contextlib.suppress(OSError):  # tried again tomorrow
                     os.unlink(self.folder / name)
 
 
@@ -91,7 +91,7 @@ def day_of(wall_s: float) -> str:
 
 
 def _same(fd: int, path: Path) -> bool:
-    """The open file is still the one at this path: a deleted or moved file takes lines silently."""
+    """The open file is still the one at this path: a deleted or moved file would take lines silently."""
     try:
         here, there = os.fstat(fd), path.stat()
     except FileNotFoundError:

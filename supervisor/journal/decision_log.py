@@ -1,13 +1,13 @@
-"""The decision journal (R16, interface §6): one JSON object a line, a file a day, kept `logs.keep_days` days.
+"""The decision journal: one JSON object a line, one file a day, kept for `logs.keep_days` days.
 
-Cause and effect: an intent line (kind `decision`: the row, every verdict with its reading, the planned effects), then a
-line for each effect that was performed, joined by `tick`; the last line of a tick says the state after. Nothing when
-nothing changed, but an `alive` line a minute. Never a payload, a result, a key code or a window title (R6).
+Intent first: a line of the kind `decision` with the row, every verdict with its reading, and the planned effects. Then a
+line for each effect that was performed, joined by `tick`; the last line of a tick has the state after it. When nothing
+changes, only an `alive` line a minute. Never a payload, a result, a key code or a window title.
 
-A folder that cannot be written never stops the node: the trouble is kept in `trouble`, said in `status`, and writing is
-tried again at every line. The first line that gets through again follows a `gap` line: how many are missing, and what
-the node remembers at that point, so that a replay can go on from there. For the same reason the first line of a day has
-the field `carried`: memory and limits, as the days before are deleted one by one.
+A folder that cannot be written does not stop the node: the error is in `trouble` and in `status`, and every line tries again.
+The first line that is written again follows a `gap` line: how many lines are missing, and the memory at that point, so that
+a replay can go on from there. For the same reason the first line of a day has the field `carried` with memory and limits,
+because older days are deleted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from supervisor.journal.codec import see_of
 from supervisor.journal.daily_file import DayFile, pattern
 from supervisor.journal.effect_text import effect_detail, ending_fields
 from supervisor.journal.journald import Journald
-from supervisor.journal.summary import gist
+from supervisor.journal.summary import summary
 from supervisor.journal.text_log import TextLog
 from supervisor.linux.clock import Clock, iso
 
@@ -41,8 +41,8 @@ SUFFIX: Final = ".jsonl"
 RECENT: Final = 12
 _NAME: Final = pattern(STEM, SUFFIX)
 
-# The guard that says in words what one that only splits rows has judged.
-_TOLD_BY: Final = {host_staying.name: "host_fit", task_in_time.name: "task_over"}
+# The guard that explains the judgement of a guard that only splits rows.
+_EXPLAINED_BY: Final = {host_staying.name: "host_fit", task_in_time.name: "task_over"}
 
 
 def task_of(task: Task) -> dict[str, str] | None:
@@ -51,8 +51,8 @@ def task_of(task: Task) -> dict[str, str] | None:
 
 
 class Journal:
-    """Appends lines to today's file in `folder`. What a line says in words goes to `text`, and to `journald` or else `say`;
-    the last such words, with their times, are `recent`."""
+    """Appends lines to today's file in `folder`. The text of a line goes to `text`, and to `journald` or else to `say`.
+    `recent` holds the last texts with their times."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Journal:
         self.recent: deque[tuple[str, str]] = deque(maxlen=RECENT)
 
     def start(self, version: str, limits: Limits, memory: Memory) -> None:
-        """A new life of the daemon, with what it remembers and the limits that it goes by."""
+        """The daemon has started, with this memory and these limits."""
         self._memory = memory
         self.write("start", version=version, pid=os.getpid(), memory={"cooldown_from_s": memory.cooldown_from_s})
         self.config(limits, "")
@@ -91,7 +91,7 @@ class Journal:
             self.write("config", limits=asdict(limits))
 
     def intent(self, plan: Plan) -> None:
-        """What a tick decided, before anything is done. Silent when nothing changes."""
+        """What a tick decided. Writes nothing when nothing changes."""
         if plan.quiet:
             return
         self._tick += 1
@@ -113,7 +113,7 @@ class Journal:
         )
 
     def outcome(self, plan: Plan, outcome: Outcome, memory: Memory) -> None:
-        """What was done, effect by effect; the last line says the state after."""
+        """What was done, effect by effect. The last line has the state after."""
         results = outcome.results
         self._memory = memory
         for index, r in enumerate(results):
@@ -130,21 +130,21 @@ class Journal:
             )
 
     def alive(self, state: str, reason: str, seen: Observation | None = None, limits: Limits | None = None) -> None:
-        """A sign of life, a minute apart at most: without it silence would say nothing. With what was seen, for curves."""
+        """A line that the node is alive, at most once a minute, with the readings for curves."""
         if self._clock.now_s() - self._last_line_s >= ALIVE_EVERY_S:
             if self._text is not None:
                 self._text.day(self._clock.wall_s(), reason)
-            told: dict[str, Any] = {}
+            readings: dict[str, Any] = {}
             if seen is not None and limits is not None:
-                told = {"observation": _short_see(see_of(seen, limits)), "at_s": seen.now_s}
-            self.write("alive", state=state, reason=reason, **told)
+                readings = {"observation": _short_see(see_of(seen, limits)), "at_s": seen.now_s}
+            self.write("alive", state=state, reason=reason, **readings)
 
     def presence(self, state: str, reason: str, news: str) -> None:
-        """Sources of presence that contradict each other, or do so no more: a sign of life that says it in words."""
+        """A line when sources of presence contradict each other, or no longer do."""
         self.write("alive", state=state, reason=reason, presence=news)
 
     def write(self, kind: str, **fields: Any) -> None:
-        """One line, at once; a failure is remembered and never raised."""
+        """Write one line at once. A failure is kept in `trouble` and never raised."""
         self._last_line_s, wall_s = self._clock.now_s(), self._clock.wall_s()
         stamp = {"v": FORMAT, "time": iso(wall_s), "boot_s": self._last_line_s}
         entry = {**stamp, "kind": kind, **fields}
@@ -159,26 +159,27 @@ class Journal:
             self._lost += 1
             self._trouble = f"decisions cannot be logged in {self._file.folder}: {error.strerror or error}"
         if self._trouble and not trouble:
-            self._tell(wall_s, self._trouble, {"kind": "gap", "trouble": self._trouble})
+            self._publish(wall_s, self._trouble, {"kind": "gap", "trouble": self._trouble})
         if trouble and not self._trouble:
             missing = "1 line is missing" if lost == 1 else f"{lost} lines are missing"
-            self._tell(wall_s, f"decisions are logged again in {self._file.folder}; {missing}", {"kind": "gap", "lost": lost})
-        if words := gist(kind, fields):
-            self._tell(wall_s, words, entry)
+            again = f"decisions are logged again in {self._file.folder}; {missing}"
+            self._publish(wall_s, again, {"kind": "gap", "lost": lost})
+        if text := summary(kind, fields):
+            self._publish(wall_s, text, entry)
 
     def _put(self, wall_s: float, line: dict[str, Any]) -> None:
         if self._limits is not None and line["kind"] != "start" and not self._file.begun(wall_s):
             line = {**line, "carried": {"memory": asdict(self._memory), "limits": asdict(self._limits)}}
         self._file.append(wall_s, json.dumps(line, allow_nan=False).encode() + b"\n")
 
-    def _tell(self, wall_s: float, words: str, entry: dict[str, Any]) -> None:
-        """People, each by their own way: the text log, journald or else whoever started us, `rae-node top`."""
-        self.recent.append((iso(wall_s), words))
+    def _publish(self, wall_s: float, text: str, entry: dict[str, Any]) -> None:
+        """To people: the text log, journald or else stderr, and `rae-node top`."""
+        self.recent.append((iso(wall_s), text))
         if self._text is not None:
-            self._text.say(wall_s, words)
-        sent = self._journald is not None and self._journald.send(words, entry)
-        if not sent and entry["kind"] != "start":  # who starts it by hand sees that it has started
-            self._say(words)
+            self._text.append(wall_s, text)
+        sent = self._journald is not None and self._journald.send(text, entry)
+        if not sent and entry["kind"] != "start":  # on a terminal the start is seen anyway
+            self._say(text)
 
     @property
     def trouble(self) -> str:
@@ -186,7 +187,7 @@ class Journal:
         return self._trouble or (self._text.trouble if self._text is not None else "")
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._file.close()
         if self._text is not None:
             self._text.close()
@@ -195,7 +196,7 @@ class Journal:
 
 
 def _short_see(see: dict[str, Any]) -> dict[str, Any]:
-    """For curves three digits are enough: nothing was decided by them. A quiet day stays below 1 MB."""
+    """Three digits are enough for curves, by which nothing is decided. A quiet day stays below 1 MB."""
 
     def short(value: Any) -> Any:
         if isinstance(value, dict):
@@ -206,12 +207,12 @@ def _short_see(see: dict[str, Any]) -> dict[str, Any]:
 
 
 def cause(plan: Plan) -> str:
-    """Why the row fires, in words: the verdict of the first guard that is not proven, where that is what fires it."""
+    """Why the row fires: the text of the first guard that is not proven, if the row fires because of that."""
     for condition in plan.row.when if plan.row is not None else ():
         if not condition.wanted:
             seen = plan.observation, plan.memory, plan.limits
             failed = next(g.name for g in condition.guards if g.judge(*seen) is not True)
-            name = _TOLD_BY.get(failed, failed)
+            name = _EXPLAINED_BY.get(failed, failed)
             return next(g.explain(*seen).reason for g in GUARDS if g.name == name)
     return ""
 
@@ -225,7 +226,7 @@ def files(paths: Iterable[Path]) -> list[Path]:
 
 
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, entry) of a journal file; a torn or foreign line is left out, whatever its place.
+    """(line number, entry) of a journal file. Torn lines and lines of another form are left out.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,8 +1,7 @@
-"""What the node says, to journald with its fields (`journalctl -u rae-node -o verbose`, or `RAE_ROW=user-returned`).
+"""Sends journal lines to journald with their fields (`journalctl -u rae-node -o verbose`, or `RAE_ROW=user-returned`).
 
-journald's native protocol: one datagram a line of the journal. By hand, for a library costs more than it saves: those that
-are kept up bundle or build against libsystemd (1.6 MiB in the daemon), and their send blocks the loop when journald
-hangs. Here such a line is dropped; the journal's own file has it.
+It speaks journald's native protocol, one datagram a line. The maintained libraries need libsystemd (1.6 MiB in the daemon),
+and their send blocks the loop when journald hangs. Here such a line is dropped; the journal's own file has it.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ class Journald:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
     def send(self, text: str, entry: Mapping[str, Any]) -> bool:
-        """A line in words, with the fields of its journal entry. False: there is no journald; say it elsewhere."""
+        """Send a text with the fields of its journal entry. False: there is no journald."""
         warn = entry.get("ok") is False or "problem" in entry or "trouble" in entry
         fields = {"MESSAGE": text, "PRIORITY": WARNING if warn else INFO, "SYSLOG_IDENTIFIER": IDENTIFIER, **dict(_flat(entry))}
         try:
             self._socket.sendto(b"".join(_field(name, str(value)) for name, value in fields.items()), self._path)
         except BlockingIOError:
-            return True  # it hangs, and so would whoever writes to its other end
+            return True  # journald hangs
         except OSError:
             return False
         return True
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
 
 
 def of_service(environ: Mapping[str, str]) -> Journald | None:
-    """journald, where our stderr goes to it (JOURNAL_STREAM, systemd.exec(5)), so that nothing is said twice."""
+    """journald, if our stderr goes to it (JOURNAL_STREAM, systemd.exec(5)); then nothing is written twice."""
     try:
         seen = os.fstat(2)
     except OSError:

@@ -1,4 +1,4 @@
-"""Metrics without a port (R1): Prometheus text, written whole for node_exporter's textfile collector.
+"""Metrics without a port: Prometheus text in a file for node_exporter's textfile collector.
 
 Imported only when `metrics.file` is configured: the client library costs 3 MiB. Nothing here names a task or a person.
 """
@@ -27,12 +27,12 @@ from supervisor.sources.base import LinkStatus
 
 EVERY_S: Final = 15.0
 YIELD_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-MODE: Final = 0o644  # whoever runs node_exporter reads it; it names no task and no person
+MODE: Final = 0o644  # node_exporter reads it; it names no task and no person
 
 
 class Metrics:
-    """Counts what ticks decide and do, and writes `path` at most every 15 s, and at every change of state. `wall_s`: seconds
-    since the epoch. Every series is there from the first, at 0: what never happened can be told from what is not told."""
+    """Counts what ticks decide and do. Writes `path` at every change of state, otherwise every 15 s. `wall_s`: seconds since
+    the epoch. Every series begins at 0, so that "never happened" differs from "not known"."""
 
     def __init__(self, path: Path, wall_s: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -71,7 +71,7 @@ class Metrics:
         self.trouble = ""
 
     def tick(self, plan: Plan, outcome: Outcome, memory: Memory, limits: Limits, link: LinkStatus) -> None:
-        """Take one whole tick in; never raises: a folder that cannot be written is said in `trouble`."""
+        """Count one tick. Never raises: an error of the file is in `trouble`."""
         observation = plan.observation
         if self._last_s is not None:
             self._seconds.labels(self._last_state).inc(max(0.0, observation.now_s - self._last_s))
@@ -122,7 +122,7 @@ class Metrics:
         self._outbox.set(outbox)
 
     def _write(self) -> None:
-        """Whole, or not at all: the collector never sees half of it, nor a draft (its name does not end in .prom)."""
+        """Write the whole file or nothing: the collector never sees a part, nor the draft (its name does not end in .prom)."""
         self._updated.set(self._wall_s())
         draft = self._path.with_name(f".{self._path.name}.new")
         try:
@@ -137,6 +137,6 @@ class Metrics:
                 draft.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """The node stops in order: what it told is true no more."""
+        """The node has stopped: its figures are no longer true."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""The gist of a journal line in words, for people: the terminal, the text log, journald, `rae-node top` (R16).
+"""The text of a journal line for people: the terminal, the text log, journald, `rae-node top`.
 
-One line each: what others put into a reason (a control node's answer, a task's id) cannot begin a second one.
+Always one line: text from others in a reason (a control node's answer, a task's id) cannot begin a second one.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from supervisor.linux.text import one_line
 LONGEST: Final = 1000
 
 
-def gist(kind: str, fields: Mapping[str, Any]) -> str:
-    """The line in one line of words; empty where there is nothing to say."""
+def summary(kind: str, fields: Mapping[str, Any]) -> str:
+    """The text of the line; empty where people need none."""
     indent = "  " if kind == "effect" else ""  # effects stand under their decision
-    return indent + one_line(_words(kind, fields), LONGEST)
+    return indent + one_line(_text_of(kind, fields), LONGEST)
 
 
-def _words(kind: str, fields: Mapping[str, Any]) -> str:
+def _text_of(kind: str, fields: Mapping[str, Any]) -> str:
     match kind:
         case "start":
             return f"rae-node {fields['version']} has started"
@@ -55,8 +55,8 @@ def _because(text: str, reason: str) -> str:
 
 
 def _about(task: Mapping[str, Any], form: str) -> str:
-    words = " ".join(filter(None, (task.get("type"), _short(task.get("id")))))
-    return " " + form.format(words) if words else ""
+    text = " ".join(filter(None, (task.get("type"), _short(task.get("id")))))
+    return " " + form.format(text) if text else ""
 
 
 def _short(task_id: str | None) -> str:

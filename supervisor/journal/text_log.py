@@ -1,6 +1,6 @@
-"""The plain text log for people, beside the journal (R16): a line of words for each line that says something.
+"""The plain text log for people, beside the journal: `rae-node-YYYY-MM-DD.log`, one file a day.
 
-`rae-node-YYYY-MM-DD.log`, by the journal's days. Each day begins with the state that the night left.
+Each day begins with the state in which the night ended.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ SUFFIX: Final = ".log"
 
 
 class TextLog:
-    """Appends lines to today's file; a failure is remembered in `trouble` and never raised."""
+    """Appends lines to today's file. A failure is kept in `trouble` and never raised."""
 
     def __init__(self, folder: Path, keep_days: int = 7) -> None:
         self._file = DayFile(folder, STEM, SUFFIX, keep_days)
         self._lost = 0
         self.trouble = ""
 
-    def say(self, wall_s: float, text: str) -> None:
-        """One line, at once, with its time (seconds since the epoch)."""
+    def append(self, wall_s: float, text: str) -> None:
+        """Write one line with its time (seconds since the epoch)."""
         lines = [text]
         if self._lost:
             lines.insert(0, f"({'a line is' if self._lost == 1 else f'{self._lost} lines are'} missing here: {self.trouble})")
@@ -40,10 +40,10 @@ class TextLog:
             self.trouble = f"the text log cannot be written in {self._file.folder}: {error.strerror or error}"
 
     def day(self, wall_s: float, status: str) -> None:
-        """The first line of a day, if nothing was said today."""
+        """Write the first line of a day, if nothing was written today."""
         if not self._file.begun(wall_s):
-            self.say(wall_s, one_line(status, LONGEST))
+            self.append(wall_s, one_line(status, LONGEST))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()

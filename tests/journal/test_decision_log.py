@@ -1,4 +1,4 @@
-"""The journal: its lines, its days, its gist for people, and what happens when its folder fails."""
+"""The journal: its lines, its days, its summary for people, and what happens when its folder fails."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_quiet_tick_says_nothing_but_a_sign_of_life_a_minute(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "gist"),
+    ("kind", "fields", "summary"),
     [
         ("link", {"event": "delivered", **RENDER, "error": False}, "link: delivered render 3880bb8d…"),
         ("link", {"event": "delivered", **RENDER, "error": True}, "link: delivered render 3880bb8d… (failed)"),
@@ -131,10 +131,10 @@ def test_a_quiet_tick_says_nothing_but_a_sign_of_life_a_minute(tmp_path: Path) -
         ("alive", {"state": "READY", "reason": "READY: safe"}, None),
     ],
 )
-def test_each_line_has_a_gist_for_people(tmp_path: Path, kind: str, fields: dict[str, Any], gist: str | None) -> None:
+def test_each_line_has_a_gist_for_people(tmp_path: Path, kind: str, fields: dict[str, Any], summary: str | None) -> None:
     said: list[str] = []
     Journal(tmp_path, ManualClock(), say=said.append).write(kind, **fields)
-    assert said == ([gist] if gist else [])
+    assert said == ([summary] if summary else [])
 
 
 def test_a_file_a_day_and_only_the_days_that_are_kept(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from states.limits import Limits
 from states.memory import Memory
 from supervisor.journal.decision_log import ALIVE_EVERY_S, RECENT, Journal
 from supervisor.journal.journald import Journald, of_service
-from supervisor.journal.summary import LONGEST, gist
+from supervisor.journal.summary import LONGEST, summary
 from supervisor.journal.text_log import TextLog
 from supervisor.linux.text import one_line
 from supervisor.tools.history.record import cut
@@ -117,7 +117,7 @@ def test_a_quiet_day_of_the_real_loop_is_under_a_megabyte(tmp_path: Path, monkey
 
 
 def test_no_reason_of_others_begins_a_line_of_its_own() -> None:
-    forged = gist("link", {"event": "down", "url": "http://h", "reason": "x\n2026-11-24T00:00:00Z  READY → RUNNING\x1b[2J\r"})
+    forged = summary("link", {"event": "down", "url": "http://h", "reason": "x\n2026-11-24T00:00:00Z  READY\x1b[2J\r"})
     assert len(forged.splitlines()) == 1
     assert "\x1b" not in forged
     assert len(one_line("y" * 10 * LONGEST, LONGEST)) == LONGEST
