@@ -135,20 +135,20 @@ def test_a_task_that_ends_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "kind", "remark"),
+    ("entry", "kind", "error"),
     [
-        ({"effect": "settle", "ending": {"kind": "succeeded"}, "detail": "VRAM free"}, "succeeded", "VRAM free"),
+        ({"effect": "settle", "ending": {"kind": "succeeded", "vram": "free"}, "detail": "x"}, "succeeded", ""),
         ({"effect": "settle", "ending": {"kind": "timed_out", "error": "too long"}, "detail": "y"}, "timed_out", "too long"),
         ({"effect": "settle", "detail": "succeeded"}, "succeeded", ""),
-        ({"effect": "settle", "detail": "succeeded, VRAM free after 12 ms"}, "succeeded", "VRAM free after 12 ms"),
+        ({"effect": "settle", "detail": "succeeded, VRAM free after 12 ms"}, "succeeded", ""),
         ({"effect": "settle", "detail": "failed: succeeded, or so it says"}, "failed", "succeeded, or so it says"),
         ({"effect": "settle", "detail": "the GPU was needed"}, "handed_back", "the GPU was needed"),
         ({"effect": "hand_back", "detail": "settled in place of that, failed: limit: disk"}, "failed", "limit: disk"),
         ({"effect": "hand_back", "detail": "the person came back"}, "handed_back", "the person came back"),
     ],
 )
-def test_endings_of_today_and_of_old_journals(entry: dict[str, Any], kind: str, remark: str) -> None:
-    assert ending_of(entry) == (kind, remark)
+def test_endings_of_today_and_of_old_journals(entry: dict[str, Any], kind: str, error: str) -> None:
+    assert ending_of(entry) == (kind, error)
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,18 @@ from states.ending import EndingKind
 
 
 def ending_of(entry: Mapping[str, Any]) -> tuple[EndingKind, str]:
-    """(kind, remark) of a `settle` or `hand_back` that was done. The remark is the error, or why it was handed back.
+    """(kind, error) of a `settle` or `hand_back` that was done; for a task that was handed back the error is the reason.
 
     Raises:
         AttributeError, KeyError, ValueError: the field `ending` is not of the journal's form.
     """
     detail = str(entry.get("detail", ""))
     if "ending" in entry:
-        return EndingKind(entry["ending"]["kind"]), str(entry["ending"].get("error") or detail)
-    return _ending_in_words(entry["effect"], detail)
+        return EndingKind(entry["ending"]["kind"]), str(entry["ending"].get("error", ""))
+    return _from_sentence(entry["effect"], detail)
 
 
-def _ending_in_words(effect: str, detail: str) -> tuple[EndingKind, str]:
+def _from_sentence(effect: str, detail: str) -> tuple[EndingKind, str]:
     """Version 0.1.0 wrote no field `ending`, only the sentence in `detail`:
 
     - settle: `succeeded`, `succeeded, VRAM free after 12 ms`, `failed: exit: status 3`, or, for a task that was handed
@@ -30,7 +30,7 @@ def _ending_in_words(effect: str, detail: str) -> tuple[EndingKind, str]:
     """
     if effect == Effect.SETTLE:
         if detail == "succeeded" or detail.startswith("succeeded, "):
-            return EndingKind.SUCCEEDED, detail.removeprefix("succeeded").removeprefix(", ")
+            return EndingKind.SUCCEEDED, ""
         if detail.startswith("failed: "):
             return EndingKind.FAILED, detail.removeprefix("failed: ")
     elif detail.startswith("settled in place of that, failed: "):

@@ -255,10 +255,10 @@ class _Reader:
             if row == "user-returned" and isinstance(user, dict):
                 self._task.reaction_s = float(user["idle"]) + self._took_s
         elif name in ("settle", "hand_back") and ok:
-            kind, remark = ending_of(entry)
+            kind, why = ending_of(entry)
             if kind is EndingKind.HANDED_BACK:
-                remark = str(decision.get("reason") or remark)
-            self._end_task(at, _OUTCOMES[kind], _text(remark), row)
+                why = str(decision.get("reason") or why)
+            self._end_task(at, _OUTCOMES[kind], _text(why), row)
         if "state" in entry and decision:
             self._move(at, _text(entry["state"]), decision)
 
