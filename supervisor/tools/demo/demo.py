@@ -1,23 +1,24 @@
-"""The first try (`rae-node demo`): the real loop, the real control node, real tasks; first this machine's own sensors,
-then a scripted person, so that every state is seen in under a minute. Everything lives in a folder that goes with it.
+"""The first try (`rae-node demo`): the real loop, the real control node, real tasks.
+
+First this machine's own sensors, then a scripted person, so that every state is seen in under a minute. Everything is in a
+temporary folder that is removed at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from states.guards import SAFE, Verdict
+from states.guards import SAFE
 from states.lifecycle import Lifecycle
 from states.memory import Memory, State
 from states.observation import Cpu, Gpu, Host, Reading
@@ -44,37 +45,35 @@ execution: {{poll_interval_sec: 1, heartbeat_interval_sec: 1, task_timeout_minut
 """
 
 
-@dataclass
 class ScriptedPerson(PresenceSensor):
-    """Somebody who comes and goes as told; a presence sensor like any other."""
+    """A person who comes and goes on order; a presence sensor like any other."""
 
-    clock: SystemClock
-    name: str = "scripted person"
-    at_desk: bool = True
-    left_at_s: float = 0.0
-    wake: Wake = field(default=lambda: None)
+    name = "scripted person"
 
-    async def start(self, wake: Wake) -> None:
-        self.wake = wake
+    def __init__(self, clock: SystemClock, wake: Wake) -> None:
+        self._clock = clock
+        self._wake = wake
+        self._left_at_s: float | None = None  # None: at the desk
 
     def latest(self, now_s: float) -> Presence:
-        if self.at_desk:
+        """See PresenceSensor."""
+        if self._left_at_s is None:
             return Presence(self.name, now_s, present="user active (scripted)")
-        return Presence(self.name, now_s, self.left_at_s, "user active (scripted)")
+        return Presence(self.name, now_s, self._left_at_s, "user active (scripted)")
 
     def come(self) -> None:
         """Touch the mouse."""
-        self.at_desk = True
-        self.wake()
+        self._left_at_s = None
+        self._wake()
 
     def go(self) -> None:
         """Leave the desk."""
-        self.at_desk, self.left_at_s = False, self.clock.now_s()
-        self.wake()
+        self._left_at_s = self._clock.now_s()
+        self._wake()
 
 
-class Api:
-    """The submitter's side of the control node."""
+class Submitter:
+    """A client that posts tasks to the control node and asks for them."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -90,7 +89,8 @@ class Api:
 
 @dataclass
 class Summary:
-    """What the demo has shown."""
+    """What the demo has shown. `handed_back`: how often; `seen`: seconds in each state; `stopped_in_s`: from the person's
+    return until RUNNING was left."""
 
     tasks: list[dict[str, Any]]
     handed_back: int
@@ -104,7 +104,7 @@ class Summary:
 
 
 def time_in_states(logs: Path) -> dict[str, float]:
-    """Seconds spent in each state, as the decision journal tells; the states in the order in which they were seen."""
+    """Seconds in each state, from the decision journal; the states in the order in which they were seen."""
     spent: dict[str, float] = {}
     state, since_s = str(State.DISABLED), None
     for _, entry in (line for path in files([logs]) for line in read(path)):
@@ -117,7 +117,7 @@ def time_in_states(logs: Path) -> dict[str, float]:
 
 
 class Demo:
-    """One run. `say` gets lines for the person; `watch` is called a few times a second with the daemon, to draw it."""
+    """One run. `say` gets lines for people; `watch` is called with the daemon ten times a second, to draw it."""
 
     def __init__(self, speed: float, say: Callable[[str], None], watch: Callable[[Daemon], None]) -> None:
         self._speed = speed
@@ -133,14 +133,13 @@ class Demo:
             TimeoutError: a task was not done in time.
             OSError: the control node did not start.
         """
-        folder = Path(tempfile.mkdtemp(prefix="rae-node-demo-"))
-        try:
-            async with asyncio.timeout(PATIENCE_S / self._speed + 60):
-                return await self._run(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="rae-node-demo-", ignore_cleanup_errors=True) as folder:
+            async with asyncio.timeout(PATIENCE_S / self._speed + 60), self._control_node() as url:
+                return await self._with_control(Path(folder), url)
 
-    async def _run(self, folder: Path) -> Summary:
+    @asynccontextmanager
+    async def _control_node(self) -> AsyncIterator[str]:
+        """A control node as a process of its own; its URL."""
         control = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-m", "supervisor.cli.main", "control", "--listen", "127.0.0.1:0"),
             stdout=asyncio.subprocess.PIPE,
@@ -152,26 +151,29 @@ class Demo:
             if not url:
                 raise OSError("the control node did not start; try `rae-node control --listen 127.0.0.1:8000`")
             self._say(f"Control node: {url}, a process of its own, in memory.")
-            return await self._with_control(folder, url)
+            yield url
         finally:
             if control.returncode is None:
                 control.terminate()
             await control.wait()
 
+    async def _sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / self._speed)
+
     async def _with_control(self, folder: Path, url: str) -> Summary:
-        api = Api(url)
+        submitter = Submitter(url)
         with self._daemon(folder, url, await self._inhibitor_mode()) as (node, daemon):
             await node.start()
             loop = asyncio.create_task(daemon.run())
             screen = asyncio.create_task(self._draw(daemon))
             try:
-                await asyncio.sleep(1 / self._speed)
+                await self._sleep(1)
                 self._say("The operator switches automation on.")
                 node.automation.configure(True)
                 daemon.wake()
                 await self._real_sensors(daemon)
                 person = self._script_the_person(node, daemon)
-                tasks, handed_back = await self._play(api, person, daemon, loop)
+                tasks, handed_back = await self._play(submitter, person, daemon, loop)
             finally:
                 daemon.stop("the demo is over")
                 await loop
@@ -223,14 +225,16 @@ class Demo:
             await asyncio.sleep(0.1)
 
     async def _real_sensors(self, daemon: Daemon) -> None:
-        """Some seconds of what this machine itself says, and what of it would keep the node from working."""
+        """Some seconds with this machine's own sensors, and what would keep the node from working."""
         self._say("First, this machine's real sensors:")
-        await asyncio.sleep(REAL_S / self._speed)
-        for verdict in self._blocked(daemon):
-            self._say(f"  blocked by {verdict.name}: {verdict.reason}")
+        await self._sleep(REAL_S)
+        observation, memory, limits = daemon.node.last, daemon.lifecycle.memory, daemon.lifecycle.limits
+        for verdict in (guard.explain(observation, memory, limits) for guard in SAFE):
+            if verdict.ok is not True:
+                self._say(f"  blocked by {verdict.name}: {verdict.reason}")
 
     async def _inhibitor_mode(self) -> str:
-        """`required` where the lock can really be had, else `none`, and why."""
+        """`required` where the lock can be taken, else `none`."""
         bus = SystemBus()
         inhibitor = Inhibitor(bus, "required")
         await bus.start()
@@ -244,66 +248,59 @@ class Demo:
             await bus.stop()
         return "required"
 
-    def _blocked(self, daemon: Daemon) -> list[Verdict]:
-        observation = daemon.node.last
-        judged = [guard.explain(observation, daemon.lifecycle.memory, daemon.lifecycle.limits) for guard in SAFE]
-        return [verdict for verdict in judged if verdict.ok is not True]
-
     def _script_the_person(self, node: Node, daemon: Daemon) -> ScriptedPerson:
-        """From here on the signs are scripted; the loop, the link, the tasks and the times go on as they are."""
+        """From here on the signs are scripted; loop, link, tasks and times stay real."""
         self._say("From here on a scripted person comes and goes, on a free machine; loop, link and tasks stay real.")
-        person = ScriptedPerson(self._clock, wake=daemon.wake)
+        person = ScriptedPerson(self._clock, daemon.wake)
 
         def free(value: Any) -> Callable[[float], Reading[Any]]:
             return lambda now_s: Reading(value, "", "scripted", now_s)
 
-        node.sensors.observer = Observer(
-            (person,), free(Gpu(4, 1)), free(Cpu(5)), free(Host()), self._clock.now_s()
-        )
+        node.sensors.observer = Observer((person,), free(Gpu(4, 1)), free(Cpu(5)), free(Host()), self._clock.now_s())
         daemon.wake()
         return person
 
     async def _play(
-        self, api: Api, person: ScriptedPerson, daemon: Daemon, loop: asyncio.Task[None]
+        self, submitter: Submitter, person: ScriptedPerson, daemon: Daemon, loop: asyncio.Task[None]
     ) -> tuple[list[dict[str, Any]], int]:
-        await asyncio.sleep(2 / self._speed)
+        await self._sleep(2)
         self._say("The person leaves the desk.")
         person.go()
         await self._until(loop, lambda: daemon.lifecycle.state is State.READY)
-        await asyncio.sleep(1.5 / self._speed)
-        posted = [await asyncio.to_thread(api.call, "/control/tasks", task) for task in self._tasks()]
+        await self._sleep(1.5)
+        posted = [await asyncio.to_thread(submitter.call, "/control/tasks", task) for task in self._tasks()]
         self._say(f"{len(posted)} tasks are posted to the control node: " + ", ".join(t["type"] for t in posted) + ".")
         attempts, lifecycle = daemon.node.attempts, daemon.lifecycle
         await self._until(loop, lambda: attempts.observe().type == "render" and lifecycle.state is State.RUNNING)
-        await asyncio.sleep(1.5 / self._speed)
+        await self._sleep(1.5)
         self._say("The person comes back, in the middle of a task.")
         began_s = time.monotonic()
         person.come()
         await self._until(loop, lambda: daemon.lifecycle.state is not State.RUNNING)
         self._stopped_in_s = time.monotonic() - began_s
-        await asyncio.sleep(1 / self._speed)
+        await self._sleep(1)
         self._say("The person leaves again.")
         person.go()
         tasks, handed_back = [], 0
         for task in posted:
-            done, again = await self._done(api, task["id"], loop)
+            done, again = await self._done(submitter, task["id"], loop)
             tasks.append(done)
             handed_back += again
         await self._until(loop, lambda: daemon.lifecycle.state is State.COOLDOWN)
         return tasks, handed_back
 
-    async def _until(self, loop: asyncio.Task[None], holds: Callable[[], bool]) -> None:
-        while not holds():
+    async def _until(self, loop: asyncio.Task[None], condition: Callable[[], bool]) -> None:
+        while not condition():
             if loop.done():
                 loop.result()
                 raise OSError("the daemon has ended early")
             await asyncio.sleep(0.02)
 
-    async def _done(self, api: Api, task_id: str, loop: asyncio.Task[None]) -> tuple[dict[str, Any], int]:
-        """The finished task, followed through every hand-back, and how often it was handed back."""
+    async def _done(self, submitter: Submitter, task_id: str, loop: asyncio.Task[None]) -> tuple[dict[str, Any], int]:
+        """The finished task, and how often it was handed back before."""
         again = 0
         while True:
-            task = await asyncio.to_thread(api.call, f"/control/tasks/{task_id}")
+            task = await asyncio.to_thread(submitter.call, f"/control/tasks/{task_id}")
             if task["status"] == "FAILED" and "resubmitted as " in (task["error"] or ""):
                 task_id, again = task["error"].rpartition("resubmitted as ")[2].split()[0], again + 1
             elif task["status"] in ("COMPLETED", "FAILED"):
@@ -311,5 +308,3 @@ class Demo:
             else:
                 await self._until(loop, lambda: True)
                 await asyncio.sleep(0.2)
-
-

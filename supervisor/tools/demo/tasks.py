@@ -18,7 +18,7 @@ def primes(payload: dict[str, Any]) -> dict[str, Any]:
     return {"below": below, "primes": sum(sieve)}
 
 
-def words(payload: dict[str, Any]) -> dict[str, Any]:
+def count_words(payload: dict[str, Any]) -> dict[str, Any]:
     """Count the words of `text`."""
     found: dict[str, int] = {}
     for word in payload["text"].lower().split():
@@ -37,5 +37,5 @@ def render(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    work = {"primes": primes, "words": words, "render": render}[sys.argv[1]]
+    work = {"primes": primes, "words": count_words, "render": render}[sys.argv[1]]
     json.dump(work(json.load(sys.stdin)), sys.stdout)

@@ -1,4 +1,4 @@
-"""The control node's wire form: routes, validation, and error bodies as the real server gives them."""
+"""The control node's wire form: routes, validation, and error bodies like the real server's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class _Invalid(Exception):
-    """A 422: one entry of the answer's details a fault."""
+    """A 422; each fault is one entry of the answer's details."""
 
     def __init__(self, *faults: dict[str, Any]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Route:
 
 
 class Api:
-    """Answers requests from a `ControlNode`. The arguments move the paths, as the releases of the real server did."""
+    """Answers requests from a `ControlNode`. The arguments move the paths, as releases of the real server did."""
 
     def __init__(self, node: ControlNode, *, prefix: str = "/control", poll: str = "/tasks_poll", lookup: bool = True) -> None:
         self._node = node
@@ -146,8 +146,8 @@ class Api:
         return self._node.finish(path_id, result, error)
 
     def _openapi(self) -> dict[str, Any]:
-        told = (route for route in self._routes if route.template != "/openapi.json")
-        return openapi.document((route.method, route.template, int(route.status), dict(route.schema)) for route in told)
+        shown = (route for route in self._routes if route.template != "/openapi.json")
+        return openapi.document((route.method, route.template, int(route.status), dict(route.schema)) for route in shown)
 
 
 class _Body:
@@ -166,11 +166,11 @@ class _Body:
         self._value: dict[str, Any] = value
 
     def fault(self, kind: str, name: str, text: str, value: Any) -> None:
-        """Note what is wrong with a field."""
+        """Remember what is wrong with a field."""
         self.faults.append(_fault(kind, ["body", name], text, value))
 
     def check(self) -> None:
-        """Raise what was collected."""
+        """Raise the faults, if there are any."""
         if self.faults:
             raise _Invalid(*self.faults)
 
@@ -225,7 +225,7 @@ def _path_id(text: str) -> UUID:
 
 
 def _fault(kind: str, where: list[str], text: str, value: Any) -> dict[str, Any]:
-    """What is wrong, and where. A value that is not a short text is not sent back."""
+    """What is wrong, and where. Only a value that is a short text is sent back."""
     return {"type": kind, "loc": where, "msg": text, "input": value if isinstance(value, str) and len(value) < 200 else None}
 
 

@@ -1,4 +1,4 @@
-"""The embedded control node: dialect B in memory, a process of its own (`rae-node control`), for the first try and tests."""
+"""The embedded control node: dialect B in memory, as a process of its own (`rae-node control`), for the first try and tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def serve(
 
     Raises:
         ValueError: `host` is not a loopback address.
-        OSError: the port cannot be had.
+        OSError: the port cannot be opened.
     """
     await listen(Api(node or ControlNode(SystemClock())), host, port, ready)
 
@@ -46,20 +46,20 @@ def parse_listen(text: str) -> tuple[str, int]:
 def main(listen: str, requeue_after_s: float = REQUEUE_AFTER_S) -> int:
     """`rae-node control`: serve on `listen` until SIGTERM or SIGINT; the exit status."""
     if not requeue_after_s > 0:
-        return _say(f"--requeue-after: found {requeue_after_s:g}, allowed: a number of seconds > 0", 2)
+        return _fail(f"--requeue-after: found {requeue_after_s:g}, allowed: a number of seconds > 0", 2)
     try:
         host, port = parse_listen(listen)
     except ValueError as error:
-        return _say(f"--listen: found {listen!r}, allowed: a loopback address and a port, as 127.0.0.1:8000 ({error})", 2)
+        return _fail(f"--listen: found {listen!r}, allowed: a loopback address and a port, as 127.0.0.1:8000 ({error})", 2)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     try:
-        asyncio.run(_until_told(host, port, ControlNode(SystemClock(), requeue_after_s=requeue_after_s)))
+        asyncio.run(_until_signal(host, port, ControlNode(SystemClock(), requeue_after_s=requeue_after_s)))
     except OSError as error:
-        return _say(f"--listen: cannot listen on {listen}: {os.strerror(error.errno or 0)}; choose another port", 1)
+        return _fail(f"--listen: cannot listen on {listen}: {os.strerror(error.errno or 0)}; choose another port", 1)
     return 0
 
 
-async def _until_told(host: str, port: int, node: ControlNode) -> None:
+async def _until_signal(host: str, port: int, node: ControlNode) -> None:
     server = asyncio.ensure_future(serve(host, port, node=node, ready=_print_url))
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, server.cancel)
@@ -72,6 +72,6 @@ def _print_url(url: str) -> None:
     sys.stdout.flush()
 
 
-def _say(text: str, status: int) -> int:
+def _fail(text: str, status: int) -> int:
     sys.stderr.write(text + "\n")
     return status

@@ -1,7 +1,7 @@
-"""A small, strict HTTP/1.1 server: h11 parses, asyncio streams carry, everything is bounded in size and in time.
+"""A small, strict HTTP/1.1 server on h11 and asyncio streams. Everything is limited in size and in time.
 
-It serves loopback only. A page in a browser on the same machine can reach loopback too, so a request with an Origin,
-or for a host name that is not a loopback one, is refused: the queue it could write to runs programs.
+It serves loopback only. A web page in a browser on the same machine can send to loopback too, and tasks run programs. So a
+request with an Origin, or for a host name that is not a loopback one, is refused.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds a client has for its request line and headers (from connect, or from the last answer), for the body, and
-    for taking the answer."""
+    """Seconds that a client has to send its request line and headers (from the connection, or from the last answer), to
+    send the body, and to take the answer."""
 
     headers_s: float = 15.0
     body_s: float = 60.0
@@ -72,10 +72,10 @@ class _Refused(Exception):
 
 
 def loopback(host: str) -> str:
-    """The loopback address that `host` stands for.
+    """The loopback address of `host`.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it has none.
     """
     if host == "localhost":
         return "127.0.0.1"
@@ -91,7 +91,7 @@ async def listen(
 
     Raises:
         ValueError: `host` is not a loopback address.
-        OSError: the port cannot be had.
+        OSError: the port cannot be opened.
     """
     address = loopback(host)
     times = timeouts or Timeouts()
@@ -105,7 +105,7 @@ async def listen(
             if len(connections) <= MAX_CONNECTIONS:
                 await _Connection(handler, reader, writer, times).serve()
         except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the client is gone or too slow, or the server stops; each ends the connection
+            pass  # the client is gone or too slow, or the server stops: the connection ends
         finally:
             connections.discard(task)
             writer.close()
@@ -136,7 +136,7 @@ class _Connection:
         self._peer = str((writer.get_extra_info("peername") or ("",))[0])
 
     async def serve(self) -> None:
-        """Answer requests until one side wants no more."""
+        """Answer requests until one side closes."""
         while True:
             try:
                 request = await self._request()
@@ -164,7 +164,8 @@ class _Connection:
         return reply
 
     async def _linger(self) -> None:
-        """Drop what the client still sends, for a moment: closing on unread bytes would reset the answer away."""
+        """Drop what the client still sends, for a moment: a close with unread bytes would reset the connection, and the
+        client would lose the answer."""
         if self._writer.can_write_eof():
             self._writer.write_eof()
         async with asyncio.timeout(LINGER_S):
@@ -217,7 +218,7 @@ class _Connection:
 
 
 def _check_same_machine(headers: Mapping[str, str]) -> None:
-    """Refuse what a browser's page may have sent (the module's first words say why)."""
+    """Refuse a request that a web page may have sent (see the top of this file)."""
     host = headers.get("host", "localhost")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""The control node's queue and its nodes: pure logic in memory, with the rules of dialect B, and re-queueing on top."""
+"""The control node's queue and its nodes: pure logic in memory, with the rules of dialect B, and requeueing besides."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ REQUEUE_AFTER_S: Final = 120.0
 KEEP_FINISHED: Final = 10_000  # finished tasks that can still be looked up; the oldest go first
 
 
+# The fields of the wire contract, in its order.
+_NODE: Final = (
+    "id", "node_id", "status", "last_heartbeat", "capabilities", "ip_address", "created_at", "updated_at",
+)  # fmt: skip
+_TASK: Final = (
+    "id", "type", "status", "priority", "payload", "result", "assigned_node_id", "error", "created_at", "started_at",
+    "completed_at",
+)  # fmt: skip
+
+
 class NotFound(Exception):
     """No such node or task; the text is the answer's message."""
 
 
 class Unstorable(Exception):
-    """The real server's database refuses this value; the text is what it says."""
+    """The real server's database refuses this value; the text is the database's message."""
 
 
 @dataclass(slots=True)
-class Node:
+class RegisteredNode:
     """A registered node. `seen_s`: CLOCK_BOOTTIME of its last sign of life."""
 
     id: UUID
@@ -37,20 +47,11 @@ class Node:
     updated_at: str
     last_heartbeat: str
     seen_s: float
-    life: Any = None  # one life of the daemon, from start to end, if its capabilities tell
+    life: Any = None  # one life of the daemon, from start to end, if its capabilities hold it
 
     def as_dict(self) -> dict[str, Any]:
         """The ComputeNode of the wire contract."""
-        return {
-            "id": str(self.id),
-            "node_id": self.node_id,
-            "status": self.status,
-            "last_heartbeat": self.last_heartbeat,
-            "capabilities": self.capabilities,
-            "ip_address": self.ip_address,
-            "created_at": self.created_at,
-            "updated_at": self.updated_at,
-        }
+        return _wire(self, _NODE)
 
 
 @dataclass(slots=True)
@@ -69,38 +70,31 @@ class Task:
     error: str | None = None
     started_at: str | None = None
     completed_at: str | None = None
-    life: Any = None  # of the node that it was handed to
+    life: Any = None  # of the node that it was given to
 
     def as_dict(self) -> dict[str, Any]:
         """The DelegatedTask of the wire contract."""
-        return {
-            "id": str(self.id),
-            "type": self.type,
-            "status": self.status,
-            "priority": self.priority,
-            "payload": self.payload,
-            "result": self.result,
-            "assigned_node_id": None if self.assigned_node_id is None else str(self.assigned_node_id),
-            "error": self.error,
-            "created_at": self.created_at,
-            "started_at": self.started_at,
-            "completed_at": self.completed_at,
-        }
+        return _wire(self, _TASK)
+
+
+def _wire(item: RegisteredNode | Task, names: tuple[str, ...]) -> dict[str, Any]:
+    values = {name: getattr(item, name) for name in names}
+    return {name: str(value) if isinstance(value, UUID) else value for name, value in values.items()}
 
 
 class ControlNode:
     """A queue of tasks and the nodes that pull from it.
 
-    As in the real one, a claim looks at nothing about the node and a result at nothing about the task's state. Unlike
-    the real one, a PROCESSING task whose node has sent no heartbeat for `requeue_after_s` seconds is PENDING again. So is
-    one that was handed to an earlier life of a node (capabilities.life) when the new life polls: a node settles what it
-    knows of before it asks for more, so it never knew of that task; its answer was lost with the daemon.
+    As in the real one, a claim does not depend on the node's status, nor a result on the task's state. Unlike in the real
+    one, a PROCESSING task whose node has sent no heartbeat for `requeue_after_s` seconds is PENDING again. So is a task
+    that was given to an earlier life of a node (capabilities.life), when the new life polls: a node settles the tasks it
+    knows before it asks for more, so it does not know this one; the answer was lost with the daemon.
     """
 
     def __init__(self, clock: Clock, *, requeue_after_s: float = REQUEUE_AFTER_S) -> None:
         self._clock = clock
         self._requeue_after_s = requeue_after_s
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, RegisteredNode] = {}
         self._tasks: dict[UUID, Task] = {}
         self._created = 0
 
@@ -110,8 +104,7 @@ class ControlNode:
         now = self._stamp()
         node = self._nodes.get(node_id)
         if node is None:
-            node = Node(uuid4(), node_id, "ONLINE", {}, None, now, now, now, 0.0)
-            self._nodes[node_id] = node
+            node = self._nodes[node_id] = RegisteredNode(uuid4(), node_id, "ONLINE", {}, None, now, now, now, 0.0)
         node.capabilities, node.ip_address, node.life = capabilities, ip_address, capabilities.get("life")
         return self._sign_of_life(node, "ONLINE")
 
@@ -128,7 +121,7 @@ class ControlNode:
         return self._sign_of_life(node, status)
 
     def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that are ONLINE and were heard of within five minutes."""
+        """The nodes that are ONLINE and gave a sign of life in the last five minutes."""
         since_s = self._clock.now_s() - LISTED_FOR_S
         return [node.as_dict() for node in self._nodes.values() if node.status == "ONLINE" and node.seen_s > since_s]
 
@@ -141,7 +134,7 @@ class ControlNode:
         return task.as_dict()
 
     def claim(self, node_id: str) -> dict[str, Any] | None:
-        """Hand out the pending task with the highest priority, the oldest of these; None when there is none.
+        """Give out the oldest pending task of the highest priority; None when there is none.
 
         Raises:
             NotFound: the node is not registered.
@@ -187,7 +180,7 @@ class ControlNode:
         return task.as_dict()
 
     def requeue(self) -> list[str]:
-        """Take tasks back from nodes that went silent; their ids."""
+        """Take tasks back from nodes without a sign of life; the ids of these tasks."""
         silent_since_s = self._clock.now_s() - self._requeue_after_s
         silent = {node.id for node in self._nodes.values() if node.seen_s <= silent_since_s}
         return self._take_back(task for task in self._tasks.values() if task.assigned_node_id in silent)
@@ -199,7 +192,7 @@ class ControlNode:
             task.status, task.assigned_node_id, task.started_at, task.life = "PENDING", None, None, None
         return [str(task.id) for task in taken]
 
-    def _sign_of_life(self, node: Node, status: str) -> dict[str, Any]:
+    def _sign_of_life(self, node: RegisteredNode, status: str) -> dict[str, Any]:
         node.status, node.seen_s = status, self._clock.now_s()
         node.last_heartbeat = node.updated_at = self._stamp()
         return node.as_dict()
