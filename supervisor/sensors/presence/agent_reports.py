@@ -10,10 +10,11 @@ Ages travel, not times: a late report makes the last sign later than it was, nev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
 from states.formatting import elapsed
 from states.observation import NEVER
@@ -28,6 +29,7 @@ ACTIVE: Final = "active"
 MAX_SESSIONS: Final = 16
 MAX_INHIBITORS: Final = 16
 MAX_TEXT: Final = 120
+Age = Annotated[float, Meta(ge=0, lt=1e12)]
 UNNAMED: Final = "an unnamed program"  # a program may keep the screen on without a name
 
 
@@ -42,29 +44,55 @@ class Proof:
     why: str = INSTALL_AGENT
 
 
-@dataclass(frozen=True, slots=True)
-class SessionReport:
-    """One session in an agent's report.
+class SessionReport(Struct, kw_only=True):
+    """One session in an agent's report. Ages are seconds before the report.
 
     source: what proves it; empty: nothing does, because of `why`.
-    idle_since_s: None: active.
-    inhibitors: the programs that keep the desktop from idling, and when each was first reported.
+    idle: how long nobody has touched it; "active": somebody is there.
+    inhibitors: the programs that keep the desktop from idling.
+    held: how long each of these has been reported; only in a snapshot.
     """
 
+    id: str
     source: str
-    idle_since_s: float | None
-    inhibitors: dict[str, float]
-    why: str
+    idle: Age | Literal["active"]
+    inhibitors: list[str] = []
+    held: dict[str, Age] = {}
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        self.id, self.source, self.why = _text(self.id), _text(self.source), _text(self.why)
+        self.inhibitors = [_text(name) or UNNAMED for name in self.inhibitors[:MAX_INHIBITORS]]
+        self.held = {_text(name): age_s for name, age_s in self.held.items()}
 
 
-@dataclass(slots=True)
-class _Report:
-    """The last report of one user's agent."""
+class Typed(Struct):
+    """When and where bytes were last typed on one of the user's terminals."""
 
-    at_s: float
-    sessions: dict[str, SessionReport] = field(default_factory=dict)
-    typed_at_s: float = NEVER
-    typed_on: str = ""
+    age_s: Age
+    on: str
+
+    def __post_init__(self) -> None:
+        self.on = _text(self.on) or "a terminal"
+
+
+class AgentReport(Struct, kw_only=True):
+    """An agent's report. `uid` and `age_s` are only in a snapshot. `at_s`: when it was true (seconds of CLOCK_BOOTTIME)."""
+
+    sessions: Annotated[list[SessionReport], Meta(max_length=MAX_SESSIONS)]
+    terminals: Typed | None = None
+    uid: int = -1
+    age_s: Age = 0.0
+    at_s: float = NEVER
+
+    def session(self, number: str) -> SessionReport | None:
+        """What it says of one session."""
+        return next((session for session in self.sessions if session.id == number), None)
+
+    @property
+    def typed_at_s(self) -> float:
+        """When bytes were last typed; NEVER: not known."""
+        return self.at_s - self.terminals.age_s if self.terminals else NEVER
 
 
 class SessionOwners:
@@ -99,7 +127,7 @@ class AgentReports(PresenceSensor):
         self._max_age_s = max_age_s
         self._clock, self._settings, self._owners = clock, settings, owners
         self._wake: Wake = lambda: None
-        self._reports: dict[int, _Report] = {}
+        self._reports: dict[int, AgentReport] = {}
         self._disconnect: dict[int, Callable[[], None]] = {}
         self._event = (NEVER, "")
         self._stopped = False
@@ -132,14 +160,16 @@ class AgentReports(PresenceSensor):
         if self._stopped:
             raise ValueError("the node restarts its sensors: come back in a moment")
         now_s = self._clock.now_s()
-        new, old = _parse(message, now_s), self._reports.get(uid)
-        for number, session in new.sessions.items():
-            if old is not None and (before := old.sessions.get(number)) is not None:
-                known = session.inhibitors.keys() & before.inhibitors.keys()
-                session.inhibitors.update((name, before.inhibitors[name]) for name in known)
+        new, old = _parse(message), self._reports.get(uid)
+        new.at_s = now_s
+        for session in new.sessions:
+            session.held = {}
+            if old is not None and (before := old.session(session.id)) is not None:
+                known = (name for name in session.inhibitors if name in before.inhibitors)
+                session.held = {name: now_s - old.at_s + before.held.get(name, 0.0) for name in known}
         self._reports[uid] = new
         if old is None or _changed(old, new):
-            self._note_signs(uid, old, new, now_s)
+            self._note_signs(uid, old, new)
             self._wake()
 
     def disconnected(self, uid: int, disconnect: Callable[[], None]) -> None:
@@ -149,19 +179,21 @@ class AgentReports(PresenceSensor):
             self._reports.pop(uid, None)
             self._wake()
 
-    def _note_signs(self, uid: int, old: _Report | None, new: _Report, now_s: float) -> None:
+    def _note_signs(self, uid: int, old: AgentReport | None, new: AgentReport) -> None:
         """Keep what was a sign at this moment, even if it is over before the next look."""
-        if new.typed_at_s > (old.typed_at_s if old else NEVER) and (name := self._owners.name_of(uid)) is not None:
-            self._note(new.typed_at_s, f"{name} active on {new.typed_on or 'a terminal'}")
-        for number, before in (old.sessions if old else {}).items():
-            now = new.sessions.get(number)
-            counted = self._counted(before)
-            if counted and not (now and self._counted(now)) and self._owners.owns(uid, number):
-                self._note(now_s, f"{self._blocked(uid, number, counted)} until just now")
+        signs = [self._event, self._typed(uid, new)]
+        for before in old.sessions if old else ():
+            now, counted = new.session(before.id), self._counted(before)
+            if counted and not (now and self._counted(now)) and self._owners.owns(uid, before.id):
+                signs.append((new.at_s, f"{self._blocked(uid, before.id, counted)} until just now"))
+        self._event = max(signs)
 
-    def _note(self, at_s: float, sign: str) -> None:
-        if at_s >= self._event[0]:
-            self._event = (at_s, sign)
+    def _typed(self, uid: int, report: AgentReport) -> tuple[float, str]:
+        """The last typing that a report tells of, as time and sign."""
+        name = self._owners.name_of(uid)
+        if name is None or report.terminals is None:
+            return NEVER, ""
+        return report.typed_at_s, f"{name} active on {report.terminals.on}"
 
     # --- what others read
 
@@ -173,25 +205,24 @@ class AgentReports(PresenceSensor):
         age_s = now_s - report.at_s
         if age_s > self._max_age_s:
             return Proof(why=f"the session agent has been silent for {age_s:.0f} s (systemctl --user restart {UNIT})")
-        seen = report.sessions.get(session)
+        seen = report.session(session)
         if seen is None:
             return Proof(why=f"the session agent sees nothing of it (journalctl --user -u {UNIT})")
         if not seen.source:
             return Proof(why=f"{seen.why or 'the session agent found no source'} (journalctl --user -u {UNIT})")
-        since_s = now_s if seen.idle_since_s is None else seen.idle_since_s
-        return Proof(seen.source, seen.idle_since_s is None, since_s, "")
+        if seen.idle == ACTIVE:
+            return Proof(seen.source, True, now_s, "")
+        return Proof(seen.source, False, report.at_s - seen.idle, "")
 
     def latest(self, now_s: float) -> Presence:
         """What does not belong to one session's idle time: own terminals, and what keeps a desktop from being idle."""
         present, signs = "", [self._event]
         for uid, report in self._reports.items():
-            if (name := self._owners.name_of(uid)) is not None:
-                signs.append((report.typed_at_s, f"{name} active on {report.typed_on or 'a terminal'}"))
-            for number, session in report.sessions.items():
-                fresh = now_s - report.at_s <= self._max_age_s
+            signs.append(self._typed(uid, report))
+            for session in report.sessions if now_s - report.at_s <= self._max_age_s else ():
                 counted = self._counted(session)
-                if counted and fresh and not present and self._owners.owns(uid, number):
-                    present = self._blocked(uid, number, counted)
+                if counted and not present and self._owners.owns(uid, session.id):
+                    present = self._blocked(uid, session.id, counted)
         at_s, sign = max(signs)
         if not self._reports:
             sign = sign or "no source: no session agent has reported"
@@ -202,18 +233,18 @@ class AgentReports(PresenceSensor):
         """Each session that an agent reports, and why a report does not count."""
         now_s, lines = self._clock.now_s(), []
         for uid, report in self._reports.items():
-            for number, session in report.sessions.items():
-                if not self._owners.owns(uid, number):
-                    lines.append(f"session {number}: uid {uid} reports it, but does not own it: not counted")
+            for session in report.sessions:
+                if not self._owners.owns(uid, session.id):
+                    lines.append(f"session {session.id}: uid {uid} reports it, but does not own it: not counted")
                     continue
-                proof = self.proof(number, uid, now_s)
+                proof = self.proof(session.id, uid, now_s)
                 idle = "active" if proof.active else f"idle for {now_s - proof.idle_since_s:.0f} s"
                 reading = f"{idle} by {proof.source}" if proof.source else f"idle time unknown: {proof.why}"
-                lines.append(f"session {number} of {self._owners.name_of(uid)}: {reading}")
-                for inhibitor, since_s in session.inhibitors.items():
+                lines.append(f"session {session.id} of {self._owners.name_of(uid)}: {reading}")
+                for inhibitor in session.inhibitors:
                     counts = "" if inhibitor in self._counted(session) else "not counted: "
-                    age = elapsed(max(0.0, now_s - since_s))
-                    blocked = self._blocked(uid, number, [inhibitor])
+                    age = elapsed(max(0.0, now_s - report.at_s) + session.held.get(inhibitor, 0.0))
+                    blocked = self._blocked(uid, session.id, [inhibitor])
                     lines.append(f"{blocked}, for {age} at least ({counts}presence.ignore_inhibitors)")
         if self._event[1]:
             lines.append(f"{self._event[1]}, {max(0.0, now_s - self._event[0]):.0f} s ago")
@@ -232,7 +263,9 @@ class AgentReports(PresenceSensor):
     def snapshot(self) -> dict[str, Any]:
         """All reports; `restore` takes the value of "desktop"."""
         now_s = self._clock.now_s()
-        return {"desktop": [_as_json(uid, report, now_s) for uid, report in self._reports.items()]}
+        for uid, report in self._reports.items():
+            report.uid, report.age_s = uid, max(0.0, now_s - report.at_s)
+        return {"desktop": to_builtins(list(self._reports.values()))}
 
     def restore(self, reports: Any) -> None:
         """Take over another daemon's reports, as old as they are.
@@ -241,9 +274,11 @@ class AgentReports(PresenceSensor):
             ValueError: they have another form.
         """
         now_s = self._clock.now_s()
-        for entry in _is(reports, list, "a list of reports"):
-            report = _parse(_is(entry, dict, "a report"), now_s - _age(entry.get("age_s")))
-            self._reports[_is(entry.get("uid"), int, "uid")] = report
+        if not isinstance(reports, list):
+            raise ValueError("no list of reports")
+        for report in [_parse(entry) for entry in reports]:
+            report.at_s = now_s - report.age_s
+            self._reports[report.uid] = report
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,68 +296,21 @@ class _Connection:
         self.reports.disconnected(self.uid, self.disconnect)
 
 
-def _changed(old: _Report, new: _Report) -> bool:
+def _changed(old: AgentReport, new: AgentReport) -> bool:
     """Whether it says something new; a growing age is nothing new."""
 
-    def key(report: _Report) -> object:
-        return {n: (s.source, s.idle_since_s is None, tuple(s.inhibitors), s.why) for n, s in report.sessions.items()}
+    def key(report: AgentReport) -> object:
+        return [(s.id, s.source, s.idle == ACTIVE, s.inhibitors, s.why) for s in report.sessions]
 
     return key(old) != key(new) or new.typed_at_s > old.typed_at_s + 0.5
 
 
-def _as_json(uid: int, report: _Report, now_s: float) -> dict[str, Any]:
-    typed = {"age_s": report.at_s - report.typed_at_s, "on": report.typed_on} if math.isfinite(report.typed_at_s) else None
-    sessions = [
-        {
-            "id": number,
-            "source": session.source,
-            "idle": ACTIVE if session.idle_since_s is None else max(0.0, report.at_s - session.idle_since_s),
-            "inhibitors": list(session.inhibitors),
-            "held": {name: max(0.0, report.at_s - at_s) for name, at_s in session.inhibitors.items()},
-            "why": session.why,
-        }
-        for number, session in report.sessions.items()
-    ]
-    return {"uid": uid, "age_s": max(0.0, now_s - report.at_s), "sessions": sessions, "terminals": typed}
+def _parse(message: Any) -> AgentReport:
+    try:
+        return convert(message, AgentReport)
+    except ValidationError as error:
+        raise ValueError(str(error)) from error
 
 
-# --- parsing what another program wrote
-
-
-def _parse(message: Any, at_s: float) -> _Report:
-    sessions = _is(message.get("sessions"), list, "sessions")
-    if len(sessions) > MAX_SESSIONS:
-        raise ValueError(f"more than {MAX_SESSIONS} sessions")
-    report = _Report(at_s, dict(_session(entry, at_s) for entry in sessions))
-    if (terminals := message.get("terminals")) is not None:
-        typed = _is(terminals, dict, "terminals")
-        report.typed_at_s, report.typed_on = at_s - _age(typed.get("age_s")), _text(typed.get("on"))
-    return report
-
-
-def _session(entry: Any, at_s: float) -> tuple[str, SessionReport]:
-    fields = _is(entry, dict, "a session")
-    idle = fields.get("idle")
-    since_s = None if idle == ACTIVE else at_s - _age(idle)
-    listed = _is(fields.get("inhibitors", []), list, "inhibitors")[:MAX_INHIBITORS]
-    ages = {_text(name): _age(age) for name, age in _is(fields.get("held", {}), dict, "held").items()}  # only in a snapshot
-    inhibitors = {name: at_s - ages.get(name, 0.0) for name in (_text(each) or UNNAMED for each in listed)}
-    report = SessionReport(_text(fields.get("source")), since_s, inhibitors, _text(fields.get("why", "")))
-    return _text(fields.get("id")), report
-
-
-def _is(value: Any, kind: type[Any], what: str) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"{what} is no {kind.__name__}")
-    return value
-
-
-def _age(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1e12:
-        raise ValueError("an age is a number of seconds ≥ 0")
-    return float(value)
-
-
-def _text(value: Any) -> str:
-    text: str = _is(value, str, "a text")
+def _text(text: str) -> str:
     return one_line(text, MAX_TEXT)
