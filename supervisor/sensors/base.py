@@ -47,9 +47,9 @@ class Away:
 class Presence:
     """What one source says about the person. Times are seconds of CLOCK_BOOTTIME.
 
-    last_sign_at_s: the last known sign; NEVER: this source has seen none. `sign` says what it was: "user active on pts/3".
-    present: not empty: somebody is there now, as in "graphical session 3 of anna active on seat0".
-    error: not empty: this source cannot tell, which blocks.
+    last_sign_at_s: NEVER: this source has seen no sign. `sign` says what it was: "user active on pts/3".
+    present: if not empty, somebody is there now: "graphical session 3 of anna active on seat0".
+    error: if not empty, this source cannot tell, which blocks.
     hands: somebody touched something. This may contradict what others say (`away`) of a desktop.
     """
 
@@ -93,23 +93,9 @@ class OwnTask(Protocol):
 
     def pids(self) -> frozenset[int]:
         """The task's processes now; empty without one."""
-        ...
 
     def cpu_s(self) -> float:
         """The CPU seconds that the task has used so far; 0 without one."""
-        ...
-
-
-class NoOwnTask:
-    """For a look without a daemon."""
-
-    def pids(self) -> frozenset[int]:
-        """See `OwnTask`."""
-        return frozenset()
-
-    def cpu_s(self) -> float:
-        """See `OwnTask`."""
-        return 0.0
 
 
 class SleepLock(Protocol):
@@ -118,4 +104,3 @@ class SleepLock(Protocol):
     @property
     def lost(self) -> str:
         """Why the lock that should be held is gone; empty when all is well."""
-        ...

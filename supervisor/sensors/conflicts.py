@@ -10,7 +10,7 @@ one source sees a returning person some milliseconds before the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,25 +46,14 @@ class Contradiction:
         return f"{self.away.source} says {self.away.about} for {idle}, but {self.by.source} says {self.by.sign} {when}"
 
 
-def touches(reports: Iterable[Presence], now_s: float) -> list[Touch]:
-    """What somebody did by hand, according to these reports."""
-    signs = ((now_s if r.present else r.last_sign_at_s, r) for r in reports if r.hands and not r.error)
-    return [Touch(at_s, r.source, r.present or r.sign) for at_s, r in signs if at_s != NEVER]
-
-
 def find(
     reports: Sequence[Presence], further: Sequence[Touch], now_s: float, matters_s: float
 ) -> list[Contradiction]:
-    """Each source that says "away", with the newest sign against it.
-
-    Args:
-        reports: what the sources say.
-        further: touches that no report contains.
-        now_s: the moment of the look.
-        matters_s: how long a sign matters, in seconds.
-    """
+    """Each source that says "away", with the newest sign against it. `further`: touches that no report contains.
+    `matters_s`: how long a sign matters, in seconds."""
     found = []
-    hands = [*touches(reports, now_s), *further]
+    signs = [(now_s if r.present else r.last_sign_at_s, r) for r in reports if r.hands and not r.error]
+    hands = [*further, *(Touch(at_s, r.source, r.present or r.sign) for at_s, r in signs if at_s != NEVER)]
     for away in (a for r in reports for a in r.away):
         denials = [Touch(away.denied_at_s, away.denied_by, away.denied)] if away.denied_by else []
         newest = max([*denials, *hands], key=lambda touch: touch.at_s, default=None)

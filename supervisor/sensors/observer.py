@@ -37,13 +37,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SourceReading:
-    """What one source says of the person, for `why`, `check-user` and `doctor`.
-
-    present: None: it cannot tell.
-    idle_s: seconds since its last sign; None: it knows of none.
-    age_s: seconds since it was read.
-    details: what it looks at, one line each, by heading.
-    """
+    """What one source says of the person, for `why`, `check-user` and `doctor`. `present` None: it cannot tell. `idle_s`:
+    seconds since its last sign, None: it knows of none. `age_s`: seconds since it was read. `headings`: what it looks at."""
 
     source: str
     reading: str
@@ -72,23 +67,27 @@ class SourceReading:
 
 
 class SettledPeak(Generic[T]):
-    """A reading that was above its limit counts until it has been below for `settle_s` seconds."""
+    """A reading that was `over` its limit counts until it has been below for `settle_s` seconds. `most`: the higher of two."""
 
-    def __init__(self, settle_s: float, most: Callable[[T, T], T]) -> None:
-        self._settle_s, self._most = settle_s, most
+    def __init__(self, settle_s: float, over: Callable[[T, Limits], bool], most: Callable[[T, T], T]) -> None:
+        self._settle_s, self._is_over, self._most = settle_s, over, most
         self._peaks: list[tuple[float, T]] = []
         self._over = False
 
-    def highest(self, value: T, over: bool, now_s: float) -> T:
-        """`value`, or the highest of those that were over their limit less than `settle_s` seconds ago."""
+    def settled(self, reading: Reading[T], limits: Limits, now_s: float) -> Reading[T]:
+        """The reading, or the highest of those that were over their limit less than `settle_s` seconds ago."""
+        if (value := reading.value) is None:
+            return reading
         self._peaks = [(at_s, v) for at_s, v in self._peaks if 0 <= now_s - at_s < self._settle_s]
-        peak, self._over = value, over
+        peak, self._over = value, self._is_over(value, limits)
         for _, v in self._peaks:
             peak = self._most(peak, v)
-        if over and self._settle_s > 0:
+        if self._over and self._settle_s > 0:
             # An older one that is no higher adds nothing, so the list stays short.
             self._peaks = [(at_s, v) for at_s, v in self._peaks if self._most(value, v) != value] + [(now_s, value)]
-        return peak
+        if peak == value:
+            return reading
+        return replace(reading, value=peak, source=f"{reading.source}, highest of the last seconds")
 
     def due_s(self, now_s: float) -> float | None:
         """Seconds until it has settled; None: it has, or it is too high now."""
@@ -100,12 +99,9 @@ class SettledPeak(Generic[T]):
 class Observer:
     """Asks every sensor for what it knows now; none of them blocks.
 
-    Args:
-        presence: the sources of signs of the person.
-        gpu, cpu, host: the latest reading of each, at a moment.
-        first_sign_s: a moment that counts as a sign of the person. A source that only reports events (a game's start, a
-            switch of sessions) could not see what was before it. NEVER for a single look.
-        settle_s: how long a load must have been below its limit to count as below it, in seconds; 0: not at all.
+    `first_sign_s`: a moment that counts as a sign of the person, because sources that only report events (a game's start, a
+    switch of sessions) could not see what was before it. NEVER for a single look.
+    `settle_s`: how long a load must have been below its limit to count as below it, in seconds.
     """
 
     def __init__(
@@ -122,8 +118,8 @@ class Observer:
         self.cpu = cpu
         self.host = host
         self._last = Person(first_sign_s, "node started")
-        self._gpu_peak: SettledPeak[Gpu] = SettledPeak(settle_s, _most_of_gpus)
-        self._cpu_peak: SettledPeak[Cpu] = SettledPeak(settle_s, _most_of_cpus)
+        self._gpu_peak: SettledPeak[Gpu] = SettledPeak(settle_s, _gpu_over, _most_of_gpus)
+        self._cpu_peak: SettledPeak[Cpu] = SettledPeak(settle_s, _cpu_over, _most_of_cpus)
         self._reports: list[Presence] = []
         self._gpu: Reading[Gpu] = UNSEEN
         self._contradictions = Contradictions()
@@ -144,8 +140,8 @@ class Observer:
             now_s,
             automation,
             self._person(now_s, gpu, limits),
-            self._settled_gpu(gpu, limits, now_s),
-            self._settled_cpu(_reading("CPU", self.cpu, now_s), limits, now_s),
+            self._gpu_peak.settled(gpu, limits, now_s),
+            self._cpu_peak.settled(_reading("CPU", self.cpu, now_s), limits, now_s),
             _reading("host", self.host, now_s),
             task,
             link,
@@ -187,19 +183,6 @@ class Observer:
         waits = [part.due_s(now_s) for part in (self._gpu_peak, self._cpu_peak, self._contradictions)]
         return min((wait_s for wait_s in waits if wait_s is not None), default=None)
 
-    def _settled_gpu(self, reading: Reading[Gpu], limits: Limits, now_s: float) -> Reading[Gpu]:
-        gpu = reading.value
-        if gpu is None or not gpu.present:
-            return reading
-        over = gpu.percent > limits.max_gpu_percent or gpu.vram_gb > limits.max_vram_gb
-        return _peak(reading, self._gpu_peak.highest(gpu, over, now_s))
-
-    def _settled_cpu(self, reading: Reading[Cpu], limits: Limits, now_s: float) -> Reading[Cpu]:
-        if reading.value is None:
-            return reading
-        over = reading.value.percent > limits.max_cpu_percent
-        return _peak(reading, self._cpu_peak.highest(reading.value, over, now_s))
-
     def _person(self, now_s: float, gpu: Reading[Gpu], limits: Limits) -> Reading[Person]:
         reports = self._reports = [_report(sensor, now_s) for sensor in self.presence]
         person, source, read_at_s = fuse(reports, now_s, self._last)
@@ -226,14 +209,18 @@ def _report(sensor: PresenceSensor, now_s: float) -> Presence:
         return Presence(sensor.name, now_s, error=f"{sensor.name} failed: {type(error).__name__}: {error}")
 
 
-def _peak(reading: Reading[T], peak: T) -> Reading[T]:
-    if peak == reading.value:
-        return reading
-    return replace(reading, value=peak, source=f"{reading.source}, highest of the last seconds")
+def _gpu_over(gpu: Gpu, limits: Limits) -> bool:
+    return gpu.present and (gpu.percent > limits.max_gpu_percent or gpu.vram_gb > limits.max_vram_gb)
+
+
+def _cpu_over(cpu: Cpu, limits: Limits) -> bool:
+    return cpu.percent > limits.max_cpu_percent
 
 
 def _most_of_gpus(one: Gpu, other: Gpu) -> Gpu:
-    """`one`, with the higher load and the higher use of VRAM of both."""
+    """`one`, with the higher load and the higher use of VRAM of both; a GPU that is gone has none."""
+    if not one.present:
+        return one
     return replace(one, percent=max(one.percent, other.percent), vram_gb=max(one.vram_gb, other.vram_gb))
 
 

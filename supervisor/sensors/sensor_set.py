@@ -11,7 +11,7 @@ from supervisor.config.load import Config
 from supervisor.config.schedule import in_hours
 from supervisor.linux.clock import Clock
 from supervisor.linux.dbus import SystemBus
-from supervisor.sensors.base import NoOwnTask, OwnTask, PresenceSensor, SleepLock, Wake
+from supervisor.sensors.base import OwnTask, PresenceSensor, SleepLock, Wake
 from supervisor.sensors.gpu.lent import LentGpus
 from supervisor.sensors.gpu.poller import Setup
 from supervisor.sensors.host.host import HostSensor
@@ -38,11 +38,8 @@ class SensorSet:
     """All sensors, and the observer over them.
 
     Args:
-        config: the configuration.
-        clock: the clock.
-        own_task: the node's task, which is no sign of the person.
         bus: the system bus; its owner stops it.
-        sleep_lock: without this lock the machine may fall asleep under the task, so it is not fit.
+        sleep_lock: when it is lost, the machine may fall asleep under the task, so it is not fit.
         daemon: hold logind's delay locks, and count the start as a sign of the person: sources that only report events
             have not seen what was before it.
     """
@@ -59,21 +56,21 @@ class SensorSet:
     ) -> None:
         self.bus = bus or SystemBus()
         self._sleep_lock = sleep_lock
-        own_task = own_task or NoOwnTask()
+        own_pids = own_task.pids if own_task else frozenset
         owners = SessionOwners()
         self.agent_reports = AgentReports(clock, config.node.presence, owners, config.limits.max_age_person_s)
         self.sessions = Sessions(
             self.bus, clock, config.node.presence, owners,
             max_age_s=config.limits.max_age_person_s, delay_locks=daemon, start_is_sign=daemon, proof=self.agent_reports.proof,
         )  # fmt: skip
-        self.gpu = LentGpus(Setup(clock, config.node.gpu, own_task.pids, config.limits.max_age_gpu_s))
+        self.gpu = LentGpus(Setup(clock, config.node.gpu, own_pids, config.limits.max_age_gpu_s))
         self.host = HostSensor(
             clock,
             config.node.host,
-            own_task.cpu_s,
+            own_task.cpu_s if own_task else lambda: 0.0,
             in_hours=lambda: in_hours(config.node.work, _local(clock)),
             going_down=lambda: self.sessions.going_down,
-            own_pids=own_task.pids,
+            own_pids=own_pids,
             metered=None if config.node.host.allow_metered else Metered(self.bus),
         )
         first_sign_s = clock.now_s() if daemon else NEVER

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 import re
 import subprocess
@@ -26,7 +25,7 @@ from supervisor.linux.clock import SystemClock
 from supervisor.sensors import sensor_set
 from supervisor.sensors.gpu import ownership
 from supervisor.sensors.host import host, site_checks
-from supervisor.sensors.presence.input import InputDevices
+from supervisor.sensors.presence.evdev import DEAD_ZONE
 from supervisor.sources import backoff
 from supervisor.sources.factory import make_source
 from supervisor.sources.rae import transport
@@ -117,7 +116,7 @@ def test_a_constant_is_told_with_its_value() -> None:
         "gpu.look_interval_sec": wiring.LOOK_INTERVAL_S,
         "gpu.vram_release_sec": ownership.VRAM_RELEASE_S,
         "gpu.max_age_sec": limits.max_age_gpu_s,
-        "presence.gamepad_dead_zone_percent": 100 * inspect.signature(InputDevices).parameters["dead_zone"].default,
+        "presence.gamepad_dead_zone_percent": 100 * DEAD_ZONE,
         "presence.max_age_sec": limits.max_age_person_s,
         "host.check_timeout_sec": site_checks.TIMEOUT_S,
         "host.cpu_window_sec": host.CPU_WINDOW_S,

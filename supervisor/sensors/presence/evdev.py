@@ -62,6 +62,7 @@ class Axis:
 
 
 AxisOf = Callable[[int], Axis | None]
+DEAD_ZONE: Final = 0.25  # of half an axis's range: how far a worn stick drifts
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +126,9 @@ def describe(folder: Path, node: str) -> Device | None:
     return Device(node, clean or "unnamed", kind_of(keys, rels, axes, properties))
 
 
-def pressed(data: memoryview, axis_of: AxisOf, dead_zone: float) -> bool:
-    """Whether a gamepad's events show a person: a button, or an axis farther from its rest than `dead_zone`, a share (0 to 1)
-    of half its range."""
-    return any(
-        kind == EV_KEY or (kind == EV_ABS and _away(code, value, axis_of(code), dead_zone))
-        for kind, code, value in _events(data)
-    )
+def pressed(data: memoryview, axis_of: AxisOf) -> bool:
+    """Whether a gamepad's events show a person: a button, or an axis away from its rest."""
+    return any(kind == EV_KEY or (kind == EV_ABS and _away(code, value, axis_of(code))) for kind, code, value in _events(data))
 
 
 def bumped(data: memoryview, pixels: int) -> bool:
@@ -149,13 +146,13 @@ def _events(data: memoryview) -> list[tuple[int, int, int]]:
     return [(kind, code, value) for _, _, kind, code, value in EVENT.iter_unpack(data[:whole])]
 
 
-def _away(code: int, value: int, axis: Axis | None, dead_zone: float) -> bool:
+def _away(code: int, value: int, axis: Axis | None) -> bool:
     """Whether an axis is away from its rest. A stick rests in the middle; a trigger, a pedal or a throttle there or at either
     end. An axis without a known range is always away."""
     if code in HATS:
         return value != 0
     if axis is None or axis.most <= axis.least:
         return True
-    middle, margin = (axis.least + axis.most) / 2, (axis.most - axis.least) / 2 * dead_zone
+    middle, margin = (axis.least + axis.most) / 2, (axis.most - axis.least) / 2 * DEAD_ZONE
     rests = (middle,) if code in (ABS_X, ABS_Y, ABS_RX, ABS_RY) else (middle, axis.least, axis.most)
     return all(abs(value - rest) > margin for rest in rests)

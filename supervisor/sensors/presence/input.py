@@ -87,14 +87,9 @@ class _Open:
 class InputDevices(PresenceSensor):
     """The newest use of all readable input devices. No timer at rest; events wake the loop.
 
-    Args:
-        clock: the clock.
-        required: without a readable device this source is in error, which blocks; otherwise only `details` says so.
-        dead_zone: of a gamepad's axes, a share (0 to 1) of half their range.
-        ignore_bumps: one short motion of a pointer after a long rest is no sign.
-        dev_root: /dev.
-        sys_root: /sys.
-        axis_of: the range of an axis of an open device.
+    required: without a readable device this source is in error, which blocks; otherwise only `details` says so.
+    ignore_bumps: one short motion of a pointer after a long rest is no sign.
+    axis_of: the range of an axis of an open device (its descriptor).
     """
 
     name = "input"
@@ -104,14 +99,13 @@ class InputDevices(PresenceSensor):
         clock: Clock,
         *,
         required: bool = False,
-        dead_zone: float = 0.25,
         ignore_bumps: bool = False,
         dev_root: Path = Path("/dev"),
         sys_root: Path = Path("/sys"),
         axis_of: Callable[[int, int], Axis | None] = axis_range,
     ) -> None:
         self._clock, self.required = clock, required
-        self._dead_zone, self._ignore_bumps = dead_zone, ignore_bumps
+        self._ignore_bumps = ignore_bumps
         self._dev, self._folder, self._sys = dev_root, dev_root / "input", sys_root / "class/input"
         self._axis_of = axis_of
         self._buffer = bytearray(BUFFER)
@@ -130,9 +124,8 @@ class InputDevices(PresenceSensor):
         """Open the devices, and listen to them."""
         self._loop, self._wake = asyncio.get_running_loop(), wake
         self._watcher.open()
-        self._watch()
-        self._find()
-        self._listen()
+        self._listening = True
+        self._look_for_devices()
 
     async def stop(self) -> None:
         """Close all devices."""
@@ -258,7 +251,7 @@ class InputDevices(PresenceSensor):
 
     def _is_sign(self, opened: _Open, data: memoryview, now_s: float) -> bool:
         if opened.device.kind is Kind.GAMEPAD:
-            return pressed(data, lambda code: self._axis_of(opened.fd, code), self._dead_zone)
+            return pressed(data, lambda code: self._axis_of(opened.fd, code))
         if opened.device.kind is Kind.POINTER and self._ignore_bumps:
             return self._is_no_bump(opened, data, now_s)
         return True

@@ -57,13 +57,10 @@ def _boot_offset_s() -> float:
 
 
 class Sessions(PresenceSensor):
-    """The sensor. It is made before the shared bus is started, which it does; the bus's owner stops it.
+    """The sensor. It must be made before the shared bus is started; `start` does that, and the bus's owner stops it.
 
     Args:
-        bus: the system bus.
-        clock: the clock.
-        settings: presence.* of node.yaml.
-        owners: kept up to date with who owns which session.
+        owners: this sensor keeps it up to date.
         delay_locks: hold logind's delay locks, so that a task is stopped in order before the machine sleeps or shuts down.
         start_is_sign: count the start as a sign: who left before is not known. A single look may leave it out.
         proof: what the agent of a session (its id, its owner's uid) says of it at a moment.

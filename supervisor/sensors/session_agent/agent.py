@@ -122,17 +122,7 @@ def _gone(error: Exception) -> Gone:
 
 
 class Agent:
-    """The whole agent.
-
-    Args:
-        socket: the daemon's control socket.
-        bus_address: the system bus; None: the usual one.
-        session_bus: the desktop's own bus; empty: the user's usual one.
-        runtime: the user's runtime folder; None: $XDG_RUNTIME_DIR.
-        dev: /dev.
-        quiet_s: how long a desktop must be untouched to be idle, in seconds.
-        log: takes a line for the log.
-    """
+    """The whole agent. `socket`: the daemon's control socket. `quiet_s`: how long a desktop must be untouched to be idle."""
 
     def __init__(
         self,
@@ -403,11 +393,8 @@ def main(argv: list[str]) -> int:
             sys.stderr.write(f"{errors.problems[0]}\n")
             return 2
 
-    def log(text: str) -> None:
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
-
     async def run() -> None:
+        log = partial(print, file=sys.stderr, flush=True)
         agent = asyncio.ensure_future(Agent(Path(path), log=log).run())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, agent.cancel)

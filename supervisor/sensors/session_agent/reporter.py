@@ -26,14 +26,8 @@ LAST_RETRY_S: Final = 60.0
 
 
 class Reporter:
-    """Sends reports to the daemon at `path`.
-
-    Args:
-        path: the daemon's control socket.
-        report: what is known now; quick.
-        prove: asks anew whether that still holds; called when nothing has changed for a while.
-        log: takes a line about the connection.
-    """
+    """Sends `report()` to the daemon at `path`. `prove` asks every source again; called when nothing has changed for a while.
+    `log` takes a line about the connection."""
 
     def __init__(
         self,
@@ -46,6 +40,7 @@ class Reporter:
         self._writer: asyncio.StreamWriter | None = None
         self._sent_s = 0.0  # by the loop's time
         self._next: asyncio.TimerHandle | None = None
+        self._socket_came = asyncio.Event()
 
     def changed(self) -> None:
         """Something has changed: send a report, at once unless the last one was sent just now."""
@@ -62,12 +57,15 @@ class Reporter:
             wait_s, logged = FIRST_RETRY_S, ""
 
         while True:
-            with _SocketWatch(self._path) as socket_comes:
+            self._socket_came.clear()
+            with Watcher(self._watch) as watcher:
+                mask = flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB
+                watched = any(watcher.add(folder, mask) for folder in self._path.parents)
                 try:
                     await self._connected(accepted)
                 except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
                     reason = f"no daemon listens at {self._path}"
-                    patience_s = None if socket_comes.watched else wait_s
+                    patience_s = None if watched else wait_s
                 except EOFError:
                     reason, patience_s = "the daemon closed the connection", wait_s
                 except Exception as error:  # noqa: BLE001 - the agent must never fall silent: log the fault, and try again
@@ -76,7 +74,12 @@ class Reporter:
                     self._log(reason)
                     logged = reason
                 wait_s = min(2 * wait_s, LAST_RETRY_S)
-                await wait_for_event(socket_comes.event, patience_s)
+                await wait_for_event(self._socket_came, patience_s)
+
+    def _watch(self, events: list[Event]) -> None:
+        """The socket, or the next folder on the way to it, may have come."""
+        if any(event.overflow or os.path.basename(event.path) in self._path.parts for event in events):
+            self._socket_came.set()
 
     async def _connected(self, accepted: Callable[[], None]) -> NoReturn:
         """Report until the connection ends; calls `accepted` when the daemon has taken the first report."""
@@ -156,26 +159,3 @@ def _line(message: dict[str, Any]) -> bytes:
         if line == (line := json.dumps(message).encode() + b"\n"):
             message["sessions"].pop()
     return line
-
-
-class _SocketWatch:
-    """`event` is set when the socket, or the next folder on the way to it, comes; `watched`: that can be seen."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.event = asyncio.Event()
-        self._watcher = Watcher(self._read)
-        self.watched = False
-
-    def __enter__(self) -> _SocketWatch:
-        self._watcher.open()
-        mask = flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB
-        self.watched = any(self._watcher.add(folder, mask) for folder in self._path.parents)
-        return self
-
-    def _read(self, events: list[Event]) -> None:
-        if any(event.overflow or os.path.basename(event.path) in self._path.parts for event in events):
-            self.event.set()
-
-    def __exit__(self, *_: object) -> None:
-        self._watcher.close()

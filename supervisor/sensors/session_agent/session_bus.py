@@ -57,9 +57,7 @@ class BusIdle:
         self._mutter: Idle | None = None
         self._saver: Idle | None = None
         self._idle_watch = self._active_watch = 0
-        self._gnome: tuple[str, ...] = ()
-        self._kde: tuple[str, ...] = ()
-        self._playing: tuple[str, ...] = ()
+        self._inhibitors: dict[str, tuple[str, ...]] = {GNOME: (), KDE: (), GAMEMODE: ()}
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._bus.watch(MUTTER, lambda owner: self._do(self._begin_mutter(owner)))
         self._saver_there = asyncio.Event()
@@ -80,7 +78,7 @@ class BusIdle:
     @property
     def inhibitors(self) -> tuple[str, ...]:
         """The programs that keep the desktop from idling."""
-        return tuple(dict.fromkeys(self._gnome + self._kde + self._playing))
+        return tuple(dict.fromkeys(name for names in self._inhibitors.values() for name in names))
 
     async def run(self, changed: Callable[[], None]) -> None:
         """See `IdleSource`; ends only when cancelled."""
@@ -237,10 +235,8 @@ class BusIdle:
         except BusError as error:
             if paths is not None and error.name and self._bus.owner(GNOME):
                 return  # one ended between two calls: the signal of its end is on its way
-            found = [] if error.name in NO_SUCH else list(self._unanswered(GNOME, self._gnome, self._list_gnome))
-        if tuple(found) != self._gnome:
-            self._gnome = tuple(found)
-            self._changed()
+            found = [] if error.name in NO_SUCH else list(self._unanswered(GNOME, self._list_gnome))
+        self._set_inhibitors(GNOME, tuple(found))
 
     async def _list_kde(self) -> None:
         found: tuple[str, ...] = ()
@@ -252,18 +248,21 @@ class BusIdle:
                 found = tuple(name for name, _ in listed[:MAX_INHIBITORS]) or ("an unnamed program",)
         except BusError as error:
             if error.name not in NO_SUCH:
-                found = self._unanswered(KDE, self._kde, self._list_kde)
-        if found != self._kde:
-            self._kde = found
+                found = self._unanswered(KDE, self._list_kde)
+        self._set_inhibitors(KDE, found)
+
+    def _set_inhibitors(self, name: str, found: tuple[str, ...]) -> None:
+        if found != self._inhibitors[name]:
+            self._inhibitors[name] = found
             self._changed()
 
-    def _unanswered(self, name: str, known: tuple[str, ...], ask: Callable[[], Coroutine[Any, Any, None]]) -> tuple[str, ...]:
+    def _unanswered(self, name: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> tuple[str, ...]:
         """What to believe of a list without an answer. Without the service it is empty. Otherwise it is what was known, or an
         unknown program, until the list is answered."""
         if not self._bus.owner(name):
             return ()
         self._later(name, ask)
-        return known or (UNKNOWN,)
+        return self._inhibitors[name] or (UNKNOWN,)
 
     def _later(self, name: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Ask again after a while."""
@@ -281,9 +280,7 @@ class BusIdle:
                 if not error.name:  # probably busy with its scripts, after which no signal comes
                     self._later(GAMEMODE, self._count_games)
             playing = () if games == 0 and type(games) is int else (PLAYING,)  # without a number it is not idle
-        if playing != self._playing:
-            self._playing = playing
-            self._changed()
+        self._set_inhibitors(GAMEMODE, playing)
 
     async def _ask(
         self, name: str, path: str, member: str, *body: Any, interface: str = "", signature: str = "", expect: str = ""

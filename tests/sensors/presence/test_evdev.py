@@ -91,11 +91,11 @@ def test_a_bitmap_is_read_as_the_kernel_writes_it(numbers: frozenset[int]) -> No
     ],
 )
 def test_a_gamepad_shows_a_person_beyond_the_dead_zone(kind: int, code: int, value: int, sign: bool) -> None:
-    assert pressed(memoryview(event(kind, code, value) + SYN), lambda _: STICK, 0.25) is sign
+    assert pressed(memoryview(event(kind, code, value) + SYN), lambda _: STICK) is sign
 
 
 def test_an_axis_that_does_not_say_its_range_is_held() -> None:
-    assert pressed(memoryview(event(EV_ABS, 0, 1)), lambda _: None, 0.25)
+    assert pressed(memoryview(event(EV_ABS, 0, 1)), lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -114,5 +114,5 @@ def test_a_bump_is_a_short_motion_alone(data: bytes, bump: bool) -> None:
 
 @given(st.binary(max_size=EVENT.size * 9), st.integers(-(2**31), 2**31 - 1), st.integers(-(2**31), 2**31 - 1))
 def test_no_bytes_break_the_parser(data: bytes, least: int, most: int) -> None:
-    assert pressed(memoryview(data), lambda _: Axis(least, most), 0.25) in (True, False)
+    assert pressed(memoryview(data), lambda _: Axis(least, most)) in (True, False)
     assert bumped(memoryview(data), 16) in (True, False)
