@@ -39,7 +39,6 @@ class Contradiction:
     by: Touch
 
     def line(self, now_s: float) -> str:
-        """Both sources and their readings, in one line."""
         age_s = now_s - self.by.at_s
         when = "now" if age_s < 1.0 else f"{elapsed(age_s)} ago"
         idle = elapsed(now_s - self.away.since_s)

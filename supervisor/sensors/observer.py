@@ -50,7 +50,6 @@ class SourceReading:
 
     @property
     def details(self) -> list[str]:
-        """What the source looks at, one line each."""
         return [line for lines in self.headings.values() for line in lines]
 
     def as_dict(self) -> dict[str, Any]:

@@ -110,7 +110,6 @@ class SensorSet:
         await asyncio.wait(self._starting, timeout=patience_s)
 
     async def stop(self) -> None:
-        """Stop all sensors."""
         for job in self._starting:
             job.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)

@@ -45,13 +45,8 @@ class Proof:
 
 
 class SessionReport(Struct, kw_only=True):
-    """One session in an agent's report. Ages are seconds before the report.
-
-    source: what proves it; empty: nothing does, because of `why`.
-    idle: how long nobody has touched it; "active": somebody is there.
-    inhibitors: the programs that keep the desktop from idling.
-    held: how long each of these has been reported; only in a snapshot.
-    """
+    """One session in an agent's report. `source`: what proves it; empty: nothing does, because of `why`. `idle`: seconds.
+    `inhibitors`: the programs that keep the desktop from idling. `held`: for how long so far; only in a snapshot."""
 
     id: str
     source: str
@@ -86,7 +81,6 @@ class AgentReport(Struct, kw_only=True):
     at_s: float = NEVER
 
     def session(self, number: str) -> SessionReport | None:
-        """What it says of one session."""
         return next((session for session in self.sessions if session.id == number), None)
 
     @property
@@ -112,14 +106,7 @@ class SessionOwners:
 
 
 class AgentReports(PresenceSensor):
-    """The reports of all session agents.
-
-    Args:
-        clock: the clock.
-        settings: `presence` of node.yaml.
-        owners: who owns which session.
-        max_age_s: how old a report may be, in seconds.
-    """
+    """The reports of all session agents. `max_age_s`: how old a report may be, in seconds."""
 
     name = "session agents"
 
@@ -133,7 +120,6 @@ class AgentReports(PresenceSensor):
         self._stopped = False
 
     async def start(self, wake: Wake) -> None:
-        """Agents connect by themselves."""
         self._wake = wake
 
     async def stop(self) -> None:

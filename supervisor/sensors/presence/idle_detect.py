@@ -32,7 +32,6 @@ class IdleDetect(PresenceSensor):
         self._clock, self._path = clock, path
 
     def latest(self, now_s: float) -> Presence:
-        """The last input, if idle_detect is alive."""
         wall_s = self._clock.wall_s()
         written_s, input_s = self._read()
         fresh = -AHEAD_S <= wall_s - written_s <= FRESH_S

@@ -1,17 +1,15 @@
 """Input devices as signs of the person: when a key, a pointer, a touch, a pen or a gamepad was last used.
 
-The node reads the devices in /dev/input like any other reader; every other reader still gets every event. What was read
-is overwritten at once, and only the time is kept: no key, no value, no position leaves this file. Where devices may not be
-read (the service's user is not in group input), this source has nothing to say, which is no error: other sources see the
-person as well. No device at all is "no source", never "idle".
+Other readers of the devices in /dev/input still get every event. What was read is overwritten at once, and only the time is
+kept: no key, no value, no position leaves this file. Where the service's user may not read devices, this source has nothing
+to say, which is no error: other sources see the person too. No device at all is "no source", never "idle".
 
-A moving mouse sends a thousand events a second. The first event after a rest wakes the loop. Then no device wakes it; all
-are emptied once a second, until a whole second has passed without a sign. So a person at work costs one short look a
-second here, and no tick.
+A moving mouse sends a thousand events a second. The first event after a rest wakes the loop. Then no device wakes it, and all
+are emptied once a second, until a second has passed without a sign. So a person at work costs one short look a second.
 
-inotify on /dev/input reports devices that come and go. A node appears before udev sets its rights, so a change of rights
-is a reason to try again. None of these is a sign: a wireless mouse disappears and returns without a person. A device that
-another program has grabbed (a key remapper) sends us nothing; that program sends the keys from a device of its own.
+Devices come and go by inotify; a change of rights counts, since udev sets them after a node appears. None of these is a sign:
+a wireless mouse disappears without a person. A device that a key remapper has grabbed sends us nothing; the remapper has a
+device of its own.
 """
 
 from __future__ import annotations
@@ -121,14 +119,12 @@ class InputDevices(PresenceSensor):
         self._watcher = Watcher(self._changed)
 
     async def start(self, wake: Wake) -> None:
-        """Open the devices, and listen to them."""
         self._loop, self._wake = asyncio.get_running_loop(), wake
         self._watcher.open()
         self._listening = True
         self._look_for_devices()
 
     async def stop(self) -> None:
-        """Close all devices."""
         self._stop_listening()
         for node in list(self._devices):
             self._close(node)
@@ -311,7 +307,6 @@ class InputDevices(PresenceSensor):
             self._blind, self._sign_at_s, self._sign = False, self._clock.now_s(), BLIND_SIGN
 
     def _is_another(self, node: str, opened: _Open) -> bool:
-        """Whether another device has this name now: the opened one went, and this one came, between two looks."""
         try:
             return not os.path.samestat(os.fstat(opened.fd), os.stat(self._folder / node))
         except OSError:

@@ -59,12 +59,9 @@ def _boot_offset_s() -> float:
 class Sessions(PresenceSensor):
     """The sensor. It must be made before the shared bus is started; `start` does that, and the bus's owner stops it.
 
-    Args:
-        owners: this sensor keeps it up to date.
-        delay_locks: hold logind's delay locks, so that a task is stopped in order before the machine sleeps or shuts down.
-        start_is_sign: count the start as a sign: who left before is not known. A single look may leave it out.
-        proof: what the agent of a session (its id, its owner's uid) says of it at a moment.
-        boot_offset_s: CLOCK_BOOTTIME minus CLOCK_MONOTONIC, in seconds.
+    delay_locks: hold logind's delay locks, so that a task is stopped in order before the machine sleeps or shuts down.
+    start_is_sign: count the start as a sign: who left before is not known. A single look may leave it out.
+    proof: what the agent of a session (its id, its owner's uid) says of it at a moment.
     """
 
     name = "logind"
@@ -134,7 +131,6 @@ class Sessions(PresenceSensor):
             self._delays.release([kind for kind, preparing in self._preparing.items() if preparing])
 
     def latest(self, now_s: float) -> Presence:
-        """What is known now."""
         seen = [self._judge(session, now_s) for session in self._sessions.values()]
         signs = [(*self._event, Quality.EVENT), *((s.last_sign_at_s, s.sign, s.quality) for s in seen)]
         at_s, sign, quality = max(signs)
@@ -180,7 +176,6 @@ class Sessions(PresenceSensor):
     # --- watching
 
     async def start(self, wake: Wake) -> None:
-        """Returns after the first look, at the latest after two seconds."""
         self._wake = wake
         if self._start_is_sign:
             self._note(START_SIGN)
@@ -233,7 +228,6 @@ class Sessions(PresenceSensor):
         return manager
 
     async def _look(self) -> None:
-        """Read everything that logind knows."""
         manager = await self._ask_manager()
         (listed,) = await self._bus.call(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "ListSessions", expect="a(susso)")
         seen: dict[str, Session] = {}
@@ -267,7 +261,7 @@ class Sessions(PresenceSensor):
             now = seen.get(path)
             if session.counts and (now is None or not now.counts):
                 self._note(f"{session.user} logged out {session.place}")
-            elif now and not now.proven_away and self._left(session, now, now_s):
+            elif now and not now.proven_away and self._judge(session, now_s).present and not self._judge(now, now_s).present:
                 self._note(f"{session.name} left the foreground {session.place}")
         for path, session in seen.items():
             new = session.counts and session.graphical and path not in self._sessions
@@ -275,9 +269,6 @@ class Sessions(PresenceSensor):
                 self._note(f"{session.name} found in the background")  # since when is not known
         if self._blockers and not blockers:
             self._note(f"{self._blocked_by(self._blockers[0])} until just now")
-
-    def _left(self, before: Session, now: Session, now_s: float) -> bool:
-        return bool(self._judge(before, now_s).present) and not self._judge(now, now_s).present
 
     def _judge(self, session: Session, now_s: float) -> SessionSign:
         return judge(session, self._proof(session.id, session.uid, now_s), strict=self._settings.strict)

@@ -123,13 +123,7 @@ class SessionSign:
 
 
 def judge(session: Session, proof: Proof = NO_PROOF, *, strict: bool = False) -> SessionSign:
-    """Whether the session shows a person.
-
-    Args:
-        session: the session.
-        proof: what its agent says of it.
-        strict: an active graphical session always shows a person.
-    """
+    """Whether the session shows a person. `proof`: what its agent says. `strict`: an active graphical session always does."""
     if not session.is_person:
         return SessionSign(note=f"not a person: class {session.kind}")
     if session.state == "closing":

@@ -1,19 +1,16 @@
 """Terminals as signs of the person: when somebody last typed at one, and terminals that come and go.
 
-The kernel updates a terminal's access time only when typed bytes are read from it. (Output changes the modification time,
-which says nothing about a person.) The access time moves in steps of 8 seconds, so it is up to 8 seconds old. Where we may
-read the node (our own terminals; all, as root), inotify reports each read of typed bytes at once.
+The kernel updates a terminal's access time only when typed bytes are read from it, in steps of 8 seconds. Where we may read
+the node (our own terminals; all, as root), inotify reports each read of typed bytes at once.
 
 Access times are wall-clock times, and the wall clock may jump. The first look turns them into seconds of CLOCK_BOOTTIME. A
 change seen later happened between the last look and now, whatever the time says. A time in the future or from before the
-boot proves that the clock was set since, and counts as now. One exception: nobody has typed on most consoles since the
-kernel made their nodes, and clocks are often set soon after that. So an access time near that of /dev/full, which was made
-in the same moment by the same clock, stands for the boot.
+boot proves that the clock was set since, and counts as now. One exception: most consoles have the time at which the kernel
+made their nodes, often before the clock was set. So an access time near that of /dev/full stands for the boot.
 
-Terminals are pseudo-terminals in /dev/pts (except ptmx, which makes them), virtual consoles, /dev/console, and serial
-lines, except those of group dialout or uucp: getty gives its line to group tty, and a line with a UPS or a GPS is read all
-day by a program. A console where only getty waits has an old access time, which is no sign. The terminal in which the node
-was started counts like any other: a person typed the command. A task that makes a pseudo-terminal looks like a person.
+Terminals are pseudo-terminals in /dev/pts, virtual consoles, /dev/console, and serial lines, except those of group dialout
+or uucp: getty gives its line to group tty, and a line with a UPS or a GPS is read all day by a program. The terminal in which
+the node was started counts too: a person typed the command. A task that makes a pseudo-terminal looks like a person.
 """
 
 from __future__ import annotations
@@ -65,7 +62,6 @@ class Terminals(PresenceSensor):
         self._event_at_s = NEVER  # when an event was last a sign
 
     async def start(self, wake: Wake) -> None:
-        """The first look is done when this returns."""
         self._wake = wake
         self._watcher.open()  # without inotify, only the look of each tick finds signs
         # No OPEN: every program that lists the folder opens it. Of a terminal, only typed bytes count.
@@ -73,7 +69,6 @@ class Terminals(PresenceSensor):
         self.latest(self._clock.now_s())
 
     async def stop(self) -> None:
-        """Stop watching."""
         self._watcher.close()
 
     def latest(self, now_s: float) -> Presence:
@@ -159,7 +154,6 @@ class Terminals(PresenceSensor):
     # --- events
 
     def _watch(self, terminals: dict[str, int]) -> None:
-        """Watch the terminals that we may read."""
         if not self._watcher.is_open or (terminals.keys() == self._known.keys() and not self._watch_again):
             return
         self._watch_again = False
@@ -170,7 +164,6 @@ class Terminals(PresenceSensor):
         return {path.removeprefix(self._prefix) for path in self._watcher.watched}
 
     def _touched(self, events: list[Event]) -> None:
-        """Note the signs, and wake the loop."""
         now_s = self._clock.now_s()
         if self._take_events(events, now_s):
             self._woke_at_s = now_s

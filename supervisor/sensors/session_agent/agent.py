@@ -2,10 +2,10 @@
 
     python -I -m supervisor.sensors.session_agent.agent [--socket PATH | --config DIR]
 
-A user unit (`rae-node-session`) starts it at each login, also on a text console and over SSH. logind names the sessions of
-its user. For each it watches the sources that a probe has proven: a Wayland compositor's idle notifications, Mutter's idle
-monitor, an X server's idle counter (only where logind says x11), otherwise the screen saver's answer. All of these are
-events. Without one the agent wakes only to report that nothing has changed, and first asks each source again.
+A user unit (`rae-node-session`) starts it at each login, also on a text console and over SSH. For each of its user's
+sessions it watches the sources that a probe has proven: a Wayland compositor's idle notifications, Mutter's idle monitor, an
+X server's idle counter (only where logind says x11), otherwise the screen saver's answer. It wakes at their events, and to
+report that nothing has changed, after it has asked each source again.
 
 A session is reported `active` if one of its sources says so; idle if all say so, since the latest time; and unproven, with
 the reason, if one of its displays cannot be seen. The daemon counts what is unproven as active.
@@ -64,34 +64,31 @@ class WatchedSource:
         self.source, self._changed = source, changed
         self.fault: Gone | None = None
         self._retry_now = asyncio.Event()
-        self._doubt = asyncio.Event()
+        self._doubted = False
+        self._running: asyncio.Future[None] | None = None
         self._wait_s = RETRY_S[0]
         self._task = asyncio.ensure_future(self._run())
 
     @property
     def reading(self) -> Idle | None:
         """What the source says; None: it cannot tell, or a proof has failed."""
-        return None if self._doubt.is_set() else self.source.reading
+        return None if self._doubted else self.source.reading
 
     def retry(self) -> None:
-        """Something has changed: try again now."""
         self._retry_now.set()
 
     async def _run(self) -> None:
         while True:
             self._retry_now.clear()
-            running = asyncio.ensure_future(self.source.run(self._on_reading))
-            doubt = asyncio.ensure_future(self._doubt.wait())
-            events: list[asyncio.Future[Any]] = [running, doubt]
+            self._running = running = asyncio.ensure_future(self.source.run(self._on_reading))
             try:
-                await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([running])
             finally:
-                for task in events:
-                    task.cancel()
-            (ended, _) = await asyncio.gather(*events, return_exceptions=True)
-            if isinstance(ended, Exception):
+                running.cancel()
+                (ended,) = await asyncio.gather(running, return_exceptions=True)
+            if isinstance(ended, Exception):  # not where `prove` has cancelled it
                 self.fault = _gone(ended)
-            self._doubt.clear()
+            self._doubted = False
             self._changed()
             await wait_for_event(self._retry_now, self._wait_s)
             self._wait_s = min(2 * self._wait_s, RETRY_S[1])
@@ -108,8 +105,9 @@ class WatchedSource:
         try:
             await self.source.prove()
         except Exception as error:  # noqa: BLE001 - after any fault this source cannot tell; the others still can
-            self.fault = _gone(error)
-            self._doubt.set()
+            self.fault, self._doubted = _gone(error), True
+            if self._running is not None:
+                self._running.cancel()
 
     async def stop(self) -> None:
         self._task.cancel()
@@ -159,7 +157,6 @@ class Agent:
         self._bus.subscribe(LOGIN1, PROPERTIES, "PropertiesChanged", lambda _: self._look_now.set())
 
     async def run(self) -> None:
-        """Watch and report until cancelled."""
         await self._bus.start()
         self._terminals.start()
         reporting = None
@@ -272,7 +269,6 @@ class Agent:
         return [Path(name) for name in dict.fromkeys(named) if name and _is_ours(name, self._uid)]
 
     def _runtime_changed(self, events: list[Event]) -> None:
-        """A compositor's socket or a cookie has come or gone."""
         if any(event.overflow or Path(event.path).name.startswith(("wayland-", "xauth")) for event in events):
             self._look_now.set()
 
@@ -297,11 +293,9 @@ class Agent:
     # --- the report
 
     async def prove(self) -> None:
-        """Ask every source that says idle again."""
         await asyncio.gather(*(watched.prove() for watched in self._all()))
 
     def report(self) -> dict[str, Any]:
-        """What is known now."""
         now_s = boot_s()
         sessions = [entry for own in self._sessions.values() if (entry := self._session(own, now_s)) is not None]
         typed_s = self._terminals.typed_at_s

@@ -49,7 +49,6 @@ class Reporter:
             self._next = loop.call_later(max(0.0, self._sent_s + GAP_S - loop.time()), self._send_change, self._writer)
 
     async def run(self) -> None:
-        """Report until cancelled."""
         wait_s, logged = FIRST_RETRY_S, ""
 
         def accepted() -> None:  # the next fault is a new one: it is logged, and its waits begin anew

@@ -72,7 +72,6 @@ class BusIdle:
 
     @property
     def reading(self) -> Idle | None:
-        """See `IdleSource`."""
         return self._mutter or self._saver
 
     @property
@@ -265,7 +264,6 @@ class BusIdle:
         return self._inhibitors[name] or (UNKNOWN,)
 
     def _later(self, name: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Ask again after a while."""
         if name in self._again:
             self._again[name].cancel()
         self._again[name] = asyncio.get_running_loop().call_later(AGAIN_S, lambda: self._do(ask()))

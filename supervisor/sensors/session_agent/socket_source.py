@@ -26,7 +26,6 @@ class SocketSource:
         self._reset()
 
     def _reset(self) -> None:
-        """Forget the connection."""
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Future[None] | None = None
         self._changed: Callable[[], None] = lambda: None
@@ -35,7 +34,6 @@ class SocketSource:
 
     @property
     def reading(self) -> Idle | None:
-        """See `IdleSource`."""
         raise NotImplementedError
 
     async def _connect(self) -> asyncio.StreamReader:
@@ -51,7 +49,6 @@ class SocketSource:
         raise NotImplementedError
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """See `IdleSource`."""
         try:
             reader = await self._connect()
             self._listening = asyncio.ensure_future(self._listen(reader))

@@ -37,7 +37,6 @@ class OwnTerminals:
         self.look()
 
     def stop(self) -> None:
-        """Stop watching."""
         self._watcher.close()
 
     def look(self) -> None:

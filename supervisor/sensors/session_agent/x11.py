@@ -50,11 +50,9 @@ class X11Idle(SocketSource):
 
     @property
     def reading(self) -> Idle | None:
-        """See `IdleSource`."""
         return Idle(f"XSync {IDLETIME} of {self._label}", self._idle_since_s) if self._ready else None
 
     async def prove(self) -> None:
-        """See `IdleSource`."""
         self._observe(_seconds(await self._ask(self._sync, QUERY_COUNTER, struct.pack("<I", self._counter)), 8))
 
     def _observe(self, idle_s: float) -> None:
