@@ -14,6 +14,7 @@ import yaml
 
 from supervisor.cli.main import app
 from supervisor.config.load import load
+from supervisor.config.removed import REMOVED
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "deploy/fleet/README.md")]
@@ -98,6 +99,11 @@ def test_settings_exist(page: Path) -> None:
         match = re.fullmatch(r"([a-z]+)\.([a-z_]+)(?:[.:].*)?", name)
         if match and match[1] in known and match[2] not in ("md", "py", "yaml") and page.name != "CHANGELOG.md":
             assert match[2] in known[match[1]], f"{name} is not a setting"
+
+
+def test_the_changelog_names_every_removed_setting() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert [name for name in REMOVED if f"`{name}`" not in text] == []
 
 
 def test_every_command_is_in_the_overview() -> None:
