@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config
-from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption
+from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption, fleet_server
 
 
 def bridge(
@@ -17,27 +17,23 @@ def bridge(
     password_file: PasswordOption = None,
     ca_file: CaOption = None,
     ahead: Annotated[
-        int, typer.Option("--ahead", metavar="N", min=1, max=300, help="Tasks taken from the control node and not done yet.")
+        int, typer.Option("--ahead", metavar="N", min=1, max=300, help="How many tasks to take that are not done yet.")
     ] = 100,
 ) -> None:
     """Bring a RAE control node's tasks to a fleet on NATS.
 
-    Posts the results back: who submits to the control node (node.yaml: control) need not change anything. Leases, queueing
-    anew and giving back are the fleet's. Runs until Ctrl-C or SIGTERM; started again, it goes on where it was.
+    The bridge posts the results back, so nothing changes for the submitters of the control node (node.yaml: control). The
+    fleet takes care of leases and of tasks that go back. The bridge runs until Ctrl-C or SIGTERM. Started again, it goes on
+    where it was.
 
     Example: `rae-node bridge --config my-rae --server nats://127.0.0.1:4222`.
 
-    Exit 0: it was told to stop. 1: a fault of its own.
+    Exit 0: stopped by Ctrl-C or SIGTERM. Exit 1: a fault of its own.
     """
-    from supervisor.sources.nats.admin.access import AccessError, server_of
     from supervisor.sources.nats.admin.bridge import main
 
     settings = load_config(config)
     if settings.node.control.source == "nats":
         why = "found nats, allowed: rae (a bridge's other side is given by --server)"
         exit_with(Exit.WRONG, f"node.yaml: control.source: {why}")
-    try:
-        place = server_of(server, user, password_file, ca_file)
-    except AccessError as wrong:
-        exit_with(Exit.WRONG, str(wrong))
-    raise typer.Exit(main(settings, place, ahead))
+    raise typer.Exit(main(settings, fleet_server(server, user, password_file, ca_file), ahead))

@@ -8,21 +8,21 @@ from supervisor.cli.common import ConfigOption
 
 
 def control(
-    listen: Annotated[str, typer.Option("--listen", metavar="127.0.0.1:PORT", help="Loopback only; port 0: any free one.")],
+    listen: Annotated[str, typer.Option("--listen", metavar="127.0.0.1:PORT", help="Loopback only. Port 0: any free port.")],
     requeue_after: Annotated[
         float,
-        typer.Option("--requeue-after", metavar="SECONDS", min=0.1, help="Requeue a task after so long without a heartbeat."),
+        typer.Option("--requeue-after", metavar="SECONDS", min=0.1, help="Requeue a task when its node is silent so long."),
     ] = 120.0,
     config: ConfigOption = None,
 ) -> None:
-    """Run a control node in memory, for a try.
+    """Run a control node in memory, to try a node.
 
     Example: `rae-node control --listen 127.0.0.1:8000`.
 
-    Prints its URL as the first line, and speaks what RAE 2.7 to 2.9 speak (dialect B). Nothing is kept: when it ends,
-    its tasks are gone.
+    It prints its URL as the first line, and has the API of RAE 2.7 to 2.9 (dialect B). It keeps nothing: when it ends, its
+    tasks are gone.
 
-    Exit 0: it was told to stop. 1: it cannot listen there.
+    Exit 0: stopped by Ctrl-C or SIGTERM. Exit 1: it cannot listen there.
     """
     from supervisor.tools.demo.control_node.main import main
 

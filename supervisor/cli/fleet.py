@@ -7,11 +7,14 @@ import json as jsonlib
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, JsonOption, exit_with, print_json
+
+if TYPE_CHECKING:
+    from supervisor.sources.nats.connection import Connection, Server
 
 T = TypeVar("T")
 WATCH_S = 2.0
@@ -33,37 +36,37 @@ CaOption = Annotated[
 ]
 
 
-def at_the_fleet(
-    work: Callable[[Any], Awaitable[T]], server: str | None, user: str | None, password: Path | None, ca_file: Path | None
-) -> T:
-    """Do it with a connection; exits 3 when no server is there, 4 when it is mute, 1 when it refuses, 2 on wrong options."""
-    from supervisor.sources.errors import RequestError
+def fleet_server(server: str | None, user: str | None, password_file: Path | None, ca_file: Path | None) -> Server:
+    """The server that the options or the environment name; exits 2 when they are wrong."""
     from supervisor.sources.nats.admin.access import AccessError, server_of
+
+    try:
+        return server_of(server, user, password_file, ca_file)
+    except AccessError as error:
+        exit_with(Exit.WRONG, str(error))
+
+
+def connected(server: Server, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Do `work` with a connection; exits 1 when the server refuses, 3 when none can be reached, 4 when it does not answer."""
+    from supervisor.sources.errors import RequestError
     from supervisor.sources.nats.connection import Connection
     from supervisor.sources.nats.errors import Refused
 
-    try:
-        place = server_of(server, user, password, ca_file)
-    except AccessError as wrong:
-        exit_with(Exit.WRONG, str(wrong))
-
-    async def connected() -> T:
-        wire = Connection(place, name="rae-node")
+    async def run() -> T:
+        connection = Connection(server, name="rae-node")
         try:
-            await wire.open()
-        except RequestError as trouble:
-            exit_with(Exit.NO if "refuses" in trouble.reason else Exit.DOWN, trouble.reason)
+            await connection.open()
+        except RequestError as error:
+            exit_with(Exit.NO if isinstance(error, Refused) else Exit.DOWN, error.reason)
         try:
-            return await work(wire)
+            return await work(connection)
         finally:
-            await wire.close()
+            await connection.close()
 
     try:
-        return asyncio.run(connected())
-    except Refused as refused:
-        exit_with(Exit.NO, refused.reason)
-    except RequestError as trouble:
-        exit_with(Exit.MUTE, trouble.reason)
+        return asyncio.run(run())
+    except RequestError as error:
+        exit_with(Exit.NO if isinstance(error, Refused) else Exit.MUTE, error.reason)
 
 
 def fleet(
@@ -72,29 +75,29 @@ def fleet(
     password_file: PasswordOption = None,
     ca_file: CaOption = None,
     json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, every two seconds, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every two seconds, until Ctrl-C.")] = False,
     config: ConfigOption = None,
 ) -> None:
     """Show the nodes of a fleet on NATS.
 
-    State, since when, tasks done, and what each waits for. A node that has not been heard of for two minutes is not shown.
+    For each node: its state, since when, tasks done, and what it waits for. A node that was silent for two minutes is not
+    shown.
 
     Exit 1: the server refuses. Exit 3: no server can be reached. Exit 4: it does not answer.
     """
     from supervisor.sources.nats.admin.overview import overview, screen
 
-    async def look(wire: Any) -> None:
-        live = sys.stdout.isatty() and watch and not json
-        if live:
+    async def look(connection: Connection) -> None:
+        if sys.stdout.isatty() and watch and not json:
             from rich.live import Live
             from rich.text import Text
 
             with Live(Text(""), auto_refresh=False, screen=True) as view:
                 while True:
-                    view.update(Text("\n".join(screen(await overview(wire)))), refresh=True)
+                    view.update(Text("\n".join(screen(await overview(connection)))), refresh=True)
                     await asyncio.sleep(WATCH_S)
         while True:
-            seen = await overview(wire)
+            seen = await overview(connection)
             if json and watch:
                 print(jsonlib.dumps(seen), flush=True)
             elif json:
@@ -105,4 +108,4 @@ def fleet(
                 return
             await asyncio.sleep(WATCH_S)
 
-    at_the_fleet(look, server, user, password_file, ca_file)
+    connected(fleet_server(server, user, password_file, ca_file), look)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, JsonOption, exit_with, not_nan, print_error, print_json
-from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption, at_the_fleet
+from supervisor.cli.fleet import CaOption, PasswordOption, ServerOption, UserOption, connected, fleet_server
+
+if TYPE_CHECKING:
+    from supervisor.sources.nats.connection import Connection
+    from supervisor.sources.nats.messages import Result
 
 
 def submit(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON: a task, a list of tasks, or one a line. -: from stdin.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the results, and print each as it comes.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Wait, and count on stderr meanwhile.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the results, and print each one when it comes.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Wait, and show the progress on stderr.")] = False,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -33,8 +37,8 @@ def submit(
 
     Example: `echo '{"type": "echo", "payload": {}}' | rae-node submit - --wait`.
 
-    A task with an `id` (a UUID) of its own is done once, however often it is submitted. Prints each task's id; with --wait
-    its outcome.
+    Prints each task's id; with --wait its outcome. A task that has an `id` (a UUID) is done once, however often it is
+    submitted.
 
     Exit 1: a task failed, --timeout is over, or the server refuses. Exit 3: no server can be reached. Exit 4: it does not
     answer.
@@ -56,19 +60,19 @@ def submit(
         for task in tasks
     }
 
-    def came(result: Any) -> None:
-        told = {"status": result.status, "node": result.node, "result": dict(result.result), "error": result.error}
-        outcomes[result.id].update(told)
+    def came(result: Result) -> None:
+        outcome = {"status": result.status, "node": result.node, "result": dict(result.result), "error": result.error}
+        outcomes[result.id].update(outcome)
         if not json:
             print(f"{result.id} {result.status}" + (f": {result.error}" if result.error else ""), flush=True)
         if watch:
             over = [o["status"] for o in outcomes.values() if o["status"] != "SUBMITTED"]
             print_error(f"{len(over)} of {len(outcomes)} done, {over.count('FAILED')} failed")
 
-    async def work(wire: Any) -> set[str]:
+    async def work(connection: Connection) -> set[str]:
         queued: list[str] = []
         try:
-            again = await fleet.submit(wire, tasks, queued=queued.append)
+            again = await fleet.submit(connection, tasks, queued=queued.append)
         except RequestError:
             for task_id in queued:
                 print_error(f"{task_id} is queued")
@@ -77,9 +81,9 @@ def submit(
             print_error(f"{task_id} was queued already")
         if not (wait or watch):
             return set()
-        return await fleet.wait(wire, outcomes, timeout_s=timeout, came=came)
+        return await fleet.wait(connection, outcomes, timeout_s=timeout, came=came)
 
-    missing = at_the_fleet(work, server, user, password_file, ca_file)
+    missing = connected(fleet_server(server, user, password_file, ca_file), work)
     if json:
         print_json(list(outcomes.values()))
     elif not (wait or watch):

@@ -1,4 +1,4 @@
-"""Where the control node's key comes from: a private file, a systemd credential, or an environment variable."""
+"""The control node's key: from a private file, a systemd credential, or an environment variable."""
 
 from __future__ import annotations
 
@@ -15,34 +15,38 @@ MAX_BYTES: Final = 8192
 
 
 class TokenError(Exception):
-    """The key cannot be had; one line: what is wrong, where, what to do. Never the key."""
+    """The key cannot be read. One line: what is wrong, where, what to do; never the key."""
 
 
 def token(settings: Control, environ: Mapping[str, str]) -> str | None:
-    """The key to send, None when none is configured.
+    """The key to send; None when none is configured.
 
     Raises:
-        TokenError: it is configured and cannot be had, or others could read it.
+        TokenError: a key is configured and cannot be read, or others could read it.
     """
     source = settings.token
     named = [name for name in ("file", "credential", "env") if getattr(source, name) is not None]
     if len(named) > 1:
         raise TokenError(f"control.token: found {' and '.join(named)}, allowed: one of file, credential, env")
     if source.file is not None:
-        return _sound(_private_file(Path(source.file)), f"control.token.file: {source.file}")
+        return private_file(Path(source.file), "control.token.file")
     if source.credential is not None:
-        where = f"control.token.credential: {source.credential}"
-        return _sound(_credential(source.credential, environ, where), where)
+        return _credential(source.credential, environ)
     if source.env is not None:
         where = f"control.token.env: {source.env}"
         if source.env not in environ:
             raise TokenError(f"{where} is not set in the environment; set it, or change control.token")
-        return _sound(environ[source.env], where)
+        return _checked(environ[source.env], where)
     return None
 
 
-def _private_file(path: Path) -> str:
-    where = f"control.token.file: {path}"
+def private_file(path: Path, setting: str) -> str:
+    """The key in a file that nobody else can read. `setting`: what names the file.
+
+    Raises:
+        TokenError: it cannot be read, others could read it, or it holds no key.
+    """
+    where = f"{setting}: {path}"
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
@@ -53,12 +57,13 @@ def _private_file(path: Path) -> str:
                 raise TokenError(f"{where} can be read or changed by others (mode {mode}); chmod 600 {path}")
             if status.st_uid not in (0, os.geteuid()):
                 raise TokenError(f"{where} belongs to another user (uid {status.st_uid}), who can read it; chown it")
-            return _text(file.read(MAX_BYTES + 1), where)
+            return _decoded(file.read(MAX_BYTES + 1), where)
     except OSError as error:
         raise TokenError(f"{where} cannot be read: {error.strerror}") from None
 
 
-def _credential(name: str, environ: Mapping[str, str], where: str) -> str:
+def _credential(name: str, environ: Mapping[str, str]) -> str:
+    where = f"control.token.credential: {name}"
     folder = environ.get("CREDENTIALS_DIRECTORY")
     if folder is None:
         raise TokenError(f"{where}: systemd gave no credentials; LoadCredential={name}:PATH in the unit makes it available")
@@ -68,20 +73,20 @@ def _credential(name: str, environ: Mapping[str, str], where: str) -> str:
         with (Path(folder) / name).open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o007:  # systemd lets the service in by an ACL, shown as the group's bits
                 raise TokenError(f"{where} can be read or changed by all users; systemd's own credentials cannot")
-            return _text(file.read(MAX_BYTES + 1), where)
+            return _decoded(file.read(MAX_BYTES + 1), where)
     except OSError as error:
         raise TokenError(f"{where} cannot be read: {error.strerror}; see LoadCredential= in the unit") from None
 
 
-def _text(content: bytes, where: str) -> str:
+def _decoded(content: bytes, where: str) -> str:
     if len(content) > MAX_BYTES:
-        raise TokenError(f"{where} holds more than {MAX_BYTES} bytes")
-    return content.decode("ascii", "replace")
+        raise TokenError(f"{where} has more than {MAX_BYTES} bytes")
+    return _checked(content.decode("ascii", "replace"), where)
 
 
-def _sound(text: str, where: str) -> str:
+def _checked(text: str, where: str) -> str:
     """A key travels in a header: visible ASCII only."""
     key = text.strip()
     if not re.fullmatch(r"[!-~]+", key):
-        raise TokenError(f"{where} holds no key: one line of visible ASCII characters without spaces is expected")
+        raise TokenError(f"{where} has no key: one line of visible ASCII characters without spaces is expected")
     return key

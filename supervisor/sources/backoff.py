@@ -1,4 +1,4 @@
-"""How long to wait before the next try (R21): back-off with full jitter, or longer where the server asks for it."""
+"""How long to wait before the next try: back-off with full jitter, or longer where the server asks for it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Final
 from tenacity import RetryCallState
 from tenacity.wait import wait_base, wait_random_exponential
 
-FIRST_S: Final = 1.0  # the first wait is at most this; every further one at most twice the one before
+FIRST_S: Final = 1.0  # the bound of the first wait; the bound doubles with each try
 LONGEST_S: Final = 300.0  # the longest of our own waits
-FLOOR_S: Final = 0.1  # full jitter may come out as nothing, and that would be a busy loop
-RETRY_AFTER_MAX_S: Final = 3600.0  # a server that asks for more is asked again after this
+FLOOR_S: Final = 0.1  # full jitter may give zero, and that would be a busy loop
+RETRY_AFTER_MAX_S: Final = 3600.0  # the longest Retry-After that is honoured
 
 
 class Backoff(wait_base):
-    """Waits for tenacity. LONGEST_S bounds our own waits; Retry-After is honoured beyond it."""
+    """Waits for tenacity. LONGEST_S bounds our own waits; a Retry-After may be longer."""
 
     def __init__(self) -> None:
         first_s = min(FIRST_S, LONGEST_S)

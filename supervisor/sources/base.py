@@ -1,7 +1,7 @@
-"""Where tasks come from: one small protocol that every source keeps.
+"""Where tasks come from: one small protocol that each source keeps.
 
-A source knows nothing of the lifecycle. It never starts a poll by itself: the daemon asks, when the mind says so. What
-is settled or handed back goes into the outbox in memory at once; delivery is the link's business and holds nothing up.
+A source knows nothing about the lifecycle. It never polls unasked: the daemon asks when the lifecycle allows it. An outcome
+goes into an outbox in memory at once; delivery goes on beside the daemon and holds nothing up.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from supervisor.config.schema import Control
 Wake = Callable[[], None]
 
 STATE_KEY: Final = "rae_state"
+RESUBMIT: Final = "resubmit"  # values of tasks.<type>.on_preempt
+FAIL: Final = "fail"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A task handed over by the control node. The payload stays in memory and out of every log (R6)."""
+    """A task handed over by the control node. The payload stays in memory and out of every log."""
 
     id: str
     type: str
@@ -32,14 +34,14 @@ class Claim:
 
 
 def with_saved_state(claim: Claim, ending: Ending) -> Claim:
-    """The claim as it goes back: its payload holds the place that the task has saved, under `rae_state`."""
+    """The claim as it goes back: with the state that the task has saved in its payload, under `rae_state`."""
     if ending.saved_state is None:
         return claim
     return replace(claim, payload={**claim.payload, STATE_KEY: ending.saved_state})
 
 
 class Availability(StrEnum):
-    """What heartbeats say: ONLINE only when READY, BUSY otherwise while alive, OFFLINE on the way out (R20)."""
+    """What heartbeats report: ONLINE only in READY, BUSY in all other states, OFFLINE at the stop."""
 
     ONLINE = "ONLINE"
     BUSY = "BUSY"
@@ -48,7 +50,7 @@ class Availability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """The way to the control node, for the Observation and for `status`. Times are seconds of CLOCK_BOOTTIME."""
+    """The link to the control node, for the Observation and for `status`. Times are seconds of CLOCK_BOOTTIME."""
 
     link: Link = Link.UP
     since_s: float = 0.0
@@ -57,7 +59,7 @@ class LinkStatus:
     dialect: str = ""
     url: str = ""
     outbox: int = 0  # results and hand-backs not delivered yet
-    error: str = ""  # the last trouble on the way, also while the link is up again
+    error: str = ""  # the last error of the link, also while it is up again
     error_s: float | None = None
 
 
@@ -71,9 +73,13 @@ class SourceSettings:
     heartbeat_interval_s: float
     poll_interval_s: float
     retry_on_disconnect: bool  # False: the first failure of the link is final until `resume`
-    on_preempt: Mapping[str, str]  # each task type of this node, and how it is given back: "resubmit" or "fail"
+    on_preempt: Mapping[str, str]  # each task type of this node, and how it is given back: RESUBMIT or FAIL
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     token: str | None = field(default=None, repr=False)
+
+    def preempted(self, task_type: str) -> str:
+        """How a task of this type is given back."""
+        return self.on_preempt.get(task_type, RESUBMIT)
 
 
 class SourceEvents(Protocol):
@@ -92,21 +98,23 @@ class Source(Protocol):
     """One way to get tasks and to give outcomes back."""
 
     async def start(self, wake: Wake) -> None:
-        """Begin: find the server's dialect, register, heartbeat, settle the note of a crash. Returns at once; the work
-        goes on in tasks of its own. `wake` is called in the loop's thread when an answer, or a change of the link, is there."""
+        """Connect, register, send heartbeats, settle what a crash left. Returns at once; the work goes on beside it.
+
+        `wake` is called in the loop's thread when an answer or a change of the link is there.
+        """
         ...
 
     async def stop(self, deadline_s: float) -> None:
-        """Say OFFLINE and deliver what the outbox holds, for at most `deadline_s` seconds."""
+        """Report OFFLINE and deliver what the outbox holds, for at most `deadline_s` seconds."""
         ...
 
     def ask(self) -> bool:
-        """Start one poll. False: one is in flight, an answer waits to be taken, or the link is not up."""
+        """Start one poll. False: a poll is in flight, an answer waits to be taken, or the link is not up."""
         ...
 
     @property
     def crash_note(self) -> bool:
-        """A task was in flight when the last life of the node ended, and is not settled yet."""
+        """A task was in flight when the last run of the node ended, and is not settled yet."""
         ...
 
     @property
@@ -124,30 +132,30 @@ class Source(Protocol):
         ...
 
     def settle(self, claim: Claim, ending: Ending) -> None:
-        """Put the ending of a task that succeeded or failed into the outbox.
+        """Put the outcome into the outbox: a success, or a failure with a reason that is not empty.
 
         Raises:
-            OSError: the note of the task in flight could not be kept.
+            OSError: the record of the tasks in flight could not be written.
         """
         ...
 
     def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
-        """Put a task that goes back into the outbox, with the place that it has saved (`with_saved_state`).
+        """Put the hand-back into the outbox, with the state that the task has saved.
 
-        `on_preempt`: "resubmit" posts the task anew and then fails this one with the new id; "fail" fails it with the
-        stable prefix `preempted:`.
+        `on_preempt`: RESUBMIT posts the task again and then fails this one with the new id; FAIL fails it with the stable
+        prefix `preempted:`.
 
         Raises:
-            OSError: the note of the task in flight could not be kept.
+            OSError: the record of the tasks in flight could not be written.
         """
         ...
 
     def announce(self, availability: Availability) -> None:
-        """What the next heartbeat says; a change is told soon, not at the next interval."""
+        """What the next heartbeat reports; after a change it comes soon."""
         ...
 
     def resume(self) -> None:
-        """Lift a link that was given up (R21)."""
+        """Try a link again that was given up."""
         ...
 
     @property

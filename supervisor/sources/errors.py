@@ -28,8 +28,8 @@ class RequestError(Exception):
         self.retry_after_s = retry_after_s
 
 
-def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """TLS with the CAs of this file; None: with the system's. It reads files, so call it in a thread.
+def tls_context(ca_file: str | None, setting: str = "control.ca_file") -> ssl.SSLContext:
+    """TLS with the CAs of this file; None: with the system's. It reads files: call it in a thread. `setting`: names the CAs.
 
     Raises:
         RequestError: the file cannot be used.
@@ -38,14 +38,14 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # errors of ssl too
         reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
-        raise RequestError(f"control.ca_file: {ca_file} cannot be used: {reason}", sent=False) from None
+        raise RequestError(f"{setting}: {ca_file} cannot be used: {reason}", sent=False) from None
 
 
-def describe_error(error: BaseException, ca_setting: str = "control.ca_file") -> str:
-    """The system's reason at the bottom of an error, never the text of the error. `ca_setting`: what names the CAs."""
+def describe_error(error: BaseException, setting: str = "control.ca_file") -> str:
+    """The system's reason at the bottom of an error, never the text of the error. `setting`: names the CAs."""
     for inner in _chain(error):
         if isinstance(inner, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted: {inner.verify_message} ({ca_setting} names the CA)"
+            return f"its certificate is not trusted: {inner.verify_message} ({setting} names the CA)"
         if isinstance(inner, ssl.SSLError):
             return "the TLS handshake failed"
         if isinstance(inner, OSError) and inner.errno is not None and inner.errno in errno.errorcode:

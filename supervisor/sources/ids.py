@@ -1,4 +1,4 @@
-"""Task ids: UUIDs in their plain form, so that one from outside can stand in a path."""
+"""Task ids: UUIDs in their plain form, so that an id from outside can stand in a path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from uuid import UUID
 
 
 def is_id(value: Any) -> TypeGuard[str]:
-    """It is a UUID, written with dashes and nothing around it."""
+    """The value is a UUID, written with dashes and nothing around it."""
     try:
         return isinstance(value, str) and str(UUID(value)) == value.lower()
     except ValueError:
@@ -15,5 +15,5 @@ def is_id(value: Any) -> TypeGuard[str]:
 
 
 def same_id(value: Any, task_id: str) -> bool:
-    """Both are one UUID."""
+    """Both are the same UUID."""
     return is_id(value) and value.lower() == task_id.lower()

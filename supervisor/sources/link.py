@@ -1,10 +1,10 @@
-"""A link that is kept: connect, keep, back off with full jitter, and give up when told to (R21). For any source."""
+"""A link that is made again when it fails: with back-off and jitter, or given up where the configuration says so."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from dataclasses import replace
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never
 
@@ -12,106 +12,142 @@ from states.observation import Link
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.sources.backoff import Backoff
+from supervisor.sources.base import LinkStatus
 from supervisor.sources.errors import RequestError
 
-Connect = Callable[[], Awaitable[None]]
-CONNECTING: Final = "connecting"
-NOT_STARTED: Final = "not started"
-STOPPED: Final = "stopped"
-NO_TROUBLE: Final = frozenset({"", NOT_STARTED, CONNECTING, STOPPED})
+Work = Callable[[], Awaitable[None]]
+
+
+async def nothing() -> None:
+    """The `close` of a link that has nothing to clean up."""
 
 
 class RetryingLink:
-    """Runs `connect` once and `keep` again and again; says up, down or lost, and nobody else does.
+    """Calls `connect` once, then `keep` again and again. Nothing else changes the status of the link.
 
-    `keep` returns when it is time to keep again, and raises `RequestError` when the link has failed; so does `connect`. The
-    failure of a link that had proven sound (`keep` returned once, or its owner set `proven`) is tried again at once; any other
-    waits, longer each time, and one with a Retry-After always waits. `changed(link, reason)` is told of every change,
-    `parted()` whenever the link has gone down, to clear up.
+    `connect` and `keep` raise `RequestError` when the link has failed; then `close` is called. A link that had worked
+    (`keep` returned once, or its owner set `proven`) is made again at once. Any other waits, longer each time; after an
+    answer with Retry-After it always waits. `changed(link, reason)` is called after each change.
     """
 
     def __init__(
         self,
-        connect: Connect,
-        keep: Connect,
+        connect: Work,
+        keep: Work,
+        close: Work,
         *,
         clock: Clock,
         retry: bool,
         changed: Callable[[Link, str], None],
-        parted: Connect,
     ) -> None:
         self._connect = connect
         self._keep = keep
+        self._close = close
         self._clock = clock
         self._retry = retry
         self._changed = changed
-        self._parted = parted
         self._backoff = Backoff()
         self._resumed = asyncio.Event()
-        self.link = Link.DOWN
-        self.since_s = clock.now_s()
-        self.reason = NOT_STARTED
-        self.next_try_s: float | None = None
+        self._news = asyncio.Event()
+        self._failed = asyncio.Event()
+        self._failure: RequestError | None = None
         self.proven = False
-        self.error = ""
-        self.error_s: float | None = None
+        self.stopping = False  # the node stops: no error changes the link any more
+        self.status = LinkStatus(Link.DOWN, clock.now_s(), "not started")
+
+    @property
+    def up(self) -> bool:
+        """The link works, as far as is known."""
+        return self.status.link is Link.UP
 
     async def run(self) -> None:
-        """For ever."""
-        self.say(Link.DOWN, CONNECTING)
+        """Make and keep the link; never returns."""
+        self._set(Link.DOWN, "connecting")
         while True:
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(RequestError),
                 wait=self._backoff,
                 stop=stop_never if self._retry else stop_after_attempt(1),
                 sleep=self._pause,
-                before_sleep=self._will_retry,
+                before_sleep=self._before_pause,
                 reraise=True,
             )
             try:
                 await retrying(self._once)
-            except RequestError as trouble:
+            except RequestError as error:
                 self._resumed.clear()
-                self.say(Link.LOST, f"{trouble.reason}; given up (execution.retry_on_disconnect: false) until resumed")
+                reason = f"{error.reason}; given up (execution.retry_on_disconnect: false) until resumed"
+                self.record_error(reason)
+                self._set(Link.LOST, reason)
                 await self._resumed.wait()
-                self.say(Link.DOWN, CONNECTING)
+                self._set(Link.DOWN, "connecting")
 
     def resume(self) -> None:
-        """Lift a link that was given up; cut short the wait for the next try."""
+        """Make a link again that was given up; cut short the wait for the next try."""
         self._resumed.set()
 
-    def say(self, link: Link, reason: str, next_try_s: float | None = None) -> None:
-        """The link is now like that."""
-        if reason not in NO_TROUBLE:
-            self.blame(reason)
-        changed = (link, reason) != (self.link, self.reason)
-        if link is not self.link:
-            self.since_s = self._clock.now_s()
-        self.link, self.reason, self.next_try_s = link, reason, next_try_s
-        if changed:
-            self._changed(link, reason)
+    def fail(self, error: RequestError) -> None:
+        """Somebody else saw this error: the link is down at once, and `rest` raises the error."""
+        if self.up and not self.stopping:
+            self._failure = error
+            self._down(error)
+            self._failed.set()
+            self._news.set()
 
-    def blame(self, reason: str) -> None:
-        """There was trouble on the way, whatever it means for the link: `status` shows the last."""
-        self.error, self.error_s = reason, self._clock.now_s()
+    def record_error(self, reason: str) -> None:
+        """Keep an error for the status; it does not change the link."""
+        self.status = replace(self.status, error=reason, error_s=self._clock.now_s())
+
+    def hurry(self) -> None:
+        """Cut `rest` short: there is news to send."""
+        self._news.set()
+
+    async def rest(self, interval_s: float | None, pace_s: float = 0.0) -> None:
+        """For `keep`: wait one interval, or until `hurry` is called, but `pace_s` at least. `fail` ends the wait at once.
+
+        Raises:
+            RequestError: the one that `fail` was called with.
+        """
+        await wait_for_event(self._failed, pace_s)
+        await wait_for_event(self._news, None if interval_s is None else interval_s - pace_s)
+        self._news.clear()
+        if self._failure is not None:
+            raise self._failure
+
+    def stopped(self) -> None:
+        """The node has stopped."""
+        self._set(Link.DOWN, "stopped")
+
+    def _down(self, error: RequestError, next_try_s: float | None = None) -> None:
+        self.record_error(error.reason)
+        self._set(Link.DOWN, error.reason, next_try_s)
+
+    def _set(self, link: Link, reason: str, next_try_s: float | None = None) -> None:
+        before = self.status
+        since_s = before.since_s if link is before.link else self._clock.now_s()
+        self.status = replace(before, link=link, since_s=since_s, reason=reason, next_try_s=next_try_s)
+        if (link, reason) != (before.link, before.reason):
+            self._changed(link, reason)
 
     async def _once(self) -> None:
         self.proven = False
+        self._failure = None
+        self._failed.clear()
         try:
             await self._guarded(self._connect)
-            self.say(Link.UP, "")
+            self._set(Link.UP, "")
             while True:
                 await self._guarded(self._keep)
                 self.proven = True
-        except RequestError as trouble:
-            if not self._retry or not self.proven or trouble.retry_after_s is not None:
+        except RequestError as error:
+            if not self._retry or not self.proven or error.retry_after_s is not None:
                 raise
-            self.say(Link.DOWN, trouble.reason)
+            self._down(error)
         finally:
-            await self._parted()
+            await self._close()
 
-    async def _guarded(self, work: Connect) -> None:
-        """No fault of ours ends the link's task in silence."""
+    async def _guarded(self, work: Work) -> None:
+        """A fault of our own fails the link and shows in its status; it does not end the link's task."""
         try:
             await work()
         except RequestError:
@@ -122,9 +158,10 @@ class RetryingLink:
     async def _pause(self, seconds: float) -> None:
         self._resumed.clear()
         await wait_for_event(self._resumed, seconds)
-        self.next_try_s = None
+        self.status = replace(self.status, next_try_s=None)
 
-    def _will_retry(self, state: RetryCallState) -> None:
-        trouble = state.outcome.exception() if state.outcome else None
+    def _before_pause(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
         wait_s = state.next_action.sleep if state.next_action else 0.0
-        self.say(Link.DOWN, trouble.reason if isinstance(trouble, RequestError) else "", self._clock.now_s() + wait_s)
+        if isinstance(error, RequestError):
+            self._down(error, self._clock.now_s() + wait_s)

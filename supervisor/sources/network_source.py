@@ -1,60 +1,87 @@
-"""What sources over a network have in common (R1, R20, R21): a link that is kept, at most one poll, the one claim that it
-brought, a bound on what waits to be delivered, and words for the journal."""
+"""What all sources over a network have in common: a link, at most one poll, the claim that it brought, an outbox."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
+from states.ending import Ending, handed_back
 from states.observation import Link
-from supervisor.linux.bounded import wait_for_event
+from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Availability, Claim, LinkStatus, SourceEvents, SourceSettings, Wake
 from supervisor.sources.errors import RequestError
+from supervisor.sources.events import EventLog
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
-from supervisor.sources.link import RetryingLink
+from supervisor.sources.link import RetryingLink, nothing
+from supervisor.sources.outbox import Outbox
 
-MAX_WAITING: Final = 16  # outcomes that wait in memory, each as large as a result may be; beyond, no more work is asked for
+MAX_WAITING: Final = 16  # outcomes that wait in memory, each as large as a result may be; with so many, the node does not ask
 
 
 class NetworkSource(ABC):
-    """The half of a `Source` that is one whatever the other side speaks.
+    """The half of a `Source` that does not depend on the protocol.
 
-    The link, the poll and the way back go on side by side in the loop. What one of them meets on the way the link is told
-    (`_fail`), and it alone says up, down or lost.
+    The link, the poll and the outbox run side by side. An error that the poll or the outbox meets goes to the link, and the
+    link alone decides whether it is up, down or lost.
     """
 
-    _pace_s: ClassVar[float] = 0.0  # seconds between two signs of life at least, however much news there is
+    _pace_s: ClassVar[float] = 0.0  # at least so long between two heartbeats, however much news there is
+    _undelivered_reason: ClassVar[str]
+    _outbox: Outbox[Any]
 
     def __init__(self, settings: SourceSettings, clock: Clock, events: SourceEvents) -> None:
         self._settings = settings
         self._clock = clock
-        self._events = events
+        self._log = EventLog(events)
         self._wake: Wake = lambda: None
-        self._notes = InFlightRecord(settings.state_dir)
+        self._record = InFlightRecord(settings.state_dir)
         self._link = RetryingLink(
-            self._connect_anew,
+            self._connect,
             self._keep,
+            self._close,
             clock=clock,
             retry=settings.retry_on_disconnect,
             changed=self._changed,
-            parted=self._part,
         )
         self._availability = Availability.BUSY
-        self._trouble: RequestError | None = None  # met by the poll or on the way back, for the link to deal with
-        self._nudge = asyncio.Event()  # news, or trouble
-        self._alarm = asyncio.Event()  # trouble
-        self._slot: Claim | None = None
+        self._claim: Claim | None = None
         self._poll: asyncio.Task[None] | None = None
         self._work: list[asyncio.Task[None]] = []
-        self._stopping = False
 
     # --- the protocol
 
+    async def start(self, wake: Wake) -> None:
+        """See Source."""
+        self._wake = wake
+        left, problem = await self._record.load()
+        if problem:
+            self._log("note-unreadable", reason=problem)
+        for task in left:
+            await self._recover(task)
+        jobs = (self._link.run(), self._outbox.run(wake), *self._jobs())
+        self._work = [asyncio.create_task(job) for job in jobs]
+
+    async def stop(self, deadline_s: float) -> None:
+        """See Source. A claim not taken is given back. Takes `deadline_s` at most."""
+        self._link.stopping = True
+        self._availability = Availability.OFFLINE
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._finish(deadline_s)
+        except TimeoutError:
+            pass
+        finally:
+            await self._end()
+            for item in self._outbox:
+                self._log("undelivered", item, reason=self._undelivered_reason)
+            self._link.stopped()
+
     def ask(self) -> bool:
-        """Start one poll."""
+        """See Source."""
         if not self._may_ask():
             return False
         self._poll = asyncio.create_task(self._ask())
@@ -62,138 +89,123 @@ class NetworkSource(ABC):
 
     @property
     def asking(self) -> bool:
-        """A poll is in flight."""
+        """See Source."""
         return self._poll is not None
 
     def take(self) -> Claim | None:
-        """The claim that the last poll brought, once."""
-        claim, self._slot = self._slot, None
+        """See Source."""
+        claim, self._claim = self._claim, None
         return claim
 
     @property
     def waiting(self) -> Claim | None:
-        """The claim that `take` would give."""
-        return self._slot
+        """See Source."""
+        return self._claim
 
     def announce(self, availability: Availability) -> None:
-        """What signs of life say; a change is told soon."""
-        if availability is not self._availability and not self._stopping:
+        """See Source."""
+        if availability is not self._availability and not self._link.stopping:
             self._availability = availability
-            self._nudge.set()
+            self._link.hurry()
 
     def resume(self) -> None:
-        """Lift a link that was given up; cut short the wait for the next try."""
+        """See Source; a wait for the next try is cut short as well."""
         self._link.resume()
 
     @property
     def status(self) -> LinkStatus:
-        """The link as it is."""
-        link = self._link
-        return LinkStatus(
-            link=link.link,
-            since_s=link.since_s,
-            reason=link.reason,
-            next_try_s=link.next_try_s,
-            dialect=self._dialect,
-            url=self._url,
-            outbox=self._undelivered,
-            error=link.error,
-            error_s=link.error_s,
-        )
+        """See Source."""
+        return replace(self._link.status, dialect=self._dialect, url=self._url, outbox=len(self._outbox))
 
     # --- what differs
 
     @property
     @abstractmethod
     def _url(self) -> str:
-        """The other side, for people: no password."""
+        """The other side, for people: without a password."""
 
     @property
     @abstractmethod
     def _dialect(self) -> str:
-        """What is spoken with it."""
+        """The protocol."""
 
-    @property
     @abstractmethod
-    def _undelivered(self) -> int:
-        """Outcomes that wait."""
+    async def _recover(self, task: InFlightTask) -> None:
+        """Begin to settle a task that a crash left."""
+
+    def _jobs(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        """What runs beside the link and the outbox."""
+        return ()
 
     @abstractmethod
     async def _connect(self) -> None:
-        """Make the link, and tell of this node. Raises RequestError."""
+        """Make the link, and report this node. Raises RequestError."""
 
     @abstractmethod
     async def _beat(self) -> None:
-        """Give a sign of life. Raises RequestError."""
+        """Send a heartbeat. Raises RequestError."""
 
-    @abstractmethod
-    async def _part(self) -> None:
-        """The link has gone down: clear up."""
+    async def _close(self) -> None:
+        """The link has gone down: clean up."""
+        await nothing()
 
     @abstractmethod
     async def _poll_once(self) -> None:
-        """Ask for a task and put it into the slot, if there is one. Raises RequestError."""
+        """Ask for a task; if there is one, keep it in `_claim`. Raises RequestError."""
+
+    @abstractmethod
+    async def _finish(self, deadline_s: float) -> None:
+        """The node stops: report OFFLINE, give back, deliver. Cancelled after `deadline_s`."""
+
+    async def _end(self) -> None:
+        """The node has stopped: end all that runs."""
+        await end(*self._work, *([self._poll] if self._poll is not None else []))
+        await self._close()
 
     # --- the link
 
-    async def _connect_anew(self) -> None:
-        self._trouble = None
-        self._alarm.clear()
-        await self._connect()
-
     async def _keep(self) -> None:
-        """One interval, and a sign of life at its end; sooner when there is news or trouble."""
-        pace_s = min(self._pace_s, self._settings.heartbeat_interval_s)
-        for event, wait_s in ((self._alarm, pace_s), (self._nudge, self._settings.heartbeat_interval_s - pace_s)):
-            await wait_for_event(event, wait_s)
-        self._nudge.clear()
-        if self._trouble is not None:
-            raise self._trouble
+        interval_s = self._settings.heartbeat_interval_s
+        await self._link.rest(interval_s, min(self._pace_s, interval_s))
         await self._beat()
 
-    def _fail(self, trouble: RequestError) -> None:
-        """RequestError met elsewhere: the link is down at once, and its task deals with it."""
-        if self._link.link is Link.UP and not self._stopping:
-            self._trouble = trouble
-            self._link.say(Link.DOWN, trouble.reason)
-            self._alarm.set()
-            self._nudge.set()
-
     def _changed(self, link: Link, reason: str) -> None:
-        self._event(link.value, reason=reason, url=self._url, dialect=self._dialect)
+        self._log(link.value, reason=reason, url=self._url, dialect=self._dialect)
         self._wake()
 
     # --- the poll
 
     def _may_ask(self) -> bool:
-        """None is in flight, nothing waits to be taken, and what waits to be delivered does not fill the memory."""
-        free = self._poll is None and self._slot is None and self._undelivered < MAX_WAITING
-        return free and self._link.link is Link.UP and not self._stopping
+        """No poll is in flight, no claim waits, and the outbox does not fill the memory."""
+        free = self._poll is None and self._claim is None and len(self._outbox) < MAX_WAITING
+        return free and self._link.up and not self._link.stopping
 
     async def _ask(self) -> None:
         try:
             await self._poll_once()
-        except RequestError as trouble:
-            self._fail(trouble)
-        except Exception as error:  # noqa: BLE001  no fault of ours may end the poll in silence
-            self._fail(RequestError(f"the poll could not be made ({type(error).__name__})"))
+        except RequestError as error:
+            self._link.fail(error)
+        except Exception as error:  # noqa: BLE001  a fault of our own must not end the poll silently
+            self._link.fail(RequestError(f"the poll could not be made ({type(error).__name__})"))
         finally:
             self._poll = None
             self._wake()
 
+    async def _give_back_untaken(self, wait_s: float | None = None, on_preempt: str | None = None) -> None:
+        """Read the answer of a poll that is on its way, and give back a claim that was not taken."""
+        if self._poll is not None:
+            await asyncio.wait([self._poll], timeout=wait_s)
+        if (claim := self._claim) is not None:
+            self.hand_back(claim, handed_back("the node stopped"), on_preempt or self._settings.preempted(claim.type))
+
     def _no_longer_waits(self, task_id: str) -> None:
-        if self._slot is not None and self._slot.id == task_id:
-            self._slot = None
+        if self._claim is not None and self._claim.id == task_id:
+            self._claim = None
 
-    # --- the note and the journal
+    @abstractmethod
+    def settle(self, claim: Claim, ending: Ending) -> None:
+        """See Source."""
 
-    async def _left_noted(self) -> tuple[InFlightTask, ...]:
-        """The tasks that were in flight when the last life of the node ended."""
-        left, trouble = await self._notes.load()
-        if trouble:
-            self._event("note-unreadable", reason=trouble)
-        return left
-
-    def _event(self, event: str, **fields: Any) -> None:
-        with contextlib.suppress(Exception):  # a journal that fails must not end the link
-            self._events.link_event(event, fields)
+    @abstractmethod
+    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
+        """See Source."""

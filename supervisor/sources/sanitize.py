@@ -1,12 +1,14 @@
-"""Make a result fit for the control node: its database refuses NUL, lone surrogates, NaN and infinities with a 500 that
-leaves the task hanging, so they are replaced before posting."""
+"""JSON for the other side, and from it.
+
+The control node's database refuses NUL, lone surrogates, NaN and infinities with a 500 that leaves the task hanging.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from supervisor.linux.text import one_line
 
@@ -23,29 +25,41 @@ def text(value: str) -> str:
     return value.replace("\0", REPLACEMENT)
 
 
-def reason(value: str) -> str:
-    """One clean line of bounded length that is never empty: the server takes an empty error for success."""
-    return one_line(text(value), MAX_REASON_CHARS) or "failed, no reason given"
+def reason(value: str | None) -> str:
+    """One line of bounded length, never empty: the server takes an empty error for success."""
+    return one_line(text(value or ""), MAX_REASON_CHARS) or "failed, no reason given"
 
 
-def clean(value: Any) -> Any:
-    """The value as plain JSON types that always encode: NaN and infinities become null, bytes text, what cannot be said
-    a note of its type."""
-    return _clean(value, ())
+def sanitize(value: Any) -> Any:
+    """The value as plain JSON types that always encode.
 
-
-def mapping(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The object, cleaned."""
-    cleaned: dict[str, Any] = clean(dict(value))
-    return cleaned
+    NaN and infinities become null, bytes become text; what JSON cannot hold becomes a string that names its type.
+    """
+    return _sanitize(value, ())
 
 
 def encode(value: Any) -> bytes:
-    """A cleaned value as JSON."""
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    """The sanitized value as JSON."""
+    return json.dumps(sanitize(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _clean(value: Any, above: tuple[int, ...]) -> Any:
+def decode(data: bytes | bytearray) -> Any:
+    """The value of JSON from outside.
+
+    Raises:
+        ValueError: it is not JSON; NaN, infinities and endless nesting are not.
+    """
+    try:
+        return json.loads(data.decode(), parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _sanitize(value: Any, above: tuple[int, ...]) -> Any:
     match value:
         case None | bool():
             return value
@@ -62,12 +76,11 @@ def _clean(value: Any, above: tuple[int, ...]) -> Any:
                 return "<nested too deep>"
             inner = (*above, id(value))
             if isinstance(value, Mapping):
-                return {_key(key): _clean(item, inner) for key, item in value.items()}
-            return [_clean(item, inner) for item in value]
+                return {_key(key): _sanitize(item, inner) for key, item in value.items()}
+            return [_sanitize(item, inner) for item in value]
         case _:
             return f"<{text(type(value).__name__)}>"
 
 
 def _key(key: Any) -> str:
-    cleaned = _clean(key, ()) if not isinstance(key, tuple | frozenset) else f"<{type(key).__name__}>"
-    return cleaned if isinstance(cleaned, str) else str(cleaned)
+    return f"<{type(key).__name__}>" if isinstance(key, tuple | frozenset) else str(_sanitize(key, ()))

@@ -314,4 +314,4 @@ async def node(
 async def cut(source: NatsSource) -> None:
     """As by a power cut: every task of the source ends at once, its connection too."""
     await end(*source._work, *source._giving, *([source._poll] if source._poll is not None else []))
-    await source._part()
+    await source._close()

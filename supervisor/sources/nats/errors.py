@@ -1,14 +1,14 @@
-"""What a NATS server with JetStream says, read strictly: answers, deliveries, and its words for people."""
+"""What a NATS server with JetStream answers, read strictly: answers, deliveries, and its texts for people."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from supervisor.linux.text import one_line
 from supervisor.sources.errors import RequestError
+from supervisor.sources.sanitize import decode
 
 LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
 PER_SUBJECT: Final = "per subject"
@@ -19,7 +19,7 @@ MAX_TEXT: Final = 200
 
 
 class Refused(RequestError):
-    """The server says no, and would again: a limit, a right, a name that is not there."""
+    """The server refuses, and would refuse again: a limit, a right, a name that is not there."""
 
 
 class Exists(Refused):
@@ -37,15 +37,15 @@ class Delivery:
 
 
 def read_answer(data: bytes, what: str) -> dict[str, Any]:
-    """JetStream's answer to a call; `what`: that call, for people.
+    """JetStream's answer to a call; `what` names the call for people.
 
     Raises:
-        Exists, Refused: it says no, and would again.
-        RequestError: it is none, or may be another one soon.
+        Exists, Refused: the server refuses, and would refuse again.
+        RequestError: it is not an answer, or the server may soon answer otherwise.
     """
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = decode(data)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise RequestError(f"the server answered {what} with something that is no answer of JetStream")
@@ -53,31 +53,31 @@ def read_answer(data: bytes, what: str) -> dict[str, Any]:
     if error is None:
         return value
     if not isinstance(error, dict):
-        raise RequestError(f"the server answered {what} with an error in words of its own")
+        raise RequestError(f"the server answered {what} with an error of an unknown form")
     text, code = one_line(str(error.get("description", "")), MAX_TEXT), error.get("code")
     if error.get("err_code") == LIMIT_OF_STREAM and PER_SUBJECT in text:
         raise Exists(f"{what}: there is one already")
     if code == 503:
-        raise RequestError(f"{what}: {text}")  # a full stream, no leader yet: it may do better soon
+        raise RequestError(f"{what}: {text}")  # a full stream, no leader yet: this may soon change
     raise Refused(f"{what}: {text}", status=code if type(code) is int else 0)
 
 
 def read_delivery(data: bytes, reply: str, headers: Mapping[str, str]) -> Delivery | None:
-    """A message as a delivery; None for a word of the server's (nothing there, time over).
+    """A message as a delivery; None for a status of the server's (nothing there, time over).
 
     Raises:
-        RequestError: its word says that it will hand out nothing: the consumer is gone, or has another leader.
+        RequestError: the server will hand out nothing: the consumer is gone, or has another leader.
     """
     if not reply:
         if (status := headers.get("Status", NOTHING)) in (NOTHING, TIME_OVER):
             return None
-        word = one_line(f"{status} {headers.get('Description', '')}", MAX_TEXT)
-        raise RequestError(f"the fleet hands out no work now: its server says {word}")
+        status = one_line(f"{status} {headers.get('Description', '')}", MAX_TEXT)
+        raise RequestError(f"the fleet hands out no work now: its server says {status}")
     # $JS.ACK.<stream>.<consumer>.<count>.<sequence>..., or with domain and account before the stream
-    words = reply.split(".")
-    at = 4 if len(words) == 9 else 6
+    tokens = reply.split(".")
+    at = 4 if len(tokens) == 9 else 6
     try:
-        return Delivery(data, reply, int(words[at]), int(words[at + 1]))
+        return Delivery(data, reply, int(tokens[at]), int(tokens[at + 1]))
     except (IndexError, ValueError):
         return None
 

@@ -1,24 +1,22 @@
-"""The leases of tasks that a fleet has handed to this node, renewed as long as it has them, whatever they do (R2)."""
+"""The leases of the tasks that a fleet has handed to this node. They are renewed as long as the node has the tasks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from states.observation import Link
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Claim
 from supervisor.sources.errors import RequestError
+from supervisor.sources.events import EventLog
 from supervisor.sources.link import RetryingLink
-from supervisor.sources.nats import connection as wire
-from supervisor.sources.nats.connection import Connection
+from supervisor.sources.nats.connection import IN_PROGRESS, Connection
 from supervisor.sources.nats.errors import Delivery
 
 RENEWALS: Final = 3  # renewals of a lease before it lapses
-LAST_MOMENT_S: Final = 0.5  # a lease that ends this soon is not ours to give back any more
+LAST_MOMENT_S: Final = 0.5  # a lease that ends this soon cannot be given back any more
 
 
 @dataclass(slots=True)
@@ -33,28 +31,17 @@ class Lease:
 
 
 class Leases:
-    """Every task that is not settled or given back: waiting, in hand, in the outbox.
+    """One lease for each task that is not settled or given back: waiting, in hand, in the outbox."""
 
-    `need` gives the connection or raises RequestError; `fail` is told of trouble; `event(name, **fields)` is for the journal.
-    """
-
-    def __init__(
-        self,
-        clock: Clock,
-        link: RetryingLink,
-        need: Callable[[], Connection],
-        fail: Callable[[RequestError], None],
-        event: Callable[..., None],
-    ) -> None:
+    def __init__(self, clock: Clock, connection: Connection, link: RetryingLink, log: EventLog) -> None:
         self._clock = clock
+        self._connection = connection
         self._link = link
-        self._need = need
-        self._fail = fail
-        self._event = event
+        self._log = log
         self._by_id: dict[str, Lease] = {}
-        self._held = asyncio.Event()
+        self._filled = asyncio.Event()
         self._now = asyncio.Event()
-        self.length_s = 0.0  # how long one lasts, by the consumer's ack_wait
+        self.length_s = 0.0  # how long a lease lasts: the consumer's ack_wait
 
     def get(self, task_id: str) -> Lease | None:
         """The lease of a task."""
@@ -65,34 +52,34 @@ class Leases:
         return self._by_id.pop(task_id, None)
 
     def take(self, claim: Claim, delivery: Delivery) -> Lease:
-        """Hold this delivery from now on."""
+        """Renew the lease of this delivery from now on."""
         lease = Lease(claim, delivery.reply, delivery.count, self._clock.now_s() + self.length_s)
         self._by_id[claim.id] = lease
-        self._held.set()
+        self._filled.set()
         return lease
 
     def again(self, lease: Lease, delivery: Delivery) -> None:
-        """One that had lapsed was handed to this very node: nobody else has the task, so it goes on here."""
+        """The task of a lapsed lease was handed to this node again: no other node has it, so it goes on here."""
         lease.reply, lease.count, lease.lost = delivery.reply, delivery.count, False
         lease.ends_s = self._clock.now_s() + self.length_s
 
     def surely_ours(self, lease: Lease) -> bool:
-        """It has not lapsed, and will not in a moment."""
+        """The lease has not lapsed, and does not lapse in a moment."""
         return not lease.lost and self._clock.now_s() <= lease.ends_s - LAST_MOMENT_S
 
     def renew_now(self) -> None:
-        """A link that was down has no time to lose."""
+        """The link is back: renew at once."""
         self._now.set()
 
     async def run(self) -> None:
-        """Renew what is held, in time for two more tries; sleeps while nothing is held."""
+        """Renew all leases, in time for two more tries; never returns."""
         while True:
-            await self._held.wait()
+            await self._filled.wait()
             self._now.clear()
             await wait_for_event(self._now, max(0.05, self.length_s / RENEWALS))
             leases = list(self._by_id.values())
             if not leases:
-                self._held.clear()
+                self._filled.clear()
             await asyncio.gather(*(self._renew(lease) for lease in leases))
 
     async def _renew(self, lease: Lease) -> None:
@@ -100,13 +87,13 @@ class Leases:
         if sent_s >= lease.ends_s and not lease.lost:
             lease.lost = True
             reason = "it could not be renewed in time: another node may have the task as well"
-            self._event("lease-lost", task=lease.claim.id, type=lease.claim.type, reason=reason)
-        if lease.lost or self._link.link is not Link.UP:
-            return  # one that has lapsed may be another node's by now
+            self._log("lease-lost", lease.claim, reason=reason)
+        if lease.lost or not self._link.up:
+            return  # a lapsed lease may be another node's by now
         try:
-            await self._need().word(lease.reply, wire.IN_PROGRESS, timeout_s=self.length_s / RENEWALS)
+            await self._connection.acknowledge(lease.reply, IN_PROGRESS, timeout_s=self.length_s / RENEWALS)
             lease.ends_s = sent_s + self.length_s
-        except RequestError as trouble:
-            self._fail(trouble)
-        except Exception as error:  # noqa: BLE001  no fault of ours may end the renewals in silence
-            self._fail(RequestError(f"a lease could not be renewed ({type(error).__name__})"))
+        except RequestError as error:
+            self._link.fail(error)
+        except Exception as error:  # noqa: BLE001  a fault of our own must not end the renewals silently
+            self._link.fail(RequestError(f"a lease could not be renewed ({type(error).__name__})"))

@@ -1,21 +1,20 @@
-"""Tasks and results as they travel: JSON, read strictly. What does not read as a task is never run."""
+"""Tasks and results as they travel: JSON, read strictly. What cannot be read as a task is never run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TypeGuard
+from typing import Any, Final, TypeGuard
 
-from supervisor.sources import sanitize as clean
 from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id, same_id
+from supervisor.sources.sanitize import decode, encode
 
 MAX_TYPE_CHARS: Final = 128
 
 
 class Poison(Exception):
-    """It is not a task; the text says why, and quotes nothing of it. `task_id`: its id, where that at least is sound."""
+    """It is not a task. The text says why and quotes nothing of it. `task_id`: its id, if at least that can be read."""
 
     def __init__(self, reason: str, task_id: str = "") -> None:
         super().__init__(reason)
@@ -34,31 +33,30 @@ class Result:
 
     @property
     def status(self) -> str:
-        """As the RAE control node calls it."""
+        """In the RAE control node's terms."""
         return "COMPLETED" if self.error is None else "FAILED"
 
     def encode(self) -> bytes:
-        """Cleaned JSON."""
+        """The result as it is stored."""
         body = {"id": self.id, "type": self.type, "node": self.node, "status": self.status}
-        return clean.encode({**body, "result": clean.mapping(self.result), "error": self.error})
+        return encode({**body, "result": self.result, "error": self.error})
 
 
 def is_type(value: Any) -> TypeGuard[str]:
-    """It can be the type of a task, and be shown and written anywhere."""
+    """It can be the type of a task, and be shown anywhere."""
     return isinstance(value, str) and 0 < len(value) <= MAX_TYPE_CHARS and value.isprintable()
 
 
 def encode_task(claim: Claim) -> bytes:
     """A task as it is posted."""
-    task = {"id": claim.id, "type": claim.type, "payload": clean.mapping(claim.payload), "priority": claim.priority}
-    return clean.encode(task)
+    return encode({"id": claim.id, "type": claim.type, "payload": claim.payload, "priority": claim.priority})
 
 
 def decode_task(data: bytes) -> Claim:
     """The task.
 
     Raises:
-        Poison: it is none.
+        Poison: it is not a task.
     """
     value = _object(data, "the task")
     task_id, kind, payload, priority = (value.get(name) for name in ("id", "type", "payload", "priority"))
@@ -74,20 +72,20 @@ def decode_task(data: bytes) -> Claim:
     return Claim(task_id, kind, payload, priority or 0)
 
 
-def decode_place(data: bytes) -> dict[str, Any]:
-    """What a task has saved, to be laid over its payload.
+def decode_saved(data: bytes) -> dict[str, Any]:
+    """What a task has saved; it replaces those keys of the payload.
 
     Raises:
-        Poison: it is none.
+        Poison: it is not JSON, or not an object.
     """
-    return _object(data, "the place")
+    return _object(data, "what the task has saved")
 
 
 def decode_result(data: bytes) -> Result:
     """The result.
 
     Raises:
-        Poison: it is none.
+        Poison: it is not a result.
     """
     value = _object(data, "the result")
     texts = {name: value.get(name) for name in ("id", "type", "node")}
@@ -101,7 +99,7 @@ def decode_result(data: bytes) -> Result:
 
 
 def stored_result(data: bytes, task_id: str) -> Result:
-    """What is stored as this task's result; a failure that says so where it is none, or another task's."""
+    """What is stored as this task's result; a failure with the reason if it is no result, or another task's."""
     try:
         result = decode_result(data)
     except Poison as poison:
@@ -110,19 +108,15 @@ def stored_result(data: bytes, task_id: str) -> Result:
 
 
 def no_result(task_id: str, why: str) -> Result:
-    """What takes the place of something that a node stored as a result."""
+    """The failure in place of something that a node stored as a result."""
     return Result(task_id, "", "", {}, f"what the fleet holds for it is no result: {why}")
 
 
 def _object(data: bytes, what: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode(), parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        value = decode(data)
+    except ValueError:
         raise Poison(f"{what} is not JSON") from None
     if not isinstance(value, dict):
         raise Poison(f"{what} is not an object")
     return value
-
-
-def _refuse(name: str) -> NoReturn:
-    raise ValueError(name)  # NaN and Infinity are no JSON

@@ -1,26 +1,24 @@
-"""Results on their way into a fleet (R21): in memory until the fleet has them, first in, first out."""
+"""The outbox to a fleet: results in memory until the fleet has stored them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from states.observation import Link
-from supervisor.linux.bounded import wait_for_event
 from supervisor.sources.errors import RequestError
+from supervisor.sources.events import EventLog
+from supervisor.sources.in_flight import InFlightRecord
 from supervisor.sources.link import RetryingLink
-from supervisor.sources.nats import connection as wire
-from supervisor.sources.nats import subjects as layout
-from supervisor.sources.nats.connection import Connection
+from supervisor.sources.nats.connection import ACK, Connection
 from supervisor.sources.nats.errors import TOO_LARGE, Exists, Refused
-from supervisor.sources.nats.leases import Lease
+from supervisor.sources.nats.leases import Lease, Leases
 from supervisor.sources.nats.messages import Result
+from supervisor.sources.nats.subjects import result_subject, token
+from supervisor.sources.outbox import Outbox
 
-REMEMBERED: Final = 512  # tasks whose results are stored, should one be delivered once more
-PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)  # between tries to deliver while the link is up
+REMEMBERED: Final = 512  # tasks whose results are stored, in case one is delivered once more
 
 
 @dataclass(slots=True)
@@ -34,138 +32,76 @@ class Outcome:
     blind: bool = False  # it was sent, and the answer was lost
     stored: bool = False  # the fleet has it; the task is not acknowledged yet
 
-
-class Results:
-    """Stores results by `need()`, which gives the connection or raises RequestError.
-
-    `settled(task_id)` is awaited when a task is over for this node; `second()` is called when another node's result was
-    first; `fail` is told of trouble; `event(name, **fields)` is for the journal, never a payload.
-    """
-
-    def __init__(
-        self,
-        link: RetryingLink,
-        need: Callable[[], Connection],
-        *,
-        settled: Callable[[str], Awaitable[None]],
-        second: Callable[[], None],
-        fail: Callable[[RequestError], None],
-        event: Callable[..., None],
-    ) -> None:
-        self._link = link
-        self._need = need
-        self._settled = settled
-        self._second = second
-        self._fail = fail
-        self._event = event
-        self._waiting: list[Outcome] = []
-        self._filled = asyncio.Event()
-        self._emptied = asyncio.Event()
-        self._emptied.set()
-        self._hurry = asyncio.Event()
-        self._last = False
-        self._done: OrderedDict[str, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self.result.id
 
     @property
-    def ids(self) -> list[str]:
-        """The tasks whose results are not stored."""
-        return [outcome.result.id for outcome in self._waiting]
+    def type(self) -> str:
+        """The task's type."""
+        return self.result.type
+
+
+class ResultOutbox(Outbox[Outcome]):
+    """Stores results, and acknowledges their tasks."""
+
+    def __init__(
+        self, connection: Connection, leases: Leases, link: RetryingLink, record: InFlightRecord, log: EventLog
+    ) -> None:
+        super().__init__(link, record, log)
+        self._connection = connection
+        self._leases = leases
+        self._stored: OrderedDict[str, None] = OrderedDict()
+        self.second = 0  # results that another node's result came before
 
     def stored(self, task_id: str) -> bool:
         """This node has stored the task's result, as far as it remembers."""
-        return task_id in self._done
+        return task_id in self._stored
 
-    def put(self, lease: Lease, result: Result) -> None:
-        """Take a result."""
-        self._waiting.append(Outcome(lease, result))
-        self._emptied.clear()
-        self._filled.set()
+    def _finished(self, item: Outcome) -> None:
+        self._leases.pop(item.id)
 
-    def hurry(self) -> None:
-        """The link is back: try now."""
-        self._hurry.set()
-
-    async def last_chance(self) -> None:
-        """Deliver until everything is delivered, or cancelled: the node stops."""
-        self._last = True
-        self.hurry()
-        await self._emptied.wait()
-
-    async def run(self) -> None:
-        """Deliver for ever."""
-        failures = 0
-        while True:
-            await self._filled.wait()
-            outcome = self._waiting[0]
-            try:
-                if self._link.link is not Link.UP and not self._last:
-                    raise RequestError(self._link.reason)
-                await self._deliver(outcome)
-                failures = 0
-            except RequestError as trouble:
-                if isinstance(trouble, Refused) and self._replaced(outcome, trouble):
-                    continue
-                self._hurry.clear()
-                self._fail(trouble)
-                pause_s = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
-                failures += 1
-                await wait_for_event(self._hurry, pause_s if self._link.link is Link.UP or self._last else None)
-                continue
-            except Exception as error:  # noqa: BLE001  one outcome must not hold up all others
-                reason = f"it could not be delivered ({type(error).__name__})"
-                self._event("outcome-lost", task=outcome.result.id, reason=f"{reason}; another node gets the task")
-            self._waiting.pop(0)
-            await self._settled(outcome.result.id)
-            if not self._waiting:
-                self._filled.clear()
-                self._emptied.set()
-
-    async def _deliver(self, outcome: Outcome) -> None:
-        """Store the result, then acknowledge the task: a node that dies between the two has it acknowledged by the next."""
-        link, result = self._need(), outcome.result
-        if not outcome.body:
-            outcome.body = await asyncio.to_thread(result.encode)
-        first = True
-        if not outcome.stored:
-            first = await self._store(link, outcome)
-            outcome.stored = first
-        await link.word(outcome.lease.reply, wire.ACK)
-        self._done[result.id] = None
-        while len(self._done) > REMEMBERED:
-            self._done.popitem(last=False)
-        if first:
-            self._event("delivered", task=result.id, type=result.type, error=result.error is not None)
-            return
-        self._second()
-        whose = "another node's result, or this one, whose answer was lost," if outcome.blind else "another node's result"
-        reason = f"{whose} was first, and stands; this one is dropped"
-        self._event("done-twice", task=result.id, type=result.type, reason=reason)
-
-    async def _store(self, link: Connection, outcome: Outcome) -> bool:
-        """Have the result stored; False: there is one."""
-        result = outcome.result
+    async def _deliver(self, item: Outcome) -> None:
         try:
-            # the message id holds the node: what this node sends again is the same, what another sends is a second one
-            await link.store(layout.result_subject(result.id), outcome.body, f"{result.id}.{layout.token(result.node)}")
-        except Exists:
-            return False
-        except Refused:
-            raise
-        except RequestError as trouble:
-            outcome.blind = outcome.blind or trouble.sent
-            raise
-        return True
+            await self._store(item)
+        except Refused as refused:
+            if item.replaced:
+                raise
+            self._replace(item, refused)
+            await self._store(item)
 
-    def _replaced(self, outcome: Outcome, refused: Refused) -> bool:
-        """The fleet says no to this result for good: its reason is the outcome then. False: it was just that."""
-        if outcome.replaced:
-            return False
+    async def _store(self, item: Outcome) -> None:
+        """Store the result, then acknowledge the task: if the node dies between the two, the next node acknowledges it."""
+        result = item.result
+        if not item.body:
+            item.body = await asyncio.to_thread(result.encode)
+        first = True
+        if not item.stored:
+            try:
+                # the message id names the node: the same result sent again is the same message, another node's is not
+                await self._connection.store(result_subject(item.id), item.body, f"{item.id}.{token(result.node)}")
+                item.stored = True
+            except Exists:
+                first = False
+            except RequestError as error:
+                item.blind = item.blind or (error.sent and not isinstance(error, Refused))
+                raise
+        await self._connection.acknowledge(item.lease.reply, ACK)
+        self._stored[item.id] = None
+        while len(self._stored) > REMEMBERED:
+            self._stored.popitem(last=False)
+        if first:
+            self._log("delivered", item, error=result.error is not None)
+            return
+        self.second += 1
+        whose = "another node's result, or this one, whose answer was lost," if item.blind else "another node's result"
+        self._log("done-twice", item, reason=f"{whose} was first, and stands; this one is dropped")
+
+    def _replace(self, item: Outcome, refused: Refused) -> None:
+        """The fleet refuses this result for good: the refusal's reason becomes the outcome."""
         what = "result too large" if refused.status == TOO_LARGE else "the fleet refused the result"
-        result, error = outcome.result, f"{what}: {refused.reason}"
-        error = error if result.error is None else f"{result.error} ({error})"
-        self._event("outcome-refused", task=result.id, type=result.type, reason=refused.reason)
-        outcome.result, outcome.body, outcome.replaced = replace(result, result={}, error=error), b"", True
-        return True
+        error = f"{what}: {refused.reason}"
+        error = error if item.result.error is None else f"{item.result.error} ({error})"
+        self._log("outcome-refused", item, reason=refused.reason)
+        item.result, item.body, item.replaced = replace(item.result, result={}, error=error), b"", True

@@ -1,4 +1,4 @@
-"""Names of a fleet on JetStream: streams, subjects, keys. The streams themselves are defined in streams.json beside this."""
+"""Names of a fleet on JetStream: streams, subjects, keys. admin/streams.json defines the streams."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 TASKS: Final = "RAE_TASKS"  # a work queue: a task leaves it when it is acknowledged, after its result is stored
 RESULTS: Final = "RAE_RESULTS"  # one result a task, the first; a second one is refused
 DEAD: Final = "RAE_DEAD"  # tasks that no node can run, as they came, with the reason
-PLACES: Final = "RAE_PLACES"  # how far a task had come when it was given back; the last one of each
-NODES: Final = "RAE_NODES"  # the bucket of what nodes tell of themselves; what is not told again in time is gone
+PLACES: Final = "RAE_PLACES"  # what a task had saved when it was given back; the last of each task
+NODES: Final = "RAE_NODES"  # the bucket of the nodes' entries; an entry that is not renewed in time is gone
 NODES_STREAM: Final = f"KV_{NODES}"
-CONSUMER: Final = "nodes"  # what all nodes pull from, unless control.nats.consumer says otherwise
-BRIDGE: Final = "bridge"  # what a bridge reads results from
+CONSUMER: Final = "nodes"  # all nodes pull from it, unless control.nats.consumer says otherwise
+BRIDGE: Final = "bridge"  # a bridge reads results from it
 
 ANY_RESULT: Final = "rae.results.*"
 REASON_HEADER: Final = "Rae-Reason"
@@ -26,7 +26,7 @@ def token(text: str) -> str:
 
 
 def task_subject(kind: str, task_id: str) -> str:
-    """Where a task is posted: at most one message lies there, so that a task cannot be queued twice."""
+    """Where a task is posted. At most one message lies there, so that a task cannot be queued twice."""
     return f"rae.tasks.{token(kind)}.{task_id}"
 
 
@@ -41,12 +41,12 @@ def dead_subject(name: str) -> str:
 
 
 def place_subject(task_id: str) -> str:
-    """Where a task's saved place lies for the node that has it next."""
+    """Where the state that a task has saved lies for its next node."""
     return f"rae.places.{task_id}"
 
 
 def node_subject(node_id: str) -> str:
-    """Where a node tells of itself."""
+    """Where a node writes its entry."""
     return f"$KV.{NODES}.{token(node_id)}"
 
 

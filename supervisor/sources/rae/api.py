@@ -1,4 +1,4 @@
-"""The control node's calls, typed: what is asked, what a good answer looks like, and what every other answer means."""
+"""The control node's calls, typed: what is asked, what a good answer looks like, and what each other answer means."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ import asyncio
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
-from supervisor.config.schema import Control
-from supervisor.sources import sanitize as clean
-from supervisor.sources.base import Availability
+from supervisor.sources.base import Availability, SourceSettings
 from supervisor.sources.errors import RequestError
 from supervisor.sources.ids import is_id, same_id
 from supervisor.sources.rae.dialects import DIALECTS, Dialect, configured, from_openapi
-from supervisor.sources.rae.transport import NOT_JSON, Answer, AnswerTooLarge, Transport
+from supervisor.sources.rae.transport import NOT_JSON, Answer, AnswerTooLarge, Request, Transport
+from supervisor.sources.sanitize import encode
 
 NO_KEY: Final = "none"  # register wants an api_key; the server only stores its hash
 NIL_ID: Final = str(UUID(int=0))
 BAD_GATEWAY: Final = 502
-MAX_ID_CHARS: Final = 200  # of what the server calls this node: it goes into the note
-MISREAD: Final = 422  # dialect A's poll, read by B to D as a look at a task with no id
-SMALL_BYTES: Final = 256 * 1024  # of an answer that is about this node: parsing it holds up the loop for a moment
-# The answers to a result and to a task's post give the task back whole, whatever its size; its id comes first and is enough.
+MAX_ID_CHARS: Final = 200  # of the server's id of this node: it goes into the record of the tasks in flight
+MISREAD: Final = 422  # dialect A's poll, which B to D read as a look at a task without an id
+SMALL_BYTES: Final = 256 * 1024  # of an answer about this node: parsing it holds up the loop for a moment
+# The answers to a result and to a task's post hold the whole task, whatever its size; its id comes first and is enough.
 TASK_BEGINS: Final = re.compile(rb'\s*\{\s*"id"\s*:\s*"(?P<id>[0-9a-fA-F-]{36})"\s*,')
-# Of a task that is too large to be read, its state: it stands before what makes it large.
-ITS_STATE: Final = re.compile(
+# The state of a task that is too large to be read: it stands before what makes the task large.
+TASK_STATE: Final = re.compile(
     TASK_BEGINS.pattern + rb'\s*"type"\s*:\s*"(?:[^"\\]|\\.)*"\s*,\s*"status"\s*:\s*"(?P<state>[A-Z]+)"'
 )
 
@@ -36,8 +34,12 @@ class UnknownPath(RequestError):
     """The server has no such route: another dialect, or another server."""
 
 
+class NotFound(RequestError):
+    """The route is right; the server does not know the node or the task."""
+
+
 class TaskTooLarge(RequestError):
-    """A task is larger than what is read of an answer; its id was at the beginning, `state` too if it is not empty."""
+    """A task is larger than the node reads. Its id was at the beginning, and its `state` if that is not empty."""
 
     def __init__(self, task_id: str, reason: str, state: str) -> None:
         super().__init__(reason, status=200)
@@ -45,25 +47,19 @@ class TaskTooLarge(RequestError):
         self.state = state
 
 
-class NotFound(RequestError):
-    """The route is right; the server does not know the node or the task."""
-
-
 class RaeApi:
     """One control node. A call without a good answer raises `RequestError`; none is repeated. One call of a kind at once."""
 
-    def __init__(
-        self, transport: Transport, settings: Control, *, node_id: str, token: str | None, capabilities: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, transport: Transport, settings: SourceSettings) -> None:
         self._transport = transport
-        self._settings = settings
-        self._node_id = node_id
-        self._token = token
-        self._capabilities = capabilities
-        self._dialect = configured(settings)
+        self._node_id = settings.node_id
+        self._token = settings.token
+        self._capabilities = settings.capabilities
+        self._dialect = configured(settings.control)
         self._fixed = self._dialect is not None
-        self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by kind of request
-        self.compute_id = ""  # what the server calls this node, from register
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by kind of request
+        self._last_heartbeat = Availability.BUSY
+        self.compute_id = ""  # the server's id of this node, from register
 
     @property
     def dialect(self) -> str:
@@ -71,81 +67,83 @@ class RaeApi:
         return self._dialect.name if self._dialect else ""
 
     async def paths(self) -> Dialect:
-        """The dialect, looked for if it is not known: in the OpenAPI document, else by probing what changes nothing."""
-        async with self._one_at_a_time["dialect"]:
+        """The dialect. If it is not known: from the OpenAPI document, else by probes that change nothing."""
+        async with self._locks["dialect"]:
             if self._dialect is None:
                 self._dialect = await self._from_openapi() or await self._by_probing()
             return self._dialect
 
-    def new_life(self) -> None:
-        """Register as another life of this node from now on, where lives are told."""
+    def new_run(self) -> None:
+        """Register as another run of this node from now on, if the capabilities name the run."""
         if "life" in self._capabilities:
             self._capabilities = {**self._capabilities, "life": os.urandom(8).hex()}
 
     async def introduce(self, availability: Availability) -> None:
-        """Register, and tell the truth, for the server calls ONLINE whoever registers."""
+        """Register, then send a heartbeat: register makes each node ONLINE at the server."""
         try:
             await self.register()
         except UnknownPath:
-            await self.register()  # the dialect is looked for again, unless it is given
+            await self.register()  # the dialect is looked for again, unless the configuration names it
         await self.heartbeat(availability)
 
     async def register(self) -> None:
-        """Make this node known; the server then calls it ONLINE, so a heartbeat with the truth must follow."""
+        """Make this node known; a heartbeat with the real availability must follow."""
         paths = await self.paths()
-        body = {"node_id": self._node_id, "api_key": self._token or NO_KEY, "capabilities": clean.mapping(self._capabilities)}
-        value = await self._call("register", "POST", paths.register, body, max_bytes=SMALL_BYTES)
+        body = {"node_id": self._node_id, "api_key": self._token or NO_KEY, "capabilities": self._capabilities}
+        value = await self._call("register", Request("POST", paths.register, content=encode(body), max_bytes=SMALL_BYTES))
         compute_id = value.get("id") if isinstance(value, dict) else None
         if not isinstance(compute_id, str) or not 0 < len(compute_id) <= MAX_ID_CHARS:
             raise self._malformed("register")
         self.compute_id = compute_id
 
     async def heartbeat(self, availability: Availability) -> None:
-        """Tell whether work is welcome."""
+        """Report whether work is welcome."""
+        self._last_heartbeat = availability
         paths = await self.paths()
         body = {"node_id": self._node_id, "status": availability.value}
-        if not isinstance(await self._call("heartbeat", "POST", paths.heartbeat, body, max_bytes=SMALL_BYTES), dict):
+        request = Request("POST", paths.heartbeat, content=encode(body), max_bytes=SMALL_BYTES)
+        if not isinstance(await self._call("heartbeat", request), dict):
             raise self._malformed("heartbeat")
 
-    async def takes_heartbeat(self, availability: Availability) -> bool:
-        """Whether the server takes a heartbeat right now: if so, it is what else it refuses that it cannot take."""
+    async def takes_heartbeat(self) -> bool:
+        """Whether the server takes a heartbeat now. If so, its refusal of another request is about that request."""
         try:
-            await self.heartbeat(availability)
+            await self.heartbeat(self._last_heartbeat)
         except RequestError:
             return False
         return True
 
     async def poll(self) -> dict[str, Any] | None:
-        """Ask for a task; None: there is none. The server has handed it out even if the answer is lost on the way.
+        """Ask for a task; None: there is none. The server has handed it out even if the answer is lost.
 
         Raises:
-            TaskTooLarge: there is one that cannot be taken.
+            TaskTooLarge: there is a task that is too large to be read.
             RequestError: no good answer.
         """
         paths = await self.paths()
         try:
-            value = await self._call("poll", "GET", paths.poll, query={"node_id": self._node_id})
-        except AnswerTooLarge as much:
-            raise _too_large(much) or much from None
+            value = await self._call("poll", Request("GET", paths.poll, query={"node_id": self._node_id}))
+        except AnswerTooLarge as answer:
+            raise _task_too_large(answer) or answer from None
         if value is not None and (not isinstance(value, dict) or not is_id(value.get("id"))):
             raise self._malformed("poll")
         return value
 
     async def task(self, task_id: str) -> dict[str, Any] | None:
-        """A task as the server has it; None: this dialect cannot look one up.
+        """A task as the server has it; None: this dialect has no call for it.
 
         Raises:
-            TaskTooLarge: it cannot be read.
+            TaskTooLarge: the task is too large to be read.
             RequestError: no good answer.
         """
         paths = await self.paths()
         if paths.task is None:
             return None
         try:
-            value = await self._call("task", "GET", paths.task.replace("{id}", task_id))
-        except AnswerTooLarge as much:
-            large = _too_large(much)
-            raise large if large is not None and same_id(large.task_id, task_id) else much from None
+            value = await self._call("task", Request("GET", paths.task.replace("{id}", task_id)))
+        except AnswerTooLarge as answer:
+            large = _task_too_large(answer)
+            raise large if large is not None and same_id(large.task_id, task_id) else answer from None
         if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
             raise self._malformed("task")
         return value
@@ -153,7 +151,7 @@ class RaeApi:
     async def create(self, body: bytes) -> str:
         """Post a task (JSON object with type, payload, priority); its id."""
         paths = await self.paths()
-        value = await self._call("task post", "POST", paths.tasks, content=body, enough=TASK_BEGINS)
+        value = await self._call("task post", Request("POST", paths.tasks, content=body, enough=TASK_BEGINS))
         if not isinstance(value, dict) or not is_id(value.get("id")):
             raise self._malformed("task post")
         return str(value["id"])
@@ -162,43 +160,28 @@ class RaeApi:
         """Post an outcome (JSON object with task_id, result, error)."""
         paths = await self.paths()
         path = paths.result.replace("{id}", task_id)
-        value = await self._call("result", "POST", path, content=body, enough=TASK_BEGINS)
+        value = await self._call("result", Request("POST", path, content=body, enough=TASK_BEGINS))
         if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
             raise self._malformed("result")
 
-    async def _call(
-        self,
-        what: str,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        *,
-        query: Mapping[str, str] | None = None,
-        content: bytes | None = None,
-        enough: re.Pattern[bytes] | None = None,
-        max_bytes: int | None = None,
-    ) -> Any:
-        if body is not None:
-            content = clean.encode(body)
-        async with self._one_at_a_time[what]:
-            answer = await self._transport.request(
-                method, path, query=query, content=content, enough=enough, max_bytes=max_bytes
-            )
+    async def _call(self, what: str, request: Request) -> Any:
+        async with self._locks[what]:
+            answer = await self._transport.send(request)
         try:
             return self._good(what, answer)
-        except RequestError as trouble:
-            mistaken = isinstance(trouble, UnknownPath) or (what == "poll" and trouble.status == MISREAD)
-            if mistaken and not self._fixed:
+        except RequestError as error:
+            wrong_dialect = isinstance(error, UnknownPath) or (what == "poll" and error.status == MISREAD)
+            if wrong_dialect and not self._fixed:
                 self._dialect = None  # to be found again
             raise
 
     def _good(self, what: str, answer: Answer) -> Any:
-        """The value of a good answer; every other answer is trouble, by its status."""
+        """The value of a good answer; each other answer is an error, by its status."""
         url, status = self._transport.url, answer.status
         if status in (200, 201):
             if answer.value is NOT_JSON:
-                kind = answer.content_type or "no content type"
-                raise RequestError(f"{url} answered {what} with {status} and {kind} that is not JSON")
+                content_type = answer.content_type or "no content type"
+                raise RequestError(f"{url} answered {what} with {status} and {content_type} that is not JSON")
             return answer.value
         if status in (401, 403):
             advice = "set control.token" if self._token is None else "check control.token"
@@ -212,26 +195,25 @@ class RaeApi:
         if 300 <= status < 400:
             reason = f"{url} redirects {what} elsewhere ({status}), which is not followed; correct control.url"
             raise RequestError(reason, status=status)
-        reason = f"{url} answered {what} with {status}"
-        raise RequestError(reason, status=status, retry_after_s=answer.retry_after_s)
+        raise RequestError(f"{url} answered {what} with {status}", status=status, retry_after_s=answer.retry_after_s)
 
     def _malformed(self, what: str) -> RequestError:
         return RequestError(f"{self._transport.url} answered {what} with something else than the contract says")
 
     async def _from_openapi(self) -> Dialect | None:
         try:
-            answer = await self._transport.request("GET", "/openapi.json")
-        except RequestError as trouble:
-            if not trouble.sent:
+            answer = await self._transport.send(Request("GET", "/openapi.json"))
+        except RequestError as error:
+            if not error.sent:
                 raise
-            return None  # something answers there, if only not this: the paths themselves are tried
+            return None  # something answers there, although not this request: the paths are tried
         return from_openapi(answer.value) if answer.status == 200 else None
 
     async def _by_probing(self) -> Dialect:
-        """GETs only: the list of nodes tells the prefix, a look at a task that cannot be tells A from B."""
+        """With GETs only: the list of nodes shows the prefix; a look at a task that cannot exist tells A from B."""
         for name in ("B", "C", "D"):
             try:
-                value = await self._call("node list", "GET", DIALECTS[name].nodes)
+                value = await self._call("node list", Request("GET", DIALECTS[name].nodes))
             except UnknownPath:
                 continue
             if not isinstance(value, list):
@@ -243,7 +225,7 @@ class RaeApi:
         lookup = DIALECTS["B"].task
         assert lookup is not None
         try:
-            await self._call("task", "GET", lookup.replace("{id}", NIL_ID))
+            await self._call("task", Request("GET", lookup.replace("{id}", NIL_ID)))
         except UnknownPath:
             return DIALECTS["A"]
         except NotFound:
@@ -251,20 +233,20 @@ class RaeApi:
         return DIALECTS["B"]
 
 
-def created_for_sure_not(trouble: RequestError) -> bool:
-    """The server has surely not taken what was posted: it was never sent, or the server itself said no."""
-    return not trouble.sent or (trouble.status is not None and trouble.status < BAD_GATEWAY)
+def surely_not_created(error: RequestError) -> bool:
+    """The server has surely not taken what was posted: it was never sent, or the server itself refused it."""
+    return not error.sent or (error.status is not None and error.status < BAD_GATEWAY)
 
 
-def _too_large(much: AnswerTooLarge) -> TaskTooLarge | None:
-    """The task whose answer was too much; None: it does not begin as one."""
-    begins = TASK_BEGINS.match(much.head)
-    if much.code != 200 or begins is None or not is_id(task_id := begins["id"].decode()):
+def _task_too_large(answer: AnswerTooLarge) -> TaskTooLarge | None:
+    """The task of an answer that was too large; None: the answer does not begin as a task."""
+    begin = TASK_BEGINS.match(answer.head)
+    if answer.code != 200 or begin is None or not is_id(task_id := begin["id"].decode()):
         return None
-    its = ITS_STATE.match(much.head)
-    return TaskTooLarge(task_id, much.reason, its["state"].decode() if its else "")
+    state = TASK_STATE.match(answer.head)
+    return TaskTooLarge(task_id, answer.reason, state["state"].decode() if state else "")
 
 
 def _knows_route(value: Any) -> bool:
-    """Whether a 404's body is the route's own; an unknown path is `{"detail": "Not Found"}` or not ours at all."""
+    """A 404's body comes from the route itself; for an unknown path it is `{"detail": "Not Found"}` or something foreign."""
     return isinstance(value, dict) and (isinstance(value.get("error"), dict) or value.get("detail") not in (None, "Not Found"))

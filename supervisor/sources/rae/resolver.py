@@ -1,5 +1,4 @@
-"""Resolver to addresses, in a thread that nobody waits for: a resolver may be silent for half a minute, and neither the loop's
-worker threads, which other readings need, nor the end of the node may depend on it."""
+"""Resolves host names in threads that nobody waits for: a resolver may be silent for half a minute."""
 
 from __future__ import annotations
 
@@ -12,13 +11,13 @@ from supervisor.linux.bounded import in_thread
 
 
 class Resolver:
-    """Looks names up, each once at a time: who asks meanwhile gets the same answer."""
+    """Looks each name up once at a time; who asks meanwhile gets the same answer."""
 
     def __init__(self) -> None:
-        self._asked: dict[str, asyncio.Future[list[str]]] = {}
+        self._lookups: dict[str, asyncio.Future[list[str]]] = {}
 
     async def addresses(self, host: str) -> list[str]:
-        """The IP addresses of a host, in the order to try them; of an address itself.
+        """The IP addresses of a host, in the order to try them; of an address, itself.
 
         Raises:
             OSError: the name cannot be resolved.
@@ -26,10 +25,11 @@ class Resolver:
         with contextlib.suppress(ValueError):
             ipaddress.ip_address(host)
             return [host]
-        asked = self._asked.get(host)
-        if asked is None or asked.done():
-            asked = self._asked[host] = in_thread(_look_up, host)
-        return await asyncio.shield(asked)
+        lookup = self._lookups.get(host)
+        if lookup is None or lookup.done():
+            lookup = self._lookups[host] = in_thread(_look_up, host)
+            lookup.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait any more
+        return await asyncio.shield(lookup)
 
 
 def _look_up(host: str) -> list[str]:
@@ -37,7 +37,7 @@ def _look_up(host: str) -> list[str]:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError:
         raise socket.gaierror(socket.EAI_NONAME, "not a name") from None
-    # each once; a link-local one with its zone cannot stand in a URL
+    # each address once; a link-local one with its zone cannot stand in a URL
     addresses = [a for a in dict.fromkeys(str(entry[4][0]) for entry in found) if "%" not in a]
     if not addresses:
         raise socket.gaierror(socket.EAI_NONAME, "no address that can be used")

@@ -16,19 +16,16 @@ from support.constants import constants
 from support.nats_rig import NatsServer, Operator, needs_server, operator, server
 from support.rae_server import RaeServer, in_loop, until
 
-from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.linux.clock import SystemClock
-from supervisor.sources.base import Claim
+from supervisor.sources.base import Claim, SourceSettings
 from supervisor.sources.errors import MIB
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.bridge import Bridge
 from supervisor.sources.nats.connection import Server
 from supervisor.sources.nats.messages import Result, decode_task
-from supervisor.sources.rae.api import RaeApi
 from supervisor.sources.rae.outbox import REFUSALS
-from supervisor.sources.rae.transport import Transport
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -41,14 +38,12 @@ async def bridge(
 ) -> AsyncIterator[tuple[Bridge, list[str]]]:
     """A bridge that runs; what it says."""
     with constants({"max_requests_per_sec": 1000, "backoff_longest_s": 0.3, **others}):
-        settings = Control(url=control.url)
-        transport = Transport(settings, SystemClock(), None)
-        api = RaeApi(transport, settings, node_id=NAME, token=None, capabilities={})
+        settings = SourceSettings(
+            control=Control(url=control.url), node_id=NAME, state_dir=folder, heartbeat_interval_s=heartbeat_interval_s,
+            poll_interval_s=0.05, retry_on_disconnect=True, on_preempt={},
+        )  # fmt: skip
         said: list[str] = []
-        one = Bridge(
-            api, Server(server.url), InFlightRecord(folder), clock=SystemClock(), poll_interval_s=0.05,
-            heartbeat_interval_s=heartbeat_interval_s, ahead=5, say=said.append,
-        )
+        one = Bridge(settings, Server(server.url), clock=SystemClock(), ahead=5, say=said.append)
         stop = asyncio.Event()
         work = asyncio.create_task(one.run(stop))
         try:
@@ -57,7 +52,6 @@ async def bridge(
         finally:
             stop.set()
             await work
-            await transport.close()
 
 
 async def left(control: RaeServer, folder: Path) -> str:
@@ -65,9 +59,9 @@ async def left(control: RaeServer, folder: Path) -> str:
     control.node.register(NAME, {}, None)
     task_id = control.add("echo", {"a": 1}, 7)
     assert control.node.claim(NAME)
-    notes = InFlightRecord(folder)
-    await notes.load()
-    await notes.put(InFlightTask(task_id, "echo"))
+    record = InFlightRecord(folder)
+    await record.load()
+    await record.put(InFlightTask(task_id, "echo"))
     return task_id
 
 
@@ -157,7 +151,7 @@ async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServe
         task_id = control.add("echo")
         await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
         control.always.update({kind: s.status(502) for kind in ("register", "heartbeat", "poll", "result")})
-        await until(lambda: one.control.link is not Link.UP)
+        await until(lambda: not one.control.up)
         tries = len(control.of("register"))
         await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), "x")
         await until(lambda: len(control.of("register")) > tries + 15, "the link tries again and again")
@@ -173,10 +167,9 @@ async def stored(fleet: Operator, task_id: str) -> None:
 
 @in_loop
 async def test_a_control_node_that_is_broken_altogether_does_not_cost_a_result(
-    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: NatsServer, tmp_path: Path
 ) -> None:
     """500s count against the result only while the same server takes heartbeats."""
-    monkeypatch.setattr("supervisor.sources.nats.admin.bridge.AGAIN_S", 0.02)
     async with (
         RaeServer().listening() as control,
         operator(server.url) as fleet,
@@ -194,9 +187,8 @@ async def test_a_control_node_that_is_broken_altogether_does_not_cost_a_result(
 
 @in_loop
 async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_other(
-    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: NatsServer, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("supervisor.sources.nats.admin.bridge.AGAIN_S", 0.02)
     async with (
         RaeServer().listening() as control,
         operator(server.url) as fleet,
@@ -255,7 +247,7 @@ async def test_a_left_task_that_is_none_any_more_is_refused(server: NatsServer, 
             await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
             assert control.task(task_id)["error"] == "refused: it is no task"
             await until(lambda: one.on_the_way == 0)
-            assert one.fleet.error == ""
+            assert one.fleet.status.error == ""
 
 
 @pytest.mark.parametrize(
@@ -276,15 +268,15 @@ async def test_a_type_that_no_node_can_have_is_refused_and_bursts_neither_note_n
         other = control.add("echo")
         await until(lambda: f"{other}: queued" in said, lambda: f"queued, not {said}")
         assert (await InFlightRecord(tmp_path).load())[1] == ""
-        assert one.fleet.error == ""
+        assert one.fleet.status.error == ""
 
 
 @in_loop
 async def test_a_full_note_is_read_again(tmp_path: Path) -> None:
     """As many tasks as a bridge may have on the way, with the longest types."""
-    notes = InFlightRecord(tmp_path)
-    await notes.load()
-    notes._entries = {e.id: e for e in (InFlightTask(str(uuid4()), "\U0001f600" * 128, "n" * 200) for _ in range(300))}
-    await notes.put(InFlightTask(str(uuid4()), "t"))
-    left, trouble = await InFlightRecord(tmp_path).load()
-    assert (len(left), trouble) == (301, "")
+    record = InFlightRecord(tmp_path)
+    await record.load()
+    record._tasks = {e.id: e for e in (InFlightTask(str(uuid4()), "\U0001f600" * 128, "n" * 200) for _ in range(300))}
+    await record.put(InFlightTask(str(uuid4()), "t"))
+    left, problem = await InFlightRecord(tmp_path).load()
+    assert (len(left), problem) == (301, "")

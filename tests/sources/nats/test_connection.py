@@ -84,7 +84,7 @@ async def test_what_is_no_nats_server_is_said(pieces: list[bytes | None]) -> Non
 @in_loop
 async def test_what_breaks_the_library_ends_the_connection_and_stays_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """nats-py stops to listen, says so to nobody, and logs a traceback with whatever the server had sent."""
-    lost: list[str] = []
+    lost: list[RequestError] = []
     header = b"NATS/1.0 \xff\xff\xff\r\n\r\n"
     odd = b"HMSG x 1 %d %d\r\n%s\r\n" % (len(header), len(header), header)
     async with saying([INFO, None, b"PONG\r\n", None, odd, None, None, None]) as url:
@@ -92,7 +92,7 @@ async def test_what_breaks_the_library_ends_the_connection_and_stays_out_of_the_
         await wire.open()
         with pytest.raises(RequestError):
             await wire.request("x", timeout_s=600)
-        assert lost == [f"{url}: the connection was lost"]
+        assert [error.reason for error in lost] == [f"{url}: the connection was lost"]
         await wire.close()
     assert caplog.text == ""
 

@@ -72,8 +72,8 @@ async def test_done_on_both_sides_of_a_cut_the_first_result_stands_and_the_secon
         one.source.settle(claim, succeeded({"by": 1}))
         assert (await one.saw("done-twice"))["task"] == task
         assert (await fleet.settled(task)).result == {"by": 2}
-        assert one.source.counts["second"] == 1
-        assert two.source.counts["second"] == 0
+        assert one.source._outbox.second == 1
+        assert two.source._outbox.second == 0
         assert await fleet.queue() == (0, 0, 1)
 
 
@@ -142,13 +142,13 @@ async def test_a_lease_is_renewed_from_the_moment_that_the_task_is_here(
         task = await fleet.submit()
         one.source.hand_back(await one.claim(), handed_back("the person came back"), "resubmit")
         await one.saw("handed-back")
-        genuine, free = two.source._with_its_place, asyncio.Event()
+        genuine, free = two.source._with_saved, asyncio.Event()
 
         async def slow(claim: Claim) -> Claim:
             await free.wait()
             return await genuine(claim)
 
-        monkeypatch.setattr(two.source, "_with_its_place", slow)
+        monkeypatch.setattr(two.source, "_with_saved", slow)
         assert two.source.ask()
         lease = await until(lambda: two.source._leases.get(task), "it is held")
         first_end_s = lease.ends_s

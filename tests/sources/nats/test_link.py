@@ -69,7 +69,7 @@ async def test_a_consumer_that_is_deleted_under_a_waiting_poll_is_no_busy_loop(s
     async with operator(server.url) as fleet, node(server.url, tmp_path, poll_s=600) as rig:
         await rig.up()
         assert rig.source.ask()
-        client = rig.source._need()._client
+        client = rig.source._connection._client
         assert client is not None
         before = client.stats["out_msgs"]
         await until(lambda: client.stats["out_msgs"] > before + 1, "it waits for work")
@@ -88,15 +88,15 @@ SOUND = {"ack_policy": "explicit", "ack_wait": 10**10, "max_deliver": 50}
 @pytest.mark.parametrize(
     ("told", "why"),
     [
-        ({}, "none that is known"),
-        ({"config": []}, "none that is known"),
-        ({"config": {**SOUND, "ack_wait": 0}}, "none that is known"),
-        ({"config": {**SOUND, "ack_wait": -1}}, "none that is known"),
-        ({"config": {**SOUND, "ack_wait": "x"}}, "none that is known"),
-        ({"config": {**SOUND, "ack_wait": None}}, "none that is known"),
-        ({"config": {**SOUND, "ack_wait": float("inf")}}, "none that is known"),
-        ({"config": {**SOUND, "max_deliver": float("inf")}}, "none that is known"),
-        ({"config": {**SOUND, "max_deliver": []}}, "none that is known"),
+        ({}, "unknown form"),
+        ({"config": []}, "unknown form"),
+        ({"config": {**SOUND, "ack_wait": 0}}, "unknown form"),
+        ({"config": {**SOUND, "ack_wait": -1}}, "unknown form"),
+        ({"config": {**SOUND, "ack_wait": "x"}}, "unknown form"),
+        ({"config": {**SOUND, "ack_wait": None}}, "unknown form"),
+        ({"config": {**SOUND, "ack_wait": float("inf")}}, "unknown form"),
+        ({"config": {**SOUND, "max_deliver": float("inf")}}, "unknown form"),
+        ({"config": {**SOUND, "max_deliver": []}}, "unknown form"),
         ({"config": {**SOUND, "ack_policy": "none"}}, "ack_policy"),
         ({"config": {**SOUND, "ack_policy": "all"}}, "ack_policy"),
     ],

@@ -13,10 +13,9 @@ from support.rae_server import in_loop
 
 from states.ending import succeeded
 from supervisor.sources.errors import RequestError
-from supervisor.sources.nats import connection as wire
 from supervisor.sources.nats import subjects as layout
 from supervisor.sources.nats.admin.setup import DEFINITIONS
-from supervisor.sources.nats.connection import Connection
+from supervisor.sources.nats.connection import ACK, Connection
 from supervisor.sources.nats.errors import Refused
 
 __all__ = ["server"]  # a fixture
@@ -34,10 +33,10 @@ async def forgetful(fleet: Operator) -> None:
 async def test_a_result_whose_acknowledgement_fails_is_not_taken_for_another_nodes(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    genuine, failed, free = Connection.word, asyncio.Event(), asyncio.Event()
+    genuine, failed, free = Connection.acknowledge, asyncio.Event(), asyncio.Event()
 
-    async def word(self: Connection, reply: str, what: bytes, timeout_s: float = 5.0) -> None:
-        if what == wire.ACK and not free.is_set():
+    async def acknowledge(self: Connection, reply: str, what: bytes, timeout_s: float = 5.0) -> None:
+        if what == ACK and not free.is_set():
             failed.set()
             raise RequestError("the connection failed")
         await genuine(self, reply, what, timeout_s)
@@ -46,7 +45,7 @@ async def test_a_result_whose_acknowledgement_fails_is_not_taken_for_another_nod
         await forgetful(fleet)
         task = await fleet.submit()
         claim = await rig.claim()
-        monkeypatch.setattr(Connection, "word", word)
+        monkeypatch.setattr(Connection, "acknowledge", acknowledge)
         rig.source.settle(claim, succeeded({"x": 1}))
         await failed.wait()
         await asyncio.sleep(0.3)  # the server forgets the message's id
@@ -56,7 +55,7 @@ async def test_a_result_whose_acknowledgement_fails_is_not_taken_for_another_nod
         assert await fleet.queue() == (0, 0, 1)
         assert "delivered" in rig.names()
         assert "done-twice" not in rig.names()
-        assert rig.source.counts["second"] == 0
+        assert rig.source._outbox.second == 0
 
 
 @in_loop

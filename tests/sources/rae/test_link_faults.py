@@ -164,7 +164,7 @@ async def test_a_resolver_that_hangs_holds_up_nothing(tmp_path: Path, monkeypatc
             began_s = rig.source.status.error_s
             await until(lambda: rig.source.status.error_s != began_s, "another try")
         assert asked == ["control.test"]
-        assert [t.daemon for t in threading.enumerate() if t.name == "resolves control.test"] == [True]
+        assert [t.daemon for t in threading.enumerate() if t.name == "_look_up"] == [True]
     finally:
         free.set()
 

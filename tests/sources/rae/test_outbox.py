@@ -15,7 +15,7 @@ from support.rae_server import RaeServer, in_loop, until
 
 from states.ending import failed, handed_back, succeeded
 from states.observation import Link
-from supervisor.sources import sanitize as clean
+from supervisor.sources import sanitize
 from supervisor.sources.base import Claim
 from supervisor.sources.errors import MIB
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
@@ -107,7 +107,7 @@ async def test_a_result_that_the_server_cannot_take_becomes_a_failure_that_says_
         await rig.delivered()
         task = server.task(task_id)
         assert (task["status"], task["result"]) == ("FAILED", {})
-        assert "refused the outcome 5 times with status 500" in task["error"]
+        assert "refused the result 5 times with status 500" in task["error"]
 
 
 @pytest.mark.parametrize("fault", [s.acted_then_closed, s.half, s.reset])
@@ -316,14 +316,14 @@ async def test_resubmit_posts_the_task_anew_then_fails_the_old_one(tmp_path: Pat
 @in_loop
 async def test_large_outcomes_are_cleaned_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a second for a payload of many megabytes, and the person is back just now."""
-    genuine, where = clean.mapping, []
+    genuine, where = sanitize.sanitize, []
 
-    def mapping(value: Any) -> dict[str, Any]:
-        if "large" in value:
+    def slow(value: Any) -> Any:
+        if "large" in {**(value.get("payload") or {}), **(value.get("result") or {})}:
             where.append(threading.current_thread())
         return genuine(value)
 
-    monkeypatch.setattr(clean, "mapping", mapping)
+    monkeypatch.setattr(sanitize, "sanitize", slow)
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         server.add("kind", {"large": 1})
@@ -417,12 +417,12 @@ async def test_an_orderly_stop_delivers_and_gives_back_what_was_not_taken(tmp_pa
             await until(lambda: rig.source.waiting)
             rig.source.settle(claim, succeeded({}))
         assert server.task(done)["status"] == "COMPLETED"
-        assert server.task(waiting)["error"] == "preempted: node stopped"
+        assert server.task(waiting)["error"] == "preempted: the node stopped"
         assert server.of("heartbeat")[-1]["status"] == "OFFLINE"
         async with running(server, tmp_path, stop_s=5, on_preempt="fail") as rig:
             await rig.up()
             assert rig.source.ask(), "and the answer is on its way when the stop comes"
-        assert server.task(flying)["error"] == "preempted: node stopped"
+        assert server.task(flying)["error"] == "preempted: the node stopped"
         assert list(tmp_path.iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from tenacity import Future, RetryCallState, Retrying
 from supervisor.cli.status import _rest
 from supervisor.config.schema import Control, Token
 from supervisor.linux.clock import SystemClock
-from supervisor.sources import sanitize as clean
+from supervisor.sources import sanitize
 from supervisor.sources.api_key import TokenError, token
 from supervisor.sources.backoff import RETRY_AFTER_MAX_S, Backoff
 from supervisor.sources.errors import RequestError
@@ -49,17 +49,17 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_whatever_is_cleaned_encodes_and_stays_as_it_is(value: Any) -> None:
-    cleaned = clean.clean(value)
-    encoded = clean.encode(cleaned)
+    cleaned = sanitize.sanitize(value)
+    encoded = sanitize.encode(cleaned)
     assert b"\0" not in encoded
     assert b"\\u0000" not in encoded.replace(rb"\\", b"")
     assert json.loads(encoded) == cleaned
-    assert clean.clean(cleaned) == cleaned
+    assert sanitize.sanitize(cleaned) == cleaned
 
 
 @given(st.recursive(SOUND, lambda inner: st.lists(inner) | st.dictionaries(SOUND_TEXTS, inner), max_leaves=8))
 def test_what_is_clean_is_not_changed(value: Any) -> None:
-    assert clean.clean(value) == value
+    assert sanitize.sanitize(value) == value
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_is_clean_is_not_changed(value: Any) -> None:
     ],
 )
 def test_what_the_server_cannot_store_is_replaced(value: Any, expected: Any) -> None:
-    assert clean.clean(value) == expected
+    assert sanitize.sanitize(value) == expected
 
 
 def test_endless_values_end() -> None:
@@ -87,19 +87,19 @@ def test_endless_values_end() -> None:
     deep: Any = "x"
     for _ in range(5000):
         deep = [deep]
-    clean.encode(clean.clean([loop, deep]))
+    sanitize.encode(sanitize.sanitize([loop, deep]))
 
 
 @given(TEXTS)
 def test_a_reason_is_one_line_and_never_empty(value: str) -> None:
-    line = clean.reason(value)
+    line = sanitize.reason(value)
     assert line.encode()
     assert "\n" not in line
     assert "\0" not in line
 
 
 def test_a_long_reason_is_cut() -> None:
-    assert len(clean.reason("x" * 10_000)) == clean.MAX_REASON_CHARS
+    assert len(sanitize.reason("x" * 10_000)) == sanitize.MAX_REASON_CHARS
 
 
 # --- dialects

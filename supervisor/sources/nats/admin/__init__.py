@@ -1,1 +1,1 @@
-"""Setting up and operating a fleet: credentials, streams, submit, bridge."""
+"""Sets up and operates a fleet: credentials, streams, submit, bridge."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 
 ADMIN: Final = "admin"
 OPERATOR: Final = "operator"
@@ -52,38 +52,38 @@ subjectAltName={names}
 """
 
 
-def rights(role: str, user: str, consumer: str = layout.CONSUMER) -> dict[str, Any]:
+def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str, Any]:
     """What a user of this role may send and hear; everything else is refused by the server."""
-    api, mine = "$JS.API", f"{layout.inbox(user)}.>"
+    api, mine = "$JS.API", f"{subjects.inbox(user)}.>"
     if role == ADMIN:
         return {"publish": ">", "subscribe": ">"}
     if role == OPERATOR:
         send = [
             "rae.tasks.*.*",
-            *(f"{api}.STREAM.INFO.{stream}" for stream in (layout.TASKS, layout.RESULTS, layout.DEAD)),
-            f"{api}.CONSUMER.LIST.{layout.TASKS}",
-            f"{api}.DIRECT.GET.{layout.RESULTS}.>",
-            f"{api}.DIRECT.GET.{layout.NODES_STREAM}",
+            *(f"{api}.STREAM.INFO.{stream}" for stream in (subjects.TASKS, subjects.RESULTS, subjects.DEAD)),
+            f"{api}.CONSUMER.LIST.{subjects.TASKS}",
+            f"{api}.DIRECT.GET.{subjects.RESULTS}.>",
+            f"{api}.DIRECT.GET.{subjects.NODES_STREAM}",
         ]
-        return {"publish": {"allow": send}, "subscribe": {"allow": [mine, layout.ANY_RESULT]}}
+        return {"publish": {"allow": send}, "subscribe": {"allow": [mine, subjects.ANY_RESULT]}}
     if role == BRIDGE:
         send = [
             "rae.tasks.*.*",
-            f"{api}.CONSUMER.INFO.{layout.RESULTS}.{layout.BRIDGE}",
-            layout.next_subject(layout.RESULTS, layout.BRIDGE),
-            f"$JS.ACK.{layout.RESULTS}.{layout.BRIDGE}.>",
-            f"{api}.DIRECT.GET.{layout.RESULTS}.>",
+            f"{api}.CONSUMER.INFO.{subjects.RESULTS}.{subjects.BRIDGE}",
+            subjects.next_subject(subjects.RESULTS, subjects.BRIDGE),
+            f"$JS.ACK.{subjects.RESULTS}.{subjects.BRIDGE}.>",
+            f"{api}.DIRECT.GET.{subjects.RESULTS}.>",
         ]
         return {"publish": {"allow": send}, "subscribe": {"allow": [mine]}}
     send = [
-        f"{api}.CONSUMER.INFO.{layout.TASKS}.{consumer}",
-        layout.next_subject(layout.TASKS, consumer),
-        f"$JS.ACK.{layout.TASKS}.{consumer}.>",
-        layout.ANY_RESULT,
+        f"{api}.CONSUMER.INFO.{subjects.TASKS}.{consumer}",
+        subjects.next_subject(subjects.TASKS, consumer),
+        f"$JS.ACK.{subjects.TASKS}.{consumer}.>",
+        subjects.ANY_RESULT,
         "rae.dead.*",
-        layout.place_subject("*"),
-        f"{api}.DIRECT.GET.{layout.PLACES}.{layout.place_subject('*')}",
-        layout.node_subject(user),
+        subjects.place_subject("*"),
+        f"{api}.DIRECT.GET.{subjects.PLACES}.{subjects.place_subject('*')}",
+        subjects.node_subject(user),
     ]
     return {"publish": {"allow": send}, "subscribe": {"allow": [mine]}}
 
@@ -223,7 +223,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--server", action="append", default=[], metavar="HOST", help="a server's name or address; 1 or 3")
     parser.add_argument("--node", action="append", default=[], metavar="ID", help="a node's id, as node.id in its node.yaml")
-    parser.add_argument("--consumer", default=layout.CONSUMER, help="what these nodes pull from (control.nats.consumer)")
+    parser.add_argument("--consumer", default=subjects.CONSUMER, help="what these nodes pull from (control.nats.consumer)")
     parser.add_argument("--store", default="/var/lib/nats/jetstream", metavar="DIR", help="where servers keep their streams")
     given = parser.parse_args(argv)
     reserved = {ADMIN, OPERATOR, BRIDGE, ROUTES}

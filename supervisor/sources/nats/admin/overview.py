@@ -1,38 +1,37 @@
-"""A fleet at one look: its nodes by what they tell of themselves, and its tasks."""
+"""A fleet at one look: its nodes by their entries in the registry, and its tasks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from supervisor.sources.errors import RequestError
-from supervisor.sources.nats import registry
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import registry, subjects
 from supervisor.sources.nats.connection import Connection
 
 
-async def overview(wire: Connection) -> dict[str, Any]:
+async def overview(connection: Connection) -> dict[str, Any]:
     """`nodes` (see registry.FIELDS) and `tasks` (waiting, running, results, dead).
 
     Raises:
         RequestError: the servers do not answer.
     """
-    nodes = registry.read(await wire.everything(layout.NODES_STREAM))
+    nodes = registry.read(await connection.everything(subjects.NODES_STREAM))
     try:
-        running = await _with_a_node(wire)
+        running = await _running(connection)
         queue, results, dead = [
-            int((await wire.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
-            for stream in (layout.TASKS, layout.RESULTS, layout.DEAD)
+            int((await connection.api(f"STREAM.INFO.{stream}"))["state"]["messages"])
+            for stream in (subjects.TASKS, subjects.RESULTS, subjects.DEAD)
         ]
     except (KeyError, TypeError, ValueError):
-        raise RequestError(f"{wire.url} tells of its streams in a form that is not known") from None
+        raise RequestError(f"{connection.url} describes its streams in an unknown form") from None
     return {"nodes": nodes, "tasks": {"waiting": max(0, queue - running), "running": running, "results": results, "dead": dead}}
 
 
-async def _with_a_node(wire: Connection) -> int:
-    """Tasks that a node has now, by whichever consumer: a fleet of unlike nodes has one a kind."""
+async def _running(connection: Connection) -> int:
+    """Tasks that a node has now, by all consumers: a fleet of unlike nodes has one for each kind."""
     running = seen = 0
     while True:
-        page = await wire.api(f"CONSUMER.LIST.{layout.TASKS}", {"offset": seen})
+        page = await connection.api(f"CONSUMER.LIST.{subjects.TASKS}", {"offset": seen})
         found = page["consumers"] or []
         running += sum(int(one["num_ack_pending"]) for one in found)
         seen += len(found)

@@ -1,6 +1,6 @@
-"""Makes a fleet's streams and consumers, or brings them in step with streams.json (`deploy/fleet/setup`).
+"""Makes or updates a fleet's streams and consumers from streams.json (`deploy/fleet/setup`).
 
-May be run again at any time; it deletes nothing. Needs the rights of the user `admin`.
+It may run again at any time and deletes nothing. It needs the rights of the user `admin`.
 """
 
 from __future__ import annotations
@@ -25,55 +25,58 @@ class NoDefinitions(Exception):
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What the file defines.
+    """The definitions in the file.
 
     Raises:
-        NoDefinitions: it cannot be read, or is no such file.
+        NoDefinitions: it cannot be read, or has another form.
     """
     try:
         wanted: dict[str, Any] = json.loads(file.read_text())
-        sound = all(isinstance(one["name"], str) for one in wanted["streams"]) and all(
-            isinstance(one["stream"], str) and isinstance(one["durable_name"], str) for one in wanted["consumers"]
-        )
+        names = [one["name"] for one in wanted["streams"]]
+        names += [one[key] for one in wanted["consumers"] for key in ("stream", "durable_name")]
+        if all(isinstance(name, str) for name in names):
+            return wanted
     except OSError as error:
         raise NoDefinitions(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError, TypeError, KeyError):
-        sound = False
-    if not sound:
-        raise NoDefinitions(f"{file}: defines no streams and consumers; {DEFINITIONS} shows the form")
-    return wanted
+        pass
+    raise NoDefinitions(f"{file}: defines no streams and consumers; {DEFINITIONS} shows the form")
 
 
 async def set_up(
-    wire: Connection, replicas: int = 1, *, wanted: Mapping[str, Any] | None = None, consumer: Mapping[str, Any] | None = None
+    connection: Connection,
+    replicas: int = 1,
+    *,
+    wanted: Mapping[str, Any] | None = None,
+    consumer: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Make or change them; a line for each. `consumer` is laid over every consumer of tasks.
+    """Make or update them; a line for each. The settings in `consumer` replace those of each consumer of tasks.
 
     Raises:
-        RequestError: the server did not, and why.
+        RequestError: the server refuses or does not answer.
     """
     wanted = wanted or read(DEFINITIONS)
-    lines = [await _stream(wire, {**stream, "num_replicas": replicas}) for stream in wanted["streams"]]
+    lines = [await _stream(connection, {**stream, "num_replicas": replicas}) for stream in wanted["streams"]]
     for one in wanted["consumers"]:
         settings = {**one, **(consumer or {} if one["stream"] == "RAE_TASKS" else {})}
         stream = settings.pop("stream")
-        await wire.api(
+        await connection.api(
             f"CONSUMER.DURABLE.CREATE.{stream}.{settings['durable_name']}", {"stream_name": stream, "config": settings}
         )
         lines.append(f"consumer {settings['durable_name']} of {stream}")
     return lines
 
 
-async def _stream(wire: Connection, settings: Mapping[str, Any]) -> str:
+async def _stream(connection: Connection, settings: Mapping[str, Any]) -> str:
     name = settings["name"]
     try:
-        await wire.api(f"STREAM.INFO.{name}")
+        await connection.api(f"STREAM.INFO.{name}")
         verb = "UPDATE"
     except Refused as missing:
         if missing.status != NO_SUCH:
             raise
         verb = "CREATE"
-    await wire.api(f"STREAM.{verb}.{name}", settings)
+    await connection.api(f"STREAM.{verb}.{name}", settings)
     return f"stream {name}, {settings['num_replicas']} replica(s)"
 
 
@@ -91,20 +94,21 @@ def main(argv: Sequence[str]) -> int:
 
     async def work() -> list[str]:
         wanted = read(given.file)
-        wire = Connection(server_of(given.server, given.user, given.password_file, given.ca_file), name="rae-node fleet setup")
-        await wire.open()
+        server = server_of(given.server, given.user, given.password_file, given.ca_file)
+        connection = Connection(server, name="rae-node fleet setup")
+        await connection.open()
         try:
-            return await set_up(wire, given.replicas, wanted=wanted)
+            return await set_up(connection, given.replicas, wanted=wanted)
         finally:
-            await wire.close()
+            await connection.close()
 
     try:
         lines = asyncio.run(work())
     except NoDefinitions as wrong:
         sys.stderr.write(f"--file: {wrong}\n")
         return 1
-    except (RequestError, AccessError) as trouble:
-        sys.stderr.write(f"{trouble}\n")
+    except (RequestError, AccessError) as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0

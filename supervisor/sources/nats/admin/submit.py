@@ -14,14 +14,15 @@ from uuid import uuid4
 from supervisor.linux.bounded import wait_for_event
 from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.connection import Connection
 from supervisor.sources.nats.errors import TOO_LARGE, Exists, Refused
 from supervisor.sources.nats.messages import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task, is_type, stored_result
 
 FIELDS: Final = frozenset({"id", "type", "payload", "priority"})
 AT_ONCE: Final = 64  # requests on their way
-LOOK_AGAIN_S: Final = 2.0  # what was not heard of is looked up
+LOOK_AGAIN_S: Final = 2.0  # between looks for results that were not heard
+EXAMPLE: Final = 'a task is {"type": "echo", "payload": {}}'
 
 
 class BadTasks(Exception):
@@ -29,25 +30,26 @@ class BadTasks(Exception):
 
 
 def read_tasks(text: str) -> list[Claim]:
-    """Tasks from JSON: one object, a list of them, or one a line; `type`, and if wanted `payload`, `priority`, `id` (a UUID).
+    """Tasks from JSON: one object, a list, or one a line; with `type`, and optionally `payload`, `priority`, `id` (a UUID).
 
     Raises:
-        BadTasks: these are none.
+        BadTasks: the text is not tasks.
     """
     try:
         value = json.loads(text)
         values = value if isinstance(value, list) else [value]
     except (ValueError, RecursionError):
-        values = []
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                try:
-                    values.append(json.loads(line))
-                except (ValueError, RecursionError):
-                    raise BadTasks(f"line {number} is not JSON; a task is {{\"type\": \"echo\", \"payload\": {{}}}}") from None
+        values = [_line(line, number) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not values:
-        raise BadTasks('there is no task; one is {"type": "echo", "payload": {}}')
+        raise BadTasks(f"there is no task; {EXAMPLE}")
     return [_task(value, number) for number, value in enumerate(values, 1)]
+
+
+def _line(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadTasks(f"line {number} is not JSON; {EXAMPLE}") from None
 
 
 def _task(value: Any, number: int) -> Claim:
@@ -72,23 +74,23 @@ def _task(value: Any, number: int) -> Claim:
 
 
 async def submit(
-    wire: Connection, tasks: Iterable[Claim], *, queued: Callable[[str], None] = lambda task_id: None
+    connection: Connection, tasks: Iterable[Claim], *, queued: Callable[[str], None] = lambda task_id: None
 ) -> list[str]:
-    """Queue them; the ids of those that were queued already, which is no fault. `queued` is told of each that is.
+    """Queue the tasks; the ids of those that were queued before. `queued` is called with the id of each queued task.
 
     Raises:
-        Refused: one is too large, and none is queued.
-        RequestError: one could not be queued, and with it maybe those after it; the same call again queues what is missing.
+        Refused: a task is too large, and none is queued.
+        RequestError: a task could not be queued, and perhaps those after it; the same call again queues what is missing.
     """
     tasks, gate = list(tasks), asyncio.Semaphore(AT_ONCE)
     for number, task in enumerate(tasks, 1):
-        if why := wire.too_large(encode_task(task), wire.msg_id(task.id)):
+        if why := connection.too_large(encode_task(task), connection.msg_id(task.id)):
             raise Refused(f"task {number}: {why}; nothing is queued", status=TOO_LARGE)
 
     async def one(task: Claim) -> str | None:
         async with gate:
             try:
-                new = await wire.store(layout.task_subject(task.type, task.id), encode_task(task), task.id)
+                new = await connection.store(subjects.task_subject(task.type, task.id), encode_task(task), task.id)
             except Exists:
                 new = False
             queued(task.id)
@@ -98,40 +100,42 @@ async def submit(
 
 
 async def wait(
-    wire: Connection, ids: Iterable[str], *, timeout_s: float | None, came: Callable[[Result], None]
+    connection: Connection, ids: Iterable[str], *, timeout_s: float | None, came: Callable[[Result], None]
 ) -> set[str]:
-    """Wait for results; `came` is told each once. Returns the ids without one after `timeout_s` seconds (None: for ever).
+    """Wait for results; `came` gets each once. Returns the ids without a result after `timeout_s` seconds (None: no limit).
 
     Raises:
-        RequestError: the servers are gone.
+        RequestError: the connection is lost.
     """
     missing = set(ids)
     turns = deque(missing)
-    all_here = asyncio.Event()
+    complete = asyncio.Event()
 
-    def tell(result: Result) -> None:
+    def take(result: Result) -> None:
         if result.id in missing:
             missing.discard(result.id)
             came(result)
             if not missing:
-                all_here.set()
+                complete.set()
 
     def heard(data: bytes) -> None:
         with contextlib.suppress(Poison):  # what lies there is looked up, too
-            tell(decode_result(data))
+            take(decode_result(data))
 
-    await wire.listen(layout.ANY_RESULT, heard)
-    end_s = None if timeout_s is None else time.monotonic() + timeout_s
-    while missing and (end_s is None or time.monotonic() < end_s):
-        # a result that came before we listened, or that was dropped on the way to us: so many a turn, each in its turn
+    await connection.listen(subjects.ANY_RESULT, heard)
+    end_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    while missing and time.monotonic() < end_s:
+        # Look up results that came before we listened, or that were dropped on the way: some in each turn, all in the end.
         found = False
         turns = deque(task_id for task_id in turns if task_id in missing)
         for task_id in list(turns)[:AT_ONCE]:
             turns.rotate(-1)
-            if task_id in missing and (data := await wire.last(layout.RESULTS, layout.result_subject(task_id))) is not None:
-                tell(stored_result(data, task_id))
+            if task_id not in missing:
+                continue
+            data = await connection.last(subjects.RESULTS, subjects.result_subject(task_id))
+            if data is not None:
+                take(stored_result(data, task_id))
                 found = True
-        pause_s = LOOK_AGAIN_S if end_s is None else max(0.0, min(LOOK_AGAIN_S, end_s - time.monotonic()))
         if missing and not found:
-            await wait_for_event(all_here, pause_s)
+            await wait_for_event(complete, max(0.0, min(LOOK_AGAIN_S, end_s - time.monotonic())))
     return missing
