@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support import uml
+from support.controllers import PROCESSES
 
 from supervisor.tasks.process.containment import Bounds
 
@@ -15,14 +16,16 @@ PROGRAM = str(Path(uml.__file__).with_name("controllers.py"))
 ALL = frozenset({"cpu", "memory", "pids"})
 
 
-def inside(tmp_path: Path, kind: str) -> Any:
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the program found, by kind: one boot of the kernel for all of them."""
     if why := uml.unavailable():
         pytest.skip(why)
-    return uml.run(tmp_path, PROGRAM, kind)
+    return uml.run(tmp_path_factory.mktemp("uml"), PROGRAM, ("plain", "shared", "limits", "freeze"))
 
 
-def test_the_service_moves_into_a_leaf_as_a_plain_user(tmp_path: Path) -> None:
-    found = inside(tmp_path, "plain")
+def test_the_service_moves_into_a_leaf_as_a_plain_user(inside: dict[str, Any]) -> None:
+    found = inside["plain"]
     assert found["base"] == "/sys/fs/cgroup/service"
     assert found["own"] == "0::/service/supervisor"
     assert found["controllers"] == found["again"] == ["cpu", "memory", "pids"]
@@ -30,29 +33,29 @@ def test_the_service_moves_into_a_leaf_as_a_plain_user(tmp_path: Path) -> None:
     assert found["leaf_weight"] == "10000"
 
 
-def test_not_where_others_are_in_its_cgroup(tmp_path: Path) -> None:
-    found = inside(tmp_path, "shared")
+def test_not_where_others_are_in_its_cgroup(inside: dict[str, Any]) -> None:
+    found = inside["shared"]
     assert found["controllers"] == []
     said = "not by it: cpu, memory, pids (others' processes are in that cgroup too); the node itself looks once a second"
     assert said in found["summary"]
 
 
-def test_limits_are_held_by_the_kernel(tmp_path: Path) -> None:
-    found = inside(tmp_path, "limits")
+def test_limits_are_held_by_the_kernel(inside: dict[str, Any]) -> None:
+    found = inside["limits"]
     assert found["memory"] == "limit: memory: the kernel ended it at 0.0625 GiB (tasks.kind.max_memory_gb)"
     assert found["files"] == {
         "memory.max": str(1 << 29), "memory.oom.group": "1", "pids.max": "4800", "cpu.max": "max 100000", "cpu.idle": "1",
     }  # fmt: skip
-    assert found["bomb"] == [None, {"born": 1023, "refused": 1}]
+    assert found["bomb"] == [None, {"born": 1022, "refused": 1}]
     assert 15 < found["cpu_percent"] < 60  # of 40, on one processor, which is an emulated one
     assert found["while_frozen"] == {"cpu.max": "max 100000", "cpu.idle": "0"}
     assert found["after_thaw"] == {"cpu.max": "40000 100000", "cpu.idle": "1"}
 
 
-def test_an_idle_tree_is_frozen_beside_a_busy_person(tmp_path: Path, record_property: Any) -> None:
+def test_an_idle_tree_is_frozen_beside_a_busy_person(inside: dict[str, Any]) -> None:
     """No figure is asserted: an emulated processor is no measure. It is printed beside the freeze alone."""
-    found = inside(tmp_path, "freeze")
-    print(f"60 processes, frozen beside a burner: {found['lifted']} ms, by cgroup.freeze alone {found['alone']} ms")
+    found = inside["freeze"]
+    print(f"{PROCESSES} processes, frozen beside a burner: {found['lifted']} ms, by cgroup.freeze alone {found['alone']} ms")
     assert len(found["lifted"]) == len(found["alone"]) == 3  # each was
 
 
