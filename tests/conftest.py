@@ -38,6 +38,14 @@ def wheels() -> Path:
     return shared.once("wheels", make_wheels)
 
 
+@pytest.fixture(scope="session")
+def site(wheels: Path) -> Path:
+    """The packages that an installation has, for installations that do without pip."""
+    from support.installed import make_site
+
+    return shared.once("site", lambda folder: make_site(folder, wheels))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what uses a box. Keep tests that share a fixture of their module on one worker, in their order."""

@@ -49,13 +49,12 @@ def apt(node: Installed, *words: str, env: dict[str, str] | None = None) -> str:
 
 
 def places(node: Installed) -> set[str]:
-    """What is where a node may be, but for what the package manager keeps."""
-    roots = "/opt /usr/share/rae-node /usr/local /etc/systemd /etc/polkit-1 /var/lib/rae-node"
-    text = node.box.sh(f"find {roots} -xdev 2>/dev/null || true")
-    return {path for path in text.splitlines() if "__pycache__" not in path}
+    """What was made where a node may be, but for what the package manager keeps."""
+    roots = ("/opt", "/usr/share/rae-node", "/usr/local", "/etc/systemd", "/etc/polkit-1", "/var/lib/rae-node")
+    return {path for path in node.box.changes(*roots) if "__pycache__" not in path}
 
 
-def test_installed_offline_it_starts_nothing_and_is_ready(node: Installed, package: Path) -> None:
+def test_installed_offline_it_starts_nothing_and_is_ready(node: Installed, package: Path, site: Path) -> None:
     before = places(node)
     said = apt(node, "install", f"/mnt/share/{package.name}", env={"SUDO_USER": USER})
     assert "nothing was started" in said
@@ -67,7 +66,8 @@ def test_installed_offline_it_starts_nothing_and_is_ready(node: Installed, packa
     assert report.returncode == 0, report.stdout
     node.box.run("rae-node", "disable", env={"PATH": "/usr/local/bin:/usr/bin:/bin"})
     node.put("/opt/rae-node/agent/node.yaml", "logs: {keep_days: 3}\n")
-    apt(node, "install", "--reinstall", f"/mnt/share/{package.name}")
+    with node.without_pip(site):
+        apt(node, "install", "--reinstall", f"/mnt/share/{package.name}")
     assert node.box.sh("cat /opt/rae-node/agent/node.yaml") == "logs: {keep_days: 3}\n"
     assert node.show("ActiveState", "UnitFileState", "User") == {
         "ActiveState": "inactive", "UnitFileState": "disabled", "User": USER,
@@ -80,8 +80,9 @@ def test_installed_offline_it_starts_nothing_and_is_ready(node: Installed, packa
     assert places(node) == before
 
 
-def test_without_anybody_to_name_it_gets_an_account_of_its_own(node: Installed, package: Path) -> None:
-    apt(node, "install", f"/mnt/share/{package.name}")
+def test_without_anybody_to_name_it_gets_an_account_of_its_own(node: Installed, package: Path, site: Path) -> None:
+    with node.without_pip(site):
+        apt(node, "install", f"/mnt/share/{package.name}")
     assert node.show("User") == {"User": "rae-node"}
     assert node.box.sh("getent passwd rae-node").strip().endswith(":/usr/sbin/nologin")
     assert node.box.sh("stat -c %U /opt/rae-node/workdir") == "rae-node\n"

@@ -6,7 +6,8 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from support.nvml_standin import nvml_library
 from support.sysbox import REPO
 from support.waiting import until
 
+from supervisor import VERSION
+
 __all__ = ["nvml_library"]
 pytestmark = [pytest.mark.slow, pytest.mark.box]
 
@@ -22,11 +25,40 @@ pytestmark = [pytest.mark.slow, pytest.mark.box]
 NOISE = r"/etc/systemd/system/rae-node.service.d|/var/log|/var/cache|/var/lib/(systemd|dpkg|apt)|/root|\.pyc$|__pycache__"
 
 
+# A node with just what the installer asks of it.
+TINY = {
+    "cli/main.py": "",
+    "cli/manual.py": "",
+    "config/load.py": "from types import SimpleNamespace as S\n"
+    "load = lambda _: S(runtime=S(automation=S(auto_start=True)))\n",
+}
+
+
 @pytest.fixture(scope="module")
 def node(wheels: Path, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     """One box that each test leaves without a node."""
     with boot(tmp_path_factory.mktemp("install")) as box:
         yield Installed(box, wheels, nvml_library)
+
+
+@pytest.fixture
+def quick(node: Installed, site: Path) -> Iterator[None]:
+    """The node's packages come without pip, which is not what the test is about."""
+    with node.without_pip(site):
+        yield
+
+
+Tiny = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def tiny(node: Installed, tmp_path: Path) -> Tiny:
+    """While it lasts, the installer has next to nothing to install: a test is about the installer alone."""
+    for name, text in TINY.items():
+        path = tmp_path / "site/supervisor" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return lambda: node.without_pip(tmp_path / "site")
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +69,18 @@ def afterwards(node: Installed) -> Iterator[None]:
 
 
 def tree(node: Installed) -> dict[str, str]:
-    """Every path where something may be installed, with mode, owner and, for a link, where it leads."""
-    places = "/opt /etc /usr/local /var /usr/share/polkit-1 -xdev -path /var/lib/dpkg -prune"
-    text = node.box.sh(f"find {places} -o -printf '%p\\t%M %u %l\\n'")
-    found = dict(line.split("\t") for line in text.splitlines())
+    """Every path that was made, changed or removed where something may be installed: mode, owner and, for a link, where it
+    leads."""
     return {
-        re.sub("venv-[a-z0-9_]{8}", "venv-X", path): re.sub("venv-[a-z0-9_]{8}", "venv-X", what)
-        for path, what in found.items()
+        re.sub("venv-[a-z0-9_]{8}", "venv-X", path): re.sub("venv-[a-z0-9_]{8}", "venv-X", " ".join(what))
+        for path, what in node.box.changes("/opt", "/etc", "/usr/local", "/var", "/usr/share/polkit-1").items()
         if not re.search(NOISE, path)
     }
 
 
 def steps(node: Installed) -> list[str]:
     """What a dry run announces."""
-    return node.box.run(INSTALL, "--user", USER, "--wheels", WHEELS, "--dry-run").stdout.splitlines()
+    return node.box.run(INSTALL, "--user", USER, "--wheels", node.wheels, "--dry-run").stdout.splitlines()
 
 
 def test_a_dry_run_tells_each_step_and_does_none(node: Installed) -> None:
@@ -100,6 +130,7 @@ def test_what_it_lays_out_and_takes_back(node: Installed) -> None:
     ("name", "text"),
     [("runtime.yaml", "automation: {enabled: perhaps}\n"), ("node.yaml", "logs: {keep_days: soon}\n")],
 )
+@pytest.mark.usefixtures("quick")
 def test_a_broken_configuration_stops_it_before_anything_is_changed(node: Installed, name: str, text: str) -> None:
     node.box.sh(f"mkdir -p /opt/rae-node/agent; cp {REPO}/config/*.yaml /opt/rae-node/agent/")
     node.put(f"/opt/rae-node/agent/{name}", text)
@@ -111,14 +142,15 @@ def test_a_broken_configuration_stops_it_before_anything_is_changed(node: Instal
     assert tree(node) == before
 
 
-def test_an_upgrade_keeps_the_configuration_and_the_operators_word(node: Installed, tmp_path: Path) -> None:
-    old = make_old_wheels(node, tmp_path)
+@pytest.mark.usefixtures("quick")
+def test_an_upgrade_keeps_the_configuration_and_the_operators_word(node: Installed, site: Path) -> None:
+    old = make_old_site(node, site)
     node.box.run(INSTALL, "--user", USER, "--wheels", old)
     assert node.cli("--version").stdout == "rae-node 0.0.9\n"
     node.configure()
     kept = node.box.sh("cat /opt/rae-node/agent/*.yaml")
     node.box.run(RAE_NODE, "disable")
-    done = node.box.run(INSTALL, "--wheels", WHEELS)  # the user is the one of the unit that is there
+    done = node.box.run(INSTALL, "--wheels", node.wheels)  # the user is the one of the unit that is there
     assert node.cli("--version").stdout != "rae-node 0.0.9\n"
     assert node.box.sh("cat /opt/rae-node/agent/*.yaml") == kept
     assert node.show("ActiveState", "UnitFileState", "User") == {
@@ -135,46 +167,39 @@ def test_an_upgrade_keeps_the_configuration_and_the_operators_word(node: Install
     until(lambda: node.status().get("state"), "the new one answers")
 
 
-def make_old_wheels(node: Installed, scratch: Path) -> str:
-    """The wheels, with the project's own of an older version; where they are in the box."""
+def make_old_site(node: Installed, site: Path) -> str:
+    """The packages, with the project's own of an older version; where they are in the box."""
     there = node.box.share / "old"
-    shutil.copytree(node.box.share / "wheels", there, dirs_exist_ok=True)
-    (new,) = there.glob("rae_node-*.whl")
-    version = new.name.split("-")[1]
-    shutil.unpack_archive(new, scratch / "w", "zip")
-    info = scratch / "w" / f"rae_node-{version}.dist-info"
-    for path in (info / "METADATA", scratch / "w/supervisor/__init__.py"):
-        path.write_text(path.read_text().replace(version, "0.0.9"))
-    record = (info / "RECORD").read_text().replace(version, "0.0.9")
-    (info / "RECORD").write_text(re.sub(r",sha256=[^,]*,\d*", ",,", record))
-    info.rename(info.with_name("rae_node-0.0.9.dist-info"))
-    new.unlink()
-    shutil.make_archive(str(there / "old"), "zip", scratch / "w")
-    (there / "old.zip").rename(there / "rae_node-0.0.9-py3-none-any.whl")
+    shutil.copytree(site, there / "site", dirs_exist_ok=True)
+    init = there / "site/supervisor/__init__.py"
+    init.write_text(init.read_text().replace(VERSION, "0.0.9"))
+    (there / "rae_node-0.0.9-py3-none-any.whl").touch()
     return "/mnt/share/old"
 
 
-def test_interrupted_at_every_step_and_run_again(node: Installed) -> None:
+def test_interrupted_at_every_step_and_run_again(node: Installed, tiny: Tiny, site: Path) -> None:
     before = tree(node)
-    count = len(steps(node))
-    for step in range(1, count + 1):
-        how = signal.SIGKILL if step % 2 else signal.SIGINT
-        interrupted_at(node, step, how)
-        assert node.show("ActiveState")["ActiveState"] == "inactive"
-    node.install()
-    whole = tree(node)
-    assert node.show("UnitFileState") == {"UnitFileState": "enabled"}
-    assert node.cli("report").returncode == 0
-    node.box.run(INSTALL, "--uninstall")
-    assert tree(node) == before, "also what the interrupted runs had made"
-    node.install()
-    assert tree(node) == whole
+    with tiny():
+        for step in range(1, len(steps(node)) + 1):
+            how = signal.SIGKILL if step % 2 else signal.SIGINT
+            interrupted_at(node, step, how)
+            assert node.show("ActiveState")["ActiveState"] == "inactive"
+    with node.without_pip(site):
+        node.install()
+        whole = tree(node)
+        assert node.show("UnitFileState") == {"UnitFileState": "enabled"}
+        assert node.cli("report").returncode == 0
+        node.box.run(INSTALL, "--uninstall")
+        assert tree(node) == before, "also what the interrupted runs had made"
+        node.install()
+        assert tree(node) == whole
 
 
 @pytest.mark.parametrize("step", [2, 5, 9])
-def test_an_interrupted_installation_can_be_taken_back(node: Installed, step: int) -> None:
+def test_an_interrupted_installation_can_be_taken_back(node: Installed, tiny: Tiny, step: int) -> None:
     before = tree(node)
-    interrupted_at(node, step, signal.SIGKILL)
+    with nullcontext() if step == 2 else tiny():  # with the real pip, in its middle
+        interrupted_at(node, step, signal.SIGKILL)
     node.box.run(INSTALL, "--uninstall")
     assert tree(node) == before
 
@@ -182,7 +207,7 @@ def test_an_interrupted_installation_can_be_taken_back(node: Installed, step: in
 def interrupted_at(node: Installed, step: int, how: int) -> None:
     """Install, and end it by a signal as soon as it says that it begins this step."""
     process = node.box.popen(
-        INSTALL, "--user", USER, "--wheels", WHEELS, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        INSTALL, "--user", USER, "--wheels", node.wheels, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout
     for line in process.stdout:
@@ -203,7 +228,7 @@ def interrupted_at(node: Installed, step: int, how: int) -> None:
     ],
 )
 def test_what_fails_half_way_says_so_in_a_line_and_goes_again(
-    node: Installed, options: list[str], prepare: str, says: str
+    node: Installed, site: Path, options: list[str], prepare: str, says: str
 ) -> None:
     node.box.sh(prepare)
     nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": "/dev/null"}
@@ -215,7 +240,8 @@ def test_what_fails_half_way_says_so_in_a_line_and_goes_again(
     assert "run it again when that is fixed" in done.stderr
     assert node.box.sh("ls -A /opt") == "" or "rae-node" not in node.box.sh("ls -A /opt")
     node.box.sh("umount /opt 2>/dev/null || true")
-    node.install()
+    with node.without_pip(site):
+        node.install()
     assert node.cli("report").returncode == 0
 
 
@@ -239,6 +265,7 @@ def test_it_needs_root(node: Installed) -> None:
     assert (done.returncode, "run it with sudo" in done.stderr) == (1, True)
 
 
+@pytest.mark.usefixtures("quick")
 def test_auto_start_false_is_not_switched_on(node: Installed) -> None:
     node.configure(runtime={"automation": {"auto_start": False}})
     node.install()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +49,18 @@ def make_wheels(folder: Path) -> Path:
     return folder
 
 
+def make_site(folder: Path, wheels: Path) -> None:
+    """The packages that an installation has, for `Installed.without_pip`."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-compile"]
+    subprocess.run([*pip, "--find-links", str(wheels), "--target", str(folder), "rae-node"], check=True, capture_output=True)
+
+
 class Installed:
     """One box; `install` puts the node there."""
 
     def __init__(self, box: SysBox, wheels: Path, nvml_library: Path) -> None:
         self.box = box
+        self.wheels = WHEELS  # where the installer finds packages, in the box
         box.sh("rm -rf /opt/rae-node /var/lib/rae-node")  # what a node of the machine around it has left is not the box's
         shutil.copytree(wheels, box.share / "wheels", dirs_exist_ok=True)
         box.sh("for group in input render; do groupadd --system --force $group; done")  # udev brings them, where there is one
@@ -79,10 +89,29 @@ class Installed:
 
     def install(self, *options: str, check: bool = True) -> Done:
         """deploy/install, as root, for the user."""
-        done = self.box.run(INSTALL, "--user", USER, "--wheels", WHEELS, *options, check=check)
+        done = self.box.run(INSTALL, "--user", USER, "--wheels", self.wheels, *options, check=check)
         if (self.box.root / "etc/systemd/system" / UNIT).exists():
             self.drop_in("nvml", f"[Service]\nEnvironment=FAKE_NVML_FILE={NVML}\n")
         return done
+
+    @contextlib.contextmanager
+    def without_pip(self, site: Path) -> Iterator[None]:
+        """Meanwhile the installer's pip is a stand-in that copies the packages in `site`: a second, not ten."""
+        (real,) = (self.box.root / "usr/share/python-wheels").glob("pip-*.whl")
+        kept, stub = real.read_bytes(), self.box.share / "stub"
+        shutil.copytree(site, stub / "site", dirs_exist_ok=True)
+        (stub / "rae_node-0-py3-none-any.whl").touch()
+        with zipfile.ZipFile(stub / "pip", "w") as wheel:
+            wheel.writestr("pip/__init__.py", "")
+            wheel.write(Path(__file__).with_name("stub_pip.py"), "pip/__main__.py")
+        real.write_bytes((stub / "pip").read_bytes())
+        self.wheels = "/mnt/share/stub"
+        try:
+            yield
+        finally:
+            self.wheels = WHEELS
+            real.write_bytes(kept)
+            shutil.rmtree(stub)
 
     def cli(self, *words: str, user: str | None = None, check: bool = False, **options: Any) -> Done:
         """`rae-node`, as it is called by people."""

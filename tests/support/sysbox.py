@@ -18,6 +18,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -85,6 +86,15 @@ def _children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def _seen(path: Path) -> tuple[str, str, str]:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return "", "", ""
+    link = os.readlink(path) if path.is_symlink() else ""
+    return stat.filemode(found.st_mode), str(found.st_uid), link
 
 
 def _ancestors(path: Path) -> list[Path]:
@@ -205,6 +215,23 @@ class SysBox:
     def root(self) -> Path:
         """The box's / as seen from outside; its files and sockets can be used through it."""
         return Path(f"/proc/{self.pid}/root")
+
+    def changes(self, *places: str) -> dict[str, tuple[str, str, str]]:
+        """What the box has made, changed or removed below these folders: path → (mode, owner, where a link leads).
+
+        It reads the box's own layer of the overlay, so nothing that happens on the machine meanwhile can be seen.
+        """
+        assert self._process
+        layer = Path(f"/proc/{self._process.pid}/root{self.base}/m/up")
+        names = {line.split(":")[2]: line.split(":")[0] for line in (self.root / "etc/passwd").read_text().splitlines()}
+        found = {}
+        walks = (walk for place in places for walk in os.walk(layer / place.lstrip("/")))
+        for path in (Path(folder, name) for folder, folders, files in walks for name in (*folders, *files)):
+            inside = Path("/") / path.relative_to(layer)
+            mode, owner, link = seen = _seen(path)
+            if seen != _seen(inside) or mode[0] != "d":
+                found[str(inside)] = (mode, names.get(owner, owner), link)
+        return found
 
     @property
     def bus_address(self) -> str:

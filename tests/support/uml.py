@@ -28,7 +28,9 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 for kind in {kinds}; do
   echo {begin}$kind; {program} $kind 2>&1; echo {end}$kind
   for group in /sys/fs/cgroup/*/; do echo 1 > $group/cgroup.kill; done
-  while rmdir $(find /sys/fs/cgroup -mindepth 1 -depth -type d) 2> /dev/null; [ "$(echo /sys/fs/cgroup/*/)" != "/sys/fs/cgroup/*/" ]; do sleep 0.1; done
+  while groups=$(find /sys/fs/cgroup -mindepth 1 -depth -type d); [ -n "$groups" ]; do
+    rmdir $groups 2> /dev/null || sleep 0.1
+  done
   rm -rf {tmp}/*
 done
 echo o > /proc/sysrq-trigger; sleep 10
