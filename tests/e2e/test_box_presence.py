@@ -100,12 +100,13 @@ class Watched:
 
 
 @pytest.fixture(scope="module")
-def node(wheels: Path, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def node(wheels: Path, site: Path, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A box of its own: buses and loginds are stopped in it."""
     with boot(tmp_path_factory.mktemp("presence")) as box:
         installed = Installed(box, wheels, nvml_library)
         box.sh("touch /dev/nvidia0")
-        installed.install()
+        with installed.without_pip(site):
+            installed.install()
         installed.configure(
             {"safety": {"detect_active_user": True, "idle_required_minutes": 0.02, "cooldown_minutes": 0}},
             {"gpu": {"presence": "required"}, "host": {"inhibitor": "required"}},

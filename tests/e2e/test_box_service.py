@@ -71,8 +71,9 @@ def settled(node: Installed, task: str) -> dict[str, Any]:
     return node.task(task)
 
 
-def test_installed_and_ready_but_not_started(node: Installed) -> None:
-    node.install()
+def test_installed_and_ready_but_not_started(node: Installed, site: Path) -> None:
+    with node.without_pip(site):
+        node.install()
     assert node.show("UnitFileState", "ActiveState") == {"UnitFileState": "enabled", "ActiveState": "inactive"}
     report = node.cli("report")
     assert (report.returncode, report.stdout, report.stderr) == (0, REPORT, "")
