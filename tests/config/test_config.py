@@ -143,7 +143,7 @@ def test_files_of_the_link_start_at_the_folder(
     assert (config.control.ca_file, config.control.token.file) == (wanted, wanted)
     source = make_source(config, SystemClock(), None, Recorded())
     assert isinstance(source, RaeSource)
-    assert source._transport._settings.ca_file == wanted
+    assert source._transport._ca_file == wanted
 
 
 URLS = [

@@ -190,12 +190,12 @@ FORBIDDEN = {
 
 def test_a_node_can_do_no_more(fleet: Fleet) -> None:
     """Each is refused by the server, and nothing of it has happened."""
-    told: list[str] = []
+    refusals: list[str] = []
 
     class Listening(Connection):
-        async def _told(self, error: Exception) -> None:
-            told.append(str(error))
-            await super()._told(error)
+        async def _record(self, error: Exception) -> None:
+            refusals.append(str(error))
+            await super()._record(error)
 
     async def work() -> None:
         wire = Listening(fleet.as_user("desk-1"), name="desk-1")
@@ -206,7 +206,7 @@ def test_a_node_can_do_no_more(fleet: Fleet) -> None:
                 with pytest.raises(RequestError):
                     await wire.request(subject, b"{}", timeout_s=0.1)
                 refusal = f'permissions violation for publish to "{subject}"'.lower()
-                await until(lambda r=refusal: any(r in text.lower() for text in told), f"{what}: refused, not {told}")
+                await until(lambda r=refusal: any(r in text.lower() for text in refusals), f"{what}: refused, not {refusals}")
             heard: list[bytes] = []
             for subject in ("_INBOX.>", "_INBOX.desk=2E2.>", ">", "rae.results.*", "rae.tasks.>", "$KV.>"):
                 await wire.listen(subject, heard.append)
