@@ -19,11 +19,12 @@ Wake = Callable[[], None]
 
 class Quality(StrEnum):
     """How a reading was made: by an event, at that moment; by a look; by a conclusion from something else, such as a hint or
-    a missing proof; or not at all."""
+    a missing proof; assumed, because nothing was seen before that moment; or not at all."""
 
     EVENT = "event"
     POLLED = "polled"
     INFERRED = "inferred"
+    ASSUMED = "assumed"
     UNKNOWN = "unknown"
 
 

@@ -7,9 +7,11 @@ file keeps the node from working, and does nothing else. A segment that is missi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +21,7 @@ from supervisor.sensors.base import Presence, PresenceSensor, Quality
 FRESH_S: Final = 60.0
 AHEAD_S: Final = 2.0  # its clock has whole seconds
 TIMES: Final = struct.Struct("qq")
-READS: Final = 3
+READS: Final = 4
 SEGMENT: Final = Path("/dev/shm/idle_detect_shmem")  # noqa: S108 - another program's fixed name
 
 
@@ -42,22 +44,14 @@ class IdleDetect(PresenceSensor):
 
     def _read(self) -> tuple[float, float]:
         """Both times, read until two reads agree; (0, 0): there are none."""
-        try:
+        with contextlib.suppress(OSError):
             fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return 0.0, 0.0
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return 0.0, 0.0
-            before = os.pread(fd, TIMES.size, 0)
-            for _ in range(READS):
-                now = os.pread(fd, TIMES.size, 0)
+            try:
+                reads = [os.pread(fd, TIMES.size, 0) for _ in range(READS)] if stat.S_ISREG(os.fstat(fd).st_mode) else []
+            finally:
+                os.close(fd)
+            for before, now in pairwise(reads):
                 if now == before and len(now) == TIMES.size:
                     written_s, input_s = TIMES.unpack(now)
                     return float(written_s), float(input_s)
-                before = now
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
         return 0.0, 0.0

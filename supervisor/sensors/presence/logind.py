@@ -93,7 +93,7 @@ class Sessions(PresenceSensor):
         self._manager: dict[str, Any] = {}
         self._blockers: list[Inhibition] = []
         self._blocked_since: dict[Inhibition, float] = {}  # first seen then, so held at least that long
-        self._event = (NEVER, "")  # the last sign that was an event, and what it was
+        self._event = (NEVER, "", Quality.EVENT)  # the last sign that was an event
         self._delays = _DelayLocks(bus) if delay_locks else None
         self._preparing = dict.fromkeys(DELAYS, False)
         self._prepared = 0  # signals about it so far: a property read before the last of them is old
@@ -132,7 +132,7 @@ class Sessions(PresenceSensor):
 
     def latest(self, now_s: float) -> Presence:
         seen = [self._judge(session, now_s) for session in self._sessions.values()]
-        signs = [(*self._event, Quality.EVENT), *((s.last_sign_at_s, s.sign, s.quality) for s in seen)]
+        signs = [self._event, *((s.last_sign_at_s, s.sign, s.quality) for s in seen)]
         at_s, sign, quality = max(signs)
         present = [(s.present, s.quality) for s in seen if s.present]
         present += [(self._blocked_by(b), Quality.EVENT) for b in self._blockers]
@@ -178,7 +178,7 @@ class Sessions(PresenceSensor):
     async def start(self, wake: Wake) -> None:
         self._wake = wake
         if self._start_is_sign:
-            self._note(START_SIGN)
+            self._note(START_SIGN, Quality.ASSUMED)
         await self._bus.start()
         self._task = asyncio.create_task(self._run())
         await wait_for_event(self._looked, FIRST_LOOK_S)
@@ -242,7 +242,7 @@ class Sessions(PresenceSensor):
         blockers = [lock for lock in held if lock.who not in self._settings.ignore_inhibitors]
         self._manager = manager
         if self._error and self._answered_before and self._start_is_sign:
-            self._note(BACK_SIGN)
+            self._note(BACK_SIGN, Quality.ASSUMED)
         self._compare(seen, blockers)
         self._sessions, self._blockers, self._error, self._answered_before = seen, blockers, "", True
         self._owners.by_session = {session.id: (session.uid, session.user) for session in seen.values()}
@@ -278,8 +278,8 @@ class Sessions(PresenceSensor):
         user = self._owners.name_of(lock.uid) or f"uid {lock.uid}"
         return f"idle blocked by {one_line(lock.who, 60)} of {user} (pid {lock.pid})"
 
-    def _note(self, sign: str) -> None:
-        self._event = (self._clock.now_s(), sign)
+    def _note(self, sign: str, quality: Quality = Quality.EVENT) -> None:
+        self._event = (self._clock.now_s(), sign, quality)
 
     # --- signals
 

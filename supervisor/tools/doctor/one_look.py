@@ -24,9 +24,8 @@ from supervisor.config.load import Config, ConfigErrors, find_folder, load
 from supervisor.linux import console
 from supervisor.linux.clock import Clock, SystemClock
 from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
-from supervisor.sensors.base import Presence, PresenceSensor
+from supervisor.sensors.base import Presence, PresenceSensor, Quality
 from supervisor.sensors.observer import SourceReading
-from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN
 from supervisor.sensors.sensor_set import SensorSet
 
 ASK_S: Final = 0.2
@@ -109,7 +108,8 @@ def remembered(config: Config, clock: Clock) -> tuple[_Remembered, ...]:
     for source in sources if isinstance(sources, list) else ():
         known = source if isinstance(source, dict) and source.get("present") is False else {}
         idle_s, sign = known.get("idle_s"), known.get("reading")
-        if isinstance(idle_s, int | float) and isinstance(sign, str) and sign not in (START_SIGN, BACK_SIGN):
+        assumed = known.get("quality") == Quality.ASSUMED
+        if isinstance(idle_s, int | float) and isinstance(sign, str) and not assumed:
             signs.append((clock.now_s() - max(0.0, float(idle_s)), f"{sign}, as the running node has seen"))
     at_s, sign = max(signs, default=(NEVER, ""))
     return (_Remembered(sign, at_s),) if sign else ()

@@ -390,7 +390,7 @@ def test_the_start_is_a_sign_unless_it_is_a_single_look(private_bus: PrivateBus)
             begun = CLOCK.now_s()
             async with Watched(private_bus.address) as watched:
                 assert begun <= watched.now.last_sign_at_s <= CLOCK.now_s()
-                assert watched.now.sign == START_SIGN
+                assert (watched.now.sign, watched.now.quality) == (START_SIGN, "assumed")
             async with Watched(private_bus.address, start_is_sign=False) as watched:
                 assert watched.now.last_sign_at_s == NEVER
                 assert watched.now.present == watched.now.error == ""

@@ -98,15 +98,15 @@ def folder_sources(answer: dict[str, object]) -> list[str]:
     readings = answer["readings"]
     assert isinstance(readings, list)
     for reading in readings[1:]:
-        assert reading["quality"] in ("event", "polled", "inferred", "unknown")
+        assert reading["quality"] in ("event", "polled", "inferred", "assumed", "unknown")
         assert reading["ok"] is not None or reading["quality"] == "unknown"
         assert "age_s" in reading
     return [reading["name"] for reading in readings]
 
 
-def source(reading: str, idle_s: float | None, present: bool | None = False) -> dict[str, Any]:
+def source(reading: str, idle_s: float | None, present: bool | None = False, quality: str = "event") -> dict[str, Any]:
     """One source in a daemon's `status`."""
-    return {"source": "input", "reading": reading, "present": present, "idle_s": idle_s, "age_s": 0.0, "quality": "event"}
+    return {"source": "input", "reading": reading, "present": present, "idle_s": idle_s, "age_s": 0.0, "quality": quality}
 
 
 def beside_a_node(folder: Path, remembered: Any, **presence: bool) -> one_look.Answer:
@@ -128,6 +128,7 @@ def beside_a_node(folder: Path, remembered: Any, **presence: bool) -> one_look.A
 
 WATCHED = {"safety": {"detect_active_user": True, "idle_required_minutes": 1}}
 PAD = source("user active on gamepad 'Pad' (event7)", 2.0)
+ASSUMED = [source(sign, 2.0, quality="assumed") for sign in (START_SIGN, BACK_SIGN)]
 REMEMBERED = "user active on gamepad 'Pad' (event7), as the running node has seen"
 
 
@@ -136,7 +137,7 @@ REMEMBERED = "user active on gamepad 'Pad' (event7), as the running node has see
     [
         pytest.param([source("no source: no input device can be read", None), PAD], REMEMBERED, id="a gamepad"),
         pytest.param([source("user anna logged in on tty1", 500.0), PAD], REMEMBERED, id="the nearest sign"),
-        pytest.param([source(START_SIGN, 2.0), source(BACK_SIGN, 2.0)], "", id="its own start is no sign"),
+        pytest.param(ASSUMED, "", id="its own start is no sign"),
         pytest.param([source("unknown", 2.0, None)], "", id="a source that cannot tell"),
         pytest.param([7, {}, source("x", None), {"idle_s": "x"}], "", id="another version's fields"),
         pytest.param("words", "", id="another version"),
