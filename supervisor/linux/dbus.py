@@ -19,7 +19,7 @@ from dbus_fast import BusType, Message, MessageFlag, MessageType
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import DBusFastError
 
-from supervisor.linux.text import one_line
+from supervisor.linux.text import error_text, one_line
 
 BUS: Final = "org.freedesktop.DBus"
 BUS_PATH: Final = "/org/freedesktop/DBus"
@@ -332,11 +332,7 @@ def _refusal(name: str, member: str, reply: Message) -> str:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    return "no answer" if isinstance(error, TimeoutError) else error_text(error)
 
 
 @dataclass(slots=True)

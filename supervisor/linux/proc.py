@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
+from supervisor.linux.small_files import read_small
 from supervisor.linux.text import one_line
 
-MAX_BYTES: Final = 1 << 16  # of a file
 MAX_NAME: Final = 32  # characters of a name that is shown
 COMM_LENGTH: Final = 15  # the kernel cuts a process's name there
 
@@ -70,18 +70,3 @@ def in_units(name: Name, units: Collection[str]) -> bool:
     """Whether a process is in one of the systemd units, or below it; a unit may be a pattern (app-steam-*.scope)."""
     parts = [part for part in name.cgroup.split("/") if part] if units else []
     return any(fnmatchcase(part, unit) for part in parts for unit in units)
-
-
-def read_small(path: str) -> str:
-    """A file of /proc or sysfs, stripped, which one read returns whole; empty if it cannot be read. Path and open() take three
-    times as long."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.read(fd, MAX_BYTES).decode(errors="replace").strip()
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)

@@ -29,3 +29,9 @@ def escaped(text: str, max_chars: int) -> str:
     if not text.isprintable():
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def error_text(error: BaseException) -> str:
+    """An error on one line: the system's text for it, its own text, or its type."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return one_line(text, 200) or type(error).__name__

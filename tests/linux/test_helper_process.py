@@ -52,7 +52,7 @@ def test_a_fault_is_not_forgotten_for_a_newer_one(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gpu.nvml, "nvmlDeviceRegisterEvents", lambda *_: None)
     monkeypatch.setattr(gpu.nvml, "nvmlEventSetWait_v2", wait)
     faults = gpu.Faults()
-    assert [faults.told("GPU-a", None) for _ in range(3)] == [[48, 45], [48, 45], [48, 45, 31]]
+    assert [faults.of("GPU-a", None) for _ in range(3)] == [[48, 45], [48, 45], [48, 45, 31]]
 
 
 def test_the_helper_dies_with_its_parent(standin: StandIn, tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from supervisor.linux.proc import read_small
+from supervisor.linux.small_files import read_small
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DRIVERS: Final = ("amdgpu", "i915", "xe")
 CARD: Final = re.compile(r"card[0-9]+")
@@ -16,7 +18,7 @@ CARD: Final = re.compile(r"card[0-9]+")
 class Cards:
     """The AMD and Intel GPUs of this machine."""
 
-    def __init__(self, sys_root: Path) -> None:
+    def __init__(self, sys_root: Path | str) -> None:
         self._folder = f"{sys_root}/class/drm"
         self._folders: dict[str, str] = {}  # of the devices, by card; empty: another driver's
 
@@ -26,7 +28,7 @@ class Cards:
             names = {name for name in os.listdir(self._folder) if CARD.fullmatch(name)}
         except OSError:
             names = set()
-        self._folders = {name: self._folders.get(name) or self._device(name) for name in names}
+        self._folders = {name: self._folders.get(name) or self._device(name) for name in sorted(names)}
         return {os.path.basename(folder): folder for folder in self._folders.values() if folder}
 
     def largest(self) -> str:

@@ -1,13 +1,12 @@
-"""Looks at AMD and Intel GPUs for the daemon, in a process that may be left behind: a driver can hang under a read (R12).
+"""Reads AMD and Intel GPUs for the daemon, in a process that can be abandoned: a driver can hang during a read.
 
-It reads sysfs and the DRM part of /proc/PID/fdinfo, and nothing else. How it is started, and ends: `answering`. The
-answer to `look` is `{"at_s": float, "devices": [...]}`; `at_s` is of a clock that only goes forward. A device has `pci, driver,
-asleep, error, percent, idle_ms, total, used, clients [{pid, vram, busy}], hidden [pid]`. A GPU that is asleep is not
-read any further, so that it sleeps on (T15). `percent` is amdgpu's own; Intel's tell instead for how many milliseconds
-each of their parts has been idle since boot. Sizes are bytes, null where the driver does not say; what is there and cannot
-be read is an `error`. `vram` is what a process holds of the GPU's own memory, `busy` whether it holds or has done anything
-at all. `hidden` are processes that may have the GPU open and cannot be looked into (T16): another user's, or protected,
-with the right to open it. Root's own are not among them: the totals count them.
+It reads sysfs and the DRM part of /proc/PID/fdinfo, nothing else. The answer to `look` is `{"at_s": float, "devices": [...]}`;
+`at_s` is of CLOCK_MONOTONIC. A device has `pci, driver, asleep, error, percent, idle_ms, total, used, clients
+[{pid, used, busy}], hidden [pid]`. Nothing else is read of a GPU that is asleep, so that it stays so. `percent` is amdgpu's
+own; Intel's drivers report instead for how many milliseconds each part has been idle since boot. Sizes are bytes, null where
+the driver reports none; an `error` is a file that exists and cannot be read. A client's `used` is its part of the GPU's own
+memory; `busy` is whether it holds or has done anything. `hidden` are processes that have the right to open the GPU, and that
+may not be looked into: another user's, or protected. Root's own are left out, because the totals include them.
 """
 
 from __future__ import annotations
@@ -19,23 +18,27 @@ import os
 import re
 import struct
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from supervisor.linux import helper_main
+from supervisor.linux.small_files import read_small
+from supervisor.sensors.gpu.drm_cards import Cards
 
-DRIVERS: Final = ("amdgpu", "i915", "xe")
-CARD: Final = re.compile(r"card[0-9]+")
-IDLE: Final = ("gt/gt*/rc6_residency_ms", "device/tile*/gt*/gtidle/idle_residency_ms", "power/rc6_residency_ms")
-TOLD: Final = ("resident", "memory", "total")  # what is in a region, the older word for it, and also what was moved out
+if TYPE_CHECKING:
+    from supervisor.linux.helper_main import Replies
+
+# Below the device's folder: what i915, xe and old i915 report.
+IDLE: Final = ("drm/card*/gt/gt*/rc6_residency_ms", "tile*/gt*/gtidle/idle_residency_ms", "drm/card*/power/rc6_residency_ms")
+# What is in a memory region; the older key for it; and a key that includes what was moved out.
+SIZES: Final = ("resident", "memory", "total")
 OWN_MEMORY: Final = re.compile(r"drm-(resident|memory|total)-((?:vram|local)[0-9]*)")
 ANY_MEMORY: Final = re.compile(r"drm-(?:resident|memory|total)-(?!cycles-).+")
 WORK: Final = re.compile(r"drm-(?:engine|cycles)-(?!capacity-).+")
 UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 ACL_USER, ACL_GROUP = 0x02, 0x08
-NO_LIST: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT)
+NO_ACL: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT)
 BROKERS: Final = ("systemd-logind", "elogind-daemon", "seatd")  # they open devices for others
 GONE: Final = (FileNotFoundError, ProcessLookupError)
-UNSHOWN: Final = "other users' processes are hidden: mount /proc without hidepid"
+PROC_HIDDEN: Final = "other users' processes are hidden: mount /proc without hidepid"
 
 
 def text(path: str) -> str:
@@ -48,11 +51,17 @@ def text(path: str) -> str:
         return file.read(1 << 16).strip()
 
 
+def fields(path: str) -> dict[str, str]:
+    """The `key: value` lines of a file. Raises OSError if it cannot be read."""
+    pairs = (line.split(":", 1) for line in text(path).splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
 def number(path: str, *, optional: bool = True) -> int | None:
-    """A file that holds a number; None: there is no such file.
+    """The number in a file; None: there is no such file.
 
     Raises:
-        ValueError: it cannot be read, or holds no number, in words.
+        ValueError: it cannot be read, or holds no number.
     """
     try:
         return int(text(path))
@@ -65,7 +74,7 @@ def number(path: str, *, optional: bool = True) -> int | None:
 
 
 def size(value: str) -> int:
-    """A number with its unit, as fdinfo writes it: `1024 KiB`; 0 where it is none."""
+    """A number with its unit, as in fdinfo: `1024 KiB`; 0 if it is none."""
     amount, _, unit = value.strip().partition(" ")
     return int(amount) * UNITS.get(unit.strip().upper(), 1) if amount.isdecimal() else 0
 
@@ -74,16 +83,16 @@ class Rights:
     """Who may open a device's nodes, by mode and access list."""
 
     def __init__(self, nodes: list[str]) -> None:
-        self._all = False
+        self._everybody = not nodes
         self._users: set[int] = set()
         self._groups: set[int] = set()
         for node in nodes:
             try:
                 st = os.stat(node)
-            except OSError:  # not in our /dev, so who may is not known: anybody (R12)
-                self._all = True
+            except OSError:  # not in our /dev: its rights are unknown, so anybody may
+                self._everybody = True
                 continue
-            self._all = self._all or bool(st.st_mode & 0o006)
+            self._everybody = self._everybody or bool(st.st_mode & 0o006)
             self._users.add(st.st_uid)
             if st.st_mode & 0o060:
                 self._groups.add(st.st_gid)
@@ -93,32 +102,31 @@ class Rights:
         try:
             acl = os.getxattr(node, "system.posix_acl_access")
         except OSError as error:
-            self._all = self._all or error.errno not in NO_LIST
+            self._everybody = self._everybody or error.errno not in NO_ACL
             return
         for tag, bits, who in struct.iter_unpack("<HHI", acl[4 : len(acl) - (len(acl) - 4) % 8]):
             if bits & 6 and tag in (ACL_USER, ACL_GROUP):
                 (self._users if tag == ACL_USER else self._groups).add(who)
 
-    def may(self, uid: int, groups: set[int]) -> bool:
+    def allow(self, uid: int, groups: set[int]) -> bool:
         """Whether such a process may open one of them."""
-        return self._all or uid in self._users or bool(groups & self._groups)
+        return self._everybody or uid in self._users or bool(groups & self._groups)
 
 
-def who(folder: str) -> tuple[int, set[int]] | None:
-    """A process's effective user and all its groups; None: it has ended, if only its parent has not taken note."""
+def owner_of(folder: str) -> tuple[int, set[int]] | None:
+    """A process's effective uid and all its groups; None: it has ended, also if it is not reaped yet."""
     try:
-        fields = dict(line.split(":", 1) for line in text(f"{folder}/status").splitlines() if ":" in line)
-        if fields.get("State", "").split()[:1] == ["Z"] and fields.get("Threads", "").strip() == "1":
+        status = fields(f"{folder}/status")
+        if status.get("State", "").startswith("Z") and status.get("Threads") == "1":
             return None
-        groups = {int(fields["Gid"].split()[1]), *map(int, fields.get("Groups", "").split())}
-        return int(fields["Uid"].split()[1]), groups
+        groups = {int(status["Gid"].split()[1]), *map(int, status.get("Groups", "").split())}
+        return int(status["Uid"].split()[1]), groups
     except (*GONE, KeyError, ValueError, IndexError):
         return None
 
 
 def files_of(folder: str) -> tuple[str, list[str]]:
-    """Where a process's files are told (`fd` and `fdinfo` in that folder), and their numbers: where its first thread has
-    ended they are another's."""
+    """The folder with a process's `fd` and `fdinfo`, and the descriptors: another thread's, if the first thread has ended."""
     opened = os.listdir(f"{folder}/fd")
     threads = os.listdir(f"{folder}/task") if not opened else []
     for thread in threads if len(threads) > 1 else []:
@@ -127,75 +135,60 @@ def files_of(folder: str) -> tuple[str, list[str]]:
     return folder, opened
 
 
-class Looker:
-    """One look after the other."""
+class Reader:
+    """Reads all GPUs, again for each request."""
 
     def __init__(self, sys_root: str, proc_root: str, dev_root: str) -> None:
-        self._drm, self._proc, self._dri = f"{sys_root}/class/drm", proc_root, f"{dev_root}/dri"
+        self._cards, self._proc, self._dri = Cards(sys_root), proc_root, f"{dev_root}/dri"
 
     def look(self) -> dict[str, Any]:
-        """What all GPUs look like now."""
-        devices = [self._device(card) for card in self._cards()]
-        at_s = time.monotonic()  # of the idle times; processes take longer
-        awake = [device for device in devices if not device["asleep"]]
+        """All GPUs as they are now."""
+        folders = self._cards.present()
+        devices = {pci: self._device(pci, folder) for pci, folder in folders.items()}
+        at_s = time.monotonic()  # when the idle times were read; processes take longer
+        awake = {pci: device for pci, device in devices.items() if not device["asleep"]}
         if awake:
-            self._processes({device["pci"]: device for device in awake})
-        for device in devices:
-            device.pop("nodes")
-        return {"at_s": at_s, "devices": devices}
+            self._read_processes(awake, {pci: Rights(self._nodes(folders[pci])) for pci in awake})
+        return {"at_s": at_s, "devices": list(devices.values())}
 
-    def _cards(self) -> list[str]:
+    def _nodes(self, folder: str) -> list[str]:
         try:
-            names = sorted(name for name in os.listdir(self._drm) if CARD.fullmatch(name))
+            return [f"{self._dri}/{name}" for name in os.listdir(f"{folder}/drm")]
         except OSError:
             return []
-        return [f"{self._drm}/{name}" for name in names if self._driver(f"{self._drm}/{name}") in DRIVERS]
 
-    @staticmethod
-    def _driver(card: str) -> str:
-        return os.path.basename(os.path.realpath(f"{card}/device/driver"))
-
-    def _device(self, card: str) -> dict[str, Any]:
-        folder = os.path.realpath(f"{card}/device")
-        try:
-            nodes = [f"{self._dri}/{name}" for name in os.listdir(f"{folder}/drm")]
-        except OSError:
-            nodes = [f"{self._dri}/{os.path.basename(card)}"]
+    def _device(self, pci: str, folder: str) -> dict[str, Any]:
         answer: dict[str, Any] = {
-            "pci": os.path.basename(folder), "driver": self._driver(card), "asleep": False, "error": "", "percent": None,
-            "idle_ms": {}, "total": None, "used": None, "clients": [], "hidden": [], "nodes": nodes,
+            "pci": pci, "driver": os.path.basename(os.path.realpath(f"{folder}/driver")), "asleep": Cards.asleep(folder),
+            "error": "", "percent": None, "idle_ms": {}, "total": None, "used": None, "clients": [], "hidden": [],
         }  # fmt: skip
-        try:
-            if text(f"{folder}/power/runtime_status") == "suspended":
-                return answer | {"asleep": True}
-        except OSError:
-            pass  # without runtime PM it is awake
+        if answer["asleep"]:
+            return answer
         try:
             answer |= {"total": number(f"{folder}/mem_info_vram_total"), "used": number(f"{folder}/mem_info_vram_used")}
             if answer["driver"] == "amdgpu":
                 answer["percent"] = number(f"{folder}/gpu_busy_percent", optional=False)
             else:
-                answer["idle_ms"] = self._idle(card)
+                answer["idle_ms"] = self._idle(folder)
         except ValueError as error:
             answer["error"] = str(error)
         return answer
 
     @staticmethod
-    def _idle(card: str) -> dict[str, int | None]:
-        """How long each part of an Intel GPU has been idle, by its file: that of its kind of driver."""
+    def _idle(folder: str) -> dict[str, int | None]:
+        """How long each part of an Intel GPU has been idle, by its file, which depends on the driver."""
         for pattern in IDLE:
-            if paths := sorted(glob.glob(f"{glob.escape(card)}/{pattern}")):
-                return {path.removeprefix(f"{card}/"): number(path, optional=False) for path in paths}
+            if paths := sorted(glob.glob(f"{glob.escape(folder)}/{pattern}")):
+                return {path.removeprefix(f"{folder}/"): number(path, optional=False) for path in paths}
         return {}
 
-    def _processes(self, devices: dict[str, dict[str, Any]]) -> None:
-        rights = {pci: Rights(device["nodes"]) for pci, device in devices.items()}
-        seen: set[tuple[str, str]] = set()
-        if not self._shown():
+    def _read_processes(self, devices: dict[str, dict[str, Any]], rights: dict[str, Rights]) -> None:
+        if self._proc_hides():
             for device in devices.values():
-                device["error"] = device["error"] or UNSHOWN
+                device["error"] = device["error"] or PROC_HIDDEN
             return
-        # A context that logind or seatd has opened for a compositor is open in both, and the latter's: they come last.
+        seen: set[tuple[str, str]] = set()
+        # A context that logind or seatd has opened for a compositor is open in both, and the compositor's: brokers come last.
         last: list[int] = []
         pids = sorted((int(name) for name in os.listdir(self._proc) if name.isdecimal()), reverse=True)
         for pid in itertools.chain(pids, last):
@@ -207,27 +200,24 @@ class Looker:
                 if opened and pid not in last and text(f"{folder}/comm") in BROKERS:
                     last.append(pid)
                     continue
-                for pci, client in self._clients(place, opened, devices, seen):
+                for pci, client in self._clients(place, opened, devices, seen).items():
                     devices[pci]["clients"].append({"pid": pid} | client)
             except PermissionError:
-                owner = who(folder)
+                owner = owner_of(folder)
                 for pci, device in devices.items():
-                    if owner is not None and owner[0] != 0 and rights[pci].may(*owner):
+                    if owner is not None and owner[0] != 0 and rights[pci].allow(*owner):
                         device["hidden"].append(pid)
             except GONE:
                 continue
 
-    def _shown(self) -> bool:
-        """Whether /proc, if it is one, shows other users' processes: the first one is always there."""
-        try:
-            return not os.path.lexists(f"{self._proc}/self") or bool(text(f"{self._proc}/1/status"))
-        except (*GONE, PermissionError):
-            return False
+    def _proc_hides(self) -> bool:
+        """Whether /proc, if it is a real one, hides other users' processes: process 1 always exists."""
+        return os.path.lexists(f"{self._proc}/self") and not read_small(f"{self._proc}/1/status")
 
     def _clients(
         self, folder: str, opened: list[str], devices: dict[str, dict[str, Any]], seen: set[tuple[str, str]]
-    ) -> list[tuple[str, dict[str, Any]]]:
-        """What a process has of each GPU; a context that several descriptors share is counted once.
+    ) -> dict[str, dict[str, Any]]:
+        """What a process has of each GPU. A context that several descriptors share counts once.
 
         Raises:
             PermissionError: not all of it can be read.
@@ -237,26 +227,25 @@ class Looker:
             try:
                 if "/dri/" not in os.readlink(f"{folder}/fd/{fd}"):
                     continue
-                fields = dict(line.split(":", 1) for line in text(f"{folder}/fdinfo/{fd}").splitlines() if ":" in line)
+                known = fields(f"{folder}/fdinfo/{fd}")
             except GONE:
                 continue  # closed by now
-            known = {key.strip(): value.strip() for key, value in fields.items() if key.startswith("drm-")}
             pci = known.get("drm-pdev", "")
             context = (pci, known.get("drm-client-id", f"{folder}/{fd}"))
             if pci not in devices or context in seen:
                 continue
             seen.add(context)
-            own: dict[str, dict[str, int]] = {}
+            regions: dict[str, dict[str, int]] = {}
             for key, value in known.items():
-                if told := OWN_MEMORY.fullmatch(key):
-                    own.setdefault(told[2], {})[told[1]] = size(value)
-            used = any(size(v) > 0 for k, v in known.items() if ANY_MEMORY.fullmatch(k) or WORK.fullmatch(k))
-            there = found.setdefault(pci, {"used": 0, "busy": False})
-            there["used"] += sum(next(region[how] for how in TOLD if how in region) for region in own.values())
-            there["busy"] = there["busy"] or used
-        return list(found.items())
+                if match := OWN_MEMORY.fullmatch(key):
+                    regions.setdefault(match[2], {})[match[1]] = size(value)
+            busy = any(size(v) > 0 for k, v in known.items() if ANY_MEMORY.fullmatch(k) or WORK.fullmatch(k))
+            client = found.setdefault(pci, {"used": 0, "busy": False})
+            client["used"] += sum(next(region[kind] for kind in SIZES if kind in region) for region in regions.values())
+            client["busy"] = client["busy"] or busy
+        return found
 
 
-def replies(sys_root: str, proc_root: str, dev_root: str) -> helper_main.Replies:
+def replies(sys_root: str, proc_root: str, dev_root: str) -> Replies:
     """The functions by request; see helper_main."""
-    return {"look": Looker(sys_root, proc_root, dev_root).look}
+    return {"look": Reader(sys_root, proc_root, dev_root).look}

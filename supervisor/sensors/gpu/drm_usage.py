@@ -68,7 +68,7 @@ def busy_percent(before: Look | None, now: Look, card: Card) -> float | None:
             raise ValueError(f"impossible utilisation ({card.percent} %)")
         return float(card.percent)
     if not card.idle_ms:
-        raise ValueError(f"its driver ({card.driver}) does not tell how busy it is")
+        raise ValueError(f"its driver ({card.driver}) does not report its load")
     earlier = {c.pci: c for c in before.devices}.get(card.pci) if before is not None else None
     if before is None or earlier is None or now.at_s - before.at_s < MIN_WINDOW_S:
         return None

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from states.observation import NEVER
 from supervisor.linux.inotify import flags
-from supervisor.linux.proc import read_small
+from supervisor.linux.small_files import read_small
 from supervisor.sensors.gpu.nvml_usage import Answer, judge
 from supervisor.sensors.gpu.ownership import Use
 from supervisor.sensors.gpu.poller import ABSENT, GpuPoller, Setup

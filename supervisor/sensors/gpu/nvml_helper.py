@@ -1,28 +1,28 @@
-"""Holds NVML for the daemon, in a process that may be left behind: a driver call can hang in the kernel (R12).
+"""Calls NVML for the daemon, in a process that can be abandoned: a driver call can hang in the kernel.
 
-A stuck thread would keep the daemon from being restarted, and an open NVML handle keeps a laptop's GPU awake; the end
-of this process closes every handle. How it is started, and ends: `answering`.
+A stuck thread would keep the daemon from restarting, and an open NVML handle keeps a laptop's GPU awake; the end of this
+process closes every handle.
 
-The answer to `look` is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. `error` (in words) says that nothing
-can be said of any GPU; `library` is false when libnvidia-ml.so.1 does not load. A device has `uuid, name, percent,
-total, used, reserved, temperature_c, throttled, xids, mig, processes [{pid, kind, used, percent}], error`: sizes in bytes,
-kind `c` (compute), `g` (graphics) or `cg`, a process's `percent` how busy it has kept the GPU of late, null where the
-driver does not say; `throttled` says in words what holds its clocks down, `xids` are the numbers of the faults that the
-driver has reported since this process asked it to, the newest last; the kernel's log is not read. With `error` the
-device's other fields prove nothing.
+The answer to `look` is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. With `error` nothing is known of
+any GPU; `library` is false if libnvidia-ml.so.1 does not load. A device has `uuid, name, percent, total, used, reserved,
+temperature_c, throttled, xids, mig, processes [{pid, kind, used, percent}], error`. Sizes are bytes; kind is `c` (compute),
+`g` (graphics) or `cg`. A process's `percent` is how busy it kept the GPU lately, null where the driver does not report it.
+`throttled` names what lowers the clocks. `xids` are the numbers of the faults that the driver reported since this process
+subscribed, the newest last. With `error` the device's other fields prove nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pynvml as nvml
 
-from supervisor.linux import helper_main
+if TYPE_CHECKING:
+    from supervisor.linux.helper_main import Replies
 
-# What the driver's codes mean to the machine's owner; other codes keep NVML's own words.
-WORDS: Final[dict[int, str]] = {
+# What the driver's codes mean to the machine's owner; other codes keep NVML's own text.
+ERRORS: Final[dict[int, str]] = {
     3: "not supported by this GPU or driver",
     4: "no permission to ask the NVIDIA driver: look at the access rights of /dev/nvidia*",
     9: "the NVIDIA driver is not loaded: load or install it (`nvidia-smi` shows the state)",
@@ -36,7 +36,7 @@ WORDS: Final[dict[int, str]] = {
     999: "the NVIDIA driver reports an unknown error",
 }
 
-# What holds the clocks down, where that is of interest: not idleness, and not what somebody has set.
+# The reasons for lower clocks that matter: not idleness, and not a configured limit.
 THROTTLES: Final[dict[int, str]] = {
     nvml.nvmlClocksEventReasonSwPowerCap: "power cap",
     nvml.nvmlClocksEventReasonHwSlowdown: "hardware slowdown",
@@ -44,17 +44,17 @@ THROTTLES: Final[dict[int, str]] = {
     nvml.nvmlClocksEventReasonHwThermalSlowdown: "heat (hardware)",
     nvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "power brake",
 }
-EVENTS: Final = 16  # faults taken from a device at one look
+MAX_EVENTS: Final = 16  # of one device in one look
 
 
-def words(error: nvml.NVMLError) -> str:
-    """An NVML error in one line, with its number."""
+def error_text(error: nvml.NVMLError) -> str:
+    """An NVML error on one line, with its number."""
     code = int(error.value)
-    return f"{WORDS.get(code) or str(error)} (NVML error {code})"
+    return f"{ERRORS.get(code) or str(error)} (NVML error {code})"
 
 
 def optional(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What the call says, or None where this GPU or driver cannot."""
+    """The call's result, or None if this GPU or driver does not support it."""
     try:
         return call(*arguments)
     except nvml.NVMLError:
@@ -62,7 +62,7 @@ def optional(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def memory(handle: Any) -> dict[str, int | None]:
-    """VRAM in bytes. The call's second form tells what the driver itself reserves; in the first it is in `used`."""
+    """VRAM in bytes. The call's second form reports what the driver reserves; the first form includes it in `used`."""
     try:
         info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
     except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported, nvml.NVMLError_ArgumentVersionMismatch):
@@ -72,7 +72,7 @@ def memory(handle: Any) -> dict[str, int | None]:
 
 
 def processes(handle: Any) -> list[dict[str, Any]]:
-    """Every process with a context, once: games are in the graphics list only, CUDA in the compute list only."""
+    """Each process with a context, once: games are only in the graphics list, CUDA processes only in the compute list."""
     found: dict[int, dict[str, Any]] = {}
     for kind, call in (
         ("c", nvml.nvmlDeviceGetComputeRunningProcesses),
@@ -81,7 +81,7 @@ def processes(handle: Any) -> list[dict[str, Any]]:
         for process in call(handle):
             known = found.setdefault(int(process.pid), {"pid": int(process.pid), "kind": "", "used": None})
             known["kind"] += kind if kind not in known["kind"] else ""
-            if process.usedGpuMemory is not None:  # both lists tell the process's whole use: not to be added up
+            if process.usedGpuMemory is not None:  # both lists report the process's whole use
                 known["used"] = max(known["used"] or 0, int(process.usedGpuMemory))
     return list(found.values())
 
@@ -93,14 +93,14 @@ class Utilisation:
         self._seen: dict[str, int] = {}
 
     def of(self, uuid: str, handle: Any) -> dict[int, int] | None:
-        """Percent by pid; a process that did nothing is not in it. None: this GPU or driver does not tell."""
+        """Percent by pid, without processes that did nothing. None: this GPU or driver does not report it."""
         try:
             samples = nvml.nvmlDeviceGetProcessUtilization(handle, self._seen.get(uuid, 0))
-        except nvml.NVMLError as error:  # the binding takes "done, there is nothing" for an error, too
+        except nvml.NVMLError as error:  # the binding also raises for "success, no samples"
             return {} if error.value in (nvml.NVML_SUCCESS, nvml.NVML_ERROR_NOT_FOUND) else None
         first = uuid not in self._seen
         self._seen[uuid] = max((int(s.timeStamp) for s in samples), default=self._seen.get(uuid, 0))
-        if first:  # of unknown age: the driver keeps some from before
+        if first:  # of unknown age: the driver keeps older samples
             return None
         newest: dict[int, tuple[int, int]] = {}
         for sample in samples:
@@ -109,33 +109,33 @@ class Utilisation:
 
 
 def throttled(handle: Any) -> list[str]:
-    """What holds the clocks down, in words; nothing where this driver cannot say."""
+    """What lowers the clocks, as text; nothing if this driver does not report it."""
     reasons = optional(nvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
     if reasons is None:
         reasons = optional(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
-    return [said for bit, said in THROTTLES.items() if (reasons or 0) & bit]
+    return [reason for bit, reason in THROTTLES.items() if (reasons or 0) & bit]
 
 
 class Faults:
-    """The driver's own reports of faults (Xid), one event set a device."""
+    """The driver's reports of faults (Xid), one event set per device."""
 
     def __init__(self) -> None:
         self._sets: dict[str, Any] = {}
-        self._told: dict[str, list[int]] = {}
+        self._numbers: dict[str, list[int]] = {}
 
-    def told(self, uuid: str, handle: Any) -> list[int]:
-        """The numbers of the device's faults so far, each once, the last new one last; none where this driver reports none."""
+    def of(self, uuid: str, handle: Any) -> list[int]:
+        """The numbers of the device's faults so far, each once, the newest last."""
         if uuid not in self._sets:
             self._sets[uuid] = self._subscribe(handle)
-        events, told = self._sets[uuid], self._told.setdefault(uuid, [])
-        for _ in range(EVENTS if events is not None else 0):
+        events, numbers = self._sets[uuid], self._numbers.setdefault(uuid, [])
+        for _ in range(MAX_EVENTS if events is not None else 0):
             try:
                 event = nvml.nvmlEventSetWait_v2(events, 0)
-            except nvml.NVMLError:  # a timeout: no more of them
+            except nvml.NVMLError:  # a timeout: there are no more
                 break
-            if event.eventType == nvml.nvmlEventTypeXidCriticalError and int(event.eventData) not in told:
-                told.append(int(event.eventData))
-        return list(told)
+            if event.eventType == nvml.nvmlEventTypeXidCriticalError and int(event.eventData) not in numbers:
+                numbers.append(int(event.eventData))
+        return list(numbers)
 
     @staticmethod
     def _subscribe(handle: Any) -> Any:
@@ -160,7 +160,7 @@ def device(index: int, faults: Faults, utilisation: Utilisation) -> dict[str, An
         answer["mig"] = bool(mode and mode[0])
         answer["temperature_c"] = optional(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
         answer["throttled"] = throttled(handle)
-        answer["xids"] = faults.told(answer["uuid"], handle)
+        answer["xids"] = faults.of(answer["uuid"], handle)
         what = "its memory cannot be read"
         answer |= memory(handle)
         what = "its processes cannot be listed"
@@ -171,11 +171,11 @@ def device(index: int, faults: Faults, utilisation: Utilisation) -> dict[str, An
         what = "its utilisation cannot be read" + (" while MIG is on" if answer["mig"] else "")
         answer["percent"] = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     except nvml.NVMLError as error:
-        answer["error"] = f"{what}: {words(error)}"
+        answer["error"] = f"{what}: {error_text(error)}"
     return answer
 
 
-class Looker:
+class Reader:
     """NVML, initialised at the first look and again after each failure."""
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class Looker:
         self._faults, self._utilisation = Faults(), Utilisation()
 
     def look(self) -> dict[str, Any]:
-        """What all GPUs look like now."""
+        """All GPUs as they are now."""
         answer: dict[str, Any] = {"library": True, "driver": "", "error": "", "devices": []}
         try:
             if self._driver is None:
@@ -195,13 +195,13 @@ class Looker:
                 device(index, self._faults, self._utilisation) for index in range(nvml.nvmlDeviceGetCount())
             ]
         except nvml.NVMLError_LibraryNotFound as error:
-            answer |= {"library": False, "error": words(error)}
+            answer |= {"library": False, "error": error_text(error)}
         except nvml.NVMLError as error:
             self._driver = None
-            answer["error"] = words(error)
+            answer["error"] = error_text(error)
         return answer
 
 
-def replies() -> helper_main.Replies:
+def replies() -> Replies:
     """The functions by request; see helper_main."""
-    return {"look": Looker().look}
+    return {"look": Reader().look}

@@ -1,7 +1,7 @@
-"""Whether the network is paid by volume, by NetworkManager's word (host.allow_metered: false).
+"""Whether the network is metered, as NetworkManager reports it (host.allow_metered: false).
 
-Its answer is asked for when it appears on the bus and after each of its changes; nothing is asked at rest. What it does
-not know, and nobody to ask, is unknown, which blocks: whoever set this pays for each byte.
+It is asked when it appears on the bus and after each change, never in between. No answer and no NetworkManager are unknown,
+which blocks, because the person pays for each byte.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.dbus import PROPERTIES, BusError, Signal, SystemBus
 from supervisor.sensors.base import Wake
+from supervisor.sensors.host.findings import FIT, Findings
 
 NM: Final = "org.freedesktop.NetworkManager"
 NM_PATH: Final = "/org/freedesktop/NetworkManager"
@@ -23,14 +24,14 @@ NO, GUESS_NO = 2, 4
 
 
 class Metered:
-    """The sensor. It shares `bus` with others, and is made before the bus is started."""
+    """The sensor; made before the shared bus is started, which its owner stops."""
 
     def __init__(self, bus: SystemBus) -> None:
         self._bus = bus
         self._wake: Wake = lambda: None
         self._asking: asyncio.Task[None] | None = None
-        self._known = asyncio.Event()
-        self._unfit, self._error = "", "NetworkManager has not answered yet"
+        self._answered = asyncio.Event()
+        self._found = _unknown("NetworkManager has not answered yet")
         bus.watch(NM, self._owner_changed)
         bus.subscribe(NM, PROPERTIES, "PropertiesChanged", self._changed)
 
@@ -38,24 +39,24 @@ class Metered:
         """Ask for the first time; returns with the answer, or after two seconds."""
         self._wake = wake
         await self._bus.start()
-        await wait_for_event(self._known, FIRST_S)
+        await wait_for_event(self._answered, FIRST_S)
 
     async def stop(self) -> None:
-        """Nothing is asked any more; the bus is its owner's to stop."""
+        """Stop asking."""
         if self._asking is not None:
             self._asking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._asking
 
-    def verdict(self) -> tuple[str, str]:
-        """(unfit, unknown) in words; both empty: the network is not metered."""
-        return self._unfit, (self._bus.error or self._error) and f"{self._bus.error or self._error} ({SETTING})"
+    def findings(self) -> Findings:
+        """What is known now."""
+        return _unknown(self._bus.error) if self._bus.error else self._found
 
     def _owner_changed(self, owner: str) -> None:
         if owner:
             self._ask()
         else:
-            self._know("", "NetworkManager is not running, so the network may be metered")
+            self._set(_unknown("NetworkManager is not running, so the network may be metered"))
 
     def _changed(self, signal: Signal) -> None:
         if signal.path == NM_PATH and len(signal.body) > 1 and "Metered" in signal.body[1]:
@@ -70,19 +71,19 @@ class Metered:
         try:
             (answer,) = await self._bus.call(NM, NM_PATH, PROPERTIES, "Get", NM, "Metered", signature="ss", expect="v")
         except BusError as error:
-            self._know("", str(error))
-            return
-        value = answer.value
-        if value in (NO, GUESS_NO):
-            self._know("", "")
-        elif value in (YES, GUESS_YES):
-            self._know(f"the network is metered ({SETTING})", "")
-        else:
-            self._know("", "NetworkManager does not know whether the network is metered")
+            return self._set(_unknown(str(error)))
+        if answer.value in (NO, GUESS_NO):
+            return self._set(FIT)
+        if answer.value in (YES, GUESS_YES):
+            return self._set(Findings(unfit=(f"the network is metered ({SETTING})",)))
+        return self._set(_unknown("NetworkManager does not know whether the network is metered"))
 
-    def _know(self, unfit: str, error: str) -> None:
-        before = self._unfit, self._error
-        self._unfit, self._error = unfit, error
-        self._known.set()
-        if before != (unfit, error):
+    def _set(self, found: Findings) -> None:
+        before, self._found = self._found, found
+        self._answered.set()
+        if before != found:
             self._wake()
+
+
+def _unknown(reason: str) -> Findings:
+    return Findings(unknown=(f"{reason} ({SETTING})",))

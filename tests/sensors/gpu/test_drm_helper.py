@@ -23,7 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.drm_rig import AMD, INTEL, DrmMachine, context, world
 
-from supervisor.linux import helper_main
+from supervisor.linux import helper_main, small_files
+from supervisor.sensors.gpu import drm_cards
 from supervisor.sensors.gpu import drm_helper as agent
 
 __all__ = ["world"]  # a fixture
@@ -58,12 +59,12 @@ def test_who_cannot_be_looked_into_counts_only_with_the_right_to_open_it(
     entries = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in acl)
     monkeypatch.setattr(agent.os, "getxattr", lambda path, name: entries if acl else _no_acl())
     monkeypatch.setattr(agent.os, "stat", lambda path: os.stat_result((mode | 0o020000, 0, 0, 1, 0, 4242, 0, 0, 0, 0)))
-    assert agent.Rights([str(node)]).may(5001, {5001, *groups}) is hidden
+    assert agent.Rights([str(node)]).allow(5001, {5001, *groups}) is hidden
 
 
 def test_who_may_open_a_node_that_cannot_be_seen_is_everybody(tmp_path: Path) -> None:
     """A service in a /dev of its own: others have the GPU's nodes all the same."""
-    assert agent.Rights([str(tmp_path / "renderD128")]).may(5001, set())
+    assert agent.Rights([str(tmp_path / "renderD128")]).allow(5001, set())
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_who_may_open_a_node_whose_list_cannot_be_read_is_everybody(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(agent.os, "getxattr", refuse)
-    assert agent.Rights([str(node)]).may(5001, set()) is everybody
+    assert agent.Rights([str(node)]).allow(5001, set()) is everybody
 
 
 def _no_acl() -> bytes:
@@ -107,7 +108,8 @@ def test_another_users_process_is_hidden_from_who_is_not_root(nobody: int, open_
         for package in ("supervisor", "supervisor/linux", "supervisor/sensors", "supervisor/sensors/gpu"):
             (open_folder / package).mkdir()
             (open_folder / package / "__init__.py").touch()
-        for module, room in ((helper_main, "linux"), (agent, "sensors/gpu")):
+        rooms = {"linux": (helper_main, small_files), "sensors/gpu": (drm_cards, agent)}
+        for room, module in ((room, module) for room, modules in rooms.items() for module in modules):
             shutil.copy(str(module.__file__), open_folder / "supervisor" / room)
         start = ["/usr/bin/python3", "-I", "-c", helper_main.START, str(open_folder)]
         argv = [*start, str(os.getpid()), "supervisor.sensors.gpu.drm_helper", *roots]
@@ -133,7 +135,7 @@ def _uid(pid: int) -> int | None:
 
 def look(world: DrmMachine) -> list[dict[str, Any]]:
     """What the helper answers, in this process."""
-    return list(agent.Looker(str(world.sys), str(world.proc), str(world.dev)).look()["devices"])
+    return list(agent.Reader(str(world.sys), str(world.proc), str(world.dev)).look()["devices"])
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_the_parts_of_a_gpu_are_told_apart(world: DrmMachine) -> None:
         world.write(device, f"drm/card0/gt/{part}/rc6_residency_ms", idle_ms)
     world.write(device, "drm/card0/power/rc6_residency_ms", 7)
     (card,) = look(world)
-    assert card["idle_ms"] == {"gt/gt0/rc6_residency_ms": 7, "gt/gt1/rc6_residency_ms": 9}
+    assert card["idle_ms"] == {"drm/card0/gt/gt0/rc6_residency_ms": 7, "drm/card0/gt/gt1/rc6_residency_ms": 9}
 
 
 @pytest.mark.parametrize(
@@ -269,9 +271,9 @@ def test_a_process_that_has_ended_is_not_hidden(
 def test_idle_times_are_of_the_moment_they_were_read(world: DrmMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the processes take after that."""
     world.amd()
-    looker, began_at_s = agent.Looker(str(world.sys), str(world.proc), str(world.dev)), []
-    monkeypatch.setattr(looker, "_processes", lambda devices: began_at_s.append(time.monotonic()))
-    assert looker.look()["at_s"] <= began_at_s[0]
+    reader, began_at_s = agent.Reader(str(world.sys), str(world.proc), str(world.dev)), []
+    monkeypatch.setattr(reader, "_read_processes", lambda *_: began_at_s.append(time.monotonic()))
+    assert reader.look()["at_s"] <= began_at_s[0]
 
 
 @pytest.mark.parametrize("visible", [True, False])

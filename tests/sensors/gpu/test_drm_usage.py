@@ -160,5 +160,5 @@ def test_impossible_memory_is_unknown(used: int, total: int | None) -> None:
 
 def test_a_driver_that_tells_nothing_is_unknown() -> None:
     card = Card(INTEL, "i915")
-    with pytest.raises(ValueError, match="does not tell how busy it is"):
+    with pytest.raises(ValueError, match="does not report its load"):
         busy_percent(None, Look(0.0, (card,)), card)

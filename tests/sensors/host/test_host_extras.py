@@ -24,6 +24,7 @@ from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import PROPERTIES, SystemBus
 from supervisor.linux.proc import Name, cgroup_of, in_units
 from supervisor.sensors.host import programs as programs_module
+from supervisor.sensors.host.findings import FIT
 from supervisor.sensors.host.host import HostSensor, pressure
 from supervisor.sensors.host.metered import NM, NM_PATH, Metered
 from supervisor.sensors.host.programs import Programs
@@ -245,7 +246,7 @@ def test_a_check_answers_in_the_background(
         site = SiteChecks(checks, CLOCK, 60.0, 0.3 if "took longer" in unknown else 60.0)
         await site.start(wake)
         await eventually(lambda: wakes >= len(checks))
-        found = site.verdicts(CLOCK.now_s())
+        found = site.findings(CLOCK.now_s())
         for told, expected in zip(found, (unfit, unknown), strict=True):
             assert expected in "; ".join(told)
             assert bool(told) is bool(expected)
@@ -259,14 +260,14 @@ def test_until_it_has_answered_and_when_it_has_not_for_long_it_is_unknown(tmp_pa
         clock = ManualClock()
         site = SiteChecks([sh(f"while ! test -e {tmp_path}/go; do sleep 0.02; done")], clock, 60.0, 60.0)
         await site.start(lambda: None)
-        assert "has not answered yet" in site.verdicts(clock.now_s())[1][0]
+        assert "has not answered yet" in site.findings(clock.now_s())[1][0]
         (tmp_path / "go").touch()
-        await eventually(lambda: site.verdicts(clock.now_s()) == ([], []))
+        await eventually(lambda: site.findings(clock.now_s()) == FIT)
         (tmp_path / "go").unlink()
         clock.go(61.0)
-        assert site.verdicts(clock.now_s()) == ([], [])  # the next run has begun, the last answer still holds
+        assert site.findings(clock.now_s()) == FIT  # the next run has begun, the last answer still holds
         clock.go(300.0)
-        assert "has not answered for too long" in site.verdicts(clock.now_s())[1][0]
+        assert "has not answered for too long" in site.findings(clock.now_s())[1][0]
         await site.stop()
 
     play(scene())
@@ -279,17 +280,17 @@ def test_checks_run_no_more_often_than_they_should_and_only_when_asked(tmp_path:
 
         async def runs(count: int) -> None:
             await eventually(lambda: (tmp_path / "runs").exists() and len((tmp_path / "runs").read_text()) == count)
-            await eventually(lambda: site.verdicts(clock.now_s()) == ([], []))
+            await eventually(lambda: site.findings(clock.now_s()) == FIT)
 
         await site.start(lambda: None)
         await runs(1)
         clock.go(59.0)
         for _ in range(20):
-            site.verdicts(clock.now_s())
+            site.findings(clock.now_s())
             await asyncio.sleep(0.005)
         await runs(1)
         clock.go(2.0)
-        site.verdicts(clock.now_s())
+        site.findings(clock.now_s())
         await runs(2)
         await site.stop()
 
@@ -339,13 +340,13 @@ def test_a_check_that_cannot_be_watched_is_ended_and_tried_again(monkeypatch: py
         with monkeypatch.context() as patched:
             patched.setattr(os, "pidfd_open", refuse)
             await site.start(lambda: None)
-        assert [words.partition(" cannot ")[2] for words in site.verdicts(clock.now_s())[1]] == [
+        assert [words.partition(" cannot ")[2] for words in site.findings(clock.now_s())[1]] == [
             "be started: Too many open files (host.checks)"
         ] * 2
         assert set(psutil.Process().children()) <= before
         clock.go(61.0)
-        site.verdicts(clock.now_s())
-        await eventually(lambda: len(site.verdicts(clock.now_s())[1]) == 1)
+        site.findings(clock.now_s())
+        await eventually(lambda: len(site.findings(clock.now_s())[1]) == 1)
         await site.stop()
 
     play(scene())
@@ -413,9 +414,9 @@ def test_a_metered_network_is_followed(tmp_path: Path) -> None:
                 wakes += 1
 
             await metered.start(wake)
-            assert "NetworkManager is not running" in metered.verdict()[1]
+            assert "NetworkManager is not running" in str(metered.findings().unknown)
             manager = await NetworkManager.appear(private.address)
-            await eventually(lambda: metered.verdict() == ("", ""))
+            await eventually(lambda: metered.findings() == FIT)
             for value, unfit, error in (
                 (1, "the network is metered (host.allow_metered: false)", ""),
                 (2, "", ""),
@@ -426,19 +427,19 @@ def test_a_metered_network_is_followed(tmp_path: Path) -> None:
             ):
                 manager.become(value)
 
-                def told(unfit: str = unfit, error: str = error) -> bool:
-                    said, expected = metered.verdict(), (unfit, error)
-                    return all(e in s and bool(e) is bool(s) for e, s in zip(expected, said, strict=True))
+                def reported(unfit: str = unfit, error: str = error) -> bool:
+                    found, expected = metered.findings(), (unfit, error)
+                    return all(e in str(f) and bool(e) is bool(f) for e, f in zip(expected, found, strict=True))
 
-                await eventually(told)
+                await eventually(reported)
             manager.refuses = True
             manager.become(1)
-            await eventually(lambda: "refuses Get" in metered.verdict()[1])
+            await eventually(lambda: "refuses Get" in str(metered.findings().unknown))
             manager.leave()
-            await eventually(lambda: "is not running" in metered.verdict()[1])
+            await eventually(lambda: "is not running" in str(metered.findings().unknown))
             await eventually(lambda: wakes >= 8)
             private.kill()
-            await eventually(lambda: "bus" in metered.verdict()[1])
+            await eventually(lambda: "bus" in str(metered.findings().unknown))
             await metered.stop()
             await bus.stop()
 
