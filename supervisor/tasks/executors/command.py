@@ -59,16 +59,17 @@ class CommandExecutor:
             cgroup = self._containment.place(mark, bounds)
         except OSError as error:
             raise StartFailed(f"no cgroup for the task: {error.strerror}") from None
+        limit = f"the kernel ended it at {memory_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
         launch = Launch(
             argv,
             {**variables, **self._variables(claim, workdir, mark)},
-            workdir,
+            str(workdir),
             mark,
             cgroup,
             int(self._type.max_result_mb * _MIB),
             sandbox,
             None if notice.signal == "none" else (getattr(signal, f"SIG{notice.signal}"), notice.deadline_sec),
-            "" if memory_gb is None else f"the kernel ended it at {memory_gb:g} GiB (tasks.{claim.type}.max_memory_gb)",
+            "ended by the kernel" if memory_gb is None else limit,
         )
         return await command_process.start(launch, payload, wake, self._judge)
 
@@ -81,8 +82,8 @@ class CommandExecutor:
         except (TypeError, ValueError, RecursionError) as error:
             raise StartFailed(f"the payload cannot be written as JSON ({type(error).__name__})") from None
 
-    def _judge(self, status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
-        return judge(status, pipes, max_result)
+    def _judge(self, status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult:
+        return judge(status, pipes, memory_limit)
 
     def _variables(self, claim: Claim, workdir: Path, mark: str) -> dict[str, str]:
         """The task's whole environment: a few named variables, so that none of the daemon's secrets is among them."""

@@ -46,8 +46,8 @@ class ShellExecutor(CommandExecutor):
         variables = {**_variables(claim.payload.get("env")), "RAE_COMMAND": command, "RAE_CWD": folder}
         return ["/bin/sh", "-c", _SCRIPT], b"", variables
 
-    def _judge(self, status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
-        failure = fault(status, pipes, max_result)
+    def _judge(self, status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult:
+        failure = fault(status, pipes, memory_limit)
         code = None if status is None else os.waitstatus_to_exitcode(status)
         result: Mapping[str, Any] = {
             "status": "error" if failure else "success",

@@ -22,7 +22,7 @@ import msgspec
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, Wake, describe
 from supervisor.tasks.process import containment, process_tree
 from supervisor.tasks.process.pipes import Pipes
-from supervisor.tasks.process.result import CommandResult, FailureKind, Judge, killed
+from supervisor.tasks.process.result import CommandResult, FailureKind, Judge
 from supervisor.tasks.process.rungs import RungName
 
 START_LIMIT_S = 10.0
@@ -39,50 +39,33 @@ _SHIM = (
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What is started, and how.
+    """What is started, and how; as JSON it is the shim's start order.
 
     Args:
-        argv: the command.
-        environment: its whole environment.
+        argv, environment: the command, and its whole environment.
         workdir: where it starts; wiped by the shim when the daemon is lost.
         mark: see `containment.task_mark`.
         cgroup: its cgroup, already made; None: it has none.
         max_result: bytes of stdout that are read; one more is a failure.
-        sandbox: the name of the sandbox's own process, which must not get the signals meant for the task; empty: none.
+        sandbox: the name of the sandbox's own process, which gets no signal meant for the task; empty: none.
         notice: signal and seconds of the notice before SIGTERM.
-        memory_limit: the limit at which the kernel kills it, in words; empty: unknown.
+        memory_limit: where the kernel kills it, for its error.
     """
 
     argv: Sequence[str]
     environment: Mapping[str, str] = field(repr=False)
-    workdir: Path
+    workdir: str
     mark: str
     cgroup: str | None
     max_result: int
-    sandbox: str = ""
-    notice: tuple[int, float] | None = None
-    memory_limit: str = ""
-
-    def order(self) -> bytes:
-        """The start order for the shim, see `Shim.start`."""
-        return _line(
-            argv=self.argv, env=self.environment, cwd=str(self.workdir), cgroup=self.cgroup, sandbox=self.sandbox,
-            notice=self.notice,
-        )  # fmt: skip
-
-
-def _line(**message: Any) -> bytes:
-    return json.dumps(message).encode() + b"\n"
+    sandbox: str
+    notice: tuple[int, float] | None
+    memory_limit: str
 
 
 async def start(launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> CommandTask:
-    """Start the shim, and the command by it.
-
-    Args:
-        launch: what is started.
-        payload: what is written to its stdin.
-        wake: called when the command has ended.
-        judge: makes the outcome of its wait status and its output.
+    """Start the shim, and by it the command. `payload` goes to its stdin, `wake` is called at its end, `judge` makes its
+    outcome.
 
     Raises:
         StartFailed: it did not start; nothing of it is left.
@@ -98,11 +81,7 @@ async def start(launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> Com
 
 class CommandTask:
     """One running command; a RunningTask. The shim is reaped only after the tree is gone: the tree is found by the shim's
-    pid, which must not be used again before.
-
-    Raises:
-        OSError: the shim could not be started.
-    """
+    pid, which must not be used again before. The constructor starts the shim, and raises OSError if it cannot."""
 
     def __init__(self, launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> None:
         self._launch, self._wake, self._judge = launch, wake, judge
@@ -206,15 +185,11 @@ class CommandTask:
     # The shim.
 
     async def begin(self) -> None:
-        """Have the shim start the command.
-
-        Raises:
-            StartFailed: see `start`.
-        """
+        """Let the shim start the command. Raises StartFailed."""
         assert self._control is not None
         try:
             async with asyncio.timeout(START_LIMIT_S):
-                await self._loop.sock_sendall(self._control, self._launch.order())
+                await self._loop.sock_sendall(self._control, msgspec.json.encode(self._launch) + b"\n")
                 self._loop.add_reader(self._control, self._receive)
                 self._pipes.watch()
                 await self._started
@@ -236,7 +211,7 @@ class CommandTask:
         """Start the shim with the task's ends of the pipes. Raises OSError."""
         stdin, stdout, stderr = self._pipes.theirs
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _SHIM, str(control_fd), str(self._launch.workdir), _ROOT],
+            [sys.executable, "-I", "-S", "-c", _SHIM, str(control_fd), self._launch.workdir, _ROOT],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
@@ -254,7 +229,7 @@ class CommandTask:
         if self._control is None:
             return False
         try:
-            self._control.send(_line(**order))
+            self._control.send(json.dumps(order).encode() + b"\n")
         except OSError:
             return False
         return True
@@ -343,12 +318,9 @@ class CommandTask:
         if not self.alive:
             return
         self._release()
-        outcome = self._judge(status, self._pipes, self._launch.max_result)
+        outcome = self._judge(status, self._pipes, self._launch.memory_limit if out_of_memory else "")
         if lost:
             outcome = CommandResult({}, FailureKind.LOST, lost)
-        elif out_of_memory and outcome.error is not None and status is not None and killed(status):
-            limit = f"memory: {self._launch.memory_limit or 'ended by the kernel'}"
-            outcome = CommandResult(outcome.result, FailureKind.LIMIT, limit)
         self.error, self.result = outcome.error, outcome.result
         self._answer_stops(self._rungs or (Rung(RungName.GONE),))
         self._wake()

@@ -27,7 +27,7 @@ class Pipes:
         self.overflow = False
         self._loop = asyncio.get_running_loop()
         self._left = memoryview(payload)
-        self._max_out = max_out
+        self.max_out = max_out
         self._on_overflow = on_overflow
         self._out = bytearray()
         self._err = bytearray()
@@ -107,7 +107,7 @@ class Pipes:
         elif fd == self._stderr:
             self._err += data
             del self._err[:-_STDERR_TAIL]
-        elif len(self._out) + len(data) > self._max_out:
+        elif len(self._out) + len(data) > self.max_out:
             self.overflow = True
             self._out.clear()
             self._close(fd)

@@ -46,12 +46,12 @@ class CommandResult:
         return None if self.kind is None else f"{self.kind}: {self.detail}"
 
 
-Judge = Callable[[int | None, Pipes, int], CommandResult]
+Judge = Callable[[int | None, Pipes, str], CommandResult]
 
 
-def judge(status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
+def judge(status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult:
     """The outcome of a command that answers with a JSON object, or with nothing. Arguments: see `fault`."""
-    outcome = fault(status, pipes, max_result) or _decode(pipes.out)
+    outcome = fault(status, pipes, memory_limit) or _decode(pipes.out)
     if outcome.kind is None:
         return outcome
     code = None if status is None else os.waitstatus_to_exitcode(status)
@@ -59,27 +59,24 @@ def judge(status: int | None, pipes: Pipes, max_result: int) -> CommandResult:
     return replace(outcome, result=result)
 
 
-def fault(status: int | None, pipes: Pipes, max_result: int) -> CommandResult | None:
+def fault(status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult | None:
     """The failure that does not depend on what was written: too much output, or how the main process ended.
 
     Args:
         status: wait status of the main process; None: its end was not seen.
         pipes: what it has written.
-        max_result: the limit that stdout was read with, bytes.
+        memory_limit: the limit at which the kernel has killed a process; empty: it has not.
     """
+    code = None if status is None else os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGKILL and memory_limit:
+        return CommandResult({}, FailureKind.LIMIT, f"memory: {memory_limit}")
     if pipes.overflow:
-        return CommandResult({}, FailureKind.RESULT, f"larger than {max_result / _MIB:g} MiB (max_result_mb)")
-    if status is None:
+        return CommandResult({}, FailureKind.RESULT, f"larger than {pipes.max_out / _MIB:g} MiB (max_result_mb)")
+    if code is None:
         return CommandResult({}, FailureKind.LOST, "its end was not seen")
-    code = os.waitstatus_to_exitcode(status)
     if code < 0:
         return CommandResult({}, FailureKind.SIGNAL, f"{-code} ({_signal_name(-code)})")
     return CommandResult({}, FailureKind.EXIT, f"code {code}") if code else None
-
-
-def killed(status: int) -> bool:
-    """The main process was ended by SIGKILL."""
-    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def _decode(out: bytes) -> CommandResult:

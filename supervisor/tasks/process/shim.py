@@ -106,11 +106,11 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
             process_tree.write(path, value)
     be_polite()
     os.umask(0o077)
-    os.chdir(str(order["cwd"]))
-    argv, env = order["argv"], order["env"]
+    os.chdir(str(order["workdir"]))
+    argv, environment = order["argv"], order["environment"]
     assert isinstance(argv, list)
-    assert isinstance(env, dict)
-    os.execvpe(argv[0], argv, env)  # noqa: S606 - argv comes from node.yaml, and no shell is wanted
+    assert isinstance(environment, dict)
+    os.execvpe(argv[0], argv, environment)  # noqa: S606 - argv comes from node.yaml, and no shell is wanted
 
 
 class Shim:
@@ -161,12 +161,11 @@ class Shim:
         return [json.loads(line) for line in lines]
 
     def start(self, order: Mapping[str, object]) -> bool:
-        """Start the task. The order: {"argv": [...], "env": {...}, "cwd": path, "cgroup": path or null, "sandbox": name,
-        "notice": [signal, seconds] or null}. Our standard streams become the task's. They are closed here, so that they end
-        with the task's last process."""
+        """Start the task; the order is a `command_process.Launch`. Our standard streams become the task's. They are closed
+        here, so that they end with the task's last process."""
         cgroup = str(order["cgroup"]) if order["cgroup"] else None
         self.sandbox = str(order["sandbox"]).encode()
-        self.state_file = f"{order['cwd']}/{STATE_FILE}"
+        self.state_file = f"{order['workdir']}/{STATE_FILE}"
         notice = order["notice"]
         self.notice = (int(notice[0]), float(notice[1])) if isinstance(notice, list) else None
         self.tree = process_tree.tree_of(os.getpid(), cgroup)
