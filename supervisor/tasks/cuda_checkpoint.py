@@ -23,6 +23,7 @@ from typing import Final, Literal
 
 from supervisor.linux import helper_main
 from supervisor.linux.helper_process import Helper
+from supervisor.linux.proc import name_of
 from supervisor.tasks.executors.base import CheckpointFailed, Rung
 from supervisor.tasks.process.rungs import RungName
 
@@ -201,9 +202,9 @@ class Checkpointer:
         free_gb = _available_gb(self._proc_root)
         if free_gb is not None and free_gb < vram_gb + SPARE_GB:
             return f"{vram_gb:.1f} GiB of VRAM have no room in memory: {free_gb:.1f} GiB are free, {SPARE_GB:g} must stay so"
-        for cgroup in {path for pid in pids if (path := _cgroup(self._proc_root, self._sys_root, pid)) is not None}:
-            for folder in (cgroup, *cgroup.parents):
-                left_gb = _left_gb(folder)
+        for path in {name_of(self._proc_root, pid).cgroup for pid in pids}:
+            for cgroup in (Path(path), *Path(path).parents):
+                left_gb = _left_gb(self._sys_root / "fs/cgroup" / str(cgroup).lstrip("/"))
                 if left_gb is not None and left_gb < vram_gb:
                     limit = f"the task's memory limit, of which {left_gb:.1f} GiB are left (tasks.<type>.max_memory_gb)"
                     return f"{vram_gb:.1f} GiB of VRAM have no room in {limit}"
@@ -222,14 +223,6 @@ def _available_gb(proc_root: Path) -> float | None:
     with contextlib.suppress(OSError):
         found = re.search(r"^MemAvailable:\s+(\d+) kB", (proc_root / "meminfo").read_text(), re.MULTILINE)
         return int(found[1]) / (1 << 20) if found else None
-    return None
-
-
-def _cgroup(proc_root: Path, sys_root: Path, pid: int) -> Path | None:
-    with contextlib.suppress(OSError):
-        for line in (proc_root / str(pid) / "cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                return sys_root / "fs/cgroup" / line[3:].lstrip("/")
     return None
 
 

@@ -20,9 +20,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from supervisor.linux import helper_main
+from supervisor.linux.proc import name_of
 from supervisor.tasks.process import process_tree
 from supervisor.tasks.process.rungs import RungName
 
@@ -234,11 +236,7 @@ def stopped(pid: int) -> bool:
     process = process_tree.look(pid)
     if process is not None and process.state in "Tt":
         return True
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
-            path = next((line[3:].strip() for line in file if line.startswith("0::")), "")
-    except OSError:
-        return False
+    path = name_of(Path("/proc"), pid).cgroup
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
         for name, frozen in (("cgroup.events", "frozen 1"), ("cgroup.freeze", "1")):
             try:

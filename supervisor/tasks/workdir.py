@@ -72,14 +72,6 @@ class Workdir:
         self._wipe(names)
         return len(names)
 
-    def check(self) -> None:
-        """Whether the root can be used, as `fresh` would; makes it when it is missing.
-
-        Raises:
-            OSError: it cannot; the text says why.
-        """
-        os.close(self._open(make=True))
-
     def _wipe(self, names: list[str]) -> None:
         if not names:
             return

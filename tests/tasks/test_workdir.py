@@ -165,12 +165,12 @@ def test_wipe_all(work: Workdir) -> None:
 def test_root_is_made_private_or_refused(work: Workdir, tmp_path: Path) -> None:
     work.root.mkdir(parents=True)
     work.root.chmod(0o777)
-    work.check()
+    work.fresh("a")
     assert mode(work.root) == 0o700
     link = Workdir(tmp_path / "link")
     link.root.symlink_to(work.root)
     with pytest.raises(OSError, match=r"paths\.workdir is a symbolic link; name the folder itself"):
-        link.check()
+        link.fresh("a")
     file = Workdir(tmp_path / "file")
     file.root.touch()
     with pytest.raises(NotADirectoryError):

@@ -59,7 +59,9 @@ class CommandExecutor:
             cgroup = self._containment.place(mark, bounds)
         except OSError as error:
             raise StartFailed(f"no cgroup for the task: {error.strerror}") from None
-        limit = f"the kernel ended it at {memory_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
+        limit = "ended by the kernel"
+        if memory_gb is not None:
+            limit = f"the kernel ended it at {memory_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
         launch = Launch(
             argv,
             {**variables, **self._variables(claim, workdir, mark)},
@@ -69,7 +71,7 @@ class CommandExecutor:
             int(self._type.max_result_mb * _MIB),
             sandbox,
             None if notice.signal == "none" else (getattr(signal, f"SIG{notice.signal}"), notice.deadline_sec),
-            "ended by the kernel" if memory_gb is None else limit,
+            limit,
         )
         return await command_process.start(launch, payload, wake, self._judge)
 

@@ -375,16 +375,12 @@ def _merge(before: list[Process], found: list[Process]) -> list[Process]:
 
 def _marked(mark: str, variable: str = TASK_VARIABLE) -> list[Process]:
     """The living processes whose environment has this mark, or a mark below it."""
-    wanted = mark.encode()
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            value = process_tree.environment(int(name)).get(variable.encode(), b"")
-            if value == wanted or value.startswith(wanted + b"."):
-                process = process_tree.look(int(name))
-                if process is not None and process.living:
-                    found.append(process)
-    return found
+
+    def has_mark(pid: int) -> bool:
+        value = process_tree.environment(pid).get(variable, "")
+        return value == mark or value.startswith(f"{mark}.")
+
+    return process_tree.look_alive(int(name) for name in os.listdir("/proc") if name.isdigit() and has_mark(int(name)))
 
 
 def _leftovers(mark: str, base: str | None) -> tuple[dict[int, Process], list[CgroupTree], list[Process]]:
@@ -394,9 +390,9 @@ def _leftovers(mark: str, base: str | None) -> tuple[dict[int, Process], list[Cg
     orphans = []
     for shim in _marked(mark, SHIM_VARIABLE):
         variables = process_tree.environment(shim.pid)
-        if str(shim.ppid).encode() == variables.get(SHIM_VARIABLE.encode(), b"").rpartition(b".")[2]:
+        if str(shim.ppid) == variables.get(SHIM_VARIABLE, "").rpartition(".")[2]:
             spared |= {process.pid for process in process_tree.descendants(shim.pid)}
-            busy.add(variables.get(CGROUP_VARIABLE.encode(), b"").decode())
+            busy.add(variables.get(CGROUP_VARIABLE, ""))
         else:
             orphans.append(shim)
     found = {process.pid: process for process in _marked(mark) if process.pid not in spared}
@@ -407,6 +403,5 @@ def _leftovers(mark: str, base: str | None) -> tuple[dict[int, Process], list[Cg
         path = f"{base}/{name}"
         if name.startswith(f"{_PREFIX}{mark}.") and path not in busy:
             cgroups.append(CgroupTree(0, path))
-            members = map(process_tree.look, cgroups[-1].pids())
-            found |= {member.pid: member for member in members if member is not None and member.living}
+            found |= {member.pid: member for member in process_tree.look_alive(cgroups[-1].pids())}
     return found, cgroups, orphans

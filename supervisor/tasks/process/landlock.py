@@ -47,11 +47,9 @@ def enter(closed: str = INPUT) -> None:
     close = _has_open_files(closed)
     # struct landlock_ruleset_attr: handled_access_fs, handled_access_net, scoped
     handled = _REFER | (_READ_FILE | _WRITE_FILE if close else 0)
-    if version >= _SCOPED_ABI:
-        attributes, size = (ctypes.c_uint64 * 3)(handled if close else 0, 0, _SCOPE_SIGNAL), 24
-    else:
-        attributes, size = (ctypes.c_uint64 * 3)(handled, 0, 0), 8
-    ruleset = _LIBC.syscall(_CREATE, ctypes.byref(attributes), size, 0)
+    scoped = version >= _SCOPED_ABI
+    attributes = (ctypes.c_uint64 * 3)(handled if close or not scoped else 0, 0, _SCOPE_SIGNAL)
+    ruleset = _LIBC.syscall(_CREATE, ctypes.byref(attributes), 24 if scoped else 8, 0)
     if ruleset < 0:
         return
     try:

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOPPED = "Tt"
@@ -58,6 +58,11 @@ class Process:
         self.started = int(fields[19])  # with the pid it identifies a process: pids are used again
 
     @property
+    def running(self) -> bool:
+        """Not stopped by a signal or a tracer."""
+        return self.state not in _STOPPED
+
+    @property
     def living(self) -> bool:
         """Not a zombie: it can still run, use memory, or wait in the kernel."""
         return self.state not in _DEAD
@@ -72,6 +77,11 @@ def look(pid: int) -> Process | None:
         return Process(pid, read(f"/proc/{pid}/stat"))
     except (OSError, ValueError):
         return None
+
+
+def look_alive(pids: Iterable[int]) -> list[Process]:
+    """Those of the processes that are not dead."""
+    return [process for pid in pids if (process := look(pid)) is not None and process.living]
 
 
 def still(process: Process) -> Process | None:
@@ -111,10 +121,8 @@ def descends(pid: int, root: int) -> bool | None:
 
 def _children(pid: int) -> list[int]:
     """The direct children, by the kernel's own list. Raises FileNotFoundError if the kernel has none."""
-    found: list[int] = []
-    for tid in os.listdir(f"/proc/{pid}/task"):
-        found += map(int, read(f"/proc/{pid}/task/{tid}/children").split())
-    return found
+    threads = os.listdir(f"/proc/{pid}/task")
+    return [int(child) for tid in threads for child in read(f"/proc/{pid}/task/{tid}/children").split()]
 
 
 def quick_descendants(root: int) -> Iterator[int]:
@@ -150,56 +158,19 @@ def send(process: Process, number: int) -> None:
         os.close(fd)
 
 
-def environment(pid: int) -> dict[bytes, bytes]:
+def environment(pid: int) -> dict[str, str]:
     """The environment that a process was started with; empty: it may not be read."""
     try:
-        pairs = read(f"/proc/{pid}/environ").split(b"\0")
+        pairs = read(f"/proc/{pid}/environ").decode(errors="replace").split("\0")
     except OSError:
         return {}
-    return dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
-
-
-def _set_nice(tids: list[int], nice: int, *, idle: bool = False) -> bool:
-    """Give these threads ordinary scheduling at `nice`, or the idle class. Returns whether one of them was in the idle class.
-    Stops at the first refusal (a plain user may not raise priority)."""
-    were_idle = False
-    for tid in tids:
-        try:
-            if os.sched_getscheduler(tid) != os.SCHED_OTHER:
-                were_idle = True
-                os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
-            os.setpriority(os.PRIO_PROCESS, tid, nice)
-            if idle:
-                os.sched_setscheduler(tid, os.SCHED_IDLE, os.sched_param(0))
-        except ProcessLookupError:
-            continue
-        except OSError:
-            break
-    return were_idle
-
-
-def _threads(pids: list[int]) -> list[int]:
-    found: list[int] = []
-    for pid in pids:
-        try:
-            found += [int(tid) for tid in os.listdir(f"/proc/{pid}/task")]
-        except OSError:
-            continue
-    return found
-
-
-def _living(processes: list[Process]) -> list[Process]:
-    return [process for process in processes if process.living]
-
-
-def _running(processes: list[Process]) -> list[Process]:
-    return [process for process in processes if process.state not in _STOPPED]
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
 def _stuck(process: Process, processes: list[Process]) -> bool:
     """It waits in the kernel for the child of its vfork, and that child is stopped; so it does not run either. A shell does
     this for each command. SIGSTOP takes effect only when the child runs on."""
-    return process.state == "D" and any(child.ppid == process.pid and child.state in _STOPPED for child in processes)
+    return process.state == "D" and any(child.ppid == process.pid and not child.running for child in processes)
 
 
 class ProcessTree:
@@ -217,32 +188,48 @@ class ProcessTree:
 
     def living(self) -> list[Process]:
         """The living processes, by a whole walk."""
-        return _living(descendants(self.root))
+        return [process for process in descendants(self.root) if process.living]
 
     def nearest(self) -> list[Process]:
         """The living among the root's own children, by one read. A process that only forks and ends is faster than every walk,
         but its child always becomes a child of the subreaper."""
         try:
-            return _living([process for pid in _children(self.root) if (process := look(pid)) is not None])
+            return look_alive(_children(self.root))
         except OSError:
             return self.living()
 
     def threads(self) -> list[int]:
         """The threads of all processes."""
-        return _threads(list(self.pids()))
+        found: list[int] = []
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                found += map(int, os.listdir(f"/proc/{pid}/task"))
+        return found
 
     def hurry(self) -> None:
         """Give the tree ordinary priority, if permitted: a process of low priority also reacts slowly. Call it after the order,
         so that the tree does not compete with the sender."""
-        self._prioritize(self.threads(), 0)
+        self._set_priority(0)
 
     def relax(self, *, idle: bool = False) -> None:
         """Give the tree the lowest priority again. With `idle` also the idle class, if it had that: then it may wait long for
         the processor, so a tree that must end soon stays without."""
-        self._prioritize(self.threads(), 19, idle=idle and self._was_idle)
+        self._set_priority(19, idle=idle and self._was_idle)
 
-    def _prioritize(self, threads: list[int], nice: int, *, idle: bool = False) -> None:
-        self._was_idle = _set_nice(threads, nice, idle=idle) or self._was_idle
+    def _set_priority(self, nice: int, *, idle: bool = False) -> None:
+        threads = self.threads()
+        for tid in threads:
+            try:
+                if os.sched_getscheduler(tid) != os.SCHED_OTHER:
+                    self._was_idle = True
+                    os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, tid, nice)
+                if idle:
+                    os.sched_setscheduler(tid, os.SCHED_IDLE, os.sched_param(0))
+            except ProcessLookupError:
+                continue
+            except OSError:  # a plain user may not raise priority
+                break
         for leader in sorted(threads)[:1]:  # the task's own session; later ones never had a lower priority
             with contextlib.suppress(OSError):
                 write(f"/proc/{leader}/autogroup", str(nice))
@@ -254,19 +241,19 @@ class ProcessTree:
         rounds = quiet = 0
         while quiet < (2 if rounds > 1 else 1):
             living = self.living()
-            running = _running(living)
+            running = [process for process in living if process.running]
             loose = any(not _stuck(process, living) for process in running)
             if loose:
                 rounds, quiet = rounds + 1, 0
             else:
                 quiet += 1
-            for process in running if rounds < 2 else [*running, *_running(self.nearest())]:
+            for process in running if rounds < 2 else [*running, *filter(lambda process: process.running, self.nearest())]:
                 with contextlib.suppress(OSError):  # no pidfd: the walk was just now, and this must be fast
                     os.kill(process.pid, signal.SIGSTOP)
             if loose and time.monotonic() > until_s:
                 return False
             if loose and rounds == 1:
-                self._prioritize(_threads([process.pid for process in running]), 0)
+                self.hurry()
         return True
 
     def request_freeze(self) -> None:
@@ -303,8 +290,8 @@ class ProcessTree:
     def cpu_s(self) -> float:
         """CPU seconds of the tree, and of what the subreaper has reaped."""
         root = look(self.root)
-        processes = [process for pid in self.pids() if (process := look(pid)) is not None]
-        return sum(process.cpu_s + process.reaped_cpu_s for process in processes) + (root.reaped_cpu_s if root else 0.0)
+        used_s = sum(process.cpu_s + process.reaped_cpu_s for process in look_alive(self.pids()))
+        return used_s + (root.reaped_cpu_s if root else 0.0)
 
     def out_of_memory(self) -> bool:
         """The kernel has killed a process at the tree's memory limit."""
@@ -374,8 +361,7 @@ class CgroupTree(ProcessTree):
 
     def living(self) -> list[Process]:
         """The members, and processes that left the cgroup but still descend from the shim."""
-        members = [process for pid in self.pids() if (process := look(pid)) is not None]
-        return list({process.pid: process for process in [*super().living(), *_living(members)]}.values())
+        return list({process.pid: process for process in [*super().living(), *look_alive(self.pids())]}.values())
 
     def threads(self) -> list[int]:
         """The members' threads, by one read a cgroup."""
@@ -430,9 +416,8 @@ class CgroupTree(ProcessTree):
         try:
             write(f"{self.path}/cgroup.kill", "1")
         except OSError:
-            for pid in self.pids():
-                if (process := look(pid)) is not None:
-                    send(process, signal.SIGKILL)
+            for process in look_alive(self.pids()):
+                send(process, signal.SIGKILL)
 
     def cpu_s(self) -> float:
         """By the cgroup's own count, which needs no controller."""
