@@ -47,7 +47,7 @@ def cross_check(validator: Validator, node: NodeSettings, folder: Path) -> None:
         if task.executor == "ollama_api" and task.hold_sec:
             refuse(f"{path}.hold_sec", None, "0 for ollama_api: Ollama's own process cannot be frozen")
         if task.checkpoint != "none" and not (node.work.hold_sec if task.hold_sec is None else task.hold_sec):
-            refuse(f"{path}.checkpoint", None, "none without a hold_sec: it is for a task on hold alone")
+            refuse(f"{path}.checkpoint", None, "none without a hold_sec: only a frozen task uses it")
         if task.notice.signal != "none" and task.on_yield == "terminate" and task.notice.deadline_sec >= task.grace_sec:
             refuse(f"{path}.notice.deadline_sec", None, f"less than grace_sec ({task.grace_sec:g}), of which it is a part")
         if task.executor == "shell_command" and not task.allow_any_command:

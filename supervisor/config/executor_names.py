@@ -37,7 +37,7 @@ def installed(name: str) -> Callable[..., Any]:
         raise NoExecutor(", ".join([*BUILT_IN, *sorted(found.names - BUILT_IN.keys())]))
     try:
         loaded = found[name].load()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code: whatever it raises is told in words
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code may raise anything
         why = one_line(f"{type(error).__name__}: {error}", 500)
         raise NoExecutor(f"an executor that can be loaded; {found[name].value} cannot: {why}") from None
     if not callable(loaded):

@@ -10,13 +10,13 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
 import msgspec
 
 from supervisor.config.load import schema
 from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, SHIPPED_RUNTIME, NodeSettings, Runtime, TaskType
-from supervisor.config.validate import allowed, description
+from supervisor.config.validate import allowed, description, unwrap
 from supervisor.config.yaml_reader import resolved
 
 WIDTH: Final = 112
@@ -131,7 +131,15 @@ def _wrapped(text: str, first: str, later: str) -> list[str]:
 
 
 def _explained(annotation: Any) -> str:
-    return f"{description(annotation)} Allowed: {allowed(annotation)}."
+    return description(annotation) + ("" if _obvious(annotation) else f" Allowed: {allowed(annotation)}.")
+
+
+def _obvious(annotation: Any) -> bool:
+    """Whether a value needs no explanation of its form: true or false, any text, a list of these."""
+    kind, metas, _ = unwrap(annotation)
+    if get_origin(kind) is list:
+        return _obvious(get_args(kind)[0])
+    return kind is bool or (kind is str and not any(meta.pattern for meta in metas))
 
 
 def _value(f: msgspec.structs.FieldInfo) -> str:

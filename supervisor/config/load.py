@@ -187,6 +187,6 @@ def _notes(runtime: Runtime, node: NodeSettings) -> list[str]:
         if task.timeout_minutes is not None and task.timeout_minutes > limit:
             notes.append(
                 f"{NODE_FILE}: tasks.{printable(name)}.timeout_minutes {task.timeout_minutes:g} is above "
-                f"execution.task_timeout_minutes {limit:g}, which holds"
+                f"execution.task_timeout_minutes {limit:g}, which applies"
             )
     return notes

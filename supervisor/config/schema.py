@@ -213,7 +213,7 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     sandbox_network: Annotated[bool, Meta(description="With sandbox: whether the task may use the network.")] = False
     timeout_minutes: Annotated[
         Annotated[float, Meta(gt=0, le=10080)] | None,
-        Meta(description="A tighter limit than execution.task_timeout_minutes, which always holds. Nothing: only that one."),
+        Meta(description="A tighter limit than execution.task_timeout_minutes, which always applies. Nothing: only that one."),
     ] = None
     on_yield: Annotated[
         Literal["terminate", "kill"],

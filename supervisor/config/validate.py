@@ -96,7 +96,7 @@ class Validator:
     def _value(self, annotation: Any, node: YamlNode, path: str, key: YamlNode) -> Any:
         """A value of any type; _BAD: refused."""
         self.places[path] = node
-        inner, _, optional = _unwrap(annotation)
+        inner, _, optional = unwrap(annotation)
         if optional and isinstance(node, Scalar) and found(node) == "nothing":
             return None
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
@@ -114,7 +114,7 @@ class Validator:
             return {}
         if not isinstance(node, Mapping):
             return self._mistyped(node, path, annotation)
-        key_type, value_type = get_args(_unwrap(annotation)[0])
+        key_type, value_type = get_args(unwrap(annotation)[0])
         values: dict[str, Any] = {}
         for name, (name_node, value_node) in self._pairs(node, path).items():
             if _sound(name, key_type):
@@ -126,7 +126,7 @@ class Validator:
     def _list(self, annotation: Any, node: YamlNode, path: str) -> Any:
         if not isinstance(node, Sequence):
             return self._mistyped(node, path, annotation)
-        (item_type,) = get_args(_unwrap(annotation)[0])
+        (item_type,) = get_args(unwrap(annotation)[0])
         values = [self._value(item_type, item, f"{path}[{n}]", item) for n, item in enumerate(node.items)]
         return _BAD if _BAD in values else values
 
@@ -172,7 +172,7 @@ def _required(cls: type[Any]) -> bool:
     return any(f.required for f in msgspec.structs.fields(cls))
 
 
-def _unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta], bool]:
+def unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta], bool]:
     """(the type itself, its Metas, whether None is allowed)."""
     metas: list[msgspec.Meta] = []
     optional = False
@@ -190,7 +190,7 @@ def _unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta], bool]:
 
 
 def _pattern(annotation: Any) -> bool:
-    return any(meta.pattern for meta in _unwrap(annotation)[1])
+    return any(meta.pattern for meta in unwrap(annotation)[1])
 
 
 def _decent(text: str, *, single_line: bool) -> bool:
@@ -215,7 +215,7 @@ def _read_as(inner: Any, node: Scalar) -> Any:
 
 def allowed(annotation: Any) -> str:
     """What a type allows, as a text."""
-    inner, metas, optional = _unwrap(annotation)
+    inner, metas, optional = unwrap(annotation)
     return _allowed_inner(inner, metas) + (", or nothing" if optional else "")
 
 
@@ -243,14 +243,14 @@ def _allowed_inner(inner: Any, metas: list[msgspec.Meta]) -> str:
 
 def description(annotation: Any) -> str:
     """Why a field is there."""
-    return "".join(meta.description or "" for meta in _unwrap(annotation)[1])
+    return "".join(meta.description or "" for meta in unwrap(annotation)[1])
 
 
 def _hint(annotation: Any, node: YamlNode) -> str:
     """How to write the value that was probably meant."""
     if not isinstance(node, Scalar) or not node.plain:
         return ""
-    inner = _unwrap(annotation)[0]
+    inner = unwrap(annotation)[0]
     kind = resolved(node.text)
     if inner is float or inner is int:
         special = re.fullmatch(r"[-+]?\.?(?:inf|nan)", node.text, re.IGNORECASE)

@@ -89,7 +89,7 @@ tasks:
     assert (config.paths.runtime, config.paths.state) == (Path("/home/anna/run"), Path("/var/y"))
     assert config.resolve("key") == tmp_path / "key"
     assert config.notes == (
-        "node.yaml: tasks.b.timeout_minutes 300 is above execution.task_timeout_minutes 180, which holds",
+        "node.yaml: tasks.b.timeout_minutes 300 is above execution.task_timeout_minutes 180, which applies",
     )
 
 
