@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
-from supervisor.cli.common import ConfigOption, JsonOption, config_folder
+from supervisor.cli.common import ConfigOption, JsonOption
 
 
 def check_user(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Say whether anybody uses this machine.
 
-    The first line is SAFE TO RUN (exit 0) or DO NOT RUN: reason (exit 1, also on any error).
-    Looks at sessions, terminals, input devices, and GPU processes that are not RAE's, by the daemon's own sensors; a
-    running daemon is asked for what it has seen before.
+    The first line is SAFE TO RUN or DO NOT RUN: reason. Looks at sessions, terminals, input devices and foreign GPU
+    processes, with the daemon's own sensors. A running daemon also says what it has seen before.
+
+    Exit codes: 0 safe. 1 not safe, or an error.
     """
-    _answer("user", config, json)
+    from supervisor.tools.doctor.one_look import answer
+
+    raise typer.Exit(answer("user", config, as_json=json))
 
 
 def check_gpu(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Say whether the GPU is free.
 
-    The first line is SAFE TO RUN (exit 0) or DO NOT RUN: reason (exit 1, also on any error).
-    Prints utilisation and VRAM in use by others, with the limits of runtime.yaml.
+    The first line is SAFE TO RUN or DO NOT RUN: reason. Prints the utilisation and the VRAM of others, and the limits of
+    runtime.yaml.
+
+    Exit codes: 0 safe. 1 not safe, or an error.
     """
-    _answer("gpu", config, json)
-
-
-def _answer(which: str, folder: Path | None, as_json: bool) -> None:
     from supervisor.tools.doctor.one_look import answer
 
-    raise typer.Exit(answer(which, config_folder(folder), as_json=as_json))
+    raise typer.Exit(answer("gpu", config, as_json=json))

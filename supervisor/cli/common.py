@@ -1,10 +1,12 @@
-"""What the commands share: options, output, and the exit codes of interface §4."""
+"""What the commands share: options, output, and exit codes."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from enum import IntEnum
 from math import isnan
 from pathlib import Path
@@ -13,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from supervisor.linux import console as stdout
+from supervisor.linux import console
 
 if TYPE_CHECKING:
     from supervisor.config.load import Config
 
-
-ANSWER_S = 5.0  # what a daemon may take
+# The mark and the name at the start of a line; the text follows.
+_NAME = re.compile(r"^.{0,24} {2,}(?=\S)")
 
 
 class Exit(IntEnum):
@@ -42,31 +44,41 @@ ConfigOption = Annotated[
         show_default=False,
     ),
 ]
-
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document with stable keys.")]
+LogsArgument = Annotated[
+    list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals, or folders of journals. Default: paths.logs.")
+]
 
 
 def not_nan(value: float | None) -> float | None:
-    """For an option's callback: a range takes NaN for a number, we do not."""
+    """An option's callback: typer's ranges accept NaN."""
     if value is not None and isnan(value):
         raise typer.BadParameter("found nan, allowed: a number")
     return value
 
 
+# --- output
+
+
 def print_error(text: str) -> None:
-    """One line for the person, on stderr."""
+    """One line on stderr."""
     print(text, file=sys.stderr)
 
 
 def exit_with(code: Exit, *lines: str) -> NoReturn:
-    """Say why on stderr, and go."""
+    """Print the reason on stderr and exit."""
     for line in lines:
         print_error(line)
     raise typer.Exit(code)
 
 
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(console.document(value))
+
+
 def print_lines(lines: list[str], *, one_screen: bool = False) -> None:
-    """Lines for people, on stdout. On a terminal they are folded under their own text; `one_screen`: and cut to fit it."""
+    """Lines on stdout. A terminal gets them wrapped; with `one_screen` also cut to its height."""
     if sys.stdout.isatty():
         size = shutil.get_terminal_size()
         lines = fit(lines, size.columns, size.lines - 1 if one_screen else None)
@@ -74,60 +86,74 @@ def print_lines(lines: list[str], *, one_screen: bool = False) -> None:
 
 
 def fit(lines: list[str], width: int, height: int | None = None) -> list[str]:
-    """`lines` folded at `width`; if they are more than `height` then, the last long ones are cut short."""
-    folded = []
+    """`lines` wrapped at `width`, each under its own text. If they are more than `height`, the last long ones are cut short."""
+    wrapped = []
     for line in lines:
-        column = _COLUMN.match(line)
-        indent = " " * (column.end() if column and column.end() < width // 2 else 0)
-        folded.append(wrap(line, max(20, width), subsequent_indent=indent) or [""])
-    for part in reversed(folded):
-        if height is None or sum(map(len, folded)) <= height:
+        name = _NAME.match(line)
+        indent = " " * (name.end() if name and name.end() < width // 2 else 0)
+        wrapped.append(wrap(line, max(20, width), subsequent_indent=indent) or [""])
+    for part in reversed(wrapped):
+        if height is None or sum(map(len, wrapped)) <= height:
             break
         if len(part) > 1:
             part[:] = [part[0][: width - 1].rstrip() + "…"]
-    return [line for part in folded for line in part]
+    return [line for part in wrapped for line in part]
 
 
-# Where the text of a line begins, behind its mark and its name.
-_COLUMN = re.compile(r"^.{0,24} {2,}(?=\S)")
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    print(stdout.document(value))
+# --- the configuration, and journals
 
 
 def load_config(folder: Path | None) -> Config:
-    """The sound configuration, or exit 2 with a line for each error."""
+    """The configuration, or exit 2 with a line for each error."""
     from supervisor.config.load import ConfigErrors, find_folder, load
 
     try:
-        return load(find_folder(config_folder(folder)))
+        return load(find_folder(folder))
     except ConfigErrors as errors:
         exit_with(Exit.WRONG, *map(str, errors.problems))
 
 
-def runtime_folder(folder: Path | None) -> Path:
-    """Where the daemon's socket is. Also with a broken configuration the daemon lives on, and is to be asked why."""
-    from supervisor.config.fallback import load_or_disabled
-    from supervisor.config.load import find_folder
+def journals(logs: list[Path] | None, config: Path | None) -> list[Path]:
+    """The journals to read: the given ones, else those in paths.logs."""
+    return logs or [load_config(config).paths.logs]
 
-    place = find_folder(config_folder(folder))
-    if not place.is_dir():
-        exit_with(Exit.WRONG, f"{place}: there is no such folder; name the one that holds runtime.yaml with --config")
-    return load_or_disabled(place).paths.runtime
+
+@contextlib.contextmanager
+def reading_journals(unusable: type[Exception], option: str = "") -> Iterator[None]:
+    """Exit 2 when a journal cannot be read, or is `unusable`."""
+    try:
+        yield
+    except unusable as error:
+        exit_with(Exit.WRONG, f"{option}{error}")
+    except OSError as error:
+        advice = "name journals (decisions-*.jsonl) or a folder of them"
+        exit_with(Exit.WRONG, f"{option}{error.filename}: {error.strerror}; {advice}")
+
+
+# --- the daemon
 
 
 class NoAnswer(Exception):
-    """The daemon is down, does not answer, or refuses; with the exit code for that, and why, in words."""
+    """The daemon does not run, does not answer, or refuses: the reason, and the exit code for it."""
 
     def __init__(self, code: Exit, why: str) -> None:
         super().__init__(why)
         self.code = code
 
 
-def query(runtime: Path, name: str, timeout_s: float = ANSWER_S, **fields: Any) -> dict[str, Any]:
-    """The answer of the daemon whose runtime folder this is.
+def runtime_folder(folder: Path | None) -> Path:
+    """The folder of the daemon's socket. A daemon with a broken configuration still runs and answers."""
+    from supervisor.config.fallback import load_or_disabled
+    from supervisor.config.load import find_folder
+
+    place = find_folder(folder)
+    if not place.is_dir():
+        exit_with(Exit.WRONG, f"{place}: there is no such folder; name the one that holds runtime.yaml with --config")
+    return load_or_disabled(place).paths.runtime
+
+
+def query(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
+    """The answer of the daemon with this runtime folder.
 
     Raises:
         NoAnswer: there is none.
@@ -138,8 +164,8 @@ def query(runtime: Path, name: str, timeout_s: float = ANSWER_S, **fields: Any) 
         answer = ask(runtime, name, timeout_s, **fields)
     except DaemonDown as down:
         raise NoAnswer(Exit.DOWN, str(down)) from None
-    except DaemonUnresponsive as mute:
-        raise NoAnswer(Exit.MUTE, str(mute)) from None
+    except DaemonUnresponsive as unresponsive:
+        raise NoAnswer(Exit.MUTE, str(unresponsive)) from None
     if not answer.get("ok"):
         raise NoAnswer(Exit.NO, str(answer.get("error", "refused")))
     return answer
@@ -151,17 +177,3 @@ def ask_daemon(folder: Path | None, name: str, **fields: Any) -> dict[str, Any]:
         return query(runtime_folder(folder), name, **fields)
     except NoAnswer as none:
         exit_with(none.code, str(none))
-
-
-# --config given before the command's name, set by the root command.
-_root_folder: list[Path] = []
-
-
-def set_root_folder(folder: Path | None) -> None:
-    """Keep --config as given before the command's name."""
-    _root_folder[:] = [folder] if folder is not None else []
-
-
-def config_folder(folder: Path | None) -> Path | None:
-    """--config of the command, else the one that was given before the command's name."""
-    return folder if folder is not None or not _root_folder else _root_folder[0]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,20 +11,13 @@ from supervisor.cli.common import ConfigOption, Exit, JsonOption, load_config, p
 app = typer.Typer(help="Check the configuration, or print its schema.", no_args_is_help=True)
 
 
-class Which(StrEnum):
-    """The two files."""
-
-    RUNTIME = "runtime"
-    NODE = "node"
-
-
 @app.command()
 def check(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Check both files.
 
-    Every error at once, one line each, with file:line:column, what was found and what is allowed.
+    All errors at once, one line each: file:line:column, what was found, what is allowed.
 
-    Exit 0: sound. 1: sound, but with these settings the node can never become READY. 2: an error.
+    Exit codes: 0 correct. 1 correct, but with these settings the node can never become READY. 2 an error.
     """
     from supervisor.config.feasibility import never_ready
 
@@ -44,12 +36,15 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def schema(
-    which: Annotated[Which, typer.Argument(metavar="runtime|node", help="Which file.")], config: ConfigOption = None
+    which: Annotated[Literal["runtime", "node"], typer.Argument(metavar="runtime|node", help="Which file.")],
+    config: ConfigOption = None,
 ) -> None:
-    """Print the JSON schema of a file.
+    """Print the JSON schema of a file, for editors.
 
-    For editors. Example: `rae-node config schema node > node.schema.json`.
+    Example: `rae-node config schema node > node.schema.json`.
+
+    Exit codes: 0 printed. 2 wrong usage.
     """
     from supervisor.config.load import schema as schema_of
 
-    print_json(schema_of(which.value))
+    print_json(schema_of(which))

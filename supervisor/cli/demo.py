@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 def demo(
     speed: Annotated[
-        float, typer.Option("--speed", metavar="N", min=0.1, max=20, callback=not_nan, help="So many times quicker.")
+        float, typer.Option("--speed", metavar="N", min=0.1, max=20, callback=not_nan, help="How many times faster.")
     ] = 1.0,
     config: ConfigOption = None,
 ) -> None:
     """See the node at work on this machine, in a minute.
 
-    Real sensors, then a scripted person; a real control node, real tasks, every state. Changes nothing: everything lives in
-    a temporary folder. With a terminal it draws live, else it prints lines.
+    Real sensors, then a scripted person; a real control node, real tasks, all states. It uses a temporary folder and
+    changes nothing else. A terminal shows it live; without one it prints lines.
 
-    Exit 0: every task is done and every state was seen. 1: not so.
+    Exit codes: 0 every task is done and every state was seen. 1 not so.
     """
     from supervisor.tools.demo.demo import Demo
 
@@ -67,11 +67,11 @@ def _summary(summary: Summary) -> None:
     if summary.stopped_in_s is not None:
         print(f"The task was gone {summary.stopped_in_s * 1000:.0f} ms after the person came back.")
     print("Next (in a checkout first `. .venv/bin/activate`): `rae-node config check`, then `rae-node run`;")
-    print("`rae-node why` tells what keeps a node from working.")
+    print("`rae-node why` shows what keeps a node from working.")
 
 
 class _Live:
-    """The live picture: the five states, the guards, the last lines of the story."""
+    """The live picture: the states, the guards, the last lines of the story."""
 
     def __init__(self) -> None:
         from rich.live import Live

@@ -8,9 +8,9 @@ from supervisor.cli.common import ConfigOption, Exit, JsonOption, load_config, p
 def dry_run(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Show which cases allow work and which block it.
 
-    User, GPU, CPU and host in every combination, judged by the very rules that the daemon goes by (R17); nothing is executed.
+    All combinations of user, GPU, CPU and host, decided by the daemon's own rules. Executes nothing.
 
-    Exit 1 when one comes out otherwise than required.
+    Exit codes: 0 all as required. 1 one is different.
     """
     from supervisor.tools.history.dry_run import as_table
     from supervisor.tools.history.dry_run import dry_run as cases_of

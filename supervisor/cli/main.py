@@ -1,4 +1,4 @@
-"""`rae-node`: parses, calls, prints. Each command's file is imported when it is called, so that none pays for another."""
+"""`rae-node`: parse the arguments and call the command. Each command imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def _quiet(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ctrl-C while the rest is being imported is no fault to show."""
+    """No traceback for Ctrl-C during the imports."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
 
@@ -22,7 +22,7 @@ import typer  # noqa: E402
 from supervisor import VERSION  # noqa: E402
 from supervisor.cli.bridge import bridge  # noqa: E402
 from supervisor.cli.check import check_gpu, check_user  # noqa: E402
-from supervisor.cli.common import ConfigOption, Exit, print_error, set_root_folder  # noqa: E402
+from supervisor.cli.common import ConfigOption, Exit, print_error  # noqa: E402
 from supervisor.cli.config import app as config_app  # noqa: E402
 from supervisor.cli.control import control  # noqa: E402
 from supervisor.cli.demo import demo  # noqa: E402
@@ -41,18 +41,18 @@ from supervisor.cli.timeline import timeline  # noqa: E402
 from supervisor.cli.top import top  # noqa: E402
 from supervisor.cli.whatif import whatif  # noqa: E402
 from supervisor.cli.why import why  # noqa: E402
-from supervisor.linux import console as stdout  # noqa: E402
+from supervisor.linux import console  # noqa: E402
 
-# typer's own name for wrong usage is private, one of its kinds is not.
+# typer's class for wrong usage is private; its subclass is public
 UsageError: Any = typer.BadParameter.__base__
 
 CHECKS = frozenset({"check-user", "check-gpu"})
-ENDLESS = frozenset({"demo", "top", "--watch", "-w"})  # these end with their reader
+ENDLESS = frozenset({"demo", "top", "--watch", "-w"})  # they end when their reader goes
 
 app = typer.Typer(
     name="rae-node",
     help=(
-        "Lends this machine to a RAE control node while nobody uses it, and gets out of the way the moment somebody does.\n\n"
+        "Lends this machine to a RAE control node while nobody uses it, and stops at once when somebody does.\n\n"
         "For a first look: `rae-node demo`. Why does it not work? `rae-node why`."
     ),
     epilog=(
@@ -77,7 +77,8 @@ def _root(
     config: ConfigOption = None,
     version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
 ) -> None:
-    set_root_folder(config)
+    if config is not None:  # given before the command's name
+        os.environ["RAE_NODE_CONFIG"] = str(config)
 
 
 live = (run, demo, control, status, why, top, pause, resume, check_user, check_gpu)
@@ -89,33 +90,33 @@ app.add_typer(config_app, name="config")
 
 
 def main() -> None:
-    """The entry point. No traceback ever reaches a user; RAE_NODE_DEBUG=1 is for those who want it."""
+    """The entry point. It shows no traceback, except with RAE_NODE_DEBUG=1."""
     sys.exit(_run())
 
 
 def _run() -> int:
     code: int | None = None
-    stdout.prepare(patient=not ENDLESS.intersection(sys.argv[1:]))
+    console.prepare(patient=not ENDLESS.intersection(sys.argv[1:]))
     try:
         code = app(standalone_mode=False, prog_name="rae-node")
         sys.stdout.flush()
-        if stdout.reader_left() and CHECKS.intersection(sys.argv[1:]):
-            code = Exit.NO  # a "no" that nobody read is no "yes"
+        if console.reader_left() and CHECKS.intersection(sys.argv[1:]):
+            code = Exit.NO  # an unread "no" must not look like a "yes"
     except UsageError as wrong:
         text, context = wrong.format_message(), wrong.ctx
         command = context.command_path if context is not None else "rae-node"
-        # A command without the arguments that it needs shows its help; anything else is told in a line.
+        # a command without its required arguments shows its help; every other error is one line
         print_error(text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`")
         code = Exit.WRONG
-    except stdout.Unwritable as full:
-        stdout.drop()
+    except console.Unwritable as full:
+        console.drop()
         print_error(f"{full.strerror}; send it to a place that can take it")
         code = Exit.NO
     except (BrokenPipeError, SystemExit) as end:
-        # Typer has its own way of ending when the reader is gone.
+        # typer exits when the reader has gone
         if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
             raise
-        stdout.drop()
+        console.drop()
         code = Exit.NO if "demo" in sys.argv else Exit.YES
     except (KeyboardInterrupt, typer.Abort):
         code = Exit.INTERRUPTED

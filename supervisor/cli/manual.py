@@ -1,4 +1,4 @@
-"""The manual page rae-node(1), made from the commands themselves: `python -m supervisor.cli.manual > rae-node.1`."""
+"""Generates the manual page rae-node(1) from the commands: `python -m supervisor.cli.manual > rae-node.1`."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def page() -> str:
     for path, what in (
         ("/opt/rae-node/agent/runtime.yaml", "The safety limits."),
         ("/opt/rae-node/agent/node.yaml", "Everything else, each setting with its reason."),
-        ("/opt/rae-node/logs/", "What was decided, and why; one file a day."),
+        ("/opt/rae-node/logs/", "What the node decided, and why; one file a day."),
     ):
         lines += [".TP", f".I {_roff(path)}", _roff(what)]
     return "\n".join(lines) + "\n"
 
 
 def _commands(group: Any, context: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Every command by its whole name; groups by what is in them."""
+    """Every command by its whole name, also those in groups."""
     found = []
     for name in group.list_commands(context):
         command = group.get_command(context, name)

@@ -16,41 +16,41 @@ _DURATION = re.compile(r"^(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.
 def pause(
     how_long: Annotated[list[str] | None, typer.Argument(metavar="[2h | until 18:00]", help="Default: until `resume`.")] = None,
     after_task: Annotated[
-        bool, typer.Option("--after-task", help="Let the task in hand finish first; no other is taken.")
+        bool, typer.Option("--after-task", help="Let the current task finish first; take no other.")
     ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Lend nothing for a while.
 
-    A running task is handed back at once; with --after-task it may finish, if nobody comes back before. A pause survives
-    restarts, and shows its end in `rae-node status`.
+    A running task is handed back at once. With --after-task it may finish, unless the person comes back before. A pause
+    survives restarts; `rae-node status` shows its end.
 
     Examples: `rae-node pause`, `rae-node pause 2h`, `rae-node pause until 18:00`, `rae-node pause --after-task`.
 
-    Only root, the node's user and members of its group may. Exit 1: refused. Exit 3: the daemon is not running. Exit 4: it
-    does not answer, or is another version.
+    For root, the node's user and members of its group.
+
+    Exit codes: 0 done. 1 refused. 2 wrong usage. 3 the daemon is not running. 4 it does not answer, or is another version.
     """
     more = {"after_task": True} if after_task else {}
-    answer = ask_daemon(config, "pause", until=end_of(how_long or [], time.time()), **more)
+    answer = ask_daemon(config, "pause", until=end_of(" ".join(how_long or []), time.time()), **more)
     print(answer["status"])
 
 
 def resume(config: ConfigOption = None) -> None:
     """End a pause.
 
-    Also tries a control node again that was given up (execution.retry_on_disconnect: false), or that asked to wait.
+    Also tries the control node again at once, even if it was given up (execution.retry_on_disconnect: false) or asked the
+    node to wait. For root, the node's user and members of its group.
 
-    Exit 1: refused, see `rae-node pause --help`. Exit 3: the daemon is not running. Exit 4: it does not answer, or is
-    another version.
+    Exit codes: 0 done. 1 refused. 3 the daemon is not running. 4 it does not answer, or is another version.
     """
     print(ask_daemon(config, "resume")["status"])
 
 
-def end_of(words: list[str], now: float) -> float | None:
+def end_of(text: str, now: float) -> float | None:
     """The end in seconds since the epoch; None: no end. A time of day that has passed is tomorrow's."""
     from supervisor.daemon.automation import LONGEST_S, YEAR_S
 
-    text = " ".join(words)
     if not text:
         return None
     if clock := re.fullmatch(r"until (\d{1,2}):(\d{2})", text):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config, print_error
+from supervisor.cli.common import ConfigOption, Exit, LogsArgument, exit_with, journals, print_error
 
 
 def _time(text: str, name: str) -> datetime:
@@ -22,15 +22,15 @@ def record(
     since: Annotated[str, typer.Option("--from", metavar="TIME", help="First moment, such as 2026-11-24T18:00.")],
     until: Annotated[str, typer.Option("--to", metavar="TIME", help="Last moment.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The script to write.")],
-    logs: Annotated[list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals. Default: paths.logs.")] = None,
+    logs: LogsArgument = None,
     config: ConfigOption = None,
 ) -> None:
-    """Cut a span out of the journal as a scripted replay.
+    """Cut a part of the journal out as a scripted replay.
 
     Example: `rae-node record --from 2026-11-24T18:00 --to 2026-11-24T19:00 evening.yaml`, then `rae-node replay evening.yaml`.
-    Name journals from the node's last start on; what came before the span only brings the machine to where it was.
+    Name journals from the node's last start on: what happened before --from sets the state of the machine.
 
-    Exit 0: written. 2: there is nothing in the span, a journal cannot be read, or FILE cannot be written.
+    Exit codes: 0 written. 2 no decision in this time, a journal cannot be read, or FILE cannot be written.
     """
     from supervisor.tools.history.record import RecordError, cut
 
@@ -38,7 +38,7 @@ def record(
     if end < begin:
         exit_with(Exit.WRONG, f"--to: found {until!r}, allowed: a time after --from ({since})")
     try:
-        text, note = cut(logs or [load_config(config).paths.logs], begin, end)
+        text, note = cut(journals(logs, config), begin, end)
         file.write_text(text, encoding="utf-8")
     except RecordError as error:
         exit_with(Exit.WRONG, str(error))

@@ -13,11 +13,11 @@ def replay(
     json: JsonOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Judge scripts and recorded journals anew.
+    """Decide scripts and recorded journals again.
 
-    Example: `rae-node replay /opt/rae-node/logs` asks whether today's rules decide what was decided then.
+    Example: `rae-node replay /opt/rae-node/logs` shows whether today's rules decide as they did then.
 
-    Exit 0: all as expected. 1: the first difference of each is shown. 2: one cannot be read.
+    Exit codes: 0 all as expected. 1 a difference; the first of each file is shown. 2 a file cannot be read.
     """
     from supervisor.tools.history.replay import answer, as_json, errors, exit_code, replay_files
 

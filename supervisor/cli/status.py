@@ -24,7 +24,6 @@ from supervisor.cli.common import (
     runtime_folder,
 )
 
-KEYS = ("state", "since", "reason", "guards", "task", "paused_until", "source", "version")
 WATCH_S = 0.5
 MARK = {True: "ok", False: "no", None: "??"}
 
@@ -32,13 +31,13 @@ MARK = {True: "ok", False: "no", None: "??"}
 def status(
     config: ConfigOption = None,
     json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it, twice a second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it twice a second, until Ctrl-C.")] = False,
 ) -> None:
-    """Say how the node is now.
+    """Show the state of the node.
 
-    State, reason and time to go, guards, task, control node. `rae-node why` tells more about what keeps it from working.
+    State, reason and time to go, guards, task, control node. `rae-node why` shows more of what keeps it from working.
 
-    Exit 3: the daemon is not running. Exit 4: it does not answer, or is another version.
+    Exit codes: 0 answered. 3 the daemon is not running. 4 it does not answer, or is another version.
     """
     if watch:
         _watch(config, json)
@@ -54,14 +53,13 @@ def _public(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _screen(answer: dict[str, Any]) -> list[str]:
-    """One screen in words."""
     guards = [f"  {MARK[guard['ok']]}  {guard['name']:<14} {guard['reason']}" for guard in answer["guards"]]
-    rest = [f"{name:<13} {text}" for name, text in _rest(answer)]
-    return [answer["status"], f"since {answer['since']}", "", *guards, "", *rest]
+    facts = [f"{name:<13} {text}" for name, text in _facts(answer)]
+    return [answer["status"], f"since {answer['since']}", "", *guards, "", *facts]
 
 
 def _watch(config: Path | None, as_json: bool) -> NoReturn:
-    """On a terminal one live screen, else a line (or JSON document) whenever the first line changes."""
+    """On a terminal a live screen, else a line or JSON document for each change of the first line."""
     last = ""
     if sys.stdout.isatty() and not as_json:
         from rich.live import Live
@@ -74,7 +72,7 @@ def _watch(config: Path | None, as_json: bool) -> NoReturn:
                     lines = fit(_screen(query(runtime, "status")), *shutil.get_terminal_size())
                     live.update(Text("\n".join(lines)), refresh=True)
                     time.sleep(WATCH_S)
-        except NoAnswer as none:  # said once the screen is the person's again, or it would go with ours
+        except NoAnswer as none:  # printed here, because the live screen is gone and its text with it
             exit_with(none.code, str(none))
     while True:
         answer = ask_daemon(config, "status")
@@ -84,42 +82,41 @@ def _watch(config: Path | None, as_json: bool) -> NoReturn:
         time.sleep(WATCH_S)
 
 
-def _usage(use: dict[str, Any]) -> str:
-    """What the task uses, each with its limit where it has one."""
-    parts = []
-    for name, words, unit in (
-        ("memory_gb", "memory", " GiB"),
-        ("vram_gb", "VRAM", " GiB"),
-        ("disk_gb", "disk", " GiB"),
-        ("processes", "processes", ""),
-    ):
-        if use[name] is not None:
-            limit = use[f"max_{name}"]
-            parts.append(f"{words} {use[name]:.4g}{unit}" + (f" of {limit:g}" if limit is not None else ""))
-    if use["mean_gpu_percent"] is not None:
-        now = "frozen now" if use["frozen"] else f"{use['gpu_percent'] or 0:.0f} % now"
-        parts.append(f"GPU {use['mean_gpu_percent']:.0f} % of {use['max_gpu_percent']:g} % in the last minute ({now})")
-    return ", ".join(parts)
-
-
-def _rest(answer: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
     task, source = answer["task"], answer["source"]
-    lines = [("task", f"{task['type']} {task['id']}, {task['phase']}" if task else "none")]
+    facts = [("task", f"{task['type']} {task['id']}, {task['phase']}" if task else "none")]
     if answer["task_usage"]:
-        lines.append(("it uses", _usage(answer["task_usage"])))
+        facts.append(("it uses", _usage(answer["task_usage"])))
     link = f"{source['url']}: {source['link']} since {source['since']}"
     if source["reason"]:
         link += f", {source['reason']}"
     if source["next_try_s"] is not None:
         link += f", next try in {source['next_try_s']:g} s"
-    lines.append(("control node", link))
+    facts.append(("control node", link))
     if source["error"] and source["error"] != source["reason"]:
-        lines.append(("last trouble", f"{source['error_at']}: {source['error']}"))
+        facts.append(("last trouble", f"{source['error_at']}: {source['error']}"))
     if source["outbox"]:
-        lines.append(("to deliver", f"{source['outbox']} outcomes"))
+        facts.append(("to deliver", f"{source['outbox']} outcomes"))
     if answer["paused_until"]:
-        lines.append(("paused", answer["paused_until"]))
-    lines.append(("inhibitor", answer["inhibitor"]))
-    lines += [("note", note) for note in answer["notes"]]
-    lines.append(("version", answer["version"]))
-    return lines
+        facts.append(("paused", answer["paused_until"]))
+    facts.append(("inhibitor", answer["inhibitor"]))
+    facts += [("note", note) for note in answer["notes"]]
+    return [*facts, ("version", answer["version"])]
+
+
+def _usage(use: dict[str, Any]) -> str:
+    """What the task uses, with limits."""
+    parts = []
+    for key, name, unit in (
+        ("memory_gb", "memory", " GiB"),
+        ("vram_gb", "VRAM", " GiB"),
+        ("disk_gb", "disk", " GiB"),
+        ("processes", "processes", ""),
+    ):
+        if use[key] is not None:
+            limit = use[f"max_{key}"]
+            parts.append(f"{name} {use[key]:.4g}{unit}" + (f" of {limit:g}" if limit is not None else ""))
+    if use["mean_gpu_percent"] is not None:
+        now = "frozen now" if use["frozen"] else f"{use['gpu_percent'] or 0:.0f} % now"
+        parts.append(f"GPU {use['mean_gpu_percent']:.0f} % of {use['max_gpu_percent']:g} % in the last minute ({now})")
+    return ", ".join(parts)

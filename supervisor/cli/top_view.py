@@ -1,7 +1,7 @@
-"""What `rae-node top` shows, as lines for a terminal of any size: made of one answer of the daemon, nothing else.
+"""What `rae-node top` shows: one answer of the daemon as lines for a terminal of any size.
 
-At 80 × 24 everything has its place; what is smaller loses the last decisions first, what is larger shows more of them.
-Nothing is told by colour alone, and nothing is red: a node that waits is a normal node.
+80 × 24 has room for everything; a smaller terminal shows fewer last decisions, a larger one more. Nothing depends on colour
+alone, and nothing is red: a waiting node is normal.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ KEYS: Final = "p pause  a after the task  2 two hours  r resume  q quit"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """The last answer (None: there was none yet), how old it is in seconds, and why there is no newer one."""
+class LastAnswer:
+    """The daemon's last answer (None: none yet), its age in seconds, and why there is no newer one."""
 
     answer: dict[str, Any] | None
     age_s: float = 0.0
     trouble: str = ""
 
 
-def screen(seen: Seen, message: str, width: int, height: int, *, plain: bool = False) -> list[Text]:
+def screen(last: LastAnswer, message: str, width: int, height: int, *, plain: bool = False) -> list[Text]:
     """Exactly `height` lines of at most `width` cells. `plain`: bars of ASCII."""
     foot = _fit(Text.assemble((f" {KEYS} ", "reverse"), "  ", message), width)
-    if seen.answer is None:
-        body = [Text("rae-node top", "bold"), Text(), Text(seen.trouble or "asking the daemon …")]
+    if last.answer is None:
+        body = [Text("rae-node top", "bold"), Text(), Text(last.trouble or "asking the daemon …")]
     else:
-        body = _body(seen.answer, seen, width, height - 1, plain)
+        body = _body(last.answer, last, width, height - 1, plain)
     lines = [_fit(line, width) for line in body][: max(0, height - 1)]
     return [*lines, *[Text()] * (height - 1 - len(lines)), foot][-max(1, height) :]
 
 
-def _body(answer: dict[str, Any], seen: Seen, width: int, height: int, plain: bool) -> list[Text]:
+def _body(answer: dict[str, Any], last: LastAnswer, width: int, height: int, plain: bool) -> list[Text]:
     since = f"since {_clock(answer['since'])}"
     if answer["paused_until"]:
         since += f"   paused: {answer['paused_until']}"
     head = [Text(answer["status"], "bold"), Text(since, "dim"), Text()]
-    if seen.trouble:  # what follows is old
-        head = [Text(seen.trouble, "bold"), Text(f"{elapsed(seen.age_s)} ago it was {answer['status']}"), Text()]
+    if last.trouble:  # the rest is old
+        head = [Text(last.trouble, "bold"), Text(f"{elapsed(last.age_s)} ago it was {answer['status']}"), Text()]
     blocked = set(answer["blocked_by"])
     guards = [_guard(guard, guard["name"] in blocked, width, plain) for guard in answer["guards"]]
     facts = [Text(), *_facts(answer, width)]
     room = height - len(head) - len(guards) - len(facts) - 2
     recent = answer.get("recent", [])[-max(0, room) :] if room > 0 else []
-    told = [Text(), Text("last decisions", "dim"), *(_recent(line) for line in recent)] if recent else []
-    return [*head, *guards, *facts, *told]
+    decisions = [Text(), Text("last decisions", "dim"), *map(_recent, recent)] if recent else []
+    return [*head, *guards, *facts, *decisions]
 
 
 def _guard(guard: dict[str, Any], blocks: bool, width: int, plain: bool) -> Text:
@@ -69,7 +69,7 @@ def _guard(guard: dict[str, Any], blocks: bool, width: int, plain: bool) -> Text
 
 
 def bar(value: Any, limit: Any, plain: bool = False) -> str:
-    """How much of its limit a reading has reached; empty for what is no number."""
+    """A reading as a part of its limit; spaces if one of them is no number."""
     if not _number(value) or not _number(limit) or limit <= 0:
         return " " * BAR
     full: int = round(BAR * min(1.0, max(0.0, value / limit)))
@@ -99,7 +99,7 @@ def _recent(line: dict[str, str]) -> Text:
 
 
 def _clock(stamp: str) -> str:
-    """The time of day of an ISO time; the day is said where it is another one."""
+    """The time of day of an ISO time, with the weekday if it is not today."""
     from datetime import datetime
 
     then = datetime.fromisoformat(stamp)

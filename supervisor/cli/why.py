@@ -7,18 +7,19 @@ from typing import Any
 from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, print_json, print_lines
 from supervisor.cli.status import MARK
 
-# What an ok guard says in its reason already.
+# Values of an ok guard that its reason already shows.
 _SELF_EVIDENT = (True, "none", "ended", "failed", "gone", "claimed", None)
-# Somebody is there, nobody is, or the source cannot tell.
+# Somebody is present, nobody is, or the source cannot say.
 PRESENT = {True: "no", False: "ok", None: "??"}
 
 
 def why(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Say why the node does not work now.
 
-    Guard by guard: reading, limit, source, time still to wait; and the one thing that would unblock it.
+    For each guard: reading, limit, source, time to wait. Then the signs of the person by source, and what would unblock
+    the node.
 
-    Exit 3: the daemon is not running. Exit 4: it does not answer, or is another version.
+    Exit codes: 0 answered. 3 the daemon is not running. 4 it does not answer, or is another version.
     """
     answer = ask_daemon(config, "status")
     if json:

@@ -17,7 +17,7 @@ from support.terminal import terminal
 
 from supervisor.cli import top
 from supervisor.cli.common import fit
-from supervisor.cli.top_view import BAR, KEYS, Seen, bar, screen
+from supervisor.cli.top_view import BAR, KEYS, LastAnswer, bar, screen
 from supervisor.linux import control_socket as control
 
 GUARDS = ("automation_on", "user_away", "gpu_free", "cpu_free", "host_fit", "task_claimed", "task_over", "task_gone",
@@ -46,14 +46,14 @@ def answer(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("height", [1, 2, 5, 12, 24, 25, 60])
 @pytest.mark.parametrize("width", [1, 20, 80, 200])
 def test_it_fits_at_every_size(width: int, height: int) -> None:
-    lines = screen(Seen(answer()), "a message", width, height)
+    lines = screen(LastAnswer(answer()), "a message", width, height)
     assert len(lines) == height
     assert all(line.cell_len <= width for line in lines)
     assert lines[-1].plain.startswith(f" {KEYS} "[: max(0, width - 1)])
 
 
 def test_at_80_by_24_everything_has_its_place() -> None:
-    text = [line.plain for line in screen(Seen(answer()), "", 80, 24)]
+    text = [line.plain for line in screen(LastAnswer(answer()), "", 80, 24)]
     assert text[0] == "IDLE_WAIT: user active on seat0, 7 min to go"
     (away,) = [line for line in text if "user_away" in line]
     assert away.startswith("> no user_away     ████░░░░░░░░ user_away is as")
@@ -65,10 +65,10 @@ def test_at_80_by_24_everything_has_its_place() -> None:
 
 
 def test_an_old_answer_is_not_shown_as_the_present() -> None:
-    text = [line.plain for line in screen(Seen(answer(), 75, "the daemon is not running; start it"), "", 80, 24)]
+    text = [line.plain for line in screen(LastAnswer(answer(), 75, "the daemon is not running; start it"), "", 80, 24)]
     assert text[0] == "the daemon is not running; start it"
     assert text[1] == "75 s ago it was IDLE_WAIT: user active on seat0, 7 min to go"
-    text = [line.plain for line in screen(Seen(None, 0, "nothing yet"), "", 80, 24)]
+    text = [line.plain for line in screen(LastAnswer(None, 0, "nothing yet"), "", 80, 24)]
     assert "nothing yet" in text
 
 
@@ -178,9 +178,9 @@ def test_a_daemon_that_refuses_is_told_as_such(
     name: str, trouble: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "ask", lambda *_, **__: {"v": 1, "ok": False, "error": "a fault"})
-    asker = top._Asker(Path("/nowhere"), {})
-    assert asker._ask(name) is None
-    assert (asker.trouble, asker.code, asker.message) == (trouble, code, message)
+    client = top._Client(Path("/nowhere"), {})
+    assert client._ask(name) is None
+    assert (client.trouble, client.code, client.message) == (trouble, code, message)
 
 
 def test_without_a_terminal_it_is_shown_once(tmp_path: Path) -> None:

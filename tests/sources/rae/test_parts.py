@@ -15,7 +15,7 @@ from support.constants import constants
 from support.rae_server import PATHS
 from tenacity import Future, RetryCallState, Retrying
 
-from supervisor.cli.status import _rest
+from supervisor.cli.status import _facts
 from supervisor.config.schema import Control, Token
 from supervisor.linux.clock import SystemClock
 from supervisor.sources import sanitize
@@ -351,5 +351,5 @@ def test_status_shows_the_link(source: dict[str, Any], lines: list[str]) -> None
     told = {**link, "error": "", "error_at": None, **source}
     rest = {"task": None, "task_usage": None, "paused_until": None, "inhibitor": "i", "notes": [], "version": "v"}
     answer = {**rest, "source": told}
-    shown = [f"{name} {text}" for name, text in _rest(answer)]
+    shown = [f"{name} {text}" for name, text in _facts(answer)]
     assert [line for line in shown if line.startswith(("control", "last", "to deliver"))] == lines
