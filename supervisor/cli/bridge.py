@@ -28,7 +28,7 @@ def bridge(
 
     Example: `rae-node bridge --config my-rae --server nats://127.0.0.1:4222`.
 
-    Exit 0: stopped by Ctrl-C or SIGTERM. Exit 1: a fault of its own.
+    Exit codes: 0 stopped by Ctrl-C or SIGTERM. 1 a fault of its own. 2 wrong usage or configuration.
     """
     from supervisor.sources.nats.admin.bridge import main
 

@@ -22,7 +22,7 @@ def control(
     It prints its URL as the first line, and has the API of RAE 2.7 to 2.9 (dialect B). It keeps nothing: when it ends, its
     tasks are gone.
 
-    Exit 0: stopped by Ctrl-C or SIGTERM. Exit 1: it cannot listen there.
+    Exit codes: 0 stopped by Ctrl-C or SIGTERM. 1 it cannot listen there. 2 wrong usage.
     """
     from supervisor.tools.demo.control_node.main import main
 

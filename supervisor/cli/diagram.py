@@ -32,8 +32,8 @@ def diagram(
     `--highlight READY` marks any state. `--from logs/` counts journals: how often each row fired, the median stay before
     it, and the time in each state.
 
-    Exit 1: the diagram cannot be drawn or written. 2: a wrong state, or no journal. With --highlight and no STATE, 3: the
-    daemon is not running, 4: it does not answer.
+    Exit codes: 0 drawn. 1 the diagram cannot be drawn or written. 2 a wrong state, or no journal. With --highlight and
+    no STATE: 3 the daemon is not running. 4 it does not answer.
     """
     from supervisor.tools.history.diagram import Overlay
     from supervisor.tools.history.diagram_svg import render

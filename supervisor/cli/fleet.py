@@ -83,7 +83,7 @@ def fleet(
     For each node: its state, since when, tasks done, and what it waits for. A node that was silent for two minutes is not
     shown.
 
-    Exit 1: the server refuses. Exit 3: no server can be reached. Exit 4: it does not answer.
+    Exit codes: 0 shown. 1 the server refuses. 2 wrong usage. 3 no server can be reached. 4 it does not answer.
     """
     from supervisor.sources.nats.admin.overview import overview, screen
 

@@ -106,7 +106,8 @@ def _run() -> int:
         text, context = wrong.format_message(), wrong.ctx
         command = context.command_path if context is not None else "rae-node"
         # a command without its required arguments shows its help; every other error is one line
-        print_error(text if text.startswith("Usage:") else f"{text.rstrip('.')}; see `{command} --help`")
+        line = f"{' '.join(text.split()).rstrip('.')}; see `{command} --help`"
+        print_error(text if text.startswith("Usage:") else line)
         code = Exit.WRONG
     except console.Unwritable as full:
         console.drop()

@@ -40,8 +40,8 @@ def submit(
     Prints each task's id; with --wait its outcome. A task that has an `id` (a UUID) is done once, however often it is
     submitted.
 
-    Exit 1: a task failed, --timeout is over, or the server refuses. Exit 3: no server can be reached. Exit 4: it does not
-    answer.
+    Exit codes: 0 done. 1 a task failed, --timeout is over, or the server refuses. 2 wrong usage. 3 no server can be
+    reached. 4 it does not answer.
     """
     from supervisor.sources.errors import RequestError
     from supervisor.sources.nats.admin import submit as fleet
