@@ -25,18 +25,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.sensors.presence.logind_session import session_properties
 from supervisor.sensors.session_agent.reporter import Reporter
+from supervisor.sensors.session_agent.session_bus import BusIdle
 from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Idle, IdleSource, Lacking, boot_s
 from supervisor.sensors.session_agent.terminals import OwnTerminals
-
-if TYPE_CHECKING:
-    from supervisor.sensors.session_agent.session_bus import BusIdle
+from supervisor.sensors.session_agent.wayland import WaylandIdle, sockets
+from supervisor.sensors.session_agent.x11 import X11Idle
 
 SOCKET: Final = "/run/rae-node/control.sock"
 TERMINALS: Final = ("tty", "unspecified", "web")
@@ -210,19 +210,18 @@ class Agent:
         return found
 
     async def _find_displays(self) -> None:
-        from supervisor.sensors.session_agent.wayland import WaylandIdle, sockets
-
         wanted: dict[tuple[str, str], Callable[[], IdleSource]] = {}
         if self._sessions:
             for path in sockets(self._runtime):
                 wanted["wayland", str(path)] = partial(WaylandIdle, path, self._quiet_s)
-        if wanted or any(own.graphical for own in self._sessions.values()):
-            self._join_desktop()
+        if self._desktop is None and (wanted or any(own.graphical for own in self._sessions.values())):
+            desktop = BusIdle(self._session_bus, self._quiet_s)
+            self._desktop = (desktop, WatchedSource(desktop, self._desktop_changed))
         nameless = False
         for own in self._sessions.values():
             if own.type == "x11":
                 if name := await self._x_display(own):
-                    wanted["x11", name] = partial(self._x11, name)
+                    wanted["x11", name] = partial(X11Idle, name, self._cookies, self._quiet_s)
                 else:
                     nameless = True
         self._look_again(nameless or self._logind_failed or self._no_events)
@@ -243,22 +242,10 @@ class Agent:
         self._retry_s = min(2 * self._retry_s, RETRY_S[1]) if wanted else RETRY_S[0]
         self._retry = asyncio.get_running_loop().call_later(self._retry_s, self._look_now.set) if wanted else None
 
-    def _join_desktop(self) -> None:
-        if self._desktop is None:
-            from supervisor.sensors.session_agent.session_bus import BusIdle
-
-            desktop = BusIdle(self._session_bus, self._quiet_s)
-            self._desktop = (desktop, WatchedSource(desktop, self._desktop_changed))
-
     async def _x_display(self, own: OwnSession) -> str:
         if not own.display and self._desktop is not None:
             self._environment = await self._desktop[0].environment()
         return own.display or self._environment.get("DISPLAY", "") or os.environ.get("DISPLAY", "")
-
-    def _x11(self, name: str) -> IdleSource:
-        from supervisor.sensors.session_agent.x11 import X11Idle
-
-        return X11Idle(name, self._cookies, self._quiet_s)
 
     def _cookies(self) -> list[Path]:
         """The files in which display managers put the cookie, if they are ours."""

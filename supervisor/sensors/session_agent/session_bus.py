@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from states.observation import NEVER
 from supervisor.linux.dbus import BUS, BUS_PATH, BusError, Signal, SystemBus
-from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Gone, Idle, boot_s
+from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Idle, boot_s
 
 MUTTER: Final = "org.gnome.Mutter.IdleMonitor"
 MUTTER_PATH: Final = "/org/gnome/Mutter/IdleMonitor/Core"
@@ -59,16 +59,13 @@ class BusIdle:
         self._idle_watch = self._active_watch = 0
         self._inhibitors: dict[str, tuple[str, ...]] = {GNOME: (), KDE: (), GAMEMODE: ()}
         self._again: dict[str, asyncio.TimerHandle] = {}
-        self._bus.watch(MUTTER, lambda owner: self._do(self._begin_mutter(owner)))
         self._saver_there = asyncio.Event()
         self._bus.watch(SAVER, lambda owner: self._saver_there.set() if owner else self._saver_there.clear())
-        self._bus.watch(GNOME, lambda _: self._do(self._list_gnome()))
-        self._bus.watch(KDE, lambda _: self._do(self._list_kde()))
-        self._bus.watch(GAMEMODE, lambda _: self._do(self._count_games()))
+        self._bus.watch(MUTTER, lambda _: self._do(self._begin_mutter()))
         self._bus.subscribe(MUTTER, MUTTER, "WatchFired", self._fired)
-        self._bus.subscribe(GNOME, GNOME, "", lambda _: self._do(self._list_gnome()))
-        self._bus.subscribe(KDE, KDE, "InhibitionsChanged", lambda _: self._do(self._list_kde()))
-        self._bus.subscribe(GAMEMODE, GAMEMODE, "", lambda _: self._do(self._count_games()))
+        for name, ask in ((GNOME, self._list_gnome), (KDE, self._list_kde), (GAMEMODE, self._count_games)):
+            self._bus.watch(name, lambda _, ask=ask: self._do(ask()))  # type: ignore[misc]
+            self._bus.subscribe(name, name, "", lambda _, ask=ask: self._do(ask()))  # type: ignore[misc]
 
     @property
     def reading(self) -> Idle | None:
@@ -99,7 +96,7 @@ class BusIdle:
         if self._mutter is not None:
             try:
                 await self._ask_mutter()
-            except Gone:
+            except BusError:
                 self._lose_mutter()
 
     def poll(self, wanted: bool) -> None:
@@ -126,42 +123,40 @@ class BusIdle:
 
     # --- Mutter
 
-    async def _begin_mutter(self, owner: str) -> None:
+    async def _begin_mutter(self) -> None:
         self._mutter, self._idle_watch, self._active_watch = None, 0, 0
-        if owner:
+        if MUTTER in self._again:
+            self._again.pop(MUTTER).cancel()
+        if self._bus.owner(MUTTER):
             try:
                 (pid,) = await self._bus.call(
                     BUS, BUS_PATH, BUS, "GetConnectionUnixProcessID", MUTTER, signature="s", expect="u"
                 )
                 quiet_ms = int(self._quiet_s * 1000)
                 (self._idle_watch,) = await self._ask(MUTTER, MUTTER_PATH, "AddIdleWatch", quiet_ms, signature="t", expect="u")
-                await self._watch_for_touch()
-                self._mutter = Idle("Mutter's idle monitor", None, (), pid)
-                await self._ask_mutter()
-            except (BusError, Gone):
+            except BusError:
                 self._lose_mutter()
                 return
+            self._mutter = Idle("Mutter's idle monitor", None, (), pid)
+            await self._watch_for_touch()
         self._changed()
 
     def _lose_mutter(self) -> None:
         """It does not answer. It has gone, which the bus reports, or is busy, as GNOME's shell is while it starts."""
         self._mutter = None
         self._changed()
-        self._later(MUTTER, self._find_mutter)
-
-    async def _find_mutter(self) -> None:
-        if self._mutter is None and (owner := self._bus.owner(MUTTER)):
-            await self._begin_mutter(owner)
+        self._later(MUTTER, self._begin_mutter)
 
     async def _watch_for_touch(self) -> None:
-        (self._active_watch,) = await self._ask(MUTTER, MUTTER_PATH, "AddUserActiveWatch", expect="u")
+        """The watch fires once. The idle time shows a touch that came before the watch was set."""
+        try:
+            (self._active_watch,) = await self._ask(MUTTER, MUTTER_PATH, "AddUserActiveWatch", expect="u")
+            await self._ask_mutter()
+        except BusError:
+            self._lose_mutter()
 
     async def _ask_mutter(self) -> None:
-        try:
-            (idle_ms,) = await self._ask(MUTTER, MUTTER_PATH, "GetIdletime", expect="t")
-        except BusError as error:
-            self._mutter = None
-            raise Gone(f"Mutter's idle monitor does not answer: {error}") from error
+        (idle_ms,) = await self._ask(MUTTER, MUTTER_PATH, "GetIdletime", expect="t")
         self._set_mutter(None if idle_ms < self._quiet_s * 1000 else boot_s() - idle_ms / 1000)
 
     def _set_mutter(self, since_s: float | None) -> None:
@@ -178,15 +173,7 @@ class BusIdle:
             self._set_mutter(None)
         elif signal.body[0] == self._idle_watch:
             self._set_mutter(boot_s() - self._quiet_s)
-            self._do(self._rearm())
-
-    async def _rearm(self) -> None:
-        """A watch for a touch fires once. The idle time shows a touch that came before the watch was set."""
-        try:
-            await self._watch_for_touch()
-            await self._ask_mutter()
-        except (BusError, Gone):
-            self._lose_mutter()
+            self._do(self._watch_for_touch())
 
     # --- the screen saver
 

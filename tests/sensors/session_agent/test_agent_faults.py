@@ -223,7 +223,7 @@ def test_without_inotify_a_compositor_is_found_after_a_while(
         def __init__(self, path: Path, quiet_s: float) -> None:
             found.append(path)
 
-    monkeypatch.setattr(idle_wayland, "WaylandIdle", Compositor)
+    monkeypatch.setattr(session_module, "WaylandIdle", Compositor)
 
     async def story() -> None:
         with PrivateBus(tmp_path) as bus:
