@@ -87,11 +87,9 @@ class SourceEvents(Protocol):
 
     def link_event(self, event: str, fields: Mapping[str, Any]) -> None:
         """Write a line of the kind `link` to the journal. `fields` never hold a payload or a result."""
-        ...
 
     def describe(self) -> Mapping[str, Any]:
         """What a fleet may know about this node: `state`, `since`, `blocked_by`."""
-        ...
 
 
 class Source(Protocol):
@@ -102,34 +100,27 @@ class Source(Protocol):
 
         `wake` is called in the loop's thread when an answer or a change of the link is there.
         """
-        ...
 
     async def stop(self, deadline_s: float) -> None:
         """Report OFFLINE and deliver what the outbox holds, for at most `deadline_s` seconds."""
-        ...
 
     def ask(self) -> bool:
         """Start one poll. False: a poll is in flight, an answer waits to be taken, or the link is not up."""
-        ...
 
     @property
     def crash_note(self) -> bool:
         """A task was in flight when the last run of the node ended, and is not settled yet."""
-        ...
 
     @property
     def asking(self) -> bool:
         """A poll is in flight."""
-        ...
 
     def take(self) -> Claim | None:
         """The claim that the last poll brought, once; None when there is none."""
-        ...
 
     @property
     def waiting(self) -> Claim | None:
         """The claim that `take` would give, not taken yet."""
-        ...
 
     def settle(self, claim: Claim, ending: Ending) -> None:
         """Put the outcome into the outbox: a success, or a failure with a reason that is not empty.
@@ -137,7 +128,6 @@ class Source(Protocol):
         Raises:
             OSError: the record of the tasks in flight could not be written.
         """
-        ...
 
     def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
         """Put the hand-back into the outbox, with the state that the task has saved.
@@ -148,17 +138,13 @@ class Source(Protocol):
         Raises:
             OSError: the record of the tasks in flight could not be written.
         """
-        ...
 
     def announce(self, availability: Availability) -> None:
         """What the next heartbeat reports; after a change it comes soon."""
-        ...
 
     def resume(self) -> None:
         """Try a link again that was given up."""
-        ...
 
     @property
     def status(self) -> LinkStatus:
         """The link as it is."""
-        ...

@@ -9,17 +9,13 @@ from supervisor.sources.base import SourceEvents
 
 
 class TaskRef(Protocol):
-    """What names a task: a claim, a lease's claim, an outcome."""
+    """What names a task: a claim, an outcome, a task in flight."""
 
     @property
-    def id(self) -> str:
-        """The task's id."""
-        ...
+    def id(self) -> str: ...
 
     @property
-    def type(self) -> str:
-        """The task's type."""
-        ...
+    def type(self) -> str: ...
 
 
 class EventLog:

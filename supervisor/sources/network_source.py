@@ -16,7 +16,7 @@ from supervisor.sources.base import Availability, Claim, LinkStatus, SourceEvent
 from supervisor.sources.errors import RequestError
 from supervisor.sources.events import EventLog
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
-from supervisor.sources.link import RetryingLink, nothing
+from supervisor.sources.link import RetryingLink
 from supervisor.sources.outbox import Outbox
 
 MAX_WAITING: Final = 16  # outcomes that wait in memory, each as large as a result may be; with so many, the node does not ask
@@ -55,7 +55,6 @@ class NetworkSource(ABC):
     # --- the protocol
 
     async def start(self, wake: Wake) -> None:
-        """See Source."""
         self._wake = wake
         left, problem = await self._record.load()
         if problem:
@@ -81,7 +80,6 @@ class NetworkSource(ABC):
             self._link.stopped()
 
     def ask(self) -> bool:
-        """See Source."""
         if not self._may_ask():
             return False
         self._poll = asyncio.create_task(self._ask())
@@ -89,21 +87,17 @@ class NetworkSource(ABC):
 
     @property
     def asking(self) -> bool:
-        """See Source."""
         return self._poll is not None
 
     def take(self) -> Claim | None:
-        """See Source."""
         claim, self._claim = self._claim, None
         return claim
 
     @property
     def waiting(self) -> Claim | None:
-        """See Source."""
         return self._claim
 
     def announce(self, availability: Availability) -> None:
-        """See Source."""
         if availability is not self._availability and not self._link.stopping:
             self._availability = availability
             self._link.hurry()
@@ -114,20 +108,17 @@ class NetworkSource(ABC):
 
     @property
     def status(self) -> LinkStatus:
-        """See Source."""
         return replace(self._link.status, dialect=self._dialect, url=self._url, outbox=len(self._outbox))
 
     # --- what differs
 
     @property
     @abstractmethod
-    def _url(self) -> str:
-        """The other side, for people: without a password."""
+    def _url(self) -> str: ...
 
     @property
     @abstractmethod
-    def _dialect(self) -> str:
-        """The protocol."""
+    def _dialect(self) -> str: ...
 
     @abstractmethod
     async def _recover(self, task: InFlightTask) -> None:
@@ -145,9 +136,8 @@ class NetworkSource(ABC):
     async def _beat(self) -> None:
         """Send a heartbeat. Raises RequestError."""
 
-    async def _close(self) -> None:
-        """The link has gone down: clean up."""
-        await nothing()
+    async def _close(self) -> None:  # noqa: B027  not each link needs it
+        """Clean up after the link has gone down."""
 
     @abstractmethod
     async def _poll_once(self) -> None:
@@ -203,9 +193,7 @@ class NetworkSource(ABC):
             self._claim = None
 
     @abstractmethod
-    def settle(self, claim: Claim, ending: Ending) -> None:
-        """See Source."""
+    def settle(self, claim: Claim, ending: Ending) -> None: ...
 
     @abstractmethod
-    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
-        """See Source."""
+    def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None: ...

@@ -34,12 +34,10 @@ class Outcome:
 
     @property
     def id(self) -> str:
-        """The task's id."""
         return self.result.id
 
     @property
     def type(self) -> str:
-        """The task's type."""
         return self.result.type
 
 

@@ -83,7 +83,6 @@ class NatsSource(NetworkSource):
         return super().ask()
 
     def settle(self, claim: Claim, ending: Ending) -> None:
-        """See Source."""
         lease = self._without_outcome(claim)
         if lease is None:
             return

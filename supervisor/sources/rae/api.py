@@ -12,7 +12,7 @@ from uuid import UUID
 from supervisor.sources.base import Availability, SourceSettings
 from supervisor.sources.errors import RequestError
 from supervisor.sources.ids import is_id, same_id
-from supervisor.sources.rae.dialects import DIALECTS, Dialect, configured, from_openapi
+from supervisor.sources.rae.dialects import DIALECTS, Dialect, from_openapi
 from supervisor.sources.rae.transport import NOT_JSON, Answer, AnswerTooLarge, Request, Transport
 from supervisor.sources.sanitize import encode
 
@@ -55,7 +55,7 @@ class RaeApi:
         self._node_id = settings.node_id
         self._token = settings.token
         self._capabilities = settings.capabilities
-        self._dialect = configured(settings.control)
+        self._dialect = DIALECTS.get(settings.control.dialect)  # None: to be found
         self._fixed = self._dialect is not None
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by kind of request
         self._last_heartbeat = Availability.BUSY
@@ -66,7 +66,7 @@ class RaeApi:
         """The dialect's name; empty while it is not found."""
         return self._dialect.name if self._dialect else ""
 
-    async def paths(self) -> Dialect:
+    async def _paths(self) -> Dialect:
         """The dialect. If it is not known: from the OpenAPI document, else by probes that change nothing."""
         async with self._locks["dialect"]:
             if self._dialect is None:
@@ -88,9 +88,10 @@ class RaeApi:
 
     async def register(self) -> None:
         """Make this node known; a heartbeat with the real availability must follow."""
-        paths = await self.paths()
+        paths = await self._paths()
         body = {"node_id": self._node_id, "api_key": self._token or NO_KEY, "capabilities": self._capabilities}
-        value = await self._call("register", Request("POST", paths.register, content=encode(body), max_bytes=SMALL_BYTES))
+        request = Request("POST", f"{paths.prefix}/nodes/register", content=encode(body), max_bytes=SMALL_BYTES)
+        value = await self._call("register", request)
         compute_id = value.get("id") if isinstance(value, dict) else None
         if not isinstance(compute_id, str) or not 0 < len(compute_id) <= MAX_ID_CHARS:
             raise self._malformed("register")
@@ -99,9 +100,9 @@ class RaeApi:
     async def heartbeat(self, availability: Availability) -> None:
         """Report whether work is welcome."""
         self._last_heartbeat = availability
-        paths = await self.paths()
+        paths = await self._paths()
         body = {"node_id": self._node_id, "status": availability.value}
-        request = Request("POST", paths.heartbeat, content=encode(body), max_bytes=SMALL_BYTES)
+        request = Request("POST", f"{paths.prefix}/nodes/heartbeat", content=encode(body), max_bytes=SMALL_BYTES)
         if not isinstance(await self._call("heartbeat", request), dict):
             raise self._malformed("heartbeat")
 
@@ -120,7 +121,7 @@ class RaeApi:
             TaskTooLarge: there is a task that is too large to be read.
             RequestError: no good answer.
         """
-        paths = await self.paths()
+        paths = await self._paths()
         try:
             value = await self._call("poll", Request("GET", paths.poll, query={"node_id": self._node_id}))
         except AnswerTooLarge as answer:
@@ -136,11 +137,11 @@ class RaeApi:
             TaskTooLarge: the task is too large to be read.
             RequestError: no good answer.
         """
-        paths = await self.paths()
-        if paths.task is None:
+        paths = await self._paths()
+        if not paths.lookup:
             return None
         try:
-            value = await self._call("task", Request("GET", paths.task.replace("{id}", task_id)))
+            value = await self._call("task", Request("GET", f"{paths.prefix}/tasks/{task_id}"))
         except AnswerTooLarge as answer:
             large = _task_too_large(answer)
             raise large if large is not None and same_id(large.task_id, task_id) else answer from None
@@ -150,17 +151,17 @@ class RaeApi:
 
     async def create(self, body: bytes) -> str:
         """Post a task (JSON object with type, payload, priority); its id."""
-        paths = await self.paths()
-        value = await self._call("task post", Request("POST", paths.tasks, content=body, enough=TASK_BEGINS))
+        paths = await self._paths()
+        value = await self._call("task post", Request("POST", f"{paths.prefix}/tasks", content=body, enough=TASK_BEGINS))
         if not isinstance(value, dict) or not is_id(value.get("id")):
             raise self._malformed("task post")
         return str(value["id"])
 
     async def result(self, task_id: str, body: bytes) -> None:
         """Post an outcome (JSON object with task_id, result, error)."""
-        paths = await self.paths()
-        path = paths.result.replace("{id}", task_id)
-        value = await self._call("result", Request("POST", path, content=body, enough=TASK_BEGINS))
+        paths = await self._paths()
+        request = Request("POST", f"{paths.prefix}/tasks/{task_id}/result", content=body, enough=TASK_BEGINS)
+        value = await self._call("result", request)
         if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
             raise self._malformed("result")
 
@@ -213,7 +214,7 @@ class RaeApi:
         """With GETs only: the list of nodes shows the prefix; a look at a task that cannot exist tells A from B."""
         for name in ("B", "C", "D"):
             try:
-                value = await self._call("node list", Request("GET", DIALECTS[name].nodes))
+                value = await self._call("node list", Request("GET", f"{DIALECTS[name].prefix}/nodes"))
             except UnknownPath:
                 continue
             if not isinstance(value, list):
@@ -222,10 +223,8 @@ class RaeApi:
         raise UnknownPath(f"no control node at {self._transport.url}: none of the known paths; check control.url", status=404)
 
     async def _a_or_b(self) -> Dialect:
-        lookup = DIALECTS["B"].task
-        assert lookup is not None
         try:
-            await self._call("task", Request("GET", lookup.replace("{id}", NIL_ID)))
+            await self._call("task", Request("GET", f"{DIALECTS['B'].prefix}/tasks/{NIL_ID}"))
         except UnknownPath:
             return DIALECTS["A"]
         except NotFound:

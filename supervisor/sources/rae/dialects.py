@@ -1,4 +1,4 @@
-"""The four sets of paths under which releases of the control node serve one and the same contract."""
+"""The four sets of paths under which releases of the control node serve the same contract."""
 
 from __future__ import annotations
 
@@ -7,44 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from supervisor.config.schema import Control
-
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Paths; `{id}` stands for a task's id. `task` None: this release cannot look a task up."""
+    """`poll` is a whole path; the other paths follow from the prefix. `lookup` False: this release cannot look a task up."""
 
     name: str
-    nodes: str
-    register: str
-    heartbeat: str
+    prefix: str
     poll: str
-    tasks: str
-    task: str | None
-    result: str
-
-
-def _dialect(name: str, prefix: str, poll: str, *, lookup: bool = True) -> Dialect:
-    return Dialect(
-        name=name,
-        nodes=f"{prefix}/nodes",
-        register=f"{prefix}/nodes/register",
-        heartbeat=f"{prefix}/nodes/heartbeat",
-        poll=f"{prefix}/{poll}",
-        tasks=f"{prefix}/tasks",
-        task=f"{prefix}/tasks/{{id}}" if lookup else None,
-        result=f"{prefix}/tasks/{{id}}/result",
-    )
+    lookup: bool = True
 
 
 DIALECTS: Final[Mapping[str, Dialect]] = {
-    dialect.name: dialect
-    for dialect in (
-        _dialect("A", "/control", "tasks/poll", lookup=False),  # until v2.6.0
-        _dialect("B", "/control", "tasks_poll"),  # v2.7.0 to v2.9.0
-        _dialect("C", "/v1/control", "tasks_poll"),  # v3.0.0 to v3.0.3
-        _dialect("D", "/v2/nodes", "tasks_poll"),  # from v3.4.0
-    )
+    "A": Dialect("A", "/control", "/control/tasks/poll", lookup=False),  # until v2.6.0
+    "B": Dialect("B", "/control", "/control/tasks_poll"),  # v2.7.0 to v2.9.0
+    "C": Dialect("C", "/v1/control", "/v1/control/tasks_poll"),  # v3.0.0 to v3.0.3
+    "D": Dialect("D", "/v2/nodes", "/v2/nodes/tasks_poll"),  # from v3.4.0
 }
 
 _PLAIN_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -68,11 +46,6 @@ def from_openapi(document: Any) -> Dialect | None:
         re.fullmatch(rf"{re.escape(prefix)}/tasks/\{{[^/{{}}]+\}}", path) and isinstance(methods, dict) and "get" in methods
         for path, methods in paths.items()
     )
-    found = _dialect("other", prefix, polls[0].removeprefix(f"{prefix}/"), lookup=lookup)
+    found = Dialect("other", prefix, polls[0], lookup)
     known = (dialect for dialect in DIALECTS.values() if replace(dialect, name="other") == found)
     return next(known, found)
-
-
-def configured(settings: Control) -> Dialect | None:
-    """The dialect that node.yaml names; None: to be found."""
-    return DIALECTS.get(settings.dialect)

@@ -40,11 +40,9 @@ class RaeSource(NetworkSource):
     # --- the protocol
 
     def settle(self, claim: Claim, ending: Ending) -> None:
-        """See Source."""
         self._put(Item.settled(claim.id, claim.type, ending.result, ending.error))
 
     def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
-        """See Source."""
         self._put(Item.handed_back(claim, ending, on_preempt))
 
     def resume(self) -> None:

@@ -94,15 +94,15 @@ def test_keys_that_could_not_be_made_are_made_the_next_time(
         bare.setenv("PATH", str(tmp_path))
         assert credentials.main(words) == 1
     assert "apt install openssl" in capsys.readouterr().err
-    genuine = credentials._openssl
+    genuine = subprocess.run
 
-    def fails(*of: Any) -> None:
-        if of[0] == "x509":
+    def fails(argv: list[str], **options: Any) -> Any:
+        if argv[1] == "x509":
             raise subprocess.CalledProcessError(1, "openssl", stderr="it fails")
-        genuine(*of)
+        return genuine(argv, **options)
 
     with monkeypatch.context() as broken:
-        broken.setattr(credentials, "_openssl", fails)
+        broken.setattr(subprocess, "run", fails)
         assert credentials.main(words) == 1
     assert "it fails" in capsys.readouterr().err
     assert credentials.main(words) == 0

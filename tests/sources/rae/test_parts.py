@@ -23,7 +23,7 @@ from supervisor.sources.api_key import TokenError, token
 from supervisor.sources.backoff import RETRY_AFTER_MAX_S, Backoff
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import NAME, SET_ASIDE, UNKNOWN, InFlightRecord, InFlightTask
-from supervisor.sources.rae.dialects import DIALECTS, configured, from_openapi
+from supervisor.sources.rae.dialects import DIALECTS, from_openapi
 from supervisor.sources.rae.transport import Transport
 from supervisor.tools.demo.control_node.api import Api
 from supervisor.tools.demo.control_node.server import Request
@@ -120,22 +120,17 @@ def test_each_dialect_is_told_by_its_openapi_document(name: str) -> None:
         ({"/x/nodes/register": {}}, None),
         ({"/x/nodes/register": {}, "/y/nodes/register": {}, "/x/tasks_poll": {}}, None),
         ({"/x/nodes/register": {}, "/x/tasks_poll": {}, "/x/tasks/poll": {}}, None),
-        ({"/x/nodes/register": {}, "/x/tasks-poll": {}}, ("other", "/x/tasks-poll", None)),
+        ({"/x/nodes/register": {}, "/x/tasks-poll": {}}, ("other", "/x/tasks-poll", False)),
         (
             {"/x/nodes/register": {}, "/x/tasks_poll": {}, "/x/tasks/{a}": {"get": {}}},
-            ("other", "/x/tasks_poll", "/x/tasks/{id}"),
+            ("other", "/x/tasks_poll", True),
         ),
         ({"//evil/nodes/register?": {}, "/x/tasks_poll": {}}, None),
     ],
 )
-def test_other_documents(paths: Any, found: tuple[str, str, str | None] | None) -> None:
+def test_other_documents(paths: Any, found: tuple[str, str, bool] | None) -> None:
     dialect = from_openapi({"paths": paths})
-    assert found == (None if dialect is None else (dialect.name, dialect.poll, dialect.task))
-
-
-def test_the_configuration_names_the_dialect() -> None:
-    assert configured(Control()) is None
-    assert configured(Control(dialect="C")) == DIALECTS["C"]
+    assert found == (None if dialect is None else (dialect.name, dialect.poll, dialect.lookup))
 
 
 # --- the key

@@ -1,8 +1,8 @@
 """Keys for a fleet: `python -m supervisor.sources.nats.admin.credentials DIR --server HOST... --node ID...` (needs openssl).
 
-Writes into DIR what each machine needs and no more: for a server its configuration, certificate and `users.conf`; for a
-node, an operator or a bridge one file with its password; `ca.pem` for all. May be run again to add servers or nodes: what is
-there stays. A user's rights are in `rights`, and nothing else is allowed to it.
+It writes into DIR what each machine needs and no more: for a server its configuration, certificate and `users.conf`; for a
+node, an operator or a bridge one file with its password; `ca.pem` for all. It may run again to add servers or nodes: what is
+there stays. `rights` lists all that a user may do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from supervisor.sources.nats import subjects
 ADMIN: Final = "admin"
 OPERATOR: Final = "operator"
 BRIDGE: Final = "bridge"
-ROUTES: Final = "routes"  # the servers among themselves
+ROUTES: Final = "routes"  # for the connections between servers
 DAYS: Final = "3650"
 CLIENT_PORT: Final = 4222
 CLUSTER_PORT: Final = 6222
@@ -53,11 +53,12 @@ subjectAltName={names}
 
 
 def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str, Any]:
-    """What a user of this role may send and hear; everything else is refused by the server."""
-    api, mine = "$JS.API", f"{subjects.inbox(user)}.>"
+    """What a user of this role may send and receive; the server refuses everything else."""
     if role == ADMIN:
         return {"publish": ">", "subscribe": ">"}
+    api, receive = "$JS.API", [f"{subjects.inbox(user)}.>"]
     if role == OPERATOR:
+        receive.append(subjects.ANY_RESULT)
         send = [
             "rae.tasks.*.*",
             *(f"{api}.STREAM.INFO.{stream}" for stream in (subjects.TASKS, subjects.RESULTS, subjects.DEAD)),
@@ -65,8 +66,7 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             f"{api}.DIRECT.GET.{subjects.RESULTS}.>",
             f"{api}.DIRECT.GET.{subjects.NODES_STREAM}",
         ]
-        return {"publish": {"allow": send}, "subscribe": {"allow": [mine, subjects.ANY_RESULT]}}
-    if role == BRIDGE:
+    elif role == BRIDGE:
         send = [
             "rae.tasks.*.*",
             f"{api}.CONSUMER.INFO.{subjects.RESULTS}.{subjects.BRIDGE}",
@@ -74,26 +74,26 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             f"$JS.ACK.{subjects.RESULTS}.{subjects.BRIDGE}.>",
             f"{api}.DIRECT.GET.{subjects.RESULTS}.>",
         ]
-        return {"publish": {"allow": send}, "subscribe": {"allow": [mine]}}
-    send = [
-        f"{api}.CONSUMER.INFO.{subjects.TASKS}.{consumer}",
-        subjects.next_subject(subjects.TASKS, consumer),
-        f"$JS.ACK.{subjects.TASKS}.{consumer}.>",
-        subjects.ANY_RESULT,
-        "rae.dead.*",
-        subjects.place_subject("*"),
-        f"{api}.DIRECT.GET.{subjects.PLACES}.{subjects.place_subject('*')}",
-        subjects.node_subject(user),
-    ]
-    return {"publish": {"allow": send}, "subscribe": {"allow": [mine]}}
+    else:
+        send = [
+            f"{api}.CONSUMER.INFO.{subjects.TASKS}.{consumer}",
+            subjects.next_subject(subjects.TASKS, consumer),
+            f"$JS.ACK.{subjects.TASKS}.{consumer}.>",
+            subjects.ANY_RESULT,
+            "rae.dead.*",
+            subjects.place_subject("*"),
+            f"{api}.DIRECT.GET.{subjects.PLACES}.{subjects.place_subject('*')}",
+            subjects.node_subject(user),
+        ]
+    return {"publish": {"allow": send}, "subscribe": {"allow": receive}}
 
 
 class KeysError(Exception):
-    """The folder is not as this tool leaves it; one line."""
+    """The keys cannot be made; one line."""
 
 
 class Keys:
-    """A folder of keys. Private files are 0600 from their first byte on."""
+    """A folder of keys. Private files have mode 0600 from their first byte on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,11 +102,7 @@ class Keys:
         self._users_file = folder / "users.json"
 
     def users(self) -> dict[str, dict[str, str]]:
-        """Name → role and consumer, of everybody who has a key.
-
-        Raises:
-            KeysError: the list is damaged.
-        """
+        """Name → role and consumer, of each user that has a key."""
         if not self._users_file.exists():
             return {}
         try:
@@ -117,14 +113,21 @@ class Keys:
             raise KeysError(f"{self._users_file}: {why}") from None
 
     def add(self, servers: Sequence[str], users: Iterable[tuple[str, str, str]], store: str) -> list[str]:
-        """Make what is missing for these servers and these (name, role, consumer); the files that are new."""
-        before = set(self._files())
-        known = self.users()
+        """Make what is missing for these servers and these (name, role, consumer).
+
+        Returns:
+            The new files.
+
+        Raises:
+            KeysError: the folder is damaged, or openssl failed.
+            OSError: a file cannot be written.
+        """
+        before, known = set(self._files()), self.users()
         self._authority()
-        everybody = known | {name: {"role": role, "consumer": consumer} for name, role, consumer in users}
-        _private(self._users_file, json.dumps(everybody, indent=1))
+        all_users = known | {name: {"role": role, "consumer": consumer} for name, role, consumer in users}
+        _private(self._users_file, json.dumps(all_users, indent=1))
         accounts = []
-        for name, one in everybody.items():
+        for name, one in all_users.items():
             grants = json.dumps(rights(one["role"], name, one["consumer"]))
             key = json.dumps(self.password(name))
             accounts.append(f"  {{ user: {json.dumps(name)}, password: {key}, permissions: {grants} }}\n")
@@ -154,9 +157,9 @@ class Keys:
                 "-addext", "keyUsage=critical,keyCertSign,cRLSign",
             )
             new.replace(certificate)
-            new_key.replace(key)  # last: with it, all is there
+            new_key.replace(key)  # last: if the key is there, all is there
         if not _made(certificate):
-            raise KeysError(f"{certificate} is missing beside {key}; put it back, for every certificate is checked by it")
+            raise KeysError(f"{certificate} is missing beside {key}; put it back: each certificate is checked by it")
 
     def _server(self, host: str, servers: Sequence[str], store: str) -> None:
         names = {end: self.folder / f"{host}.{end}" for end in ("conf", "pem", "key", "csr", "ext")}
@@ -186,12 +189,12 @@ class Keys:
 
 
 def _made(path: Path) -> bool:
-    """It is there, and not only begun."""
+    """The file is there and not empty."""
     return path.exists() and path.stat().st_size > 0
 
 
 def _private(path: Path, text: str) -> None:
-    """Write it whole, readable by its owner alone."""
+    """Write the whole file, readable by its owner alone."""
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
@@ -199,8 +202,14 @@ def _private(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def _openssl(*words: str | Path) -> None:
-    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, text=True, timeout=60)
+def _openssl(*arguments: str | Path) -> None:
+    try:
+        subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise KeysError("openssl is not installed; it makes the certificates (Debian: apt install openssl)") from None
+    except subprocess.SubprocessError as error:
+        lines = str(getattr(error, "stderr", "") or "").strip().splitlines() or [type(error).__name__]
+        raise KeysError(f"openssl failed: {lines[-1]}") from None
 
 
 def _alternative(host: str) -> str:
@@ -221,9 +230,9 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="deploy/fleet/credentials", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--server", action="append", default=[], metavar="HOST", help="a server's name or address; 1 or 3")
-    parser.add_argument("--node", action="append", default=[], metavar="ID", help="a node's id, as node.id in its node.yaml")
-    parser.add_argument("--consumer", default=subjects.CONSUMER, help="what these nodes pull from (control.nats.consumer)")
+    parser.add_argument("--server", action="append", default=[], metavar="HOST", help="name or address of a server; 1 or 3")
+    parser.add_argument("--node", action="append", default=[], metavar="ID", help="id of a node: node.id in its node.yaml")
+    parser.add_argument("--consumer", default=subjects.CONSUMER, help="consumer of these nodes (control.nats.consumer)")
     parser.add_argument("--store", default="/var/lib/nats/jetstream", metavar="DIR", help="where servers keep their streams")
     given = parser.parse_args(argv)
     reserved = {ADMIN, OPERATOR, BRIDGE, ROUTES}
@@ -237,18 +246,8 @@ def main(argv: Sequence[str]) -> int:
     users += [(name, "node", given.consumer) for name in given.node]
     try:
         new = Keys(given.folder).add(given.server, users, given.store)
-    except FileNotFoundError as missing:
-        sys.stderr.write(f"{missing.filename} is not installed; it makes the certificates (Debian: apt install openssl)\n")
-        return 1
-    except subprocess.SubprocessError as failed:
-        said = str(getattr(failed, "stderr", "") or "").strip().splitlines() or [type(failed).__name__]
-        sys.stderr.write(f"openssl failed, see its own words: {said[-1]}\n")
-        return 1
-    except OSError as error:
-        sys.stderr.write(f"{error.filename}: {error.strerror}\n")
-        return 1
-    except KeysError as damaged:
-        sys.stderr.write(f"{damaged}\n")
+    except (OSError, KeysError) as error:
+        sys.stderr.write(f"{error.filename}: {error.strerror}\n" if isinstance(error, OSError) else f"{error}\n")
         return 1
     sys.stdout.write("".join(f"{name}\n" for name in new))
     return 0

@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="deploy/fleet/setup", description="Make a fleet's streams and consumers.")
     add_arguments(parser)
-    parser.add_argument("--replicas", type=int, choices=(1, 3, 5), default=1, help="copies of each stream: 3 for three servers")
+    parser.add_argument("--replicas", type=int, choices=(1, 3, 5), default=1, help="copies of each stream; 3 for three servers")
     parser.add_argument("--file", type=Path, default=DEFINITIONS, help="the definitions")
     given = parser.parse_args(argv)
 
