@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""The service's entry point (R13): the node, unattended.
+"""The service's entry point: the node, unattended.
 
-A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it.
+Runs the node's own interpreter, isolated (-I), whatever python3 started this script.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 AGENT = Path(__file__).resolve().parent
 ROOTS = (AGENT.parent / "venv", AGENT.parents[1] / ".venv")  # installed; in a checkout
-# By its real path: an upgrade puts another one in place of `venv`, and a process keeps to the one it began with.
+# The real path: an upgrade replaces the link `venv`, but a process keeps the version it started with.
 PYTHON = next((root.resolve() / "bin" / "python" for root in ROOTS if (root / "bin" / "python").exists()), None)
 if PYTHON is None:
     print("auto_runner.py: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""Is a person there (R9)? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN.
+"""Is a person there? Exit 0 = SAFE TO RUN, 1 = DO NOT RUN.
 
-A thin door: runs the node's own interpreter, isolated (-I), whatever python3 opened it.
+Runs the node's own interpreter, isolated (-I), whatever python3 started this script.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 AGENT = Path(__file__).resolve().parent
 ROOTS = (AGENT.parent / "venv", AGENT.parents[1] / ".venv")  # installed; in a checkout
-# By its real path: an upgrade puts another one in place of `venv`, and a process keeps to the one it began with.
+# The real path: an upgrade replaces the link `venv`, but a process keeps the version it started with.
 PYTHON = next((root.resolve() / "bin" / "python" for root in ROOTS if (root / "bin" / "python").exists()), None)
 if PYTHON is None:
     print("DO NOT RUN: the node's virtual environment is missing: " + " or ".join(map(str, ROOTS)), file=sys.stderr)

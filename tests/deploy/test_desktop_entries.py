@@ -1,4 +1,4 @@
-"""The desktop entries for the person at the desk: sound, and what they start says the word and shows the answer."""
+"""The desktop entries for the person at the desk: valid, and the commands that they start show their answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.running import RAE_NODE, NodeFolder, daemon
 
 FOLDER = Path(__file__).parents[2] / "deploy/desktop"
 ENTRIES = sorted(path.name for path in FOLDER.iterdir())
-WORDS = {
+ANSWERS = {
     ("rae-node-pause.desktop", "Desktop Entry"): "until `rae-node resume`",
     ("rae-node-pause.desktop", "Desktop Action two-hours"): "paused until ",
     ("rae-node-resume.desktop", "Desktop Entry"): "the node is on",
@@ -48,7 +48,7 @@ def test_the_validator_has_nothing_to_say(name: str) -> None:
 
 
 def test_every_command_is_tried_below() -> None:
-    assert {(name, section) for name in ENTRIES for section in commands(name)} == set(WORDS)
+    assert {(name, section) for name in ENTRIES for section in commands(name)} == set(ANSWERS)
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_a_click_says_the_word_and_shows_the_answer(tmp_path: Path) -> None:
     shown = tmp_path / "shown"
     with daemon(folder) as node:
         node.wait_for("READY")
-        for (name, section), answer in WORDS.items():
+        for (name, section), answer in ANSWERS.items():
             shown.unlink(missing_ok=True)
             subprocess.run(commands(name)[section], env=env, check=True, timeout=60, cwd="/")
             _, _, title, text, _ = shown.read_text().split("|")

@@ -1,4 +1,4 @@
-"""The unit file: what R14 and the traps of systemd ask of it, each with its reason, and nothing that systemd warns about."""
+"""The unit file: what R14 and the traps of systemd require, each with its reason, and nothing that systemd warns about."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_it_says(setting: str) -> None:
 
 
 def test_every_group_of_settings_has_its_reason() -> None:
-    """Each block of the service's part begins with a comment, but what is plain by its name."""
+    """Each block of the service's part begins with a comment, except where the name is plain."""
     plain = {"Restart", "NoNewPrivileges", "Description"}
     before = ""
     for line in LINES[LINES.index("[Service]") + 1 : LINES.index("[Install]")]:
         name = line.partition("=")[0]
         if before == "" and name and not line.startswith("#"):
-            assert name in plain, f"{line} begins a block without a word why"
+            assert name in plain, f"{line} begins a block without a reason"
         before = line
 
 
@@ -62,7 +62,7 @@ def instance(tmp_path: Path) -> Path:
     return path
 
 
-def test_nothing_to_say_against_it(instance: Path) -> None:
+def test_systemd_finds_no_fault(instance: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(instance)], capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
 

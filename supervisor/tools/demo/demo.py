@@ -56,18 +56,15 @@ class ScriptedPerson(PresenceSensor):
         self._left_at_s: float | None = None  # None: at the desk
 
     def latest(self, now_s: float) -> Presence:
-        """See PresenceSensor."""
         if self._left_at_s is None:
             return Presence(self.name, now_s, present="user active (scripted)")
         return Presence(self.name, now_s, self._left_at_s, "user active (scripted)")
 
     def come(self) -> None:
-        """Touch the mouse."""
         self._left_at_s = None
         self._wake()
 
     def go(self) -> None:
-        """Leave the desk."""
         self._left_at_s = self._clock.now_s()
         self._wake()
 

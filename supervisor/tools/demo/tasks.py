@@ -8,7 +8,6 @@ from typing import Any
 
 
 def primes(payload: dict[str, Any]) -> dict[str, Any]:
-    """Count the primes below `below`."""
     below = int(payload["below"])
     sieve = bytearray([1]) * below
     sieve[:2] = b"\0\0"
@@ -19,7 +18,6 @@ def primes(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_words(payload: dict[str, Any]) -> dict[str, Any]:
-    """Count the words of `text`."""
     found: dict[str, int] = {}
     for word in payload["text"].lower().split():
         found[word] = found.get(word, 0) + 1

@@ -53,17 +53,12 @@ _PROPERTIES: Final = (
     "MainPID", "NRestarts", "User", "ExecStart", "NotifyAccess", *REQUIRED,
 )
 
-# The settings of the unit that make up its sandbox, in which `inside` runs.
-_SANDBOX: Final = frozenset({
-    "SupplementaryGroups", "Environment", "EnvironmentFile", "ProtectSystem", "ReadWritePaths", "ReadOnlyPaths",
-    "BindPaths", "BindReadOnlyPaths", "ProtectHome", "PrivateMounts", "PrivateTmp", "TemporaryFileSystem", "UMask",
-    "RemoveIPC", "DevicePolicy", "DeviceAllow", "NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities",
-    "SystemCallArchitectures", "SystemCallFilter", "SystemCallErrorNumber", "RestrictAddressFamilies",
-    "RestrictNamespaces", "RestrictRealtime", "RestrictSUIDSGID", "LockPersonality", "ProtectClock",
-    "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "KeyringMode",
-    "LoadCredential", "LimitCORE", "LimitNICE", "Delegate", "PrivateDevices", "PrivateUsers", "PrivateNetwork",
-    "MemoryDenyWriteExecute", "ProtectProc", "ProcSubset", "ProtectControlGroups",
-})
+# How the settings of the unit begin that make up its sandbox, in which `inside` runs.
+_SANDBOX: Final = (
+    "Ambient", "Bind", "Capability", "Delegate", "Device", "Environment", "Keyring", "Limit", "LoadCredential", "Lock",
+    "MemoryDeny", "NoNewPrivileges", "Private", "ProcSubset", "Protect", "Read", "RemoveIPC", "Restrict", "Supplementary",
+    "SystemCall", "TemporaryFileSystem", "UMask",
+)
 
 
 async def examine(folder: Path) -> list[Check]:
@@ -264,7 +259,7 @@ async def inside(config: Config, says: Mapping[str, str]) -> list[Check]:
     argv = [sys.executable, "-I", "-m", "supervisor.tools.doctor.in_service", str(config.folder)]
     options: dict[str, Any] = {}
     if os.geteuid() == 0 and says.get("LoadState") == "loaded":
-        sandbox = [f"--property={line}" for line in _lines(says) if line.partition("=")[0] in _SANDBOX]
+        sandbox = [f"--property={line}" for line in _lines(says) if line.startswith(_SANDBOX)]
         more = " ".join(f"-{path}" for path in (config.paths.state, config.paths.runtime))
         runner = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--property=User={user}"]
         argv = [*runner, *sandbox, f"--property=ReadWritePaths={more}", f"--property=RuntimeMaxSec={DEADLINE_S:g}", *argv]

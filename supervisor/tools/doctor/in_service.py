@@ -46,7 +46,6 @@ DAY_S = 86400.0
 
 
 async def checks(config: Config) -> list[Check]:
-    """All of them."""
     sensors, lock = await asyncio.gather(_sensors(config), sleep_lock(config))
     return [*sensors, lock, *folders(config), rotation(config), containment(), key(config), *await programs(config)]
 
@@ -162,8 +161,6 @@ def folders(config: Config) -> Iterator[Check]:
 
 
 class _Days:
-    """A clock that shows one moment of each day."""
-
     def __init__(self) -> None:
         self.day = 0
 

@@ -45,7 +45,6 @@ class Answer:
         return "DO NOT RUN: " + "; ".join(self.reasons) if self.reasons else "SAFE TO RUN"
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
         return {"safe": not self.reasons, "reasons": list(self.reasons), "readings": list(self.readings)}
 
 
@@ -60,7 +59,6 @@ class _Look:
 
 
 async def look_once(config: Config) -> _Look:
-    """Start all sensors, look, and stop them."""
     clock = SystemClock()
     sensors = SensorSet(config, clock)
     seen = asyncio.to_thread(remembered, config, clock)
@@ -94,7 +92,6 @@ class _Remembered(PresenceSensor):
         self._sign, self._at_s = sign, at_s
 
     def latest(self, now_s: float) -> Presence:
-        """The newest sign that it has seen."""
         return Presence(self.name, now_s, self._at_s, self._sign)
 
 

@@ -52,17 +52,14 @@ class Check:
 
     @property
     def result(self) -> str:
-        """Passed, failed, or not applicable."""
         return {True: "passed", False: "failed", None: "not applicable"}[self.ok]
 
     @property
     def failure(self) -> str:
-        """Which check, why, and how to fix it."""
         return f"{self.name}: {self.reason}" + (f"; {self.fix}" if self.fix else "")
 
 
 def failed(checks: Iterable[Check]) -> list[Check]:
-    """Those that failed, in order."""
     return [check for check in checks if check.ok is False]
 
 
@@ -73,7 +70,6 @@ def stands(line: str, checks: Sequence[Check]) -> bool:
 
 
 def ready(checks: Sequence[Check]) -> bool:
-    """Every line of the report is true."""
     return all(stands(line, checks) for line in LINES)
 
 
@@ -88,7 +84,6 @@ def report(checks: Sequence[Check]) -> str:
 
 
 def report_dict(checks: Sequence[Check]) -> dict[str, Any]:
-    """The report's JSON form."""
     lines = {line: yes if stands(line, checks) else no for line, (yes, no) in LINES.items()}
     return {"ready": ready(checks), "lines": lines, "failed": [check.as_dict() for check in failed(checks)]}
 
@@ -107,7 +102,6 @@ def verify(checks: Sequence[Check], host: str, time: str) -> str:
 
 
 def verify_dict(checks: Sequence[Check], host: str, time: str) -> dict[str, Any]:
-    """The acceptance procedure's JSON form."""
     return {"host": host, "time": time, "passed": ready(checks), "checks": [check.as_dict() for check in checks]}
 
 

@@ -39,7 +39,6 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """All as expected."""
         return self.difference is None and not self.errors
 
     def answer(self) -> list[str]:
@@ -58,6 +57,5 @@ def effect_name(effect: Effect, ok: bool) -> str:
 
 
 def guard_lines(verdicts: Iterable[Verdict]) -> list[str]:
-    """One line for each guard."""
     marks = {True: "yes", False: "no", None: "unknown"}
     return [f"{v.name:<13}  {marks[v.ok]:<7}  {v.reason}" for v in verdicts]

@@ -54,12 +54,10 @@ class Case:
 
     @property
     def reason(self) -> str:
-        """Everything that blocks."""
         return "; ".join(self.reasons) or "nothing blocks"
 
     @property
     def as_required(self) -> bool:
-        """It came out as it must."""
         return self.allowed is self.required
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,7 +67,6 @@ class Case:
 
 
 def dry_run(limits: Limits) -> list[Case]:
-    """Every case, judged by these limits."""
     combinations = ((u, g, c, h) for c, h, g, u in itertools.product(CPUS, HOSTS, GPUS, USERS))
     return [_case(*combination, limits) for combination in (*combinations, *FURTHER)]
 

@@ -74,7 +74,6 @@ def _shown(value: Any) -> str:
 
 
 def replay_script(path: Path) -> Report:
-    """One script, up to its first difference."""
     file = str(path)
     try:
         text = read(Path(), file)

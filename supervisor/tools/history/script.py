@@ -22,11 +22,10 @@ from states.limits import Limits
 from states.memory import State
 from states.observation import Link, TaskPhase
 from states.table import BY_ID
-from supervisor.config import yaml_reader as yaml_strict
+from supervisor.config import yaml_reader
 from supervisor.config.load import limits_of
 from supervisor.config.schema import SHIPPED_RUNTIME, NodeSettings, Runtime
 from supervisor.config.validate import Validator
-from supervisor.config.yaml_reader import Mapping as MappingNode
 from supervisor.config.yaml_reader import Problem, Scalar, Sequence, YamlNode, found, resolved
 from supervisor.journal.codec import ABSENT, GPU_FIELDS, GPU_MORE, READINGS, UNKNOWN
 
@@ -96,7 +95,7 @@ def parse(text: str, file: str) -> Script:
     Raises:
         ScriptError: it is no script; every reason is in it.
     """
-    root, problems = yaml_strict.parse(text, file)
+    root, problems = yaml_reader.parse(text, file)
     reader = _Reader(file, problems)
     script = reader.script(root)
     if problems:
@@ -118,7 +117,6 @@ class _Reader:
         self._at_s = 0.0
 
     def script(self, root: YamlNode | None) -> Script | None:
-        """The whole script."""
         if root is None:
             self._refuse(YamlNode(1, 1), "", "nothing", "a mapping with replay, title, covers, settings and steps")
             return None
@@ -221,13 +219,13 @@ class _Reader:
         return switch
 
     def _user(self, node: YamlNode, field: str) -> Any:
-        if isinstance(node, MappingNode):
+        if isinstance(node, yaml_reader.Mapping):
             return self._mapping(node, field, {"idle": self._duration}, ("idle",))
         user = self._one_of(("active", UNKNOWN), "active, unknown, or {idle: DURATION}")(node, field)
         return {"idle": 0.0} if user == "active" else user
 
     def _gpu_seen(self, node: YamlNode, field: str) -> Any:
-        if not isinstance(node, MappingNode):
+        if not isinstance(node, yaml_reader.Mapping):
             self._gpu = {}
             return self._one_of((ABSENT, UNKNOWN), f"absent, unknown, or {{{', '.join(GPU_FIELDS)}}}")(node, field)
         readers = {name: self._number("a number ≥ 0") for name in GPU_FIELDS}
@@ -251,7 +249,7 @@ class _Reader:
         return self._number("a number ≥ 0, or unknown")(node, field)
 
     def _host(self, node: YamlNode, field: str) -> Any:
-        if isinstance(node, MappingNode):
+        if isinstance(node, yaml_reader.Mapping):
             return self._mapping(node, field, {"unfit": self._text}, ("unfit",))
         known = ("fit", "going-down", UNKNOWN)
         return self._one_of(known, "fit, {unfit: reason}, going-down, or unknown")(node, field)
@@ -278,11 +276,11 @@ class _Reader:
 
     def _settings(self, node: YamlNode | None, field: str = "settings") -> tuple[Runtime, NodeSettings] | None:
         """Both files as shipped, with the script's settings in them, judged by the files' own rules."""
-        runtime, machine = _shipped_runtime(), MappingNode(1, 1)
+        runtime, machine = _shipped_runtime(), yaml_reader.Mapping(1, 1)
         places: dict[str, YamlNode] = {}
-        if node is not None and not isinstance(node, MappingNode):
+        if node is not None and not isinstance(node, yaml_reader.Mapping):
             self._refuse(node, "settings", found(node), "a mapping of dotted names, such as work.run_minutes: 0")
-        for key, value in node.pairs if isinstance(node, MappingNode) else ():
+        for key, value in node.pairs if isinstance(node, yaml_reader.Mapping) else ():
             section = key.text.partition(".")[0] if isinstance(key, Scalar) and "." in key.text else ""
             if not isinstance(key, Scalar) or section not in (*_RUNTIME, *_MACHINE):
                 self._refuse(key, "settings", found(key), "the dotted name of a setting of runtime.yaml or node.yaml")
@@ -305,7 +303,7 @@ class _Reader:
         self, node: YamlNode, field: str, readers: Mapping[str, _Read], required: tuple[str, ...] = (), join: str = "."
     ) -> dict[str, Any] | None:
         """The values of a mapping, each read by its reader."""
-        if not isinstance(node, MappingNode):
+        if not isinstance(node, yaml_reader.Mapping):
             self._refuse(node, field, found(node), f"a mapping with {', '.join(readers)}")
             return None
         fields: dict[str, Any] = {}
@@ -384,35 +382,28 @@ def duration_s(text: str) -> float | None:
 
 
 def _inside(name: str, other: str) -> bool:
-    """One of the two dotted names is a part of the other."""
     return name.startswith(f"{other}.") or other.startswith(f"{name}.")
 
 
-def _shipped_runtime() -> MappingNode:
-    """runtime.yaml as it is shipped, as a tree, so that a script's settings are judged as if they stood in the file."""
-    sections = {
-        name: MappingNode(1, 1, [(_scalar(field), _scalar(str(value).lower())) for field, value in fields.items()])
-        for name, fields in msgspec.to_builtins(SHIPPED_RUNTIME).items()
-    }
-    return MappingNode(1, 1, [(_scalar(name), section) for name, section in sections.items()])
+def _shipped_runtime() -> yaml_reader.Mapping:
+    """The shipped runtime.yaml as a tree, so that a script's settings are judged as if they stood in the file."""
+    tree, _ = yaml_reader.parse(msgspec.json.encode(SHIPPED_RUNTIME).decode(), "runtime.yaml")
+    assert isinstance(tree, yaml_reader.Mapping)
+    return tree
 
 
-def _scalar(text: str) -> Scalar:
-    return Scalar(1, 1, text, True)
-
-
-def _put(tree: MappingNode, key: Scalar, value: YamlNode) -> None:
-    """Lay a dotted name over a tree; what is made on the way has the place of the name."""
+def _put(tree: yaml_reader.Mapping, key: Scalar, value: YamlNode) -> None:
+    """Put a value under a dotted name; mappings that are made for it have the place of the name."""
     *sections, last = key.text.split(".")
     for name in sections:
         below = next((v for k, v in tree.pairs if isinstance(k, Scalar) and k.text == name), None)
-        if not isinstance(below, MappingNode):
-            below = MappingNode(key.line, key.column)
+        if not isinstance(below, yaml_reader.Mapping):
+            below = yaml_reader.Mapping(key.line, key.column)
             _set(tree, Scalar(key.line, key.column, name, False), below)
         tree = below
     _set(tree, Scalar(key.line, key.column, last, False), value)
 
 
-def _set(tree: MappingNode, key: Scalar, value: YamlNode) -> None:
+def _set(tree: yaml_reader.Mapping, key: Scalar, value: YamlNode) -> None:
     tree.pairs = [(k, v) for k, v in tree.pairs if not (isinstance(k, Scalar) and k.text == key.text)]
     tree.pairs.append((key, value))

@@ -1,4 +1,4 @@
-"""The timeline: sums that can be checked by hand, days of every kind, and lines that nobody would want to read."""
+"""The timeline: sums that can be checked by hand, days of every kind, and lines that cannot be read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from supervisor.tools.history.svg_to_png import rasterise
 from supervisor.tools.history.timeline.endings import ending_of
 from supervisor.tools.history.timeline.html import page
 from supervisor.tools.history.timeline.reader import TimelineError, load
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Timeline
+from supervisor.tools.history.timeline.spans import GAP, PersonState, Timeline
 from supervisor.tools.history.timeline.sums import summary
 from supervisor.tools.history.timeline.svg import picture
 from supervisor.tools.history.timeline.terminal import lines
@@ -84,16 +84,16 @@ class Diary:
         """A decision and its effects; `took_s` for each."""
         task = {"id": "3880bb8d-0b6a", "type": "render", "phase": "running"}
         seen = {"user": {"idle": more.get("idle", 700.0)}, "gpu": "absent", "cpu": 1.0}
-        told = {} if effects else {"state": to}
+        after = {} if effects else {"state": to}
         self.write("decision", tick=tick, **{"from": source}, row=row, reason=more.get("reason", ""), to=to,
-                   effects=list(effects), guards=[], task=task, observation=seen, at_s=self.clock.now, **told)  # fmt: skip
+                   effects=list(effects), guards=[], task=task, observation=seen, at_s=self.clock.now, **after)  # fmt: skip
         for n, effect in enumerate(effects):
             last = {"state": to} if n == len(effects) - 1 else {}
             detail = more.get("detail", "") if effect in ("settle", "hand_back") else ""
             self.write("effect", tick=tick, effect=effect, ok=True, detail=detail, took_s=0.1, **last)
         return self
 
-    def told(self, days: int = 7) -> Timeline:
+    def timeline(self, days: int = 7) -> Timeline:
         self.journal.close()
         return load([self.folder], days)
 
@@ -106,22 +106,22 @@ def test_a_task_from_start_to_the_person_s_return(tmp_path: Path) -> None:
     diary.decide(4, "RUNNING", "user-returned", "COOLDOWN", "stop", "hand_back", "wipe", "release", idle=0.01,
                  reason="user active on seat0", detail="the person came back")  # fmt: skip
     diary.alive("COOLDOWN", 1, 300)
-    told = diary.told()
-    assert [(s.state, s.end - s.begin) for s in told.spans] == [
+    timeline = diary.timeline()
+    assert [(s.state, s.end - s.begin) for s in timeline.spans] == [
         ("IDLE_WAIT", 600), ("READY", 1), ("RUNNING", 1200.5), ("COOLDOWN", 300),
     ]  # fmt: skip
-    (task,) = told.tasks
+    (task,) = timeline.tasks
     assert (task.outcome, task.row, task.why, task.end - task.begin) == (
         "handed back", "user-returned", "user active on seat0", 1200.5,
     )  # fmt: skip
     assert task.reaction_s == pytest.approx(0.11)
-    words = span_text(told.spans[0])
-    assert "reason: user active on seat0" in words
-    assert "until safe: nobody is there" in words
-    s = summary(told)
+    text = span_text(timeline.spans[0])
+    assert "reason: user active on seat0" in text
+    assert "until safe: nobody is there" in text
+    s = summary(timeline)
     assert (s.preempted, s.done, s.gap_h) == (1, 0, 0)
     assert s.given_h == pytest.approx(1200.5 / 3600)
-    assert dict(summary_rows(told))["Person back → task gone"] == "median 110 ms, worst 110 ms, 1 time"
+    assert dict(summary_rows(timeline))["Person back → task gone"] == "median 110 ms, worst 110 ms, 1 time"
 
 
 def test_a_task_that_ends_by_itself(tmp_path: Path) -> None:
@@ -129,9 +129,11 @@ def test_a_task_that_ends_by_itself(tmp_path: Path) -> None:
     diary.alive("RUNNING", 700, 600).decide(2, "RUNNING", "task-settled", "RUNNING", "settle", "wipe", detail="succeeded")
     diary.decide(3, "RUNNING", "next-task", "RUNNING", "start").alive("RUNNING", 700, 300)
     diary.decide(4, "RUNNING", "task-ended", "COOLDOWN", "settle", "wipe", "release", detail="failed: exit status 3")
-    told = diary.alive("COOLDOWN", 700, 60).told()
-    assert [(t.outcome, t.why, t.end - t.begin) for t in told.tasks] == [("done", "", 600), ("failed", "exit status 3", 300)]
-    assert [s.state for s in told.spans] == ["RUNNING", "COOLDOWN"]
+    timeline = diary.alive("COOLDOWN", 700, 60).timeline()
+    assert [(t.outcome, t.why, t.end - t.begin) for t in timeline.tasks] == [
+        ("done", "", 600), ("failed", "exit status 3", 300),
+    ]  # fmt: skip
+    assert [s.state for s in timeline.spans] == ["RUNNING", "COOLDOWN"]
 
 
 @pytest.mark.parametrize(
@@ -152,29 +154,29 @@ def test_endings_of_today_and_of_old_journals(entry: dict[str, Any], kind: str, 
 
 
 @pytest.mark.parametrize(
-    ("lines_between", "words"),
+    ("lines_between", "why"),
     [
-        (lambda d: d.write("stop", state="DISABLED", reason="told to").go(7200).start(), "node not running: told to"),
+        (lambda d: d.write("stop", state="DISABLED", reason="SIGTERM").go(7200).start(), "node not running: SIGTERM"),
         (lambda d: d.go(7200).start(), "no record: the node ended without notice"),
         (lambda d: d.go(7200), "no record: asleep, or hung"),
         (lambda d: d.go(7200).boot().start(), "no record: the machine went off without notice"),
         (lambda d: d.go(7200).write("gap", lost=9, why="disk full", memory={}), "9 lines lost: disk full"),
     ],
 )
-def test_silence_is_a_gap_that_says_what_is_known(tmp_path: Path, lines_between: Any, words: str) -> None:
+def test_silence_is_a_gap_that_says_what_is_known(tmp_path: Path, lines_between: Any, why: str) -> None:
     diary = Diary(tmp_path).start().alive("IDLE_WAIT", 5, 600)
-    told = (lines_between(diary) or diary).alive("IDLE_WAIT", 5, 600).told()
-    (gap,) = [s for s in told.spans if s.state == GAP]
-    assert gap.why == words
+    timeline = (lines_between(diary) or diary).alive("IDLE_WAIT", 5, 600).timeline()
+    (gap,) = [s for s in timeline.spans if s.state == GAP]
+    assert gap.why == why
     assert gap.end - gap.begin == pytest.approx(7200, abs=61)
-    assert not [p for p in told.person if p.begin < gap.end - 1 and p.end > gap.begin + 1]
-    inside = [p for p in told.points if gap.begin < p.at < gap.end]
+    assert not [p for p in timeline.person if p.begin < gap.end - 1 and p.end > gap.begin + 1]
+    inside = [p for p in timeline.points if gap.begin < p.at < gap.end]
     assert all(p.cpu is None for p in inside)
 
 
 def test_a_task_in_hand_when_the_power_goes_is_lost(tmp_path: Path) -> None:
     diary = Diary(tmp_path).start().decide(1, "READY", "task-claimed", "RUNNING", "inhibit", "start").alive("RUNNING", 700, 600)
-    (task,) = diary.go(3600).boot().start().alive("IDLE_WAIT", 5, 60).told().tasks
+    (task,) = diary.go(3600).boot().start().alive("IDLE_WAIT", 5, 60).timeline().tasks
     assert (task.outcome, task.end - task.begin) == ("lost", 600)
 
 
@@ -182,9 +184,9 @@ def test_the_person_ages_between_two_looks(tmp_path: Path) -> None:
     diary = Diary(tmp_path).start().alive("IDLE_WAIT", 5, 300)
     for idle_s in range(60, 1500, 60):
         diary.alive("IDLE_WAIT", idle_s + 5.0)
-    told = diary.alive("IDLE_WAIT", None, 180).told()
-    kinds = [(p.kind, p.end - p.begin) for p in told.person]
-    assert [kind for kind, _ in kinds] == [HERE, LEFT, AWAY, UNSEEN]
+    timeline = diary.alive("IDLE_WAIT", None, 180).timeline()
+    kinds = [(p.state, p.end - p.begin) for p in timeline.person]
+    assert [kind for kind, _ in kinds] == list(PersonState)
     assert kinds[1][1] == pytest.approx(600 - 95)
 
 
@@ -204,16 +206,16 @@ def test_the_person_ages_between_two_looks(tmp_path: Path) -> None:
         "[]", "null", "\x00\x00\x00", "{}",
     ],
 )  # fmt: skip
-def test_a_line_that_cannot_be_read_spoils_nothing(tmp_path: Path, line: str) -> None:
+def test_a_line_that_cannot_be_read_is_left_out(tmp_path: Path, line: str) -> None:
     diary = Diary(tmp_path, UTC_DAY + 11.5 * 3600).start().alive("IDLE_WAIT", 5, 1800)
     (path,) = tmp_path.iterdir()
     with path.open("a") as file:
         file.write(line + "\n")
-    told = diary.alive("IDLE_WAIT", 5, 1800).told()
-    assert summary(told).states_h["IDLE_WAIT"] == pytest.approx(1.0, abs=0.04)
-    assert told.left_out + ("aliens" in line) + ("NaN" in line) == 1
-    assert "IDLE_WAIT" in page(told)
-    picture(told)
+    timeline = diary.alive("IDLE_WAIT", 5, 1800).timeline()
+    assert summary(timeline).states_h["IDLE_WAIT"] == pytest.approx(1.0, abs=0.04)
+    assert timeline.left_out + ("aliens" in line) + ("NaN" in line) == 1
+    assert "IDLE_WAIT" in page(timeline)
+    picture(timeline)
 
 
 def test_what_the_journal_says_is_never_markup(tmp_path: Path) -> None:
@@ -221,19 +223,19 @@ def test_what_the_journal_says_is_never_markup(tmp_path: Path) -> None:
     diary = Diary(tmp_path).start().alive("IDLE_WAIT", 5, 600, reason=evil)
     diary.write("operator", word=evil).write("config", problem=evil)
     diary.alive(f'"{evil}', 5, 6000).decide(1, "IDLE_WAIT", evil, "READY", reason=evil).alive("READY", 5, 600)
-    told = diary.told()
+    timeline = diary.timeline()
     tags: list[tuple[str, list[tuple[str, str | None]]]] = []
 
     class Parser(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
             tags.append((tag, attrs))
 
-    Parser().feed(page(told))
+    Parser().feed(page(timeline))
     assert [tag for tag, _ in tags].count("script") == 3
     assert not [a for _, attrs in tags for a, _ in attrs if a.startswith("on")]
     assert not [a for tag, attrs in tags for a, _ in attrs if tag == "img"]
-    ElementTree.fromstring(picture(told))
-    assert all("\x1b" not in line.plain for line in lines(told, 80))
+    ElementTree.fromstring(picture(timeline))
+    assert all("\x1b" not in line.plain for line in lines(timeline, 80))
 
 
 @pytest.mark.parametrize(
@@ -247,33 +249,33 @@ def test_what_the_journal_says_is_never_markup(tmp_path: Path) -> None:
 )
 def test_days_are_the_clock_s(tmp_path: Path, zone: str, start: int, hours_of_days: list[int]) -> None:
     with stories.zone(zone):
-        told = Diary(tmp_path, start + 60).start().alive("IDLE_WAIT", 5, 71 * 3600).told(7)
-        days = told.days()
+        timeline = Diary(tmp_path, start + 60).start().alive("IDLE_WAIT", 5, 71 * 3600).timeline(7)
+        days = timeline.days()
         assert [round((b - a) / 3600) for a, b in days][:3] == hours_of_days
         assert all(a[1] == b[0] for a, b in pairwise(days))
-        parts = [summary(told.between(*day)) for day in days]
-        assert sum(p.recorded_h for p in parts) == pytest.approx(summary(told).recorded_h)
-        page(told)
+        parts = [summary(timeline.between(*day)) for day in days]
+        assert sum(p.recorded_h for p in parts) == pytest.approx(summary(timeline).recorded_h)
+        page(timeline)
 
 
 def test_only_the_last_days(tmp_path: Path) -> None:
     diary = Diary(tmp_path).start()
     for _ in range(5):
         diary.alive("IDLE_WAIT", 5, 600).go(86400 - 600)
-    told = diary.alive("IDLE_WAIT", 5, 600).told(2)
-    assert len(told.days()) == 2
-    assert told.spans[0].state == GAP
+    timeline = diary.alive("IDLE_WAIT", 5, 600).timeline(2)
+    assert len(timeline.days()) == 2
+    assert timeline.spans[0].state == GAP
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_month_adds_up_and_is_drawn(kind: str) -> None:
     logs = weeks.lived(kind)
-    told = load([logs], 31)
-    drawn = (page(told), picture(told), rasterise(picture(told, dark=False), 1.5))
+    timeline = load([logs], 31)
+    drawn = (page(timeline), picture(timeline), rasterise(picture(timeline, dark=False), 1.5))
     assert all(drawn)
-    s = summary(told)
-    whole_h = (told.end - told.begin) / 3600
+    s = summary(timeline)
+    whole_h = (timeline.end - timeline.begin) / 3600
     assert s.recorded_h + s.gap_h == pytest.approx(whole_h, abs=0.01)
     assert sum(s.states_h.values()) == pytest.approx(s.recorded_h)
     assert s.given_h == pytest.approx(s.states_h["RUNNING"], rel=0.01)
@@ -290,8 +292,8 @@ def test_a_month_adds_up_and_is_drawn(kind: str) -> None:
 
 
 def test_the_picture_shows_every_state_and_gap() -> None:
-    told = load([weeks.lived("nobody")], 31)
-    drawn = picture(told)
+    timeline = load([weeks.lived("nobody")], 31)
+    drawn = picture(timeline)
     assert set(re.findall(r'fill="url\(#p-([A-Z_]+)\)"', drawn)) == {*map(str, State), GAP}
     ElementTree.fromstring(drawn)
     bare = picture(load([weeks.lived("office")], 1), dark=False)
@@ -300,8 +302,8 @@ def test_the_picture_shows_every_state_and_gap() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_terminal_s_band_fits_its_width(width: int) -> None:
-    told = load([weeks.lived("office")], 3)
-    band = [line.plain for line in lines(told, width)]
+    timeline = load([weeks.lived("office")], 3)
+    band = [line.plain for line in lines(timeline, width)]
     days = [line for line in band if re.match(r"\w{3} \d", line) and "given" not in line]
     assert len(days) == 3
     assert all(len(line) <= width for line in days)
@@ -310,18 +312,18 @@ def test_the_terminal_s_band_fits_its_width(width: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(0.004, "4 ms"), (0.9994, "999 ms"), (2.04, "2.0 s"), (99.9, "99.9 s"), (300, "5 min")]
+    ("value", "text"), [(0.004, "4 ms"), (0.9994, "999 ms"), (2.04, "2.0 s"), (99.9, "99.9 s"), (300, "5 min")]
 )
-def test_reactions_in_words(value: float, words: str) -> None:
-    assert quick(value) == words
+def test_reactions_for_people(value: float, text: str) -> None:
+    assert quick(value) == text
 
 
-@pytest.mark.parametrize(("value", "words"), [(0.5, "30 min"), (23.5, "23 h 30 min"), (328.2, "328 h")])
-def test_hours_in_words(value: float, words: str) -> None:
-    assert hours(value) == words
+@pytest.mark.parametrize(("value", "text"), [(0.5, "30 min"), (23.5, "23 h 30 min"), (328.2, "328 h")])
+def test_hours_for_people(value: float, text: str) -> None:
+    assert hours(value) == text
 
 
-def test_nothing_to_tell_is_said(tmp_path: Path) -> None:
+def test_journals_without_a_span_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(TimelineError, match="name journals"):
         load([tmp_path], 7)
 
@@ -364,10 +366,10 @@ def test_what_is_wrong_is_one_line_and_exit_2(tmp_path: Path, words: list[str], 
 
 
 def test_readings_of_the_page_are_the_journal_s() -> None:
-    told = load([weeks.lived("gamer")], 3)
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page(told))
+    timeline = load([weeks.lived("gamer")], 3)
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page(timeline))
     assert found
     data = json.loads(found[1])
-    assert len(data["at"]) == len(data["cpu"]) == len(data["gpu"]) == len(data["vram"]) == len(told.points)
+    assert len(data["at"]) == len(data["cpu"]) == len(data["gpu"]) == len(data["vram"]) == len(timeline.points)
     assert max(v for v in data["vram"] if v is not None) > 4
     assert data["limits"]["vram"][-1][1] == 14

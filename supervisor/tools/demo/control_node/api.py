@@ -22,24 +22,12 @@ PRIORITY_MAX: Final = 2**31 - 1  # the column is a 32-bit integer
 log = logging.getLogger(__name__)
 
 
-class _Invalid(Exception):
-    """A 422; each fault is one entry of the answer's details."""
+class _Rejected(Exception):
+    """The request gets this answer."""
 
-    def __init__(self, *faults: dict[str, Any]) -> None:
-        super().__init__()
-        self.faults = list(faults)
-
-
-class _BadRequest(Exception):
-    """A 400 of the framework: the body is not JSON."""
-
-
-class _Mismatch(Exception):
-    """A 400 of the route; the text is its message."""
-
-
-class _NotCreated(Exception):
-    """A 500 of the route; the text is its message."""
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +65,10 @@ class Api:
             log.warning("task %s is pending again: its node went silent", task_id)
         try:
             return self._dispatch(request)
-        except _Invalid as error:
-            return Reply(422, {"detail": error.faults, **_error(422, "Validation Error", details=error.faults)})
-        except _BadRequest:
-            return Reply(400, {"detail": "There was an error parsing the body"})
-        except _Mismatch as error:
-            return Reply(400, _error(400, str(error)))
+        except _Rejected as rejected:
+            return rejected.reply
         except NotFound as error:
             return Reply(404, _error(404, str(error)))
-        except _NotCreated as error:
-            return Reply(500, _error(500, str(error)))
         except Unstorable as error:
             return Reply(500, {"detail": str(error), **_error(500, "Internal Server Error")}, close=True)
 
@@ -119,7 +101,7 @@ class Api:
     def _poll(self, request: Request, _id: str) -> Any:
         node_ids = parse_qs(request.query, keep_blank_values=True).get("node_id")
         if node_ids is None:
-            raise _Invalid(_fault("missing", ["query", "node_id"], "Field required", None))
+            raise _invalid(_fault("missing", ["query", "node_id"], "Field required", None))
         return self._node.claim(node_ids[-1])
 
     def _create(self, request: Request, _id: str) -> Any:
@@ -127,11 +109,11 @@ class Api:
         kind, payload, priority = body.text("type"), body.mapping("payload"), body.integer("priority", 0)
         body.check()
         if abs(priority) > PRIORITY_MAX:
-            raise _NotCreated("value out of int32 range")
+            raise _Rejected(Reply(500, _error(500, "value out of int32 range")))
         try:
             return self._node.create(kind, payload, priority)
         except Unstorable as error:
-            raise _NotCreated(str(error)) from None
+            raise _Rejected(Reply(500, _error(500, str(error)))) from None
 
     def _task(self, _request: Request, task_id: str) -> Any:
         return self._node.task(_path_id(task_id))
@@ -142,7 +124,7 @@ class Api:
         body_id, result, error = body.uuid("task_id"), body.mapping("result"), body.text("error", optional=True)
         body.check()
         if body_id != path_id:
-            raise _Mismatch("Task ID mismatch")
+            raise _Rejected(Reply(400, _error(400, "Task ID mismatch")))
         return self._node.finish(path_id, result, error)
 
     def _openapi(self) -> dict[str, Any]:
@@ -156,23 +138,21 @@ class _Body:
     def __init__(self, request: Request) -> None:
         self.faults: list[dict[str, Any]] = []
         if not request.body:
-            raise _Invalid(_fault("missing", ["body"], "Field required", None))
+            raise _invalid(_fault("missing", ["body"], "Field required", None))
         try:
             value = json.loads(request.body.decode())
         except (ValueError, RecursionError):
-            raise _BadRequest from None
+            raise _Rejected(Reply(400, {"detail": "There was an error parsing the body"})) from None
         if not isinstance(value, dict):
-            raise _Invalid(_fault("model_attributes_type", ["body"], "Input should be a valid dictionary", None))
+            raise _invalid(_fault("model_attributes_type", ["body"], "Input should be a valid dictionary", None))
         self._value: dict[str, Any] = value
 
     def fault(self, kind: str, name: str, text: str, value: Any) -> None:
-        """Remember what is wrong with a field."""
         self.faults.append(_fault(kind, ["body", name], text, value))
 
     def check(self) -> None:
-        """Raise the faults, if there are any."""
         if self.faults:
-            raise _Invalid(*self.faults)
+            raise _invalid(*self.faults)
 
     def text(self, name: str, *, optional: bool = False) -> Any:
         """A string; with `optional` None when absent or null."""
@@ -183,7 +163,6 @@ class _Body:
         return value
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """An object."""
         value = self._get(name)
         if name in self._value and not isinstance(value, dict):
             self.fault("dict_type", name, "Input should be a valid dictionary", value)
@@ -202,7 +181,6 @@ class _Body:
         return int(value)
 
     def uuid(self, name: str) -> UUID | None:
-        """A UUID."""
         value = self._get(name)
         try:
             return UUID(value)
@@ -221,7 +199,12 @@ def _path_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise _Invalid(_fault("uuid_parsing", ["path", "task_id"], "Input should be a valid UUID", text)) from None
+        raise _invalid(_fault("uuid_parsing", ["path", "task_id"], "Input should be a valid UUID", text)) from None
+
+
+def _invalid(*faults: dict[str, Any]) -> _Rejected:
+    details = list(faults)
+    return _Rejected(Reply(422, {"detail": details, **_error(422, "Validation Error", details=details)}))
 
 
 def _fault(kind: str, where: list[str], text: str, value: Any) -> dict[str, Any]:

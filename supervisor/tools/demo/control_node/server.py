@@ -40,8 +40,6 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, whole."""
-
     method: str
     path: str
     query: str
@@ -52,8 +50,6 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer: a JSON value."""
-
     status: int
     value: Any = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -123,8 +119,6 @@ async def listen(
 
 
 class _Connection:
-    """One client."""
-
     def __init__(
         self, handler: Handler, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeouts: Timeouts
     ) -> None:

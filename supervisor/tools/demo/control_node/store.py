@@ -56,8 +56,6 @@ class RegisteredNode:
 
 @dataclass(slots=True)
 class Task:
-    """A delegated task."""
-
     id: UUID
     type: str
     priority: int
@@ -126,7 +124,6 @@ class ControlNode:
         return [node.as_dict() for node in self._nodes.values() if node.status == "ONLINE" and node.seen_s > since_s]
 
     def create(self, kind: str, payload: Mapping[str, Any], priority: int) -> dict[str, Any]:
-        """Queue a task."""
         _check(kind, payload)
         self._created += 1
         task = Task(uuid4(), kind, priority, self._stamp(), self._created, payload)

@@ -17,18 +17,7 @@ from xml.sax.saxutils import escape
 
 from supervisor import VERSION
 from supervisor.tools.history.timeline.spans import Timeline
-from supervisor.tools.history.timeline.svg import (
-    CURVES,
-    ENDED_BADLY,
-    HEIGHT,
-    LEGEND,
-    STYLE,
-    dark_style,
-    day,
-    patterns,
-    swatch,
-    tops_of,
-)
+from supervisor.tools.history.timeline.svg import CURVES, HEIGHT, LEGEND, STYLE, dark_style, day, patterns, swatch, tops_of
 from supervisor.tools.history.timeline.words import clock, date, day_text, hours, quick, short, summary_rows
 
 ASSETS: Final = Path(__file__).parent / "page"
@@ -37,7 +26,6 @@ _ACTS: Final = (("back", "◀ earlier"), ("on", "later ▶"), ("near", "zoom in"
 
 
 def page(timeline: Timeline) -> str:
-    """The whole page."""
     scripts = [_asset("uplot.js"), _asset("timeline.js")]
     styles = [_asset("uplot.css") + _asset("timeline.css") + STYLE + dark_style()]
     policy = (
@@ -122,7 +110,7 @@ def _tables(timeline: Timeline) -> Iterator[str]:
                 "" if t.reaction_s is None else quick(t.reaction_s),
             )
             for t in timeline.tasks
-            if t.outcome in ENDED_BADLY
+            if t.ended_badly
         ],
     )
     missing = [

@@ -25,21 +25,7 @@ from states.table import BY_ID
 from supervisor.journal import decision_log
 from supervisor.journal.codec import EVER_S
 from supervisor.tools.history.timeline.endings import ending_of
-from supervisor.tools.history.timeline.spans import (
-    AWAY,
-    GAP,
-    HERE,
-    LEFT,
-    UNSEEN,
-    Mark,
-    PersonSpan,
-    Point,
-    Span,
-    TaskOutcome,
-    TaskSpan,
-    Timeline,
-    midnight,
-)
+from supervisor.tools.history.timeline.spans import GAP, PersonSpan, PersonState, Point, Span, TaskOutcome, TaskSpan, Timeline
 
 SILENT_S: Final = 180.0
 # A sign of life comes every minute and a half at most: with a sign as young as this, the person is still here.
@@ -75,12 +61,10 @@ def load(paths: Iterable[Path], days: int) -> Timeline:
     whole = reader.whole()
     if not whole.spans:
         raise TimelineError("no line shows what a node did; name journals (decisions-*.jsonl) or a folder of them")
-    return whole.between(midnight(whole.end - 1e-3, 1 - days), whole.end)
+    return whole.last(days)
 
 
 class _Reader:
-    """Lines in, a timeline out."""
-
     def __init__(self) -> None:
         self.timeline = Timeline()
         self._first = True
@@ -98,7 +82,6 @@ class _Reader:
         self._sign: tuple[float, float | None] | None = None  # (moment of the look, the last sign); None: nothing seen
 
     def take(self, entry: Mapping[str, Any]) -> None:
-        """One line."""
         try:
             at, boot_s = datetime.fromisoformat(entry["time"]).timestamp(), float(entry["boot_s"])
         except (KeyError, TypeError, ValueError, OverflowError, OSError):
@@ -118,7 +101,7 @@ class _Reader:
                     self._start(at, entry)
                 case "stop":
                     self._reason = _text(entry.get("reason", ""))
-                    self._mark(at, "stop", f"node stopped: {self._reason}")
+                    self.timeline.mark(at, "stop", f"node stopped: {self._reason}")
                 case "decision":
                     self._decide(at, entry)
                 case "effect":
@@ -129,10 +112,10 @@ class _Reader:
                     self._config(at, entry)
                 case "operator":
                     until = f" until {_text(entry['until'])}" if entry.get("until") else ""
-                    self._mark(at, "operator", f"{_text(entry['word'])}{until}")
+                    self.timeline.mark(at, "operator", f"{_text(entry['word'])}{until}")
                 case "link" if entry.get("event") in ("up", "down", "lost"):
                     why = f": {_text(entry['reason'])}" if entry.get("reason") else ""
-                    self._mark(at, "link", f"control node {entry['event']}{why}")
+                    self.timeline.mark(at, "link", f"control node {entry['event']}{why}")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self.timeline.left_out += 1
 
@@ -161,7 +144,7 @@ class _Reader:
             return
         silent = at - self._at > SILENT_S
         if at < self._at - 1:
-            self._mark(at, "clock", f"the clock was set back by {elapsed(self._at - at)}")
+            self.timeline.mark(at, "clock", f"the clock was set back by {elapsed(self._at - at)}")
         if not (silent or entry["kind"] in ("start", "gap") or self._kind == "stop"):
             return
         self._close(self._at)
@@ -190,9 +173,6 @@ class _Reader:
         if points and points[-1].cpu is not None:
             points.append(Point(at + 1))
 
-    def _mark(self, at: float, kind: str, text: str) -> None:
-        self.timeline.marks.append(Mark(at, kind, text))
-
     # --- states
 
     def _enter(self, at: float, state: str, why: str) -> None:
@@ -209,7 +189,7 @@ class _Reader:
 
     def _start(self, at: float, entry: Mapping[str, Any]) -> None:
         self.timeline.version = _text(entry.get("version", ""))
-        self._mark(at, "start", f"node started, version {self.timeline.version}")
+        self.timeline.mark(at, "start", f"node started, version {self.timeline.version}")
         self._end_task(at, TaskOutcome.LOST, "the node was restarted")
         self._enter(at, State.DISABLED, "node started")
 
@@ -273,11 +253,11 @@ class _Reader:
     def _config(self, at: float, entry: Mapping[str, Any]) -> None:
         known = self.timeline.limits
         if "problem" in entry:
-            self._mark(at, "config", f"configuration refused: {_text(entry['problem'])}")
+            self.timeline.mark(at, "config", f"configuration refused: {_text(entry['problem'])}")
         elif "limits" in entry:
             limits = msgspec.convert(entry["limits"], Limits)
             if known and known[-1][1] != limits:
-                self._mark(at, "config", "other limits")
+                self.timeline.mark(at, "config", "other limits")
             if not known or known[-1][1] != limits:
                 known.append((at, limits))
 
@@ -299,21 +279,25 @@ class _Reader:
             return
         now, last = before
         if last is None:
-            self._person(now, at, UNSEEN)
+            self._person(now, at, PersonState.UNSEEN)
             return
         limits = self.timeline.limits[-1][1] if self.timeline.limits else Limits()
-        for kind, until in ((HERE, last + HERE_S), (LEFT, last + limits.idle_required_s), (AWAY, float("inf"))):
+        for state, until in (
+            (PersonState.HERE, last + HERE_S),
+            (PersonState.LEFT, last + limits.idle_required_s),
+            (PersonState.AWAY, float("inf")),
+        ):
             end = min(at, until)
             if end > now:
-                self._person(now, end, kind)
+                self._person(now, end, state)
                 now = end
 
-    def _person(self, begin: float, end: float, kind: str) -> None:
+    def _person(self, begin: float, end: float, state: PersonState) -> None:
         last = self.timeline.person[-1] if self.timeline.person else None
-        if last is not None and last.kind == kind and abs(last.end - begin) < 1e-3:
+        if last is not None and last.state is state and abs(last.end - begin) < 1e-3:
             last.end = end
         elif end > begin:
-            self.timeline.person.append(PersonSpan(begin, end, kind))
+            self.timeline.person.append(PersonSpan(begin, end, state))
 
 
 def _text(value: Any) -> str:

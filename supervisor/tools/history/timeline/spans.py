@@ -12,12 +12,18 @@ from typing import Any, Final
 from states.limits import Limits
 
 GAP: Final = "GAP"
-HERE, LEFT, AWAY, UNSEEN = "here", "just left", "away", "unknown"
+
+
+class PersonState(StrEnum):
+    """The person as the node saw them."""
+
+    HERE = "here"
+    LEFT = "just left"  # not away for long enough
+    AWAY = "away"
+    UNSEEN = "unknown"
 
 
 class TaskOutcome(StrEnum):
-    """What became of a task."""
-
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -50,14 +56,16 @@ class TaskSpan:
     row: str = ""
     reaction_s: float | None = None  # from the person's sign until no process was left
 
+    @property
+    def ended_badly(self) -> bool:
+        return self.outcome in (TaskOutcome.HANDED_BACK, TaskOutcome.FAILED, TaskOutcome.LOST)
+
 
 @dataclass(slots=True)
 class PersonSpan:
-    """The person as the node saw them: here, just left (not away for long enough), away, unknown."""
-
     begin: float
     end: float
-    kind: str
+    state: PersonState
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,9 @@ class Timeline:
     left_out: int = 0
     version: str = ""
 
+    def mark(self, at: float, kind: str, text: str) -> None:
+        self.marks.append(Mark(at, kind, text))
+
     def days(self) -> list[tuple[float, float]]:
         """Local days, from midnight to midnight: 23 or 25 hours where the clock changes."""
         days = []
@@ -104,6 +115,10 @@ class Timeline:
             days.append((day, following))
             day = following
         return days
+
+    def last(self, days: int) -> Timeline:
+        """The last so many local days."""
+        return self.between(midnight(self.end - 1e-3, 1 - days), self.end)
 
     def between(self, begin: float, end: float) -> Timeline:
         """What lies in a part of the time; spans are cut at its ends."""
@@ -134,7 +149,6 @@ class Timeline:
         )
 
     def gaps(self) -> Iterator[Span]:
-        """The time without a record."""
         return (span for span in self.spans if span.state == GAP)
 
     def steps(self) -> Iterator[tuple[float, float, Limits]]:

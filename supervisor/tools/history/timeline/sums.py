@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, TaskOutcome, Timeline
+from supervisor.tools.history.timeline.spans import GAP, PersonState, TaskOutcome, Timeline
 
 
 @dataclass(slots=True)
@@ -41,8 +41,8 @@ def summary(timeline: Timeline) -> Summary:
             s.states_h[span.state] = s.states_h.get(span.state, 0.0) + hours
     for person in timeline.person:
         hours = (person.end - person.begin) / 3600
-        s.here_h += hours * (person.kind in (HERE, LEFT))
-        s.away_h += hours * (person.kind == AWAY)
+        s.here_h += hours * (person.state in (PersonState.HERE, PersonState.LEFT))
+        s.away_h += hours * (person.state is PersonState.AWAY)
     for task in timeline.tasks:
         s.given_h += (task.end - task.begin) / 3600
         if task.end >= timeline.end:

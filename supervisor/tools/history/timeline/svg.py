@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 from states.limits import Limits
 from states.memory import State
 from supervisor.tools.history.svg_to_png import FONT
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, Point, Span, TaskOutcome, TaskSpan, Timeline
+from supervisor.tools.history.timeline.spans import GAP, PersonState, Point, Span, TaskOutcome, TaskSpan, Timeline
 from supervisor.tools.history.timeline.words import clock, date, day_text, person_text, span_text, summary_rows, task_text
 
 HEIGHT: Final = 122  # of a day, in pixels
@@ -46,12 +46,10 @@ LETTERS: Final = {State.DISABLED: "D", State.IDLE_WAIT: "I", State.READY: "Y", S
 HATCH: Final = TILES[State.COOLDOWN]
 CURVES: Final = (("cpu", "CPU", "%"), ("gpu", "GPU", "%"), ("vram", "VRAM", "GiB"))
 
-ENDED_BADLY: Final = (TaskOutcome.HANDED_BACK, TaskOutcome.FAILED, TaskOutcome.LOST)
-
 _PERSON_FILL: Final = {
-    HERE: 'class="body here"',
-    LEFT: 'class="body" fill="url(#p-left)"',
-    UNSEEN: 'class="body" fill="url(#p-unseen)"',
+    PersonState.HERE: 'class="body here"',
+    PersonState.LEFT: 'class="body" fill="url(#p-left)"',
+    PersonState.UNSEEN: 'class="body" fill="url(#p-unseen)"',
 }
 
 STYLE: Final = """
@@ -77,7 +75,6 @@ DARK: Final = """
 
 
 def dark_style() -> str:
-    """The colours where the reader's screen is dark."""
     return f"@media (prefers-color-scheme:dark){{{DARK}}}"
 
 
@@ -121,14 +118,14 @@ def day(part: Timeline, begin: float, end: float, longest_s: float, place: str, 
     scale = _Scale(begin, longest_s)
     drawn = (s for s in part.spans if s.end - s.begin >= _BRIEF_S)
     spans = sorted(drawn, key=lambda s: s.end - s.begin < longest_s * _LEAST / 100)  # short stays lie on top
-    person = (p for p in part.person if p.kind != AWAY)
+    person = (p for p in part.person if p.state is not PersonState.AWAY)
     marks = ((m, f'<svg x="{scale.x(m.at)}" y="0" overflow="visible"><circle class="mark body" cx="0" cy="4" r="3"/></svg>')
              for m in part.marks)  # fmt: skip
     lanes = {
         "states": [(span_text(s, part.tasks), _state(s, scale)) for s in spans],
         "tasks": [(task_text(t), _task(t, scale, end)) for t in part.tasks],
         "person": [
-            (person_text(p), scale.bar(p.begin, p.end, _PERSON_Y, _PERSON_H, _PERSON_FILL[p.kind])) for p in person
+            (person_text(p), scale.bar(p.begin, p.end, _PERSON_Y, _PERSON_H, _PERSON_FILL[p.state])) for p in person
         ],
         "events": [(f"{clock(mark.at)} {mark.text}", body) for mark, body in marks],
     }
@@ -161,7 +158,7 @@ def _task(task: TaskSpan, scale: _Scale, end: float) -> str:
     handed_back = task.outcome is TaskOutcome.HANDED_BACK
     kind = 'class="body" fill="url(#p-back)"' if handed_back else f'class="body task {task.outcome}"'
     body = scale.bar(task.begin, task.end, _TASK_Y, _TASK_H, kind)
-    if task.outcome in ENDED_BADLY and task.end < end:
+    if task.ended_badly and task.end < end:
         flag = '<path class="flag" d="M-4.5 -4 H4.5 L0 4 z"/>'
         if task.outcome is TaskOutcome.FAILED:
             flag = '<path class="cross" d="M-3 -4 L3 2 M3 -4 L-3 2"/>'
@@ -250,7 +247,7 @@ LEGEND: Final = (
     ("failed", "task failed"),
     ("here", "person here"),
     ("left", "just left"),
-    ("unseen", "person not known"),
+    ("unseen", "person unknown"),
     ("cpu", "CPU"),
     ("gpu", "GPU"),
     ("vram", "VRAM"),

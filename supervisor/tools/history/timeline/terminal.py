@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from states.memory import State
-from supervisor.tools.history.timeline.spans import GAP, HERE, LEFT, UNSEEN, TaskOutcome, Timeline
+from supervisor.tools.history.timeline.spans import GAP, PersonState, TaskOutcome, Timeline
 from supervisor.tools.history.timeline.words import date, day_text, summary_rows
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SIGNS: Final = {
     State.DISABLED: ("×", "bright_black"),
     GAP: ("?", "bright_black"),
 }
-PERSON: Final = {HERE: "▀", LEFT: "'", UNSEEN: "?"}
+PERSON: Final[dict[str, str]] = {PersonState.HERE: "▀", PersonState.LEFT: "'", PersonState.UNSEEN: "?"}
 BACK: Final = "▼"
 _MARGIN: Final = 12
 
@@ -49,7 +49,7 @@ def lines(timeline: Timeline, width: int) -> Iterator[Text]:
             sign, style = SIGNS.get(kind, SIGNS[GAP] if kind else (" ", ""))
             row.append(sign, style)
         yield row
-        below = [PERSON.get(k, " ") for k in _cells(((p.begin, p.end, p.kind) for p in part.person), begin, per_s, count)]
+        below = [PERSON.get(k, " ") for k in _cells(((p.begin, p.end, p.state) for p in part.person), begin, per_s, count)]
         for task in part.tasks:
             if task.outcome is TaskOutcome.HANDED_BACK and task.end < end:
                 below[min(count - 1, int((task.end - begin) * per_s))] = BACK
@@ -59,7 +59,8 @@ def lines(timeline: Timeline, width: int) -> Iterator[Text]:
     for kind, (sign, style) in SIGNS.items():
         legend.append(f"{sign} ", style).append(f"{'no record' if kind == GAP else kind}  ")
     yield legend
-    yield Text(f"{PERSON[HERE]} person here  {PERSON[LEFT]} just left  {PERSON[UNSEEN]} not known  {BACK} task handed back")
+    here, left, unseen = PERSON.values()
+    yield Text(f"{here} person here  {left} just left  {unseen} person unknown  {BACK} task handed back")
     yield Text("")
     if len(days) <= 10:
         for begin, end in days:

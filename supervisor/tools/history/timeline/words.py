@@ -9,7 +9,7 @@ from statistics import median
 
 from states.formatting import elapsed
 from states.memory import State
-from supervisor.tools.history.timeline.spans import AWAY, GAP, HERE, LEFT, UNSEEN, PersonSpan, Span, TaskSpan, Timeline
+from supervisor.tools.history.timeline.spans import GAP, PersonSpan, PersonState, Span, TaskSpan, Timeline
 from supervisor.tools.history.timeline.sums import summary
 
 
@@ -67,8 +67,8 @@ def task_text(task: TaskSpan) -> str:
 
 def person_text(span: PersonSpan) -> str:
     """The person in a line."""
-    texts = {HERE: "person here", LEFT: "just left, not away for long enough", AWAY: "person away", UNSEEN: "not known"}
-    return f"{texts[span.kind]}, {_from_to(span)}"
+    text = "just left, not away for long enough" if span.state is PersonState.LEFT else f"person {span.state}"
+    return f"{text}, {_from_to(span)}"
 
 
 def day_text(part: Timeline) -> str:
