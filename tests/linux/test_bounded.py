@@ -1,4 +1,4 @@
-"""Bounded waits: nothing that hangs holds the caller up."""
+"""Bounded waits: nothing that hangs delays the caller."""
 
 from __future__ import annotations
 

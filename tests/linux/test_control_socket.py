@@ -104,10 +104,10 @@ def test_what_makes_no_sense_is_told_so(tmp_path: Path, raw: bytes, error: str) 
             answer = await say(path, raw)
             # a peer that goes on talking may find the door shut before it has read the answer
             if answer or len(raw) < 4096:
-                said = json.loads(answer)
-                assert said["ok"] is False
-                assert said["v"] == PROTOCOL
-                assert error in said["error"]
+                refusal = json.loads(answer)
+                assert refusal["ok"] is False
+                assert refusal["v"] == PROTOCOL
+                assert error in refusal["error"]
             assert json.loads(await say(path, asked()))["state"] == "READY"
 
     asyncio.run(asyncio.wait_for(test(), 30))
@@ -137,11 +137,11 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out(tmp_path: Path) -> Non
 def test_two_hundred_clients_of_every_kind_do_not_hold_up_the_daemons_loop() -> None:
     """Loosely, for the machine is shared: the bench's figure is the one to look at."""
     bench = Path(__file__).parents[1] / "bench/crowd.py"
-    words = [sys.executable, str(bench), "--json", "--seconds", "3", "--rounds", "2"]
-    told = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, timeout=180).stdout)
-    assert min(seen["cpu_s"] for seen, _ in told["rounds"]) < 0.050, "computed at one go"
-    assert min(seen["loop_s"] for seen, _ in told["rounds"]) < 0.250, "blocked, or computed"
-    for _, crowd in told["rounds"]:
+    command = [sys.executable, str(bench), "--json", "--seconds", "3", "--rounds", "2"]
+    result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=180).stdout)
+    assert min(seen["cpu_s"] for seen, _ in result["rounds"]) < 0.050, "computed at one go"
+    assert min(seen["loop_s"] for seen, _ in result["rounds"]) < 0.250, "blocked, or computed"
+    for _, crowd in result["rounds"]:
         assert crowd["answered"] > 10
         assert crowd.get("unanswered", 0) <= crowd["answered"] / 20
 
@@ -205,11 +205,11 @@ async def test_a_task_may_neither_command_nor_report(tmp_path: Path) -> None:
         )  # fmt: skip
         await server.start()
         answers = {}
-        for word in ("ask status", "ask pause", "tell presence"):
-            kind, name = word.split()
+        for line in ("ask status", "ask pause", "tell presence"):
+            kind, name = line.split()
             reader, writer = await asyncio.open_unix_connection(tmp_path / "control.sock")
             writer.write(json.dumps({"v": PROTOCOL, kind: name}).encode() + b"\n")
-            answers[word] = json.loads(await reader.readline())["ok"]
+            answers[line] = json.loads(await reader.readline())["ok"]
             writer.close()
         await server.stop()
         assert answers == {"ask status": True, "ask pause": not task, "tell presence": not task}

@@ -87,7 +87,7 @@ def test_the_helper_dies_with_its_parent(standin: StandIn, tmp_path: Path) -> No
     ],
 )
 def test_a_helper_that_misbehaves_is_killed_with_a_reason(program: str, reason: str) -> None:
-    """Whatever it does, the loop gets one line of words and no exception."""
+    """The loop gets a reason on one line, and no exception."""
     reasons: list[str] = []
 
     async def scene() -> None:
@@ -121,7 +121,7 @@ def test_one_that_cannot_be_watched_is_not_left_behind(monkeypatch: pytest.Monke
 
 
 def test_stderr_never_blocks_the_helper() -> None:
-    """More than a pipe holds is drained, and only its end is kept."""
+    """More than a pipe can take is drained, and only its end is kept."""
     lines: list[bytes] = []
     program = "import sys; input(); sys.stderr.write('noise ' * 100000); print('done', flush=True); input()"
 

@@ -1,4 +1,4 @@
-"""What systemd is told: on a socket of ours, full or dead ones too, and by a real systemd in a box."""
+"""What systemd gets: on a socket of ours, also a full or dead one, and in a box with a real systemd."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def notifier(listener: Listener) -> Iterator[Notifier]:
     line.close()
 
 
-def test_the_words(listener: Listener, notifier: Notifier) -> None:
+def test_the_messages(listener: Listener, notifier: Notifier) -> None:
     assert notifier.enabled
     notifier.ready("IDLE_WAIT: user active on seat0, 7 min to go")
     assert listener.heard() == ["READY=1\nSTATUS=IDLE_WAIT: user active on seat0, 7 min to go"]
@@ -214,7 +214,7 @@ def test_a_real_systemd_hears_it(box: SysBox) -> None:
     def show(name: str) -> str:
         return box.show("probe", name)[name]
 
-    def tell(*lines: str) -> None:
+    def order(*lines: str) -> None:
         with orders.open("a") as file:
             file.writelines(f"{line}\n" for line in lines)
 
@@ -224,11 +224,11 @@ def test_a_real_systemd_hears_it(box: SysBox) -> None:
         assert box.show("probe", "ActiveState", "StatusText") == {
             "ActiveState": "active", "StatusText": "READY: nothing to do",
         }
-        tell("status IDLE_WAIT: user active on séat0")
+        order("status IDLE_WAIT: user active on séat0")
         until(lambda: show("StatusText") == "IDLE_WAIT: user active on séat0", "the status")
         fed = show("WatchdogTimestampMonotonic")
         until(lambda: show("WatchdogTimestampMonotonic") != fed, "the watchdog fed")
-        tell("reload")
+        order("reload")
         until(lambda: show("StatusText") == "READY: read again", "the reload over")
         assert show("ActiveState") == "active"
         orders.write_text("starve\n" * 3 + "starve\n")  # longer than what was read: these are new

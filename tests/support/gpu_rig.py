@@ -120,10 +120,10 @@ def helpers() -> list[psutil.Process]:
 
 
 def now(sensor: Sensor) -> Reading[Gpu]:
-    """What it tells now."""
+    """Its reading now."""
     return sensor.latest(CLOCK.now_s())
 
 
 async def until(condition: Callable[[], object], within_s: float = 15.0) -> None:
-    """Wait until the condition holds; sooner than by a look that nobody has asked for, which comes in 25 s."""
+    """Wait until the condition is true, for less time than until a look without a demand, which comes after 25 s."""
     await eventually(condition, timeout_s=within_s)

@@ -85,7 +85,7 @@ def test_a_task_must_give_its_memory_back(world: DrmMachine, monkeypatch: pytest
             world.write(device, "mem_info_vram_used", GIB)
             await until(lambda: now(sensor).value == Gpu(0, 1))
             assert sensor.own.left == ""
-            world.write(device, "mem_info_vram_used", 3 * GIB)  # somebody else's by now
+            world.write(device, "mem_info_vram_used", 3 * GIB)  # now it belongs to another process
             await until(lambda: now(sensor).value == Gpu(0, 3))
 
     play(scene())
@@ -96,7 +96,7 @@ def test_a_task_must_give_its_memory_back(world: DrmMachine, monkeypatch: pytest
     [("i915", "drm/card0/gt/gt0/rc6_residency_ms"), ("xe", "tile0/gt0/gtidle/idle_residency_ms")],
 )
 def test_an_intel_gpu_is_busy_while_it_is_not_idle(driver: str, file: str, world: DrmMachine) -> None:
-    """Two looks tell; the busiest of its parts counts."""
+    """Two looks show it; the busiest of its parts counts."""
     device = world.card(INTEL, driver)
     world.write(device, file, 0)
     world.write(device, file.replace("gt0", "gt1"), 10**9)
@@ -286,7 +286,7 @@ def test_an_open_during_a_look_is_anothers(world: DrmMachine) -> None:
 
 
 def test_a_folder_that_goes_and_comes_again_is_watched_again(world: DrmMachine) -> None:
-    """The only GPU is unplugged, or its driver loaded anew."""
+    """The only GPU is unplugged, or its driver is loaded again."""
     world.amd()
 
     async def scene() -> None:

@@ -146,13 +146,13 @@ def look(world: DrmMachine) -> list[dict[str, Any]]:
         pytest.param({"drm-cycles-rcs": "5"}, 0, True, id="has worked, in cycles"),
         pytest.param({"drm-total-cycles-rcs": "7655183225"}, 0, False, id="the clock of all runs for everybody"),
         pytest.param({"drm-engine-capacity-gfx": "2"}, 0, False, id="what there is, is no work"),
-        pytest.param({"drm-memory-gtt": "64 KiB"}, 0, True, id="holds memory elsewhere"),
-        pytest.param({"drm-memory-vram": "3 MiB"}, 3 << 20, True, id="holds VRAM"),
+        pytest.param({"drm-memory-gtt": "64 KiB"}, 0, True, id="has memory elsewhere"),
+        pytest.param({"drm-memory-vram": "3 MiB"}, 3 << 20, True, id="has VRAM"),
         pytest.param(
             {"drm-total-vram": "9 MiB", "drm-resident-vram": "2 MiB", "drm-memory-vram": "3 MiB"}, 2 << 20, True,
             id="what was moved out of VRAM is not in it",
         ),
-        pytest.param({"drm-total-vram": "9 MiB"}, 9 << 20, True, id="an older kernel tells less"),
+        pytest.param({"drm-total-vram": "9 MiB"}, 9 << 20, True, id="an older kernel reports less"),
         pytest.param({"drm-resident-vram0": "1 MiB", "drm-resident-vram1": "2 MiB"}, 3 << 20, True, id="two tiles"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the kernel tells of AMD and Intel GPUs, judged: how busy they are, and whose it is (R9, R10)."""
+"""The kernel's reports on AMD and Intel GPUs, judged: their load, and who owns it (R9, R10)."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ LATE, EARLY = {77: 5.0}, {77: 4.9}
         ),
         pytest.param(amd(client(40, 8), used=8), {40: 9.0}, {}, "8 GiB by model (pid 40)", True, id="a server keeps it"),
         pytest.param(amd(client(40, 0.4), used=0.4), {40: 9.0}, {}, "", False, id="a server's own small context"),
-        pytest.param(amd(client(40, 8), used=8), {}, {}, "", False, id="a server that no task of late has used"),
+        pytest.param(amd(client(40, 8), used=8), {}, {}, "", False, id="a server that no recent task has used"),
         pytest.param(Card(INTEL, "xe", clients=(client(40, 8),)), {40: 9.0}, {}, "8 GiB by model (pid 40)", True, id="Intel's"),
         pytest.param(Card(AMD, "amdgpu", asleep=True), LATE, {AMD: 1.0}, "", False, id="asleep"),
     ],
@@ -108,7 +108,7 @@ LATE, EARLY = {77: 5.0}, {77: 4.9}
 def test_what_a_task_has_left(
     card: Card, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
 ) -> None:
-    """Told at once; it blocks, with that reason, when it is held longer than VRAM_RELEASE_S."""
+    """Reported at once; it blocks, with that reason, when it stays longer than VRAM_RELEASE_S."""
     settings = GpuSettings(own_units=["ollama.service"])
     names = {**NAMES, 77: Name()}
     known = Known(settings, lambda pid: names[pid], lately=lately, unlisted=unlisted)
@@ -118,7 +118,7 @@ def test_what_a_task_has_left(
 
 
 def test_what_was_there_beside_the_task_is_not_the_tasks() -> None:
-    """Its last look tells; of a GPU whose driver tells no total, nothing is remembered."""
+    """Its last look shows that; for a GPU whose driver reports no total, nothing is remembered."""
     beside = amd(client(10, 4), client(20, 1), used=6)
     other = Card(INTEL, "xe", clients=(client(10, 1),))
     use = judge([beside, other], {AMD, INTEL}, {}, Known(GpuSettings(), NAMES.__getitem__, {10}, {10: 0.0}))

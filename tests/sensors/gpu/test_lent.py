@@ -1,4 +1,4 @@
-"""The lent GPUs as one sensor, whoever made them."""
+"""The lent GPUs as one sensor, of all makers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_several_lent_gpus_are_one_reading() -> None:
 
 @pytest.fixture
 def no_nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """This machine has no NVIDIA library, whatever it has."""
+    """A machine without the NVIDIA library."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/libnvidia-ml.so.1").write_bytes(b"no library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path / "lib"))

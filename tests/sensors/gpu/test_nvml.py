@@ -96,7 +96,7 @@ def test_a_task_that_has_just_ended_is_no_stranger(standin: StandIn, nvidia: Nvi
 
 
 @pytest.mark.parametrize(
-    ("lines", "words"),
+    ("lines", "text"),
     [
         pytest.param(["0.err=15"], "the GPU is lost", id="lost"),
         pytest.param(["err.nvmlInit=9"], "the NVIDIA driver is not loaded", id="driver not loaded"),
@@ -113,15 +113,15 @@ def test_a_task_that_has_just_ended_is_no_stranger(standin: StandIn, nvidia: Nvi
     ],
 )
 def test_what_nvml_cannot_say_is_unknown_with_the_reason(
-    standin: StandIn, nvidia: NvidiaMachine, lines: list[str], words: str
+    standin: StandIn, nvidia: NvidiaMachine, lines: list[str], text: str
 ) -> None:
-    """Each error by its name, in words; when it is over, the reading comes back by itself (R12)."""
+    """Each error by its name, as text; when it is over, the reading comes back by itself (R12)."""
     standin.shows(*lines)
 
     async def scene() -> None:
         async with nvidia.sensor() as sensor:
             assert now(sensor).value is None
-            assert words in now(sensor).error
+            assert text in now(sensor).error
             standin.shows()
             await until(lambda: now(sensor).value == Gpu())
 
@@ -129,7 +129,7 @@ def test_what_nvml_cannot_say_is_unknown_with_the_reason(
 
 
 def test_an_old_driver_without_the_second_memory_call(standin: StandIn, nvidia: NvidiaMachine) -> None:
-    """The first form is asked then; what the driver reserves is not told."""
+    """The first form is asked then; what the driver reserves is unknown."""
     standin.shows("err.nvmlDeviceGetMemoryInfo_v2=25", f"0.mem_used={GIB}")
 
     async def scene() -> None:
@@ -238,20 +238,20 @@ def test_the_first_sample_of_a_helper_is_not_believed(standin: StandIn, nvidia: 
 
 
 @pytest.mark.parametrize(
-    ("xid", "said"), [(79, "GPU-fake-0: the driver reported Xid 79 (it has fallen off the bus)"), (31, "")]
+    ("xid", "error"), [(79, "GPU-fake-0: the driver reported Xid 79 (it has fallen off the bus)"), (31, "")]
 )
 def test_a_fault_of_the_gpu_itself_is_unknown_until_it_recovers(
-    standin: StandIn, nvidia: NvidiaMachine, xid: int, said: str
+    standin: StandIn, nvidia: NvidiaMachine, xid: int, error: str
 ) -> None:
-    """A program's own faults (Xid 31) are told, and nothing more."""
+    """A program's own faults (Xid 31) are reported, and nothing more."""
 
     async def scene() -> None:
         async with nvidia.sensor() as sensor:
             sensor.demand(0.2)
             assert sensor.describe()[0]["xid"] == 0
             standin.shows(f"0.xid={xid}")
-            if said:
-                await until(lambda: now(sensor).error.startswith(said))
+            if error:
+                await until(lambda: now(sensor).error.startswith(error))
                 standin.shows()
             else:
                 await until(lambda: sensor.describe()[0]["xid"] == xid)

@@ -76,7 +76,7 @@ SHELL = Process(21, "g", gib(0.5))
         ),
         pytest.param(
             seen(gpu(Process(20, "g", None), used=1)), 0, 1, ("Xorg (pid 20)",),
-            id="a display server that tells no memory proves nothing",
+            id="a display server that reports no memory proves nothing",
         ),
         pytest.param(seen(gpu(BIG_TASK, percent=99, used=11), own=OWN), 0, 1, (), id="the task's load is its own"),
         pytest.param(
@@ -84,7 +84,7 @@ SHELL = Process(21, "g", gib(0.5))
             id="beside somebody foreign all load counts",
         ),
         pytest.param(
-            seen(gpu(Process(10, "c", None), used=10), own=OWN), 0, 10, (), id="own memory not told is not taken off"
+            seen(gpu(Process(10, "c", None), used=10), own=OWN), 0, 10, (), id="own memory that is unknown is not subtracted"
         ),
         pytest.param(seen(gpu(BIG_TASK, used=4), own=OWN), 0, 0, (), id="never below nothing"),
         pytest.param(seen(gpu(percent=60), own=OWN), 60, 0, (), id="a task without a context is no excuse"),
@@ -130,13 +130,13 @@ OLLAMA = GpuSettings(own_processes=["ollama"])
             [Process(11, "c", gib(8))], 8, {11: 9.0}, {}, "8 GiB by ollama (pid 11)", True, id="a server that does not unload"
         ),
         pytest.param([Process(11, "c", gib(0.4))], 0.4, {11: 9.0}, {}, "", False, id="a server's own small context"),
-        pytest.param([Process(11, "c", gib(8))], 8, {}, {}, "", False, id="a server that no task of late has used"),
+        pytest.param([Process(11, "c", gib(8))], 8, {}, {}, "", False, id="a server that no recent task has used"),
     ],
 )
 def test_what_a_task_has_left(
     there: list[Process], used: float, lately: dict[int, float], unlisted: dict[str, float], left: str, held: bool
 ) -> None:
-    """Told at once; it blocks, with that reason, when it is held longer than VRAM_RELEASE_S."""
+    """Reported at once; it blocks, with that reason, when it stays longer than VRAM_RELEASE_S."""
     known = Known(OLLAMA, lambda pid: NAMES.get(pid, Name()), lately=lately, unlisted=unlisted)
     use = judge((gpu(*there, used=used),), known)
     assert use.gpu is not None
@@ -147,10 +147,10 @@ def test_what_a_task_has_left(
 @pytest.mark.parametrize(
     ("there", "percent", "own"),
     [
-        pytest.param([Process(10, "c", gib(10), 40), Process(20, "g", gib(1), 5)], 45, (1, 10.0, 40.0), id="told by process"),
-        pytest.param([Process(10, "c", gib(10))], 45, (1, 10.0, 45.0), id="all of it is the task's where that is not told"),
-        pytest.param([Process(10, "c", gib(10), 0)], 95, (1, 10.0, 95.0), id="a driver that only seems to tell"),
-        pytest.param([Process(10, "c", gib(10), 900)], 45, (1, 10.0, 45.0), id="nonsense is not told"),
+        pytest.param([Process(10, "c", gib(10), 40), Process(20, "g", gib(1), 5)], 45, (1, 10.0, 40.0), id="known by process"),
+        pytest.param([Process(10, "c", gib(10))], 45, (1, 10.0, 45.0), id="all of it is the task's where that is unknown"),
+        pytest.param([Process(10, "c", gib(10), 0)], 95, (1, 10.0, 95.0), id="a driver that only seems to report it"),
+        pytest.param([Process(10, "c", gib(10), 900)], 45, (1, 10.0, 45.0), id="an impossible number is unknown"),
         pytest.param([Process(10, "c", gib(10)), Process(30, "g", gib(1))], 45, (1, 10.0, None), id="nobody can part them"),
         pytest.param([Process(30, "g", gib(1))], 45, (0, 0.0, None), id="no context"),
         pytest.param([Process(10, "c", gib(4), 70), Process(12, "c", gib(4), 60)], 99, (2, 8.0, 100.0), id="two of the task"),
@@ -182,7 +182,7 @@ def test_configured_programs_are_own_and_their_load_is_forgiven_only_while_a_tas
 
 
 @pytest.mark.parametrize(
-    ("devices", "lend", "words"),
+    ("devices", "lend", "reason"),
     [
         pytest.param((gpu(percent=255),), (), "impossible utilisation (255 %)", id="255 percent"),
         pytest.param((gpu(percent=-1),), (), "impossible utilisation", id="negative percent"),
@@ -197,14 +197,14 @@ def test_configured_programs_are_own_and_their_load_is_forgiven_only_while_a_tas
         pytest.param((), (), "shows no GPU", id="none at all"),
     ],
 )
-def test_what_cannot_be_believed_is_unknown(devices: tuple[Device, ...], lend: tuple[str, ...], words: str) -> None:
-    """No value, and why, in words (R12)."""
+def test_what_cannot_be_believed_is_unknown(devices: tuple[Device, ...], lend: tuple[str, ...], reason: str) -> None:
+    """No value, and the reason (R12)."""
     use = seen(*devices, settings=GpuSettings(lend=list(lend)))
     assert use.gpu is None
-    assert words in use.error
+    assert reason in use.error
 
 
-def test_memory_that_nobody_holds_is_told_in_words() -> None:
+def test_the_note_mentions_memory_without_a_process() -> None:
     """Above half a GiB, without what the driver reserves where it cannot say so."""
     assert seen(gpu(XORG, used=1.4)).note == ""
     assert seen(gpu(XORG, used=4)).note == "3 GiB of VRAM held by no listed process"
@@ -268,9 +268,9 @@ def test_a_judgement_is_in_bounds_or_none(
     [((), ""), ((31, 45), ""), ((48, 45), "GPU-a: the driver reported Xid 48 (memory error that cannot be corrected)")],
 )
 def test_a_fault_of_the_gpu_itself_counts_whatever_came_after_it(xids: tuple[int, ...], error: str) -> None:
-    told = structs.replace(gpu(), xids=xids)
-    assert seen(told).error.startswith(error)
-    assert bool(seen(told).error) == bool(error)
+    faulty = structs.replace(gpu(), xids=xids)
+    assert seen(faulty).error.startswith(error)
+    assert bool(seen(faulty).error) == bool(error)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_quiet_gpu_that_may_sleep_is_left_alone(
 def test_a_nap_in_which_no_open_would_be_seen_ends_with_the_first_demand(
     standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task begins, and nothing but looks tells of a game that begins beside it."""
+    """A task begins, and only looks show a game that begins beside it."""
 
     def refuse(**_: object) -> None:
         raise OSError(24, "Too many open files")

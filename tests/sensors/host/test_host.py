@@ -91,7 +91,7 @@ def test_others_share_of_the_whole_machine(machine: Machine, spent: dict[str, fl
 
 
 def test_the_window_moves_on(machine: Machine) -> None:
-    """Ten seconds count, whatever was before; rare looks give the average since the last."""
+    """Only ten seconds count; rare looks give the average since the last."""
     machine.cpu()
     for _ in range(10):
         machine.passes(1, user=2)
@@ -161,7 +161,7 @@ steps = st.lists(
 def test_percent_is_in_bounds_and_never_less_for_a_broken_task_counter(
     moves: list[tuple[float, float, float, float]], window_s: float
 ) -> None:
-    """0 to 100 or unknown, whatever the counters do; without believable own seconds never below the true load."""
+    """0 to 100 or unknown for all counters; without believable own seconds never below the true load."""
     meter, alone = CpuMeter(window_s), CpuMeter(window_s)
     at_s = total_s = idle_s = own_s = 0.0
     for seconds, spent_s, rested_s, own_more_s in moves:
@@ -190,7 +190,7 @@ def test_once_known_the_load_stays_known_however_looks_follow(waits: list[float]
 
 @given(st.floats(0.6, 60), st.integers(1, 64), st.floats(0, 1), st.floats(0, 1))
 def test_the_tasks_own_use_is_not_held_against_it(seconds: float, cores: int, busy: float, own: float) -> None:
-    """R11, for any share: what is left is others' share exactly."""
+    """R11, for any share: the rest is exactly the others' share."""
     meter = CpuMeter(10)
     whole_s = seconds * cores
     busy_s = whole_s * busy
@@ -291,16 +291,16 @@ def test_heat_that_swings_around_its_limit_is_one_heat(tmp_path: Path) -> None:
     """Too hot above the limit, and until it has cooled by five degrees: the way down has a threshold of its own."""
     chip(tmp_path, 0, "coretemp", 0)
     (file,) = (tmp_path / "class/hwmon/hwmon0").glob("temp*_input")
-    machine, told = Machine(tmp_path), []
+    machine, fit = Machine(tmp_path), []
     for celsius in (90, 95, 95.1, 94.9, 95.1, 92, 90.1, 90, 94.9, 95, 96):
         file.write_text(str(int(celsius * 1000)))
         machine.at_s += 5.0
         host = machine.host()
         assert isinstance(host, Host)
-        told.append(host.fit)
+        fit.append(host.fit)
         if celsius == 92:
             assert host.reason == "coretemp at 92 °C, limit 95 °C, to be 90 °C first (host.max_temperature_c)"
-    assert told == [True, True, False, False, False, False, False, True, True, True, False]
+    assert fit == [True, True, False, False, False, False, False, True, True, True, False]
 
 
 def test_memory_and_hours(machine: Machine) -> None:

@@ -97,7 +97,7 @@ def test_a_process_that_becomes_another_program_is_seen(tmp_path: Path) -> None:
 
 
 def test_no_look_reads_all_of_many_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some desktops have a thousand, and all at once would hold the loop up. Each is read within ten seconds all the same."""
+    """Some desktops have a thousand, and all at once would delay the loop. Each is still read within ten seconds."""
     pids = range(1000, 1300)
     for pid in pids:
         (tmp_path / str(pid)).mkdir()
@@ -199,9 +199,9 @@ def test_memory_pressure_is_judged_where_a_limit_is_set(text: str | None, answer
         settings = HostSettings(max_memory_pressure_percent=limit, min_memory_gb=0)
         sensor = HostSensor(CLOCK, settings, lambda: 0.0, sys_root=tmp_path, proc_root=tmp_path)
         reading = sensor.host(CLOCK.now_s())
-        said = reading.error if reading.value is None else reading.value.reason
-        assert expected in said
-        assert bool(said) is bool(expected)
+        reason = reading.error if reading.value is None else reading.value.reason
+        assert expected in reason
+        assert bool(reason) is bool(expected)
 
 
 @pytest.mark.skipif(not Path("/proc/pressure/memory").exists(), reason="this kernel has no PSI")
@@ -247,9 +247,9 @@ def test_a_check_answers_in_the_background(
         await site.start(wake)
         await eventually(lambda: wakes >= len(checks))
         found = site.findings(CLOCK.now_s())
-        for told, expected in zip(found, (unfit, unknown), strict=True):
-            assert expected in "; ".join(told)
-            assert bool(told) is bool(expected)
+        for texts, expected in zip(found, (unfit, unknown), strict=True):
+            assert expected in "; ".join(texts)
+            assert bool(texts) is bool(expected)
         await site.stop()
 
     play(scene())
@@ -306,12 +306,12 @@ def test_nothing_of_a_check_outlives_it(tmp_path: Path) -> None:
             (leaves + "exit 0", False, 60.0), (leaves + "wait", False, 2.0), (leaves + "wait", True, 60.0),
         ):  # fmt: skip
             pids.unlink(missing_ok=True)
-            told: list[int] = []
+            wakes_seen: list[int] = []
             site = SiteChecks([sh(script)], CLOCK, 60.0, limit_s)
-            await site.start(lambda told=told: told.append(1))
+            await site.start(lambda wakes_seen=wakes_seen: wakes_seen.append(1))
             await eventually(lambda: pids.exists() and pids.read_text().endswith("\n"))
             if not stop:
-                await eventually(lambda told=told: told)
+                await eventually(lambda wakes_seen=wakes_seen: wakes_seen)
             else:
                 await site.stop()
             left = int(pids.read_text())
@@ -340,7 +340,7 @@ def test_a_check_that_cannot_be_watched_is_ended_and_tried_again(monkeypatch: py
         with monkeypatch.context() as patched:
             patched.setattr(os, "pidfd_open", refuse)
             await site.start(lambda: None)
-        assert [words.partition(" cannot ")[2] for words in site.findings(clock.now_s())[1]] == [
+        assert [text.partition(" cannot ")[2] for text in site.findings(clock.now_s())[1]] == [
             "be started: Too many open files (host.checks)"
         ] * 2
         assert set(psutil.Process().children()) <= before
@@ -373,7 +373,7 @@ def test_a_check_makes_the_host_unfit(tmp_path: Path) -> None:
 
 
 class NetworkManager:
-    """Answers for `Metered`, and tells when it changes."""
+    """Answers for `Metered`, and signals its changes."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus, self.metered, self.refuses = bus, 4, False
