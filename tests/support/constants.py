@@ -54,13 +54,18 @@ def split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def with_constants(argv: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    """A command with `-m MODULE` in it, run with these values."""
-    at = len(argv) - 1 - list(argv)[::-1].index("-m")
-    return [*argv[:at], __file__, json.dumps(dict(values)), *argv[at + 1 :]] if values else list(argv)
+    """A command `PYTHON … -m MODULE …`, or `PYTHON SCRIPT.py …`, run with these values."""
+    if not values:
+        return list(argv)
+    at = len(argv) - 1 - list(argv)[::-1].index("-m") if "-m" in argv else 0
+    return [*argv[: at or 1], __file__, json.dumps(dict(values)), *argv[at + 1 :]]
 
 
 if __name__ == "__main__":
     with constants(json.loads(sys.argv[1])):
         module = sys.argv[2]
         del sys.argv[1:3]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module.endswith(".py"):
+            runpy.run_path(module, run_name="__main__")
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
