@@ -1,4 +1,4 @@
-"""What a task's processes use, by /proc and its work folder: memory, disk. Blocks: called in worker threads alone."""
+"""The memory and disk that a task uses, by /proc and its work folder. Blocks: call it in worker threads only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from typing import Final
 GIB: Final = 1 << 30
 _KIB: Final = 1024
 _BLOCK: Final = 512
-_LOOK_EVERY: Final = 256  # entries between two looks at the clock
+_CHECK_EVERY: Final = 256  # entries between two checks of the clock
 WALK_S: Final = 2.0
 
 
 def memory(pids: Collection[int], enough: float | None = None) -> int:
-    """Bytes of memory and swap that the processes use together.
-
-    The quick sum counts what they share once for each of them. Where that is more than `enough` bytes, each one's share is
-    asked for, which costs the kernel a walk through its pages.
-    """
+    """Bytes of memory and swap that the processes use together. The quick sum counts shared memory once for each process. If
+    that is more than `enough` bytes, the shares are read, for which the kernel walks through the pages."""
     quick = {pid: _sum_kib(f"/proc/{pid}/status", (b"VmRSS:", b"VmSwap:")) or 0 for pid in pids}
     total = sum(quick.values()) * _KIB
     if enough is None or total <= enough:
@@ -29,12 +26,12 @@ def memory(pids: Collection[int], enough: float | None = None) -> int:
     shares = 0
     for pid, kib in quick.items():
         share = _sum_kib(f"/proc/{pid}/smaps_rollup", (b"Pss:", b"SwapPss:"))
-        shares += kib if share is None else share  # not ours to read: what it has may be all its own
+        shares += kib if share is None else share  # not readable: all of it may be its own
     return shares * _KIB
 
 
 def _sum_kib(path: str, names: tuple[bytes, ...]) -> int | None:
-    """The sum of these lines of a file of /proc; None where it cannot be read, as of a process that is gone."""
+    """The sum of these lines of a file of /proc; None: it cannot be read, because the process is gone, for example."""
     try:
         with open(path, "rb", buffering=0) as file:
             lines = file.read(1 << 16).splitlines()
@@ -44,8 +41,8 @@ def _sum_kib(path: str, names: tuple[bytes, ...]) -> int | None:
 
 
 def disk(folder: Path, pids: Collection[int], limit_s: float = WALK_S) -> int:
-    """Bytes that the folder takes on disk, and files in it that are deleted but still open. After `limit_s` seconds, what
-    was counted by then: never more than there is."""
+    """Bytes that the folder takes on disk, with its files that are deleted but still open. After `limit_s` seconds, what was
+    counted so far: never more than there is."""
     until_s = time.monotonic() + limit_s
     try:
         device = os.lstat(folder).st_dev
@@ -59,7 +56,7 @@ def disk(folder: Path, pids: Collection[int], limit_s: float = WALK_S) -> int:
             with os.scandir(todo.pop()) as there:
                 for entry in there:
                     entries += 1
-                    if entries % _LOOK_EVERY == 0 and time.monotonic() > until_s:
+                    if entries % _CHECK_EVERY == 0 and time.monotonic() > until_s:
                         return total
                     try:
                         info = entry.stat(follow_symlinks=False)
@@ -71,13 +68,13 @@ def disk(folder: Path, pids: Collection[int], limit_s: float = WALK_S) -> int:
                         total += info.st_blocks * _BLOCK
                     if info.st_nlink > 1:
                         counted.add(info.st_ino)
-        except OSError:  # gone meanwhile, or of another user
+        except OSError:  # gone meanwhile, or another user's
             continue
     return total + _deleted(device, pids, until_s)
 
 
 def _deleted(device: int, pids: Collection[int], until_s: float) -> int:
-    """Bytes of the processes' open files on this device that have no name any more."""
+    """Bytes of the processes' open files on this device that are deleted."""
     sizes: dict[int, int] = {}
     for pid in pids:
         if time.monotonic() > until_s:

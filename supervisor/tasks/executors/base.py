@@ -35,14 +35,8 @@ class CheckpointFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One step of freezing, thawing or stopping a task.
-
-    Args:
-        name: which step.
-        seconds: of a stop: from the order to the end of this step. Else: what this step took. None: a step without a time.
-        processes: how many took part; known for checkpoints.
-        detail: an exception's type, for example.
-    """
+    """One step of freezing, thawing or stopping a task. `seconds`: in a stop from the order to the end of this step, else what
+    this step took; None: a step without a time. `processes`: how many took part, if more than one is known."""
 
     name: RungName
     seconds: float | None = None

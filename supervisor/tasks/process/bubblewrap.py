@@ -1,6 +1,5 @@
-"""The sandbox of task types with `sandbox: bubblewrap`: the system is read-only, of other files only the work folder is there,
-no other process is visible, no network. If it does not work here, the task fails before it starts, and the error says what
-to do.
+"""The sandbox of task types with `sandbox: bubblewrap`: a read-only system, of other files only the work folder, no other
+process, no network. If it does not work here, the task fails before it starts, and the error says what to do.
 """
 
 from __future__ import annotations

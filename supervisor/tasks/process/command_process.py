@@ -139,7 +139,10 @@ class CommandTask:
             raise FreezeFailed("it is gone already")
         self.freeze_now()
         try:
-            return await self._ask(freeze=True)
+            rung = await self._ask(freeze=True)
+            if rung.name is not RungName.FROZEN:
+                raise FreezeFailed(str(rung))
+            return rung
         except FreezeFailed:
             if not self._stopping:
                 self._tree.thaw()
@@ -265,13 +268,9 @@ class CommandTask:
                 self._started.set_result(None)
             case {"failed": reason} if not self._started.done():
                 self._started.set_exception(StartFailed(reason))
-            case {"rung": rung, "ok": ok}:
-                if (waiting := self._freezes.popleft()).done():  # the caller gave up
-                    return
-                if ok:
+            case {"rung": rung}:
+                if not (waiting := self._freezes.popleft()).done():  # done: the caller gave up
                     waiting.set_result(*_rungs([rung]))
-                else:
-                    waiting.set_exception(FreezeFailed(describe(*_rungs([rung]))))
             case {"left": left, "rungs": rungs}:
                 text = f"still alive after the kill: {', '.join(left)} ({describe(*_rungs(rungs))})"
                 self._answer_stops(StopFailed(text))

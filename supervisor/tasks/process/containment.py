@@ -1,10 +1,7 @@
 """What keeps a task's processes together: a cgroup of its own where one is delegated to us, else the process tree below its
 shim.
 
-`detect` tests before it promises: a cgroup counts only if a real process was put into a new one, frozen and killed there.
-`sweep` removes, at start, what a crash has left.
-
-Controllers limit a cgroup's children only if the cgroup itself holds no process. So this process first moves into a leaf,
+Controllers limit a cgroup's children only if the cgroup itself has no process. So this process first moves into a leaf,
 `supervisor`, below the cgroup that is delegated to it. Which controllers there are is decided by the one who delegates.
 """
 
@@ -41,19 +38,12 @@ _ROUNDS = 20
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a task may use; enforced if its cgroup has the controller.
+    """What a task may use; enforced if its cgroup has the controller. None: no limit."""
 
-    Args:
-        cpu_percent: of all processors together.
-        memory_bytes: of its processes together; None: no limit.
-        processes: at a time; None: no limit. The kernel counts threads, so it gets a multiple.
-        swap: whether their memory may be written to disk. Memory that was VRAM may not.
-    """
-
-    cpu_percent: float = 100.0
-    memory_bytes: int | None = None
-    processes: int | None = None
-    swap: bool = True
+    cpu_percent: float = 100.0  # of all processors together
+    memory_bytes: int | None = None  # of its processes together
+    processes: int | None = None  # the kernel counts threads, so it gets a multiple
+    swap: bool = True  # memory may be written to disk; memory that was VRAM may not
 
     def files(self, controllers: frozenset[str]) -> dict[str, str]:
         """What is written to which file of the task's cgroup. With cpu.idle it runs after everything else of its parent."""
@@ -84,14 +74,11 @@ def task_mark(workdir: Path) -> str:
 
 
 class Containment:
-    """How tasks are contained.
-
-    Args:
-        base: the delegated cgroup below which the tasks' cgroups are made; None: there is none.
-    """
+    """How tasks are contained."""
 
     def __init__(self, base: str | None) -> None:
         self.base = base
+        """The delegated cgroup below which the tasks' cgroups are made; None: there is none."""
         self.cpu_percent = 100.0
         """Of all processors together, for tasks that start from now on; enforced if there is a cpu controller."""
 
@@ -100,27 +87,14 @@ class Containment:
         raise NotImplementedError
 
     def place(self, mark: str, bounds: Bounds = Bounds()) -> str | None:
-        """Make the cgroup of one task; returns its path, or None where tasks have none.
-
-        Args:
-            mark: the task's mark, see `task_mark`.
-            bounds: what it may use.
-
-        Raises:
-            OSError: it could not be made.
-        """
+        """Make the cgroup of the task with this mark, see `task_mark`; returns its path, or None where tasks have none. Raises
+        OSError."""
         return None
 
     def sweep(self, root: Path, limit_s: float = 5.0) -> int:
-        """Kill what a crash has left of this node's tasks, and remove their cgroups; returns the number of processes. Blocks,
-        for `limit_s` at most. May be repeated. Leaves tasks alone whose daemon lives.
-
-        Args:
-            root: the folder of the work folders; it identifies this node's tasks.
-
-        Raises:
-            StopFailed: something is still alive.
-        """
+        """Kill what a crash has left of the tasks with work folders in `root`, and remove their cgroups; returns the number of
+        processes. Leaves tasks alone whose daemon lives. May be repeated. Blocks, for `limit_s` at most. Raises StopFailed if
+        something is still alive."""
         mark = node_mark(root)
         begun_s = time.monotonic()
         killed: set[int] = set()
@@ -146,11 +120,7 @@ class Containment:
 
 
 class TreeContainment(Containment):
-    """No cgroup: the shim, as subreaper, and walks over /proc.
-
-    Args:
-        reason: why there is no cgroup.
-    """
+    """No cgroup, for this reason: the shim, as subreaper, and walks over /proc."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(None)
@@ -165,19 +135,11 @@ class TreeContainment(Containment):
 
 
 class CgroupContainment(Containment):
-    """A new cgroup v2 for every task.
-
-    Args:
-        base: see Containment.
-        controllers: those that are enabled for the cgroups below `base`.
-        missing_because: why the other controllers are not.
-    """
+    """A new cgroup v2 for every task. `controllers` are enabled below `base`; `missing_because`: why the others are not."""
 
     base: str
 
-    def __init__(
-        self, base: str, controllers: frozenset[str] = frozenset(), missing_because: str = "not delegated"
-    ) -> None:
+    def __init__(self, base: str, controllers: frozenset[str] = frozenset(), missing_because: str = "not delegated") -> None:
         super().__init__(base)
         self.controllers = controllers
         self.missing_because = missing_because
@@ -209,12 +171,8 @@ class CgroupContainment(Containment):
 
 
 def detect(mountinfo: str = "/proc/self/mountinfo", membership: str = "/proc/self/cgroup") -> Containment:
-    """The best containment that this process may use, tested with a real process. Takes some milliseconds, 2 s at most.
-
-    Args:
-        mountinfo: names the cgroup v2 mount.
-        membership: names our own cgroup in it.
-    """
+    """The best containment that this process may use, tested with a real process. Takes some milliseconds, 2 s at most. The
+    files name the cgroup v2 mount, and our own cgroup in it."""
     try:
         base, at_root = _delegated(mountinfo, membership)
         _probe(base)
@@ -260,33 +218,29 @@ def _move_into_leaf(base: str) -> None:
                 process_tree.write(f"{leaf}/cgroup.procs", str(pid))
 
 
-def _unusable(reason: str) -> OSError:
-    return OSError(0, reason)
-
-
 def _delegated(mountinfo: str, membership: str) -> tuple[str, bool]:
     """The folder of our own cgroup, if it is delegated to us, and whether it is the root of all that we see. Raises OSError
     with the reason otherwise."""
     try:
         own = next(line[3:] for line in Path(membership).read_text().splitlines() if line.startswith("0::"))
     except StopIteration:
-        raise _unusable("this process is in none") from None
+        raise OSError(0, "this process is in none") from None
     for line in Path(mountinfo).read_text().splitlines():
         before, _, after = line.partition(" - ")
         if after.startswith("cgroup2 "):
             seen_root, mount = before.split()[3:5]
             break
     else:
-        raise _unusable("none is mounted")
+        raise OSError(0, "none is mounted")
     if seen_root != "/" and (own + "/").startswith(seen_root + "/"):
         own = own[len(seen_root) :] or "/"
     if "/.." in own:
-        raise _unusable("its own is outside of what it can see")
+        raise OSError(0, "its own is outside of what it can see")
     folder = mount + own.rstrip("/")
     for candidate in (folder, os.path.dirname(folder)) if os.path.basename(folder) == LEAF else (folder,):  # in it already
         if _is_ours(candidate, at_root=own == "/"):
             return candidate, own == "/"
-    raise _unusable(f"{folder} is not delegated to uid {os.geteuid()}")
+    raise OSError(0, f"{folder} is not delegated to uid {os.geteuid()}")
 
 
 def _is_ours(folder: str, *, at_root: bool) -> bool:
@@ -312,17 +266,17 @@ def _probe(base: str) -> None:
     try:
         for name in ("cgroup.freeze", "cgroup.kill"):
             if not os.access(f"{path}/{name}", os.W_OK):
-                raise _unusable(f"{name} is missing there (Linux 5.14 is needed)")
+                raise OSError(0, f"{name} is missing there (Linux 5.14 is needed)")
         null = subprocess.DEVNULL
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=null, stderr=null) as victim:
             try:
                 process_tree.write(f"{path}/cgroup.procs", str(victim.pid))
                 if not tree.freeze(_PROBE_LIMIT_S):
-                    raise _unusable("freezing does not work there")
+                    raise OSError(0, "freezing does not work there")
                 process_tree.write(f"{path}/cgroup.kill", "1")
                 victim.wait(_PROBE_LIMIT_S)
             except subprocess.TimeoutExpired:
-                raise _unusable("killing does not work there") from None
+                raise OSError(0, "killing does not work there") from None
             finally:
                 tree.thaw()
                 victim.kill()
@@ -346,13 +300,8 @@ def _remove_old_probes(base: str) -> None:
 
 
 def clear(tree: ProcessTree, mark: str, limit_s: float) -> list[str]:
-    """Kill one task's tree without its shim; returns what is left (pid and state). Blocks.
-
-    Args:
-        tree: the tree below the shim, which must not be reaped yet.
-        mark: see `task_mark`; finds orphans by their environment.
-        limit_s: how long to try.
-    """
+    """Kill one task's tree without its shim, which must not be reaped yet, and orphans by their mark; returns what is left
+    after `limit_s` (pid and state). Blocks."""
     until_s = time.monotonic() + limit_s
     known: list[Process] = []  # a dying process has lost its environment, by which it was found, but is not dead yet
     while True:

@@ -12,16 +12,8 @@ _STDERR_TAIL = 8192
 
 
 class Pipes:
-    """Three pipes. They never block us, whatever the task reads, writes, closes or leaves open.
-
-    Args:
-        payload: written to stdin, then stdin is closed.
-        max_out: bytes of stdout that are kept; one more is too many.
-        on_overflow: called once if stdout is longer.
-
-    Raises:
-        OSError: no more pipes can be opened.
-    """
+    """Three pipes. They never block us, whatever the task reads, writes, closes or leaves open. `payload` goes to stdin, which
+    is closed then. `on_overflow` is called if stdout is longer than `max_out` bytes. Raises OSError: no pipe can be opened."""
 
     def __init__(self, payload: bytes, max_out: int, on_overflow: Callable[[], None]) -> None:
         self.overflow = False

@@ -12,7 +12,7 @@ Control protocol: one JSON object a line.
 From the daemon: the start order (see `Shim.start`), then any number of {"stop": grace_s}, {"freeze": true}, {"thaw": true}.
 To the daemon, where a rung is [RungName, seconds or null]:
 - {"started": pid} or {"failed": reason};
-- {"rung": rung, "ok": bool} for each freeze and thaw, in their order;
+- {"rung": rung} for each freeze and thaw, in their order;
 - {"left": [process, …], "rungs": [rung, …]} for a kill that left something;
 - last {"gone": wait status or null, "cpu_s": …, "rungs": …, "out_of_memory": bool, "state": saved text or null}.
 """
@@ -266,25 +266,25 @@ class Shim:
         finally:
             os.close(fd)
 
-    def freeze(self) -> tuple[bool, RungName]:
+    def freeze(self) -> RungName:
         """Freeze the tree until it is thawed or stopped. If that takes too long, let it run on."""
         if self.asked_s is not None:
-            return False, RungName.BEING_STOPPED
+            return RungName.BEING_STOPPED
         self.frozen = self.tree.freeze(FREEZE_LIMIT_S)
         if self.frozen:
-            return True, RungName.FROZEN
+            return RungName.FROZEN
         self.tree.relax(idle=True)
         self.tree.thaw()
-        return False, RungName.THAWED_AGAIN
+        return RungName.THAWED_AGAIN
 
-    def thaw(self) -> tuple[bool, RungName]:
+    def thaw(self) -> RungName:
         """Let a frozen tree run on, at the lowest priority again."""
         if self.asked_s is not None or not self.frozen:
-            return True, RungName.WAS_NOT_FROZEN if self.asked_s is None else RungName.BEING_STOPPED
+            return RungName.WAS_NOT_FROZEN if self.asked_s is None else RungName.BEING_STOPPED
         self.frozen = False
         self.tree.relax(idle=True)
         self.tree.thaw()
-        return True, RungName.THAWED
+        return RungName.THAWED
 
     def kill(self) -> bool:
         """SIGKILL until nothing is left, for at most KILL_LIMIT_S seconds; returns whether nothing is left."""
@@ -338,9 +338,9 @@ class Shim:
         for order in orders:
             if "freeze" in order or "thaw" in order:
                 begun_s = time.monotonic()
-                ok, name = self.freeze() if "freeze" in order else self.thaw()
+                name = self.freeze() if "freeze" in order else self.thaw()
                 timed = name in (RungName.FROZEN, RungName.THAWED, RungName.THAWED_AGAIN)
-                self.send(rung=(name, time.monotonic() - begun_s if timed else None), ok=ok)
+                self.send(rung=(name, time.monotonic() - begun_s if timed else None))
             else:
                 grace_s = order["stop"]
                 self.stop(grace_s if isinstance(grace_s, int | float) else 0.0)
