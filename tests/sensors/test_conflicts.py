@@ -1,4 +1,4 @@
-"""Sources of presence that contradict each other: found, resolved to "present", told once at each end and never flapping."""
+"""Sources of presence that contradict each other: found, resolved to "present", reported once at each end, never flapping."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AGENT = "session agent (Mutter idle monitor)"
 
 
 class World:
-    """An observer over sensors in the test's hand."""
+    """An observer over sensors under the control of the test."""
 
     def __init__(self, settle_s: float = 0.0) -> None:
         self.reports: dict[str, Presence] = {}
@@ -40,7 +40,7 @@ class World:
             [], lambda s: Reading(now.gpu, "", "NVML", s), lambda s: Reading(Cpu(now.cpu), "", "CPU times", s),
             lambda s: replace(host, read_at_s=s), settle_s=settle_s,
         )  # fmt: skip
-        self.told: list[str] = []
+        self.news: list[str] = []
 
     def says(self, source: str, **fields: Any) -> None:
         self.reports[source] = Presence(source, NOW_S, **fields)
@@ -48,7 +48,7 @@ class World:
     def look(self, at_s: float = NOW_S) -> Any:
         self.observer.presence = tuple(_Scripted(replace(r, read_at_s=at_s)) for r in self.reports.values())
         seen = self.observer.look(at_s, LIMITS, Automation(True), NO_TASK)
-        self.told += self.observer.news()
+        self.news += self.observer.news()
         return seen
 
 
@@ -68,30 +68,30 @@ def idle_desktop(world: World, **changes: Any) -> None:
     world.says("logind", last_sign_at_s=IDLE_SINCE_S, sign="user active on seat0", away=(claim(**changes),))
 
 
-def test_a_terminal_beside_an_idle_desktop_is_present_and_told_once_at_each_end() -> None:
+def test_a_terminal_beside_an_idle_desktop_is_present_and_reported_once_at_each_end() -> None:
     world = World()
     idle_desktop(world)
     world.says("terminals", last_sign_at_s=NOW_S - 4, sign="user active on pts/3", hands=True)
     seen = world.look()
     assert (seen.person.value.last_sign_at_s, seen.person.value.sign) == (NOW_S - 4, "user active on pts/3")
     assert user_away.judge(seen, Memory(), LIMITS) is False
-    assert world.told == []  # it may be over in a moment
+    assert world.news == []  # it may be over in a moment
     assert world.observer.due_s(NOW_S) == LASTS_S
     for later_s in (1.0, LASTS_S, 5.0, 28.0, 60.0):
         world.look(NOW_S + later_s)
-    assert world.told == [
+    assert world.news == [
         f"contradiction: {AGENT} says {DESKTOP} for 1 h, but terminals says user active on pts/3 6 s ago; "
         "somebody is taken to be there"
     ]
     assert world.observer.contradictions(NOW_S + 60) != []
     assert world.observer.due_s(NOW_S + 60) is None
     world.look(NOW_S - 4 + REQUIRED_S)
-    assert world.told[1:] == [f"contradiction over: {AGENT} says {DESKTOP}: not against others any more"]
+    assert world.news[1:] == [f"contradiction over: {AGENT} says {DESKTOP}: not against others any more"]
     assert world.observer.contradictions(NOW_S + 600) == []
 
 
 @pytest.mark.parametrize(
-    ("other", "words"),
+    ("other", "text"),
     [
         ({"last_sign_at_s": NOW_S - 60, "sign": "a key", "hands": True}, "other says a key 60 s ago"),
         ({"present": "somebody", "hands": True}, "other says somebody now"),
@@ -103,14 +103,14 @@ def test_a_terminal_beside_an_idle_desktop_is_present_and_told_once_at_each_end(
         ({"last_sign_at_s": NEVER, "hands": True}, ""),
     ],
 )
-def test_what_contradicts_an_idle_desktop(other: dict[str, Any], words: str) -> None:
+def test_what_contradicts_an_idle_desktop(other: dict[str, Any], text: str) -> None:
     world = World()
     idle_desktop(world)
     world.says("other", **other)
     world.look()
-    told = world.observer.contradictions(NOW_S)
-    assert len(told) == bool(words)
-    assert words in "".join(told)
+    found = world.observer.contradictions(NOW_S)
+    assert len(found) == bool(text)
+    assert text in "".join(found)
 
 
 def test_a_game_contradicts_and_a_person_who_is_not_watched_for_does_not() -> None:
@@ -156,7 +156,7 @@ def test_logind_and_the_agent_of_one_session() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.05, 30.0), st.booleans()), max_size=60))
-def test_sources_that_come_and_go_are_told_no_more_often_than_they_last(story: list[tuple[float, bool]]) -> None:
+def test_sources_that_come_and_go_are_reported_no_more_often_than_they_last(story: list[tuple[float, bool]]) -> None:
     """Each line that begins one follows at least LASTS_S of contradiction, and each is ended once at most."""
     world, at_s = World(), NOW_S
     for step_s, there in story:
@@ -164,8 +164,8 @@ def test_sources_that_come_and_go_are_told_no_more_often_than_they_last(story: l
         idle_desktop(world, since_s=at_s - 3600 if there else at_s)
         world.says("terminals", last_sign_at_s=at_s, sign="user active on pts/3", hands=True)
         world.look(at_s)
-    begun = [line for line in world.told if line.startswith("contradiction:")]
-    ended = [line for line in world.told if line.startswith("contradiction over:")]
+    begun = [line for line in world.news if line.startswith("contradiction:")]
+    ended = [line for line in world.news if line.startswith("contradiction over:")]
     assert len(begun) <= 1 + (at_s - NOW_S) / LASTS_S
     assert len(ended) in (len(begun), len(begun) - 1)
 
@@ -233,15 +233,15 @@ def test_a_load_that_swings_switches_no_more_often_than_it_settles(
 @given(SETTLE_S, st.lists(st.tuples(st.floats(0.01, 20.0), LOADS), max_size=80))
 def test_the_machine_itself_does_not_flap(settle_s: float, story: list[tuple[float, float]]) -> None:
     """The very table: a CPU load that swings as it likes leads out of READY no more often than once a `settle_s`; and a
-    loop that also wakes when it is told to is never kept busy by it."""
+    loop that also wakes when it is due is never kept busy by it."""
     world, at_s = World(settle_s), NOW_S
     world.says("terminals", last_sign_at_s=NOW_S - 2 * REQUIRED_S, sign="user active on pts/3", hands=True)
-    mind, left, ticks = Lifecycle(LIMITS, NOW_S), 0, 0
+    lifecycle, left, ticks = Lifecycle(LIMITS, NOW_S), 0, 0
     for step_s, cpu in story:
         world.cpu, next_s = cpu, at_s + step_s
         while at_s <= next_s:
-            plan = mind.propose(world.look(at_s))
-            mind.commit(plan)
+            plan = lifecycle.propose(world.look(at_s))
+            lifecycle.commit(plan)
             left, ticks = left + (plan.row is not None and plan.row.id == "unsafe"), ticks + 1
             due_s = None if plan.row else world.observer.due_s(at_s)
             at_s += 0.01 if plan.row else step_s if due_s is None else max(0.01, due_s)
@@ -279,14 +279,14 @@ def test_every_source_is_listed_with_reading_time_and_quality() -> None:
     world.says("terminals", last_sign_at_s=NOW_S - 125, sign="user active on pts/3", quality=Quality.POLLED)
     world.says("input", last_sign_at_s=NOW_S, error="no input device can be read")
     world.look()
-    told = world.observer.sources(NOW_S + 7)
-    assert [(s.source, s.present, s.quality, s.line()) for s in told] == [
+    sources = world.observer.sources(NOW_S + 7)
+    assert [(s.source, s.present, s.quality, s.line()) for s in sources] == [
         ("logind", True, "inferred", "graphical session 3 (inferred, read 7 s ago)"),
         ("terminals", False, "polled", "user active on pts/3, 2 min ago (polled, read 7 s ago)"),
         ("input", None, "unknown", "no input device can be read (unknown, read 7 s ago)"),
         ("gpu processes", False, "polled", "none that is not RAE's (polled, read 7 s ago)"),
     ]
-    assert told[1].as_dict() == {
+    assert sources[1].as_dict() == {
         "source": "terminals", "reading": "user active on pts/3", "present": False, "idle_s": 132.0, "age_s": 7.0,
-        "quality": "polled", "details": [], "line": told[1].line(),
+        "quality": "polled", "details": [], "line": sources[1].line(),
     }

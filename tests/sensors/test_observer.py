@@ -75,7 +75,7 @@ def observer(
 
 
 @pytest.mark.parametrize(
-    ("reports", "look", "idle_s", "words"),
+    ("reports", "look", "idle_s", "text"),
     [
         ([sign(700)], gpu(), 700, "user active on a"),
         ([sign(700), sign(3, "b")], gpu(), 3, "user active on b"),
@@ -98,14 +98,14 @@ def observer(
         ([], gpu(1), None, "no source of presence is switched on"),
     ],
 )
-def test_the_fusion(reports: list[Any], look: Any, idle_s: float | None, words: str) -> None:
+def test_the_fusion(reports: list[Any], look: Any, idle_s: float | None, text: str) -> None:
     seen = observer(reports, look).look(NOW_S, LIMITS, Automation(True), NO_TASK)
     if idle_s is None:
         assert seen.person.value is None
-        assert words in seen.person.error
+        assert text in seen.person.error
         assert user_away.judge(seen, Memory(), LIMITS) is None
     else:
-        assert seen.person.value == Person(NOW_S - idle_s, words)
+        assert seen.person.value == Person(NOW_S - idle_s, text)
         assert user_away.judge(seen, Memory(), LIMITS) is (idle_s >= LIMITS.idle_required_s)
 
 

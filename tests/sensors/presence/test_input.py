@@ -30,7 +30,7 @@ SECRET = 1_193_046_471  # a value that nothing else here has
 
 
 def numbers_in(thing: Any, seen: set[int]) -> Iterator[float]:
-    """Every number that a thing of ours holds, however deep."""
+    """Every number that an object of ours contains, however deep."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
@@ -154,7 +154,7 @@ def test_a_drifting_stick_is_nobody_and_costs_little(world: World) -> None:
 
 
 def test_a_bump_must_come_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_module, "BUMP_SAME_S", 3600.0)  # a rest ends when it is told to
+    monkeypatch.setattr(input_module, "BUMP_SAME_S", 3600.0)  # a rest ends when the test says so
     world.clock = ManualClock()
     nudge = event(EV_REL, 0, 3) + SYN
 
@@ -320,8 +320,8 @@ def test_no_key_and_no_value_is_kept_or_told(world: World) -> None:
             for node in world.writers:
                 world.send(node, event(EV_KEY, SENTINEL, SECRET) + event(EV_ABS, SENTINEL, SECRET) + SYN)
             await eventually(lambda: world.wakes)
-            told = repr([sensor.latest(world.clock.now_s()), sensor.details()])
-            assert {word for word in (str(SECRET), f"{SECRET:x}", str(SENTINEL)) if word in told} == set()
+            shown = repr([sensor.latest(world.clock.now_s()), sensor.details()])
+            assert {word for word in (str(SECRET), f"{SECRET:x}", str(SENTINEL)) if word in shown} == set()
             assert bytes(sensor._buffer).strip(b"\0") == b""
             assert {SECRET, SENTINEL} & set(numbers_in(sensor, {id(world.clock)})) == set()
 

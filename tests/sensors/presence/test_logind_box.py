@@ -278,9 +278,9 @@ def test_the_doctor_sees_what_the_real_loginctl_sees(box: SysBox) -> None:
     for name in ("runtime.yaml", "node.yaml"):
         (config / name).write_text((CONFIG / name).read_text())
     with session(box, "anna", kind="wayland"), session(box, "bert", kind="tty", seat=""):
-        said = box.run(box.python, "-I", "-m", "supervisor.tools.doctor.in_service", "/mnt/share/doctor").stdout
-    checks = {check["name"]: check for check in json.loads(said)}
-    assert (checks["loginctl"]["ok"], checks["loginctl"]["reason"]) == (True, "sees 2 sessions, the same as the node"), said
+        output = box.run(box.python, "-I", "-m", "supervisor.tools.doctor.in_service", "/mnt/share/doctor").stdout
+    checks = {check["name"]: check for check in json.loads(output)}
+    assert (checks["loginctl"]["ok"], checks["loginctl"]["reason"]) == (True, "sees 2 sessions, the same as the node"), output
     assert "session" in checks["sessions"]["reason"]
     assert "graphical session" in checks["presence: logind"]["reason"]
     assert checks["presence: logind"]["reading"]["quality"] == "inferred"  # no agent is there to ask

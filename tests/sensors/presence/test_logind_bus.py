@@ -1,4 +1,4 @@
-"""The bus and a logind that fail in every way: each is an error in words, none hangs, each mends itself."""
+"""The bus and a logind that fail in every way: each is an error with its reason, none hangs, each heals."""
 
 from __future__ import annotations
 
@@ -364,19 +364,19 @@ def test_upower_tells_of_the_lid_and_a_charge_that_falls_is_no_cause_to_look(pri
         upower = await MessageBus(bus_address=private_bus.address, bus_type=BusType.SYSTEM).connect()
         await upower.request_name(UPOWER)
 
-        async def tell(path: str, name: str, value: Variant) -> None:
+        async def announce(path: str, name: str, value: Variant) -> None:
             body = [f"{UPOWER}.Device" if "devices" in path else UPOWER, {name: value}, []]
             await upower.send(Message.new_signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", body))
 
         async with logind(private_bus.address) as fake, Watched(private_bus.address) as watched:
             await eventually(lambda: len(fake.locks()) == 2 and not watched.sensor._look_now.is_set(), "rest")
             asked = len(fake.calls)
-            await tell("/org/freedesktop/UPower/devices/battery_BAT0", "Percentage", Variant("d", 79.0))
+            await announce("/org/freedesktop/UPower/devices/battery_BAT0", "Percentage", Variant("d", 79.0))
             fake.manager["LidClosed"] = True
-            for _ in range(3):  # what comes after it on the bus has come by then
+            for _ in range(3):  # its answers come after that signal
                 await watched.bus.properties(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER)
             assert len(fake.calls) == asked + 3
-            await tell("/org/freedesktop/UPower", "LidIsClosed", Variant("b", True))
+            await announce("/org/freedesktop/UPower", "LidIsClosed", Variant("b", True))
             await eventually(lambda: watched.sensor.going_down == LID_CLOSED, "the lid")
         upower.disconnect()
         await asyncio.gather(upower.wait_for_disconnect(), return_exceptions=True)
@@ -424,8 +424,8 @@ def test_a_lock_may_be_excepted_and_its_age_is_told(private_bus: PrivateBus) -> 
                 await fake.emit(LOGIN1_PATH, PROPERTIES, "PropertiesChanged", "sa{sv}as", LOGIN1_MANAGER, {}, [])
                 await eventually(lambda: watched.now.present.startswith("idle blocked by Talk"), "the other one")
                 blocked = r"idle blocked by {} of uid 1000 \(pid 4242\), for \d+ s at least \({}presence.ignore_inhibitors\)"
-                for told in (blocked.format("Talk", ""), blocked.format("Film", "not counted: ")):
-                    assert any(re.fullmatch(told, line) for line in watched.sensor.details()["locks on idle"])
+                for line in (blocked.format("Talk", ""), blocked.format("Film", "not counted: ")):
+                    assert any(re.fullmatch(line, shown) for shown in watched.sensor.details()["locks on idle"])
 
     asyncio.run(story())
 

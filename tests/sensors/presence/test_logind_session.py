@@ -105,7 +105,7 @@ def test_policy_with_an_agent(
     ("changes", "sign"),
     [(TTY, "anna logged in on pts/3"), ({**TTY, **IDLE}, "user active on pts/3"), (AWAY, "user active on seat0")],
 )
-def test_signs_in_words(changes: dict[str, Any], sign: str) -> None:
+def test_the_text_of_a_sign(changes: dict[str, Any], sign: str) -> None:
     assert judge(read(**changes)).sign == sign
 
 

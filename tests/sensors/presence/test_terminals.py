@@ -135,7 +135,7 @@ def test_a_terminal_that_comes_or_goes_is_a_sign_at_once(dev: Dev) -> None:
 
 
 def test_a_console_waits_for_the_look_after_a_sign_that_was_told(dev: Dev) -> None:
-    """And loses nothing by it: what was typed on it meanwhile is told then, with its own time; a new one, too."""
+    """And loses nothing by it: what was typed on it meanwhile is reported then, with its own time; a new one, too."""
 
     async def scene() -> None:
         dev.terminal("tty1", 30 * MINUTE)
@@ -171,7 +171,7 @@ def test_what_a_look_has_taken_itself_keeps_no_console_from_the_next_one(dev: De
             dev.clock.boot_s += 60
             os.write(master, b"x\n")
             os.read(dev.slave("pts/1"), 2)
-            assert dev.looks(sensor) == (0, "user active on pts/1")  # before the loop could tell of it
+            assert dev.looks(sensor) == (0, "user active on pts/1")  # before the loop could report it
             dev.clock.boot_s += 600
             dev.typed("tty1", 5)
             assert dev.looks(sensor) == (5, "user active on tty1")
@@ -252,8 +252,8 @@ def test_no_terminals_to_be_seen_is_an_error(dev: Dev) -> None:
     dev.looks(sensor)
     (dev.root / "pts").rmdir()
     presence = sensor.latest(dev.clock.now_s())
-    mend = "mount devpts there, or set presence.terminals to false in node.yaml"
-    assert presence.error == f"terminals cannot be seen: No such file or directory ({dev.root}/pts): {mend}"
+    remedy = "mount devpts there, or set presence.terminals to false in node.yaml"
+    assert presence.error == f"terminals cannot be seen: No such file or directory ({dev.root}/pts): {remedy}"
     assert presence.last_sign_at_s == dev.clock.now_s() - 60
     (dev.root / "pts").mkdir()
     assert dev.looks(sensor) == (60, "user active on tty1")

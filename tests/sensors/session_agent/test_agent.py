@@ -1,4 +1,4 @@
-"""The session agent and the daemon's ear, joined by a real control socket: real displays, ptys, and a logind of ours."""
+"""The session agent and the daemon's end, joined by a real control socket: real displays, ptys, and a logind of ours."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Node:
     async def away(self, source: str) -> None:
         await self.until(lambda p: not p.present and source in p.sign, f"away by {source}")
 
-    async def here(self, words: str) -> None:
-        await self.until(lambda p: words in p.present, words)
+    async def here(self, text: str) -> None:
+        await self.until(lambda p: text in p.present, text)
 
 
 class World:
@@ -237,7 +237,7 @@ async def test_typing_in_terminals_of_ours(folder: Path) -> None:
                 now = seen.node.typed
                 assert now.sign == f"anna active on {os.ttyname(slave).removeprefix('/dev/')}"
                 assert begun_s <= now.last_sign_at_s + 0.01
-                await asyncio.sleep(1.1)  # told once a second at most
+                await asyncio.sleep(1.1)  # reported once a second at most
         finally:
             os.close(master)
             os.close(slave)
@@ -295,8 +295,8 @@ async def connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
 
 
 def line(**fields: Any) -> bytes:
-    told = {"id": "3", "source": "made up", "idle": 100.0, "inhibitors": [], "why": ""}
-    return json.dumps({"v": 1, "tell": "presence", "sessions": [told], "terminals": None} | fields).encode() + b"\n"
+    entry = {"id": "3", "source": "made up", "idle": 100.0, "inhibitors": [], "why": ""}
+    return json.dumps({"v": 1, "tell": "presence", "sessions": [entry], "terminals": None} | fields).encode() + b"\n"
 
 
 @pytest.mark.skipif(ME != 0, reason="takes another user's part, so it needs root")

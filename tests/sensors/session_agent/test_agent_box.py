@@ -121,12 +121,12 @@ def test_a_hung_compositor_is_no_proof(box: SysBox) -> None:
 @pytest.mark.skipif(bool(missing("Xvfb", "xdotool")), reason=missing("Xvfb", "xdotool"))
 @pytest.mark.usefixtures("_installed")
 def test_an_x11_login_whose_display_the_users_manager_knows(box: SysBox) -> None:
-    """logind does not know it, as after startx: the session has told its manager."""
+    """logind does not know it, as after startx: only the user's manager knows its display."""
 
     async def story(node: Node) -> None:
         with session(box, "anna", "x11") as (number, env):
             with xvfb(box, "anna", env) as press:
-                await node.until(lambda p: "the session agent finds no display" in p.present, "the agent, before it is told")
+                await node.until(lambda p: "the session agent finds no display" in p.present, "the agent, before it knows")
                 tell_manager(box, "anna", DISPLAY=":7")
                 await node.until(lambda p: not p.present and "XSync IDLETIME of display :7" in p.sign, "away")
                 await asyncio.to_thread(press)
@@ -150,7 +150,7 @@ def test_typing_over_ssh_is_seen_at_once(box: SysBox) -> None:
             # The shell has begun to read, and the agent to watch.
             await eventually(lambda: type_line() or typed(0.0), lambda: f"a keystroke; {node.agent_reports.details()}")
             for _ in range(2):
-                await asyncio.sleep(1.1)  # told once a second at most
+                await asyncio.sleep(1.1)  # reported once a second at most
                 begun_s = CLOCK.now_s()
                 type_line()
                 await eventually(lambda begun_s=begun_s: typed(begun_s), f"a keystroke; {node.agent_reports.details()}", 20)

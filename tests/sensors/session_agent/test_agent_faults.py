@@ -1,4 +1,4 @@
-"""Faults of the session agent's own parts: none of them may end what it tells, or leave it silent for good."""
+"""Faults of the session agent's own parts: none of them may end its reports, or leave it silent for good."""
 
 from __future__ import annotations
 
@@ -111,10 +111,10 @@ def test_a_touch_does_not_wait_for_a_display_that_is_being_asked(tmp_path: Path)
     play(story())
 
 
-def test_a_daemon_that_hangs_up_now_and_then_is_told_again_at_once_each_time(
+def test_a_daemon_that_hangs_up_now_and_then_gets_a_report_at_once_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does so whenever its sensors are made anew. Waits must not add up over the months that an agent lives: until it is
+    """It does so whenever it rebuilds its sensors. Waits must not add up over the months that an agent lives: until it is
     back, its desktop is taken for active."""
     monkeypatch.setattr(reporter_module, "FIRST_RETRY_S", 0.01)
     taken = 0
@@ -214,7 +214,7 @@ def test_sessions_that_logind_did_not_tell_are_asked_for_again(member: str, tmp_
 def test_without_inotify_a_compositor_is_found_after_a_while(
     inotify: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing tells of its socket then; terminals are left to their own times, which the daemon reads."""
+    """Nothing reports its socket then; terminals are left to their own times, which the daemon reads."""
     monkeypatch.setattr("supervisor.linux.inotify.INotify", inotify)
     monkeypatch.setattr(session_module, "RETRY_S", (0.01, 0.1))
     found: list[Path] = []
@@ -245,7 +245,7 @@ def test_without_inotify_a_compositor_is_found_after_a_while(
 
 
 def test_a_seat_that_comes_while_a_compositor_is_being_asked_is_watched_too() -> None:
-    """Whoever sits down there would never be seen."""
+    """A person who sits down there would never be seen."""
 
     async def story() -> None:
         source, sent = idle_wayland.WaylandIdle(Path("wayland-7")), list[bytes]()
@@ -296,10 +296,10 @@ def test_a_compositor_that_cannot_be_reached_is_not_absent(
     play(story())
 
 
-def test_an_agent_that_is_back_before_the_sensors_are_made_anew_is_heard_by_the_new_ones(
+def test_an_agent_that_is_back_before_the_sensors_are_rebuilt_reports_to_the_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Letting go of the old ones takes a moment, and an agent no longer: what it told those would reach nobody, for good."""
+    """Stopping the old ones takes a moment, and an agent returns sooner: its reports would be lost for good."""
     monkeypatch.setattr(reporter_module, "FIRST_RETRY_S", 0.01)
 
     def reports() -> AgentReports:

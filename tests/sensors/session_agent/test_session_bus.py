@@ -97,7 +97,7 @@ def active(source: BusIdle) -> bool:
     return source.reading is not None and source.reading.idle_since_s is None
 
 
-def test_mutter_tells_both_ways_and_is_asked_for_a_proof(tmp_path: Path) -> None:
+def test_mutter_signals_both_ways_and_is_asked_for_a_proof(tmp_path: Path) -> None:
     async def story(address: str, source: BusIdle) -> None:
         mutter = Service(address, MUTTER)
         ids = iter(range(1, 100))
@@ -317,7 +317,7 @@ def test_a_mutter_that_is_busy_for_once_is_asked_again(member: str, tmp_path: Pa
 def test_who_does_not_tell_of_inhibitors_may_have_some(
     name: str, member: str, film: Any, none: Any, emit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session manager that hangs: what it told before holds, and it is asked again."""
+    """A session manager that hangs: what it said before counts, and it is asked again."""
     monkeypatch.setattr(idle_bus, "ANSWER_S", 0.1)
     monkeypatch.setattr(idle_bus, "AGAIN_S", 0.1)
 
@@ -361,7 +361,7 @@ def test_a_list_that_is_refused_is_no_empty_one(
         service.answers = {"HasInhibition": ("b", [True]), member: f"org.freedesktop.DBus.Error.{error}"}
         await service.start()
         await eventually(lambda: member in service.asked and not source._tasks, "the answer")
-        assert source.inhibitors == ((UNKNOWN,) if member == "ListInhibitions" else held)  # that there is one was told
+        assert source.inhibitors == ((UNKNOWN,) if member == "ListInhibitions" else held)  # that there is one is known
         await service.stop()
 
     beside(tmp_path, story)
@@ -413,7 +413,7 @@ def test_many_other_locks_of_gnome_hide_no_film(locks: int, holders: tuple[str, 
 
 
 def test_a_game_that_gamemode_knows_and_gamemode_is_never_started(tmp_path: Path) -> None:
-    """T31: the bus would start it for whoever calls it."""
+    """T31: the bus would start it for each caller."""
 
     async def story(address: str, source: BusIdle) -> None:
         gamemode = Service(address, GAMEMODE)
@@ -439,7 +439,7 @@ def test_a_game_that_gamemode_knows_and_gamemode_is_never_started(tmp_path: Path
 
 
 def test_a_gamemode_that_is_busy_for_once_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs its scripts before it answers anybody (here it takes as long as a call may); no signal tells of its end."""
+    """It runs its scripts before it answers anybody (here it takes as long as a call may); no signal reports its end."""
     monkeypatch.setattr(idle_bus, "AGAIN_S", 0.1)
 
     async def story(address: str, source: BusIdle) -> None:

@@ -25,12 +25,12 @@ QUIET_S = 0.3
 
 
 class Watched:
-    """A source that runs, and what it said."""
+    """A source that runs, and its readings."""
 
     def __init__(self, source: IdleSource) -> None:
         self.source = source
-        self.said: list[Idle | None] = []
-        self.task = asyncio.ensure_future(source.run(lambda: self.said.append(source.reading)))
+        self.readings: list[Idle | None] = []
+        self.task = asyncio.ensure_future(source.run(lambda: self.readings.append(source.reading)))
 
     @property
     def idle(self) -> bool:
@@ -41,7 +41,7 @@ class Watched:
         return self.source.reading is not None and self.source.reading.idle_since_s is None
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
-        await eventually(lambda: condition() or self.task.done(), lambda: f"{what}; said: {self.said}")
+        await eventually(lambda: condition() or self.task.done(), lambda: f"{what}; readings: {self.readings}")
         if self.task.done():
             await self.task
 
@@ -109,9 +109,9 @@ async def test_idle_after_a_while_and_active_with_the_first_touch(desk: tuple[Di
             assert since_s is not None
             assert begun_s - 0.3 <= since_s <= boot_s() - QUIET_S + 0.05
             begun_s = boot_s()
-            said = len(seen.said)
+            before = len(seen.readings)
             await asyncio.to_thread(display.touch)
-            await seen.until(lambda count=said: any(r and r.idle_since_s is None for r in seen.said[count:]), "the touch")
+            await seen.until(lambda count=before: any(r and r.idle_since_s is None for r in seen.readings[count:]), "the touch")
         await seen.until(lambda: seen.idle, "idle")
         await source.prove()
         assert seen.idle
@@ -122,9 +122,9 @@ async def test_it_is_silent_while_nothing_changes(desk: tuple[Display, IdleSourc
     _, source = desk
     async with watching(source) as seen:
         await seen.until(lambda: seen.idle, "idle")
-        said = len(seen.said)
+        before = len(seen.readings)
         await asyncio.sleep(1.2)  # no event is what is waited for
-        assert len(seen.said) == said
+        assert len(seen.readings) == before
 
 
 @in_loop
@@ -272,7 +272,7 @@ async def test_the_cookie_is_found_among_others(folder: Path, capfd: pytest.Capt
         async with watching(X11Idle(x.name, lambda: cookies, QUIET_S)) as seen:
             await seen.until(lambda: seen.idle, "idle")
             await asyncio.to_thread(x.xdotool, "key", "a")
-            await seen.until(lambda: seen.said[-1] and seen.said[-1].idle_since_s is None, "a key")
+            await seen.until(lambda: seen.readings[-1] and seen.readings[-1].idle_since_s is None, "a key")
     assert capfd.readouterr().err == ""
 
 
