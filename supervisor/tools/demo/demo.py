@@ -26,12 +26,14 @@ from supervisor.config.load import load
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused
 from supervisor.daemon.loop import Daemon, Inbox
 from supervisor.daemon.wiring import Node
-from supervisor.journal.decision_log import Journal, files, read
+from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import SystemBus
 from supervisor.linux.sd_notify import Notifier
 from supervisor.sensors.base import Presence, PresenceSensor, Wake
 from supervisor.sensors.observer import Observer
+from supervisor.tools.history.timeline.reader import load as load_timeline
+from supervisor.tools.history.timeline.sums import summary
 
 TASKS_FILE: Final = Path(__file__).with_name("tasks.py")
 REAL_S: Final = 4.0
@@ -100,19 +102,6 @@ class Summary:
         return all(t["status"] == "COMPLETED" for t in self.tasks) and set(self.seen) == set(State)
 
 
-def time_in_states(logs: Path) -> dict[str, float]:
-    """Seconds in each state, from the decision journal; the states in the order in which they were seen."""
-    spent: dict[str, float] = {}
-    state, since_s = str(State.DISABLED), None
-    for _, entry in (line for path in files([logs]) for line in read(path)):
-        if entry["kind"] == "start":
-            since_s = entry["boot_s"]
-        elif (entry["kind"] == "decision" and entry["from"] != entry["to"]) or entry["kind"] == "stop":
-            spent[state] = spent.get(state, 0.0) + entry["boot_s"] - (since_s or entry["boot_s"])
-            state, since_s = entry.get("to", state), entry["boot_s"]
-    return spent
-
-
 class Demo:
     """One run. `say` gets lines for people; `watch` is called with the daemon ten times a second, to draw it."""
 
@@ -176,7 +165,8 @@ class Demo:
                 await loop
                 screen.cancel()
                 await node.stop(2.0)
-        return Summary(tasks, handed_back, time_in_states(folder / "logs"), self._stopped_in_s)
+        states_h = summary(load_timeline([folder / "logs"], 2)).states_h
+        return Summary(tasks, handed_back, {state: hours * 3600 for state, hours in states_h.items()}, self._stopped_in_s)
 
     def _tasks(self) -> list[dict[str, Any]]:
         text = "the quick brown fox jumps over the lazy dog and the dog sleeps on"

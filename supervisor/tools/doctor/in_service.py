@@ -36,7 +36,7 @@ from supervisor.sources.api_key import TokenError
 from supervisor.tasks.process import bubblewrap as sandbox
 from supervisor.tasks.process.containment import TreeContainment, detect
 from supervisor.tools.doctor.doctor import user_name
-from supervisor.tools.doctor.one_look import take_agent_reports
+from supervisor.tools.doctor.one_look import watching
 from supervisor.tools.doctor.report import GPU, PERSON, UNATTENDED, Check
 from supervisor.tools.doctor.second_opinion import loginctl, nvidia_smi
 
@@ -52,25 +52,19 @@ async def checks(config: Config) -> list[Check]:
 
 async def _sensors(config: Config) -> list[Check]:
     clock = SystemClock()
-    sensors = SensorSet(config, clock)
-    await asyncio.gather(sensors.start(lambda: None), take_agent_reports(sensors, config))
-    try:
-        seen = sensors.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
+    async with watching(config, clock) as sensors:
+        observer = sensors.observer
+        seen = observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
         if seen.cpu.value is None:
             await asyncio.sleep(SECOND_SAMPLE_S)
-            seen = sensors.observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
-        crosschecks = await asyncio.gather(
+            seen = observer.look(clock.now_s(), config.limits, Automation(True), NO_TASK)
+        second_opinions = await asyncio.gather(
             loginctl(lambda: sensors.sessions.known, lambda: sensors.sessions.latest(clock.now_s()).error),
             nvidia_smi(lambda: _gpu_rows(sensors)),
         )
-        sources = sensors.observer.sources(seen.now_s)
-        return [
-            *presence(sources, config), *seen_by(sources), contradictions(sensors.observer.contradictions(seen.now_s)),
-            *readings(seen, config), *crosschecks,
-        ]  # fmt: skip
-    finally:
-        await sensors.stop()
-        await sensors.bus.stop()
+        sources = observer.sources(seen.now_s)
+        conflicts = contradictions(observer.contradictions(seen.now_s))
+        return [*presence(sources, config), *seen_by(sources), conflicts, *readings(seen, config), *second_opinions]
 
 
 async def _gpu_rows(sensors: SensorSet) -> list[dict[str, Any]]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -58,28 +59,35 @@ class _Look:
     devices: list[dict[str, Any]]
 
 
-async def look_once(config: Config) -> _Look:
-    clock = SystemClock()
+@asynccontextmanager
+async def watching(config: Config, clock: Clock) -> AsyncIterator[SensorSet]:
+    """All sensors, started; stopped at the end. Session agents report only to the daemon, so it is asked for their reports;
+    without a daemon they prove nothing."""
+
+    async def take_agent_reports() -> None:
+        with contextlib.suppress(DaemonDown, DaemonUnresponsive, ValueError):
+            answer = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
+            sensors.agent_reports.restore(answer.get("desktop"))
+
     sensors = SensorSet(config, clock)
-    seen = asyncio.to_thread(remembered, config, clock)
-    _, _, signs = await asyncio.gather(sensors.start(lambda: None), take_agent_reports(sensors, config), seen)
-    if sensors.observer.presence:  # with no source at all, an old sign proves nothing
-        sensors.observer.presence += signs
+    await asyncio.gather(sensors.start(lambda: None), take_agent_reports())
     try:
-        now_s = clock.now_s()
-        observation = sensors.observer.look(now_s, config.limits, Automation(True), NO_TASK)
-        sources, contradictions = sensors.observer.sources(now_s), sensors.observer.contradictions(now_s)
-        return _Look(observation, sources, contradictions, sensors.gpu.describe())
+        yield sensors
     finally:
         await sensors.stop()
         await sensors.bus.stop()
 
 
-async def take_agent_reports(sensors: SensorSet, config: Config) -> None:
-    """Session agents report only to the daemon: ask it for their reports. Without a daemon they prove nothing."""
-    with contextlib.suppress(DaemonDown, DaemonUnresponsive, ValueError):
-        answer = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S, trusted=True)
-        sensors.agent_reports.restore(answer.get("desktop"))
+async def look_once(config: Config) -> _Look:
+    clock = SystemClock()
+    seen = asyncio.create_task(asyncio.to_thread(remembered, config, clock))
+    async with watching(config, clock) as sensors:
+        signs, observer = await seen, sensors.observer
+        if observer.presence:  # with no source at all, an old sign proves nothing
+            observer.presence += signs
+        now_s = clock.now_s()
+        observation = observer.look(now_s, config.limits, Automation(True), NO_TASK)
+        return _Look(observation, observer.sources(now_s), observer.contradictions(now_s), sensors.gpu.describe())
 
 
 class _Remembered(PresenceSensor):

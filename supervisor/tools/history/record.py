@@ -136,14 +136,14 @@ def _checked(text: str) -> str:
 
 def _script(span: _Span, title: str) -> str:
     decisions, before, limits = span.decisions, span.before, span.limits
-    known = (decisions[0].at_s, before.running_since_s, before.started_at_s, before.cooldown_from_s)
+    known = (decisions[0].observation.now_s, before.running_since_s, before.started_at_s, before.cooldown_from_s)
     zero_s = min(at_s for at_s in known if at_s is not None)
     settings = [f"{name}: {_digits(getattr(limits, at) / per)}" for name, (at, per) in SETTINGS.items()]
     settings += [f"safety.detect_active_user: {str(limits.detect_active_user).lower()}"]
     settings += [f"gpu.presence: {'required' if limits.gpu_required else 'optional'}"]
     about = title or f"Recorded from {decisions[0].time} to {decisions[-1].time}"
     lines = ["replay: 1", f"title: {json.dumps(about, ensure_ascii=False)}", "settings:"]
-    lines += [*(f"  {line}" for line in settings), "steps:", *_preamble(before, zero_s, decisions[0].at_s)]
+    lines += [*(f"  {line}" for line in settings), "steps:", *_preamble(before, zero_s, decisions[0].observation.now_s)]
     for d in decisions:
         see = dict(d.entry["observation"])
         stale = see.pop("stale", [])
@@ -156,7 +156,7 @@ def _script(span: _Span, title: str) -> str:
         if Effect.INHIBIT in failed:
             row = None
         effects = ", ".join(f'"{effect_name(r.effect, r.ok)}"' for r in d.results)
-        parts = [f"at: {_digits(d.at_s - zero_s)}", f"see: {_see(see)}"]
+        parts = [f"at: {_digits(d.observation.now_s - zero_s)}", f"see: {_see(see)}"]
         parts += [f"stale: [{', '.join(stale)}]"] if stale else []
         parts += [f"refuse: [{', '.join(failed)}]"] if failed else []
         parts.append(f"expect: {{state: {d.state}, row: {row or 'null'}, effects: [{effects}]}}")

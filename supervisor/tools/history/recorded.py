@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -20,9 +20,8 @@ from states.observation import Observation
 from supervisor.journal import decision_log
 from supervisor.journal.codec import observation_of
 
-_T = TypeVar("_T")
 _CLOSES: Final = ("decision", "start", "config")  # a line of these kinds ends the tick before it
-_READ: Final = (*_CLOSES, "effect", "gap")
+_Seconds = Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)]
 
 
 class Unreadable(Exception):
@@ -55,7 +54,6 @@ class Decision:
     time: str
     file: str
     line: int
-    at_s: float
     entry: Mapping[str, Any]
     observation: Observation
     state: str
@@ -69,42 +67,7 @@ class Done:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
-class SignOfLife:
-    """What was seen at a moment at which nothing was decided."""
-
-    observation: Observation
-
-
-Record = Begin | Config | Decision | Done | SignOfLife
-
-_Seconds = Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)]
-
-
-class _Carried(msgspec.Struct):
-    memory: Memory
-    limits: dict[str, Any]
-
-
-class _Line(msgspec.Struct):
-    """The fields of all kinds of lines that are read here."""
-
-    time: str = ""
-    boot_s: _Seconds | None = None
-    at_s: _Seconds | msgspec.UnsetType = msgspec.UNSET
-    memory: Memory | None = None
-    limits: dict[str, Any] | None = None
-    carried: _Carried | None = None
-    observation: dict[str, Any] | None = None
-    task: dict[str, Any] | None = None
-    effect: Effect | None = None
-    ok: bool | None = None
-    state: str = ""
-
-    def observed(self) -> Observation:
-        task, at_s = self.task or {}, self.boot_s if self.at_s is msgspec.UNSET else self.at_s
-        see, at_s = _there("observation", self.observation), _there("boot_s", at_s)
-        return observation_of(see, at_s, str(task.get("id", "")), str(task.get("type", "")), "journal")
+Record = Begin | Config | Decision | Done | Observation  # an Observation: it was seen at a moment without a decision
 
 
 class JournalReader:
@@ -115,7 +78,7 @@ class JournalReader:
 
     def __init__(self, *, signs_of_life: bool = False) -> None:
         self.lines = 0
-        self._kinds = (*_READ, "alive") if signs_of_life else _READ
+        self._signs_of_life = signs_of_life
         self._open: Decision | None = None
 
     def read(self, path: Path) -> Iterator[Record]:
@@ -128,51 +91,61 @@ class JournalReader:
         self.lines = 0
         for number, entry in decision_log.read(path):
             self.lines += 1
-            if entry["kind"] in self._kinds or "carried" in entry:
-                try:
-                    yield from self._records(str(path), number, entry)
-                except (ValueError, msgspec.ValidationError) as error:
-                    raise Unreadable(f"{path}:{number}:1: {error}") from None
+            try:
+                yield from self._records(str(path), number, entry)
+            except ValueError as error:
+                raise Unreadable(f"{path}:{number}:1: {error}") from None
         if self._open is not None and self._open.state:  # otherwise its effects are in the file of the next day
             yield Done(self._open)
             self._open = None
 
-    def _records(self, file: str, number: int, entry: Mapping[str, Any]) -> list[Record]:
-        kind, line = entry["kind"], msgspec.convert(entry, _Line)
-        records: list[Record] = []
-        if line.carried is not None:
-            records.append(Begin(line.time, "carried", line.carried.memory, _limits(line.carried.limits)))
+    def _records(self, file: str, number: int, entry: Mapping[str, Any]) -> Iterator[Record]:
+        kind, time = entry["kind"], str(entry.get("time", ""))
+        if "carried" in entry:
+            carried = _read(entry, "carried", dict[str, Any])
+            yield Begin(time, "carried", _read(carried, "memory", Memory), _limits(carried))
         if kind in _CLOSES and self._open is not None:
-            records.append(Done(self._open))
+            yield Done(self._open)
         if kind in _CLOSES or kind == "gap":
             self._open = None
         if kind == "start":  # a daemon remembers its cooldown alone
-            cooldown_s = None if line.memory is None else line.memory.cooldown_from_s
-            records.append(Begin(line.time, kind, Memory(since_s=_there("boot_s", line.boot_s), cooldown_from_s=cooldown_s)))
+            remembered = _read(entry, "memory", Memory | None) or Memory()
+            memory = Memory(since_s=_read(entry, "boot_s", _Seconds), cooldown_from_s=remembered.cooldown_from_s)
+            yield Begin(time, kind, memory)
         elif kind == "gap":
-            records.append(Begin(line.time, kind, _there("memory", line.memory)))
-        elif kind == "config" and line.limits is not None:  # refused files change no limits
-            records.append(Config(line.time, _limits(line.limits)))
+            yield Begin(time, kind, _read(entry, "memory", Memory))
+        elif kind == "config" and "limits" in entry:  # refused files change no limits
+            yield Config(time, _limits(entry))
         elif kind == "decision":
-            seen = line.observed()
-            self._open = Decision(line.time, file, number, seen.now_s, entry, seen, line.state)
-            records.append(self._open)
+            self._open = Decision(time, file, number, entry, _seen(entry), str(entry.get("state", "")))
+            yield self._open
         elif kind == "effect" and self._open is not None:
-            self._open.results.append(EffectResult(_there("effect", line.effect), _there("ok", line.ok)))
-            self._open.state = line.state or self._open.state
-        elif kind == "alive" and line.observation is not None:
-            records.append(SignOfLife(line.observed()))
-        return records
+            self._open.results.append(EffectResult(_read(entry, "effect", Effect), _read(entry, "ok", bool)))
+            self._open.state = str(entry.get("state", "")) or self._open.state
+        elif kind == "alive" and self._signs_of_life and "observation" in entry:
+            yield _seen(entry)
 
 
-def _there(name: str, value: _T | None) -> _T:
-    if value is None:
-        raise ValueError(f"{name} is missing")
-    return value
+def _read(entry: Mapping[str, Any], name: str, kind: Any) -> Any:
+    try:
+        return msgspec.convert(entry.get(name), kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
-def _limits(given: Mapping[str, Any]) -> Limits:
-    known = {f.name for f in fields(Limits)}
+def _limits(entry: Mapping[str, Any]) -> Limits:
+    given, known = _read(entry, "limits", dict[str, Any]), {f.name for f in fields(Limits)}
     if unknown := given.keys() - known:
         raise ValueError(f"limits: found {', '.join(sorted(unknown))}, allowed: {', '.join(sorted(known))}")
-    return msgspec.convert(given, Limits)
+    limits: Limits = _read(entry, "limits", Limits)
+    return limits
+
+
+def _seen(entry: Mapping[str, Any]) -> Observation:
+    task = _read(entry, "task", dict[str, Any] | None) or {}
+    at_s = _read(entry, "at_s" if "at_s" in entry else "boot_s", _Seconds)
+    see = _read(entry, "observation", dict[str, Any])
+    try:
+        return observation_of(see, at_s, str(task.get("id", "")), str(task.get("type", "")), "journal")
+    except ValueError as error:
+        raise ValueError(f"observation: {error}") from None

@@ -100,7 +100,7 @@ class Tape:
 
     def _compare(self, decision: Decision, what: str, was: Any, now: Any, seen: tuple[str, ...]) -> None:
         if was != now:
-            where = f"tick {decision.entry.get('tick', '?')} at {number(decision.at_s)}s"
+            where = f"tick {decision.entry.get('tick', '?')} at {number(decision.observation.now_s)}s"
             raise _Differs(Difference(decision.file, decision.line, where, what, _shown(was), _shown(now), seen))
 
 

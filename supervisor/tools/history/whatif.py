@@ -23,7 +23,7 @@ from states.limits import Limits
 from states.memory import State
 from states.observation import NO_TASK, Link, Observation, Person, Task, TaskPhase
 from supervisor.journal import decision_log
-from supervisor.tools.history.recorded import Begin, Config, Decision, JournalReader, SignOfLife, Unreadable
+from supervisor.tools.history.recorded import Begin, Config, Decision, JournalReader, Unreadable
 from supervisor.tools.history.timeline.reader import SILENT_S
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -69,8 +69,8 @@ def load(paths: Iterable[Path]) -> Past:
                     lives.append([])
                 case Begin(limits=Limits() as now) | Config(limits=now):
                     limits = now
-                case Decision() | SignOfLife():
-                    seen = replace(record.observation, task=NO_TASK)
+                case Decision(observation=seen) | (Observation() as seen):
+                    seen = replace(seen, task=NO_TASK)
                     if lives[-1] and seen.now_s < lives[-1][-1].now_s:
                         lives.append([])
                     if lives[-1] and (came := _came(lives[-1][-1], seen, isinstance(record, Decision))) is not None:

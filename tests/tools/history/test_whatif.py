@@ -168,7 +168,7 @@ def test_the_picture(evening: Path, tmp_path: Path, words: tuple[str, str]) -> N
         (["--out", "x.pdf"], "allowed: a name that ends in .svg or .png"),
         (["--out", "/no/such/x.svg"], "cannot be written"),
         (["--sweep", "idle_required_minutes=2"], "allowed: NAME=FROM..TO[:STEP]"),
-        (["--sweep", "nothing=2..3"], "is no setting that can be asked about"),
+        (["--sweep", "nothing=2..3"], "is no setting that whatif knows"),
         (["--set", "idle_required_minutes=0"], "found 0, allowed: a number > 0"),
     ],
 )
