@@ -1,4 +1,4 @@
-"""The embedded control node: dialect B's contract, re-queueing, and a strict server that only loopback reaches."""
+"""The embedded control node: dialect B's contract, requeueing, and a strict server that answers loopback only."""
 
 from __future__ import annotations
 

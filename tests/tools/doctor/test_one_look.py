@@ -138,7 +138,7 @@ REMEMBERED = "user active on gamepad 'Pad' (event7), as the running node has see
         pytest.param([source("no source: no input device can be read", None), PAD], REMEMBERED, id="a gamepad"),
         pytest.param([source("user anna logged in on tty1", 500.0), PAD], REMEMBERED, id="the nearest sign"),
         pytest.param(ASSUMED, "", id="its own start is no sign"),
-        pytest.param([source("unknown", 2.0, None)], "", id="a source that cannot tell"),
+        pytest.param([source("unknown", 2.0, None)], "", id="a source that knows nothing"),
         pytest.param([7, {}, source("x", None), {"idle_s": "x"}], "", id="another version's fields"),
         pytest.param("words", "", id="another version"),
     ],

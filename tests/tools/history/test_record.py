@@ -29,16 +29,17 @@ def lived(name: str, folder: Path) -> tuple[float, list[float]]:
     script = parse((FOLDER / name).read_text(), name)
     clock = ManualClock(now=5000.25)
     zero_s, wall_s = clock.now, clock.wall
-    journal, world, mind = Journal(folder, clock), World(script.inhibitor, script.enabled), Lifecycle(script.limits, clock.now)
-    journal.start("0", script.limits, mind.memory)
+    journal, world = Journal(folder, clock), World(script.inhibitor, script.enabled)
+    lifecycle = Lifecycle(script.limits, clock.now)
+    journal.start("0", script.limits, lifecycle.memory)
     for step in script.steps:
         clock.go(zero_s + step.at_s - clock.now)
         world.lay(step.see, clock.now)
         for _ in range(step.ticks):
-            plan = mind.propose(world.look(clock.now, step.stale))
+            plan = lifecycle.propose(world.look(clock.now, step.stale))
             journal.intent(plan)
             outcome = world.perform(plan, step.refuse)
-            journal.outcome(plan, outcome, mind.commit(plan, outcome))
+            journal.outcome(plan, outcome, lifecycle.commit(plan, outcome))
     journal.close()
     return wall_s, [step.at_s for step in script.steps]
 
@@ -113,7 +114,7 @@ def test_a_kept_day_is_cut_without_the_days_before(tmp_path: Path) -> None:
         {"row": "\ud800"},
     ],
 )  # fmt: skip
-def test_a_line_of_another_form_is_refused_in_words(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_line_of_another_form_is_refused_with_its_place(tmp_path: Path, change: dict[str, object]) -> None:
     zero_s, steps = lived("timed-out.yaml", tmp_path / "logs")
     (path,) = (tmp_path / "logs").glob("*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -124,7 +125,7 @@ def test_a_line_of_another_form_is_refused_in_words(tmp_path: Path, change: dict
 
 
 @pytest.mark.parametrize("field", ["row", "observation", "at_s", "time"])
-def test_a_line_that_lacks_something_is_refused_in_words(tmp_path: Path, field: str) -> None:
+def test_a_line_that_lacks_something_is_refused_with_its_place(tmp_path: Path, field: str) -> None:
     zero_s, steps = lived("timed-out.yaml", tmp_path / "logs")
     (path,) = (tmp_path / "logs").glob("*.jsonl")
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Recorded journals through today's mind: what the daemon's own journal writes comes out the same, and a change is found."""
+"""Recorded journals judged again: what the daemon's own journal writes comes out the same, and a change is found."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ def record(script: Script, folder: Path, clock: Clock) -> Path:
     """A script as the daemon would have lived and written it; the journal's path."""
     journal = Journal(folder, clock)
     world = World(script.inhibitor, script.enabled)
-    mind = Lifecycle(script.limits, BOOT_S)
-    journal.start("0.0.0", script.limits, mind.memory)
+    lifecycle = Lifecycle(script.limits, BOOT_S)
+    journal.start("0.0.0", script.limits, lifecycle.memory)
     for step in script.steps:
         clock.at_s = BOOT_S + step.at_s
         world.lay(step.see, clock.at_s)
         for _ in range(step.ticks):
-            plan = mind.propose(world.look(clock.at_s, step.stale))
+            plan = lifecycle.propose(world.look(clock.at_s, step.stale))
             journal.intent(plan)
             outcome = world.perform(plan, step.refuse)
-            journal.outcome(plan, outcome, mind.commit(plan, outcome))
+            journal.outcome(plan, outcome, lifecycle.commit(plan, outcome))
     journal.close()
     (path,) = folder.glob("decisions-*.jsonl")
     return path
@@ -214,16 +214,16 @@ def test_a_day_whose_day_before_is_deleted_is_judged_all_the_same(path: Path, tm
             return self._wall_s
 
     journal, world, clock = Journal(tmp_path, Midnights(), 10_000), World(script.inhibitor, script.enabled), Clock()
-    mind = Lifecycle(script.limits, BOOT_S)
-    journal.start("0.0.0", script.limits, mind.memory)
+    lifecycle = Lifecycle(script.limits, BOOT_S)
+    journal.start("0.0.0", script.limits, lifecycle.memory)
     for step in script.steps:
         clock.at_s = BOOT_S + step.at_s
         world.lay(step.see, clock.at_s)
         for _ in range(step.ticks):
-            plan = mind.propose(world.look(clock.at_s, step.stale))
+            plan = lifecycle.propose(world.look(clock.at_s, step.stale))
             journal.intent(plan)
             outcome = world.perform(plan, step.refuse)
-            journal.outcome(plan, outcome, mind.commit(plan, outcome))
+            journal.outcome(plan, outcome, lifecycle.commit(plan, outcome))
     journal.close()
     days = sorted(tmp_path.glob("decisions-*.jsonl"))
     assert len(days) > 1 or len(script.steps) < 4
@@ -295,7 +295,7 @@ def test_a_gap_says_what_the_node_remembered(tmp_path: Path, monkeypatch: pytest
         ),
     ],
 )
-def test_what_is_no_journal_is_exit_two_in_words(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_journal_is_exit_2_and_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "decisions-2026-09-21.jsonl"
     path.write_bytes(content)
     reports = replay_files([path])
@@ -346,7 +346,7 @@ anything = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries
 
 
 @given(anything)
-def test_anything_else_is_refused_in_words(value: Any) -> None:
+def test_anything_else_is_refused_with_a_reason(value: Any) -> None:
     see = value if isinstance(value, dict) else {"automation": value}
     with pytest.raises(ValueError, match=r"."):
         observation_of(see, 0.0)

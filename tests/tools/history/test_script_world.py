@@ -31,11 +31,11 @@ SAFE: dict[str, Any] = {
 }
 
 
-def tick(mind: Lifecycle, world: World, at_s: float, *refuse: Effect) -> list[str]:
+def tick(lifecycle: Lifecycle, world: World, at_s: float, *refuse: Effect) -> list[str]:
     """One tick; what was done."""
-    plan = mind.propose(world.look(at_s))
+    plan = lifecycle.propose(world.look(at_s))
     outcome = world.perform(plan, refuse)
-    mind.commit(plan, outcome)
+    lifecycle.commit(plan, outcome)
     return [f"{r.effect}{'' if r.ok else '!'}" for r in outcome.results]
 
 
@@ -45,13 +45,13 @@ def phase(world: World) -> TaskPhase:
 
 @pytest.fixture
 def running() -> tuple[Lifecycle, World]:
-    mind, world = Lifecycle(Limits()), World()
+    lifecycle, world = Lifecycle(Limits()), World()
     world.lay({**SAFE}, 0.0)
-    tick(mind, world, 0.0)
-    tick(mind, world, 0.0)
+    tick(lifecycle, world, 0.0)
+    tick(lifecycle, world, 0.0)
     world.lay({"task": "claimed"}, 0.0)
-    assert tick(mind, world, 0.0) == ["inhibit", "start"]
-    return mind, world
+    assert tick(lifecycle, world, 0.0) == ["inhibit", "start"]
+    return lifecycle, world
 
 
 # --- the task moves by itself
@@ -62,37 +62,37 @@ def test_start_makes_the_task_running(running: tuple[Lifecycle, World]) -> None:
 
 
 def test_a_stop_with_the_hand_back_owed_leaves_an_ended_task(running: tuple[Lifecycle, World]) -> None:
-    mind, world = running
+    lifecycle, world = running
     world.lay({"user": {"idle": 0.0}}, 1.0)
-    assert tick(mind, world, 1.0, Effect.HAND_BACK) == ["stop", "hand_back!", "wipe", "release"]
+    assert tick(lifecycle, world, 1.0, Effect.HAND_BACK) == ["stop", "hand_back!", "wipe", "release"]
     assert phase(world) is TaskPhase.ENDED
-    assert tick(mind, world, 2.0) == ["hand_back"]
+    assert tick(lifecycle, world, 2.0) == ["hand_back"]
     assert phase(world) is TaskPhase.NONE
 
 
 def test_a_refused_stop_leaves_no_claim_but_a_process(running: tuple[Lifecycle, World]) -> None:
-    mind, world = running
+    lifecycle, world = running
     world.lay({"user": {"idle": 0.0}}, 1.0)
-    assert tick(mind, world, 1.0, Effect.STOP) == ["stop!", "hand_back", "wipe", "release"]
+    assert tick(lifecycle, world, 1.0, Effect.STOP) == ["stop!", "hand_back", "wipe", "release"]
     assert phase(world) is TaskPhase.NONE
-    assert mind.memory.owed == (Effect.STOP,)
+    assert lifecycle.memory.owed == (Effect.STOP,)
 
 
 def test_task_settled_asks_again_only_once_its_settle_succeeded(running: tuple[Lifecycle, World]) -> None:
-    mind, world = running
+    lifecycle, world = running
     world.lay({"task": "ended"}, 1.0)
-    assert tick(mind, world, 1.0, Effect.SETTLE) == ["settle!", "wipe"]
+    assert tick(lifecycle, world, 1.0, Effect.SETTLE) == ["settle!", "wipe"]
     assert phase(world) is TaskPhase.ENDED
-    assert tick(mind, world, 2.0) == ["settle"]
+    assert tick(lifecycle, world, 2.0) == ["settle"]
     assert phase(world) is TaskPhase.ASKED
 
 
 def test_leaving_running_cancels_the_question_for_another_task(running: tuple[Lifecycle, World]) -> None:
-    mind, world = running
+    lifecycle, world = running
     world.lay({"task": "ended"}, 1.0)
-    tick(mind, world, 1.0, Effect.SETTLE)
+    tick(lifecycle, world, 1.0, Effect.SETTLE)
     world.lay({"host": "going-down"}, 2.0)
-    assert tick(mind, world, 2.0)[0] == "settle"
+    assert tick(lifecycle, world, 2.0)[0] == "settle"
     assert phase(world) is TaskPhase.NONE
 
 

@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_lines(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_today_s_mind_decides_as_the_month_says(kind: str) -> None:
+def test_today_s_rules_decide_what_the_month_says(kind: str) -> None:
     reports = list(replay_files(files([weeks.lived(kind)])))
     assert all(report.ok for report in reports), [r for r in reports if not r.ok][:1]
     assert sum(report.steps for report in reports) > 34 * weeks.DAYS

@@ -72,7 +72,7 @@ def test_nothing_seen_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"observation": "x"}, {"observation": []}, {"at_s": 10**400}, {"at_s": None}])
-def test_a_line_of_another_form_is_refused_in_words(evening: Path, change: dict[str, object]) -> None:
+def test_a_line_of_another_form_is_refused_with_its_place(evening: Path, change: dict[str, object]) -> None:
     (path,) = evening.iterdir()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     next(line for line in reversed(lines) if "observation" in line).update(change)
@@ -109,19 +109,19 @@ def test_the_answer_is_what_living_the_month_again_gives(
     """A span is lived as shipped and asked what `name` would have meant; then it is lived with it."""
     days = 30 if DEEP else 5
     past = load([weeks.lived(kind, days, TASK_S)])
-    told = live(past, replace(past.limits, **limits), TASK_S)
+    asked = live(past, replace(past.limits, **limits), TASK_S)
     with weeks.zone():
         weeks.live(kind, days, tmp_path, changes={name: value}, endless_s=TASK_S)
         lived = summary(load_timeline([tmp_path], 31))
     print(
-        f"{kind} {name}={value}: worked {told.hours_worked:.2f} h told, {lived.states_h['RUNNING']:.2f} h lived; "
-        f"done {told.tasks_done}, {lived.done}; handed back {told.tasks_preempted}, {lived.preempted}; "
-        f"person met {told.person_met}, {len(lived.reactions_s)}"
+        f"{kind} {name}={value}: worked {asked.hours_worked:.2f} h asked, {lived.states_h['RUNNING']:.2f} h lived; "
+        f"done {asked.tasks_done}, {lived.done}; handed back {asked.tasks_preempted}, {lived.preempted}; "
+        f"person met {asked.person_met}, {len(lived.reactions_s)}"
     )
-    assert told.hours_worked == pytest.approx(lived.states_h["RUNNING"], rel=0.002)
-    assert told.tasks_done == pytest.approx(lived.done, abs=3)
-    assert told.tasks_preempted == pytest.approx(lived.preempted, abs=8)
-    assert told.person_met == pytest.approx(len(lived.reactions_s), abs=5)
+    assert asked.hours_worked == pytest.approx(lived.states_h["RUNNING"], rel=0.002)
+    assert asked.tasks_done == pytest.approx(lived.done, abs=3)
+    assert asked.tasks_preempted == pytest.approx(lived.preempted, abs=8)
+    assert asked.person_met == pytest.approx(len(lived.reactions_s), abs=5)
 
 
 def test_a_task_needs_a_way_to_the_control_node(evening: Path) -> None:
