@@ -40,7 +40,7 @@ from support.nats_rig import NatsServer, nats_cluster, nats_server, operator
 from supervisor.daemon import loop as loop_module
 from supervisor.sources.base import Claim
 from supervisor.sources.errors import RequestError
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.overview import overview
 from supervisor.sources.nats.admin.submit import submit
 from supervisor.sources.nats.connection import Connection
@@ -211,15 +211,15 @@ async def measure(
             claims = [Claim(str(uuid4()), KIND, {"seconds": rng.uniform(0.5, 1.5) * task_s}) for _ in range(tasks)]
             cpu_before = sum(machine.cpu_s() for machine in machines)
             began_s = time.monotonic()
-            submitting = asyncio.create_task(_submit(boss.wire, claims, None if load is None else load * nodes / task_s))
-            victim = next((m for m in machines if m.url != boss.wire.url), None) if servers == 3 else None
+            submitting = asyncio.create_task(_submit(boss.connection, claims, None if load is None else load * nodes / task_s))
+            victim = next((m for m in machines if m.url != boss.connection.url), None) if servers == 3 else None
             cpu_of_the_dead, killed_s = 0.0, float("inf")
             killed = started = False
             rss_mib, said_s = 0.0, began_s
             while True:
                 await asyncio.sleep(0.25)
                 try:
-                    done = (await boss.stream(layout.RESULTS))["messages"]
+                    done = (await boss.stream(subjects.RESULTS))["messages"]
                 except RequestError:
                     continue
                 if victim is not None and not killed and done >= tasks / 3:
@@ -250,7 +250,7 @@ async def measure(
                 await asyncio.sleep(0.1)
             with contextlib.suppress(RequestError):
                 look_s = time.monotonic()
-                seen = await overview(boss.wire)
+                seen = await overview(boss.connection)
                 say(f"`rae-node fleet` sees {len(seen['nodes'])} nodes after {1000 * (time.monotonic() - look_s):.0f} ms")
             log, nodes_cpu, deaths = Log(), 0.0, 0
             for process in workers:
@@ -276,13 +276,13 @@ async def measure(
             )
 
 
-async def _submit(wire: Connection, claims: list[Claim], rate: float | None) -> None:
+async def _submit(connection: Connection, claims: list[Claim], rate: float | None) -> None:
     """All at once, or so many a second; once more what a server's end has interrupted."""
     began_s, at = time.monotonic(), 0
     while at < len(claims):
         upto = len(claims) if rate is None else min(len(claims), int((time.monotonic() - began_s) * rate) + 1)
         with contextlib.suppress(RequestError):
-            await submit(wire, claims[at:upto])
+            await submit(connection, claims[at:upto])
             at = upto
         await asyncio.sleep(0.05)
 

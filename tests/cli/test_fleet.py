@@ -35,12 +35,12 @@ async def set_up(url: str, lease_s: float = 2.0) -> None:
         pass
 
 
-def cli(server: NatsServer | str, *words: str, text: str = "", timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
-    """A command of `rae-node`, told where the fleet is by the environment."""
+def cli(server: NatsServer | str, *arguments: str, text: str = "", timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
+    """A command of `rae-node`; the environment names the fleet."""
     url = server if isinstance(server, str) else server.url
     env = {**os.environ, "RAE_FLEET_SERVER": url}
     return subprocess.run(
-        [*RAE_NODE, *words], capture_output=True, text=True, input=text, timeout=timeout_s, env=env, cwd="/"
+        [*RAE_NODE, *arguments], capture_output=True, text=True, input=text, timeout=timeout_s, env=env, cwd="/"
     )
 
 
@@ -67,13 +67,13 @@ def test_submit_wait_and_see_the_nodes(server: NatsServer, tmp_path: Path) -> No
         status = json.loads(one.folder.cli("status", "--json").stdout)["source"]
         assert (status["kind"], status["dialect"], status["link"]) == ("nats", "jetstream", "up")
 
-        def told() -> str:
+        def screen() -> str:
             return cli(server, "fleet").stdout
 
-        until(lambda: "READY" in told() or "IDLE_WAIT" in told(), told)
-        screen = told().splitlines()
-        assert screen[0].split() == ["NODE", "STATE", "SINCE", "DONE", "FAILED", "BACK", "WHY"]
-        assert screen[-1] == "2 nodes; tasks: 0 waiting, 0 running, 5 results, 0 dead"
+        until(lambda: "READY" in screen() or "IDLE_WAIT" in screen(), screen)
+        lines = screen().splitlines()
+        assert lines[0].split() == ["NODE", "STATE", "SINCE", "DONE", "FAILED", "BACK", "WHY"]
+        assert lines[-1] == "2 nodes; tasks: 0 waiting, 0 running, 5 results, 0 dead"
 
 
 def test_a_killed_daemons_task_is_done_by_another_and_nothing_is_lost(server: NatsServer, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_bridge_brings_the_control_nodes_tasks_to_the_fleet_and_the_results_ba
         tasks = [control.add("slow", {"n": n}) for n in range(6)]
         failing = control.add("fail")
         unknown = control.add("")
-        # all are taken: what a kill between the control node's answer and the note costs, no bridge can mend
+        # all are taken: a bridge cannot save a task when it is killed between the control node's answer and its record
         until(lambda: log.read_text().count(": queued") == 8 and ": FAILED" in log.read_text(), log.read_text, 60)
         bridge.stop(signal.SIGKILL)
         one.kill()

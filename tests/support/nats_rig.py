@@ -29,7 +29,7 @@ from supervisor.linux.bounded import end
 from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Availability, Claim, SourceSettings
 from supervisor.sources.errors import RequestError
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.setup import set_up
 from supervisor.sources.nats.connection import Connection, Server
 from supervisor.sources.nats.messages import Result, decode_result, encode_task
@@ -149,8 +149,8 @@ def nats_cluster(folder: Path, hosts: Sequence[str] = ("127.0.0.1",) * 3, **more
 class Operator:
     """The submitter's side, and whoever may do everything."""
 
-    def __init__(self, wire: Connection) -> None:
-        self.wire = wire
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
 
     async def submit(self, kind: str = "echo", payload: Any = None, task_id: str | None = None) -> str:
         """Queue a task; its id."""
@@ -161,11 +161,11 @@ class Operator:
     async def raw(self, data: bytes, kind: str = "echo", task_id: str | None = None) -> None:
         """Queue these bytes as a task."""
         name = task_id or str(uuid4())
-        await self.wire.store(layout.task_subject(kind, name), data, name)
+        await self.connection.store(subjects.task_subject(kind, name), data, name)
 
     async def result(self, task_id: str) -> Result | None:
         """The stored result, if there is one."""
-        data = await self.wire.last(layout.RESULTS, layout.result_subject(task_id))
+        data = await self.connection.last(subjects.RESULTS, subjects.result_subject(task_id))
         return None if data is None else decode_result(data)
 
     async def settled(self, task_id: str, timeout_s: float = DEADLINE_S) -> Result:
@@ -186,7 +186,7 @@ class Operator:
         end_s = time.monotonic() + 60
         while True:
             try:
-                return await self.wire.api(name)
+                return await self.connection.api(name)
             except RequestError:
                 if time.monotonic() > end_s:
                     raise
@@ -195,14 +195,14 @@ class Operator:
     async def asked_for(self, polls: int = 1) -> None:
         """Wait until so many nodes wait at the server for work."""
         end_s = time.monotonic() + DEADLINE_S
-        while (info := await self.ask(f"CONSUMER.INFO.{layout.TASKS}.{layout.CONSUMER}"))["num_waiting"] != polls:
+        while (info := await self.ask(f"CONSUMER.INFO.{subjects.TASKS}.{subjects.CONSUMER}"))["num_waiting"] != polls:
             assert time.monotonic() < end_s, f"{info['num_waiting']} wait for work, not {polls}"
             await asyncio.sleep(0.02)
 
     async def queue(self) -> tuple[int, int, int]:
         """Tasks in the queue, those of them with a node, and results."""
-        info = await self.ask(f"CONSUMER.INFO.{layout.TASKS}.{layout.CONSUMER}")
-        tasks, results = await self.stream(layout.TASKS), await self.stream(layout.RESULTS)
+        info = await self.ask(f"CONSUMER.INFO.{subjects.TASKS}.{subjects.CONSUMER}")
+        tasks, results = await self.stream(subjects.TASKS), await self.stream(subjects.RESULTS)
         return tasks["messages"], info["num_ack_pending"], results["messages"]
 
 
@@ -211,22 +211,22 @@ async def operator(
     url: str, *, replicas: int = 1, lease_s: float = 10.0, made: bool = False, server: Server | None = None, **consumer: Any
 ) -> AsyncIterator[Operator]:
     """The fleet's streams made (unless `made`), with this lease, and an operator at them."""
-    wire = Connection(server or Server(url), name="operator")
-    await wire.open()
+    connection = Connection(server or Server(url), name="operator")
+    await connection.open()
     try:
         if not made:
             end_s = time.monotonic() + DEADLINE_S
             while True:  # a cluster wants a moment to elect its leaders
                 try:
-                    await set_up(wire, replicas, consumer={"ack_wait": int(lease_s * 1e9), **consumer})
+                    await set_up(connection, replicas, consumer={"ack_wait": int(lease_s * 1e9), **consumer})
                     break
                 except Exception:
                     if time.monotonic() > end_s:
                         raise
                     await asyncio.sleep(0.2)
-        yield Operator(wire)
+        yield Operator(connection)
     finally:
-        await wire.close()
+        await connection.close()
 
 
 class Rig:

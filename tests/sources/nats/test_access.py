@@ -22,7 +22,7 @@ from support.ports import free_port
 from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.sources.errors import RequestError
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin import credentials, setup
 from supervisor.sources.nats.admin.access import AccessError, server_of
 from supervisor.sources.nats.connection import Connection, Server
@@ -89,36 +89,36 @@ def test_keys_that_could_not_be_made_are_made_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A tool that was not installed, or failed in the middle, leaves nothing that counts as a key."""
-    words = [str(tmp_path / "k"), "--server", "one", "--node", "a"]
+    argv = [str(tmp_path / "k"), "--server", "one", "--node", "a"]
     with monkeypatch.context() as bare:
         bare.setenv("PATH", str(tmp_path))
-        assert credentials.main(words) == 1
+        assert credentials.main(argv) == 1
     assert "apt install openssl" in capsys.readouterr().err
     genuine = subprocess.run
 
-    def fails(argv: list[str], **options: Any) -> Any:
-        if argv[1] == "x509":
+    def fails(command: list[str], **options: Any) -> Any:
+        if command[1] == "x509":
             raise subprocess.CalledProcessError(1, "openssl", stderr="it fails")
-        return genuine(argv, **options)
+        return genuine(command, **options)
 
     with monkeypatch.context() as broken:
         broken.setattr(subprocess, "run", fails)
-        assert credentials.main(words) == 1
+        assert credentials.main(argv) == 1
     assert "it fails" in capsys.readouterr().err
-    assert credentials.main(words) == 0
+    assert credentials.main(argv) == 0
     ca, leaf = tmp_path / "k" / "ca.pem", tmp_path / "k" / "one.pem"
     subprocess.run(["openssl", "verify", "-CAfile", ca, leaf], check=True, capture_output=True)
     made = {path: path.read_bytes() for path in (tmp_path / "k").rglob("*") if path.is_file()}
-    assert credentials.main(words) == 0
+    assert credentials.main(argv) == 0
     assert made == {path: path.read_bytes() for path in (tmp_path / "k").rglob("*") if path.is_file()}
     ca.unlink()
-    assert credentials.main(words) == 1
+    assert credentials.main(argv) == 1
     assert "put it back" in capsys.readouterr().err
     assert (tmp_path / "k" / "ca.key").read_bytes() == made[tmp_path / "k" / "ca.key"], "nobody's key is thrown away"
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', '{"a": {}}'])
-def test_a_list_of_users_that_is_none_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+def test_a_damaged_list_of_users_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
     (tmp_path / "users.json").write_text(content)
     assert credentials.main([str(tmp_path), "--node", "b"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -127,7 +127,7 @@ def test_a_list_of_users_that_is_none_is_said(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"streams": [{}], "consumers": []}'])
-def test_definitions_that_are_none_are_said(
+def test_a_file_without_definitions_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
 ) -> None:
     file = tmp_path / "streams.json"
@@ -163,7 +163,7 @@ def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
             await rig.delivered()
             from supervisor.sources.nats.admin.overview import overview
 
-            seen = await overview(boss.wire)
+            seen = await overview(boss.connection)
             assert [n["node"] for n in seen["nodes"]] == ["desk.2"]
             assert seen["tasks"]["waiting"] == seen["tasks"]["running"] == 0
 
@@ -172,17 +172,17 @@ def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
 
 FORBIDDEN = {
     "post a task": "rae.tasks.echo.x",
-    "tell of another node": layout.node_subject("desk.2"),
-    "take from the registry": f"$JS.API.DIRECT.GET.{layout.NODES_STREAM}.{layout.node_subject('desk.2')}",
-    "read results": f"$JS.API.DIRECT.GET.{layout.RESULTS}.rae.results.x",
-    "list places": f"$JS.API.DIRECT.GET.{layout.PLACES}",
-    "read the queue": f"$JS.API.STREAM.MSG.GET.{layout.TASKS}",
-    "purge the queue": f"$JS.API.STREAM.PURGE.{layout.TASKS}",
-    "delete a stream": f"$JS.API.STREAM.DELETE.{layout.RESULTS}",
-    "change a consumer": f"$JS.API.CONSUMER.DURABLE.CREATE.{layout.TASKS}.nodes",
-    "make a consumer": f"$JS.API.CONSUMER.CREATE.{layout.RESULTS}",
-    "pull what is a bridge's": layout.next_subject(layout.RESULTS, layout.BRIDGE),
-    "acknowledge for a bridge": f"$JS.ACK.{layout.RESULTS}.bridge.1.1.1.1.0",
+    "write the entry of another node": subjects.node_subject("desk.2"),
+    "take from the registry": f"$JS.API.DIRECT.GET.{subjects.NODES_STREAM}.{subjects.node_subject('desk.2')}",
+    "read results": f"$JS.API.DIRECT.GET.{subjects.RESULTS}.rae.results.x",
+    "list places": f"$JS.API.DIRECT.GET.{subjects.PLACES}",
+    "read the queue": f"$JS.API.STREAM.MSG.GET.{subjects.TASKS}",
+    "purge the queue": f"$JS.API.STREAM.PURGE.{subjects.TASKS}",
+    "delete a stream": f"$JS.API.STREAM.DELETE.{subjects.RESULTS}",
+    "change a consumer": f"$JS.API.CONSUMER.DURABLE.CREATE.{subjects.TASKS}.nodes",
+    "make a consumer": f"$JS.API.CONSUMER.CREATE.{subjects.RESULTS}",
+    "pull what is a bridge's": subjects.next_subject(subjects.RESULTS, subjects.BRIDGE),
+    "acknowledge for a bridge": f"$JS.ACK.{subjects.RESULTS}.bridge.1.1.1.1.0",
     "list streams": "$JS.API.STREAM.NAMES",
     "anything else": "x.y",
 }
@@ -198,28 +198,28 @@ def test_a_node_can_do_no_more(fleet: Fleet) -> None:
             await super()._record(error)
 
     async def work() -> None:
-        wire = Listening(fleet.as_user("desk-1"), name="desk-1")
-        await wire.open()
+        connection = Listening(fleet.as_user("desk-1"), name="desk-1")
+        await connection.open()
         async with operator("", server=fleet.as_user("admin"), made=True) as boss:
-            before = {name: await boss.stream(name) for name in (layout.TASKS, layout.RESULTS, layout.NODES_STREAM)}
+            before = {name: await boss.stream(name) for name in (subjects.TASKS, subjects.RESULTS, subjects.NODES_STREAM)}
             for what, subject in FORBIDDEN.items():
                 with pytest.raises(RequestError):
-                    await wire.request(subject, b"{}", timeout_s=0.1)
+                    await connection.request(subject, b"{}", timeout_s=0.1)
                 refusal = f'permissions violation for publish to "{subject}"'.lower()
                 await until(lambda r=refusal: any(r in text.lower() for text in refusals), f"{what}: refused, not {refusals}")
             heard: list[bytes] = []
             for subject in ("_INBOX.>", "_INBOX.desk=2E2.>", ">", "rae.results.*", "rae.tasks.>", "$KV.>"):
-                await wire.listen(subject, heard.append)
+                await connection.listen(subject, heard.append)
             await boss.submit("none")
-            await boss.wire.api(f"STREAM.PURGE.{layout.TASKS}")
+            await boss.connection.api(f"STREAM.PURGE.{subjects.TASKS}")
             await asyncio.sleep(0.3)
             assert heard == []
             after = {name: await boss.stream(name) for name in before}
             for name in before:
                 assert (before[name]["last_seq"], before[name]["messages"]) == (
-                    after[name]["last_seq"] - (name == layout.TASKS), after[name]["messages"],
+                    after[name]["last_seq"] - (name == subjects.TASKS), after[name]["messages"],
                 ), name
-        await wire.close()
+        await connection.close()
 
     asyncio.run(asyncio.wait_for(work(), 90))
 
@@ -234,7 +234,7 @@ def test_a_node_can_do_no_more(fleet: Fleet) -> None:
         ({"url": "tls://localhost:%PORT%"}, "cannot be reached: its certificate is not trusted: Hostname mismatch"),
     ],
 )
-def test_who_is_not_known_does_not_get_in(fleet: Fleet, changes: dict[str, Any], why: str) -> None:
+def test_an_unknown_user_is_refused(fleet: Fleet, changes: dict[str, Any], why: str) -> None:
     given = {k: v.replace("%PORT%", str(fleet.server.port)) if isinstance(v, str) else v for k, v in changes.items()}
 
     async def work() -> None:
@@ -253,7 +253,7 @@ def test_who_is_not_known_does_not_get_in(fleet: Fleet, changes: dict[str, Any],
     ],
     ids=["wrong", "none", "no CA"],
 )
-def test_an_operator_is_told_of_options_not_of_settings(
+def test_a_message_to_an_operator_names_options_not_settings(
     fleet: Fleet, tmp_path: Path, changes: dict[str, Any], why: str
 ) -> None:
     file = tmp_path / "key"
@@ -262,17 +262,17 @@ def test_an_operator_is_told_of_options_not_of_settings(
     given = {"user": "operator", "password": file, "ca": fleet.keys / "ca.pem", **changes}
 
     async def work() -> None:
-        with pytest.raises(RequestError) as trouble:
+        with pytest.raises(RequestError) as caught:
             await Connection(server_of(fleet.url, given["user"], given["password"], given["ca"], {}), name="x").open()
-        assert re.search(re.escape(why).replace(r"\.\*", ".*"), trouble.value.reason), trouble.value.reason
-        assert "control." not in trouble.value.reason
+        assert re.search(re.escape(why).replace(r"\.\*", ".*"), caught.value.reason), caught.value.reason
+        assert "control." not in caught.value.reason
 
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
 @pytest.mark.parametrize("asks", [True, False], ids=["asks for a key", "asks for none"])
 @pytest.mark.parametrize("token", ["very-secret", None], ids=["a key", "no key"])
-def test_nobody_comes_in_the_clear_to_a_server_that_offers_no_tls(tmp_path: Path, token: str | None, asks: bool) -> None:
+def test_no_key_is_sent_in_the_clear_to_a_server_without_tls(tmp_path: Path, token: str | None, asks: bool) -> None:
     """Somebody in the middle who answers first, without TLS: he gets no key, and hands out no task."""
     got = bytearray()
 
@@ -301,7 +301,7 @@ def test_nobody_comes_in_the_clear_to_a_server_that_offers_no_tls(tmp_path: Path
     assert b"PUB" not in got
 
 
-def test_the_way_in_for_an_operator(tmp_path: Path) -> None:
+def test_an_operator_connects_by_options_or_environment(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text("abc\n")
     file.chmod(0o600)
@@ -371,15 +371,15 @@ def test_three_servers_start_from_the_tools_own_files_as_the_readme_says(tmp_pat
 
 
 async def _persist(fleet: Operator) -> str:
-    """Submit through the end of a server: the same id, by whichever server is there."""
+    """Submit while a server ends: the same id, through any server that is there."""
     task = str(uuid4())
     for _ in range(100):
         try:
-            if not fleet.wire.up:
-                await fleet.wire.close()
-                fresh = Connection(fleet.wire._server, name="operator")
+            if not fleet.connection.up:
+                await fleet.connection.close()
+                fresh = Connection(fleet.connection._server, name="operator")
                 await fresh.open()
-                fleet.wire = fresh
+                fleet.connection = fresh
             return await fleet.submit("echo", {}, task)
         except RequestError:
             await asyncio.sleep(0.2)

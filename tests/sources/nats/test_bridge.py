@@ -21,7 +21,7 @@ from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Claim, SourceSettings
 from supervisor.sources.errors import MIB
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.bridge import Bridge
 from supervisor.sources.nats.connection import Server
 from supervisor.sources.nats.messages import Result, decode_task
@@ -36,7 +36,7 @@ NAME = "the-fleet"
 async def bridge(
     server: NatsServer, control: RaeServer, folder: Path, heartbeat_interval_s: float = 0.1, **others: Any
 ) -> AsyncIterator[tuple[Bridge, list[str]]]:
-    """A bridge that runs; what it says."""
+    """A bridge that runs, and its messages."""
     with constants({"max_requests_per_sec": 1000, "backoff_longest_s": 0.3, **others}):
         settings = SourceSettings(
             control=Control(url=control.url), node_id=NAME, state_dir=folder, heartbeat_interval_s=heartbeat_interval_s,
@@ -55,7 +55,7 @@ async def bridge(
 
 
 async def left(control: RaeServer, folder: Path) -> str:
-    """A task that the last life of the bridge had taken and noted; its id."""
+    """A task that the last run of the bridge had taken and recorded; its id."""
     control.node.register(NAME, {}, None)
     task_id = control.add("echo", {"a": 1}, 7)
     assert control.node.claim(NAME)
@@ -80,7 +80,7 @@ async def test_what_is_stored_in_place_of_a_left_tasks_result_fails_it(
     async with RaeServer().listening() as control, operator(server.url) as fleet:
         task_id = await left(control, tmp_path)
         data = stored.replace(b"%b", task_id.encode())
-        await fleet.wire.store(layout.result_subject(task_id), data, "x")
+        await fleet.connection.store(subjects.result_subject(task_id), data, "x")
         async with bridge(server, control, tmp_path) as (one, said):
             await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
             assert "no result" in control.task(task_id)["error"]
@@ -94,7 +94,7 @@ async def test_another_tasks_result_does_not_settle_this_one(server: NatsServer,
     async with RaeServer().listening() as control, operator(server.url) as fleet:
         task_id = await left(control, tmp_path)
         other = Result(str(uuid4()), "echo", "n", {"x": 1}, None)
-        await fleet.wire.store(layout.result_subject(task_id), other.encode(), "x")
+        await fleet.connection.store(subjects.result_subject(task_id), other.encode(), "x")
         async with bridge(server, control, tmp_path):
             await until(lambda: over(control, task_id))
             assert "no result" in control.task(task_id)["error"]
@@ -109,7 +109,7 @@ async def test_a_node_that_stores_what_is_no_result_fails_the_task(server: NatsS
     ):
         task_id = control.add("echo")
         await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
-        await fleet.wire.store(layout.result_subject(task_id), NO_RESULTS[2].replace(b"%b", task_id.encode()), "x")
+        await fleet.connection.store(subjects.result_subject(task_id), NO_RESULTS[2].replace(b"%b", task_id.encode()), "x")
         await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
         assert "no result" in control.task(task_id)["error"]
         await until(lambda: one.on_the_way == 0)
@@ -130,19 +130,19 @@ async def test_a_task_too_large_to_be_read_is_failed(server: NatsServer, tmp_pat
 
 @in_loop
 async def test_a_task_handed_out_again_whose_result_is_there_is_not_done_again(server: NatsServer, tmp_path: Path) -> None:
-    """As after a bridge was away for so long that the control node queued its tasks anew."""
+    """As after a bridge was away for so long that the control node queued its tasks again."""
     async with RaeServer().listening() as control, operator(server.url) as fleet:
         task_id = control.add("echo")
-        await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), "x")
+        await stored(fleet, task_id)
         async with bridge(server, control, tmp_path) as (_, said):
             await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
             assert control.task(task_id)["result"] == {"x": 1}
-            assert (await fleet.stream(layout.TASKS))["messages"] == 0
+            assert (await fleet.stream(subjects.TASKS))["messages"] == 0
 
 
 @in_loop
 async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServer, tmp_path: Path) -> None:
-    """No result is posted at one that cannot be reached; it is when it is back."""
+    """No result is posted while the control node is away; it is posted later."""
     async with (
         RaeServer().listening() as control,
         operator(server.url) as fleet,
@@ -153,7 +153,7 @@ async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServe
         control.always.update({kind: s.status(502) for kind in ("register", "heartbeat", "poll", "result")})
         await until(lambda: not one.control.up)
         tries = len(control.of("register"))
-        await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), "x")
+        await stored(fleet, task_id)
         await until(lambda: len(control.of("register")) > tries + 15, "the link tries again and again")
         assert control.of("result") == []
         control.always.clear()
@@ -162,7 +162,8 @@ async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServe
 
 async def stored(fleet: Operator, task_id: str) -> None:
     """A node's result of the task."""
-    await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "echo", "n", {"x": 1}, None).encode(), task_id)
+    result = Result(task_id, "echo", "n", {"x": 1}, None)
+    await fleet.connection.store(subjects.result_subject(task_id), result.encode(), task_id)
 
 
 @in_loop
@@ -212,7 +213,7 @@ async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_
 
 async def queued(fleet: Operator, kind: str, task_id: str) -> Claim:
     """The task as it lies in the queue."""
-    msg = await fleet.wire.api(f"STREAM.MSG.GET.{layout.TASKS}", {"last_by_subj": layout.task_subject(kind, task_id)})
+    msg = await fleet.connection.api(f"STREAM.MSG.GET.{subjects.TASKS}", {"last_by_subj": subjects.task_subject(kind, task_id)})
     return decode_task(base64.b64decode(msg["message"]["data"]))
 
 

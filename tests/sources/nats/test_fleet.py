@@ -1,4 +1,4 @@
-"""Fleets of real minds, loops and links at real servers: a person comes back, nodes die, servers die, the network is cut."""
+"""Fleets of real lifecycles, loops and links at real servers: users return, nodes die, servers die, the network is cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.nats_rig import Operator, nats_cluster, nats_server, needs_server, 
 
 from states.memory import State
 from states.observation import Link
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 
 pytestmark = needs_server
 
@@ -39,7 +39,7 @@ async def fleet(members: list[Member]) -> AsyncIterator[None]:
 
 
 def five(folder: Path, url: str, log: Log) -> list[Member]:
-    """Five nodes, which tell `log`."""
+    """Five nodes that report to `log`."""
     return [Member(config, log) for config in configs(folder, [f"n{n}" for n in range(5)], url)]
 
 
@@ -52,7 +52,7 @@ async def all_done(boss: Operator, tasks: list[str], log: Log, timeout_s: float 
         assert time.monotonic() < end_s, queue
         await asyncio.sleep(0.05)
     assert queue == (0, 0, len(tasks))
-    # the engine keeps the first result, and tells who brings a second one
+    # the server keeps the first result, and refuses the second one
     assert all(count == 1 for count in log.delivered.values()), log.delivered
 
 
@@ -121,10 +121,10 @@ def test_one_of_three_servers_dies_in_the_middle_of_work_and_nothing_is_lost(tmp
             async with operator(url, replicas=3, lease_s=3) as boss, fleet(members):
                 tasks = [await boss.submit(KIND, {"seconds": 0.5}) for _ in range(20)]
                 await until(lambda: sum(bool(m.task) for m in members) >= 3, "they work")
-                victim = next(server for server in servers if server.url != boss.wire.url)
+                victim = next(server for server in servers if server.url != boss.connection.url)
                 victim.kill()
-                done = (await boss.stream(layout.RESULTS))["messages"]
-                while (await boss.stream(layout.RESULTS))["messages"] == done:
+                done = (await boss.stream(subjects.RESULTS))["messages"]
+                while (await boss.stream(subjects.RESULTS))["messages"] == done:
                     await asyncio.sleep(0.05)  # work goes on with two
                 victim.start()
                 await all_done(boss, tasks, log)
@@ -184,7 +184,7 @@ def test_cut_off_from_half_of_the_nodes_in_the_middle_of_work_nothing_is_lost(
                 on_the_other_side = {m.task for m in halves[1]}
                 cable = ["ip", "-n", namespace, "link", "set", "cable1"]
                 subprocess.run([*cable, "down"], check=True)
-                # their tasks go on there, unheard, and begin anew on our side
+                # their tasks go on there, unheard, and start again on our side
                 await until(lambda: all(len(log.starts[t]) >= 2 for t in on_the_other_side), "they run here as well", 60)
                 await until(lambda: all(m.node.source.status.link is Link.DOWN for m in halves[1]), "they know", 60)
                 subprocess.run([*cable, "up"], check=True)

@@ -13,7 +13,7 @@ from support.rae_server import in_loop
 
 from states.ending import succeeded
 from states.observation import Link
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.connection import Connection
 
 __all__ = ["server"]  # a fixture
@@ -33,15 +33,15 @@ async def test_given_up_after_the_first_failure_until_resumed(server: NatsServer
 
 
 @in_loop
-async def test_what_is_missing_is_told_in_words(server: NatsServer, tmp_path: Path) -> None:
+async def test_the_status_names_what_is_missing(server: NatsServer, tmp_path: Path) -> None:
     async with node(server.url, tmp_path) as rig:
-        told = lambda: rig.source.status  # noqa: E731
-        await until(lambda: "see deploy/fleet" in told().reason and told().next_try_s, lambda: str(told()))
-        assert told().link is Link.DOWN
+        status = lambda: rig.source.status  # noqa: E731
+        await until(lambda: "see deploy/fleet" in status().reason and status().next_try_s, lambda: str(status()))
+        assert status().link is Link.DOWN
     async with node("nats://127.0.0.1:9", tmp_path) as rig:
         await until(lambda: "cannot be reached" in rig.source.status.reason, lambda: rig.source.status.reason)
     async with operator(server.url) as fleet:
-        await fleet.wire.api(f"STREAM.DELETE.{layout.RESULTS}")
+        await fleet.connection.api(f"STREAM.DELETE.{subjects.RESULTS}")
         async with node(server.url, tmp_path) as rig:
             await fleet.submit()
             rig.source.settle(await rig.claim(), succeeded({}))
@@ -74,7 +74,7 @@ async def test_a_consumer_that_is_deleted_under_a_waiting_poll_is_no_busy_loop(s
         before = client.stats["out_msgs"]
         await until(lambda: client.stats["out_msgs"] > before + 1, "it waits for work")
         before = client.stats["out_msgs"]
-        await fleet.wire.api(f"CONSUMER.DELETE.{layout.TASKS}.{layout.CONSUMER}")
+        await fleet.connection.api(f"CONSUMER.DELETE.{subjects.TASKS}.{subjects.CONSUMER}")
         await until(lambda: rig.source.status.link is Link.DOWN, "down")
         assert client.stats["out_msgs"] < before + 20
         await until(lambda: "has no consumer nodes" in rig.source.status.reason, lambda: rig.source.status.reason)
@@ -86,7 +86,7 @@ SOUND = {"ack_policy": "explicit", "ack_wait": 10**10, "max_deliver": 50}
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("answer", "why"),
     [
         ({}, "unknown form"),
         ({"config": []}, "unknown form"),
@@ -104,10 +104,10 @@ SOUND = {"ack_policy": "explicit", "ack_wait": 10**10, "max_deliver": 50}
 )
 @in_loop
 async def test_a_consumer_that_gives_no_leases_is_not_asked_for_work(
-    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], why: str
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], why: str
 ) -> None:
     async def api(self: Connection, name: str, body: Any = None) -> dict[str, Any]:
-        return told
+        return answer
 
     async with operator(server.url):
         monkeypatch.setattr(Connection, "api", api)
@@ -117,7 +117,7 @@ async def test_a_consumer_that_gives_no_leases_is_not_asked_for_work(
             assert not rig.source.ask()
 
 
-@pytest.mark.parametrize("mute", [layout.ANY_RESULT.removesuffix("*"), f"$KV.{layout.NODES}"], ids=["results", "registry"])
+@pytest.mark.parametrize("mute", [subjects.ANY_RESULT.removesuffix("*"), f"$KV.{subjects.NODES}"], ids=["results", "registry"])
 @in_loop
 async def test_a_stop_says_offline_and_delivers_whichever_of_them_fails(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mute: str
@@ -130,13 +130,13 @@ async def test_a_stop_says_offline_and_delivers_whichever_of_them_fails(
             await asyncio.Event().wait()
         return await genuine(self, subject, *of, **more)
 
-    async def told(fleet: Operator) -> str:
-        data = await fleet.wire.last(layout.NODES_STREAM, layout.node_subject("node-1"))
+    async def written(fleet: Operator) -> str:
+        data = await fleet.connection.last(subjects.NODES_STREAM, subjects.node_subject("node-1"))
         return str(json.loads(data or b"{}").get("availability"))
 
     async with operator(server.url) as fleet:
         async with node(server.url, tmp_path, heartbeat_s=600, stop_s=1.0) as rig:
-            while (await fleet.stream(layout.NODES_STREAM))["last_seq"] < 2:  # there is no news left to be told
+            while (await fleet.stream(subjects.NODES_STREAM))["last_seq"] < 2:  # there is no news left to write
                 await asyncio.sleep(0.02)
             task = await fleet.submit()
             claim = await rig.claim()
@@ -147,5 +147,5 @@ async def test_a_stop_says_offline_and_delivers_whichever_of_them_fails(
         if mute.startswith("$KV"):
             assert await fleet.result(task) is not None
         else:
-            assert await told(fleet) == "OFFLINE"
+            assert await written(fleet) == "OFFLINE"
             assert "undelivered" in rig.names()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.sources.ids import is_id
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.messages import Poison, decode_result, decode_task, encode_task
 
 JSON_VALUES = st.recursive(
@@ -30,7 +30,7 @@ NEARLY_TASKS = st.fixed_dictionaries(
 
 
 @given(st.binary(max_size=200) | (JSON_VALUES | NEARLY_TASKS).map(lambda value: json.dumps(value).encode()))
-def test_whatever_comes_is_a_sound_task_or_poison_and_nothing_else(data: bytes) -> None:
+def test_any_message_is_a_task_or_poison(data: bytes) -> None:
     fault = None
     try:
         claim = decode_task(data)
@@ -50,15 +50,15 @@ def test_whatever_comes_is_a_sound_task_or_poison_and_nothing_else(data: bytes) 
 
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_a_token_is_one_token_and_tells_texts_apart(one: str, other: str) -> None:
-    token = layout.token(one)
+    token = subjects.token(one)
     assert re.fullmatch(r"[A-Za-z0-9_=-]*", token)
-    assert (token == layout.token(other)) == (one == other)
+    assert (token == subjects.token(other)) == (one == other)
 
 
 def test_names_on_the_wire() -> None:
-    assert layout.token("a.b c") == "a=2Eb=20c"
-    assert layout.token("a=2Eb") != layout.token("a.b")
-    assert layout.task_subject("llm inference", "id") == "rae.tasks.llm=20inference.id"
+    assert subjects.token("a.b c") == "a=2Eb=20c"
+    assert subjects.token("a=2Eb") != subjects.token("a.b")
+    assert subjects.task_subject("llm inference", "id") == "rae.tasks.llm=20inference.id"
     with pytest.raises(Poison):
         decode_task(b'{"id": 1}')
     with pytest.raises(Poison):

@@ -10,7 +10,7 @@ from support.rae_server import in_loop
 
 from states.ending import succeeded
 from supervisor.config.schema import Nats
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.overview import overview, screen
 
 __all__ = ["server"]  # a fixture
@@ -18,28 +18,28 @@ pytestmark = needs_server
 
 
 @in_loop
-async def test_a_node_tells_of_itself_and_is_gone_when_it_no_longer_does(server: NatsServer, tmp_path: Path) -> None:
-    told = {"state": "COOLDOWN", "since": "2026-11-24T10:00:00+00:00", "blocked_by": ["user_away", "cooldown_over"]}
+async def test_a_node_has_an_entry_and_is_gone_when_it_is_no_longer_renewed(server: NatsServer, tmp_path: Path) -> None:
+    described = {"state": "COOLDOWN", "since": "2026-11-24T10:00:00+00:00", "blocked_by": ["user_away", "cooldown_over"]}
     async with operator(server.url) as fleet:
-        async with node(server.url, tmp_path, node_id="a.b", describe=lambda: told, heartbeat_s=0.2) as rig:
+        async with node(server.url, tmp_path, node_id="a.b", describe=lambda: described, heartbeat_s=0.2) as rig:
             await rig.up()
-            data = await fleet.wire.last(layout.NODES_STREAM, layout.node_subject("a.b"))
+            data = await fleet.connection.last(subjects.NODES_STREAM, subjects.node_subject("a.b"))
             entry = json.loads(data or b"")
             assert entry["node"] == "a.b"
             assert entry["state"] == "COOLDOWN"
-            assert entry["since"] == told["since"]
+            assert entry["since"] == described["since"]
             assert entry["reason"] == "in use by its person, rests after work"
             await fleet.submit()
             rig.source.settle(await rig.claim(), succeeded({}))
             await rig.delivered()
-        data = await fleet.wire.last(layout.NODES_STREAM, layout.node_subject("a.b"))
+        data = await fleet.connection.last(subjects.NODES_STREAM, subjects.node_subject("a.b"))
         entry = json.loads(data or b"")
         assert entry["availability"] == "OFFLINE"
         assert entry["done"] == 1
 
 
 @in_loop
-async def test_whatever_lies_in_the_registry_the_overview_is_sound(server: NatsServer, tmp_path: Path) -> None:
+async def test_a_bad_entry_does_not_break_the_overview(server: NatsServer, tmp_path: Path) -> None:
     """Each node writes its own entry; what an operator's terminal shows of it are words."""
     odd: list[bytes] = [
         b"", b"\xff", b"[" * 100_000, b"[1]", b"{}", b'{"node": 7}',
@@ -50,8 +50,8 @@ async def test_whatever_lies_in_the_registry_the_overview_is_sound(server: NatsS
     async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
         await rig.up()
         for n, data in enumerate(odd):
-            await fleet.wire.store(layout.node_subject(f"odd-{n}"), data, f"odd-{n}")
-        seen = await overview(fleet.wire)
+            await fleet.connection.store(subjects.node_subject(f"odd-{n}"), data, f"odd-{n}")
+        seen = await overview(fleet.connection)
         assert [one["node"] for one in seen["nodes"]] == ["long", "node-1", "red[31m", "seven"]
         for line in screen(seen):
             assert line.isprintable()
@@ -63,11 +63,11 @@ async def test_whatever_lies_in_the_registry_the_overview_is_sound(server: NatsS
 async def test_a_fleet_parted_by_kind_is_seen_whole(server: NatsServer, tmp_path: Path) -> None:
     """One consumer a kind, none of them by the usual name."""
     async with operator(server.url) as fleet:
-        await fleet.wire.api(f"CONSUMER.DELETE.{layout.TASKS}.{layout.CONSUMER}")
+        await fleet.connection.api(f"CONSUMER.DELETE.{subjects.TASKS}.{subjects.CONSUMER}")
         for kind in ("echo", "sleep"):
             settings = {"durable_name": kind, "ack_policy": "explicit", "filter_subject": f"rae.tasks.{kind}.*"}
-            order = {"stream_name": layout.TASKS, "config": settings}
-            await fleet.wire.api(f"CONSUMER.DURABLE.CREATE.{layout.TASKS}.{kind}", order)
+            order = {"stream_name": subjects.TASKS, "config": settings}
+            await fleet.connection.api(f"CONSUMER.DURABLE.CREATE.{subjects.TASKS}.{kind}", order)
         for kind in ("echo", "echo", "sleep"):
             await fleet.submit(kind)
         async with (
@@ -76,4 +76,4 @@ async def test_a_fleet_parted_by_kind_is_seen_whole(server: NatsServer, tmp_path
         ):
             assert (await one.claim()).type == "echo"
             assert (await two.claim()).type == "sleep"
-            assert (await overview(fleet.wire))["tasks"] == {"waiting": 1, "running": 2, "results": 0, "dead": 0}
+            assert (await overview(fleet.connection))["tasks"] == {"waiting": 1, "running": 2, "results": 0, "dead": 0}

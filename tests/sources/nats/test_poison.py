@@ -1,4 +1,4 @@
-"""What no node can run ends where an operator finds it, and its submitter is told; at a real nats-server."""
+"""What no node can run ends where an operator finds it, and its submitter learns it; at a real nats-server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.rae_server import in_loop
 
 from states.ending import handed_back
 from states.observation import Link
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -44,7 +44,7 @@ async def test_poison_is_never_run_and_is_kept_where_an_operator_finds_it(
         assert why in (await rig.saw("dead-letter"))["reason"]
         await until(lambda: not rig.source.asking, "over")
         assert (await fleet.queue())[:2] == (0, 0)
-        assert (await fleet.stream(layout.DEAD))["messages"] == 1
+        assert (await fleet.stream(subjects.DEAD))["messages"] == 1
         if b"%ID%" in data and why != "not JSON":
             assert "dead: " in str((await fleet.settled(task)).error)
         assert rig.source.status.link is Link.UP
@@ -70,9 +70,9 @@ async def test_poison_that_is_too_large_for_a_dead_letter_ends_all_the_same(serv
     """With the reason beside it, it is more than the server takes; left in the queue, it would fail every node's poll."""
     async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
         await rig.up()
-        await fleet.raw(b"x" * (fleet.wire.max_payload - 63), task_id=str(uuid4()))
+        await fleet.raw(b"x" * (fleet.connection.max_payload - 63), task_id=str(uuid4()))
         assert await rig.poll() is None
         assert "not JSON" in (await rig.saw("dead-letter"))["reason"]
         assert (await fleet.queue())[:2] == (0, 0)
-        assert (await fleet.stream(layout.DEAD))["messages"] == 1
+        assert (await fleet.stream(subjects.DEAD))["messages"] == 1
         assert "down" not in rig.names()[1:]

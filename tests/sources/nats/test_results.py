@@ -1,4 +1,4 @@
-"""Results on their way to a fleet, at a real nats-server: stored once, whatever answer is lost, and told as what they are."""
+"""Results on their way to a fleet, at a real nats-server: stored once, whatever answer is lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.rae_server import in_loop
 
 from states.ending import succeeded
 from supervisor.sources.errors import RequestError
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.setup import DEFINITIONS
 from supervisor.sources.nats.connection import ACK, Connection
 from supervisor.sources.nats.errors import Refused
@@ -25,8 +25,9 @@ pytestmark = needs_server
 async def forgetful(fleet: Operator) -> None:
     """The server no longer knows message ids of a moment ago, as after its two minutes."""
     streams = json.loads(DEFINITIONS.read_text())["streams"]
-    results = next(stream for stream in streams if stream["name"] == layout.RESULTS)
-    await fleet.wire.api(f"STREAM.UPDATE.{layout.RESULTS}", {**results, "num_replicas": 1, "duplicate_window": 100_000_000})
+    results = next(stream for stream in streams if stream["name"] == subjects.RESULTS)
+    settings = {**results, "num_replicas": 1, "duplicate_window": 100_000_000}
+    await fleet.connection.api(f"STREAM.UPDATE.{subjects.RESULTS}", settings)
 
 
 @in_loop
@@ -86,7 +87,7 @@ async def test_a_result_whose_answer_was_lost_may_be_the_one_that_is_there(
 
 
 @in_loop
-async def test_a_fleet_that_refuses_each_time_in_other_words_is_no_busy_loop(
+async def test_a_fleet_that_refuses_each_time_with_another_text_is_no_busy_loop(
     server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genuine = Connection.store
@@ -103,7 +104,7 @@ async def test_a_fleet_that_refuses_each_time_in_other_words_is_no_busy_loop(
         claim = await rig.claim()
         monkeypatch.setattr(Connection, "store", store)
         rig.source.settle(claim, succeeded({"x": 1}))
-        await until(lambda: "down" in rig.names()[1:], "the link is told")
+        await until(lambda: "down" in rig.names()[1:], "the link is down")
         assert len(refusals) == 2, "the result, and the reason in its place"
         assert rig.names().count("outcome-refused") == 1
         refusals.extend(["enough"] * 100)

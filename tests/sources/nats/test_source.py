@@ -13,7 +13,7 @@ from support.rae_server import in_loop
 
 from states.ending import handed_back, succeeded
 from supervisor.sources.base import Availability
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.setup import DEFINITIONS
 from supervisor.sources.nats.source import unfit
 
@@ -112,7 +112,7 @@ async def test_what_a_task_has_saved_goes_with_it_to_the_next_node(server: NatsS
         last = await two.claim()
         assert last.payload == {"n": 1, "rae_state": {"step": 2}}
         # what cannot be saved is lost, and the task is given back all the same
-        await fleet.wire.api(f"STREAM.DELETE.{layout.PLACES}")
+        await fleet.connection.api(f"STREAM.DELETE.{subjects.PLACES}")
         two.source.hand_back(last, handed_back("back", {"step": 9}), "resubmit")
         await two.saw("place-lost")
         again = await one.claim()

@@ -12,7 +12,7 @@ from support.rae_server import in_loop
 
 from supervisor.sources.base import Claim
 from supervisor.sources.errors import RequestError
-from supervisor.sources.nats import subjects as layout
+from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin import submit
 from supervisor.sources.nats.errors import Refused
 from supervisor.sources.nats.messages import Result
@@ -23,7 +23,7 @@ pytestmark = needs_server
 
 async def done(fleet: Operator, task_id: str) -> None:
     """A node's result of the task is stored."""
-    await fleet.wire.store(layout.result_subject(task_id), Result(task_id, "t", "n", {}, None).encode(), task_id)
+    await fleet.connection.store(subjects.result_subject(task_id), Result(task_id, "t", "n", {}, None).encode(), task_id)
 
 
 @in_loop
@@ -36,7 +36,7 @@ async def test_results_are_found_behind_many_that_do_not_come(server: NatsServer
         for task_id in there:
             await done(fleet, task_id)
         came: list[Result] = []
-        waiting = asyncio.create_task(submit.wait(fleet.wire, [*never, *there], timeout_s=None, came=came.append))
+        waiting = asyncio.create_task(submit.wait(fleet.connection, [*never, *there], timeout_s=None, came=came.append))
         await until(lambda: len(came) == len(there), lambda: f"all that are there, not {len(came)}")
         late = never.pop()
         await done(fleet, late)
@@ -49,10 +49,10 @@ async def test_results_are_found_behind_many_that_do_not_come(server: NatsServer
 async def test_what_is_stored_in_place_of_a_result_ends_the_wait(server: NatsServer) -> None:
     async with operator(server.url) as fleet:
         odd, other = str(uuid4()), str(uuid4())
-        await fleet.wire.store(layout.result_subject(odd), b"<html>", odd)
-        await fleet.wire.store(layout.result_subject(other), Result(odd, "t", "n", {}, None).encode(), other)
+        await fleet.connection.store(subjects.result_subject(odd), b"<html>", odd)
+        await fleet.connection.store(subjects.result_subject(other), Result(odd, "t", "n", {}, None).encode(), other)
         came: list[Result] = []
-        assert await submit.wait(fleet.wire, [odd, other], timeout_s=60, came=came.append) == set()
+        assert await submit.wait(fleet.connection, [odd, other], timeout_s=60, came=came.append) == set()
         assert {result.id for result in came} == {odd, other}
         assert all("is no result" in str(result.error) for result in came)
 
@@ -62,10 +62,10 @@ async def test_a_result_may_name_its_task_in_capitals(server: NatsServer) -> Non
     async with operator(server.url) as fleet:
         task_id = str(uuid4())
         data = Result(task_id.upper(), "t", "n", {}, None).encode()
-        await fleet.wire.store(layout.result_subject(task_id), data, task_id)
+        await fleet.connection.store(subjects.result_subject(task_id), data, task_id)
         came: list[Result] = []
         async with asyncio.timeout(20):
-            assert await submit.wait(fleet.wire, [task_id], timeout_s=60, came=came.append) == set()
+            assert await submit.wait(fleet.connection, [task_id], timeout_s=60, came=came.append) == set()
         assert [result.id for result in came] == [task_id]
 
 
@@ -75,24 +75,24 @@ async def test_one_task_that_is_too_large_keeps_all_from_being_queued(server: Na
     async with operator(server.url) as fleet:
         tasks = [Claim(str(uuid4()), "t", {"x": "y" * size}) for size in (1, 9 << 20, 1)]
         with pytest.raises(Refused, match=r"task 2: 9\.00 MiB are more than the 8\.00 MiB"):
-            await submit.submit(fleet.wire, tasks)
-        assert (await fleet.stream(layout.TASKS))["messages"] == 0
+            await submit.submit(fleet.connection, tasks)
+        assert (await fleet.stream(subjects.TASKS))["messages"] == 0
 
 
 @in_loop
-async def test_what_was_queued_before_it_failed_is_told(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_queued_before_a_failure_is_reported(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "AT_ONCE", 1)
     async with operator(server.url) as fleet:
         tasks = [Claim(str(uuid4()), "t") for _ in range(5)]
-        genuine = fleet.wire.store
+        genuine = fleet.connection.store
 
         async def store(subject: str, *of: Any) -> bool:
             if tasks[3].id in subject:
                 raise RequestError("gives no answer")
             return await genuine(subject, *of)
 
-        monkeypatch.setattr(fleet.wire, "store", store)
+        monkeypatch.setattr(fleet.connection, "store", store)
         queued: list[str] = []
         with pytest.raises(RequestError):
-            await submit.submit(fleet.wire, tasks, queued=queued.append)
+            await submit.submit(fleet.connection, tasks, queued=queued.append)
         assert queued == [task.id for task in tasks[:3]]

@@ -1,4 +1,4 @@
-"""The link: registered again when forgotten, the truth in heartbeats, given up or not, and what status tells of it."""
+"""The link: registered again when forgotten, the truth in heartbeats, given up or not, and its status."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_the_status_says_since_when_and_where(tmp_path: Path) -> None:
         assert rig.source.status.since_s >= up.since_s
         again = rig.source.status
         assert (again.link, again.reason) == (Link.UP, "")
-        assert "broke off" in again.error, "the last trouble stays to be read"
+        assert "broke off" in again.error, "the last error stays to be read"
         assert up.error_s is None
         assert again.error_s is not None
         assert again.error_s <= again.since_s

@@ -45,7 +45,7 @@ async def test_a_bad_answer_to_a_poll(tmp_path: Path, bad: Bad) -> None:
             assert server.url in reason
             assert "\n" not in reason
         await rig.up()
-        assert len(server.of("poll")) == 1 + bad.up, "asked anew only where nothing can have been handed out"
+        assert len(server.of("poll")) == 1 + bad.up, "asked again only where nothing can have been handed out"
         assert ("poll-lost" in rig.names()) is bad.lost
         assert await rig.poll() is None
         assert SENTINEL not in repr(rig.events)
@@ -85,8 +85,8 @@ async def test_a_bad_answer_to_a_result(tmp_path: Path, bad: Bad) -> None:
 
 @BAD
 @in_made_time
-async def test_a_bad_answer_to_a_post_anew(tmp_path: Path, bad: Bad) -> None:
-    """A task given back ends in one of two ways, and the server's own task says which: posted anew, or only failed."""
+async def test_a_bad_answer_to_a_post_again(tmp_path: Path, bad: Bad) -> None:
+    """A task given back ends in one of two ways, and the server's own task says which: posted again, or only failed."""
     async with RaeServer().listening() as server, running(server, tmp_path, **SHORT) as rig:
         await rig.up()
         task_id = server.add("kind", {"a": 1})
@@ -267,7 +267,7 @@ def _authority(stem: Path, san: str, dates: tuple[str, ...]) -> Authority:
 
 
 @pytest.mark.parametrize(
-    ("leaf", "ca", "trouble"),
+    ("leaf", "ca", "problem"),
     [
         ("right", "right", None),
         ("right", "expired", "not trusted"),
@@ -279,18 +279,18 @@ def _authority(stem: Path, san: str, dates: tuple[str, ...]) -> Authority:
 )
 @in_loop
 async def test_the_certificate_is_verified(
-    tmp_path: Path, authorities: dict[str, Authority], leaf: str, ca: str | None, trouble: str | None
+    tmp_path: Path, authorities: dict[str, Authority], leaf: str, ca: str | None, problem: str | None
 ) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(authorities[leaf].leaf)
     given = {} if ca is None else {"ca_file": str(authorities[ca].ca)}
     async with RaeServer().listening(tls=context) as server, running(server, tmp_path, **given) as rig:
-        if trouble is None:
+        if problem is None:
             await rig.up()
             server.add()
             assert await rig.poll() is not None
         else:
-            assert trouble in await rig.down()
+            assert problem in await rig.down()
             assert server.requests == [], "nothing was sent, so no key either"
 
 

@@ -37,7 +37,7 @@ from supervisor.tools.demo.control_node.store import ControlNode
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 HOUR_S = 3600.0
-# What must hold of a task before it may run, said once more and by others than the product.
+# What must be true of a task before it may run, written independently of the product.
 RUNNABLE = {
     "type": "object",
     "required": ["id", "type", "payload"],
@@ -177,15 +177,15 @@ def sound_tasks(polls: list[tuple[int, dict[str, str], bytes]]) -> list[dict[str
 
 
 class Conversation:
-    """A node and a control node that says what the script tells it to, and then the truth."""
+    """A node, and a control node that answers what the script says, and then the truth."""
 
     def __init__(self, script: dict[str, list[tuple[int, dict[str, str], bytes]]], ends: list[str], state: Path) -> None:
         self.clock = ManualClock(wall=time.time())
         self.ends = ends
         self.allowed = sound_tasks(script["poll"])
         self.server = RaeServer()
-        for kind, told in script.items():
-            self.server.faults[kind] = [said(*answer) for answer in told]
+        for kind, answers in script.items():
+            self.server.faults[kind] = [said(*answer) for answer in answers]
         self.state = state
         self.escaped: list[str] = []
         self.recorded = Recorded()
@@ -212,7 +212,7 @@ class Conversation:
             try:
                 while any(self.server.faults.values()) and self.clock.now_s() < end_s:
                     await self._step(source)
-                    if not self.server.faults["poll"]:  # the rest waits for calls that do not come by themselves
+                    if not self.server.faults["poll"]:  # the rest waits for calls that nothing starts
                         break
                 self.server.faults.clear()
                 await self._recovers(source)
@@ -231,12 +231,12 @@ class Conversation:
         await asyncio.sleep(45)
 
     def _judge(self, claim: Claim) -> None:
-        """It is one of the sound ones, unchanged; and the note on disk holds it, with nothing of its payload."""
+        """It is one of the sound ones, unchanged; and the record on disk has it, without its payload."""
         taken = (claim.id, claim.type, claim.payload)
         sent = [(t["id"].lower(), t["type"], t["payload"]) for t in self.allowed]
-        # after a 404 it asks again, and that answer is no longer the script's: it may be what this node has posted anew
-        anew = [(str(t.id), t.type, t.payload) for t in self.server.node._tasks.values()]
-        assert taken in sent + anew, f"{claim} was never sent so"
+        # after a 404 it asks again, and that answer is no longer the script's: it may be what this node has posted again
+        again = [(str(t.id), t.type, t.payload) for t in self.server.node._tasks.values()]
+        assert taken in sent + again, f"{claim} was never sent so"
         note = json.loads((self.state / "task.json").read_text())["tasks"]
         assert {"id", "type", "node", "repost"} == set(note[-1])
         assert claim.id in [entry["id"] for entry in note]
@@ -251,7 +251,7 @@ class Conversation:
                 source.hand_back(claim, handed_back("user returned"), how)
 
     async def _recovers(self, source: RaeSource) -> None:
-        """From now on the server tells the truth: a task comes, and its result arrives."""
+        """From now on the server answers well: a task comes, and its result arrives."""
         task_id = self.server.add("kind", {"a": 1})
         end_s = self.clock.now_s() + 5 * HOUR_S
         while self.clock.now_s() < end_s:
@@ -260,7 +260,7 @@ class Conversation:
                     await asyncio.sleep(1)
                 if (claim := source.take()) is not None and claim.id == task_id:
                     source.settle(claim, succeeded({"x": 1}))
-                elif claim is not None:  # what the script's answers led to posting anew
+                elif claim is not None:  # what was posted again because of the script's answers
                     source.settle(claim, succeeded({}))
             await asyncio.sleep(45)
             if self.server.task(task_id)["status"] == "COMPLETED" and not source.status.outbox:

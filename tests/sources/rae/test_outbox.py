@@ -81,7 +81,7 @@ async def test_an_outcome_is_posted_until_it_is_confirmed(tmp_path: Path, fault:
 
 @pytest.mark.parametrize(("status", "posts"), [(404, 1), (400, 2), (422, 2)])
 @in_loop
-async def test_what_the_server_says_no_to_for_good_is_lost_and_said(tmp_path: Path, status: int, posts: int) -> None:
+async def test_what_the_server_refuses_for_good_is_lost_and_in_the_journal(tmp_path: Path, status: int, posts: int) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         server.add()
@@ -300,7 +300,7 @@ async def test_a_type_that_no_node_can_have_is_refused(tmp_path: Path, kind: str
 
 
 @in_loop
-async def test_resubmit_posts_the_task_anew_then_fails_the_old_one(tmp_path: Path) -> None:
+async def test_resubmit_posts_the_task_again_then_fails_the_old_one(tmp_path: Path) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         old = server.add("kind", {"a": [1, "ü"]}, 7)
@@ -314,7 +314,7 @@ async def test_resubmit_posts_the_task_anew_then_fails_the_old_one(tmp_path: Pat
 
 
 @in_loop
-async def test_large_outcomes_are_cleaned_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_outcomes_are_sanitized_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a second for a payload of many megabytes, and the person is back just now."""
     genuine, where = sanitize.sanitize, []
 
@@ -357,7 +357,7 @@ async def test_fail_has_the_stable_prefix_and_posts_nothing(tmp_path: Path) -> N
     ],
 )
 @in_loop
-async def test_a_repost_is_repeated_only_with_a_word(tmp_path: Path, fault: s.Fault, posts: int, doubt: bool) -> None:
+async def test_a_repeated_repost_is_in_the_journal(tmp_path: Path, fault: s.Fault, posts: int, doubt: bool) -> None:
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
         old = server.add()
@@ -376,7 +376,7 @@ async def test_a_repost_is_repeated_only_with_a_word(tmp_path: Path, fault: s.Fa
     ids=["not valid", "no such path", "no such method"],
 )
 @in_loop
-async def test_a_task_that_cannot_be_posted_anew_is_failed(tmp_path: Path, fault: s.Fault) -> None:
+async def test_a_task_that_cannot_be_posted_again_is_failed(tmp_path: Path, fault: s.Fault) -> None:
     """The very first release has no way to post a task."""
     async with RaeServer(always={"create": fault}).listening() as server, running(server, tmp_path) as rig:
         await rig.up()
@@ -387,7 +387,7 @@ async def test_a_task_that_cannot_be_posted_anew_is_failed(tmp_path: Path, fault
 
 
 @in_loop
-async def test_a_task_that_the_server_cannot_take_anew_holds_up_no_other(tmp_path: Path) -> None:
+async def test_a_task_that_the_server_cannot_take_again_holds_up_no_other(tmp_path: Path) -> None:
     """For example one whose priority it cannot store: 500 each time, while it takes everything else."""
     async with RaeServer().listening() as server, running(server, tmp_path) as rig:
         await rig.up()
@@ -427,7 +427,7 @@ async def test_an_orderly_stop_delivers_and_gives_back_what_was_not_taken(tmp_pa
 
 
 @in_made_time
-async def test_a_stop_keeps_its_deadline_and_says_what_is_left(tmp_path: Path) -> None:
+async def test_a_stop_keeps_its_deadline_and_reports_what_is_left(tmp_path: Path) -> None:
     async with RaeServer(always={"result": s.silent}).listening() as server:
         async with running(server, tmp_path, stop_s=0.3, read_timeout_s=30, total_timeout_s=30) as rig:
             await rig.up()

@@ -151,7 +151,7 @@ async def test_a_power_cut_between_repost_and_failure_is_such_a_crash(tmp_path: 
 
 
 @in_loop
-async def test_settling_a_crash_survives_trouble(tmp_path: Path) -> None:
+async def test_settling_a_crash_survives_errors(tmp_path: Path) -> None:
     async with RaeServer().listening() as server:
         task_id = await crashed(server, tmp_path)
         for kind in ("task", "create", "result", "register"):
@@ -236,7 +236,7 @@ async def test_a_damaged_note_is_an_event_and_no_crash(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_a_claim_that_cannot_be_noted_goes_back_and_no_other_is_asked_for(
+async def test_a_claim_that_cannot_be_recorded_goes_back_and_no_other_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk: a task that a power cut would lose is not begun."""
@@ -262,10 +262,10 @@ async def test_a_claim_that_cannot_be_noted_goes_back_and_no_other_is_asked_for(
 
 
 @in_loop
-async def test_a_claim_that_is_not_sound_is_not_posted_anew_even_if_it_cannot_be_noted(
+async def test_a_claim_that_is_not_sound_is_not_posted_again_even_if_it_cannot_be_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a part of it is known: posted anew, it would be another task."""
+    """Only a part of it is known: posted again, it would be another task."""
     async with RaeServer().listening() as server, running(server, tmp_path, max_answer_bytes=MIB) as rig:
         await rig.up()
         task_id = server.add("kind", {"p": "x" * 2_000_000})

@@ -93,7 +93,7 @@ async def test_no_second_holds_more_requests_than_are_allowed(tmp_path: Path) ->
 
 @in_made_time
 async def test_one_request_of_a_kind_is_in_flight(tmp_path: Path) -> None:
-    """The link's heartbeat and the one that tells whether the server is sound are one kind."""
+    """The heartbeat of the link and the one that checks the server are one kind."""
     flying: set[str] = set()
     twice: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The parts of the HTTP source that need no server: cleaning, dialects, the key, the note, back-off."""
+"""The parts of the sources that need no server: JSON, dialects, the key, the record of tasks in flight, back-off."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-def test_whatever_is_cleaned_encodes_and_stays_as_it_is(value: Any) -> None:
+def test_a_sanitized_value_encodes_and_stays_as_it_is(value: Any) -> None:
     cleaned = sanitize.sanitize(value)
     encoded = sanitize.encode(cleaned)
     assert b"\0" not in encoded
@@ -58,7 +58,7 @@ def test_whatever_is_cleaned_encodes_and_stays_as_it_is(value: Any) -> None:
 
 
 @given(st.recursive(SOUND, lambda inner: st.lists(inner) | st.dictionaries(SOUND_TEXTS, inner), max_leaves=8))
-def test_what_is_clean_is_not_changed(value: Any) -> None:
+def test_a_good_value_is_not_changed(value: Any) -> None:
     assert sanitize.sanitize(value) == value
 
 
@@ -259,9 +259,9 @@ def test_the_note_is_synced_file_and_folder_before_it_counts(tmp_path: Path, mon
 )
 def test_a_damaged_note_is_set_aside(tmp_path: Path, content: bytes) -> None:
     (tmp_path / NAME).write_bytes(content)
-    entries, trouble = asyncio.run(InFlightRecord(tmp_path).load())
-    assert entries == ()
-    assert "damaged" in trouble
+    tasks, problem = asyncio.run(InFlightRecord(tmp_path).load())
+    assert tasks == ()
+    assert "damaged" in problem
     assert os.listdir(tmp_path) == [SET_ASIDE]
 
 
@@ -269,9 +269,9 @@ def test_a_damaged_note_is_set_aside(tmp_path: Path, content: bytes) -> None:
 def test_what_is_not_a_file_is_no_note(tmp_path: Path, kind: str) -> None:
     path = tmp_path / NAME
     {"fifo": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir}[kind]()
-    entries, trouble = asyncio.run(InFlightRecord(tmp_path).load())
-    assert entries == ()
-    assert "set aside" in trouble
+    tasks, problem = asyncio.run(InFlightRecord(tmp_path).load())
+    assert tasks == ()
+    assert "set aside" in problem
 
 
 def test_a_note_that_cannot_be_written_is_an_error_and_stays_in_memory(tmp_path: Path) -> None:
@@ -343,8 +343,8 @@ def test_a_key_or_a_password_is_in_no_text() -> None:
 )
 def test_status_shows_the_link(source: dict[str, Any], lines: list[str]) -> None:
     link = {"url": "http://h", "link": "up", "since": "S", "reason": "", "next_try_s": None, "outbox": 0}
-    told = {**link, "error": "", "error_at": None, **source}
+    shown_source = {**link, "error": "", "error_at": None, **source}
     rest = {"task": None, "task_usage": None, "paused_until": None, "inhibitor": "i", "notes": [], "version": "v"}
-    answer = {**rest, "source": told}
+    answer = {**rest, "source": shown_source}
     shown = [f"{name} {text}" for name, text in _facts(answer)]
     assert [line for line in shown if line.startswith(("control", "last", "to deliver"))] == lines
