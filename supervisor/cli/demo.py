@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
-from collections import deque
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,23 +32,13 @@ def demo(
     """
     from supervisor.tools.demo.demo import Demo
 
-    live = _Live() if sys.stdout.isatty() else None
-    say = live.say if live else _print
     try:
-        if live:
-            live.open()
-        summary = asyncio.run(Demo(speed, say, live.draw if live else lambda _: None).run())
+        with _Live() if sys.stdout.isatty() else _Lines() as shown:
+            summary = asyncio.run(Demo(speed, shown.say, shown.draw).run())
     except (TimeoutError, OSError) as error:
         exit_with(Exit.NO, f"demo: {error or 'a task was not done in time'}")
-    finally:
-        if live:
-            live.close()
     _summary(summary)
     raise typer.Exit(Exit.YES if summary.complete else Exit.NO)
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)
 
 
 def _summary(summary: Summary) -> None:
@@ -70,28 +60,38 @@ def _summary(summary: Summary) -> None:
     print("`rae-node why` shows what keeps a node from working.")
 
 
-class _Live:
-    """The live picture: the states, the guards, the last lines of the story."""
+class _Lines(contextlib.AbstractContextManager["_Lines"]):
+    """The story as lines."""
 
-    def __init__(self) -> None:
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def draw(self, daemon: Daemon) -> None:
+        pass
+
+
+class _Live(_Lines):
+    """The live picture: the states, the guards, the last lines of the story. All lines are printed at the end."""
+
+    def __enter__(self) -> _Live:
         from rich.live import Live
 
-        self._lines: deque[str] = deque(maxlen=16)
-        self._all: list[str] = []
+        self._lines: list[str] = []
         self._status: dict[str, Any] = {}
         self._live = Live(get_renderable=self._picture, refresh_per_second=8, transient=True)
-
-    def open(self) -> None:
         self._live.start()
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
-        for line in self._all:
+        for line in self._lines:
             print(line)
 
     def say(self, line: str) -> None:
         self._lines.append(line)
-        self._all.append(line)
 
     def draw(self, daemon: Daemon) -> None:
         self._status = daemon.status()
@@ -109,4 +109,5 @@ class _Live:
         guards = Table(box=None, padding=(0, 1), show_header=False)
         for guard in status.get("guards", ()):
             guards.add_row(MARK[guard["ok"]], guard["name"], guard["reason"])
-        return Group(path, Text(f"\n  {status.get('status', 'starting')}\n", "bold"), guards, Text(), *map(Text, self._lines))
+        first = Text(f"\n  {status.get('status', 'starting')}\n", "bold")
+        return Group(path, first, guards, Text(), *map(Text, self._lines[-16:]))

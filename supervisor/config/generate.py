@@ -25,26 +25,11 @@ EXAMPLES: Final = """\
   word_count:
     argv: [/usr/bin/python3, -m, word_count]
   llm_inference:
-    executor: command
     argv: [/opt/rae-node/tasks/infer, --model, "deepseek-coder:6.7b"]
-    allow_any_command: false
-    sandbox: none
-    sandbox_read: []
-    sandbox_network: false
     timeout_minutes: 30
     on_yield: kill
-    hold_sec: 60
-    checkpoint: none
-    on_preempt: fail
-    grace_sec: 0
-    notice: {signal: none}
-    max_result_mb: 1
     max_memory_gb: 16
-    max_vram_gb: 12
-    max_disk_gb: 2
-    max_processes: 200
-    env: {OLLAMA_HOST: "127.0.0.1:11434", OMP_NUM_THREADS: "4"}
-    ollama_url: "http://127.0.0.1:11434"
+    env: {OMP_NUM_THREADS: "4"}
 """
 
 _RUNTIME_END: Final = """\

@@ -15,40 +15,36 @@ NODE_FILE: Final = "node.yaml"
 
 # --- texts with a form of their own; a text with a pattern is always a single line
 
+
+def _form(pattern: str, allowed: str) -> Meta:
+    return Meta(pattern=pattern, extra={"allowed": allowed})
+
+
 NodeId = Annotated[
     str,
-    Meta(
-        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        extra={"allowed": "1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit"},
+    _form(
+        "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        "1 to 64 letters, digits, dots, dashes and underscores, the first a letter or digit",
     ),
 ]
 EnvName = Annotated[
     str,
-    Meta(
-        pattern="^[A-Za-z_][A-Za-z0-9_]{0,127}$",
-        extra={"allowed": "the name of an environment variable: letters, digits and underscores, the first no digit"},
+    _form(
+        "^[A-Za-z_][A-Za-z0-9_]{0,127}$",
+        "the name of an environment variable: letters, digits and underscores, the first no digit",
     ),
 ]
 CredentialName = Annotated[
     str,
-    Meta(
-        pattern="^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$",
-        extra={"allowed": "the name of a systemd credential: letters, digits, dots, dashes and underscores"},
+    _form(
+        "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$",
+        "the name of a systemd credential: letters, digits, dots, dashes and underscores",
     ),
 ]
-ConsumerName = Annotated[
-    str, Meta(pattern="^[A-Za-z0-9_-]{1,64}$", extra={"allowed": "1 to 64 letters, digits, dashes and underscores"})
-]
-TaskTypeName = Annotated[
-    str, Meta(pattern="^[^\\x00-\\x1f\\x7f]{1,128}$", extra={"allowed": "a task type of 1 to 128 characters"})
-]
-Hours = Annotated[
-    str,
-    Meta(
-        pattern="^([01][0-9]|2[0-3]):[0-5][0-9]-(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$",
-        extra={"allowed": 'a text of the form "HH:MM-HH:MM", from 00:00 to 24:00'},
-    ),
-]
+ConsumerName = Annotated[str, _form("^[A-Za-z0-9_-]{1,64}$", "1 to 64 letters, digits, dashes and underscores")]
+TaskTypeName = Annotated[str, _form("^[^\\x00-\\x1f\\x7f]{1,128}$", "a task type of 1 to 128 characters")]
+_TIME = "([01][0-9]|2[0-3]):[0-5][0-9]"
+Hours = Annotated[str, _form(f"^{_TIME}-({_TIME}|24:00)$", 'a text of the form "HH:MM-HH:MM", from 00:00 to 24:00')]
 Filled = Annotated[str, Meta(min_length=1)]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 
@@ -110,10 +106,7 @@ SHIPPED_RUNTIME: Final = Runtime(
 class Identity(Struct, frozen=True, forbid_unknown_fields=True):
     """Who this machine is."""
 
-    id: Annotated[
-        NodeId | None,
-        Meta(description="Its name at the control node, unique there. Nothing: the host name."),
-    ] = None
+    id: Annotated[NodeId | None, Meta(description="Its name at the control node, unique there. Nothing: the host name.")] = None
 
 
 class Token(Struct, frozen=True, forbid_unknown_fields=True):
@@ -212,17 +205,15 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     ] = field(default_factory=list)
     sandbox_network: Annotated[bool, Meta(description="With sandbox: whether the task may use the network.")] = False
     timeout_minutes: Annotated[
-        Annotated[float, Meta(gt=0, le=10080)] | None,
-        Meta(description="A tighter limit than execution.task_timeout_minutes, which always applies. Nothing: only that one."),
-    ] = None
+        float, Meta(gt=0, le=10080, description="A lower limit than execution.task_timeout_minutes.")
+    ] | None = None
     on_yield: Annotated[
         Literal["terminate", "kill"],
         Meta(description="How to stop it when the person is back: SIGTERM, then grace_sec; or SIGKILL at once."),
     ] = "terminate"
     hold_sec: Annotated[
-        Annotated[float, Meta(ge=0, le=3600)] | None,
-        Meta(description="How long to freeze it, instead of work.hold_sec. 0: stop at once. Nothing: work.hold_sec."),
-    ] = None
+        float, Meta(ge=0, le=3600, description="How long to freeze it; 0: stop at once. Nothing: work.hold_sec.")
+    ] | None = None
     checkpoint: Annotated[
         Literal["none", "cuda"],
         Meta(
@@ -238,25 +229,19 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     ] = "resubmit"
     grace_sec: Annotated[float, Meta(ge=0, le=60, description="Time between SIGTERM and SIGKILL.")] = 5.0
     notice: Notice = field(default_factory=Notice)
-    max_result_mb: Annotated[
-        float, Meta(gt=0, le=64, description="MiB of output kept as the result, in memory.")
-    ] = 8.0
+    max_result_mb: Annotated[float, Meta(gt=0, le=64, description="MiB of output kept as the result, in memory.")] = 8.0
     max_memory_gb: Annotated[
-        Annotated[float, Meta(gt=0, le=4096)] | None,
-        Meta(description="GiB of memory and swap; a task that uses more fails. Nothing: all but host.min_memory_gb."),
-    ] = None
+        float, Meta(gt=0, le=4096, description="GiB of RAM and swap; with more, it fails. Nothing: all but host.min_memory_gb.")
+    ] | None = None
     max_vram_gb: Annotated[
-        Annotated[float, Meta(gt=0, le=1024)] | None,
-        Meta(description="GiB of VRAM; a task that uses more fails. Nothing: safety.max_vram_gb."),
-    ] = None
+        float, Meta(gt=0, le=1024, description="GiB of VRAM; with more, it fails. Nothing: safety.max_vram_gb.")
+    ] | None = None
     max_disk_gb: Annotated[
-        Annotated[float, Meta(gt=0, le=100000)] | None,
-        Meta(description="GiB in the work folder; a task that uses more fails. null: no limit."),
-    ] = 10.0
+        float, Meta(gt=0, le=100000, description="GiB in the work folder; with more, it fails. null: no limit.")
+    ] | None = 10.0
     max_processes: Annotated[
-        Annotated[int, Meta(ge=1, le=100000)] | None,
-        Meta(description="Processes at a time; a task that starts more fails. null: no limit."),
-    ] = 1000
+        int, Meta(ge=1, le=100000, description="Processes at a time; with more, it fails. null: no limit.")
+    ] | None = 1000
     env: Annotated[dict[EnvName, str], Meta(description="More environment variables for the task.")] = field(
         default_factory=dict
     )

@@ -13,19 +13,16 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 
 import msgspec
 
+from supervisor.config import yaml_reader
 from supervisor.config.removed import REMOVED
-from supervisor.config.yaml_reader import Mapping, Problem, Scalar, Sequence, YamlNode, found, parse, printable, resolved
+from supervisor.config.yaml_reader import Mapping, Problem, Scalar, Sequence, YamlNode, found, is_null, printable, resolved
 
 MAX_PROBLEMS: Final = 100  # of one file
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
-class _Bad:
-    """In place of a refused value."""
-
-
-_BAD: Final = _Bad()
+_BAD: Final[Any] = object()  # in place of a refused value
 _NUMBER: Final = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _WHOLE: Final = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,17})")  # fits any bound
 
@@ -40,7 +37,7 @@ def validate(
 ) -> _S | None:
     """A file's text as its struct. With errors it returns None and adds them to `problems`, in file order. Each removed setting
     adds a line to `notes`. `check` looks at all fields together, once each is sound."""
-    root, refused = parse(text, file)
+    root, refused = yaml_reader.parse(text, file)
     validator = Validator(file, refused)
     if root is None and not _required(cls):
         root = Mapping(1, 1)
@@ -73,7 +70,7 @@ class Validator:
 
     def section(self, cls: type[Any], node: YamlNode, path: str, key: YamlNode) -> Any:
         """A mapping with fixed fields; a missing one is reported at `key`."""
-        if isinstance(node, Scalar) and not _required(cls) and found(node) == "nothing":
+        if not _required(cls) and is_null(node):
             node = Mapping(node.line, node.column)  # all its fields are comments
         if not isinstance(node, Mapping):
             return self._mistyped(node, path, cls)
@@ -97,7 +94,7 @@ class Validator:
         """A value of any type; _BAD: refused."""
         self.places[path] = node
         inner, _, optional = unwrap(annotation)
-        if optional and isinstance(node, Scalar) and found(node) == "nothing":
+        if optional and is_null(node):
             return None
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             return self.section(inner, node, path, key)
@@ -110,7 +107,7 @@ class Validator:
 
     def _table(self, annotation: Any, node: YamlNode, path: str) -> Any:
         """A mapping with free names."""
-        if isinstance(node, Scalar) and found(node) == "nothing":
+        if is_null(node):
             return {}
         if not isinstance(node, Mapping):
             return self._mistyped(node, path, annotation)
@@ -137,7 +134,7 @@ class Validator:
             return self._mistyped(node, path, annotation)
         return value
 
-    def _mistyped(self, node: YamlNode, path: str, annotation: Any) -> _Bad:
+    def _mistyped(self, node: YamlNode, path: str, annotation: Any) -> Any:
         if type(node) is not YamlNode:  # a plain one was refused before
             self.refuse(node, path, found(node), allowed(annotation) + _hint(annotation, node))
         return _BAD
@@ -189,17 +186,6 @@ def unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta], bool]:
             return annotation, metas, optional
 
 
-def _pattern(annotation: Any) -> bool:
-    return any(meta.pattern for meta in unwrap(annotation)[1])
-
-
-def _decent(text: str, *, single_line: bool) -> bool:
-    """No NUL (paths and arguments cannot contain it), no surrogates, no line break where there is a pattern."""
-    if "\0" in text or (single_line and "\n" in text):
-        return False
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
 def _read_as(inner: Any, node: Scalar) -> Any:
     """A scalar in the form of this type, else _BAD."""
     text = node.text
@@ -216,10 +202,8 @@ def _read_as(inner: Any, node: Scalar) -> Any:
 def allowed(annotation: Any) -> str:
     """What a type allows, as a text."""
     inner, metas, optional = unwrap(annotation)
-    return _allowed_inner(inner, metas) + (", or nothing" if optional else "")
-
-
-def _allowed_inner(inner: Any, metas: list[msgspec.Meta]) -> str:
+    if optional:
+        return f"{allowed(Annotated[(inner, *metas)] if metas else inner)}, or nothing"
     for meta in metas:
         if meta.extra and "allowed" in meta.extra:
             return str(meta.extra["allowed"])
@@ -261,9 +245,11 @@ def _hint(annotation: Any, node: YamlNode) -> str:
 
 
 def _sound(value: Any, annotation: Any) -> bool:
-    """Whether msgspec accepts the value as it is."""
-    if isinstance(value, str) and not _decent(value, single_line=_pattern(annotation)):
-        return False
+    """Whether msgspec accepts the value as it is; of a text, also that paths and arguments can contain it."""
+    if isinstance(value, str):
+        single_line = any(meta.pattern for meta in unwrap(annotation)[1])
+        if "\0" in value or (single_line and "\n" in value) or any("\ud800" <= c <= "\udfff" for c in value):
+            return False
     try:
         msgspec.convert(value, annotation)
     except msgspec.ValidationError:

@@ -101,6 +101,11 @@ def resolved(text: str) -> str:
     return "str"
 
 
+def is_null(node: YamlNode) -> bool:
+    """Whether the value is YAML's null: nothing, ~, or null."""
+    return isinstance(node, Scalar) and node.plain and resolved(node.text) == "null"
+
+
 def found(node: YamlNode) -> str:
     """A value as an error shows it: as written in the file, quoted if it was quoted."""
     if isinstance(node, Sequence):
@@ -111,7 +116,7 @@ def found(node: YamlNode) -> str:
         return "something refused"
     if not node.plain:
         return repr(node.text if len(node.text) <= SHOWN else node.text[: SHOWN - 1] + "…")
-    return "nothing" if resolved(node.text) == "null" else printable(node.text)
+    return "nothing" if is_null(node) else printable(node.text)
 
 
 # --- from the folder to a text
@@ -139,15 +144,10 @@ def _bytes(folder: Path, file: str) -> bytes | None:
         if kind != stat.S_IFREG:
             what = "a directory" if kind == stat.S_IFDIR else "a device, pipe or socket"
             raise refused(f"is {what}", "put a regular file there")
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
                 raise refused("is no regular file", "put a regular file there")
-            raw = b""
-            while len(raw) <= MAX_BYTES and (more := os.read(descriptor, MAX_BYTES + 1 - len(raw))):
-                raw += more
-        finally:
-            os.close(descriptor)
+            raw = opened.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return None
     except NotADirectoryError:
