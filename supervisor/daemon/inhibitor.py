@@ -126,7 +126,7 @@ class Inhibitor:
         return [
             lock
             for lock in await inhibitions(self._bus)
-            if lock.blocks and lock.who == self._who and lock.why == self._why and lock.what in KINDS
+            if lock.what in KINDS and lock.blocks(lock.what) and (lock.who, lock.why) == (self._who, self._why)
         ]
 
     def _owner_changed(self, owner: str) -> None:

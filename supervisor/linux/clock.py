@@ -22,11 +22,9 @@ class SystemClock:
     """The kernel's clocks."""
 
     def now_s(self) -> float:
-        """See Clock."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wall_s(self) -> float:
-        """See Clock."""
         return time.time()
 
 

@@ -106,11 +106,6 @@ class SystemBus:
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self.error = f"the {name} has not been asked for yet"
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection; `error` says why not."""
-        return self._bus is not None
-
     def owner(self, name: str) -> str:
         """The unique name of a watched name's owner; empty without an owner or without a bus."""
         return self._owners.get(name, "") if self._bus else ""
@@ -372,15 +367,9 @@ class Inhibition:
     uid: int
     pid: int
 
-    @property
-    def kinds(self) -> list[str]:
-        """What it inhibits: sleep, idle, shutdown, handle-lid-switch and others."""
-        return self.what.split(":")
-
-    @property
-    def blocks(self) -> bool:
-        """Whether it blocks (also "block-weak" of systemd 257) rather than delays."""
-        return self.mode.startswith("block")
+    def blocks(self, kind: str) -> bool:
+        """Whether it blocks this (sleep, idle, shutdown, …) rather than delays it; systemd 257 also has "block-weak"."""
+        return self.mode.startswith("block") and kind in self.what.split(":")
 
 
 async def inhibitions(bus: SystemBus) -> list[Inhibition]:

@@ -1,8 +1,7 @@
 """A helper process that answers one line for each request, and that can be abandoned when it hangs in the kernel.
 
-All of it runs in the event loop: non-blocking pipes, a pidfd that reports the end, a deadline for each answer. `asyncio`'s own
-subprocesses are not used, because on Python 3.11 each costs a thread. A process in uninterruptible sleep cannot be killed:
-the helper is then `stuck`, and its owner must not start another one.
+All of it runs in the event loop, with a deadline for each answer. A process in uninterruptible sleep cannot be killed: the
+helper is then `stuck`, and its owner must not start another one.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from supervisor.linux.bounded import wait_for_event
+from supervisor.linux.child import Child
 from supervisor.linux.text import one_line
 
 MAX_LINE: Final = 1 << 20
@@ -39,31 +38,15 @@ class Helper:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_line, self._on_failure = on_line, on_failure
-        self._process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            cwd="/",
-            start_new_session=True,  # a Ctrl-C at the daemon's terminal must not reach it
-        )
-        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
-        self._pipes = [pipe for pipe in pipes if pipe is not None]
-        try:
-            self._pidfd: int | None = os.pidfd_open(self._process.pid)
-        except OSError:  # without it we would not see its end
-            self._process.kill()
-            self._process.wait()
-            for pipe in self._pipes:
-                pipe.close()
-            raise
+        pipe = subprocess.PIPE
+        self._child = Child(argv, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        process = self._child.process
+        self._pipes = [pipe for pipe in (process.stdin, process.stdout, process.stderr) if pipe is not None]
         self._stdin, self._stdout, self._stderr = (pipe.fileno() for pipe in self._pipes)
         self._line = b""
         self._errors = b""  # the last of its stderr
         self._timer: asyncio.TimerHandle | None = None
         self._open = True
-        self._gone = asyncio.Event()
         self._closed_at_s = 0.0  # by the loop's clock
         self.busy = False  # it owes an answer
         self.hung = False
@@ -71,17 +54,16 @@ class Helper:
             os.set_blocking(fd, False)
         self._loop.add_reader(self._stdout, self._read)
         self._loop.add_reader(self._stderr, self._drain)
-        self._loop.add_reader(self._pidfd, self._reap)
 
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._process.pid
+        return self._child.process.pid
 
     @property
     def gone(self) -> bool:
         """Whether it has ended and is reaped."""
-        return self._gone.is_set()
+        return self._child.gone
 
     @property
     def stuck(self) -> bool:
@@ -107,13 +89,11 @@ class Helper:
     def kill(self) -> None:
         """Kill it, without waiting."""
         self._close()
-        if not self.gone:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        self._child.kill()
 
     async def wait(self, timeout_s: float) -> bool:
         """Wait at most `timeout_s` seconds for its end; returns whether it is gone."""
-        return await wait_for_event(self._gone, timeout_s)
+        return await self._child.wait(timeout_s)
 
     async def end_or_abandon(self, timeout_s: float) -> None:
         """Let it end within `timeout_s` seconds; else kill it, wait as long again, and then stop watching it."""
@@ -121,7 +101,7 @@ class Helper:
         if not await self.wait(timeout_s):
             self.kill()
             await self.wait(timeout_s)
-            self._unwatch()
+            self._child.abandon()
 
     def _read(self) -> None:
         try:
@@ -177,14 +157,3 @@ class Helper:
             self._loop.remove_reader(self._stderr)
             for pipe in self._pipes:
                 pipe.close()
-
-    def _reap(self) -> None:
-        if self._process.poll() is not None:
-            self._gone.set()
-            self._unwatch()
-
-    def _unwatch(self) -> None:
-        if self._pidfd is not None:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None

@@ -53,7 +53,6 @@ class LentGpus:
         return self._drm
 
     async def start(self, wake: Wake) -> None:
-        """See GpuPoller."""
         self._wake = wake
         for part in self._named or [self.nvml]:
             self._begin(part)
@@ -62,7 +61,6 @@ class LentGpus:
             await self._begin(self.drm)
 
     async def stop(self) -> None:
-        """See GpuPoller."""
         self._wake = None
         for task in self._started.values():
             task.cancel()
@@ -82,23 +80,19 @@ class LentGpus:
 
     @property
     def own(self) -> Own:
-        """See GpuPoller."""
         return combine_own([part.own for part in self._started])
 
     def demand(self, interval_s: float | None) -> None:
-        """See GpuPoller."""
         self._interval_s = interval_s
         for part in (self.nvml, self._drm):
             if part is not None:
                 part.demand(interval_s)
 
     async def refresh(self, timeout_s: float) -> Reading[Gpu]:
-        """See GpuPoller."""
         parts = self._named or [self.drm if self._drm in self._started and self._drm_instead else self.nvml]
         return combine(await asyncio.gather(*(part.refresh(timeout_s) for part in parts)))
 
     def describe(self) -> list[dict[str, Any]]:
-        """See both sensors."""
         return [row for part in self._started for row in part.describe()]
 
     @property

@@ -45,8 +45,6 @@ CPU_CHIPS: Final = ("coretemp", "k8temp", "k10temp", "zenpower", "via_cputemp", 
 COOL_C: Final = 5.0
 PLAUSIBLE_C: Final = (-40.0, 150.0)
 
-FIRST_CPU: Final = "first measurement under way"
-
 
 @dataclass(frozen=True, slots=True)
 class CpuSample:
@@ -187,7 +185,7 @@ class HostSensor:
             return Reading(None, f"CPU times cannot be read: {error_text(error)}", source, now_s)
         percent = self._meter.percent()
         if percent is None:
-            return Reading(None, FIRST_CPU, source, now_s)
+            return Reading(None, "first measurement under way", source, now_s)
         return Reading(Cpu(percent), "", source, self._meter.last_at_s)
 
     def host(self, now_s: float) -> Reading[Host]:

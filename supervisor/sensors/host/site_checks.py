@@ -1,23 +1,21 @@
 """A site's own checks (host.checks): commands that must all exit 0. They run in the background, and nobody waits for them.
 
 Each runs at most every `host.check_interval_sec`, when a tick asks and its last answer is that old; there is no timer. A check
-has its own process group and no terminal or input, and its output is discarded; it is killed when it takes too long. Until the
-first answer, and when the newest is too old, the result is unknown. A check that cannot be killed is not started again.
+has no terminal or input, and its output is discarded; it is killed when it takes too long. Until the first answer, and when the
+newest is too old, the result is unknown. A check that cannot be killed is not started again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shlex
-import signal
 import subprocess
 from collections.abc import Sequence
 from typing import Final
 
 from states.observation import NEVER
-from supervisor.linux.bounded import wait_for_event
+from supervisor.linux.child import Child
 from supervisor.linux.clock import Clock
 from supervisor.linux.text import error_text
 from supervisor.sensors.base import Wake
@@ -33,39 +31,27 @@ class _SiteCheck:
 
     def __init__(self, argv: Sequence[str], clock: Clock, interval_s: float, timeout_s: float) -> None:
         self._argv, self._clock, self._interval_s, self._timeout_s = list(argv), clock, interval_s, timeout_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pidfd = -1
+        self._child: Child | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started_at_s = self._answered_at_s = NEVER
         self._found = self._unknown("has not answered yet")
         self._wake: Wake = lambda: None
-        self._gone = asyncio.Event()
 
     def begin(self, wake: Wake) -> None:
         """Start it, if it is due."""
         now_s = self._clock.now_s()
         self._wake = wake
-        if self._process is not None or 0 <= now_s - self._started_at_s < self._interval_s:
+        if self._child is not None or 0 <= now_s - self._started_at_s < self._interval_s:
             return
         self._started_at_s = now_s
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         null = subprocess.DEVNULL
         try:
-            self._process = subprocess.Popen(
-                self._argv, stdin=null, stdout=null, stderr=null, cwd="/", env=environment, process_group=0
-            )
-            self._pidfd = os.pidfd_open(self._process.pid)
+            self._child = Child(self._argv, self._ended, stdin=null, stdout=null, stderr=null, env=environment)
         except (OSError, ValueError) as error:
-            if self._process is not None:  # without a pidfd we would not see its end
-                self._kill()
-                self._process.wait()
-                self._process = None
             self._answer(self._unknown(f"cannot be started: {error_text(error)}"))
             return
-        self._gone.clear()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._pidfd, self._ended)
-        self._timer = loop.call_later(self._timeout_s, self._late)
+        self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._late)
 
     def findings(self, now_s: float) -> Findings:
         """The newest answer, if it is not too old."""
@@ -76,21 +62,16 @@ class _SiteCheck:
 
     async def stop(self) -> None:
         """Kill it, and wait a moment for its end."""
-        if self._process is not None:
-            self._kill()
-            await wait_for_event(self._gone, STOP_S)
-        self._forget()
+        child, self._child = self._child, None
+        self._cancel_timer()
+        if child is not None:
+            child.kill()
+            await child.wait(STOP_S)
+            child.abandon()
 
-    def _ended(self) -> None:
-        """The leader is dead and not yet reaped, so that its group is still its own: kill what is left of it."""
-        if self._process is None:
-            return
-        self._kill()
-        code = self._process.wait()
-        late = self._timer is None
-        self._forget()
-        self._gone.set()
-        if late:
+    def _ended(self, code: int) -> None:
+        self._child = None
+        if not self._cancel_timer():
             return  # it was answered when its time was over
         if code < 0:
             self._answer(self._unknown(f"died by signal {-code}"))
@@ -99,7 +80,8 @@ class _SiteCheck:
 
     def _late(self) -> None:
         self._timer = None
-        self._kill()
+        if self._child is not None:
+            self._child.kill()
         self._answer(self._unknown(f"took longer than {self._timeout_s:g} s"))
 
     def _answer(self, found: Findings) -> None:
@@ -114,20 +96,12 @@ class _SiteCheck:
     def _text(self, what: str) -> str:
         return f"check `{shlex.join(self._argv)[:60]}` {what} (host.checks)"
 
-    def _kill(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _forget(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
-        self._process = None
+    def _cancel_timer(self) -> bool:
+        """Cancel the timer; returns whether it was running."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        return timer is not None
 
 
 class SiteChecks:

@@ -252,7 +252,7 @@ class Sessions(PresenceSensor):
     def _is_others(self, lock: Inhibition) -> bool:
         """Whether it is another program's block lock on idle: a film, a talk, a call."""
         ours = lock.pid == os.getpid() or lock.who == WHO
-        return lock.blocks and "idle" in lock.kinds and not ours
+        return lock.blocks("idle") and not ours
 
     def _compare(self, seen: dict[str, Session], blockers: list[Inhibition]) -> None:
         """Note the signs that lie in the difference between two looks."""
