@@ -1,4 +1,5 @@
-"""A bench for executors that run processes: starts real tasks, in both ways to hold them, and proves that nothing is left."""
+"""A bench for executors that run processes: starts real tasks in both kinds of containment, and proves that nothing is left.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ DETECTED = detect()
 
 
 @pytest.fixture(params=["cgroup", "tree"])
-def held(request: pytest.FixtureRequest) -> Containment:
-    """Both ways to hold a task."""
+def contained(request: pytest.FixtureRequest) -> Containment:
+    """Both kinds of containment."""
     if request.param == "tree":
         return TreeContainment("by choice")
     if not isinstance(DETECTED, CgroupContainment):
@@ -38,8 +39,8 @@ class Bench:
 
     make: Any = CommandExecutor
 
-    def __init__(self, held: Containment, root: Path) -> None:
-        self.held = held
+    def __init__(self, contained: Containment, root: Path) -> None:
+        self.contained = contained
         self.work = Workdir(root)
         self.ended = asyncio.Event()
         self.folder = Path()
@@ -47,7 +48,7 @@ class Bench:
 
     async def start(self, *argv: str, payload: Any = None, **fields: Any) -> CommandTask:
         self.folder = self.work.fresh("one")
-        executor = self.make(TaskType(argv=list(argv), **fields), self.held)
+        executor = self.make(TaskType(argv=list(argv), **fields), self.contained)
         task = await executor.start(Claim("id-1", "kind", payload or {}), self.folder, self.ended.set)
         self.tasks.append(task)
         return task
@@ -62,10 +63,10 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(held: Containment, root: Path) -> AsyncIterator[Bench]:
+async def bench(contained: Containment, root: Path) -> AsyncIterator[Bench]:
     """A bench that leaves no process, no cgroup and no open file behind, and proves it."""
     files = len(os.listdir("/proc/self/fd"))
-    made = Bench(held, root)
+    made = Bench(contained, root)
     try:
         yield made
     finally:
@@ -74,15 +75,15 @@ async def bench(held: Containment, root: Path) -> AsyncIterator[Bench]:
     await until_async(lambda: not marked_with(str(made.folder)), what="the shim has gone")
     await until_async(lambda: len(os.listdir("/proc/self/fd")) <= files, what="our files are closed")
     assert not made.folder.exists() or not any(made.folder.iterdir())
-    if isinstance(held, CgroupContainment):
-        assert not [name for name in os.listdir(held.base) if made.folder.name in name]
+    if isinstance(contained, CgroupContainment):
+        assert not [name for name in os.listdir(contained.base) if made.folder.name in name]
 
 
-def run(held: Containment, tmp_path: Path, body: Callable[[Bench], Awaitable[None]]) -> None:
+def run(contained: Containment, tmp_path: Path, body: Callable[[Bench], Awaitable[None]]) -> None:
     """Run `body` on a loop of its own."""
 
     async def go() -> None:
-        async with bench(held, tmp_path / "work") as made:
+        async with bench(contained, tmp_path / "work") as made:
             await body(made)
 
     asyncio.run(go())

@@ -167,11 +167,11 @@ async def _daemon(kind: str, root: str, grace: str, argv: list[str]) -> None:
     from supervisor.tasks.process import containment
     from supervisor.tasks.workdir import Workdir
 
-    held = containment.TreeContainment("by order") if kind == "tree" else containment.detect()
-    assert kind == "detect" or isinstance(held, containment.TreeContainment) == (kind == "tree"), held.summary()
+    contained = containment.TreeContainment("by order") if kind == "tree" else containment.detect()
+    assert kind == "detect" or isinstance(contained, containment.TreeContainment) == (kind == "tree"), contained.summary()
     workdir = Workdir(Path(root)).fresh("one")
-    task = await CommandExecutor(TaskType(argv=argv), held).start(Claim("one", "nasty"), workdir, lambda: None)
-    print(json.dumps({"workdir": str(workdir), "held": held.summary()}), flush=True)
+    task = await CommandExecutor(TaskType(argv=argv), contained).start(Claim("one", "nasty"), workdir, lambda: None)
+    print(json.dumps({"workdir": str(workdir), "contained": contained.summary()}), flush=True)
     if grace == "-":
         await asyncio.sleep(3600)
     await asyncio.to_thread(sys.stdin.readline)  # the test says when the tree stands

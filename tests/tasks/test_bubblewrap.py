@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.task_bench import Bench, held, run
+from support.task_bench import Bench, contained, run
 from support.trees import until_async
 
 from supervisor.config.schema import TaskType
 from supervisor.tasks.executors.base import StartFailed
-from supervisor.tasks.process import bubblewrap as sandbox
+from supervisor.tasks.process import bubblewrap
 from supervisor.tasks.process.containment import Containment, TreeContainment
 from supervisor.tasks.process.rungs import RungName
 
-__all__ = ["held"]
+__all__ = ["contained"]
 WALLS = TaskType(sandbox="bubblewrap")
 LOOK = """
 import json, os, socket, sys
@@ -45,13 +45,13 @@ print(json.dumps({
 def walls(tmp_path: Path) -> None:
     """Skips where there are none to be had."""
     (tmp_path / "probe").mkdir()
-    if why := asyncio.run(sandbox.fault(WALLS, tmp_path / "probe")):
+    if why := asyncio.run(bubblewrap.fault(WALLS, tmp_path / "probe")):
         pytest.skip(why)
 
 
 @pytest.mark.usefixtures("walls")
 @pytest.mark.parametrize("network", [False, True])
-def test_what_a_task_sees(held: Containment, tmp_path: Path, network: bool) -> None:
+def test_what_a_task_sees(contained: Containment, tmp_path: Path, network: bool) -> None:
     secret = tmp_path / "given"
     secret.write_text("x")
 
@@ -74,11 +74,11 @@ def test_what_a_task_sees(held: Containment, tmp_path: Path, network: bool) -> N
                 assert bool(seen["more"]) is not bool(read)
                 bench.work.wipe(bench.folder)
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 @pytest.mark.usefixtures("walls")
-def test_a_polite_stop_reaches_the_task_in_it(held: Containment, tmp_path: Path) -> None:
+def test_a_polite_stop_reaches_the_task_in_it(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         goodbye = "trap 'sleep 0.2; echo \"{}\"; exit 0' TERM; touch up; while :; do sleep 0.01; done"
         task = await bench.start("sh", "-c", goodbye, sandbox="bubblewrap")
@@ -94,7 +94,7 @@ def test_a_polite_stop_reaches_the_task_in_it(held: Containment, tmp_path: Path)
         await task.stop(0)
         assert not task.alive
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 def test_without_it_the_type_fails_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_without_it_the_type_fails_with_the_mend(tmp_path: Path, monkeypatch: py
             "or set sandbox: none"
         )
         (fake / "bwrap").write_text("#!/bin/sh\nexec /bin/sleep 1000\n")
-        monkeypatch.setattr(sandbox, "TRY_S", 0.2)
+        monkeypatch.setattr(bubblewrap, "TRY_S", 0.2)
         with pytest.raises(StartFailed, match="did not answer within"):
             await bench.start("/bin/true", sandbox="bubblewrap")
 
@@ -123,9 +123,9 @@ def test_without_it_the_type_fails_with_the_mend(tmp_path: Path, monkeypatch: py
 
 
 def test_gpu_nodes_are_let_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sandbox, "_GPU", ("/dev/nul*",))
-    words = sandbox.argv(WALLS, tmp_path)
-    assert json.dumps(["--dev-bind-try", "/dev/null", "/dev/null"])[1:-1] in json.dumps(words)
+    monkeypatch.setattr(bubblewrap, "_GPU", ("/dev/nul*",))
+    line = bubblewrap.argv(WALLS, tmp_path)
+    assert json.dumps(["--dev-bind-try", "/dev/null", "/dev/null"])[1:-1] in json.dumps(line)
 
 
 def test_a_trial_that_is_cut_short_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_a_trial_that_is_cut_short_leaves_no_process(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
 
     async def go() -> None:
-        trial = asyncio.create_task(sandbox.fault(WALLS, tmp_path))
+        trial = asyncio.create_task(bubblewrap.fault(WALLS, tmp_path))
         await until_async(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
         pid = int((tmp_path / "pid").read_text())
         trial.cancel()

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.task_bench import Bench, held, py, run
+from support.task_bench import Bench, contained, py, run
 from support.trees import alive, command, marked_with, pids_in, until_async
 
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, describe
@@ -24,12 +24,12 @@ from supervisor.tasks.process.command_process import CommandTask
 from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment
 from supervisor.tasks.process.rungs import RungName
 
-__all__ = ["held"]
+__all__ = ["contained"]
 SECRET = "sentinel-4711"
 
 
 async def nasty(bench: Bench, out: Path, count: int) -> tuple[CommandTask, list[int]]:
-    """A nasty tree of that many workers, all there, and their pids; they note them in `out`."""
+    """A nasty tree with that many workers, all running, and their pids, which they note in `out`."""
     out.mkdir()
     task = await bench.start(*command("nasty", str(count), str(out)))
     await until_async(lambda: len(pids_in(out)) == count)
@@ -59,27 +59,27 @@ OUTCOMES = [
 
 
 @pytest.mark.parametrize(("argv", "error", "result"), OUTCOMES)
-def test_outcome(held: Containment, tmp_path: Path, argv: list[str], error: str | None, result: Any) -> None:
+def test_outcome(contained: Containment, tmp_path: Path, argv: list[str], error: str | None, result: Any) -> None:
     async def body(bench: Bench) -> None:
-        said, got = await bench.outcome(*argv, payload={"say": "héllo", "n": 1})
-        assert (said or "").startswith(error or "")
-        assert (said is None) == (error is None)
+        got_error, got = await bench.outcome(*argv, payload={"say": "héllo", "n": 1})
+        assert (got_error or "").startswith(error or "")
+        assert (got_error is None) == (error is None)
         assert got == result
-        assert SECRET not in (said or "")
+        assert SECRET not in (got_error or "")
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_five_megabytes_there_and_back(held: Containment, tmp_path: Path) -> None:
+def test_five_megabytes_there_and_back(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         payload = {"data": "x" * (5 << 20)}
         assert await bench.outcome("cat", payload=payload) == (None, payload)
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_nothing_is_lost_of_a_task_that_ends_before_it_was_read(held: Containment, tmp_path: Path) -> None:
-    """Its last words are still in the pipe when its end is heard of, and its stdin was closed long before."""
+def test_nothing_is_lost_of_a_task_that_ends_before_it_was_read(contained: Containment, tmp_path: Path) -> None:
+    """Its last output is still in the pipe when its end is seen, and its stdin was closed long before."""
 
     async def body(bench: Bench) -> None:
         task = await bench.start("sh", "-c", "cat > /dev/null; sleep 0.1; echo '{\"said\": true}'; echo oh >&2")
@@ -90,10 +90,10 @@ def test_nothing_is_lost_of_a_task_that_ends_before_it_was_read(held: Containmen
             await bench.ended.wait()
         assert (task.error, task.result) == (None, {"said": True})
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_stdin_that_nobody_reads_blocks_nothing(held: Containment, tmp_path: Path) -> None:
+def test_stdin_that_nobody_reads_blocks_nothing(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         assert await bench.outcome("true", payload={"data": "x" * (5 << 20)}) == (None, {})
         bench.ended.clear()
@@ -102,10 +102,10 @@ def test_stdin_that_nobody_reads_blocks_nothing(held: Containment, tmp_path: Pat
         await asyncio.sleep(0)
         assert time.monotonic() - begun_s < 1
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_flood_is_the_tasks_own_fault(held: Containment, tmp_path: Path) -> None:
+def test_flood_is_the_tasks_own_fault(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         error, result = await bench.outcome("sh", "-c", "trap '' TERM; yes & yes", max_result_mb=0.5)
         assert error == "result: larger than 0.5 MiB (max_result_mb)"
@@ -115,10 +115,10 @@ def test_flood_is_the_tasks_own_fault(held: Containment, tmp_path: Path) -> None
         assert error == "exit: code 1"
         assert len(result["stderr"]) <= 8192
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_born_with_little_and_last_in_line(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_born_with_little_and_last_in_line(contained: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONTROL_TOKEN", SECRET)
     monkeypatch.setenv("PATH", os.environ["PATH"])
     code = """
@@ -149,7 +149,7 @@ print(json.dumps({
             "core": 1, "fds": ["0", "1", "2"], "ignored": 0, "blocked": 0, "leader": True, "mode": "0o700",
         }  # fmt: skip
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -160,17 +160,17 @@ print(json.dumps({
 )
 def test_last_in_line_for_processor_and_disk(uid: int, born: tuple[int, int, int]) -> None:
     """SCHED_IDLE alone is the idle I/O class too, as long as none is set (block/ioprio.c)."""
-    there, told = os.pipe()
+    reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
         os.setresuid(uid, uid, uid)
         shim.be_polite()
         found = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0), int(psutil.Process().ionice().ioclass)
-        os.write(told, json.dumps(found).encode())
+        os.write(writer, json.dumps(found).encode())
         os._exit(0)
-    os.close(told)
-    with os.fdopen(there) as words:
-        assert tuple(json.load(words)) == born
+    os.close(writer)
+    with os.fdopen(reader) as found:
+        assert tuple(json.load(found)) == born
     os.waitpid(child, 0)
 
 
@@ -184,17 +184,17 @@ def test_last_in_line_for_processor_and_disk(uid: int, born: tuple[int, int, int
         (["true"], {"payload": {"a": object()}}, "the payload cannot be written as JSON (TypeError)"),
     ],
 )
-def test_does_not_start(held: Containment, tmp_path: Path, argv: list[str], fields: dict[str, Any], reason: str) -> None:
+def test_does_not_start(contained: Containment, tmp_path: Path, argv: list[str], fields: dict[str, Any], reason: str) -> None:
     async def body(bench: Bench) -> None:
         with pytest.raises(StartFailed) as failed:
             await bench.start(*argv, **fields)
         assert str(failed.value) == reason
         assert not bench.ended.is_set()
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_a_start_given_up_leaves_nothing(held: Containment, tmp_path: Path) -> None:
+def test_a_start_given_up_leaves_nothing(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         starting = asyncio.create_task(bench.start("sleep", "1000"))
         await asyncio.sleep(0)
@@ -203,10 +203,10 @@ def test_a_start_given_up_leaves_nothing(held: Containment, tmp_path: Path) -> N
             await starting
         await until_async(lambda: not bench.folder.exists(), what="the shim has wiped")
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_a_start_that_hangs_is_given_up(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_hangs_is_given_up(contained: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_process, "START_LIMIT_S", 0.2)
     monkeypatch.setattr(command_process, "_SHIM", "import time; time.sleep(1000)")
 
@@ -214,10 +214,10 @@ def test_a_start_that_hangs_is_given_up(held: Containment, tmp_path: Path, monke
         with pytest.raises(StartFailed, match="not started within 0 s"):
             await bench.start("true")
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_polite_stop_lets_it_say_goodbye(held: Containment, tmp_path: Path) -> None:
+def test_a_stop_with_grace_lets_it_end_itself(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         goodbye = "trap 'printf %s \"$SAVED\"; exit 0' TERM; touch up; while :; do sleep 0.01; done"
         task = await bench.start("sh", "-c", goodbye, env={"SAVED": '{"saved": 1}'})
@@ -228,11 +228,11 @@ def test_polite_stop_lets_it_say_goodbye(held: Containment, tmp_path: Path) -> N
         assert bench.ended.is_set()
         assert await task.stop(10) == rungs  # again: nothing to do
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 0.2])
-def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: float) -> None:
+def test_stop_empties_a_nasty_tree(contained: Containment, tmp_path: Path, grace_s: float) -> None:
     async def body(bench: Bench) -> None:
         task, workers = await nasty(bench, tmp_path / "out", 20)
         await until_async(lambda: set(workers) <= task.pids())
@@ -246,11 +246,11 @@ def test_stop_empties_a_nasty_tree(held: Containment, tmp_path: Path, grace_s: f
         assert task.error == "signal: 9 (SIGKILL)"
         assert task.cpu_s() >= used_s > 0
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 @pytest.mark.parametrize("then", ["stop", "kill"])
-def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path, then: str) -> None:
+def test_freeze_stops_all_and_thaw_lets_go_on(contained: Containment, tmp_path: Path, then: str) -> None:
     out = tmp_path / "out"
 
     def counters() -> list[str]:
@@ -277,10 +277,10 @@ def test_freeze_stops_all_and_thaw_lets_go_on(held: Containment, tmp_path: Path,
         with pytest.raises(FreezeFailed, match="it is gone already"):
             await task.freeze()
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_a_task_that_is_being_stopped_is_not_thawed(held: Containment, tmp_path: Path) -> None:
+def test_a_task_that_is_being_stopped_is_not_thawed(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         task = await bench.start("sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done")
         await until_async((bench.folder / "up").exists)
@@ -293,12 +293,12 @@ def test_a_task_that_is_being_stopped_is_not_thawed(held: Containment, tmp_path:
         await stopping
         assert not task.alive
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_freeze_without_a_shim_fails_in_words(
-    held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
+def test_a_freeze_without_a_shim_fails_with_a_reason(
+    contained: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
 ) -> None:
     monkeypatch.setattr(command_process, "ANSWER_LIMIT_S", 0.3)
 
@@ -310,12 +310,12 @@ def test_a_freeze_without_a_shim_fails_in_words(
         with contextlib.suppress(ProcessLookupError):
             os.kill(task._shim.pid, signal.SIGCONT)
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_a_tree_in_a_cgroup_stands_before_its_shim_gets_its_turn(held: Containment, tmp_path: Path) -> None:
-    if not isinstance(held, CgroupContainment):
-        pytest.skip("without a cgroup the shim's walk is the shortest way")
+def test_a_tree_is_frozen_before_its_shim_runs(contained: Containment, tmp_path: Path) -> None:
+    if not isinstance(contained, CgroupContainment):
+        pytest.skip("the order is read from the cgroup")
 
     async def body(bench: Bench) -> None:
         task = await bench.start("sh", "-c", "trap 'echo bye >&2; exit 3' TERM; touch up; while :; do sleep 0.01; done")
@@ -328,10 +328,10 @@ def test_a_tree_in_a_cgroup_stands_before_its_shim_gets_its_turn(held: Containme
         assert RungName.TERM in {rung.name for rung in await stopping}
         assert task.error == "exit: code 3"
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_a_later_order_leaves_a_tree_running_that_says_goodbye(held: Containment, tmp_path: Path) -> None:
+def test_a_later_order_leaves_a_tree_running_that_is_ending(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         work = "trap 'touch bye; while ! test -e end; do sleep 0.01; done; exit 3' TERM; touch up; while :; do sleep 0.01; done"
         task = await bench.start("sh", "-c", work)
@@ -345,10 +345,10 @@ def test_a_later_order_leaves_a_tree_running_that_says_goodbye(held: Containment
         await again
         assert task.error == "exit: code 3"
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_a_freeze_given_up_does_not_confuse_the_next(held: Containment, tmp_path: Path) -> None:
+def test_a_freeze_given_up_does_not_confuse_the_next(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         task = await bench.start("sleep", "1000")
         given_up = asyncio.create_task(task.freeze())
@@ -357,10 +357,10 @@ def test_a_freeze_given_up_does_not_confuse_the_next(held: Containment, tmp_path
         assert (await task.thaw()).name is RungName.THAWED
         assert (await task.freeze()).name is RungName.FROZEN
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_hoppers_are_caught(held: Containment, tmp_path: Path) -> None:
+def test_hoppers_are_caught(contained: Containment, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
 
@@ -371,10 +371,10 @@ def test_hoppers_are_caught(held: Containment, tmp_path: Path) -> None:
         assert not task.alive
         assert not marked_with(f"RAE_NODE_TASK={bench.tasks[0]._launch.mark}")
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_concurrent_stops_take_the_shortest_grace(held: Containment, tmp_path: Path) -> None:
+def test_concurrent_stops_take_the_shortest_grace(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         task = await bench.start("sh", "-c", "trap '' TERM; touch up; while :; do sleep 0.01; done")
         await until_async((bench.folder / "up").exists)
@@ -385,10 +385,10 @@ def test_concurrent_stops_take_the_shortest_grace(held: Containment, tmp_path: P
         assert time.monotonic() - begun_s < 10
         assert len(set(answers)) == 1
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_stop_while_it_ends_by_itself(held: Containment, tmp_path: Path) -> None:
+def test_stop_while_it_ends_by_itself(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         for delay_ms in range(8):
             bench.ended.clear()
@@ -399,12 +399,12 @@ def test_stop_while_it_ends_by_itself(held: Containment, tmp_path: Path) -> None
             assert bench.ended.is_set()
             bench.work.wipe(bench.folder)
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_task_that_turns_on_its_shim(
-    held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
+def test_a_task_that_attacks_its_shim(
+    contained: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
 ) -> None:
     monkeypatch.setattr(command_process, "ANSWER_LIMIT_S", 0.3)
 
@@ -418,7 +418,7 @@ def test_a_task_that_turns_on_its_shim(
         assert task.error == f"lost: stopped, for its shim {'was killed' if blow == signal.SIGKILL else 'did not answer'}"
         assert not [pid for pid in workers if alive(pid)]
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +439,7 @@ def test_what_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     ["shim._SYS_CLONE3 = 9999", "shim.process_tree._children = lambda pid: open('/nothing')"],
     ids=["clone3", "children"],
 )
-def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
+def test_on_a_kernel_without(contained: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: str) -> None:
     patched = f"from supervisor.tasks.process import shim; {older}; main("
     monkeypatch.setattr(command_process, "_SHIM", command_process._SHIM.replace("main(", patched, 1))
 
@@ -449,10 +449,10 @@ def test_on_a_kernel_without(held: Containment, tmp_path: Path, monkeypatch: pyt
         assert (await task.stop(0))[0].name is RungName.FROZEN
         assert not [pid for pid in workers if alive(pid)]
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_nothing_of_payload_or_result_reaches_a_command_line(held: Containment, tmp_path: Path) -> None:
+def test_nothing_of_payload_or_result_reaches_a_command_line(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         task = await bench.start("sh", "-c", "cat > /dev/null; sleep 1000", payload={"key": SECRET}, env={"TOKEN": SECRET})
         for pid in [*task.pids(), task._shim.pid]:
@@ -460,4 +460,4 @@ def test_nothing_of_payload_or_result_reaches_a_command_line(held: Containment, 
         assert SECRET not in Path(f"/proc/{task._shim.pid}/environ").read_text()
         assert json.loads(json.dumps(dict(task.result))) == {}
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)

@@ -26,7 +26,7 @@ WORKERS = 10
 
 
 class Setting:
-    """Who runs the daemon, where, and how it holds its tasks."""
+    """Who runs the daemon, where, and how its tasks are contained."""
 
     def __init__(self, kind: str, user: int | None, base: str | None, folder: Path, run_by: Plain) -> None:
         self.run_by = run_by
@@ -55,7 +55,7 @@ class Setting:
         )
         assert daemon.stdout is not None
         said = json.loads(daemon.stdout.readline())
-        assert said["held"].startswith("process tree" if self.kind == "tree" else "a cgroup v2 of its own"), said
+        assert said["contained"].startswith("process tree" if self.kind == "tree" else "a cgroup v2 of its own"), said
         return daemon
 
     def groups(self) -> list[str]:
@@ -75,9 +75,9 @@ def cgroup_for(user: int) -> Iterator[str]:
             os.chown(f"{base}/{name}", user, user)
         yield base
     finally:
-        hold = process_tree.CgroupTree(0, base)
-        until(lambda: not hold.pids(), what="the test's cgroup is empty")
-        hold.remove()
+        tree = process_tree.CgroupTree(0, base)
+        until(lambda: not tree.pids(), what="the test's cgroup is empty")
+        tree.remove()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def nobody() -> Iterator[Plain | None]:
 
 @pytest.fixture(params=["cgroup", "tree", "cgroup-as-nobody", "tree-as-nobody"])
 def setting(request: pytest.FixtureRequest, nobody: Plain | None) -> Iterator[Setting]:
-    """Both ways to hold, as this user and as a plain one."""
+    """Both kinds of containment, as this user and as a plain one."""
     kind, _, other = request.param.partition("-as-")
     run_by = nobody if other else OURS
     if kind == "cgroup" and not isinstance(DETECTED, CgroupContainment):
@@ -155,21 +155,21 @@ def test_sweep_clears_what_daemon_and_shim_left(setting: Setting) -> None:
     until(lambda: len(pids_in(setting.out)) == WORKERS)
     workers = pids_in(setting.out)
     if setting.base:
-        held: containment.Containment = CgroupContainment(setting.base)
+        contained: containment.Containment = CgroupContainment(setting.base)
     else:
-        held = DETECTED if setting.kind == "detect" else TreeContainment("by choice")
-    assert held.sweep(setting.root) == 0  # the daemon lives: its task is left alone
+        contained = DETECTED if setting.kind == "detect" else TreeContainment("by choice")
+    assert contained.sweep(setting.root) == 0  # the daemon lives: its task is left alone
     assert all(alive(pid) for pid in workers)
     shims = marked_with(f"RAE_NODE_SHIM={node_mark(setting.root)}")
     assert len(shims) == 1
-    os.kill(daemon.pid, signal.SIGSTOP)  # so that it cannot see its shim go
+    os.kill(daemon.pid, signal.SIGSTOP)  # so that it cannot see its shim end
     os.kill(shims[0], signal.SIGKILL)
     finish(daemon)
     assert any(alive(pid) for pid in workers)
-    assert held.sweep(setting.root) >= WORKERS - 1
+    assert contained.sweep(setting.root) >= WORKERS - 1
     assert not [pid for pid in workers if alive(pid)]
     assert not setting.groups()
-    assert held.sweep(setting.root) == 0
+    assert contained.sweep(setting.root) == 0
 
 
 def test_sweep_kills_a_shim_that_hangs(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_quick_and_thorough_walks_agree() -> None:
 
 
 def test_a_process_that_waits_for_a_stopped_vfork_counts_as_stopped(tmp_path: Path) -> None:
-    """The stop reaches it no sooner than its child goes on: a shell between its fork and the command looks like that."""
+    """SIGSTOP takes effect only when its child goes on: a shell between its fork and the command looks like that."""
     os.mkfifo(gate := tmp_path / "gate")
     code = (
         "import os\n"

@@ -21,7 +21,7 @@ import pytest
 from support.cuda_standin import CudaStandIn, cuda, cuda_library
 from support.sysbox import cgroup2_root
 
-from supervisor.tasks import cuda_checkpoint as checkpoint
+from supervisor.tasks import cuda_checkpoint
 from supervisor.tasks.cuda_checkpoint import Checkpointer, CheckpointFailed, driver_version, unusable
 from supervisor.tasks.executors.base import describe
 from supervisor.tools.doctor import doctor
@@ -56,7 +56,7 @@ async def begun(cuda: CudaStandIn) -> AsyncIterator[Checkpointer]:
         yield there
     finally:
         await there.close()
-        await until(lambda: not helpers(), "the helper's end")  # what was killed takes a moment to die
+        await until(lambda: not helpers(), "the helper's end")  # a killed process takes a moment to die
 
 
 def helpers() -> list[psutil.Process]:
@@ -70,7 +70,7 @@ def helpers() -> list[psutil.Process]:
 
 
 def ended(process: psutil.Process) -> bool:
-    """It is a zombie, or was reaped: one that has no command line any more may hold its pipes open yet."""
+    """It is a zombie, or was reaped: one without a command line may still have its pipes open."""
     try:
         return process.status() == "zombie"
     except psutil.NoSuchProcess:
@@ -100,7 +100,7 @@ class Case:
     """What two processes with CUDA, A and B, and one without go through. `{A}` is A's pid.
 
     Args:
-        words: what is said, or why it failed (a part of it).
+        text: the rungs, or (a part of) why it failed.
         order: the calls that change something.
         after: the states of A and B in the end.
         usable: None: it succeeds.
@@ -109,7 +109,7 @@ class Case:
         limit_s: the time for it.
     """
 
-    words: str
+    text: str
     order: str
     after: str
     usable: bool | None = None
@@ -182,7 +182,7 @@ OUT = {
     "stopped": Case(
         "process {A} is stopped or frozen: it must run for this", "", "running running", usable=True, stop=True,
     ),
-    "the state is not told": Case("not done within 3 s", "", "running running", False, (f"delay.state={HANG}",), limit_s=3),
+    "no answer about the state": Case("not done within 3 s", "", "running running", False, (f"delay.state={HANG}",), limit_s=3),
     "the lock hangs": Case("not done within 3 s", "lock A", "running running", False, (f"delay.lock={HANG}",), limit_s=3),
     "the move hangs": Case(
         "not done within 3 s", "lock A, lock B, checkpoint A", "locked locked", False, (f"delay.checkpoint={HANG}",), limit_s=3,
@@ -247,7 +247,7 @@ def test_what_is_done(cuda: CudaStandIn, spawn: Callable[[int], list[int]], kind
                     await order(pids, case.limit_s)
                 said = str(failure.value)
                 assert failure.value.usable is case.usable, said
-            assert case.words.format(**named) in re.sub(r"\d+ ms", "# ms", said)
+            assert case.text.format(**named) in re.sub(r"\d+ ms", "# ms", said)
 
     run(scene())
     by_pid = {str(pid): name for name, pid in named.items()}
@@ -355,7 +355,7 @@ def test_a_process_that_is_stopped_after_it_was_asked(cuda: CudaStandIn, spawn: 
 
 
 def test_broken_off(cuda: CudaStandIn, spawn: Callable[[int], list[int]]) -> None:
-    """Whoever breaks an order off does not know how the task is; the next task begins anew."""
+    """After a cancelled order the state of the task is unknown; the next task starts afresh."""
     (pid,) = spawn(1)
     cuda.uses_cuda(pid)
     cuda.plays(f"delay.lock={HANG}")
@@ -500,7 +500,7 @@ def test_where_it_cannot_be_used(
     cuda.uses_cuda(pid)
     cuda.driver(machine.driver)
     cuda.plays(*machine.plays)
-    monkeypatch.setattr(checkpoint, "unusable", lambda *roots: unusable(*roots, lambda: machine.bindings))
+    monkeypatch.setattr(cuda_checkpoint, "unusable", lambda *roots: unusable(*roots, lambda: machine.bindings))
     if not machine.library:
         monkeypatch.delenv("LD_LIBRARY_PATH")
 

@@ -12,7 +12,7 @@ STEP_S = 0.05
 
 
 def run(limit: float, loads: list[float], each_s: float = 100.0, look_s: float = 2.0) -> tuple[list[float], GpuQuota]:
-    """The true load at each step, of a task that would load the GPU so much, driven as `minder` does it."""
+    """The true load at each step, of a task that would load the GPU so much, driven as the monitor does it."""
     quota, now_s, looked_s, true = GpuQuota(limit, 0.0), 0.0, 0.0, list[float]()
     for load in loads:
         for _ in range(round(each_s / STEP_S)):

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.task_bench import Bench, held, py, run
+from support.task_bench import Bench, contained, py, run
 from support.trees import alive
 
 from supervisor.tasks.process import command_process, landlock
 from supervisor.tasks.process.containment import Containment
 
-__all__ = ["held"]
+__all__ = ["contained"]
 BEGIN = """
 import ctypes, json, os, sys
 def does(what):
@@ -65,7 +65,7 @@ def victim() -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
 def test_what_is_not_its_own_is_closed_to_it(
-    held: Containment, tmp_path: Path, victim: subprocess.Popen[bytes]
+    contained: Containment, tmp_path: Path, victim: subprocess.Popen[bytes]
 ) -> None:
     if landlock.abi() < 6:
         pytest.skip("signals are open before Linux 6.12")
@@ -77,11 +77,11 @@ def test_what_is_not_its_own_is_closed_to_it(
         assert alive(victim.pid)
         assert os.geteuid() == 0 or found["environment"] == "Permission denied"  # CAP_PERFMON may read it
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 @pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
-def test_on_an_older_kernel_it_cannot_trace(held: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_an_older_kernel_it_cannot_trace(contained: Containment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patch = "from supervisor.tasks.process import shim; shim.landlock.abi = lambda: 2; main("
     monkeypatch.setattr(command_process, "_SHIM", command_process._SHIM.replace("main(", patch, 1))
     harmless = ATTACK.replace("os.kill(shim, 9)", "os.kill(shim, 0)").replace("os.kill(victim, 15)", "os.kill(victim, 0)")
@@ -91,19 +91,19 @@ def test_on_an_older_kernel_it_cannot_trace(held: Containment, tmp_path: Path, m
         assert error is None, found
         assert found == {**CLOSED, "signal": "done", "signal_shim": "done", "environment": found["environment"]}
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-TOLD = [
+SUMMARIES = [
     (7, "by Landlock a task can neither trace nor signal what is not its own"),
     (4, "a task can signal what runs as the same user (Landlock keeps it from tracing)"),
     (0, "a task can signal what runs as the same user, and trace it (no Landlock)"),
 ]
 
 
-@pytest.mark.parametrize(("found", "words"), TOLD)
-def test_what_doctor_says(found: int, words: str) -> None:
-    assert landlock.summary(found) == words
+@pytest.mark.parametrize(("version", "text"), SUMMARIES)
+def test_what_doctor_says(version: int, text: str) -> None:
+    assert landlock.summary(version) == text
 
 
 def test_where_there_is_none_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.task_bench import Bench, held, run
+from support.task_bench import Bench, contained, run
 from support.trees import until_async
 
 from supervisor.config.generate import runtime_yaml
@@ -15,7 +15,7 @@ from supervisor.config.schema import Notice
 from supervisor.tasks.executors.base import Rung
 from supervisor.tasks.process.containment import Containment
 
-__all__ = ["held"]
+__all__ = ["contained"]
 WAIT = "; touch up; while :; do sleep 0.01; done"
 SAVE = "printf '%s' '{\"at\": 7}' > x; mv x rae-state.json"
 
@@ -39,7 +39,7 @@ def names(rungs: tuple[Rung, ...]) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_saved(held: Containment, tmp_path: Path, case: str) -> None:
+def test_what_is_saved(contained: Containment, tmp_path: Path, case: str) -> None:
     code, rungs, state = CASES[case]
 
     async def body(bench: Bench) -> None:
@@ -52,17 +52,17 @@ def test_what_is_saved(held: Containment, tmp_path: Path, case: str) -> None:
         assert got == rungs
         assert task.state == state
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_no_notice_where_it_is_killed_at_once(held: Containment, tmp_path: Path) -> None:
+def test_no_notice_where_it_is_killed_at_once(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         task = await bench.start("sh", "-c", f"trap '{SAVE}' USR1{WAIT}", notice=Notice("USR1", 2))
         await until_async((bench.folder / "up").exists)
         assert names(await task.stop(0)) == ["frozen", "kill", "gone"]
         assert task.state is None
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 def test_the_deadline_is_a_part_of_the_grace(tmp_path: Path) -> None:

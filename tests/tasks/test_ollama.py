@@ -15,7 +15,7 @@ from support.ollama_server import OllamaServer, answer, line
 
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
-from supervisor.tasks.executors import ollama as ollama_api
+from supervisor.tasks.executors import ollama
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed
 from supervisor.tasks.executors.ollama import OllamaExecutor, OllamaTask
 from supervisor.tasks.process.rungs import RungName
@@ -52,9 +52,9 @@ def test_an_inference() -> None:
     error, result, server = run("llm_inference", {"prompt": "hi", "system": "be brief"}, lambda _: answer("héllo"))
     assert (error, result) == (None, {"status": "success", "response": "héllo"})
     assert [(a["model"], a["prompt"], a["system"], a["stream"]) for a in server.asked] == [
-        (ollama_api.WRITER, "hi", "be brief", True)
+        (ollama.WRITER, "hi", "be brief", True)
     ]
-    assert server.unloaded == [ollama_api.WRITER]
+    assert server.unloaded == [ollama.WRITER]
     assert not server.loaded
 
 
@@ -126,23 +126,23 @@ def test_nobody_listens() -> None:
 
 @pytest.mark.parametrize("sticky", [False, True])
 def test_a_stop_cuts_the_stream_and_unloads(sticky: bool) -> None:
-    """The server sees the end of the connection, then the wish to unload; one that sticks holds up nothing for long."""
+    """The server sees the end of the connection, then the request to unload; one that keeps them delays nothing for long."""
 
     async def go() -> None:
         async with OllamaServer(lambda _: [line("a"), None], sticky=sticky) as server:
             task, ended = await begin(server, "llm_inference", {"prompt": "x", "model": "m"})
             async with asyncio.timeout(20):
                 await server.streaming.wait()
-                words = await asyncio.gather(task.stop(5), task.stop(0))
+                reports = await asyncio.gather(task.stop(5), task.stop(0))
                 await server.left.wait()
                 await ended.wait()
-            assert words[0] == words[1]
-            assert words[0][0].name is RungName.REQUEST_CUT
-            assert (words[0][1].name is RungName.NOT_UNLOADED) is sticky
+            assert reports[0] == reports[1]
+            assert reports[0][0].name is RungName.REQUEST_CUT
+            assert (reports[0][1].name is RungName.NOT_UNLOADED) is sticky
             assert server.unloaded == ["m"]
             assert not task.alive
             assert task.error is not None
-            assert await task.stop(0) == words[0]
+            assert await task.stop(0) == reports[0]
 
     asyncio.run(go())
 

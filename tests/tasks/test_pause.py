@@ -26,7 +26,7 @@ from support.attempt_rig import (
 )
 from support.cuda_standin import CudaStandIn, cuda, cuda_library
 from support.parts import ID, claim
-from support.task_bench import Bench, held, py, run
+from support.task_bench import Bench, contained, py, run
 from support.trees import until_async
 
 from states.effects import Effect
@@ -43,7 +43,7 @@ from supervisor.tasks.pause import Pause
 from supervisor.tasks.process.containment import Bounds, Containment
 from supervisor.tasks.process.rungs import RungName
 
-__all__ = ["cuda", "cuda_library", "held", "rig"]  # fixtures
+__all__ = ["contained", "cuda", "cuda_library", "rig"]  # fixtures
 HOLDS = Limits(hold_s=30, max_gpu_percent=100)
 SETTLE = (Effect.SETTLE, Effect.WIPE, Effect.RELEASE)
 
@@ -307,7 +307,7 @@ async def checkpointed(task: RunningTask, cuda: CudaStandIn, looks: list[Look]) 
     return pause
 
 
-def test_a_real_tree_whose_vram_goes_out_and_comes_back(held: Containment, tmp_path: Path, cuda: CudaStandIn) -> None:
+def test_a_real_tree_whose_vram_goes_out_and_comes_back(contained: Containment, tmp_path: Path, cuda: CudaStandIn) -> None:
     """Never a lock on what is frozen, never a restore on what is: for the stand-in hangs there, as the driver does."""
     work = """
 import itertools, os, time
@@ -340,10 +340,10 @@ for n in itertools.count():
         assert cuda.order() == [*once, *once, f"lock {pid}", f"checkpoint {pid}"]
         assert {call[-1] for call in cuda.calls() if call[0] in ("lock", "restore")} == {"running"}
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
-def test_a_hung_driver_ends_in_a_stop(held: Containment, tmp_path: Path, cuda: CudaStandIn) -> None:
+def test_a_hung_driver_ends_in_a_stop(contained: Containment, tmp_path: Path, cuda: CudaStandIn) -> None:
     async def body(bench: Bench) -> None:
         task = await bench.start("sleep", "1000")
         (pid,) = task.pids()
@@ -358,7 +358,7 @@ def test_a_hung_driver_ends_in_a_stop(held: Containment, tmp_path: Path, cuda: C
         pause.end()
 
     began_s = CLOCK.now_s()
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
     assert CLOCK.now_s() - began_s < 30
 
 

@@ -11,13 +11,12 @@ from supervisor.config.cross_field import OLLAMA_TYPES
 from supervisor.config.generate import runtime_yaml
 from supervisor.config.load import ConfigErrors, load
 from supervisor.config.schema import TaskType
-from supervisor.tasks.executors import ollama as ollama_api
-from supervisor.tasks.executors import registry
+from supervisor.tasks.executors import ollama, registry
 from supervisor.tasks.executors.command import CommandExecutor
 from supervisor.tasks.executors.shell import ShellExecutor
 from supervisor.tasks.process.containment import TreeContainment
 
-HELD = TreeContainment("by choice")
+CONTAINMENT = TreeContainment("by choice")
 
 
 @pytest.fixture
@@ -42,22 +41,22 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_built_in_ones_are_there() -> None:
-    kinds = {name: type(registry.make(name, TaskType(), HELD)) for name in executor_names.BUILT_IN}
+    kinds = {name: type(registry.make(name, TaskType(), CONTAINMENT)) for name in executor_names.BUILT_IN}
     assert kinds == {
-        "command": CommandExecutor, "ollama_api": ollama_api.OllamaExecutor, "shell_command": ShellExecutor,
+        "command": CommandExecutor, "ollama_api": ollama.OllamaExecutor, "shell_command": ShellExecutor,
     }  # fmt: skip
-    assert OLLAMA_TYPES == ollama_api.TYPES
+    assert OLLAMA_TYPES == ollama.TYPES
 
 
 def test_one_that_cannot_be_made_is_none(site: Path) -> None:
     with pytest.raises(executor_names.NoExecutor, match=r"will_not cannot \(TypeError\)"):
-        registry.make("will_not", TaskType(executor="will_not"), HELD)
+        registry.make("will_not", TaskType(executor="will_not"), CONTAINMENT)
 
 
 def test_a_sites_own_is_found(site: Path) -> None:
     executor_names.check("mine")
     task_type = TaskType(executor="mine")
-    assert registry.make("mine", task_type, HELD).given == (task_type, HELD)  # type: ignore[attr-defined]
+    assert registry.make("mine", task_type, CONTAINMENT).given == (task_type, CONTAINMENT)  # type: ignore[attr-defined]
 
 
 TASKS = [

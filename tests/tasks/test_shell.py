@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.task_bench import Bench, held, run
+from support.task_bench import Bench, contained, run
 from support.trees import until_async
 
 from supervisor.tasks.executors.base import StartFailed
 from supervisor.tasks.executors.shell import ShellExecutor
 from supervisor.tasks.process.containment import Containment, TreeContainment
 
-__all__ = ["held"]
+__all__ = ["contained"]
 SECRET = "sentinel-4711"
 
 
@@ -37,14 +37,14 @@ OUTCOMES = [
 
 
 @pytest.mark.parametrize(("payload", "error", "result"), OUTCOMES)
-def test_outcome(held: Containment, tmp_path: Path, payload: Any, error: str | None, result: Any) -> None:
+def test_outcome(contained: Containment, tmp_path: Path, payload: Any, error: str | None, result: Any) -> None:
     async def body(bench: Bench) -> None:
         bench.make = ShellExecutor
         said, got = await bench.outcome(payload=payload, allow_any_command=True)
         assert said == error
         assert result is None or got == result
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
 
 
 REFUSED = [
@@ -79,7 +79,7 @@ def test_what_makes_no_sense_is_not_started(tmp_path: Path, payload: Any, reason
     run(TreeContainment("by choice"), tmp_path, body)
 
 
-def test_off_unless_let_in_and_never_on_a_command_line(held: Containment, tmp_path: Path) -> None:
+def test_off_unless_let_in_and_never_on_a_command_line(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         bench.make = ShellExecutor
         with pytest.raises(StartFailed, match=r"shell commands are off on this node \(tasks.kind.allow_any_command\)"):
@@ -97,4 +97,4 @@ def test_off_unless_let_in_and_never_on_a_command_line(held: Containment, tmp_pa
             assert SECRET not in Path(f"/proc/{pid}/cmdline").read_text()
         assert SECRET.encode() not in Path(f"/proc/{sleepers()[0]}/environ").read_bytes()
 
-    run(held, tmp_path, body)
+    run(contained, tmp_path, body)
