@@ -67,6 +67,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @BY_PAGE
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    for name in code(page):
+        if re.fullmatch(r"(config|deploy|diagrams|docs|states|supervisor|tests)/[\w./-]*", name):
+            assert (ROOT / name).exists(), f"there is no {name}"
+
+
+@BY_PAGE
 def test_commands_and_their_options_exist(page: Path) -> None:
     for line in code(page):
         for name, group, rest in re.findall(r"(?<![\w./-])rae-node ([a-z][a-z-]*)(?: ([a-z]+))?([^|&`#;)]*)", line):
