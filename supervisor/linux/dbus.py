@@ -75,6 +75,7 @@ class _Connection(MessageBus):
     """MessageBus ignores the future of a write that fails at once, and asyncio then logs a traceback; this one reads it."""
 
     def send(self, msg: Message) -> asyncio.Future[Any]:  # type: ignore[override]
+        msg.serial = msg.serial or self.next_serial()  # dbus-fast sends answers of its own, without one
         sent: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         sent.add_done_callback(_read_error)
         if self._writer is None:
