@@ -102,8 +102,7 @@ class InputDevices(PresenceSensor):
         sys_root: Path = Path("/sys"),
         axis_of: Callable[[int, int], Axis | None] = axis_range,
     ) -> None:
-        self._clock, self.required = clock, required
-        self._ignore_bumps = ignore_bumps
+        self._clock, self.required, self._ignore_bumps = clock, required, ignore_bumps
         self._dev, self._folder, self._sys = dev_root, dev_root / "input", sys_root / "class/input"
         self._axis_of = axis_of
         self._buffer = bytearray(BUFFER)
@@ -111,32 +110,29 @@ class InputDevices(PresenceSensor):
         self._unreadable: dict[str, str] = {}  # devices that a person uses and that may not be read, and why
         self._sign_at_s, self._sign = NEVER, ""
         self._blind = False  # the last report was an error
-        self._listening = False
+        self._started = self._listening = False
         self._timer: asyncio.TimerHandle | None = None
         self._resting: dict[str, asyncio.TimerHandle] = {}  # devices that sent no sign, until they are read again
         self._wake: Wake = lambda: None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher = Watcher(self._changed)
 
     async def start(self, wake: Wake) -> None:
-        self._loop, self._wake = asyncio.get_running_loop(), wake
+        self._wake = wake
         self._watcher.open()
-        self._listening = True
+        self._started = self._listening = True
         self._look_for_devices()
 
     async def stop(self) -> None:
-        self._stop_listening()
+        self._started = False
         for node in list(self._devices):
             self._close(node)
-        for timer in (self._timer, *self._resting.values()):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._watcher.close()
-        self._loop = None
 
     def latest(self, now_s: float) -> Presence:
         """The newest sign. Costs one `read` a device."""
-        if self._loop is not None and str(self._folder) not in self._watcher.watched:  # no event reports new devices
+        if self._started and str(self._folder) not in self._watcher.watched:  # no event reports new devices
             self._look_for_devices()
         used = self._empty_all(now_s)
         if not used and not self._listening and now_s - self._sign_at_s >= SETTLED_S:
@@ -164,35 +160,30 @@ class InputDevices(PresenceSensor):
 
     def _listen(self) -> None:
         """Call `_used` at the next event of any device."""
-        if self._loop is not None:
-            self._listening = True
-            for node, opened in self._devices.items():
-                if node not in self._resting:
-                    self._loop.add_reader(opened.fd, self._used, node)
-
-    def _stop_listening(self) -> None:
-        self._listening = False
-        if self._loop is not None:
-            for opened in self._devices.values():
-                self._loop.remove_reader(opened.fd)
+        self._listening = True
+        for node, opened in self._devices.items():
+            if node not in self._resting:
+                asyncio.get_running_loop().add_reader(opened.fd, self._used, node)
 
     def _used(self, node: str) -> None:
         """A device has sent something, or has rested. After a sign wake the loop, and ignore all devices for a while. A device
         that sends no sign rests alone."""
         sign = self._empty(node, self._clock.now_s())
+        loop = asyncio.get_running_loop()
         if sign:
             self._wake()
-            self._stop_listening()
+            self._listening = False
+            for device in self._devices.values():
+                loop.remove_reader(device.fd)
             self._calm_later()
-        elif sign is False and node in self._devices and self._loop is not None:
-            opened = self._devices[node]
+        elif sign is False and (opened := self._devices.get(node)) is not None:
             rest_s = BUMP_SAME_S if opened.device.kind is Kind.POINTER else DRIFT_S
-            self._loop.remove_reader(opened.fd)
-            self._resting[node] = self._loop.call_later(rest_s, self._rested, node)
+            loop.remove_reader(opened.fd)
+            self._resting[node] = loop.call_later(rest_s, self._rested, node)
 
     def _rested(self, node: str) -> None:
         self._resting.pop(node, None)
-        if not self._listening or self._loop is None:
+        if not self._listening:
             return
         self._used(node)
         if (opened := self._devices.get(node)) is not None and self._listening:
@@ -200,17 +191,15 @@ class InputDevices(PresenceSensor):
             if opened.device.kind is Kind.POINTER and (timer := self._resting.pop(node, None)) is not None:
                 timer.cancel()  # the rest of the bump has been read: what comes now is a new motion
             if node not in self._resting:
-                self._loop.add_reader(opened.fd, self._used, node)
+                asyncio.get_running_loop().add_reader(opened.fd, self._used, node)
 
     def _calm_later(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._loop is not None:
-            self._timer = self._loop.call_later(QUIET_S, self._calm)
+        self._timer = asyncio.get_running_loop().call_later(QUIET_S, self._calm)
 
     def _calm(self) -> None:
         """Listen again when nobody has touched anything for a while."""
-        self._timer = None
         if self._empty_all(self._clock.now_s()):
             self._calm_later()
         elif not self._listening:
@@ -265,19 +254,15 @@ class InputDevices(PresenceSensor):
 
     # --- devices come and go
 
-    def _watch(self) -> None:
-        """Watch /dev/input, or wait for it to be made."""
-        if str(self._folder) in self._watcher.watched:
-            return
-        if not self._watcher.add(self._folder, flags.CREATE | flags.ATTRIB | flags.DELETE):
-            self._watcher.add(self._dev, flags.CREATE | flags.ONLYDIR)
-
     def _changed(self, events: list[Event]) -> None:
         if any(event.overflow or event.path.startswith(str(self._folder)) for event in events):
             self._look_for_devices()
 
     def _look_for_devices(self) -> None:
-        self._watch()
+        """Watch /dev/input, or wait for it to be made; open what has come."""
+        watched = str(self._folder) in self._watcher.watched
+        if not watched and not self._watcher.add(self._folder, flags.CREATE | flags.ATTRIB | flags.DELETE):
+            self._watcher.add(self._dev, flags.CREATE | flags.ONLYDIR)
         self._find()
         if self._listening:
             self._listen()
@@ -313,10 +298,8 @@ class InputDevices(PresenceSensor):
             return True
 
     def _close(self, node: str) -> None:
-        opened = self._devices.pop(node, None)
-        if opened is not None:
-            if self._loop is not None:
-                self._loop.remove_reader(opened.fd)
+        if (opened := self._devices.pop(node, None)) is not None:
+            asyncio.get_running_loop().remove_reader(opened.fd)
             os.close(opened.fd)
         if (timer := self._resting.pop(node, None)) is not None:
             timer.cancel()
