@@ -100,7 +100,7 @@ def test_a_game_runs_while_the_desktop_is_idle(tmp_path: Path, standin: StandIn)
                 node.wait_for("READY", 40.0)
                 sources = json.loads(folder.cli("why", "--json").stdout)["presence"]
                 assert {source["source"]: source["quality"] for source in sources} == {
-                    "logind": "event", "session agents": "event", "gpu processes": "polled",
+                    "logind": "assumed", "session agents": "event", "gpu processes": "polled",
                 }
                 agent.says("active")
                 node.wait_for("IDLE_WAIT")

@@ -20,6 +20,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -37,12 +38,7 @@ MACHINES: Final = frozenset({"dialout", "uucp"})
 
 
 class Terminals(PresenceSensor):
-    """The newest sign of all terminals. No timer; events wake the loop.
-
-    Args:
-        clock: the clock; its wall time is compared with access times.
-        dev_root: /dev.
-    """
+    """The newest sign of all terminals. No timer; events wake the loop."""
 
     name = "terminals"
 
@@ -54,7 +50,6 @@ class Terminals(PresenceSensor):
         self._prefix = f"{dev_root}/"
         self._consoles: list[str] = []
         self._listed_ns = -1  # the time of /dev's last change when `_consoles` was made
-        self._groups: dict[int, bool] = {}
         self._wake: Wake = lambda: None
         self._watcher = Watcher(self._touched)
         self._watch_again = True
@@ -102,7 +97,7 @@ class Terminals(PresenceSensor):
                 st = os.stat(self._prefix + name)  # not by Path: this is the most expensive part of a tick
             except FileNotFoundError:
                 continue
-            if not stat.S_ISCHR(st.st_mode) or (SERIAL.fullmatch(name) and self._is_machines(st.st_gid)):
+            if not stat.S_ISCHR(st.st_mode) or (SERIAL.fullmatch(name) and _group(st.st_gid) in MACHINES):
                 continue
             seen[name] = st.st_atime_ns
             known = self._known.get(name)
@@ -139,14 +134,6 @@ class Terminals(PresenceSensor):
         except OSError:
             return -2 * MAKING_NS  # no access time is near that
 
-    def _is_machines(self, gid: int) -> bool:
-        if gid not in self._groups:
-            try:
-                self._groups[gid] = grp.getgrgid(gid).gr_name in MACHINES
-            except KeyError:
-                self._groups[gid] = False
-        return self._groups[gid]
-
     def _note(self, name: str, at_s: float, quality: Quality = Quality.POLLED) -> None:
         if at_s >= self._sign_at_s:
             self._sign_at_s, self._sign, self._quality = at_s, f"user active on {name}", quality
@@ -181,6 +168,14 @@ class Terminals(PresenceSensor):
             self._event_at_s = now_s
             wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
         return wake
+
+
+@lru_cache
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return ""
 
 
 def _names(terminals: Iterable[str]) -> str:
