@@ -9,7 +9,7 @@ from typing import Final
 from xml.sax.saxutils import escape
 
 from states.formatting import number
-from supervisor.tools.history.timeline.svg import HATCH, document, text
+from supervisor.tools.history.timeline.svg import HATCH, document, style, text
 from supervisor.tools.history.whatif import Result
 
 SUMS: Final = (
@@ -23,17 +23,11 @@ _WIDTH, _LEFT, _TOP = 1000, 24, 92
 _CHART_W, _CHART_H, _GAP_X, _GAP_Y = 452, 210, 48, 64
 _AXIS: Final = 46  # room for the figures on the left of a chart
 
-STYLE: Final = """
-.page{fill:#fff}.ink{fill:#1f2328}.soft{fill:#59636e}.t{font-size:12px}.tt{font-size:20px;font-weight:bold}.b{font-weight:bold}
-.mid{text-anchor:middle}.end{text-anchor:end}.grid{stroke:#d1d9e0}.line{fill:none;stroke:#0072b2;stroke-width:2}
-.dot{fill:#0072b2}
-.now{stroke:#d55e00;stroke-width:1.5;stroke-dasharray:5 4}
-.bar{fill:#0072b2}.tile{fill:none;stroke:#fff;stroke-width:2}
-.back{fill:#d55e00}
+_STYLE: Final = """
+.end{text-anchor:end}.line{fill:none;stroke:#0072b2;stroke-width:2}.dot{fill:#0072b2}.bar{fill:#0072b2}.back{fill:#d55e00}
+.now{stroke:#d55e00;stroke-width:1.5;stroke-dasharray:5 4}.tile{fill:none;stroke:#fff;stroke-width:2}
 """
-DARK: Final = """@media (prefers-color-scheme:dark){
-.page{fill:#0d1117}.ink{fill:#e6edf3}.soft{fill:#9198a1}.grid{stroke:#3d444d}.line{stroke:#56b4e9}.dot{fill:#56b4e9}.bar{fill:#56b4e9}
-.now{stroke:#f08030}}"""
+_DARK: Final = ".line{stroke:#56b4e9}.dot{fill:#56b4e9}.bar{fill:#56b4e9}.now{stroke:#f08030}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +57,7 @@ def picture(results: Mapping[str, Result], swept: Swept | None, title: str, dark
         '<defs><pattern id="after" width="8" height="8" patternUnits="userSpaceOnUse"><rect class="back" width="8" height="8"/>'
         f'<path class="tile" d="{HATCH}"/></pattern></defs>'
     )
-    return document(_WIDTH, height, STYLE + (DARK if dark else ""), pattern, body)
+    return document(_WIDTH, height, style(_STYLE, _DARK, dark), pattern, body)
 
 
 def _round_up(value: float) -> float:

@@ -17,7 +17,7 @@ from support import weeks
 
 from supervisor.tools.history.timeline.html import page as drawn
 from supervisor.tools.history.timeline.reader import load
-from supervisor.tools.history.timeline.svg import FILLS
+from supervisor.tools.history.timeline.svg import LOOKS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install -e .[test])")
@@ -209,7 +209,7 @@ def test_it_is_told_apart_without_colours(opened: Open) -> None:
     assert len(set(tiles)) == len(tiles) - 1  # a gap has the cooldown's lines, in grey on white, and says "no record"
     names = set(page.evaluate("[...document.querySelectorAll('svg.day .name')].map(e => e.textContent)"))
     assert {"R", "C", "I", "Y", "READY", "DISABLED", "no record"} <= names
-    lights = sorted(_light(colour) for colour in FILLS.values())
+    lights = sorted(_light(look.fill) for look in LOOKS.values())
     assert lights[-1] - lights[0] > 0.3
 
 
@@ -222,7 +222,7 @@ def _light(colour: str) -> float:
 
 def test_names_on_the_bands_can_be_read() -> None:
     """Black on every fill: at least 4.5 to 1 (WCAG AA)."""
-    assert all((_light(colour) + 0.05) / 0.05 >= 4.5 for colour in FILLS.values())
+    assert all((_light(look.fill) + 0.05) / 0.05 >= 4.5 for look in LOOKS.values())
 
 
 def test_without_scripts_the_bands_and_their_words_are_there(browser: Any, file: Path) -> None:

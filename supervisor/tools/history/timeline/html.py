@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 
 from supervisor import VERSION
 from supervisor.tools.history.timeline.spans import Timeline
-from supervisor.tools.history.timeline.svg import CURVES, HEIGHT, LEGEND, STYLE, dark_style, day, patterns, swatch, tops_of
+from supervisor.tools.history.timeline.svg import CURVES, HEIGHT, LEGEND, day, patterns, style, swatch, tops_of
 from supervisor.tools.history.timeline.words import clock, date, day_text, hours, quick, short, summary_rows
 
 ASSETS: Final = Path(__file__).parent / "page"
@@ -27,7 +27,7 @@ _ACTS: Final = (("back", "◀ earlier"), ("on", "later ▶"), ("near", "zoom in"
 
 def page(timeline: Timeline) -> str:
     scripts = [_asset("uplot.js"), _asset("timeline.js")]
-    styles = [_asset("uplot.css") + _asset("timeline.css") + STYLE + dark_style()]
+    styles = [_asset("uplot.css") + _asset("timeline.css") + style()]
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; style-src {' '.join(map(_digest, styles))}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
@@ -40,7 +40,7 @@ def page(timeline: Timeline) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
             f"<title>rae-node timeline, {span}</title>",
-            *(f"<style>{style}</style>" for style in styles),
+            *(f"<style>{rules}</style>" for rules in styles),
             f"</head><body><header><h1>What the node did</h1><p>{about}</p></header><main>",
             '<section aria-label="Summary"><dl>',
             *(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in summary_rows(timeline)),

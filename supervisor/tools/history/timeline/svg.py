@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 from xml.sax.saxutils import escape
 
 from states.limits import Limits
@@ -26,24 +26,23 @@ _LEAST: Final = 0.09  # percent of the width that everything has at least, about
 _BRIEF_S: Final = 1.0  # a shorter stay is not drawn; the sums and the texts of its neighbours hold it
 _TOP: Final = 1.25  # the most that the load's lane shows, as a share of the limit
 
-FILLS: Final = {
-    State.DISABLED: "#999999",
-    State.IDLE_WAIT: "#56b4e9",
-    State.READY: "#f0e442",
-    State.RUNNING: "#009e73",
-    State.COOLDOWN: "#e69f00",
+
+class Look(NamedTuple):
+    """How a state is drawn: colour, the pattern over it in a tile of 8 pixels, and the letter where its name has no room."""
+
+    fill: str
+    tile: str
+    letter: str
+
+
+HATCH: Final = "M-2 2 L2 -2 M0 8 L8 0 M6 10 L10 6"
+LOOKS: Final = {
+    State.DISABLED: Look("#999999", "M0 0 L8 8 M8 0 L0 8", "D"),
+    State.IDLE_WAIT: Look("#56b4e9", "M0 4 H8", "I"),
+    State.READY: Look("#f0e442", "M2 2 h2 M6 6 h2", "Y"),
+    State.RUNNING: Look("#009e73", "M0 0", "R"),
+    State.COOLDOWN: Look("#e69f00", HATCH, "C"),
 }
-# The pattern over each fill, in a tile of 8 pixels.
-TILES: Final = {
-    State.DISABLED: "M0 0 L8 8 M8 0 L0 8",
-    State.IDLE_WAIT: "M0 4 H8",
-    State.READY: "M2 2 h2 M6 6 h2",
-    State.RUNNING: "",
-    State.COOLDOWN: "M-2 2 L2 -2 M0 8 L8 0 M6 10 L10 6",
-}
-# For a state whose name has no room.
-LETTERS: Final = {State.DISABLED: "D", State.IDLE_WAIT: "I", State.READY: "Y", State.RUNNING: "R", State.COOLDOWN: "C"}
-HATCH: Final = TILES[State.COOLDOWN]
 CURVES: Final = (("cpu", "CPU", "%"), ("gpu", "GPU", "%"), ("vram", "VRAM", "GiB"))
 
 _PERSON_FILL: Final = {
@@ -52,11 +51,13 @@ _PERSON_FILL: Final = {
     PersonState.UNSEEN: 'class="body" fill="url(#p-unseen)"',
 }
 
-STYLE: Final = """
-.page{fill:#fff}.ink{fill:#1f2328}.soft{fill:#59636e}
-.t{font-size:12px}.tt{font-size:20px;font-weight:bold}.b{font-weight:bold}.hour{font-size:10px}.mid{text-anchor:middle}
-.name{font-size:11px;font-weight:bold;fill:#000;pointer-events:none}.tile{fill:none;stroke:#000;stroke-opacity:.3;stroke-width:1.3}
-.grid{stroke:#d1d9e0;stroke-width:1}
+_BASE: Final = """
+.page{fill:#fff}.ink{fill:#1f2328}.soft{fill:#59636e}.grid{stroke:#d1d9e0}
+.t{font-size:12px}.tt{font-size:20px;font-weight:bold}.b{font-weight:bold}.mid{text-anchor:middle}
+"""
+_BASE_DARK: Final = ".page{fill:#0d1117}.ink{fill:#e6edf3}.soft{fill:#9198a1}.grid{stroke:#3d444d}"
+_STYLE: Final = """
+.hour{font-size:10px}.name{font-size:11px;font-weight:bold;fill:#000;pointer-events:none}.tile{fill:none;stroke:#000;stroke-opacity:.3;stroke-width:1.3}
 .gap-back{fill:#fff}.gap-tile{fill:none;stroke:#818b98;stroke-width:1}.gap{stroke:#818b98;stroke-dasharray:3 3}
 .task{fill:#0072b2;stroke:#fff;stroke-width:.8}.task.failed{fill:#1f2328}.back-back{fill:#cc79a7}.back-tile{fill:none;stroke:#fff;stroke-width:2}
 .flag{fill:#882255}.cross{fill:none;stroke:#1f2328;stroke-width:2}.mark{fill:#1f2328}
@@ -66,16 +67,16 @@ STYLE: Final = """
 .limit{fill:none;stroke:#59636e;stroke-dasharray:4 4;stroke-width:1}
 .seg:focus{outline:none}.seg:focus-visible .body{stroke:#1f2328;stroke-width:3}
 """
-DARK: Final = """
-.page{fill:#0d1117}.ink{fill:#e6edf3}.soft{fill:#9198a1}.grid{stroke:#3d444d}
+_DARK: Final = """
 .gap-back{fill:#0d1117}.task{fill:#56b4e9;stroke:#0d1117}.task.failed{fill:#e6edf3}.flag{fill:#ee99bb}
 .cross{stroke:#e6edf3}.mark{fill:#e6edf3}.cpu{stroke:#56b4e9}.gpu{stroke:#f08030}.vram{stroke:#2fd0a0}.limit{stroke:#9198a1}
 .seg:focus-visible .body{stroke:#fff}
 """
 
 
-def dark_style() -> str:
-    return f"@media (prefers-color-scheme:dark){{{DARK}}}"
+def style(own: str = _STYLE, own_dark: str = _DARK, dark: bool = True) -> str:
+    """The rules of a picture; `dark`: with other colours where the reader's screen is dark."""
+    return _BASE + own + (f"@media (prefers-color-scheme:dark){{{_BASE_DARK}{own_dark}}}" if dark else "")
 
 
 def patterns() -> str:
@@ -84,17 +85,18 @@ def patterns() -> str:
     def tile(name: str, back: str, kind: str, path: str) -> str:
         return (
             f'<pattern id="p-{name}" width="8" height="8" patternUnits="userSpaceOnUse">{back}'
-            f'<path class="{kind}" d="{path or "M0 0"}"/></pattern>'
+            f'<path class="{kind}" d="{path}"/></pattern>'
         )
 
-    parts = [
-        tile(state, f'<rect width="8" height="8" fill="{FILLS[state]}"/>', "tile", TILES[state]) for state in State
-    ]
-    parts.append(tile(GAP, '<rect class="gap-back" width="8" height="8"/>', "gap-tile", HATCH))
-    parts.append(tile("back", '<rect class="back-back" width="8" height="8"/>', "back-tile", HATCH))
-    parts.append(tile("left", "", "left-tile", HATCH))
-    parts.append(tile("unseen", "", "unseen-tile", "M2 2 h2 M6 6 h2"))
-    return f"<defs>{''.join(parts)}</defs>"
+    rect = '<rect {} width="8" height="8"/>'
+    states = (tile(state, rect.format(f'fill="{look.fill}"'), "tile", look.tile) for state, look in LOOKS.items())
+    others = (
+        tile(GAP, rect.format('class="gap-back"'), "gap-tile", HATCH),
+        tile("back", rect.format('class="back-back"'), "back-tile", HATCH),
+        tile("left", "", "left-tile", HATCH),
+        tile("unseen", "", "unseen-tile", LOOKS[State.READY].tile),
+    )
+    return f"<defs>{''.join((*states, *others))}</defs>"
 
 
 class _Scale:
@@ -140,14 +142,14 @@ def day(part: Timeline, begin: float, end: float, longest_s: float, place: str, 
 def _state(span: Span, scale: _Scale) -> str:
     """A stay with its name where there is room, else with its letter."""
     share = (span.end - span.begin) / scale.longest_s
-    kind = span.state if span.state in FILLS or span.state == GAP else GAP  # a state of another version has no colour
+    kind = span.state if span.state in LOOKS else GAP  # a state of another version has no colour
     body = scale.bar(span.begin, span.end, _STATE_Y, _STATE_H, f'class="body {kind.lower()}" fill="url(#p-{kind})"')
     if share <= 0.009 or (share <= 0.075 and span.state == GAP):
         return body
     text, at = "no record" if span.state == GAP else span.state, span.begin + 0.004 * scale.longest_s
     shown = "name" if share > 0.24 else "name narrow"
     if share <= 0.075:
-        letter = next((letter for state, letter in LETTERS.items() if state == text), "?")
+        letter = next((look.letter for state, look in LOOKS.items() if state == span.state), "?")
         text, shown, at = letter, "name narrow mid", (span.begin + span.end) / 2
     ink = " ink" if span.state == GAP else ""
     return f'{body}<text class="{shown}{ink}" x="{scale.x(at)}" y="{_STATE_Y + 18}">{escape(text)}</text>'
@@ -224,7 +226,7 @@ def _bins(points: Iterable[Point], name: str, begin: float) -> list[tuple[int, f
 
 def swatch(place: str, kind: str) -> str:
     """A sample for a legend; `kind` is a state, GAP, a curve, or one of task, back, failed, here, left, unseen, mark."""
-    if kind in FILLS or kind == GAP:
+    if kind in LOOKS or kind == GAP:
         body = f'<rect class="{kind.lower()}" width="28" height="14" fill="url(#p-{kind})"/>'
     elif kind in ("back", "left", "unseen"):
         body = f'<rect width="28" height="9" y="3" fill="url(#p-{kind})"/>'
@@ -240,7 +242,7 @@ def swatch(place: str, kind: str) -> str:
 
 
 LEGEND: Final = (
-    *((str(state), f"{state} ({letter})") for state, letter in LETTERS.items()),
+    *((str(state), f"{state} ({look.letter})") for state, look in LOOKS.items()),
     (GAP, "no record"),
     ("task", "task"),
     ("back", "task handed back (▼)"),
@@ -257,7 +259,7 @@ LEGEND: Final = (
 
 
 def picture(timeline: Timeline, dark: bool = True) -> str:
-    """The whole as one SVG. `dark`: with colours of its own where the reader's screen is dark."""
+    """The whole timeline as one SVG; for `dark` see `style`."""
     left, wide, right = 184, 1100, 36
     width = left + wide + right
     days = timeline.days()
@@ -283,14 +285,14 @@ def picture(timeline: Timeline, dark: bool = True) -> str:
             body.append(text(24, y + _STATE_Y + 30 + 15 * n, sum_, "t soft"))
         body.append(day(part, begin, end, longest_s, f'x="{left}" y="{y}" width="{wide}" height="{HEIGHT}"', wide))
         y += HEIGHT + 8
-    return document(width, y + 16, STYLE + (dark_style() if dark else ""), patterns(), body)
+    return document(width, y + 16, style(dark=dark), patterns(), body)
 
 
-def document(width: int, height: int, style: str, definitions: str, body: Iterable[str]) -> str:
+def document(width: int, height: int, rules: str, definitions: str, body: Iterable[str]) -> str:
     """A whole SVG file on a `page` of its size."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="{FONT}"><style>{style}</style>{definitions}'
+        f'font-family="{FONT}"><style>{rules}</style>{definitions}'
         f'<rect class="page" width="{width}" height="{height}"/>{"".join(body)}</svg>\n'
     )
 
