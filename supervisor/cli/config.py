@@ -26,7 +26,7 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
     if json:
         print_json({"sound": True, "reachable": not never, "reasons": list(never), "notes": list(found.notes)})
     else:
-        print(f"{found.folder}: sound" + ("" if not never else ", but READY can never be reached:"))
+        print(f"{found.folder}: no errors" + ("" if not never else ", but the node can never become READY:"))
         for line in never:
             print(f"  {line}")
         for note in found.notes:

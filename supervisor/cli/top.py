@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import select
 import shutil
 import sys
@@ -55,8 +56,7 @@ class _Client(threading.Thread):
     def __init__(self, runtime: Path, first: dict[str, Any]) -> None:
         super().__init__(daemon=True)
         self._runtime = runtime
-        self._commands: list[tuple[str, dict[str, Any]]] = []
-        self._wanted = threading.Event()
+        self._commands: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self.news, self._news = os.pipe()
         self.answer: dict[str, Any] = first
         self.answered_s = time.monotonic()
@@ -64,24 +64,24 @@ class _Client(threading.Thread):
         self.message, self.message_s = "", 0.0
 
     def send(self, command: str, **fields: Any) -> None:
-        """Send a command to the daemon, soon."""
-        self._commands.append((command, fields))
+        """Send a command to the daemon, then ask for its new status."""
         self._show(f"{command} …")
-        self._wanted.set()
+        self._commands.put((command, fields))
+        self._commands.put(("status", {}))
 
     def run(self) -> None:
         """See Thread."""
         while True:
-            while self._commands:
-                command, fields = self._commands.pop(0)
-                answer = self._ask(command, **fields)
-                if answer is not None:
-                    self._show(str(answer.get("status", "")))
-            if (answer := self._ask("status")) is not None:
+            try:
+                command, fields = self._commands.get(timeout=INTERVAL_S)
+            except queue.Empty:
+                command, fields = "status", {}
+            answer = self._ask(command, **fields)
+            if answer is not None and command == "status":
                 self.answer, self.answered_s = answer, time.monotonic()
+            elif answer is not None:
+                self._show(str(answer.get("status", "")))
             os.write(self._news, b".")
-            self._wanted.wait(INTERVAL_S)
-            self._wanted.clear()
 
     def _ask(self, name: str, **fields: Any) -> dict[str, Any] | None:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from supervisor.config import executor_names
+from supervisor.config.executor_names import BUILT_IN, NoExecutor, installed
 from supervisor.config.schema import Control, NodeSettings
 from supervisor.config.urls import host_of, is_loopback, nats_fault, url_fault
 from supervisor.config.validate import Validator, join
@@ -34,8 +34,9 @@ def cross_check(validator: Validator, node: NodeSettings, folder: Path) -> None:
     for name, task in node.tasks.items():
         path = join("tasks", name)
         try:
-            executor_names.check(task.executor)
-        except executor_names.NoExecutor as missing:
+            if task.executor not in BUILT_IN:
+                installed(task.executor)
+        except NoExecutor as missing:
             refuse(f"{path}.executor", None, str(missing))
             continue
         if task.executor == "ollama_api":

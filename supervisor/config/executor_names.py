@@ -22,12 +22,6 @@ class NoExecutor(Exception):
     """There is no such executor, or it cannot be loaded; the text says what is allowed."""
 
 
-def check(name: str) -> None:
-    """Raise NoExecutor unless there is such an executor. One that is not built in is loaded."""
-    if name not in BUILT_IN:
-        installed(name)
-
-
 def installed(name: str) -> Callable[..., Any]:
     """Load the entry point of that name, or raise NoExecutor."""
     from importlib.metadata import entry_points

@@ -32,7 +32,7 @@ def answer(**changes: Any) -> dict[str, Any]:
          "wait_s": 420.0 if name == "user_away" else 0.0}
         for name in GUARDS
     ]
-    told: dict[str, Any] = {
+    status: dict[str, Any] = {
         "status": "IDLE_WAIT: user active on seat0, 7 min to go", "since": "2026-11-24T18:00:00+00:00", "guards": guards,
         "blocked_by": ["user_away"], "unblock": "wait 7 min (safety.idle_required_minutes)", "task": None,
         "paused_until": None, "notes": ["a note"], "recent": [
@@ -40,7 +40,7 @@ def answer(**changes: Any) -> dict[str, Any]:
         ],
         "source": {"url": "http://h", "link": "up", "since": "2026-11-24T17:00:00+00:00", "reason": "", "outbox": 0},
     }
-    return told | changes
+    return status | changes
 
 
 @pytest.mark.parametrize("height", [1, 2, 5, 12, 24, 25, 60])
@@ -174,7 +174,7 @@ def test_why_a_watch_has_ended_is_there_to_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "trouble", "code", "message"), [("status", "a fault", 1, ""), ("pause", "", 0, "a fault")])
-def test_a_daemon_that_refuses_is_told_as_such(
+def test_a_daemon_that_refuses_is_shown_as_such(
     name: str, trouble: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "ask", lambda *_, **__: {"v": 1, "ok": False, "error": "a fault"})

@@ -1,4 +1,4 @@
-"""Sound configurations: what is read from them, at what cost; and whatever else is in the files, a line (R7, interface §2)."""
+"""Correct configurations: what is read from them, at what cost; one line for each error in others (R7, interface §2)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from supervisor.sources.rae.source import RaeSource
 
 
 def test_the_seed_alone_is_sound(tmp_path: Path) -> None:
-    """The shipped values are the mind's defaults; the node is named after the host."""
+    """The shipped values are the defaults of Limits; the node has the name of the host."""
     config = load(write(tmp_path))
     assert config.limits == Limits()
     assert config.node == NodeSettings()
@@ -102,7 +102,7 @@ def test_a_removed_setting_is_noted_and_not_refused(tmp_path: Path, name: str) -
     assert config.node == load(write(tmp_path, node="tasks:\n  a: {argv: [/bin/true]}\n")).node
 
 
-def test_a_constant_is_told_with_its_value() -> None:
+def test_the_note_names_the_value_of_the_constant() -> None:
     """The note of a removed setting must not drift from the constant that took its place."""
     gib, limits = 2**30, Limits()
     values = {
@@ -135,7 +135,7 @@ def test_a_constant_is_told_with_its_value() -> None:
 def test_files_of_the_link_start_at_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str | None, used: str | None
 ) -> None:
-    """As the source is given them, wherever the node was started."""
+    """The source gets absolute paths, independent of the working directory."""
     monkeypatch.setenv("HOME", "/home/anna")
     node = f"control: {{ca_file: {named}, token: {{file: {named}}}}}\n" if named else ""
     config = load(write(tmp_path, node=node))
@@ -160,7 +160,7 @@ def test_where_a_control_node_may_be(tmp_path: Path, url: str) -> None:
 
 
 def test_it_imports_little() -> None:
-    """A broken configuration is told before anything heavy is loaded."""
+    """Errors of the configuration come before anything heavy is loaded."""
     program = (
         "import sys, dataclasses, pathlib, typing, yaml, msgspec\n"
         "from supervisor.config.load import load\n"

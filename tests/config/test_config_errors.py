@@ -1,4 +1,4 @@
-"""Broken configurations and what is said about them, to the letter (R7, interface §2 and §3)."""
+"""Broken configurations and their errors, to the letter (R7, interface §2 and §3)."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_all_errors_come_at_once_in_file_order(tmp_path: Path) -> None:
 
 
 def test_a_file_full_of_errors_is_cut_short(tmp_path: Path) -> None:
-    """Nobody reads ten thousand lines, and they are told in no time."""
+    """Nobody reads ten thousand lines; the first hundred come quickly."""
     started = time.monotonic()
     lines = errors(write(tmp_path, SEED + "".join(f"k{n}: 1\n" for n in range(20_000))))
     assert len(lines) == 101

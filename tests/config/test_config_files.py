@@ -1,4 +1,4 @@
-"""A configuration folder's files: missing ones, those that are no files, and which folder is meant (R7, interface §2)."""
+"""A configuration folder's files: missing ones, other kinds of files, and the choice of the folder (R7, interface §2)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_file_without_the_right_to_read_it(tmp_path: Path) -> None:
 
 
 def _as_nobody(folder: Path) -> str:
-    """What uid 65534 is told: the modules are loaded first, as it may not reach them."""
+    """The error that uid 65534 gets. The modules are loaded first, because it may not read them."""
     program = (
         "import os, sys, pathlib; from supervisor.config.load import load, ConfigErrors\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"

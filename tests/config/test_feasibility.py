@@ -1,4 +1,4 @@
-"""Working hours, and settings that are sound but can never reach READY (interface §4)."""
+"""Working hours, and correct settings with which the node can never become READY (interface §4)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ CLOCK = st.tuples(st.integers(0, 23), st.integers(0, 59)).map(lambda t: f"{t[0]:
     minute=st.integers(0, 7 * 24 * 60 - 1),
 )
 def test_the_hours_agree_with_a_minute_by_minute_look(hours: list[str], days: set[str], minute: int) -> None:
-    """Nothing changes before the time told, and at that time it does."""
+    """Nothing changes before the returned time, and at that time it does."""
     week = 7 * 24 * 60
     grid = [False] * week
     for number, day in enumerate(DAYS):

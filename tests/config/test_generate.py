@@ -23,12 +23,12 @@ CONFIG = Path(__file__).parents[2] / "config"
 
 @pytest.mark.parametrize("name", sorted(files()))
 def test_a_shipped_file_is_the_generated_one(name: str) -> None:
-    """`python -m supervisor.config.generate config` writes them anew."""
+    """`make schemas` writes them."""
     assert (CONFIG / name).read_text() == files()[name]
 
 
 def test_the_shipped_configuration_is_sound_and_says_the_defaults() -> None:
-    """Both files load, the limits are the mind's own defaults, and READY can be reached."""
+    """Both files load, the limits are the defaults of Limits, and READY can be reached."""
     config = load(CONFIG)
     assert config.node == NodeSettings()
     assert config.limits == Limits()

@@ -54,7 +54,7 @@ def test_one_that_cannot_be_made_is_none(site: Path) -> None:
 
 
 def test_a_sites_own_is_found(site: Path) -> None:
-    executor_names.check("mine")
+    executor_names.installed("mine")
     task_type = TaskType(executor="mine")
     assert registry.make("mine", task_type, CONTAINMENT).given == (task_type, CONTAINMENT)  # type: ignore[attr-defined]
 
