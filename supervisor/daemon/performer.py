@@ -89,7 +89,7 @@ class Performer:
         attempt = self._attempts.current
         if plan.row is None or attempt is None or not any(effect in FREEZING for effect in plan.effects):
             return False
-        attempt.freeze_now()
+        attempt.freeze_now(to_stop=Effect.STOP in plan.effects)
         return True
 
     async def perform(self, plan: Plan) -> Outcome:

@@ -114,10 +114,12 @@ class Attempt:
 
     # --- freeze, thaw, stop
 
-    def freeze_now(self) -> None:
-        """Order the freeze and return at once: the first thing that happens when a person is back. `freeze` or `stop` must
-        follow. A task whose VRAM must be moved out first is left to them."""
-        if self.process is not None and self._phase is TaskPhase.RUNNING and not (self._pause and self._pause.must_move_out):
+    def freeze_now(self, *, to_stop: bool) -> None:
+        """Order the freeze and return at once: the first thing that happens when a person is back. `stop` must follow, or
+        `freeze` where it is not `to_stop`. A task whose VRAM must be moved out before it is frozen is left to them."""
+        if self.process is None or self._phase is not TaskPhase.RUNNING:
+            return
+        if self._pause is None or not (self._pause.must_move_out if to_stop else self._pause.on_gpu):
             self.process.freeze_now()
 
     @property

@@ -57,10 +57,15 @@ class Pause:
     # --- at a sign
 
     @property
+    def on_gpu(self) -> bool:
+        """The task uses the GPU, by the last look."""
+        return self._context.gpu.own.processes > 0
+
+    @property
     def pinned(self) -> bool:
         """The task is on the GPU, and its VRAM cannot be moved out: freezing it would keep the VRAM in use."""
         movable = self._checkpointer is not None and not self._checkpointer.problem
-        return self._context.gpu.own.processes > 0 and not movable
+        return self.on_gpu and not movable
 
     @property
     def frozen(self) -> bool:
@@ -90,7 +95,7 @@ class Pause:
                 await self._process.thaw()
                 self._quota.turn(self._context.clock.now_s(), frozen=False)
             rungs: tuple[Rung, ...] = ()
-            if self._context.gpu.own.processes:
+            if self.on_gpu:
                 rungs = await self._move_out(CHECKPOINT_S)
             self.at_sign = True
             try:

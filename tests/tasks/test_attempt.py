@@ -186,7 +186,7 @@ def test_the_freeze_is_ordered_before_anything_else(rig: Rig) -> None:
         await rig.do("task-claimed", *START)
         ordered: list[str] = []
         rig.executor.task.freeze_now = lambda: ordered.append("freeze")  # type: ignore[method-assign]
-        rig.attempt.freeze_now()
+        rig.attempt.freeze_now(to_stop=True)
         assert ordered == ["freeze"]
         await rig.do("user-returned", *OUT)
 

@@ -176,6 +176,36 @@ def test_vram_goes_out_before_the_freeze_and_comes_back_after_the_thaw(rig: Rig)
 
 
 @pytest.mark.parametrize(
+    ("on_the_gpu", "back", "to_stop", "at_once"),
+    [
+        (False, False, False, True),
+        (False, False, True, True),
+        (True, False, False, False),
+        (True, False, True, True),
+        (True, True, True, False),
+    ],
+)
+def test_what_must_leave_the_gpu_first_is_not_frozen_at_once(
+    rig: Rig, on_the_gpu: bool, back: bool, to_stop: bool, at_once: bool
+) -> None:
+    """A lock on a frozen process hangs. `back`: it got its VRAM back after a hold, and must not end with it."""
+    there = on_gpu(rig)
+    rig.gpu.looks = [(Gpu(), ON_GPU if on_the_gpu else FREE)]
+
+    async def story() -> None:
+        await rig.do("task-claimed", *START)
+        there.restored = back
+        ordered: list[str] = []
+        rig.executor.task.freeze_now = lambda: ordered.append("freeze")  # type: ignore[method-assign]
+        rig.attempt.freeze_now(to_stop=to_stop)
+        assert bool(ordered) is at_once
+        rig.gpu.looks = [(Gpu(), FREE)]
+        await rig.do("user-returned", *OUT)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
     ("looks", "words"),
     [
         ([(Gpu(), ON_GPU), (Gpu(), Own(1, 1.5, 0.0))], "1.5 GiB of its VRAM are still there"),
