@@ -3,7 +3,7 @@
 BIN := .venv/bin
 SPEED ?= 1
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: help demo check test nightly install lint type layers unit quick diagrams schemas bench wheels deb clean
 

@@ -1,9 +1,11 @@
-"""Fixtures for the whole tree, and how its tests are shared out among workers (`pytest -n 2 --dist loadgroup`)."""
+"""Fixtures for the whole tree, and how its tests are shared out among workers (`pytest -n 2`)."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -46,17 +48,27 @@ def site(wheels: Path) -> Path:
     return shared.once("site", lambda folder: make_site(folder, wheels))
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a box. Keep tests that share a fixture of their module on one worker, in their order."""
+    """Mark what uses a box."""
     for item in items:
         if {"box", "wheels"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.box)
-        if _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
-def _shares_a_fixture(item: pytest.Item) -> bool:
-    info = getattr(item, "_fixtureinfo", None)
-    used = info.name2fixturedefs.values() if info else ()
-    return any(definition.scope == "module" for definitions in used for definition in definitions)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a file that makes something for all of them run on one worker, in their order, and such files begin first.
+    Any other test runs wherever a worker is free."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixture(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if _shares_fixtures(config.rootpath / file) else nodeid
+
+    return ByFixture(config, log)
+
+
+@functools.cache
+def _shares_fixtures(file: Path) -> bool:
+    return '@pytest.fixture(scope="module")' in file.read_text()

@@ -31,7 +31,7 @@ def fail(name, make):
         setattr(daemon.Daemon, name, broken)
     return handler
 signal.signal(signal.SIGUSR1, fail("_ask", lambda daemon: RuntimeError("injected")))
-signal.signal(signal.SIGUSR2, fail("_must_hold", lambda daemon: daemon.InvariantBroken("injected")))
+signal.signal(signal.SIGUSR2, fail("_check_invariants", lambda daemon: daemon.InvariantBroken("injected")))
 """
 CAP_SYS_RESOURCE = 1 << 24
 
