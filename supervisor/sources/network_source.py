@@ -36,7 +36,7 @@ class NetworkSource(ABC):
     def __init__(self, settings: SourceSettings, clock: Clock, events: SourceEvents) -> None:
         self._settings = settings
         self._clock = clock
-        self._log = EventLog(events)
+        self._log = EventLog(events.link_event)
         self._wake: Wake = lambda: None
         self._record = InFlightRecord(settings.state_dir)
         self._link = RetryingLink(

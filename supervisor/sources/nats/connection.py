@@ -67,7 +67,11 @@ class Server:
 
 
 class Connection:
-    """A connection that can be opened again after it was closed. `on_lost` is called once when the server ends it."""
+    """A connection that can be opened again after it was closed. `on_lost` is called once when the server ends it.
+
+    Each call raises Refused when the server refuses for good, and RequestError when it gives no good answer; it may have acted
+    all the same.
+    """
 
     def __init__(
         self, server: Server, *, name: str, on_lost: Callable[[RequestError], None] = lambda error: None
@@ -81,12 +85,7 @@ class Connection:
         self.url = server.url  # for people: without a password; once it was open, the server that it was connected to
 
     async def open(self) -> None:
-        """Connect to one of the servers.
-
-        Raises:
-            Refused: the server does not take the user's key.
-            RequestError: no server can be reached.
-        """
+        """Connect to one of the servers. Raises Refused when the server does not take the user's key."""
         from nats.aio.client import Client
         from nats.errors import Error
 
@@ -176,12 +175,7 @@ class Connection:
     async def request(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float = ANSWER_S
     ) -> Msg:
-        """The answer to a request.
-
-        Raises:
-            Refused: it is larger than the server takes; nothing was sent, because the server would hang up.
-            RequestError: there is no answer; the server may have acted all the same.
-        """
+        """The answer to a request. One that is larger than the server takes is not sent: the server would hang up."""
         from nats.errors import NoRespondersError
 
         client = self._connected()
@@ -204,31 +198,20 @@ class Connection:
             raise RequestError(f"{self.url} gives no answer for {family(subject)}{denied}{why}") from None
 
     async def api(self, name: str, body: Any = None) -> dict[str, Any]:
-        """A call of JetStream's API.
-
-        Raises:
-            Refused: the answer is an error.
-            RequestError: there is no answer.
-        """
+        """A call of JetStream's API."""
         msg = await self.request(f"$JS.API.{name}", b"" if body is None else json.dumps(body).encode())
         return read_answer(msg.data, name)
 
     async def store(self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None = None) -> bool:
         """Have a message stored once. False: this very message, by its id, was stored before.
 
-        Raises:
-            Exists: another message lies there, and it stands.
-            RequestError: it may be stored or not; the same call again finds out.
+        Raises Exists when another message lies there. After another error, the same call again finds out.
         """
         msg = await self.request(subject, data, headers={**self.msg_id(msg_id), **(headers or {})})
         return not read_answer(msg.data, family(subject)).get("duplicate", False)
 
     async def last(self, stream: str, subject: str) -> bytes | None:
-        """The last message there; None when there is none.
-
-        Raises:
-            RequestError: there is no answer.
-        """
+        """The last message there; None when there is none."""
         msg = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         status = (msg.headers or {}).get("Status")
         if status in (None, NOTHING):
@@ -236,11 +219,7 @@ class Connection:
         raise self._unreadable(stream)
 
     async def everything(self, stream: str) -> list[bytes]:
-        """The last message of each subject of a stream.
-
-        Raises:
-            RequestError: the server does not answer.
-        """
+        """The last message of each subject of a stream."""
         found: dict[str, bytes] = {}
         after = 0
         while True:
@@ -256,19 +235,11 @@ class Connection:
             found[headers.get("Nats-Subject", "")] = msg.data
 
     async def acknowledge(self, reply: str, what: bytes, timeout_s: float = ANSWER_S) -> None:
-        """Acknowledge (ACK), renew (IN_PROGRESS), give back (`nak`) or end (TERM) a delivery, and be sure of it.
-
-        Raises:
-            RequestError: it may not have arrived.
-        """
+        """Acknowledge (ACK), renew (IN_PROGRESS), give back (`nak`) or end (TERM) a delivery, and be sure of it."""
         await self.request(reply, what, timeout_s=min(ANSWER_S, timeout_s))
 
     async def listen(self, subject: str, heard: Callable[[bytes], None]) -> None:
-        """Call `heard` with each message there, as long as the connection lasts.
-
-        Raises:
-            RequestError: the connection has ended.
-        """
+        """Call `heard` with each message there, as long as the connection lasts."""
 
         async def hear(msg: Msg) -> None:
             heard(msg.data)
@@ -283,9 +254,6 @@ class Connection:
 
         `linger_s` is called again and again; 0: do not wait any longer. `enough` ends the wait at once. A message that is on
         its way then is still returned. None: there is no message, or the connection was lost.
-
-        Raises:
-            RequestError: the server does not answer.
         """
         client, over, enough = self._connected(), self._over, enough or asyncio.Event()
         answers: asyncio.Queue[Msg] = asyncio.Queue()

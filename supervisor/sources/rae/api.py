@@ -115,12 +115,7 @@ class RaeApi:
         return True
 
     async def poll(self) -> dict[str, Any] | None:
-        """Ask for a task; None: there is none. The server has handed it out even if the answer is lost.
-
-        Raises:
-            TaskTooLarge: there is a task that is too large to be read.
-            RequestError: no good answer.
-        """
+        """Ask for a task; None: there is none. The server has handed it out even if the answer is lost or too large."""
         paths = await self._paths()
         try:
             value = await self._call("poll", Request("GET", paths.poll, query={"node_id": self._node_id}))
@@ -131,12 +126,7 @@ class RaeApi:
         return value
 
     async def task(self, task_id: str) -> dict[str, Any] | None:
-        """A task as the server has it; None: this dialect has no call for it.
-
-        Raises:
-            TaskTooLarge: the task is too large to be read.
-            RequestError: no good answer.
-        """
+        """A task as the server has it; None: this dialect has no call for it."""
         paths = await self._paths()
         if not paths.lookup:
             return None

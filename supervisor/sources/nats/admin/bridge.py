@@ -56,7 +56,7 @@ class Bridge:
         self._say = say
         self._transport = Transport(settings.control, clock, settings.token)
         self._api = RaeApi(self._transport, settings)
-        self._poster = ResultPoster(self._api, EventLog(self))
+        self._poster = ResultPoster(self._api, EventLog(self._event))
         self._record = InFlightRecord(settings.state_dir)
         self._backoff = Backoff()
         self._not_yet = ""
@@ -98,14 +98,9 @@ class Bridge:
                     await self._api.heartbeat(Availability.OFFLINE)
             await self._transport.close()
 
-    def link_event(self, event: str, fields: Mapping[str, Any]) -> None:
-        """See SourceEvents; of the poster's events people need one."""
+    def _event(self, event: str, fields: Mapping[str, Any]) -> None:
         if event == "outcome-lost":
             self._say(f"{fields['task']}: the control node does not take its outcome: {fields['reason']}")
-
-    def describe(self) -> Mapping[str, Any]:
-        """See SourceEvents."""
-        return {}
 
     # --- the links
 

@@ -50,11 +50,7 @@ async def set_up(
     wanted: Mapping[str, Any] | None = None,
     consumer: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Make or update them; a line for each. The settings in `consumer` replace those of each consumer of tasks.
-
-    Raises:
-        RequestError: the server refuses or does not answer.
-    """
+    """Make or update them; a line for each. The settings in `consumer` replace those of each consumer of tasks."""
     wanted = wanted or read(DEFINITIONS)
     lines = [await _stream(connection, {**stream, "num_replicas": replicas}) for stream in wanted["streams"]]
     for one in wanted["consumers"]:

@@ -102,11 +102,7 @@ async def submit(
 async def wait(
     connection: Connection, ids: Iterable[str], *, timeout_s: float | None, came: Callable[[Result], None]
 ) -> set[str]:
-    """Wait for results; `came` gets each once. Returns the ids without a result after `timeout_s` seconds (None: no limit).
-
-    Raises:
-        RequestError: the connection is lost.
-    """
+    """Wait for results; `came` gets each once. Returns the ids without a result after `timeout_s` seconds (None: no limit)."""
     missing = set(ids)
     turns = deque(missing)
     complete = asyncio.Event()
