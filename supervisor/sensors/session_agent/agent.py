@@ -41,7 +41,7 @@ from supervisor.sensors.session_agent.x11 import X11Idle
 SOCKET: Final = "/run/rae-node/control.sock"
 TERMINALS: Final = ("tty", "unspecified", "web")
 RETRY_S: Final = (1.0, 300.0)
-TYPED_GAP_S: Final = 1.0  # typing is reported no more often
+TYPED_GAP_S: Final = 1.0  # typing is reported about once a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,6 @@ class Agent:
         bus_address: str | None = None,
         session_bus: str = "",
         runtime: Path | None = None,
-        dev: Path = Path("/dev"),
         quiet_s: float = QUIET_S,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -146,11 +145,10 @@ class Agent:
         self._no_events = True  # inotify does not report new sockets
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = RETRY_S[0]
-        self._typed_timer: asyncio.TimerHandle | None = None
-        self._typed_sent_s = 0.0
         self._logged: dict[str, str] = {}
-        self._terminals = OwnTerminals(self._typed, dev)
         self._reporter = Reporter(socket, self.report, self.prove, log)
+        self._terminals = OwnTerminals(self._typed)
+        self._typed_due_s = 0.0  # by the loop's time
         self._bus = SystemBus(bus_address)
         self._bus.watch(LOGIN1, lambda _: self._look_now.set())
         self._bus.subscribe(LOGIN1, LOGIN1_MANAGER, "", lambda _: self._look_now.set())
@@ -267,15 +265,9 @@ class Agent:
         self._reporter.changed()
 
     def _typed(self) -> None:
-        wait_s = self._typed_sent_s + TYPED_GAP_S - boot_s()
-        if wait_s <= 0:
-            self._send_typed()
-        elif self._typed_timer is None:
-            self._typed_timer = asyncio.get_running_loop().call_later(wait_s, self._send_typed)
-
-    def _send_typed(self) -> None:
-        self._typed_timer, self._typed_sent_s = None, boot_s()
-        self._reporter.changed()
+        self._reporter.changed(self._typed_due_s)
+        if (now_s := asyncio.get_running_loop().time()) >= self._typed_due_s:
+            self._typed_due_s = now_s + TYPED_GAP_S
 
     # --- the report
 

@@ -42,11 +42,12 @@ class Reporter:
         self._next: asyncio.TimerHandle | None = None
         self._socket_came = asyncio.Event()
 
-    def changed(self) -> None:
-        """Something has changed: send a report, at once unless the last one was sent just now."""
-        if self._writer is not None and self._next is None:
-            loop = asyncio.get_running_loop()
-            self._next = loop.call_later(max(0.0, self._sent_s + GAP_S - loop.time()), self._send_change, self._writer)
+    def changed(self, not_before_s: float = 0.0) -> None:
+        """Something has changed: send a report, at once unless one was sent just now; `not_before_s`: by the loop's time."""
+        due_s = max(self._sent_s + GAP_S, not_before_s)
+        if self._writer is not None and (self._next is None or due_s < self._next.when()):
+            self._cancel_next()
+            self._next = asyncio.get_running_loop().call_at(due_s, self._send_change, self._writer)
 
     async def run(self) -> None:
         wait_s, logged = FIRST_RETRY_S, ""
