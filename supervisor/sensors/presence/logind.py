@@ -94,7 +94,7 @@ class Sessions(PresenceSensor):
         self._blockers: list[Inhibition] = []
         self._blocked_since: dict[Inhibition, float] = {}  # first seen then, so held at least that long
         self._event = (NEVER, "", Quality.EVENT)  # the last sign that was an event
-        self._delays = _DelayLocks(bus) if delay_locks else None
+        self._delays = _DelayLocks(bus, wanted=delay_locks)
         self._preparing = dict.fromkeys(DELAYS, False)
         self._prepared = 0  # signals about it so far: a property read before the last of them is old
         bus.watch(LOGIN1, self._owner_changed)
@@ -115,7 +115,7 @@ class Sessions(PresenceSensor):
     @property
     def delay_error(self) -> str:
         """Why no delay lock is held, so that a task may be cut short by sleep; empty when all is well."""
-        return self._delays.error if self._delays else ""
+        return self._delays.error
 
     @property
     def delay_max_s(self) -> float | None:
@@ -127,8 +127,7 @@ class Sessions(PresenceSensor):
     def release_delay(self) -> None:
         """The task is stopped: let the machine sleep or shut down. Does nothing while the machine is not going down. On resume
         the locks are taken again."""
-        if self._delays:
-            self._delays.release([kind for kind, preparing in self._preparing.items() if preparing])
+        self._delays.release([kind for kind, preparing in self._preparing.items() if preparing])
 
     def latest(self, now_s: float) -> Presence:
         seen = [self._judge(session, now_s) for session in self._sessions.values()]
@@ -189,8 +188,7 @@ class Sessions(PresenceSensor):
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if self._delays:
-            await self._delays.stop()
+        await self._delays.stop()
         self._error = "the sessions are no longer watched"
 
     async def _run(self) -> None:
@@ -223,8 +221,7 @@ class Sessions(PresenceSensor):
         if prepared == self._prepared:
             for kind, name in DELAYS.items():
                 self._set_preparing(kind, manager.get(name) is True)
-        if self._delays:
-            self._delays.take([kind for kind, preparing in self._preparing.items() if not preparing])
+        self._delays.take([kind for kind, preparing in self._preparing.items() if not preparing])
         return manager
 
     async def _look(self) -> None:
@@ -284,8 +281,7 @@ class Sessions(PresenceSensor):
     # --- signals
 
     def _owner_changed(self, owner: str) -> None:
-        if self._delays:
-            self._delays.renew()
+        self._delays.renew()
         if not owner:
             self._error = self._bus.error or "logind is not running: see systemctl status systemd-logind"
             self._wake()
@@ -302,7 +298,7 @@ class Sessions(PresenceSensor):
     def _set_preparing(self, kind: str, preparing: bool) -> None:
         ended = self._preparing[kind] and not preparing
         self._preparing[kind] = preparing
-        if ended and self._delays:
+        if ended:
             self._delays.take([kind])  # on resume, before anything else
 
     def _power_changed(self, signal: Signal) -> None:
@@ -322,8 +318,8 @@ class Sessions(PresenceSensor):
 class _DelayLocks:
     """The delay locks, one of each kind. They are taken in the background, and held until the machine goes down."""
 
-    def __init__(self, bus: SystemBus) -> None:
-        self._bus = bus
+    def __init__(self, bus: SystemBus, wanted: bool) -> None:
+        self._bus, self._wanted = bus, wanted
         self._held: dict[str, Lock] = {}
         self._old: dict[str, Lock] = {}  # of a logind that is gone; its successor may still know them
         self._taking: dict[str, asyncio.Task[None]] = {}
@@ -335,7 +331,7 @@ class _DelayLocks:
         return next(iter(self._refused.values()), "")
 
     def take(self, kinds: list[str]) -> None:
-        for kind in kinds:
+        for kind in kinds if self._wanted else ():
             if kind not in self._held and kind not in self._taking and self._bus.owner(LOGIN1):
                 self._taking[kind] = asyncio.get_running_loop().create_task(self._take(kind))
 
