@@ -38,11 +38,7 @@ _UNKNOWN: Final = "it was not looked at yet"
 
 
 class Checkpointer:
-    """Checkpoints one task after the other. One order at a time; a second one waits for the first.
-
-    Args:
-        proc_root, sys_root: where to read about the driver and memory.
-    """
+    """Checkpoints one task after the other. One order at a time; a second one waits for the first."""
 
     def __init__(self, *, proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> None:
         self._proc_root, self._sys_root = proc_root, sys_root
@@ -70,15 +66,12 @@ class Checkpointer:
 
     async def out(self, pids: Collection[int], limit_s: float, vram_gb: float = 0.0) -> tuple[Rung, ...]:
         """Move the VRAM of the processes that use CUDA to their memory. They must not be frozen before this returns. Whether
-        the VRAM is free then, only NVML knows.
+        the VRAM is free then, only NVML knows. Raises CheckpointFailed.
 
         Args:
             pids: all processes of the task.
             limit_s: the time for it; the processes get half of it to end their work on the GPU.
             vram_gb: GiB that they have, as far as known. If memory has no room for that, nothing is done.
-
-        Raises:
-            CheckpointFailed: VRAM was not moved.
         """
         if no_room := self._no_room(pids, vram_gb):
             raise CheckpointFailed(no_room, usable=True)
@@ -87,14 +80,9 @@ class Checkpointer:
         return rungs
 
     async def back(self, pids: Collection[int], limit_s: float) -> tuple[Rung, ...]:
-        """Give the processes their VRAM back, within `limit_s` seconds. They must be thawed before. Skips those that have ended
-        meanwhile.
-
-        Check first that so much VRAM is free: a restore without room never succeeds again.
-
-        Raises:
-            CheckpointFailed: VRAM was not moved. `usable`: nothing was done; this may be tried once more.
-        """
+        """Give the processes their VRAM back, within `limit_s` seconds. They must be thawed before, and so much VRAM must be
+        free: a restore without room never succeeds again. Skips processes that have ended. Raises CheckpointFailed; if it is
+        `usable`, nothing was done, and this may be tried once more."""
         rungs = await self._order("back", pids, limit_s)
         self.restored = True
         return rungs

@@ -10,16 +10,15 @@ that may be checkpointed. Its requests:
 - `back PID...`: move the VRAM back, then unlock all of them.
 
 The answer: `{"problem": str, "rungs": [[RungName, seconds or null, processes], ...], "usable": bool}`. `problem` says why it
-was not done; then `usable` says whether the processes are unchanged. If not, they must be killed. They are left as they are:
-a process that was given its VRAM back only to be killed would take it from the person, and has been seen to hang the
-machine.
+was not done; then `usable` says whether the processes are unchanged. If not, they must be killed, as they are: a process that
+gets its VRAM back before takes it from the person, and has been seen to hang the machine.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -68,12 +67,8 @@ class RequestFailed(Exception):
 
 
 class Driver:
-    """The calls of libcuda.so.1 that are needed, each for one process.
-
-    Raises:
-        ImportError: there is no cuda-bindings.
-        CudaError: by each call, and if CUDA cannot be started.
-    """
+    """The calls of libcuda.so.1 that are needed, each for one process; each raises CudaError if it fails. So does the
+    constructor, or ImportError if there is no cuda-bindings."""
 
     def __init__(self) -> None:
         from cuda.bindings import driver  # some 15 MiB; looks for the library at the first call
@@ -109,120 +104,121 @@ class Driver:
         return list(values)
 
 
-class Mover:
-    """Carries out the requests."""
+@cache
+def loaded() -> Driver:
+    """The driver, loaded once. Raises RequestFailed."""
+    try:
+        driver = Driver()
+    except ImportError as error:
+        raise RequestFailed(f"cuda-bindings cannot be used: {error}", usable=True) from None
+    except CudaError as error:
+        raise RequestFailed(f"CUDA cannot be used: {error}", usable=True) from None
+    if driver.version < LEAST:
+        version = f"{driver.version // 1000}.{driver.version % 1000 // 10}"
+        raise RequestFailed(f"the NVIDIA driver is for CUDA {version}: install driver 570 or newer", usable=True)
+    return driver
 
-    def __init__(self) -> None:
-        self._driver: Driver | None = None
 
-    def probe(self) -> list[Rung]:
-        """Load the library, once."""
-        self._loaded()
-        return []
+def probe() -> list[Rung]:
+    """Load the library, once."""
+    loaded()
+    return []
 
-    def _loaded(self) -> Driver:
-        if self._driver is None:
-            try:
-                driver = Driver()
-            except ImportError as error:
-                raise RequestFailed(f"cuda-bindings cannot be used: {error}", usable=True) from None
-            except CudaError as error:
-                raise RequestFailed(f"CUDA cannot be used: {error}", usable=True) from None
-            if driver.version < LEAST:
-                version = f"{driver.version // 1000}.{driver.version % 1000 // 10}"
-                raise RequestFailed(f"the NVIDIA driver is for CUDA {version}: install driver 570 or newer", usable=True)
-            self._driver = driver
-        return self._driver
 
-    def out(self, limit_ms: str, *pids: str) -> list[Rung]:
-        """Move VRAM out."""
-        began_s = time.monotonic()
-        lock_until_s = began_s + int(limit_ms) / 1000 * LOCK_SHARE
-        driver, states = self._loaded(), self._states(map(int, pids))
-        if not states:
-            return [(RungName.NO_CUDA, None, 1)]
-        locked = [pid for pid, state in states.items() if state == LOCKED]
-        for pid in (pid for pid, state in states.items() if state == RUNNING):
-            left_ms = int((lock_until_s - time.monotonic()) * 1000)
-            try:
-                if left_ms <= 0:
-                    raise CudaError("NOT_READY")
-                driver.lock(pid, left_ms)
-                locked.append(pid)
-            except CudaError as error:
-                if not gone(pid):
-                    self._unlock(locked)
-                    usable = self._state(pid) == RUNNING
-                    raise RequestFailed(f"process {pid} cannot be locked: {error}", usable=usable) from None
-        locked_s = time.monotonic()
-        for pid in locked:
-            try:
-                driver.do("Checkpoint", pid)
-                if (state := driver.state(pid)) != CHECKPOINTED:
-                    raise CudaError("", f"its state is {state}")
-            except CudaError as error:
-                if not gone(pid):
-                    self._unlock_unmoved(locked)
-                    raise RequestFailed(f"the VRAM of process {pid} cannot be moved: {error}", usable=False) from None
-        out_s = time.monotonic()
-        return [(RungName.LOCKED, locked_s - began_s, len(states)), (RungName.VRAM_OUT, out_s - locked_s, 1)]
-
-    def back(self, *pids: str) -> list[Rung]:
-        """Move VRAM back."""
-        began_s = time.monotonic()
-        driver, states = self._loaded(), self._states(map(int, pids))
-        if not states:
-            return [(RungName.NO_CUDA, None, 1)]
-        for pid in (pid for pid, state in states.items() if state == CHECKPOINTED):
-            try:
-                driver.do("Restore", pid)
-            except CudaError as error:
-                if not gone(pid):
-                    raise RequestFailed(f"process {pid} cannot have its VRAM back: {error}", usable=False) from None
-        restored_s = time.monotonic()
-        self._unlock([pid for pid, state in states.items() if state != RUNNING])
-        unlocked_s = time.monotonic()
-        return [(RungName.VRAM_BACK, restored_s - began_s, len(states)), (RungName.UNLOCKED, unlocked_s - restored_s, 1)]
-
-    def _states(self, pids: Iterable[int]) -> dict[int, str]:
-        """The state of each process that uses CUDA. All are asked before one is locked: beside a locked process that shares
-        memory with it, another may not answer."""
-        found: dict[int, str] = {}
-        for pid in pids:
-            if stopped(pid):  # the driver would wait for it for ever, whatever time limit it has
-                raise RequestFailed(f"process {pid} is stopped or frozen: it must run for this", usable=True)
-            try:
-                found[pid] = self._loaded().state(pid)
-            except CudaError as error:
-                if error.name not in NO_CUDA and not gone(pid):
-                    raise RequestFailed(f"process {pid} cannot be asked: {error}", usable=True) from None
-        for pid, state in found.items():
-            if state not in (RUNNING, LOCKED, CHECKPOINTED):
-                raise RequestFailed(f"process {pid} is in the state {state}", usable=False)
-        return found
-
-    def _state(self, pid: int) -> str:
+def out(limit_ms: str, *pids: str) -> list[Rung]:
+    """Move VRAM out."""
+    began_s = time.monotonic()
+    lock_until_s = began_s + int(limit_ms) / 1000 * LOCK_SHARE
+    driver, states = loaded(), _states(map(int, pids))
+    if not states:
+        return [(RungName.NO_CUDA, None, 1)]
+    locked = [pid for pid, state in states.items() if state == LOCKED]
+    for pid in (pid for pid, state in states.items() if state == RUNNING):
+        left_ms = int((lock_until_s - time.monotonic()) * 1000)
         try:
-            return self._loaded().state(pid)
-        except CudaError:
-            return ""
+            if left_ms <= 0:
+                raise CudaError("NOT_READY")
+            driver.lock(pid, left_ms)
+            locked.append(pid)
+        except CudaError as error:
+            if not gone(pid):
+                _unlock(locked)
+                usable = _state(pid) == RUNNING
+                raise RequestFailed(f"process {pid} cannot be locked: {error}", usable=usable) from None
+    locked_s = time.monotonic()
+    for pid in locked:
+        try:
+            driver.do("Checkpoint", pid)
+            if (state := driver.state(pid)) != CHECKPOINTED:
+                raise CudaError("", f"its state is {state}")
+        except CudaError as error:
+            if not gone(pid):
+                _unlock_unmoved(locked)
+                raise RequestFailed(f"the VRAM of process {pid} cannot be moved: {error}", usable=False) from None
+    out_s = time.monotonic()
+    return [(RungName.LOCKED, locked_s - began_s, len(states)), (RungName.VRAM_OUT, out_s - locked_s, 1)]
 
-    def _unlock(self, pids: Iterable[int]) -> None:
-        for pid in pids:
+
+def back(*pids: str) -> list[Rung]:
+    """Move VRAM back."""
+    began_s = time.monotonic()
+    driver, states = loaded(), _states(map(int, pids))
+    if not states:
+        return [(RungName.NO_CUDA, None, 1)]
+    for pid in (pid for pid, state in states.items() if state == CHECKPOINTED):
+        try:
+            driver.do("Restore", pid)
+        except CudaError as error:
+            if not gone(pid):
+                raise RequestFailed(f"process {pid} cannot have its VRAM back: {error}", usable=False) from None
+    restored_s = time.monotonic()
+    _unlock([pid for pid, state in states.items() if state != RUNNING])
+    unlocked_s = time.monotonic()
+    return [(RungName.VRAM_BACK, restored_s - began_s, len(states)), (RungName.UNLOCKED, unlocked_s - restored_s, 1)]
+
+
+def _states(pids: Iterable[int]) -> dict[int, str]:
+    """The state of each process that uses CUDA. All are asked before one is locked: beside a locked process that shares
+    memory with it, another may not answer."""
+    found: dict[int, str] = {}
+    for pid in pids:
+        if stopped(pid):  # the driver would wait for it for ever, whatever time limit it has
+            raise RequestFailed(f"process {pid} is stopped or frozen: it must run for this", usable=True)
+        try:
+            found[pid] = loaded().state(pid)
+        except CudaError as error:
+            if error.name not in NO_CUDA and not gone(pid):
+                raise RequestFailed(f"process {pid} cannot be asked: {error}", usable=True) from None
+    for pid, state in found.items():
+        if state not in (RUNNING, LOCKED, CHECKPOINTED):
+            raise RequestFailed(f"process {pid} is in the state {state}", usable=False)
+    return found
+
+
+def _state(pid: int) -> str:
+    try:
+        return loaded().state(pid)
+    except CudaError:
+        return ""
+
+
+def _unlock(pids: Iterable[int]) -> None:
+    for pid in pids:
+        try:
+            loaded().do("Unlock", pid)
+        except CudaError as error:
+            if not gone(pid):
+                raise RequestFailed(f"process {pid} cannot be unlocked: {error}", usable=False) from None
+
+
+def _unlock_unmoved(pids: Iterable[int]) -> None:
+    """Unlock the processes that still have their VRAM: a locked process may not react to a signal to end."""
+    for pid in pids:
+        if _state(pid) == LOCKED:
             try:
-                self._loaded().do("Unlock", pid)
-            except CudaError as error:
-                if not gone(pid):
-                    raise RequestFailed(f"process {pid} cannot be unlocked: {error}", usable=False) from None
-
-    def _unlock_unmoved(self, pids: Iterable[int]) -> None:
-        """Unlock the processes that still have their VRAM: a locked process may not react to a signal to end."""
-        for pid in pids:
-            if self._state(pid) == LOCKED:
-                try:
-                    self._loaded().do("Unlock", pid)
-                except CudaError:
-                    continue
+                loaded().do("Unlock", pid)
+            except CudaError:
+                continue
 
 
 def gone(pid: int) -> bool:
@@ -234,7 +230,7 @@ def gone(pid: int) -> bool:
 def stopped(pid: int) -> bool:
     """By a signal, by a tracer, or as part of a frozen cgroup (v2)."""
     process = process_tree.look(pid)
-    if process is not None and process.state in "Tt":
+    if process is not None and not process.running:
         return True
     path = name_of(Path("/proc"), pid).cgroup
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
@@ -258,5 +254,4 @@ def answer(carry_out: Callable[..., list[Rung]], *arguments: str) -> dict[str, A
 
 def replies() -> helper_main.Replies:
     """The functions by request; see helper_main."""
-    mover = Mover()
-    return {request.__name__: partial(answer, request) for request in (mover.probe, mover.out, mover.back)}
+    return {request.__name__: partial(answer, request) for request in (probe, out, back)}

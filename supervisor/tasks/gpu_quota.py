@@ -19,12 +19,7 @@ SETTLE_S: Final = 1.0  # a sample of the driver covers so much time before it
 
 
 class GpuQuota:
-    """The quota of one task.
-
-    Args:
-        limit: percent of the GPU.
-        now_s: when the task began; all times here are seconds of CLOCK_BOOTTIME.
-    """
+    """The quota of one task: `limit` percent of the GPU. All times are seconds of CLOCK_BOOTTIME."""
 
     def __init__(self, limit: float, now_s: float) -> None:
         self.frozen = self._paused = False

@@ -22,21 +22,14 @@ _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Workdir:
-    """The folder `paths.workdir`. Removes only what `fresh` made, so a wrong setting costs nobody a file.
-
-    Args:
-        root: made with mode 0700 if it is missing.
-    """
+    """The folder `paths.workdir`. Removes only what `fresh` made, so a wrong setting costs nobody a file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def fresh(self, task_id: str) -> Path:
         """Make an empty folder, 0700, with a random name: task ids come from outside, so they are no part of a path.
-
-        Raises:
-            OSError: it cannot be made, or the root is not safely ours; the text says why.
-        """
+        Raises OSError: it cannot be made, or the root is not safely ours; the text says why."""
         self.root.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.root, 0o700)
@@ -51,22 +44,15 @@ class Workdir:
         return self.root / name
 
     def wipe(self, path: Path) -> None:
-        """Remove one task's folder with all that is in it; nothing to do if it is gone.
-
-        Raises:
-            ValueError: `path` is not a task's folder in this root.
-            OSError: something could not be removed; how much and why, without names that the task chose.
-        """
+        """Remove one task's folder with all that is in it. Raises ValueError if `path` is no task's folder in this root, and
+        OSError if something could not be removed: how much and why, without names that the task chose."""
         if path.parent != self.root or not path.name.startswith(PREFIX):
             raise ValueError(f"{path} is not a task's folder in {self.root}")
         self._wipe([path.name])
 
     def wipe_all(self, except_: Collection[Path] = ()) -> int:
-        """Remove every task's folder except these; returns how many there were.
-
-        Raises:
-            OSError: as `wipe`; the others are removed all the same.
-        """
+        """Remove every task's folder except these; returns how many there were. Raises OSError as `wipe`, after the
+        others are removed."""
         kept = {path.name for path in except_}
         try:
             names = [name for name in os.listdir(self.root) if name.startswith(PREFIX) and name not in kept]

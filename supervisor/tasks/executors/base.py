@@ -82,27 +82,18 @@ class RunningTask(Protocol):
 
     async def freeze(self) -> Rung:
         """Stop all processes where they are, and confirm it. The order is given before the first await. The processes keep
-        their memory, VRAM too. A frozen task can be stopped like any other. Takes some seconds at most.
-
-        Raises:
-            FreezeFailed: not all of them stopped in time, or this task cannot be frozen. It runs on.
-        """
+        their memory, VRAM too. A frozen task can be stopped like any other. Takes some seconds at most. Raises FreezeFailed if
+        not all stopped in time, or this task cannot be frozen: it runs on."""
         ...
 
     async def thaw(self) -> Rung:
-        """Let the task run on after `freeze`. Does nothing for a task that was not frozen, or is gone.
-
-        Raises:
-            FreezeFailed: there was no answer; it is not known whether the task runs.
-        """
+        """Let the task run on after `freeze`. Does nothing for a task that was not frozen, or is gone. Raises
+        FreezeFailed if there was no answer: it is not known whether the task runs."""
         ...
 
     async def stop(self, grace_s: float) -> tuple[Rung, ...]:
         """Freeze at once; then SIGTERM and thaw; after `grace_s` seconds SIGKILL. Returns when the tree is empty.
-
-        Raises:
-            StopFailed: something is still alive.
-        """
+        Raises StopFailed if something is still alive."""
         ...
 
 
@@ -111,8 +102,5 @@ class Executor(Protocol):
 
     async def start(self, claim: Claim, workdir: Path, wake: Wake) -> RunningTask:
         """Start the claim in the fresh private folder `workdir`. `wake` is called in the loop's thread when the task ends.
-
-        Raises:
-            StartFailed: it did not start.
-        """
+        Raises StartFailed."""
         ...

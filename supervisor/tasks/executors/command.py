@@ -25,12 +25,7 @@ _MIB, _GIB = 1 << 20, 1 << 30
 
 
 class CommandExecutor:
-    """Starts the command of one task type.
-
-    Args:
-        task_type: argv, environment and limits, from node.yaml.
-        containment: contains the processes.
-    """
+    """Starts the command of one task type."""
 
     def __init__(self, task_type: TaskType, containment: Containment) -> None:
         self._type = task_type

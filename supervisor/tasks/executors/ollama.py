@@ -54,12 +54,7 @@ class OllamaFailed(Exception):
 
 
 class OllamaExecutor:
-    """Runs one task type on Ollama.
-
-    Args:
-        task_type: the server's address and the limit of the result, from node.yaml.
-        containment: not needed: no process is started.
-    """
+    """Runs one task type on Ollama. It starts no process, so it needs no containment."""
 
     def __init__(self, task_type: TaskType, containment: Containment | None = None) -> None:
         self._type = task_type
@@ -111,11 +106,7 @@ class OllamaTask:
         return Rung(RungName.WAS_NOT_FROZEN)
 
     async def stop(self, grace_s: float) -> tuple[Rung, ...]:
-        """Cut the request, ask Ollama to unload, and wait for that for three seconds at most.
-
-        Raises:
-            StopFailed: the request does not end.
-        """
+        """Cut the request, ask Ollama to unload, and wait for that for three seconds at most. Raises StopFailed."""
         if not self.alive:
             return self._rungs or (Rung(RungName.GONE_ALREADY),)
         if self._stopping is None or self._stopping.done():

@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def make(name: str, task_type: TaskType, containment: Containment) -> Executor:
-    """The executor of that name for one task type.
-
-    Raises:
-        NoExecutor: it is not installed, or cannot be made.
-    """
+    """The executor of that name for one task type. Raises NoExecutor: it is not installed, or cannot be made."""
     if name not in BUILT_IN:
         make_it = installed(name)
         try:

@@ -39,37 +39,22 @@ _SHIM = (
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What is started, and how; as JSON it is the shim's start order.
-
-    Args:
-        argv, environment: the command, and its whole environment.
-        workdir: where it starts; wiped by the shim when the daemon is lost.
-        mark: see `containment.task_mark`.
-        cgroup: its cgroup, already made; None: it has none.
-        max_result: bytes of stdout that are read; one more is a failure.
-        sandbox: the name of the sandbox's own process, which gets no signal meant for the task; empty: none.
-        notice: signal and seconds of the notice before SIGTERM.
-        memory_limit: where the kernel kills it, for its error.
-    """
+    """What is started, and how; as JSON it is the shim's start order."""
 
     argv: Sequence[str]
-    environment: Mapping[str, str] = field(repr=False)
-    workdir: str
-    mark: str
-    cgroup: str | None
-    max_result: int
-    sandbox: str
-    notice: tuple[int, float] | None
-    memory_limit: str
+    environment: Mapping[str, str] = field(repr=False)  # all of it
+    workdir: str  # where it starts; the shim wipes it when the daemon is lost
+    mark: str  # see `containment.task_mark`
+    cgroup: str | None  # already made
+    max_result: int  # bytes of stdout; more is a failure
+    sandbox: str  # the name of the sandbox's own process, which gets no signal meant for the task; empty: none
+    notice: tuple[int, float] | None  # signal and seconds of the notice before SIGTERM
+    memory_limit: str  # where the kernel kills it, for its error
 
 
 async def start(launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> CommandTask:
     """Start the shim, and by it the command. `payload` goes to its stdin, `wake` is called at its end, `judge` makes its
-    outcome.
-
-    Raises:
-        StartFailed: it did not start; nothing of it is left.
-    """
+    outcome. Raises StartFailed; then nothing of it is left."""
     try:
         task = CommandTask(launch, payload, wake, judge)
     except OSError as error:

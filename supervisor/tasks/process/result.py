@@ -28,17 +28,12 @@ class FailureKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """The outcome of a command.
-
-    Args:
-        result: the command's JSON object; of a failed one `status` (exit code, or minus the signal) and `stderr` (its end).
-        kind: None: it succeeded.
-        detail: the rest of the error. It never holds anything that the task or its payload said.
-    """
+    """The outcome of a command. `result` is its JSON object; of a failed one it has `status` (exit code, or minus the
+    signal) and `stderr` (its end)."""
 
     result: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    kind: FailureKind | None = None
-    detail: str = ""
+    kind: FailureKind | None = None  # None: it succeeded
+    detail: str = ""  # the rest of the error; contains nothing that the task or its payload said
 
     @property
     def error(self) -> str | None:
@@ -61,11 +56,7 @@ def judge(status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult:
 
 def fault(status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult | None:
     """The failure that does not depend on what was written: too much output, or how the main process ended.
-
-    Args:
-        status: wait status of the main process; None: its end was not seen.
-        pipes: what it has written.
-        memory_limit: the limit at which the kernel has killed a process; empty: it has not.
+    `status` is its wait status; None: its end was not seen. `memory_limit`: where the kernel killed a process; empty: nowhere.
     """
     code = None if status is None else os.waitstatus_to_exitcode(status)
     if code == -signal.SIGKILL and memory_limit:

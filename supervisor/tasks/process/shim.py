@@ -1,15 +1,15 @@
 """A task's shim: the small process between the daemon and one task. It outlives the daemon long enough to clean up.
 
 The shim is the subreaper of the task's processes, so none of them can leave it by a double fork: while one lives, `waitpid`
-has a child to wait for; when there is none, the tree is empty. The daemon holds the other end of the control socket. When
-that end closes, for whatever reason, the shim kills the tree and wipes the task's folder. The shim stands outside the
-task's cgroup and runs at ordinary priority, so that it can stop a task that takes the whole machine.
+has a child to wait for; when there is none, the tree is empty. When the daemon's end of the control socket closes, for any
+reason, the shim kills the tree and wipes the task's folder. It is outside the task's cgroup and runs at ordinary priority,
+so that it can stop a task that takes the whole machine.
 
 A task runs as the same user and can kill its shim. Then its main process dies too (PDEATHSIG). The daemon sees the shim
 end, and kills what is left by cgroup and by the mark in the environment.
 
 Control protocol: one JSON object a line.
-From the daemon: the start order (see `Shim.start`), then any number of {"stop": grace_s}, {"freeze": true}, {"thaw": true}.
+From the daemon: the start order (a Launch), then any number of {"stop": grace_s}, {"freeze": true} and {"thaw": true}.
 To the daemon, where a rung is [RungName, seconds or null]:
 - {"started": pid} or {"failed": reason};
 - {"rung": rung} for each freeze and thaw, in their order;
