@@ -10,7 +10,7 @@ from states.limits import Limits
 from states.observation import Gpu, Reading
 from supervisor.config.schema import GpuSettings, TaskType
 from supervisor.linux.clock import Clock
-from supervisor.sensors.gpu.ownership import Own
+from supervisor.sensors.gpu.ownership import TaskUse
 
 if TYPE_CHECKING:
     from supervisor.tasks.cuda_checkpoint import Checkpointer
@@ -27,7 +27,7 @@ class GpuSensor(Protocol):
     """What the GPU sensor reports."""
 
     @property
-    def own(self) -> Own:
+    def own(self) -> TaskUse:
         """What the node's own task does on the GPU, by the last look."""
         ...
 

@@ -44,7 +44,7 @@ from states.observation import Automation, Cpu, Gpu, Host, Reading, TaskPhase
 from supervisor.config.schema import TaskType
 from supervisor.daemon.performer import Performer
 from supervisor.linux.clock import SystemClock
-from supervisor.sensors.gpu.ownership import Own
+from supervisor.sensors.gpu.ownership import TaskUse
 from supervisor.sensors.observer import Observer
 from supervisor.sensors.presence.terminals import Terminals
 from supervisor.sources.base import Claim
@@ -214,7 +214,7 @@ async def ours(containment: Containment, code: str, folder: Path, runs: int, tel
 class NoGpu:
     """No GPU is watched."""
 
-    own = Own()
+    own = TaskUse()
 
     def latest(self, now_s: float) -> Reading[Gpu]:
         return Reading()

@@ -22,7 +22,7 @@ from supervisor.daemon.performer import Performer
 from supervisor.journal.effect_text import effect_detail
 from supervisor.linux.clock import SystemClock
 from supervisor.sensors.gpu import ownership
-from supervisor.sensors.gpu.ownership import Own
+from supervisor.sensors.gpu.ownership import TaskUse
 from supervisor.tasks import monitor
 from supervisor.tasks.attempt import Attempt, Attempts
 from supervisor.tasks.context import TaskContext, TaskSettings
@@ -31,11 +31,11 @@ from supervisor.tasks.process.rungs import RungName
 from supervisor.tasks.workdir import Workdir
 
 CLOCK = SystemClock()
-ON_GPU = Own(1, 2.0, 5.0)
-LEFT = Own(left="2 GiB by pid 7, which is gone", left_by=(7,))
-FREE = Own()
+ON_GPU = TaskUse(1, 2.0, 5.0)
+LEFT = TaskUse(left="2 GiB by pid 7, which is gone", left_by=(7,))
+FREE = TaskUse()
 KILLED = {"status": -9, "stderr": "oh"}
-Look = tuple[Gpu | None, Own]
+Look = tuple[Gpu | None, TaskUse]
 
 
 @dataclass
@@ -48,7 +48,7 @@ class ScriptedGpu:
     asked: int = 0
 
     @property
-    def own(self) -> Own:
+    def own(self) -> TaskUse:
         return self.looks[0][1]
 
     def latest(self, now_s: float) -> Reading[Gpu]:

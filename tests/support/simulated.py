@@ -24,7 +24,7 @@ from supervisor.config.schema import TaskType
 from supervisor.daemon.wiring import Node
 from supervisor.journal.decision_log import Journal
 from supervisor.sensors.base import Presence, PresenceSensor
-from supervisor.sensors.gpu.ownership import Own
+from supervisor.sensors.gpu.ownership import TaskUse
 from supervisor.sources.base import Claim, LinkStatus
 from supervisor.tasks.attempt import Attempt
 from supervisor.tasks.executors.base import Rung
@@ -102,7 +102,7 @@ class Signs(PresenceSensor):
 class StillGpu:
     """The GPU's own sensor, which nobody needs to wake: its readings are the story's."""
 
-    own = Own()
+    own = TaskUse()
 
     def __init__(self, signs: Signs) -> None:
         self.latest = signs.gpu

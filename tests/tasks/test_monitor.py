@@ -17,7 +17,7 @@ from states.limits import Limits
 from states.observation import Gpu, TaskPhase
 from supervisor.config.schema import GpuSettings, TaskType
 from supervisor.sensors.gpu import ownership
-from supervisor.sensors.gpu.ownership import Own
+from supervisor.sensors.gpu.ownership import TaskUse
 from supervisor.tasks import vram
 
 __all__ = ["rig"]  # a fixture
@@ -269,7 +269,7 @@ def test_a_look_that_fails_is_told_and_the_next_one_counts(rig: Rig) -> None:
 def test_a_task_that_cannot_be_frozen_says_so_and_runs_on(rig: Rig) -> None:
     rig.set(limits=Limits(max_gpu_percent=1))
     rig.executor.task = FreezableTask("cannot be frozen, only cut")
-    rig.gpu.looks = [(Gpu(), Own(1, 2.0, 80.0))]
+    rig.gpu.looks = [(Gpu(), TaskUse(1, 2.0, 80.0))]
 
     async def story() -> list[str]:
         await rig.do("task-claimed", *START)
@@ -290,7 +290,7 @@ def test_a_task_is_frozen_and_thawed_and_never_thawed_once_it_is_being_stopped(r
     task = rig.executor.task
     assert isinstance(task, FreezableTask)
     rig.set(limits=Limits(max_gpu_percent=1))
-    rig.gpu.looks = [(Gpu(), Own(1, 2.0, 80.0))]
+    rig.gpu.looks = [(Gpu(), TaskUse(1, 2.0, 80.0))]
 
     async def story() -> None:
         await rig.do("task-claimed", *START)

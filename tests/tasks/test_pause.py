@@ -35,7 +35,7 @@ from states.observation import Gpu, TaskPhase
 from supervisor.config.generate import runtime_yaml
 from supervisor.config.load import ConfigErrors, load
 from supervisor.config.schema import TaskType
-from supervisor.sensors.gpu.ownership import Own
+from supervisor.sensors.gpu.ownership import TaskUse
 from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.cuda_checkpoint import Checkpointer
 from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, Rung, RunningTask
@@ -208,11 +208,11 @@ def test_what_must_leave_the_gpu_first_is_not_frozen_at_once(
 @pytest.mark.parametrize(
     ("looks", "words"),
     [
-        ([(Gpu(), ON_GPU), (Gpu(), Own(1, 1.5, 0.0))], "1.5 GiB of its VRAM are still there"),
+        ([(Gpu(), ON_GPU), (Gpu(), TaskUse(1, 1.5, 0.0))], "1.5 GiB of its VRAM are still there"),
         ([(Gpu(), ON_GPU), (None, FREE)], "whether its VRAM is out of the way cannot be seen: the NVIDIA driver hangs"),
     ],
 )
-def test_the_drivers_word_is_not_enough(rig: Rig, looks: list[tuple[Gpu | None, Own]], words: str) -> None:
+def test_the_drivers_word_is_not_enough(rig: Rig, looks: list[tuple[Gpu | None, TaskUse]], words: str) -> None:
     on_gpu(rig)
 
     async def story() -> str:
@@ -279,7 +279,7 @@ def test_a_pause_for_its_load_is_not_mixed_up_with_a_hold(rig: Rig) -> None:
     """Frozen for its load: thawed for the lock, and not thawed by its account while it is on hold."""
     there = on_gpu(rig)
     rig.set(limits=Limits(hold_s=30, max_gpu_percent=1))
-    busy = Own(1, 2.0, 80.0)
+    busy = TaskUse(1, 2.0, 80.0)
     rig.gpu.looks = [(Gpu(), busy)]
 
     async def story() -> None:

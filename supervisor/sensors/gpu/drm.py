@@ -15,7 +15,7 @@ from typing import Any, Final
 from supervisor.linux.inotify import flags
 from supervisor.sensors.gpu.drm_cards import Cards
 from supervisor.sensors.gpu.drm_usage import Look, busy_percent, judge
-from supervisor.sensors.gpu.ownership import Use
+from supervisor.sensors.gpu.ownership import GpuUse
 from supervisor.sensors.gpu.poller import ABSENT, GpuPoller, Setup
 
 NODE: Final = re.compile(r"(?:card|renderD)[0-9]+")
@@ -62,7 +62,7 @@ class DrmSensor(GpuPoller[Look]):
             self._end_helper()
             self._cancel_timer()
             what = f"GPU {missing[0]} (gpu.lend in node.yaml) is not there; NVIDIA's are named by UUID" if missing else ""
-            self._publish(Use(None, what) if what else Use(ABSENT), now_s, "DRM")
+            self._publish(GpuUse(None, what) if what else GpuUse(ABSENT), now_s, "DRM")
             return True
         if all(self._cards.asleep(present[pci]) for pci in lent):
             self._publish_asleep(now_s)

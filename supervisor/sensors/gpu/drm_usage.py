@@ -19,7 +19,18 @@ from msgspec import Struct
 
 from supervisor.linux.proc import Name
 from supervisor.sensors.gpu import ownership
-from supervisor.sensors.gpu.ownership import DISPLAY_CAP_GB, GIB, Known, LentGpu, Process, Use, Whose, called, gib, process_rows
+from supervisor.sensors.gpu.ownership import (
+    DISPLAY_CAP_GB,
+    GIB,
+    GpuUse,
+    Known,
+    LentGpu,
+    Process,
+    Whose,
+    called,
+    gib,
+    process_rows,
+)
 
 MIN_WINDOW_S: Final = 0.2  # idle times are in milliseconds, and not all read at the same moment
 
@@ -78,7 +89,7 @@ def busy_percent(before: Look | None, now: Look, card: Card) -> float | None:
     return min(100.0, max(0.0, 100.0 * (1.0 - idle_s / (now.at_s - before.at_s))))
 
 
-def judge(cards: Sequence[Card], lent: Collection[str], percents: Mapping[str, float], known: Known) -> Use:
+def judge(cards: Sequence[Card], lent: Collection[str], percents: Mapping[str, float], known: Known) -> GpuUse:
     """The lent cards without the node's own task.
 
     Args:
@@ -96,7 +107,7 @@ def judge(cards: Sequence[Card], lent: Collection[str], percents: Mapping[str, f
     if suspects := sorted(pid for pid, it in hidden_owners.items() if it is Whose.FOREIGN):
         who = ", ".join(called(pid, names[pid]) for pid in suspects[:3]) + (", …" if len(suspects) > 3 else "")
         hint = "run the node as root, or name what only draws the desktop in gpu.display_servers"
-        return Use(None, f"{who} may use the GPU and cannot be looked into: {hint}", rows=rows)
+        return GpuUse(None, f"{who} may use the GPU and cannot be looked into: {hint}", rows=rows)
     displays = {pid for pid, it in (*owners.items(), *hidden_owners.items()) if it is Whose.DISPLAY}
     if sum(_held_by(displays, card) for card in chosen) > DISPLAY_CAP_GB * GIB:
         owners |= dict.fromkeys(displays, Whose.FOREIGN)
@@ -113,7 +124,7 @@ def judge(cards: Sequence[Card], lent: Collection[str], percents: Mapping[str, f
     ]
     unlisted_by = "no process that can be looked into" if hidden else "no listed process"
     others, own = ownership.judge(gpus, known, names, owners, foreign, unlisted_by)
-    return Use(others, rows=rows, own=own)
+    return GpuUse(others, rows=rows, own=own)
 
 
 def _held_by(displays: set[int], card: Card) -> int:

@@ -16,7 +16,7 @@ from states.observation import Gpu, Reading
 from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu.drm_cards import Cards
 from supervisor.sensors.gpu.nvml import NvmlSensor
-from supervisor.sensors.gpu.ownership import NOTHING_OWN, Own
+from supervisor.sensors.gpu.ownership import NO_TASK_USE, TaskUse
 from supervisor.sensors.gpu.poller import GpuPoller, Setup
 
 PCI_ADDRESS: Final = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
@@ -79,8 +79,8 @@ class LentGpus:
         return self.drm.latest(now_s)
 
     @property
-    def own(self) -> Own:
-        return combine_own([part.own for part in self._started])
+    def own(self) -> TaskUse:
+        return combine_task_use([part.own for part in self._started])
 
     def demand(self, interval_s: float | None) -> None:
         self._interval_s = interval_s
@@ -108,11 +108,11 @@ class LentGpus:
         return self._started[part]
 
 
-def combine_own(parts: Sequence[Own]) -> Own:
+def combine_task_use(parts: Sequence[TaskUse]) -> TaskUse:
     """The task's use of several GPUs as one: the largest of each number."""
     if len(parts) <= 1:
-        return parts[0] if parts else NOTHING_OWN
-    return Own(
+        return parts[0] if parts else NO_TASK_USE
+    return TaskUse(
         processes=max(part.processes for part in parts),
         vram_gb=max(part.vram_gb for part in parts),
         percent=max((part.percent for part in parts if part.percent is not None), default=None),

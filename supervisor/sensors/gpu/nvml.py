@@ -23,7 +23,7 @@ from states.observation import NEVER
 from supervisor.linux.inotify import flags
 from supervisor.linux.small_files import read_small
 from supervisor.sensors.gpu.nvml_usage import Answer, judge
-from supervisor.sensors.gpu.ownership import Use
+from supervisor.sensors.gpu.ownership import GpuUse
 from supervisor.sensors.gpu.poller import ABSENT, GpuPoller, Setup
 
 LIBRARY: Final = "libnvidia-ml.so.1"
@@ -109,7 +109,7 @@ class NvmlSensor(GpuPoller[Answer]):
             return True
         self._asleep = False
         if self._absent_in is not None and self._absent_in == self._surroundings():
-            self._publish(Use(ABSENT), now_s, "NVML and PCI")
+            self._publish(GpuUse(ABSENT), now_s, "NVML and PCI")
             return True
         self._absent_in = None
         return False
@@ -162,7 +162,7 @@ class NvmlSensor(GpuPoller[Answer]):
             return self._failed(f"there is an NVIDIA GPU ({there[0]}), but {missing}: install its driver")
         self._failures, self._follow_up = 0, []
         self._absent_in = self._surroundings()
-        return self._publish(Use(ABSENT), now_s, "NVML and PCI")
+        return self._publish(GpuUse(ABSENT), now_s, "NVML and PCI")
 
     def _may_sleep(self) -> bool:
         pci = self._pci.names()

@@ -17,10 +17,10 @@ from supervisor.sensors.gpu.ownership import (
     DISPLAY_CAP_GB,
     GIB,
     UNEXPLAINED_GB,
+    GpuUse,
     Known,
     LentGpu,
     Process,
-    Use,
     Whose,
     gib,
     process_rows,
@@ -66,11 +66,11 @@ class Answer(Struct, frozen=True):
     devices: tuple[Device, ...]
 
 
-def judge(devices: Sequence[Device], known: Known) -> Use:
+def judge(devices: Sequence[Device], known: Known) -> GpuUse:
     """The lent GPUs without the node's own task; `devices` are all that NVML shows."""
     lent, error = _lent(devices, known.settings.lend)
     if error:
-        return Use(None, error, rows=tuple(_row(d, d in lent, {}, {}) for d in devices))
+        return GpuUse(None, error, rows=tuple(_row(d, d in lent, {}, {}) for d in devices))
     names = {p.pid: known.name_of(p.pid) for d in devices for p in d.processes}
     owners = {pid: known.whose(pid, name) for pid, name in names.items()}
     processes = [p for d in lent for p in d.processes]
@@ -86,7 +86,7 @@ def judge(devices: Sequence[Device], known: Known) -> Use:
         if gpu.unlisted_gb is not None and gpu.unlisted_gb > UNEXPLAINED_GB
     ]
     others, own = ownership.judge(gpus, known, names, owners, foreign)
-    return Use(others, note="; ".join(notes), rows=tuple(_row(d, d in lent, names, owners) for d in devices), own=own)
+    return GpuUse(others, note="; ".join(notes), rows=tuple(_row(d, d in lent, names, owners) for d in devices), own=own)
 
 
 def _unlisted_gb(device: Device) -> float:

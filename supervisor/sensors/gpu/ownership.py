@@ -70,7 +70,7 @@ class LentGpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class TaskUse:
     """What the node's own task does on the lent GPUs.
 
     processes: processes with a context.
@@ -88,18 +88,18 @@ class Own:
     unlisted: Mapping[str, float] = field(default_factory=dict)
 
 
-NOTHING_OWN: Final = Own()
+NO_TASK_USE: Final = TaskUse()
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class GpuUse:
     """What one look has shown: a value or an error, a note as text, and one row per GPU for people and `--json`."""
 
     gpu: Gpu | None
     error: str = ""
     note: str = ""
     rows: tuple[dict[str, Any], ...] = ()
-    own: Own = NOTHING_OWN
+    own: TaskUse = NO_TASK_USE
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def judge(
     owners: Mapping[int, Whose],
     foreign: Sequence[int],
     unlisted_by: str = "no listed process",
-) -> tuple[Gpu, Own]:
+) -> tuple[Gpu, TaskUse]:
     """What others use of the lent GPUs, and what the task does there.
 
     While a process of the task has a context on a GPU and no foreign process is on any, the GPU's load is the task's and does
@@ -172,7 +172,7 @@ def judge(
         foreign_names=tuple(called(pid, names.get(pid, Name())) for pid in foreign),
         held=", ".join(it.text for it in left if it.ago_s >= VRAM_RELEASE_S),
     )
-    own = Own(
+    own = TaskUse(
         processes=len({p.pid for processes in task.values() for p in processes}),
         vram_gb=max(sum(p.used or 0 for p in processes) for processes in task.values()) / GIB,
         percent=max(task_percents, default=None),

@@ -36,7 +36,7 @@ from supervisor.linux.helper_process import Helper
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.linux.proc import name_of
 from supervisor.sensors.base import Wake
-from supervisor.sensors.gpu.ownership import NOTHING_OWN, Known, Own, Use
+from supervisor.sensors.gpu.ownership import NO_TASK_USE, GpuUse, Known, TaskUse
 
 FOLLOW_UP_S: Final = (0.25, 0.75, 1.5)  # pauses before the looks that follow an open
 BACKOFF_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 25.0)
@@ -115,7 +115,7 @@ class GpuPoller(ABC, Generic[A]):
         self._timer: asyncio.TimerHandle | None = None
         self._answered_event = asyncio.Event()
         self._reading: Reading[Gpu] = Reading(error="not looked at yet", source=self.name.upper())
-        self._use = Use(None)
+        self._use = GpuUse(None)
         self._helper: Helper | None = None
         self._fresh = True  # the helper has not answered yet
         self._ended: Helper | None = None  # the helper before
@@ -201,9 +201,9 @@ class GpuPoller(ABC, Generic[A]):
         return self._reading
 
     @property
-    def own(self) -> Own:
+    def own(self) -> TaskUse:
         """What the node's own task does there, by the last look; nothing if that look failed."""
-        return self._use.own if self._reading.value is not None else NOTHING_OWN
+        return self._use.own if self._reading.value is not None else NO_TASK_USE
 
     def demand(self, interval_s: float | None) -> None:
         """Look every so many seconds; None: only so often that the reading does not get too old."""
@@ -315,10 +315,10 @@ class GpuPoller(ABC, Generic[A]):
         delay_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
         self._failures += 1
         rows = self._use.rows if self._use.error == reason else ()
-        self._publish(Use(None, reason, rows=rows), self._clock.now_s(), self.name.upper())
+        self._publish(GpuUse(None, reason, rows=rows), self._clock.now_s(), self.name.upper())
         self._look_in(delay_s)
 
-    def _publish(self, use: Use, now_s: float, source: str) -> None:
+    def _publish(self, use: GpuUse, now_s: float, source: str) -> None:
         before = self._reading
         self._use = use
         self._reading = Reading(use.gpu, use.error, source, now_s)
@@ -332,7 +332,7 @@ class GpuPoller(ABC, Generic[A]):
             self._asleep, self._failures = True, 0
             self._end_helper()
             self._cancel_timer()
-        self._publish(Use(Gpu()), now_s, "PCI runtime_status (asleep)")
+        self._publish(GpuUse(Gpu()), now_s, "PCI runtime_status (asleep)")
 
     # --- processes
 
@@ -344,7 +344,7 @@ class GpuPoller(ABC, Generic[A]):
             self._lately |= dict.fromkeys(own, now_s)
         return own
 
-    def _judge(self, now_s: float, judge: Callable[[Known], Use]) -> Use:
+    def _judge(self, now_s: float, judge: Callable[[Known], GpuUse]) -> GpuUse:
         """The judgement of an answer. What the last task left, and what was held beside it, is remembered until a look shows
         that nothing is left."""
         own = self._remember_own(now_s)

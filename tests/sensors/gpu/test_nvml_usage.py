@@ -10,7 +10,7 @@ from msgspec import structs
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name, listed
 from supervisor.sensors.gpu.nvml_usage import Device, judge
-from supervisor.sensors.gpu.ownership import GIB, Known, Process, Use, Whose
+from supervisor.sensors.gpu.ownership import GIB, GpuUse, Known, Process, Whose
 
 SETTINGS = GpuSettings()
 NAMES = {
@@ -40,7 +40,7 @@ def seen(
     own: frozenset[int] = frozenset(),
     lately: frozenset[int] = frozenset(),
     settings: GpuSettings = SETTINGS,
-) -> Use:
+) -> GpuUse:
     return judge(devices, Known(settings, lambda pid: NAMES.get(pid, Name()), own, dict.fromkeys(lately, 0.0)))
 
 
@@ -101,7 +101,7 @@ SHELL = Process(21, "g", gib(0.5))
         ),
     ],
 )
-def test_a_look(use: Use, percent: float, vram_gb: float, names: tuple[str, ...]) -> None:
+def test_a_look(use: GpuUse, percent: float, vram_gb: float, names: tuple[str, ...]) -> None:
     """What others do on the lent GPUs."""
     assert use.error == ""
     assert use.gpu is not None
