@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,9 +33,11 @@ def demo(
     """
     from supervisor.tools.demo.demo import Demo
 
+    live = _Live() if sys.stdout.isatty() else None
     try:
-        with _Live() if sys.stdout.isatty() else _Lines() as shown:
-            summary = asyncio.run(Demo(speed, shown.say, shown.draw).run())
+        with live or contextlib.nullcontext():
+            say, draw = (live.say, live.draw) if live else (partial(print, flush=True), lambda _: None)
+            summary = asyncio.run(Demo(speed, say, draw).run())
     except (TimeoutError, OSError) as error:
         exit_with(Exit.NO, f"demo: {error or 'a task was not done in time'}")
     _summary(summary)
@@ -60,30 +63,18 @@ def _summary(summary: Summary) -> None:
     print("`rae-node why` shows what keeps a node from working.")
 
 
-class _Lines(contextlib.AbstractContextManager["_Lines"]):
-    """The story as lines."""
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def say(self, line: str) -> None:
-        print(line, flush=True)
-
-    def draw(self, daemon: Daemon) -> None:
-        pass
-
-
-class _Live(_Lines):
+class _Live:
     """The live picture: the states, the guards, the last lines of the story. All lines are printed at the end."""
 
-    def __enter__(self) -> _Live:
+    def __init__(self) -> None:
         from rich.live import Live
 
         self._lines: list[str] = []
         self._status: dict[str, Any] = {}
         self._live = Live(get_renderable=self._picture, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> None:
         self._live.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()

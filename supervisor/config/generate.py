@@ -59,11 +59,7 @@ def node_yaml() -> str:
     """The shipped node.yaml."""
     lines = [_NODE_HEAD.rstrip(), ""]
     for f in msgspec.structs.fields(NodeSettings):
-        if f.name == "tasks":
-            lines += _tasks(f)
-        else:
-            lines += _section(f, "")
-        lines.append("")
+        lines += [*(_tasks(f) if f.name == "tasks" else _section(f, "")), ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -77,22 +73,21 @@ def files() -> dict[str, str]:
 
 
 def _section(f: msgspec.structs.FieldInfo, indent: str) -> list[str]:
-    lines = [*_comment(f.type.__doc__.partition("\n\n")[0], indent), f"{indent}{f.name}:"]
+    lines = [*_comment(f.type.__doc__, f"{indent}# "), f"{indent}{f.name}:"]
     for inner in msgspec.structs.fields(f.type):
         if isinstance(inner.type, type) and issubclass(inner.type, msgspec.Struct):
             lines += _section(inner, indent + "  ")
         else:
-            lines += _comment(_explained(inner.type), indent + "  ")
+            lines += _comment(_explained(inner.type), f"{indent}  # ")
             lines.append(f"{indent}  {inner.name}: {_value(inner)}")
     return lines
 
 
 def _tasks(f: msgspec.structs.FieldInfo) -> list[str]:
     """The table of task types is empty, so comments describe its fields, and examples show them."""
-    lines = [*_comment(description(f.type), ""), "# Each type has:"]
+    lines = [*_comment(description(f.type), "# "), "# Each type has:"]
     for name, inner in _flat(TaskType):
-        text = f"{name}: {_explained(inner.type)} Default: {_value(inner)}"
-        lines += _wrapped(text, "#   ", "#     ")
+        lines += _comment(f"{name}: {_explained(inner.type)} Default: {_value(inner)}", "#   ", "#     ")
     lines += ["# Two examples; to use them, remove the {} and the #:", f"{f.name}: {{}}"]
     return lines + ["#" + line for line in EXAMPLES.splitlines()]
 
@@ -106,13 +101,9 @@ def _flat(kind: type[msgspec.Struct], before: str = "") -> Iterator[tuple[str, m
             yield f"{before}{inner.name}", inner
 
 
-def _comment(text: str, indent: str) -> list[str]:
-    return _wrapped(" ".join(text.split()), f"{indent}# ", f"{indent}# ")
-
-
-def _wrapped(text: str, first: str, later: str) -> list[str]:
+def _comment(text: str, first: str, later: str = "") -> list[str]:
     # names with dashes, such as /run/rae-node, stay whole for copying
-    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
+    return textwrap.wrap(text, WIDTH, initial_indent=first, subsequent_indent=later or first, break_on_hyphens=False)
 
 
 def _explained(annotation: Any) -> str:

@@ -18,27 +18,21 @@ def in_hours(work: Work, local: time.struct_time) -> tuple[bool, float]:
     or from daylight-saving time they are wrong by an hour, and right again after it.
     """
     now_s = local.tm_hour * 3600 + local.tm_min * 60 + min(local.tm_sec, 59)
-    spans = sorted(windows(work))
+    spans = sorted(
+        (shift * _DAY_S + start, shift * _DAY_S + end)
+        for shift in range(-1, 9)  # yesterday's window may still be open; eight days show every change
+        if _DAYS[(local.tm_wday + shift) % 7] in work.days
+        for start, end in windows(work)
+    )
     until_s: float | None = None
-    for shift in range(-1, 9):  # yesterday's window may still be open; eight days show every change
-        if _DAYS[(local.tm_wday + shift) % 7] not in work.days:
-            continue
-        for start, end in spans:
-            opens_s, closes_s = shift * _DAY_S + start, shift * _DAY_S + end
-            if until_s is not None and opens_s <= until_s:
-                until_s = max(until_s, closes_s)
-            elif until_s is None and opens_s <= now_s < closes_s:
-                until_s = closes_s
+    for opens_s, closes_s in spans:
+        if until_s is not None and opens_s <= until_s:
+            until_s = max(until_s, closes_s)
+        elif until_s is None and opens_s <= now_s < closes_s:
+            until_s = closes_s
     if until_s is not None:
         return True, float("inf") if until_s - now_s > 7 * _DAY_S else until_s - now_s
-    opening = [
-        shift * _DAY_S + start
-        for shift in range(8)
-        if _DAYS[(local.tm_wday + shift) % 7] in work.days
-        for start, _ in spans
-        if shift * _DAY_S + start > now_s
-    ]
-    return False, min(opening) - now_s if opening else float("inf")
+    return False, min((opens_s - now_s for opens_s, _ in spans if opens_s > now_s), default=float("inf"))
 
 
 def windows(work: Work) -> list[tuple[int, int]]:

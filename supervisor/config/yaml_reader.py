@@ -6,6 +6,7 @@ documents, merge keys, deep nesting, large files. It resolves no values: a scala
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -164,14 +165,14 @@ def _bytes(folder: Path, file: str) -> bytes | None:
 
 
 def _decoded(raw: bytes, file: str) -> str:
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UnreadableFile(Problem(file, 1, 1, "", "UTF-16 text", "UTF-8 text"))
-    start = len(b"\xef\xbb\xbf") if raw.startswith(b"\xef\xbb\xbf") else 0
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
-        text = raw[start:].decode()
+        text = raw.decode()
     except UnicodeDecodeError as error:
-        before = raw[start : start + error.start].decode()
-        what = f"the byte 0x{error.object[error.start]:02x}, which is not UTF-8"
+        before = raw[: error.start].decode()
+        what = f"the byte 0x{raw[error.start]:02x}, which is not UTF-8"
         raise UnreadableFile(Problem(file, *_place(before), "", what, "UTF-8 text")) from None
     if bad := _FORBIDDEN.search(text):
         what = f"the control character U+{ord(bad[0]):04X}"
@@ -199,6 +200,7 @@ def parse(text: str, file: str) -> tuple[YamlNode | None, list[Problem]]:
     return reader.root, reader.problems
 
 
+_YAML_TAG: Final = "tag:yaml.org,2002:"
 _TOO_DEEP: Final = "too many levels of nesting", f"at most {MAX_DEPTH}"
 
 
@@ -246,7 +248,7 @@ class _Reader:
         else:
             node = Mapping(line, column)
         if event.tag is not None:
-            self._refuse(event, f"the tag {printable(_short(event.tag))}", "values without tags")
+            self._refuse(event, f"the tag {printable(event.tag.replace(_YAML_TAG, '!!'))}", "values without tags")
             self._add(YamlNode(line, column))  # the tagged value gets no second error
         else:
             self._add(node)
@@ -269,11 +271,6 @@ class _Reader:
     def _refuse(self, event: Any, what: str, allowed: str) -> None:
         mark = event.start_mark
         self.problems.append(Problem(self.file, mark.line + 1, mark.column + 1, "", what, allowed))
-
-
-def _short(tag: str) -> str:
-    prefix = "tag:yaml.org,2002:"
-    return "!!" + tag[len(prefix) :] if tag.startswith(prefix) else tag
 
 
 # Part of the parser's message; our text for what was found and what is allowed; whether the place where the construct began
