@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tenacity import RetryCallState
-from tenacity.wait import wait_base, wait_random_exponential
+from tenacity.wait import wait_random_exponential
 
 FIRST_S: Final = 1.0  # the bound of the first wait; the bound doubles with each try
 LONGEST_S: Final = 300.0  # the longest of our own waits
@@ -13,16 +13,10 @@ FLOOR_S: Final = 0.1  # full jitter may give zero, and that would be a busy loop
 RETRY_AFTER_MAX_S: Final = 3600.0  # the longest Retry-After that is honoured
 
 
-class Backoff(wait_base):
-    """Waits for tenacity. LONGEST_S bounds our own waits; a Retry-After may be longer."""
-
-    def __init__(self) -> None:
-        first_s = min(FIRST_S, LONGEST_S)
-        self._jitter = wait_random_exponential(multiplier=first_s, max=LONGEST_S, min=min(FLOOR_S, LONGEST_S))
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        """Seconds until the next try."""
-        own_s = float(self._jitter(retry_state))
-        error = retry_state.outcome.exception() if retry_state.outcome is not None else None
-        asked_s = getattr(error, "retry_after_s", None)
-        return own_s if asked_s is None else max(own_s, min(asked_s, RETRY_AFTER_MAX_S))
+def backoff_s(state: RetryCallState) -> float:
+    """Seconds until the next try, for tenacity. LONGEST_S bounds our own waits; a Retry-After may be longer."""
+    jitter = wait_random_exponential(multiplier=min(FIRST_S, LONGEST_S), max=LONGEST_S, min=min(FLOOR_S, LONGEST_S))
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked_s = getattr(error, "retry_after_s", None)
+    own_s = float(jitter(state))
+    return own_s if asked_s is None else max(own_s, min(asked_s, RETRY_AFTER_MAX_S))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import ssl
@@ -26,6 +27,17 @@ class RequestError(Exception):
         self.status = status
         self.sent = sent
         self.retry_after_s = retry_after_s
+
+
+@contextlib.contextmanager
+def own_faults(what: str) -> Iterator[None]:
+    """Turns a fault of our own into a RequestError that begins with `what`: it must show in the status, and end nothing."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise RequestError(f"{what} ({type(error).__name__})") from None
 
 
 def tls_context(ca_file: str | None, setting: str = "control.ca_file") -> ssl.SSLContext:

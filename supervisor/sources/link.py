@@ -11,9 +11,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 from states.observation import Link
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
-from supervisor.sources.backoff import Backoff
+from supervisor.sources.backoff import backoff_s
 from supervisor.sources.base import LinkStatus
-from supervisor.sources.errors import RequestError
+from supervisor.sources.errors import RequestError, own_faults
 
 Work = Callable[[], Awaitable[None]]
 
@@ -46,7 +46,6 @@ class RetryingLink:
         self._clock = clock
         self._retry = retry
         self._changed = changed
-        self._backoff = Backoff()
         self._resumed = asyncio.Event()
         self._news = asyncio.Event()
         self._failed = asyncio.Event()
@@ -66,7 +65,7 @@ class RetryingLink:
         while True:
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(RequestError),
-                wait=self._backoff,
+                wait=backoff_s,
                 stop=stop_never if self._retry else stop_after_attempt(1),
                 sleep=self._pause,
                 before_sleep=self._before_pause,
@@ -134,10 +133,12 @@ class RetryingLink:
         self._failure = None
         self._failed.clear()
         try:
-            await self._guarded(self._connect)
+            with own_faults("the link could not be kept"):
+                await self._connect()
             self._set(Link.UP, "")
             while True:
-                await self._guarded(self._keep)
+                with own_faults("the link could not be kept"):
+                    await self._keep()
                 self.proven = True
         except RequestError as error:
             if not self._retry or not self.proven or error.retry_after_s is not None:
@@ -145,15 +146,6 @@ class RetryingLink:
             self._down(error)
         finally:
             await self._close()
-
-    async def _guarded(self, work: Work) -> None:
-        """A fault of our own fails the link and shows in its status; it does not end the link's task."""
-        try:
-            await work()
-        except RequestError:
-            raise
-        except Exception as error:  # noqa: BLE001
-            raise RequestError(f"the link could not be kept ({type(error).__name__})") from None
 
     async def _pause(self, seconds: float) -> None:
         self._resumed.clear()

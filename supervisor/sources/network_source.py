@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -13,7 +14,7 @@ from states.observation import Link
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Availability, Claim, LinkStatus, SourceEvents, SourceSettings, Wake
-from supervisor.sources.errors import RequestError
+from supervisor.sources.errors import RequestError, own_faults
 from supervisor.sources.events import EventLog
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.link import RetryingLink
@@ -69,10 +70,9 @@ class NetworkSource(ABC):
         self._link.stopping = True
         self._availability = Availability.OFFLINE
         try:
-            async with asyncio.timeout(deadline_s):
-                await self._finish(deadline_s)
-        except TimeoutError:
-            pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(deadline_s):
+                    await self._finish(deadline_s)
         finally:
             await self._end()
             for item in self._outbox:
@@ -172,11 +172,10 @@ class NetworkSource(ABC):
 
     async def _ask(self) -> None:
         try:
-            await self._poll_once()
+            with own_faults("the poll could not be made"):
+                await self._poll_once()
         except RequestError as error:
             self._link.fail(error)
-        except Exception as error:  # noqa: BLE001  a fault of our own must not end the poll silently
-            self._link.fail(RequestError(f"the poll could not be made ({type(error).__name__})"))
         finally:
             self._poll = None
             self._wake()

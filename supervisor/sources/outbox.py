@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from supervisor.linux.bounded import wait_for_event
-from supervisor.sources.backoff import Backoff
+from supervisor.sources.backoff import backoff_s
 from supervisor.sources.base import Wake
 from supervisor.sources.errors import RequestError
 from supervisor.sources.events import EventLog, TaskRef
@@ -35,7 +35,6 @@ class Outbox(ABC, Generic[ItemT]):
         self._link = link
         self._record = record
         self._log = log
-        self._backoff = Backoff()
         self._items: deque[ItemT] = deque()
         self._faults = 0
         self._filled = asyncio.Event()
@@ -85,7 +84,7 @@ class Outbox(ABC, Generic[ItemT]):
             item = self._items[0]
             self._faults = 0
             retrying = AsyncRetrying(
-                retry=retry_if_exception_type(RequestError), wait=self._backoff, sleep=self._pause, before_sleep=self._report
+                retry=retry_if_exception_type(RequestError), wait=backoff_s, sleep=self._pause, before_sleep=self._report
             )
             await retrying(self._try, item)
             self._finished(item)

@@ -9,7 +9,7 @@ from typing import Final
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
 from supervisor.sources.base import Claim
-from supervisor.sources.errors import RequestError
+from supervisor.sources.errors import RequestError, own_faults
 from supervisor.sources.events import EventLog
 from supervisor.sources.link import RetryingLink
 from supervisor.sources.nats.connection import IN_PROGRESS, Connection
@@ -91,9 +91,8 @@ class Leases:
         if lease.lost or not self._link.up:
             return  # a lapsed lease may be another node's by now
         try:
-            await self._connection.acknowledge(lease.reply, IN_PROGRESS, timeout_s=self.length_s / RENEWALS)
+            with own_faults("a lease could not be renewed"):
+                await self._connection.acknowledge(lease.reply, IN_PROGRESS, timeout_s=self.length_s / RENEWALS)
             lease.ends_s = sent_s + self.length_s
         except RequestError as error:
             self._link.fail(error)
-        except Exception as error:  # noqa: BLE001  a fault of our own must not end the renewals silently
-            self._link.fail(RequestError(f"a lease could not be renewed ({type(error).__name__})"))

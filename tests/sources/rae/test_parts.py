@@ -20,7 +20,7 @@ from supervisor.config.schema import Control, Token
 from supervisor.linux.clock import SystemClock
 from supervisor.sources import sanitize
 from supervisor.sources.api_key import TokenError, token
-from supervisor.sources.backoff import RETRY_AFTER_MAX_S, Backoff
+from supervisor.sources.backoff import RETRY_AFTER_MAX_S, backoff_s
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import NAME, SET_ASIDE, UNKNOWN, InFlightRecord, InFlightTask
 from supervisor.sources.rae.dialects import DIALECTS, from_openapi
@@ -289,21 +289,20 @@ def test_a_note_that_cannot_be_written_is_an_error_and_stays_in_memory(tmp_path:
 # --- back-off
 
 
-def waits(backoff: Backoff, error: Exception, attempts: int) -> list[float]:
+def waits(error: Exception, attempts: int) -> list[float]:
     state = RetryCallState(Retrying(), None, (), {})
     out = []
     for attempt in range(1, attempts + 1):
         state.attempt_number = attempt
         state.outcome = Future(attempt)
         state.outcome.set_exception(error)
-        out.append(backoff(state))
+        out.append(backoff_s(state))
     return out
 
 
 def test_waits_grow_to_the_bound_jitter_and_are_never_nothing() -> None:
     with constants({"backoff_longest_s": 8.0}):
-        backoffs = [Backoff() for _ in range(200)]
-    many = [waits(backoff, RequestError("x"), 12) for backoff in backoffs]
+        many = [waits(RequestError("x"), 12) for _ in range(200)]
     assert all(0.1 <= wait_s <= min(8.0, 2.0**n) for run in many for n, wait_s in enumerate(run))
     assert max(run[-1] for run in many) > 6.0
     assert len({run[-1] for run in many}) > 100
@@ -312,8 +311,7 @@ def test_waits_grow_to_the_bound_jitter_and_are_never_nothing() -> None:
 @pytest.mark.parametrize(("asked_s", "least_s"), [(20.0, 20.0), (0.0, 0.1), (1e9, RETRY_AFTER_MAX_S)])
 def test_retry_after_is_honoured_within_reason(asked_s: float, least_s: float) -> None:
     with constants({"backoff_longest_s": 5.0}):
-        backoff = Backoff()
-    assert least_s <= waits(backoff, RequestError("x", retry_after_s=asked_s), 1)[0] <= max(least_s, 5.0)
+        assert least_s <= waits(RequestError("x", retry_after_s=asked_s), 1)[0] <= max(least_s, 5.0)
 
 
 # --- what people see

@@ -19,7 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type
 from states.observation import Link
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock, SystemClock
-from supervisor.sources.backoff import Backoff
+from supervisor.sources.backoff import backoff_s
 from supervisor.sources.base import Availability, Claim, SourceSettings
 from supervisor.sources.errors import RequestError
 from supervisor.sources.events import EventLog
@@ -58,7 +58,6 @@ class Bridge:
         self._api = RaeApi(self._transport, settings)
         self._poster = ResultPoster(self._api, EventLog(self._event))
         self._record = InFlightRecord(settings.state_dir)
-        self._backoff = Backoff()
         self._not_yet = ""
         self._on_the_way: dict[str, str] = {}  # id → type
         self._link_changed = asyncio.Event()
@@ -271,7 +270,7 @@ class Bridge:
                     self._say(f"not yet: {error.reason}")
                 raise
 
-        retrying = AsyncRetrying(retry=retry_if_exception_type(RequestError), wait=self._backoff, sleep=asyncio.sleep)
+        retrying = AsyncRetrying(retry=retry_if_exception_type(RequestError), wait=backoff_s, sleep=asyncio.sleep)
         return await retrying(when_up)
 
 
