@@ -14,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.config_folder import SEED, gpu, write
+from support.depth import examples
 from support.recorded_events import Recorded
 
 from states.limits import Limits
@@ -188,7 +189,7 @@ HOSTILE = st.one_of(st.binary(max_size=200), st.lists(PIECES, max_size=40).map(b
 ONE_LINE = re.compile(r"(runtime|node)\.yaml:[1-9][0-9]*:[1-9][0-9]*: ([^\n]+: )?found [^\n]+, allowed: [^\n]+")
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(400, 60), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(runtime=HOSTILE, node=HOSTILE)
 def test_any_bytes_give_a_config_or_lines(tmp_path: Path, runtime: bytes, node: bytes) -> None:
     """Every line has the one form, and its place exists in the file."""
@@ -249,7 +250,7 @@ TASKS = st.dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(200, 30), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(runtime=RUNTIMES, tasks=TASKS, flow=st.booleans())
 def test_what_is_written_is_what_is_read(
     tmp_path: Path, runtime: dict[str, dict[str, object]], tasks: dict[str, dict[str, object]], flow: bool

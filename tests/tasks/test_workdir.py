@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 from support.trees import NOBODY
 
 from supervisor.tasks.workdir import Workdir
@@ -234,7 +235,7 @@ def shared() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=examples(60, 20), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(tree=TREES, rights=st.sampled_from([0o000, 0o500, 0o700]))
 def test_any_tree_is_wiped(shared: Path, tree: object, rights: int) -> None:
     def build(path: Path, node: object) -> None:

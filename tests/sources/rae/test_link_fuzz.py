@@ -1,7 +1,7 @@
 """Whatever a control node answers: the node goes on, and what it would run is a task that the server sent, whole and sound.
 
 Answers are made from the schemas of the embedded control node's own OpenAPI document: sound ones, ones with a part changed,
-left out or put in, any JSON, and bytes that are none. FUZZ_EXAMPLES sets how many conversations there are (100).
+left out or put in, any JSON, and bytes that are none.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import rae_server as s
 from support.clock import MadeLoop, ManualClock
+from support.depth import examples
 from support.rae_server import RaeServer
 from support.recorded_events import Recorded
 
@@ -35,7 +35,7 @@ from supervisor.tools.demo.control_node.api import Api
 from supervisor.tools.demo.control_node.server import Request
 from supervisor.tools.demo.control_node.store import ControlNode
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
+EXAMPLES = examples(100, 20)  # conversations
 HOUR_S = 3600.0
 # What must be true of a task before it may run, written independently of the product.
 RUNNABLE = {
@@ -269,19 +269,20 @@ class Conversation:
         raise AssertionError(f"it does not recover: {source.status}; {self.recorded.events[-5:]}")
 
 
+@pytest.mark.deep
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_answer_stops_the_node_or_makes_it_run_what_was_not_sent_so() -> None:
+    converse()
+    print(dict(counts))
+    assert counts["claims"] > EXAMPLES / 20, "the fuzz did reach claims"
+
+
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(SCRIPTS, ENDS)
-def test_no_answer_stops_the_node_or_makes_it_run_what_was_not_sent_so(script: dict[str, Any], ends: list[str]) -> None:
+def converse(script: dict[str, Any], ends: list[str]) -> None:
+    """One conversation of a node with these answers."""
     counts["conversations"] += 1
     counts["answers"] += sum(map(len, script.values()))
     counts["sound tasks among them"] += len(sound_tasks(script["poll"]))
     with tempfile.TemporaryDirectory() as state:
         Conversation(script, ends, Path(state)).run()
-
-
-def test_the_fuzz_did_reach_claims() -> None:
-    print(dict(counts))
-    if counts["conversations"] < 50:
-        pytest.skip("it says nothing without the conversations of the test before")
-    assert counts["claims"] > 5

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.depth import examples
 
 from states.effects import Effect
 from states.guards import GUARDS
@@ -193,7 +194,7 @@ def check_promises(script: Script) -> None:
             assert (effect.removesuffix("!") in got.step.refuse) or not effect.endswith("!")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300, 60), deadline=None)
 @given(document())
 def test_random_scripts_end_in_an_answer_or_in_errors_with_a_place(content: Any) -> None:
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True)
@@ -211,7 +212,7 @@ def test_random_scripts_end_in_an_answer_or_in_errors_with_a_place(content: Any)
         assert "\n" not in str(problem)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200, 60), deadline=None)
 @given(st.one_of(st.text(max_size=200), YAML_LIKE))
 def test_random_text_is_refused_with_a_place(text: str) -> None:
     with pytest.raises(ScriptError) as error:
@@ -219,7 +220,7 @@ def test_random_text_is_refused_with_a_place(text: str) -> None:
     assert all(problem.line >= 1 for problem in error.value.problems)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150, 40), deadline=None)
 @given(st.data())
 def test_a_sound_script_with_any_change_is_answered_or_refused(data: st.DataObject) -> None:
     paths = sorted((Path(__file__).parents[2] / "replays").glob("*.yaml"))
