@@ -83,7 +83,7 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     )),
     "T18": ("memory by nobody listed is foreign", (
         "sensors/gpu/test_nvml_usage.py::test_a_look",
-        "sensors/gpu/test_nvml_usage.py::test_memory_that_nobody_holds_is_told_in_words",
+        "sensors/gpu/test_nvml_usage.py::test_the_note_mentions_memory_without_a_process",
     )),
     "T19": ("impossible utilisation is unknown", (
         "sensors/gpu/test_nvml_usage.py::test_what_cannot_be_believed_is_unknown",
