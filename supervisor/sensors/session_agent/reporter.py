@@ -41,6 +41,7 @@ class Reporter:
         self._sent_s = 0.0  # by the loop's time
         self._next: asyncio.TimerHandle | None = None
         self._socket_came = asyncio.Event()
+        self._wait_s, self._logged = FIRST_RETRY_S, ""
 
     def changed(self, not_before_s: float = 0.0) -> None:
         """Something has changed: send a report, at once unless one was sent just now; `not_before_s`: by the loop's time."""
@@ -50,41 +51,36 @@ class Reporter:
             self._next = asyncio.get_running_loop().call_at(due_s, self._send_change, self._writer)
 
     async def run(self) -> None:
-        wait_s, logged = FIRST_RETRY_S, ""
-
-        def accepted() -> None:  # the next fault is a new one: it is logged, and its waits begin anew
-            nonlocal wait_s, logged
-            wait_s, logged = FIRST_RETRY_S, ""
-
+        mask = flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB
         while True:
             self._socket_came.clear()
             with Watcher(self._watch) as watcher:
-                mask = flags.CREATE | flags.MOVED_TO | flags.DELETE_SELF | flags.ATTRIB
                 watched = any(watcher.add(folder, mask) for folder in self._path.parents)
+                no_daemon = False
                 try:
-                    await self._connected(accepted)
+                    await self._connected()
                 except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-                    reason = f"no daemon listens at {self._path}"
-                    patience_s = None if watched else wait_s
+                    reason, no_daemon = f"no daemon listens at {self._path}", True
                 except EOFError:
-                    reason, patience_s = "the daemon closed the connection", wait_s
+                    reason = "the daemon closed the connection"
                 except Exception as error:  # noqa: BLE001 - the agent must never fall silent: log the fault, and try again
-                    reason, patience_s = f"the daemon at {self._path} takes no report: {error or 'no answer'}", wait_s
-                if reason != logged:
+                    reason = f"the daemon at {self._path} takes no report: {error or 'no answer'}"
+                if reason != self._logged:
                     self._log(reason)
-                    logged = reason
-                wait_s = min(2 * wait_s, LAST_RETRY_S)
-                await wait_for_event(self._socket_came, patience_s)
+                    self._logged = reason
+                wait_s, self._wait_s = self._wait_s, min(2 * self._wait_s, LAST_RETRY_S)
+                await wait_for_event(self._socket_came, None if no_daemon and watched else wait_s)
 
     def _watch(self, events: list[Event]) -> None:
         """The socket, or the next folder on the way to it, may have come."""
         if any(event.overflow or os.path.basename(event.path) in self._path.parts for event in events):
             self._socket_came.set()
 
-    async def _connected(self, accepted: Callable[[], None]) -> NoReturn:
-        """Report until the connection ends; calls `accepted` when the daemon has taken the first report."""
+    async def _connected(self) -> NoReturn:
+        """Report until the connection ends."""
         with short_name(self._path) as name:
             reader, writer = await asyncio.open_unix_connection(name)
+        tasks: list[asyncio.Future[Any]] = []
         try:
             self._send(writer)
             self._writer = writer
@@ -96,38 +92,32 @@ class Reporter:
                 raise ValueError(str(answer.get("error")))
             if not isinstance(every_s := answer.get("every_s"), int | float):
                 raise ValueError("it does not say how often it wants one; are agent and node of the same version?")
-            accepted()
-            await self._stay_young(reader, writer, float(every_s))
+            self._wait_s, self._logged = FIRST_RETRY_S, ""  # the next fault is a new one
+            over, aging = asyncio.ensure_future(reader.readline()), asyncio.ensure_future(self._stay_young(writer, every_s))
+            tasks = [over, aging]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if aging.done():
+                aging.result()
+            if not (line := over.result()):
+                raise EOFError
+            raise ValueError(str(json.loads(line).get("error")))
         finally:
             self._writer = None
             self._cancel_next()
             writer.transport.abort()
-
-    async def _stay_young(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, every_s: float) -> NoReturn:
-        """Send a proven report when the last one is `every_s` old. A change during the proof does not wait for it."""
-        loop = asyncio.get_running_loop()
-        over = asyncio.ensure_future(reader.readline())
-        tasks: list[asyncio.Future[Any]] = [over]
-        try:
-            while True:
-                await asyncio.wait([over], timeout=max(0.0, self._sent_s + every_s - loop.time()))
-                if not over.done() and loop.time() - self._sent_s >= every_s:
-                    proving = asyncio.ensure_future(self._prove())
-                    tasks = [over, proving]
-                    await asyncio.wait(tasks, timeout=PROOF_S, return_when=asyncio.FIRST_COMPLETED)
-                    if not over.done():
-                        if not proving.done():
-                            raise TimeoutError
-                        proving.result()
-                        self._send(writer)
-                if over.done():
-                    if not (line := over.result()):
-                        raise EOFError
-                    raise ValueError(str(json.loads(line).get("error")))
-        finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _stay_young(self, writer: asyncio.StreamWriter, every_s: float) -> NoReturn:
+        """Send a proven report when the last one is `every_s` old. A change during the proof does not wait for it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._sent_s + every_s - loop.time())
+            if loop.time() - self._sent_s >= every_s:
+                async with asyncio.timeout(PROOF_S):
+                    await self._prove()
+                self._send(writer)
 
     def _send_change(self, writer: asyncio.StreamWriter) -> None:
         try:

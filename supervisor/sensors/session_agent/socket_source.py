@@ -50,7 +50,11 @@ class SocketSource:
 
     async def run(self, changed: Callable[[], None]) -> None:
         try:
-            reader = await self._connect()
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    reader = await self._connect()
+            except TimeoutError as error:
+                raise Gone(f"{self._label} does not answer") from error
             self._listening = asyncio.ensure_future(self._listen(reader))
             try:
                 await self._begin()

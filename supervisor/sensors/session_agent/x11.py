@@ -19,7 +19,7 @@ from typing import Final
 
 from supervisor.linux.text import one_line
 from supervisor.sensors.session_agent.socket_source import SocketSource
-from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Gone, Idle, boot_s
+from supervisor.sensors.session_agent.source import QUIET_S, Gone, Idle, boot_s
 
 LOCAL: Final = re.compile(r"(?:unix)?:([0-9]+)(?:\.[0-9]+)?")
 SOCKETS: Final = "/tmp/.X11-unix/X"  # noqa: S108 - the X server's place
@@ -71,13 +71,10 @@ class X11Idle(SocketSource):
         cookies = [cookie for path in self._cookies() for cookie in _cookies_in(path, local[1].encode())]
         reason = ""
         try:
-            async with asyncio.timeout(ANSWER_S):
-                for cookie in [*cookies, b""]:
-                    reader = await self._open(SOCKETS + local[1])
-                    if not (reason := await self._set_up(reader, cookie)):
-                        return reader
-        except TimeoutError as error:
-            raise Gone(f"{self._label} does not answer") from error
+            for cookie in [*cookies, b""]:
+                reader = await self._open(SOCKETS + local[1])
+                if not (reason := await self._set_up(reader, cookie)):
+                    return reader
         except (OSError, EOFError, struct.error) as error:
             reason = getattr(error, "strerror", None) or "it is no X server"
         raise Gone(f"{self._label} refuses us: {one_line(reason, 80)}")
