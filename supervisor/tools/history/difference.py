@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from states.effects import Effect
-from states.guards import Verdict
+from states.lifecycle import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,8 @@ def effect_name(effect: Effect, ok: bool) -> str:
     return str(effect) if ok else f"{effect}!"
 
 
-def guard_lines(verdicts: Iterable[Verdict]) -> list[str]:
+def guard_lines(plan: Plan) -> Iterator[str]:
+    """One line for each guard; nothing is made before they are asked for."""
     marks = {True: "yes", False: "no", None: "unknown"}
-    return [f"{v.name:<13}  {marks[v.ok]:<7}  {v.reason}" for v in verdicts]
+    for verdict in plan.guards():
+        yield f"{verdict.name:<13}  {marks[verdict.ok]:<7}  {verdict.reason}"

@@ -91,6 +91,8 @@ class JournalReader:
         self.lines = 0
         for number, entry in decision_log.read(path):
             self.lines += 1
+            if entry["kind"] == "alive" and not self._signs_of_life and "carried" not in entry:
+                continue
             try:
                 yield from self._records(str(path), number, entry)
             except ValueError as error:
@@ -122,7 +124,7 @@ class JournalReader:
         elif kind == "effect" and self._open is not None:
             self._open.results.append(EffectResult(_read(entry, "effect", Effect), _read(entry, "ok", bool)))
             self._open.state = str(entry.get("state", "")) or self._open.state
-        elif kind == "alive" and self._signs_of_life and "observation" in entry:
+        elif kind == "alive" and "observation" in entry and self._signs_of_life:
             yield _seen(entry)
 
 

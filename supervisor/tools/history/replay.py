@@ -102,7 +102,7 @@ def _seen(got: StepResult) -> tuple[str, ...]:
         f"row            {row}",
         f"effects        {', '.join(got.effects) or 'none'}",
         f"inhibitor      {got.inhibitor}",
-        *guard_lines(got.plan.guards()),
+        *guard_lines(got.plan),
     )
 
 

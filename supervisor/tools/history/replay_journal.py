@@ -8,6 +8,7 @@ day before, so a folder of journals is one story. Where that day is missing, the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +93,15 @@ class Tape:
         was = decision.entry
         self._compare(decision, "from", was.get("from"), str(lifecycle.state), ())
         plan = lifecycle.propose(decision.observation)
-        seen = tuple(guard_lines(plan.guards()))
-        self._compare(decision, "row", was.get("row"), None if plan.row is None else plan.row.id, seen)
+        self._compare(decision, "row", was.get("row"), None if plan.row is None else plan.row.id, guard_lines(plan))
         if "effects" in was:
-            self._compare(decision, "effects", was["effects"], [str(e) for e in plan.effects], seen)
+            self._compare(decision, "effects", was["effects"], [str(e) for e in plan.effects], guard_lines(plan))
         return plan
 
-    def _compare(self, decision: Decision, what: str, was: Any, now: Any, seen: tuple[str, ...]) -> None:
+    def _compare(self, decision: Decision, what: str, was: Any, now: Any, seen: Iterable[str]) -> None:
         if was != now:
             where = f"tick {decision.entry.get('tick', '?')} at {number(decision.observation.now_s)}s"
-            raise _Differs(Difference(decision.file, decision.line, where, what, _shown(was), _shown(now), seen))
+            raise _Differs(Difference(decision.file, decision.line, where, what, _shown(was), _shown(now), tuple(seen)))
 
 
 def _shown(value: Any) -> str:
