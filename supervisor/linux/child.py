@@ -54,7 +54,6 @@ class Child:
         return await wait_for_event(self._gone, timeout_s)
 
     def abandon(self) -> None:
-        """Stop watching it."""
         if self._pidfd is not None:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)

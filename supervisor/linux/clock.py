@@ -19,8 +19,6 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The kernel's clocks."""
-
     def now_s(self) -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 

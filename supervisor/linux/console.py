@@ -42,7 +42,6 @@ class _Outlet(io.FileIO):
     reader_left = False
 
     def write(self, data: Any) -> int:
-        """See FileIO."""
         try:
             return super().write(data)
         except BrokenPipeError:

@@ -46,8 +46,6 @@ Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class ReportReceiver(Protocol):
-    """Takes the reports of one stream."""
-
     def receive(self, message: dict[str, Any]) -> None:
         """Take one report. Raises ValueError with the reason if it is invalid; the stream is then closed."""
         ...
@@ -121,7 +119,6 @@ class ControlServer:
         self._listener, self._accepting = listener, asyncio.create_task(self._accept(listener))
 
     async def stop(self) -> None:
-        """Close and remove the socket."""
         if self._listener is None or self._accepting is None:
             return
         self._accepting.cancel()
@@ -267,7 +264,6 @@ def _credentials(peer: socket.socket) -> tuple[int, int, int]:
 
 
 def peer_uid(peer: socket.socket) -> int:
-    """The uid of the process at the other end."""
     return _credentials(peer)[1]
 
 

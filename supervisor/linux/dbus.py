@@ -297,7 +297,6 @@ async def _disconnected(bus: _Connection, timeout_s: float | None = None) -> Non
 
 
 def _bus_call(member: str, argument: str) -> Message:
-    """A call of the bus itself."""
     return Message(destination=BUS, path=BUS_PATH, interface=BUS, member=member, signature="s", body=[argument])
 
 

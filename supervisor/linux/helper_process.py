@@ -57,12 +57,10 @@ class Helper:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._child.process.pid
 
     @property
     def gone(self) -> bool:
-        """Whether it has ended and is reaped."""
         return self._child.gone
 
     @property
@@ -87,7 +85,6 @@ class Helper:
             self._loop.call_later(END_S, self.kill)
 
     def kill(self) -> None:
-        """Kill it, without waiting."""
         self._close()
         self._child.kill()
 

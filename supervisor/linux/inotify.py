@@ -61,7 +61,6 @@ class Watcher:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is an inotify instance."""
         return self._inotify is not None
 
     @property

@@ -62,7 +62,6 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self, status: str = "") -> None:
-        """The node is about to end."""
         self._unsent.pop("READY", None)
         self._send("STOPPING=1", status=status)
 
@@ -84,11 +83,9 @@ class Notifier:
         self._send(f"ERRNO={number}", status=why)
 
     def bus_error(self, name: str) -> None:
-        """The name of a D-Bus error."""
         self._send(f"BUSERROR={name}")
 
     def close(self) -> None:
-        """Close the socket."""
         if self._notifier is not None:
             self._notifier.socket.close()
             self._notifier = None

@@ -142,7 +142,6 @@ class Reader:
         self._cards, self._proc, self._dri = Cards(sys_root), proc_root, f"{dev_root}/dri"
 
     def look(self) -> dict[str, Any]:
-        """All GPUs as they are now."""
         folders = self._cards.present()
         devices = {pci: self._device(pci, folder) for pci, folder in folders.items()}
         at_s = time.monotonic()  # when the idle times were read; processes take longer

@@ -148,7 +148,6 @@ class Faults:
 
 
 def device(index: int, faults: Faults, utilisation: Utilisation) -> dict[str, Any]:
-    """One GPU as it is now."""
     answer: dict[str, Any] = {"uuid": "", "error": ""}
     what = "cannot be opened"
     try:
@@ -183,7 +182,6 @@ class Reader:
         self._faults, self._utilisation = Faults(), Utilisation()
 
     def look(self) -> dict[str, Any]:
-        """All GPUs as they are now."""
         answer: dict[str, Any] = {"library": True, "driver": "", "error": "", "devices": []}
         try:
             if self._driver is None:

@@ -33,8 +33,6 @@ UNTOLD_PERCENT: Final = 30  # a GPU that is so much busier than the sum of its p
 
 
 class Whose(StrEnum):
-    """Who owns a process."""
-
     OWN = "own"
     DISPLAY = "display"
     REMNANT = "remnant"
@@ -220,7 +218,6 @@ def _leaked(unlisted: Mapping[str, float], known: Known, by: str) -> Iterator[Le
 
 
 def called(pid: int, name: Name) -> str:
-    """A process as text."""
     return f"{name} (pid {pid})" if not name.gone else f"pid {pid}"
 
 

@@ -360,7 +360,6 @@ class GpuPoller(ABC, Generic[A]):
     # --- nodes of the GPU in /dev
 
     def _nodes(self) -> set[str]:
-        """The paths of the GPU's nodes."""
         try:
             return {f"{self._node_folder}/{name}" for name in os.listdir(self._node_folder) if self._is_node(name)}
         except OSError:
@@ -378,7 +377,6 @@ class GpuPoller(ABC, Generic[A]):
         self._wake()
 
     def _concern_gpu(self, events: list[Event]) -> bool:
-        """Whether one of the events concerns a GPU."""
         seen = False
         for event in events:
             if event.gone:

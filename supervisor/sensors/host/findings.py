@@ -17,6 +17,5 @@ FIT = Findings()
 
 
 def merge(found: Iterable[Findings]) -> Findings:
-    """All of them together."""
     parts = tuple(found)
     return Findings(tuple(text for it in parts for text in it.unfit), tuple(text for it in parts for text in it.unknown))

@@ -70,15 +70,12 @@ class CpuMeter:
 
     @property
     def last_at_s(self) -> float:
-        """The time of the last sample."""
         return self._samples[-1].at_s if self._samples else NEVER
 
     def due(self, now_s: float) -> bool:
-        """Whether it is time for another sample."""
         return not 0 <= now_s - self.last_at_s < self._window_s / SAMPLES
 
     def add(self, sample: CpuSample) -> None:
-        """Take a sample."""
         own_s = 0.0
         if self._samples:
             last = self._samples[-1]
@@ -159,7 +156,6 @@ class HostSensor:
         await asyncio.gather(self._checks.start(wake), *([self._metered.start(wake)] if self._metered else []))
 
     async def stop(self) -> None:
-        """Stop both."""
         await asyncio.gather(self._checks.stop(), *([self._metered.stop()] if self._metered else []))
 
     def sample(self) -> None:

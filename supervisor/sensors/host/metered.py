@@ -42,14 +42,12 @@ class Metered:
         await wait_for_event(self._answered, FIRST_S)
 
     async def stop(self) -> None:
-        """Stop asking."""
         if self._asking is not None:
             self._asking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._asking
 
     def findings(self) -> Findings:
-        """What is known now."""
         return _unknown(self._bus.error) if self._bus.error else self._found
 
     def _owner_changed(self, owner: str) -> None:

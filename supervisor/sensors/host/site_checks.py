@@ -105,8 +105,6 @@ class _SiteCheck:
 
 
 class SiteChecks:
-    """All of host.checks."""
-
     def __init__(self, checks: Sequence[Sequence[str]], clock: Clock, interval_s: float, timeout_s: float = TIMEOUT_S) -> None:
         self._checks = [_SiteCheck(argv, clock, interval_s, timeout_s) for argv in checks]
         self._wake: Wake | None = None
@@ -118,7 +116,6 @@ class SiteChecks:
             check.begin(wake)
 
     async def stop(self) -> None:
-        """Kill those that run."""
         self._wake = None
         await asyncio.gather(*(check.stop() for check in self._checks))
 
