@@ -50,7 +50,7 @@ class Presence:
 
     last_sign_at_s: NEVER: this source has seen no sign. `sign` says what it was: "user active on pts/3".
     present: if not empty, somebody is there now: "graphical session 3 of anna active on seat0".
-    error: if not empty, this source cannot tell, which blocks.
+    error: if not empty, the person is unknown to this source, which blocks.
     hands: somebody touched something. This may contradict what others say (`away`) of a desktop.
     """
 

@@ -1,6 +1,6 @@
 """The sensors' latest readings → one Observation. Also used without a daemon, by check-user, check-gpu and the demo.
 
-The fusion: one source that cannot tell makes the person unknown. Somebody who is there now, or a GPU process that is not
+The fusion: one source in error makes the person unknown. Somebody who is there now, or a GPU process that is not
 RAE's, moves the last sign to this moment. Otherwise the newest of all signs counts, and it never goes back.
 
 Nothing flaps. One sign means present; absence needs the full idle time. A load above its limit counts at once; a load
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SourceReading:
-    """What one source says of the person, for `why`, `check-user` and `doctor`. `present` None: it cannot tell. `idle_s`:
+    """What one source says of the person, for `why`, `check-user` and `doctor`. `present` None: not known. `idle_s`:
     seconds since its last sign, None: it knows of none. `age_s`: seconds since it was read. `headings`: what it looks at."""
 
     source: str

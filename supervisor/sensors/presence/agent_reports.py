@@ -175,7 +175,7 @@ class AgentReports(PresenceSensor):
         self._event = max(signs)
 
     def _typed(self, uid: int, report: AgentReport) -> tuple[float, str]:
-        """The last typing that a report tells of, as time and sign."""
+        """The last typing in a report, as time and sign."""
         name = self._owners.name_of(uid)
         if name is None or report.terminals is None:
             return NEVER, ""

@@ -28,18 +28,7 @@ from states.observation import NEVER
 from supervisor.linux.clock import Clock
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake
-from supervisor.sensors.presence.evdev import (
-    EV_ABS,
-    EV_KEY,
-    EV_REL,
-    EVENT,
-    Axis,
-    Device,
-    Kind,
-    bumped,
-    describe,
-    pressed,
-)
+from supervisor.sensors.presence import evdev
 
 QUIET_S: Final = 1.0  # after a sign, until devices may wake the loop again
 SETTLED_S: Final = 0.3  # a look that finds nothing this long after a sign lets them wake it at once
@@ -48,23 +37,23 @@ BUMP_PIXELS: Final = 16
 BUMP_REST_S: Final = 900.0  # a motion may be a bump only after so long a rest
 BUMP_SAME_S: Final = 0.25  # motion that follows so soon belongs to the same bump
 BUMP_AGAIN_S: Final = 1.0  # motion after that, but within this time, is a person
-BUFFER: Final = 64 * EVENT.size
+BUFFER: Final = 64 * evdev.EVENT.size
 BLIND_SIGN: Final = "no input device could be read until just now"
 ROUNDS: Final = 16  # buffers read in one look; more than the kernel keeps
 
 _MASK: Final = 0x40104593  # EVIOCSMASK
 _ABS: Final = 0x80184540  # EVIOCGABS(0)
-WANTED: Final = 1 << EV_KEY | 1 << EV_REL | 1 << EV_ABS
+WANTED: Final = 1 << evdev.EV_KEY | 1 << evdev.EV_REL | 1 << evdev.EV_ABS
 
 
-def axis_range(fd: int, code: int) -> Axis | None:
+def axis_range(fd: int, code: int) -> evdev.Axis | None:
     """The range of a device's axis; None: it is not known."""
     try:
         answer = fcntl.ioctl(fd, _ABS + code, bytes(24))
     except OSError:
         return None
     _, least, most, *_ = struct.unpack("6i", answer)
-    return Axis(least, most)
+    return evdev.Axis(least, most)
 
 
 def _only_keys_and_motion(fd: int) -> None:
@@ -77,7 +66,7 @@ def _only_keys_and_motion(fd: int) -> None:
 class _Open:
     """A device that is being read."""
 
-    def __init__(self, device: Device, fd: int) -> None:
+    def __init__(self, device: evdev.Device, fd: int) -> None:
         self.device, self.fd = device, fd
         self.bump_at_s, self.bump_over = NEVER, False
 
@@ -100,7 +89,7 @@ class InputDevices(PresenceSensor):
         ignore_bumps: bool = False,
         dev_root: Path = Path("/dev"),
         sys_root: Path = Path("/sys"),
-        axis_of: Callable[[int, int], Axis | None] = axis_range,
+        axis_of: Callable[[int, int], evdev.Axis | None] = axis_range,
     ) -> None:
         self._clock, self.required, self._ignore_bumps = clock, required, ignore_bumps
         self._dev, self._folder, self._sys = dev_root, dev_root / "input", sys_root / "class/input"
@@ -177,7 +166,7 @@ class InputDevices(PresenceSensor):
                 loop.remove_reader(device.fd)
             self._calm_later()
         elif sign is False and (opened := self._devices.get(node)) is not None:
-            rest_s = BUMP_SAME_S if opened.device.kind is Kind.POINTER else DRIFT_S
+            rest_s = BUMP_SAME_S if opened.device.kind is evdev.Kind.POINTER else DRIFT_S
             loop.remove_reader(opened.fd)
             self._resting[node] = loop.call_later(rest_s, self._rested, node)
 
@@ -188,7 +177,7 @@ class InputDevices(PresenceSensor):
         self._used(node)
         if (opened := self._devices.get(node)) is not None and self._listening:
             opened.bump_over = True
-            if opened.device.kind is Kind.POINTER and (timer := self._resting.pop(node, None)) is not None:
+            if opened.device.kind is evdev.Kind.POINTER and (timer := self._resting.pop(node, None)) is not None:
                 timer.cancel()  # the rest of the bump has been read: what comes now is a new motion
             if node not in self._resting:
                 asyncio.get_running_loop().add_reader(opened.fd, self._used, node)
@@ -235,9 +224,9 @@ class InputDevices(PresenceSensor):
         return sign
 
     def _is_sign(self, opened: _Open, data: memoryview, now_s: float) -> bool:
-        if opened.device.kind is Kind.GAMEPAD:
-            return pressed(data, lambda code: self._axis_of(opened.fd, code))
-        if opened.device.kind is Kind.POINTER and self._ignore_bumps:
+        if opened.device.kind is evdev.Kind.GAMEPAD:
+            return evdev.pressed(data, lambda code: self._axis_of(opened.fd, code))
+        if opened.device.kind is evdev.Kind.POINTER and self._ignore_bumps:
             return self._is_no_bump(opened, data, now_s)
         return True
 
@@ -245,7 +234,7 @@ class InputDevices(PresenceSensor):
         """HTCondor's filter: a short motion after a long rest counts when another follows within a second."""
         since_s = now_s - opened.bump_at_s
         again = opened.bump_over and since_s <= BUMP_AGAIN_S
-        if again or now_s - self._sign_at_s < BUMP_REST_S or not bumped(data, BUMP_PIXELS):
+        if again or now_s - self._sign_at_s < BUMP_REST_S or not evdev.bumped(data, BUMP_PIXELS):
             opened.bump_at_s = NEVER
             return True
         if since_s > BUMP_AGAIN_S:
@@ -277,8 +266,8 @@ class InputDevices(PresenceSensor):
             self._close(node)
         self._unreadable = {node: why for node, why in self._unreadable.items() if node in nodes}
         for node in sorted(nodes - self._devices.keys()):
-            device = describe(self._sys, node)
-            if device is None or device.kind is Kind.NONE:
+            device = evdev.describe(self._sys, node)
+            if device is None or device.kind is evdev.Kind.NONE:
                 continue
             try:
                 fd = os.open(self._folder / node, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)

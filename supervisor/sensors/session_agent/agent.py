@@ -71,7 +71,7 @@ class WatchedSource:
 
     @property
     def reading(self) -> Idle | None:
-        """What the source says; None: it cannot tell, or a proof has failed."""
+        """What the source says; None: it has no reading, or a proof has failed."""
         return None if self._doubted else self.source.reading
 
     def retry(self) -> None:
@@ -104,7 +104,7 @@ class WatchedSource:
             return
         try:
             await self.source.prove()
-        except Exception as error:  # noqa: BLE001 - after any fault this source cannot tell; the others still can
+        except Exception as error:  # noqa: BLE001 - after any fault this source has no reading; the others still do
             self.fault, self._doubted = _gone(error), True
             if self._running is not None:
                 self._running.cancel()
@@ -115,7 +115,7 @@ class WatchedSource:
 
 
 def _gone(error: Exception) -> Gone:
-    """After a fault of ours a source cannot tell."""
+    """A fault of ours in a source is a reason too."""
     return error if isinstance(error, Gone) else Gone(f"{type(error).__name__}: {error}")
 
 
@@ -317,13 +317,13 @@ class Agent:
         inhibitors = [name for reading in readings for name in reading.inhibitors]
         if self._desktop is not None:
             desktop, watched = self._desktop
-            said = watched.reading
-            if said is not None and self._session_of(said.pid) == own.id:
-                readings.append(said)
+            of_desktop = watched.reading
+            if of_desktop is not None and self._session_of(of_desktop.pid) == own.id:
+                readings.append(of_desktop)
                 # Mutter speaks only for its own compositor; the screen saver for a desktop that says nothing itself.
-                lacking = [(pid, fault) for pid, fault in lacking if said.pid not in (0, pid)]
+                lacking = [(pid, fault) for pid, fault in lacking if of_desktop.pid not in (0, pid)]
             if own.graphical and self._session_of(0) == own.id:
-                desktop.poll(not faults and (not readings or (said is not None and said.pid == 0)))
+                desktop.poll(not faults and (not readings or (of_desktop is not None and of_desktop.pid == 0)))
                 inhibitors = [*desktop.inhibitors] or inhibitors
         return readings, faults + [fault for _, fault in lacking], list(dict.fromkeys(inhibitors))
 

@@ -24,7 +24,7 @@ def boot_s() -> float:
 
 
 class Gone(Exception):
-    """The source cannot tell, or not any more; the text is the reason."""
+    """The source has no reading, or not any more; the text is the reason."""
 
 
 class Absent(Gone):
@@ -52,7 +52,7 @@ class IdleSource(Protocol):
 
     @property
     def reading(self) -> Idle | None:
-        """What it says; None: no probe has shown yet that it can tell."""
+        """What it says; None: no probe has succeeded yet."""
         ...
 
     async def run(self, changed: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ class IdleSource(Protocol):
         ...
 
     async def prove(self) -> None:
-        """Ask the desktop anew; `reading` is right afterwards.
+        """Ask the desktop again; `reading` is right afterwards.
 
         Raises:
             Gone: no answer in `ANSWER_S`.
