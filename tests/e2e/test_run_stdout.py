@@ -36,6 +36,11 @@ LOCALES = {
 }
 
 
+# The rest takes the same way out; make nightly tries it.
+FEW = ("config check", "replay {folder}/unexpected.yaml", "doctor")
+MANY = [words if words in FEW else pytest.param(words, marks=pytest.mark.nightly) for words in ANSWERS]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> NodeFolder:
     place = tmp_path_factory.mktemp("stdout") / "my nöde"
@@ -61,9 +66,21 @@ def told(words: list[str], env: dict[str, str] | None = None) -> subprocess.Comp
     return subprocess.run(plain, capture_output=True, cwd=ROOT if env else "/", timeout=120, env=env, check=False)
 
 
+@pytest.mark.parametrize(
+    ("locale", "words"), [("ascii", words) for words in ANSWERS] + [(locale, "dry-run") for locale in list(LOCALES)[1:]]
+)
+def test_every_command_answers_in_ascii_and_every_locale_gets_an_answer(folder: NodeFolder, words: str, locale: str) -> None:
+    answered(folder, words, locale)
+
+
+@pytest.mark.nightly
 @pytest.mark.parametrize("words", ANSWERS)
 @pytest.mark.parametrize("locale", LOCALES)
 def test_every_locale_gets_the_answer(folder: NodeFolder, words: str, locale: str) -> None:
+    answered(folder, words, locale)
+
+
+def answered(folder: NodeFolder, words: str, locale: str) -> None:
     done = told(argv(folder, words), environment(LOCALES[locale]))
     assert (done.returncode, b"rror" in done.stderr) == (ANSWERS[words], False), done.stderr
     if locale == "ascii" and "diagram" not in words:
@@ -99,7 +116,7 @@ def test_a_name_that_is_not_utf_8_is_no_trouble(tmp_path: Path) -> None:
     assert os.fsdecode(odd) in json.loads(done.stdout)[0].values()
 
 
-@pytest.mark.parametrize("words", [w for w in ANSWERS if w != "check-gpu"])
+@pytest.mark.parametrize("words", [w for w in MANY if "check-gpu" not in str(w)])
 def test_a_reader_who_has_seen_enough_changes_no_answer(folder: NodeFolder, words: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -108,7 +125,7 @@ def test_a_reader_who_has_seen_enough_changes_no_answer(folder: NodeFolder, word
     assert (done.returncode, done.stderr) == (ANSWERS[words], b"")
 
 
-@pytest.mark.parametrize("words", ANSWERS)
+@pytest.mark.parametrize("words", MANY)
 def test_a_full_disk_is_a_failure_in_one_line(folder: NodeFolder, words: str) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(argv(folder, words), stdout=full, stderr=subprocess.PIPE, text=True, cwd="/", timeout=120)
@@ -116,7 +133,7 @@ def test_a_full_disk_is_a_failure_in_one_line(folder: NodeFolder, words: str) ->
     assert done.stderr == "stdout cannot be written: No space left on device; send it to a place that can take it\n"
 
 
-@pytest.mark.parametrize("words", ANSWERS)
+@pytest.mark.parametrize("words", MANY)
 def test_streams_that_are_closed_from_the_beginning_take_nothing(folder: NodeFolder, words: str) -> None:
     closed = ["sh", "-c", '"$@" <&- >&-', "sh", *argv(folder, words)]
     done = subprocess.run(closed, stderr=subprocess.PIPE, cwd="/", timeout=120, check=False)
