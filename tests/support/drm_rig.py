@@ -23,8 +23,7 @@ class DrmMachine(Machine):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        for made in (self.sys / "class/drm", self.dev / "dri"):
-            made.mkdir(parents=True)
+        (self.dev / "dri").mkdir(parents=True)
         self.cards = 0
 
     def card(self, pci: str = AMD, driver: str = "amdgpu", status: str = "active", **files: object) -> Path:
@@ -35,9 +34,8 @@ class DrmMachine(Machine):
         for made in (device / "power", device / "drm" / name, device / "drm" / render, self.sys / "drivers" / driver):
             made.mkdir(parents=True, exist_ok=True)
         (device / "driver").symlink_to(self.sys / "drivers" / driver)
-        (device / "drm" / name / "device").symlink_to(device)
-        (self.sys / "class/drm" / name).symlink_to(device / "drm" / name)
-        (self.sys / "class/drm" / f"{name}-HDMI-A-1").mkdir()
+        (device / "class").write_text("0x030000\n")
+        (self.sys / "bus/pci/devices" / pci).symlink_to(device)
         for node in (name, render):
             (self.dev / "dri" / node).touch(mode=0o660)
         (device / "power/runtime_status").write_text(f"{status}\n")

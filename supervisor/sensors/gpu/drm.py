@@ -10,12 +10,14 @@ The lent cards are those that `gpu.lend` names by PCI address, or else the one w
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 from supervisor.linux.inotify import flags
-from supervisor.sensors.gpu.drm_cards import Cards
+from supervisor.linux.small_files import read_small
 from supervisor.sensors.gpu.drm_usage import Look, busy_percent, judge
 from supervisor.sensors.gpu.ownership import GpuUse
+from supervisor.sensors.gpu.pci_gpus import PciGpus, asleep, is_drm
 from supervisor.sensors.gpu.poller import ABSENT, GpuPoller, Setup
 
 NODE: Final = re.compile(r"(?:card|renderD)[0-9]+")
@@ -35,27 +37,27 @@ class DrmSensor(GpuPoller[Look]):
     def __init__(self, setup: Setup) -> None:
         roots = (str(setup.sys_root), str(setup.proc_root), str(setup.dev_root))
         super().__init__(setup, setup.dev_root / "dri", roots)
-        self._cards = Cards(setup.sys_root)
+        self._pci = PciGpus(setup.sys_root, is_drm)
         self._before: Look | None = None
 
     @property
     def lent(self) -> list[str]:
         """PCI addresses of the lent ones."""
         named = list(dict.fromkeys(pci.lower() for pci in self._settings.lend))
-        return named or [pci for pci in [self._cards.largest()] if pci]
+        return named or largest(self._pci.present())
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per GPU for doctor and check-gpu: `pci, driver, lent, error, power, percent, used_gb, total_gb, processes
         [{pid, name, used_gb, whose}], hidden` (the number of hidden processes); sizes in GiB."""
         if self._asleep or not self._use.rows:
             return [
-                {"pci": pci, "lent": pci in self.lent, "power": "suspended" if self._cards.asleep(folder) else "active"}
-                for pci, folder in sorted(self._cards.present().items())
+                {"pci": pci, "lent": pci in self.lent, "power": "suspended" if asleep(folder) else "active"}
+                for pci, folder in self._pci.present().items()
             ]
         return list(self._use.rows)
 
     def _glance(self, now_s: float) -> bool:
-        present, lent = self._cards.present(), self.lent
+        present, lent = self._pci.present(), self.lent
         missing = [pci for pci in lent if pci not in present]
         if missing or not present:
             self._asleep = False
@@ -64,7 +66,7 @@ class DrmSensor(GpuPoller[Look]):
             what = f"GPU {missing[0]} (gpu.lend in node.yaml) is not there; NVIDIA's are named by UUID" if missing else ""
             self._publish(GpuUse(None, what) if what else GpuUse(ABSENT), now_s, "DRM")
             return True
-        if all(self._cards.asleep(present[pci]) for pci in lent):
+        if all(asleep(present[pci]) for pci in lent):
             self._publish_asleep(now_s)
             return True
         self._asleep = False
@@ -91,3 +93,13 @@ class DrmSensor(GpuPoller[Look]):
 
     def _is_node(self, name: str) -> bool:
         return NODE.fullmatch(name) is not None
+
+
+def largest(present: Mapping[str, str]) -> list[str]:
+    """The PCI address of the GPU with most own memory; among those that report none, one behind a bridge."""
+
+    def rank(pci: str) -> tuple[int, bool, str]:
+        size = read_small(f"{present[pci]}/mem_info_vram_total")
+        return int(size) if size.isdecimal() else 0, ":00:" not in pci, pci
+
+    return [max(present, key=rank)] if present else []

@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.linux.small_files import read_small
-from supervisor.sensors.gpu.drm_cards import Cards
+from supervisor.sensors.gpu.pci_gpus import PciGpus, asleep, driver, is_drm
 
 if TYPE_CHECKING:
     from supervisor.linux.helper_main import Replies
@@ -139,10 +139,10 @@ class Reader:
     """Reads all GPUs, again for each request."""
 
     def __init__(self, sys_root: str, proc_root: str, dev_root: str) -> None:
-        self._cards, self._proc, self._dri = Cards(sys_root), proc_root, f"{dev_root}/dri"
+        self._pci, self._proc, self._dri = PciGpus(sys_root, is_drm), proc_root, f"{dev_root}/dri"
 
     def look(self) -> dict[str, Any]:
-        folders = self._cards.present()
+        folders = self._pci.present()
         devices = {pci: self._device(pci, folder) for pci, folder in folders.items()}
         at_s = time.monotonic()  # when the idle times were read; processes take longer
         awake = {pci: device for pci, device in devices.items() if not device["asleep"]}
@@ -158,7 +158,7 @@ class Reader:
 
     def _device(self, pci: str, folder: str) -> dict[str, Any]:
         answer: dict[str, Any] = {
-            "pci": pci, "driver": os.path.basename(os.path.realpath(f"{folder}/driver")), "asleep": Cards.asleep(folder),
+            "pci": pci, "driver": driver(folder), "asleep": asleep(folder),
             "error": "", "percent": None, "idle_ms": {}, "total": None, "used": None, "clients": [], "hidden": [],
         }  # fmt: skip
         if answer["asleep"]:

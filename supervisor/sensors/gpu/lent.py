@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from states.observation import Gpu, Reading
 from supervisor.sensors.base import Wake
-from supervisor.sensors.gpu.drm_cards import Cards
 from supervisor.sensors.gpu.nvml import NvmlSensor
 from supervisor.sensors.gpu.ownership import NO_TASK_USE, TaskUse
+from supervisor.sensors.gpu.pci_gpus import PciGpus, is_drm
 from supervisor.sensors.gpu.poller import GpuPoller, Setup
 
 PCI_ADDRESS: Final = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
@@ -33,7 +33,7 @@ class LentGpus:
         pci = [entry for entry in setup.settings.lend if PCI_ADDRESS.fullmatch(entry)]
         uuids = [entry for entry in setup.settings.lend if entry not in pci]
         self._lends_none = setup.settings.presence == "none"
-        self._cards = Cards(setup.sys_root)
+        self._drm_gpus = PciGpus(setup.sys_root, is_drm)
         self._interval_s: float | None = None
         self._wake: Wake | None = None
         self._started: dict[Part, asyncio.Task[None]] = {}
@@ -99,7 +99,7 @@ class LentGpus:
     def _drm_instead(self) -> bool:
         """There is no NVIDIA GPU, but another."""
         last = self.nvml.last
-        return last.value is not None and not last.value.present and bool(self._cards.present())
+        return last.value is not None and not last.value.present and bool(self._drm_gpus.present())
 
     def _begin(self, part: Part) -> asyncio.Task[None]:
         if part not in self._started:

@@ -16,57 +16,21 @@ the driver and shows 90 % and more.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Final
 
 from states.observation import NEVER
 from supervisor.linux.inotify import flags
-from supervisor.linux.small_files import read_small
 from supervisor.sensors.gpu.nvml_usage import Answer, judge
 from supervisor.sensors.gpu.ownership import GpuUse
+from supervisor.sensors.gpu.pci_gpus import PciGpus, asleep, driver, is_nvidia, power
 from supervisor.sensors.gpu.poller import ABSENT, GpuPoller, Setup
 
 LIBRARY: Final = "libnvidia-ml.so.1"
-NVIDIA: Final = "0x10de"
-DISPLAY_CLASS: Final = "0x03"  # VGA, 3D and other display controllers
-
 NAP_S: Final = 25.0
 NAP_TRIES: Final = 2
 NO_NAP_S: Final = 600.0
 # A driver that was just loaded shows 90 percent and more. A first sample up to this value cannot be one of those, and counts.
 WAKING_PERCENT: Final = 10
-
-
-class PciGpus:
-    """The NVIDIA display devices on the PCI bus, from sysfs, without waking any."""
-
-    def __init__(self, sys_root: Path) -> None:
-        self._folder = f"{sys_root}/bus/pci/devices"
-        self._kind: dict[str, bool] = {}
-
-    def names(self) -> tuple[str, ...]:
-        """PCI addresses, `0000:01:00.0`."""
-        try:
-            there = set(os.listdir(self._folder))
-        except OSError:
-            there = set()
-        self._kind = {name: self._kind[name] if name in self._kind else self._is_gpu(name) for name in there}
-        return tuple(sorted(name for name, gpu in self._kind.items() if gpu))
-
-    def power(self, name: str, what: str) -> str:
-        """`runtime_status` or `control` of a device; empty if there is no such file."""
-        return read_small(f"{self._folder}/{name}/power/{what}")
-
-    def asleep(self, name: str) -> bool:
-        """Whether the NVIDIA driver has suspended it. A device without driver, or of a virtual machine, may be so too."""
-        return (
-            self.power(name, "runtime_status") == "suspended"
-            and os.path.basename(os.path.realpath(f"{self._folder}/{name}/driver")) == "nvidia"
-        )
-
-    def _is_gpu(self, name: str) -> bool:
-        folder = f"{self._folder}/{name}"
-        return read_small(f"{folder}/vendor") == NVIDIA and read_small(f"{folder}/class").startswith(DISPLAY_CLASS)
 
 
 class NvmlSensor(GpuPoller[Answer]):
@@ -80,7 +44,7 @@ class NvmlSensor(GpuPoller[Answer]):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup, setup.dev_root)
-        self._pci = PciGpus(setup.sys_root)
+        self._pci = PciGpus(setup.sys_root, is_nvidia)
         self._driver = ""
         self._absent_in: object = None  # the surroundings in which there was no GPU
         self._naps, self._no_nap_until_s, self._napping = 0, NEVER, False
@@ -90,7 +54,8 @@ class NvmlSensor(GpuPoller[Answer]):
         temperature_c, throttled, xid, mig, processes [{pid, name, kind, used_gb, whose}], driver, power`; sizes in GiB.
         Before the first answer, and while the GPUs are asleep, `pci, power` of each PCI device."""
         if self._asleep or not self._use.rows:
-            return [{"pci": name, "power": self._pci.power(name, "runtime_status")} for name in self._pci.names()]
+            present = self._pci.present().items()
+            return [{"pci": pci, "power": power(folder, "runtime_status")} for pci, folder in present]
         return [row | {"driver": self._driver} for row in self._use.rows]
 
     # --- when to look
@@ -101,8 +66,9 @@ class NvmlSensor(GpuPoller[Answer]):
         return self._napping and self._watcher.is_open and self._nodes() <= self._watcher.watched
 
     def _glance(self, now_s: float) -> bool:
-        pci = self._pci.names()
-        if pci and all(self._pci.asleep(name) for name in pci):
+        pci = self._pci.present().values()
+        # A device without driver, or of a virtual machine, may be suspended too.
+        if pci and all(asleep(folder) and driver(folder) == "nvidia" for folder in pci):
             if not self._asleep:
                 self._napping, self._naps, self._absent_in = False, 0, None
             self._publish_asleep(now_s)
@@ -157,7 +123,7 @@ class NvmlSensor(GpuPoller[Answer]):
         """The library does not load, or shows no GPU: an error if there is one by PCI or by its nodes."""
         self._end_helper()
         nodes = sorted({os.path.basename(node) for node in self._nodes()} - {"dxg"})
-        if there := [*self._pci.names(), *nodes]:
+        if there := [*self._pci.present(), *nodes]:
             missing = "its driver does not show it" if library else f"{LIBRARY} does not load"
             return self._failed(f"there is an NVIDIA GPU ({there[0]}), but {missing}: install its driver")
         self._failures, self._follow_up = 0, []
@@ -165,10 +131,8 @@ class NvmlSensor(GpuPoller[Answer]):
         return self._publish(GpuUse(ABSENT), now_s, "NVML and PCI")
 
     def _may_sleep(self) -> bool:
-        pci = self._pci.names()
-        return bool(pci) and all(
-            self._pci.power(name, "control") == "auto" and self._pci.power(name, "runtime_status") for name in pci
-        )
+        pci = self._pci.present().values()
+        return bool(pci) and all(power(folder, "control") == "auto" and power(folder, "runtime_status") for folder in pci)
 
     def _failed(self, reason: str) -> None:
         self._absent_in, self._napping = None, False
@@ -193,4 +157,4 @@ class NvmlSensor(GpuPoller[Answer]):
             cache = os.stat("/etc/ld.so.cache").st_mtime_ns
         except OSError:
             cache = 0
-        return self._pci.names(), self._nodes(), libraries, cache
+        return tuple(self._pci.present()), self._nodes(), libraries, cache

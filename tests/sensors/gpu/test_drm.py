@@ -18,7 +18,8 @@ from support.waiting import play
 from states.observation import Gpu
 from supervisor.config.schema import GpuSettings
 from supervisor.sensors.gpu import ownership
-from supervisor.sensors.gpu.drm_cards import Cards
+from supervisor.sensors.gpu.drm import largest
+from supervisor.sensors.gpu.pci_gpus import PciGpus, is_drm
 
 __all__ = ["soon_again", "world"]  # fixtures
 
@@ -156,7 +157,7 @@ def test_one_that_sleeps_beside_one_that_is_awake_is_not_read(world: DrmMachine)
     async def scene() -> None:
         async with world.sensor(GpuSettings(lend=[AMD, INTEL])) as sensor:
             assert now(sensor).value == Gpu(3)
-            assert [row["power"] for row in sensor.describe()] == ["active", "suspended"]
+            assert {row["pci"]: row["power"] for row in sensor.describe()} == {AMD: "active", INTEL: "suspended"}
 
     play(scene())
 
@@ -234,9 +235,9 @@ def test_the_one_with_most_memory_is_lent(world: DrmMachine) -> None:
     world.card("0000:0a:00.0", "amdgpu", gpu_busy_percent=9, mem_info_vram_total=GIB // 2)
     world.amd(percent=2)
     world.card("0000:0b:00.0", "nouveau")
-    cards = Cards(world.sys)
-    assert set(cards.present()) == {INTEL, AMD, "0000:0a:00.0"}
-    assert cards.largest() == AMD
+    present = PciGpus(world.sys, is_drm).present()
+    assert set(present) == {INTEL, AMD, "0000:0a:00.0"}
+    assert largest(present) == [AMD]
 
 
 def test_an_open_in_the_folder_is_looked_at_at_once(world: DrmMachine) -> None:

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from support.drm_rig import AMD, INTEL, DrmMachine, context, world
 
 from supervisor.linux import helper_main, small_files
-from supervisor.sensors.gpu import drm_cards
 from supervisor.sensors.gpu import drm_helper as agent
+from supervisor.sensors.gpu import pci_gpus
 
 __all__ = ["world"]  # a fixture
 
@@ -108,7 +108,7 @@ def test_another_users_process_is_hidden_from_who_is_not_root(nobody: int, open_
         for package in ("supervisor", "supervisor/linux", "supervisor/sensors", "supervisor/sensors/gpu"):
             (open_folder / package).mkdir()
             (open_folder / package / "__init__.py").touch()
-        rooms = {"linux": (helper_main, small_files), "sensors/gpu": (drm_cards, agent)}
+        rooms = {"linux": (helper_main, small_files), "sensors/gpu": (pci_gpus, agent)}
         for room, module in ((room, module) for room, modules in rooms.items() for module in modules):
             shutil.copy(str(module.__file__), open_folder / "supervisor" / room)
         start = ["/usr/bin/python3", "-I", "-c", helper_main.START, str(open_folder)]
