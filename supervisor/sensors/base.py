@@ -29,19 +29,23 @@ class Quality(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Away:
-    """A source says that nobody has been at one desktop since `since_s` (seconds of CLOCK_BOOTTIME).
+class Touch:
+    """A source's sign that counts against the absence from a desktop. Time in seconds of CLOCK_BOOTTIME."""
 
-    about: the statement, as in "nobody at session 3 of anna".
-    denied: what another source, `denied_by`, says of the same desktop at the moment `denied_at_s`.
-    """
+    at_s: float
+    source: str
+    sign: str
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A source says that nobody has been at one desktop since `since_s` (seconds of CLOCK_BOOTTIME). `about`: "nobody at
+    session 3 of anna". `denied`: another source's sign of the same desktop."""
 
     source: str
     about: str
     since_s: float
-    denied_by: str = ""
-    denied: str = ""
-    denied_at_s: float = NEVER
+    denied: Touch | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,19 +16,10 @@ from typing import Final
 
 from states.formatting import elapsed
 from states.observation import NEVER
-from supervisor.sensors.base import Away, Presence
+from supervisor.sensors.base import Away, Presence, Touch
 
 SLACK_S: Final = 10.0  # terminals' times move in steps of 8 s
 LASTS_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Touch:
-    """A sign that counts against the absence from any desktop."""
-
-    at_s: float
-    source: str
-    sign: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +45,7 @@ def find(
     signs = [(now_s if r.present else r.last_sign_at_s, r) for r in reports if r.hands and not r.error]
     hands = [*further, *(Touch(at_s, r.source, r.present or r.sign) for at_s, r in signs if at_s != NEVER)]
     for away in (a for r in reports for a in r.away):
-        denials = [Touch(away.denied_at_s, away.denied_by, away.denied)] if away.denied_by else []
+        denials = [away.denied] if away.denied else []
         newest = max([*denials, *hands], key=lambda touch: touch.at_s, default=None)
         if newest and newest.at_s > away.since_s + SLACK_S and now_s - newest.at_s < matters_s:
             found.append(Contradiction(away, newest))

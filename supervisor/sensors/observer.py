@@ -29,8 +29,8 @@ from states.observation import (
     Reading,
     Task,
 )
-from supervisor.sensors.base import Presence, PresenceSensor, Quality
-from supervisor.sensors.conflicts import Contradictions, Touch, find
+from supervisor.sensors.base import Presence, PresenceSensor, Quality, Touch
+from supervisor.sensors.conflicts import Contradictions, find
 
 T = TypeVar("T")
 

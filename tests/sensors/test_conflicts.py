@@ -15,7 +15,7 @@ from states.lifecycle import Lifecycle
 from states.limits import Limits
 from states.memory import Memory
 from states.observation import NEVER, NO_TASK, Automation, Cpu, Gpu, Host, Reading
-from supervisor.sensors.base import Away, Presence, PresenceSensor, Quality
+from supervisor.sensors.base import Away, Presence, PresenceSensor, Quality, Touch
 from supervisor.sensors.conflicts import LASTS_S, SLACK_S
 from supervisor.sensors.observer import Observer
 from supervisor.sensors.presence.agent_reports import Proof
@@ -142,13 +142,13 @@ def test_a_game_contradicts_and_a_person_who_is_not_watched_for_does_not() -> No
 def test_who_says_away_of_a_session(hints: dict[str, Any], proof: Proof, claims: list[tuple[str, float, str]]) -> None:
     changes = {"IdleSinceHintMonotonic": 3_000_000_000 if "IdleHint" in hints else 0} | hints
     seen = Session.read("/p", session(**changes), 5000.0, 0.0)
-    assert [(a.source, a.since_s, a.denied_by) for a in away(seen, proof, 5000.0)] == claims
+    assert [(a.source, a.since_s, a.denied.source if a.denied else "") for a in away(seen, proof, 5000.0)] == claims
 
 
 def test_logind_and_the_agent_of_one_session() -> None:
     world = World()
-    denied = {"denied_by": AGENT, "denied": "user active on seat0", "denied_at_s": NOW_S - 1}
-    world.says("logind", present="session 3 active", away=(claim(source="logind", **denied),))
+    denied = Touch(NOW_S - 1, AGENT, "user active on seat0")
+    world.says("logind", present="session 3 active", away=(claim(source="logind", denied=denied),))
     world.look()
     assert world.observer.contradictions(NOW_S) == [
         f"logind says {DESKTOP} for 1 h, but {AGENT} says user active on seat0 1 s ago"

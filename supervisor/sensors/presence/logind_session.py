@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from supervisor.linux.dbus import LOGIN1, BusError, SystemBus
 
+TERMINAL_TYPES: Final = ("tty", "unspecified", "web")  # every other type is graphical, also one we do not know
 SESSION: Final = "org.freedesktop.login1.Session"
 GONE: Final = ("org.freedesktop.DBus.Error.UnknownObject", "org.freedesktop.login1.NoSuchSession")
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 from states.observation import NEVER
 from supervisor.linux.dbus import BusError
 from supervisor.linux.text import one_line
-from supervisor.sensors.base import Away, Quality
+from supervisor.sensors.base import Away, Quality, Touch
 from supervisor.sensors.presence.agent_reports import Proof
+from supervisor.sensors.presence.logind_session import TERMINAL_TYPES
 
-TERMINAL_TYPES: Final = ("tty", "unspecified", "web")  # every other type is graphical, also one we do not know
 NOT_PEOPLE: Final = ("greeter", "lock-screen", "none", "background", "manager")  # also what begins like the last two
 DENIES_S: Final = 10.0  # two sources of one desktop may differ by the kernel's 8-s steps and a report on its way
 NO_PROOF: Final = Proof()
@@ -162,10 +162,10 @@ def away(session: Session, proof: Proof, now_s: float) -> Iterator[Away]:
     touched_s = now_s if proof.active else proof.idle_since_s
     if session.idle and math.isfinite(session.idle_since_s):
         denied = bool(proof.source) and touched_s > session.idle_since_s + DENIES_S
-        yield Away("logind", about, session.idle_since_s, *((agent, active, touched_s) if denied else ()))
+        yield Away("logind", about, session.idle_since_s, Touch(touched_s, agent, active) if denied else None)
     if proof.source and not proof.active:
         denied = not session.idle and session.idle_since_s > proof.idle_since_s + DENIES_S
-        yield Away(agent, about, proof.idle_since_s, *(("logind", active, session.idle_since_s) if denied else ()))
+        yield Away(agent, about, proof.idle_since_s, Touch(session.idle_since_s, "logind", active) if denied else None)
 
 
 def lid_reason(manager: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ from typing import Any, Final
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus
 from supervisor.linux.inotify import Event, Watcher, flags
-from supervisor.sensors.presence.logind_session import session_properties
+from supervisor.sensors.presence.logind_session import TERMINAL_TYPES, session_properties
 from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.session_bus import BusIdle
 from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Idle, IdleSource, Lacking, boot_s
@@ -39,7 +39,6 @@ from supervisor.sensors.session_agent.wayland import WaylandIdle, sockets
 from supervisor.sensors.session_agent.x11 import X11Idle
 
 SOCKET: Final = "/run/rae-node/control.sock"
-TERMINALS: Final = ("tty", "unspecified", "web")
 RETRY_S: Final = (1.0, 300.0)
 TYPED_GAP_S: Final = 1.0  # typing is reported about once a second
 
@@ -54,7 +53,7 @@ class OwnSession:
 
     @property
     def graphical(self) -> bool:
-        return self.type not in TERMINALS
+        return self.type not in TERMINAL_TYPES
 
 
 class WatchedSource:
