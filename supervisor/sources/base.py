@@ -108,10 +108,6 @@ class Source(Protocol):
         """Start one poll. False: a poll is in flight, an answer waits to be taken, or the link is not up."""
 
     @property
-    def crash_note(self) -> bool:
-        """A task was in flight when the last run of the node ended, and is not settled yet."""
-
-    @property
     def asking(self) -> bool:
         """A poll is in flight."""
 

@@ -30,7 +30,6 @@ async def for_ever() -> None:
 class Unlinked:
     """What a source without a link need not do. See Source."""
 
-    crash_note = False
     waiting: Claim | None = None
 
     async def start(self, wake: Wake) -> None:

@@ -54,7 +54,6 @@ class NatsSource(NetworkSource):
     _undelivered_reason = "the node stopped first; another node gets the task"
     _dialect = "jetstream"
     _outbox: ResultOutbox
-    crash_note = False  # what a crash left is settled by the end of its lease
 
     def __init__(self, settings: SourceSettings, clock: Clock, events: SourceEvents) -> None:
         super().__init__(settings, clock, events)

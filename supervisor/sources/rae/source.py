@@ -50,11 +50,6 @@ class RaeSource(NetworkSource):
         self._transport.lift()
         super().resume()
 
-    @property
-    def crash_note(self) -> bool:
-        """See Source. Meanwhile the node does not poll."""
-        return self._outbox.recovering
-
     # --- start and stop
 
     async def _recover(self, task: InFlightTask) -> None:
@@ -66,7 +61,7 @@ class RaeSource(NetworkSource):
         if self._work:
             await end(self._work[0])
             await asyncio.gather(self._give_back_untaken(deadline_s / 2), self._report_offline())
-            if self._api.compute_id or not self.crash_note:  # a task of a crash needs a server that was reached
+            if self._api.compute_id or not self._outbox.recovering:  # a task of a crash needs a server that was reached
                 await self._outbox.deliver_all()
 
     async def _report_offline(self) -> None:
@@ -119,9 +114,9 @@ class RaeSource(NetworkSource):
     # --- the poll
 
     def _may_ask(self) -> bool:
-        """A poll is never repeated unasked: a lost answer may have been a task. After a lost one, each known task must be
-        settled first (see `_connect`)."""
-        return super()._may_ask() and not self.crash_note and not (self._poll_lost and self._record)
+        """What a crash left must be settled first; after a lost poll, each known task (see `_connect`)."""
+        unsettled = self._outbox.recovering or (self._poll_lost and self._record)
+        return super()._may_ask() and not unsettled
 
     async def _poll_once(self) -> None:
         if self._record_failed and not await self._can_record():

@@ -84,7 +84,7 @@ async def test_what_is_stored_in_place_of_a_left_tasks_result_fails_it(
         async with bridge(server, control, tmp_path) as (one, said):
             await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
             assert "no result" in control.task(task_id)["error"]
-            await until(lambda: one.on_the_way == 0)
+            await until(lambda: not one.on_the_way)
             other = control.add("echo")
             await until(lambda: f"{other}: queued" in said)
 
@@ -112,7 +112,7 @@ async def test_a_node_that_stores_what_is_no_result_fails_the_task(server: NatsS
         await fleet.connection.store(subjects.result_subject(task_id), NO_RESULTS[2].replace(b"%b", task_id.encode()), "x")
         await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
         assert "no result" in control.task(task_id)["error"]
-        await until(lambda: one.on_the_way == 0)
+        await until(lambda: not one.on_the_way)
 
 
 @in_loop
@@ -207,7 +207,7 @@ async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_
         await stored(fleet, third)
         await until(lambda: over(control, third), lambda: f"settled, not {said}")
         assert not over(control, second)
-        await until(lambda: one.on_the_way == 0)
+        await until(lambda: not one.on_the_way)
         assert any(line.startswith(f"{second}: the control node does not take its outcome") for line in said)
 
 
@@ -247,7 +247,7 @@ async def test_a_left_task_that_is_none_any_more_is_refused(server: NatsServer, 
         async with bridge(server, control, tmp_path) as (one, said):
             await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
             assert control.task(task_id)["error"] == "refused: it is no task"
-            await until(lambda: one.on_the_way == 0)
+            await until(lambda: not one.on_the_way)
             assert one.fleet.status.error == ""
 
 

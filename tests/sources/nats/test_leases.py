@@ -48,7 +48,6 @@ async def test_after_a_crash_the_note_is_dropped_for_the_lease_settles_the_task(
         async with node(server.url, tmp_path, stop_s=None) as rig:
             await rig.claim()
         async with node(server.url, tmp_path) as rig:
-            assert not rig.source.crash_note
             assert (await rig.saw("note-found"))["task"] == task
             assert (await rig.claim()).id == task
 

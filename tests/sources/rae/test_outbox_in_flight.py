@@ -57,11 +57,11 @@ async def test_after_a_crash_the_task_is_settled_before_another_is_asked_for(
     async with RaeServer(dialect).listening() as server:
         task_id = await crashed(server, tmp_path, kind="kind", payload={"a": 1}, priority=4)
         async with running(server, tmp_path, on_preempt=on_preempt) as rig:
-            assert rig.source.crash_note
+            assert rig.source._outbox.recovering
             assert not rig.source.ask()
             await rig.up()
             await rig.delivered()
-            assert not rig.source.crash_note
+            assert not rig.source._outbox.recovering
             task = server.task(task_id)
             assert task["status"] == "FAILED"
             assert task["error"].startswith("preempted: node restarted")
@@ -195,7 +195,7 @@ async def test_a_left_task_that_the_server_cannot_show_is_failed(tmp_path: Path,
         async with running(server, tmp_path) as rig:
             await rig.delivered()
             assert server.task(task_id)["error"] == "preempted: node restarted while it had the task"
-            assert not rig.source.crash_note
+            assert not rig.source._outbox.recovering
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ async def test_a_left_task_that_is_shown_oddly_holds_up_no_other(tmp_path: Path,
         server.always["task"] = shown
         async with running(server, tmp_path) as rig:
             await rig.delivered()
-            assert not rig.source.crash_note
+            assert not rig.source._outbox.recovering
             assert rig.note == []
             assert rig.source.status.error == ""
             left_alone = "status" in odd or "assigned_node_id" in odd

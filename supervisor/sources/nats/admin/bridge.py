@@ -59,7 +59,7 @@ class Bridge:
         self._poster = ResultPoster(self._api, EventLog(self._event))
         self._record = InFlightRecord(settings.state_dir)
         self._not_yet = ""
-        self._on_the_way: dict[str, str] = {}  # id → type
+        self.on_the_way: dict[str, str] = {}  # id → type: taken from the control node, which has no result yet
         self._link_changed = asyncio.Event()
 
         def link(name: str, connect: Work, keep: Work, close: Work) -> RetryingLink:
@@ -72,11 +72,6 @@ class Bridge:
         self.control = link("control node", self._register, self._heartbeat, nothing)
         self.fleet = link("fleet", self._open, self._until_lost, self._close)
         self._connection = Connection(server, name="rae-node bridge", on_lost=self.fleet.fail)
-
-    @property
-    def on_the_way(self) -> int:
-        """Tasks taken from the control node whose result it does not have yet."""
-        return len(self._on_the_way)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Runs until `stop` is set; then reports OFFLINE, and leaves what is on the way to the next start."""
@@ -115,7 +110,7 @@ class Bridge:
 
     @property
     def _availability(self) -> Availability:
-        welcome = self.fleet.up and len(self._on_the_way) < self._ahead
+        welcome = self.fleet.up and len(self.on_the_way) < self._ahead
         return Availability.ONLINE if welcome else Availability.BUSY
 
     async def _open(self) -> None:
@@ -141,13 +136,13 @@ class Bridge:
 
     async def _take(self, left: tuple[InFlightTask, ...]) -> None:
         for noted in left:
-            self._on_the_way[noted.id] = noted.type
+            self.on_the_way[noted.id] = noted.type
         for noted in left:
             await self._until_done(lambda noted=noted: self._go_on(noted))  # type: ignore[misc]
         while True:
             await self._both_up()
             task = None
-            if len(self._on_the_way) < self._ahead:
+            if len(self.on_the_way) < self._ahead:
                 try:
                     task = await self._api.poll()
                 except TaskTooLarge as large:
@@ -166,7 +161,7 @@ class Bridge:
         if claim is None:
             await self._fail(str(task["id"]).lower(), f"refused: {NO_TASK}")
             return
-        self._on_the_way[claim.id] = claim.type
+        self.on_the_way[claim.id] = claim.type
         try:
             await self._record.put(InFlightTask(claim.id, claim.type))
         except OSError as error:
@@ -234,7 +229,7 @@ class Bridge:
             result = decode_result(delivery.data)
         except Poison as poison:
             result = no_result(poison.task_id, str(poison))
-        if result.id in self._on_the_way:
+        if result.id in self.on_the_way:
             await self._post(result)
         await self._connection.acknowledge(delivery.reply, ACK)
 
@@ -249,7 +244,7 @@ class Bridge:
         await self._forget(result.id)
 
     async def _forget(self, task_id: str) -> None:
-        self._on_the_way.pop(task_id, None)
+        self.on_the_way.pop(task_id, None)
         if task_id not in self._record:
             return
         try:

@@ -24,7 +24,6 @@ OPERATOR: Final = "operator"
 BRIDGE: Final = "bridge"
 ROUTES: Final = "routes"  # for the connections between servers
 DAYS: Final = "3650"
-CLIENT_PORT: Final = 4222
 CLUSTER_PORT: Final = 6222
 
 _CONF: Final = """# Written by supervisor.sources.nats.admin.credentials. Start, in this folder: nats-server -c {conf}
