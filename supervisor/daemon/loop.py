@@ -6,7 +6,6 @@ Observer, lifecycle and performer meet only here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from states.status import reason, status_text, unblock
 from supervisor import VERSION
 from supervisor.daemon.wiring import Node
 from supervisor.journal.decision_log import Journal, task_of
+from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock, iso
 from supervisor.linux.sd_notify import Notifier
 from supervisor.sources.base import Availability
@@ -50,9 +50,7 @@ class Inbox:
 
     async def wait(self, timeout_s: float) -> None:
         """Until something wakes the loop, or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._event.wait()
+        await wait_for_event(self._event, timeout_s)
 
     def clear(self) -> None:
         """The next look is about to see everything up to now."""

@@ -24,9 +24,11 @@ from states.memory import State
 from states.table import BY_ID
 from supervisor.journal import decision_log
 from supervisor.journal.codec import EVER_S
+from supervisor.linux.text import one_line
 from supervisor.tools.history.timeline.endings import ending_of
 from supervisor.tools.history.timeline.spans import GAP, PersonSpan, PersonState, Point, Span, TaskOutcome, TaskSpan, Timeline
 
+MAX_TEXT: Final = 1000
 SILENT_S: Final = 180.0
 # A sign of life comes every minute and a half at most: with a sign as young as this, the person is still here.
 HERE_S: Final = 95.0
@@ -302,8 +304,7 @@ class _Reader:
 
 def _text(value: Any) -> str:
     """A text of the journal on one line, without what a terminal or a page would obey."""
-    text = str(value)
-    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+    return one_line(str(value), MAX_TEXT)
 
 
 def _number(value: Any) -> float | None:
