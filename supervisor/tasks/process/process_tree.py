@@ -413,11 +413,8 @@ class CgroupTree(ProcessTree):
 
     def kill_first(self) -> None:
         """The kernel's kill: no walk."""
-        try:
+        with contextlib.suppress(OSError):
             write(f"{self.path}/cgroup.kill", "1")
-        except OSError:
-            for process in look_alive(self.pids()):
-                send(process, signal.SIGKILL)
 
     def cpu_s(self) -> float:
         """By the cgroup's own count, which needs no controller."""

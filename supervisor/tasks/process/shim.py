@@ -82,7 +82,7 @@ def be_polite() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
-def _become_task(order: Mapping[str, object], parent: int, enter: str | None) -> None:
+def _become_task(launch: Mapping[str, object], parent: int, enter: str | None) -> None:
     """Between fork and exec: everything that a task is born with. Raises OSError if a task must not run without it."""
     os.setsid()
     signal.set_wakeup_fd(-1)
@@ -95,7 +95,7 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
     if os.getppid() != parent:
         os._exit(127)  # the shim ended before the line above
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if not order["sandbox"]:  # a sandbox makes mounts, which Landlock forbids, and separates its processes itself
+    if not launch["sandbox"]:  # a sandbox makes mounts, which Landlock forbids, and separates its processes itself
         landlock.enter()
     if enter is not None:
         process_tree.write(f"{enter}/cgroup.procs", "0")
@@ -106,8 +106,8 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
             process_tree.write(path, value)
     be_polite()
     os.umask(0o077)
-    os.chdir(str(order["workdir"]))
-    argv, environment = order["argv"], order["environment"]
+    os.chdir(str(launch["workdir"]))
+    argv, environment = launch["argv"], launch["environment"]
     assert isinstance(argv, list)
     assert isinstance(environment, dict)
     os.execvpe(argv[0], argv, environment)  # noqa: S606 - argv comes from node.yaml, and no shell is wanted
@@ -116,8 +116,14 @@ def _become_task(order: Mapping[str, object], parent: int, enter: str | None) ->
 class Shim:
     """One task's tree, from its start until it is empty."""
 
-    def __init__(self, control: int) -> None:
-        self.control = control
+    def __init__(self, control: int, launch: Mapping[str, object]) -> None:
+        self.control, self.launch = control, launch
+        self.cgroup = str(launch["cgroup"]) if launch["cgroup"] else None
+        self.sandbox = str(launch["sandbox"]).encode()
+        notice = launch["notice"]
+        self.notice = (int(notice[0]), float(notice[1])) if isinstance(notice, list) else None  # signal, seconds
+        self.state_file = f"{launch['workdir']}/{STATE_FILE}"
+        self.tree = process_tree.tree_of(os.getpid(), self.cgroup)
         self.daemon_lost = False
         self.main: int | None = None
         self.status: int | None = None
@@ -126,11 +132,7 @@ class Shim:
         self.kill_at_s: float | None = None
         self.term_at_s: float | None = None  # while the notice runs
         self.frozen = False  # by a freeze order
-        self.notice: tuple[int, float] | None = None  # signal, seconds
         self.noticed = False
-        self.state_file = ""
-        self.sandbox = b""  # the name of the sandbox's process, which must not end before the task in it
-        self.tree = process_tree.tree_of(os.getpid(), None)
         self._buffer = b""
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP"):  # only the daemon's orders count
@@ -160,21 +162,15 @@ class Shim:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def start(self, order: Mapping[str, object]) -> bool:
-        """Start the task; the order is a `command_process.Launch`. Our standard streams become the task's. They are closed
-        here, so that they end with the task's last process."""
-        cgroup = str(order["cgroup"]) if order["cgroup"] else None
-        self.sandbox = str(order["sandbox"]).encode()
-        self.state_file = f"{order['workdir']}/{STATE_FILE}"
-        notice = order["notice"]
-        self.notice = (int(notice[0]), float(notice[1])) if isinstance(notice, list) else None
-        self.tree = process_tree.tree_of(os.getpid(), cgroup)
+    def start(self) -> bool:
+        """Start the task; returns whether it runs. Our standard streams become the task's. They are closed here, so that they
+        end with the task's last process."""
         failed_r, failed_w = os.pipe2(os.O_CLOEXEC)
         shim = os.getpid()
-        pid, outside = _fork_into(cgroup)
+        pid, outside = _fork_into(self.cgroup)
         if pid == 0:
             try:
-                _become_task(order, shim, cgroup if outside else None)
+                _become_task(self.launch, shim, self.cgroup if outside else None)
             except OSError as error:
                 os.write(failed_w, (error.strerror or "unknown error").encode())
             except BaseException as error:  # noqa: BLE001 - a forked child must not go on as a second shim
@@ -358,16 +354,17 @@ class Shim:
 def main(control: int, workdir: str) -> None:
     """Run one task; wipe `workdir` if the daemon is lost."""
     os.set_inheritable(control, False)
-    shim = Shim(control)
-    orders: list[dict[str, object]] = []
-    while not orders and not shim.daemon_lost:
-        orders = shim.orders()
-    if orders and shim.start(orders[0]):
-        shim.obey(orders[1:])
-        shim.run()
-        shim.finish()
-    while not shim.daemon_lost:  # until the daemon has closed its end, or is lost: only then nobody else wipes
-        shim.orders()
+    line = b""
+    with contextlib.suppress(OSError):
+        while not line.endswith(b"\n") and (part := os.read(control, 65536)):
+            line += part
+    if line.endswith(b"\n"):
+        shim = Shim(control, json.loads(line))
+        if shim.start():
+            shim.run()
+            shim.finish()
+        while not shim.daemon_lost:  # until the daemon has closed its end, or is lost: only then nobody else wipes
+            shim.orders()
     from pathlib import Path
 
     from supervisor.tasks.workdir import Workdir
