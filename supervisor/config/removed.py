@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 REMOVED: Final[dict[str, str]] = {
-    "control.paths": "the paths of every known release are found automatically",
+    "control.paths": "all paths are found automatically",
     "control.connect_timeout_sec": "it is a constant now (5 s)",
     "control.read_timeout_sec": "it is a constant now (15 s)",
     "control.total_timeout_sec": "it is a constant now (30 s)",
