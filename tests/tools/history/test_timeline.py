@@ -352,7 +352,7 @@ def test_the_command_draws_every_form(tmp_path: Path) -> None:
     [
         (["{empty}"], "no line shows what a node did"),
         (["{empty}/none"], "none: No such file or directory"),
-        (["{logs}", "--out", "{empty}/week.pdf"], "allowed: a name that ends in .html, .svg, .png"),
+        (["{logs}", "--out", "{empty}/week.pdf"], "allowed: a name that ends in .html, .svg or .png"),
         (["{logs}", "--out", "{empty}/no/week.html"], "cannot be written: No such file or directory"),
         (["{logs}", "--days", "0"], "--days"),
     ],
