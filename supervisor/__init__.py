@@ -1,6 +1,4 @@
 """The supervisor: everything that touches the world. What it decides is in `states`."""
 
-from typing import Final
-
-# A constant: asking importlib.metadata costs the daemon 8 ms and 1.7 MB.
-VERSION: Final = "0.1.0"
+# A constant: asking importlib.metadata costs the daemon 8 ms and 1.7 MB. Without Final: each task's shim would import typing.
+VERSION = "0.1.0"

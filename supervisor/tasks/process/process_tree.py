@@ -400,7 +400,7 @@ class CgroupTree(ProcessTree):
             write(f"{self.path}/cgroup.freeze", "1")
 
     def thaw(self) -> None:
-        """See ProcessTree; also after a stop by signal."""
+        """See ProcessTree."""
         try:
             write(f"{self.path}/cgroup.freeze", "0")
         except OSError:
