@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from support import rae_server as s
+from support.clock import ManualClock
 from support.rae_rig import NODE_ID, running
 from support.rae_server import RaeServer, in_loop, until
 
-from supervisor.tools.demo.control_node.main import serve
+from supervisor.tools.demo.control_node.api import Api
+from supervisor.tools.demo.control_node.server import listen
+from supervisor.tools.demo.control_node.store import ControlNode
 
 SENTINEL = "sentinel-7f3a"
 
@@ -88,7 +91,7 @@ async def test_tls_is_checked_against_the_ca_that_is_set(tmp_path: Path, certifi
         async with running(server.url.replace("https", "http"), tmp_path) as rig:
             await rig.down()
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    plain = asyncio.ensure_future(serve("127.0.0.1", 0, ready=url.set_result))
+    plain = asyncio.ensure_future(listen(Api(ControlNode(ManualClock())), "127.0.0.1", 0, url.set_result))
     async with running((await url).replace("http", "https"), tmp_path) as rig:
         assert "TLS" in await rig.down()
     plain.cancel()

@@ -18,8 +18,9 @@ from support.clock import ManualClock
 from support.rae_server import in_loop, until
 
 from supervisor.tools.demo.control_node.api import Api
-from supervisor.tools.demo.control_node.main import ControlNode, main, parse_listen, serve
+from supervisor.tools.demo.control_node.main import main, parse_listen
 from supervisor.tools.demo.control_node.server import MAX_BODY_BYTES, Reply, Request, Timeouts, listen
+from supervisor.tools.demo.control_node.store import ControlNode
 
 ROOT = Path(__file__).parents[3]
 NIL = "00000000-0000-0000-0000-000000000000"
@@ -301,16 +302,17 @@ async def test_a_fault_in_the_handler_is_a_500_without_its_text() -> None:
 
 
 @in_loop
-async def test_serve_tells_its_url_and_refuses_other_addresses() -> None:
+async def test_it_reports_its_url_and_refuses_other_addresses() -> None:
     urls: list[str] = []
-    server = asyncio.ensure_future(serve("127.0.0.1", 0, ready=urls.append))
+    api = Api(ControlNode(ManualClock()))
+    server = asyncio.ensure_future(listen(api, "127.0.0.1", 0, urls.append))
     await until(lambda: urls)
     host, port = parse_listen(urls[0].removeprefix("http://"))
     with pytest.raises(OSError):
-        await serve(host, port)
+        await listen(api, host, port, urls.append)
     server.cancel()
     with pytest.raises(ValueError):
-        await serve("0.0.0.0", 0)
+        await listen(api, "0.0.0.0", 0, urls.append)
 
 
 @pytest.mark.parametrize(

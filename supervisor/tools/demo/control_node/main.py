@@ -9,26 +9,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
 
 from supervisor.linux.clock import SystemClock
 from supervisor.tools.demo.control_node.api import Api
 from supervisor.tools.demo.control_node.server import listen, loopback
 from supervisor.tools.demo.control_node.store import REQUEUE_AFTER_S, ControlNode
-
-__all__ = ["REQUEUE_AFTER_S", "ControlNode", "main", "serve"]
-
-
-async def serve(
-    host: str, port: int, *, node: ControlNode | None = None, ready: Callable[[str], None] = lambda url: None
-) -> None:
-    """Serve dialect B until cancelled; port 0 is any free one. `ready` gets the URL once connections are accepted.
-
-    Raises:
-        ValueError: `host` is not a loopback address.
-        OSError: the port cannot be opened.
-    """
-    await listen(Api(node or ControlNode(SystemClock())), host, port, ready)
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -43,24 +28,24 @@ def parse_listen(text: str) -> tuple[str, int]:
     return loopback(match[1] or match[3]), int(match[2] or match[4])
 
 
-def main(listen: str, requeue_after_s: float = REQUEUE_AFTER_S) -> int:
-    """`rae-node control`: serve on `listen` until SIGTERM or SIGINT; the exit status."""
+def main(address: str, requeue_after_s: float = REQUEUE_AFTER_S) -> int:
+    """`rae-node control`: serve on `address` until SIGTERM or SIGINT; the exit status."""
     if not requeue_after_s > 0:
         return _fail(f"--requeue-after: found {requeue_after_s:g}, allowed: a number of seconds > 0", 2)
     try:
-        host, port = parse_listen(listen)
+        host, port = parse_listen(address)
     except ValueError as error:
-        return _fail(f"--listen: found {listen!r}, allowed: a loopback address and a port, as 127.0.0.1:8000 ({error})", 2)
+        return _fail(f"--listen: found {address!r}, allowed: a loopback address and a port, as 127.0.0.1:8000 ({error})", 2)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         asyncio.run(_until_signal(host, port, ControlNode(SystemClock(), requeue_after_s=requeue_after_s)))
     except OSError as error:
-        return _fail(f"--listen: cannot listen on {listen}: {os.strerror(error.errno or 0)}; choose another port", 1)
+        return _fail(f"--listen: cannot listen on {address}: {os.strerror(error.errno or 0)}; choose another port", 1)
     return 0
 
 
 async def _until_signal(host: str, port: int, node: ControlNode) -> None:
-    server = asyncio.ensure_future(serve(host, port, node=node, ready=_print_url))
+    server = asyncio.ensure_future(listen(Api(node), host, port, _print_url))
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, server.cancel)
     with contextlib.suppress(asyncio.CancelledError):
