@@ -14,7 +14,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -221,13 +221,13 @@ async def programs(config: Config) -> list[Check]:
     return found
 
 
-def main(argv: list[str], write: Callable[[str], object] = sys.stdout.write) -> int:
+def main(argv: list[str]) -> int:
     """`python -m supervisor.tools.doctor.in_service DIR`."""
     try:
         found = asyncio.run(checks(load(Path(argv[0]))))
     except ConfigErrors as errors:
         found = [Check("configuration", UNATTENDED, False, str(errors.problems[0]), "fix the file")]
-    write(json.dumps([asdict(check) for check in found]) + "\n")
+    sys.stdout.write(json.dumps([asdict(check) for check in found]) + "\n")
     return 0
 
 

@@ -54,7 +54,7 @@ class _Span:
     note: str = ""
 
 
-def cut(paths: Iterable[Path], since: datetime, until: datetime, title: str = "") -> tuple[str, str]:
+def cut(paths: Iterable[Path], since: datetime, until: datetime) -> tuple[str, str]:
     """(the script, a note on why it ends before `until`, or ""); both times are inclusive.
 
     Raises:
@@ -64,7 +64,7 @@ def cut(paths: Iterable[Path], since: datetime, until: datetime, title: str = ""
     try:
         span = _read(paths, since, until)
         if span.decisions:
-            return _checked(_script(span, title)), span.note
+            return _checked(_script(span)), span.note
     except Unreadable as error:
         raise RecordError(f"{error}: this line is not of the journal's form") from None
     dates = f"{since.isoformat(timespec='seconds')} to {until.isoformat(timespec='seconds')}"
@@ -134,15 +134,15 @@ def _checked(text: str) -> str:
     return text
 
 
-def _script(span: _Span, title: str) -> str:
+def _script(span: _Span) -> str:
     decisions, before, limits = span.decisions, span.before, span.limits
     known = (decisions[0].observation.now_s, before.running_since_s, before.started_at_s, before.cooldown_from_s)
     zero_s = min(at_s for at_s in known if at_s is not None)
     settings = [f"{name}: {_digits(getattr(limits, at) / per)}" for name, (at, per) in SETTINGS.items()]
     settings += [f"safety.detect_active_user: {str(limits.detect_active_user).lower()}"]
     settings += [f"gpu.presence: {'required' if limits.gpu_required else 'optional'}"]
-    about = title or f"Recorded from {decisions[0].time} to {decisions[-1].time}"
-    lines = ["replay: 1", f"title: {json.dumps(about, ensure_ascii=False)}", "settings:"]
+    title = f"Recorded from {decisions[0].time} to {decisions[-1].time}"
+    lines = ["replay: 1", f"title: {json.dumps(title, ensure_ascii=False)}", "settings:"]
     lines += [*(f"  {line}" for line in settings), "steps:", *_preamble(before, zero_s, decisions[0].observation.now_s)]
     for d in decisions:
         see = dict(d.entry["observation"])

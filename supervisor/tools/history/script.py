@@ -344,7 +344,7 @@ class _Reader:
     def _number(self, allowed: str, whole: bool = False) -> _Read:
         def read(node: YamlNode, field: str) -> float | None:
             if isinstance(node, Scalar) and node.plain and not (whole and "." in node.text):
-                number = plain_number(node.text)
+                number = _plain_number(node.text)
                 if number is not None:
                     return number
             self._refuse(node, field, found(node), allowed)
@@ -365,14 +365,14 @@ class _Reader:
         return seconds
 
 
-def plain_number(text: str) -> float | None:
+def _plain_number(text: str) -> float | None:
     """The number, never negative nor infinite; None: it is none."""
     return number if _NUMBER.fullmatch(text) and isfinite(number := float(text)) else None
 
 
 def duration_s(text: str) -> float | None:
     """Seconds of `90s`, `10m`, `1h30m` or a plain number of seconds; None: it is no duration."""
-    if (number := plain_number(text)) is not None:
+    if (number := _plain_number(text)) is not None:
         return number
     match = _DURATION.fullmatch(text)
     return sum(float(part) * unit_s for part, unit_s in zip(match.groups("0"), _UNIT_S, strict=True)) if match else None
