@@ -7,7 +7,7 @@ goes into an outbox in memory at once; delivery goes on beside the daemon and ho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,7 +18,7 @@ from supervisor.config.schema import Control
 
 Wake = Callable[[], None]
 
-STATE_KEY: Final = "rae_state"
+STATE_KEY: Final = "rae_state"  # in a payload: what the task saved when it was given back
 RESUBMIT: Final = "resubmit"  # values of tasks.<type>.on_preempt
 FAIL: Final = "fail"
 
@@ -31,13 +31,6 @@ class Claim:
     type: str
     payload: Mapping[str, Any] = field(default_factory=dict, repr=False)
     priority: int = 0
-
-
-def with_saved_state(claim: Claim, ending: Ending) -> Claim:
-    """The claim as it goes back: with the state that the task has saved in its payload, under `rae_state`."""
-    if ending.saved_state is None:
-        return claim
-    return replace(claim, payload={**claim.payload, STATE_KEY: ending.saved_state})
 
 
 class Availability(StrEnum):

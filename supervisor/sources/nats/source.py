@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
@@ -23,11 +23,11 @@ from supervisor.sources import sanitize
 from supervisor.sources.base import (
     FAIL,
     RESUBMIT,
+    STATE_KEY,
     Availability,
     Claim,
     SourceEvents,
     SourceSettings,
-    with_saved_state,
 )
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightTask
@@ -100,7 +100,7 @@ class NatsSource(NetworkSource):
             return
         self._leases.pop(claim.id)
         self.counts["handed_back"] += 1
-        self._giving.add(task := asyncio.create_task(self._give_back(lease, with_saved_state(claim, ending), reason)))
+        self._giving.add(task := asyncio.create_task(self._give_back(lease, ending.saved_state, reason)))
         task.add_done_callback(self._giving.discard)
 
     def announce(self, availability: Availability) -> None:
@@ -261,14 +261,13 @@ class NatsSource(NetworkSource):
 
     # --- the way back
 
-    async def _give_back(self, lease: Lease, claim: Claim, reason: str) -> None:
-        """Now, while the lease is surely ours; otherwise its end does the same, a little later. What is new in the payload is
-        what the task has saved: it is stored first, for the task's next node."""
-        saved = {key: value for key, value in claim.payload.items() if lease.claim.payload.get(key) != value}
-        event = "handed-back"
+    async def _give_back(self, lease: Lease, saved: Any, reason: str) -> None:
+        """Now, while the lease is surely ours; otherwise its end does the same, a little later. What the task has saved is
+        stored first, for its next node."""
+        claim, event = lease.claim, "handed-back"
         try:
             self._check_ours(lease)
-            if saved:
+            if saved is not None and saved != claim.payload.get(STATE_KEY):
                 await self._save(claim, saved, lease.count)
                 self._check_ours(lease)
             await self._connection.acknowledge(lease.reply, nak())
@@ -283,8 +282,8 @@ class NatsSource(NetworkSource):
         if not self._leases.surely_ours(lease):
             raise RequestError("its lease has ended")
 
-    async def _save(self, claim: Claim, saved: Mapping[str, Any], count: int) -> None:
-        body = await asyncio.to_thread(sanitize.encode, saved)
+    async def _save(self, claim: Claim, saved: Any, count: int) -> None:
+        body = await asyncio.to_thread(sanitize.encode, {STATE_KEY: saved})
         try:
             msg_id = f"{claim.id}.{subjects.token(self._node_id)}.{count}"
             await self._connection.store(subjects.place_subject(claim.id), body, msg_id)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from states.ending import Ending
 from supervisor.sources import sanitize
-from supervisor.sources.base import RESUBMIT, Claim, SourceSettings, with_saved_state
+from supervisor.sources.base import RESUBMIT, STATE_KEY, Claim, SourceSettings
 from supervisor.sources.errors import MIB, RequestError
 from supervisor.sources.events import EventLog
 from supervisor.sources.in_flight import UNKNOWN, InFlightRecord, InFlightTask
@@ -63,8 +63,9 @@ class Item:
     @classmethod
     def handed_back(cls, claim: Claim, ending: Ending, on_preempt: str) -> Item:
         """A task given back unrun or preempted."""
-        claim, reason = with_saved_state(claim, ending), sanitize.reason(ending.error)
-        item = cls(claim.id, claim.type, Step.REPOST, claim.payload, claim.priority, reason=reason)
+        payload = claim.payload if ending.saved_state is None else {**claim.payload, STATE_KEY: ending.saved_state}
+        reason = sanitize.reason(ending.error)
+        item = cls(claim.id, claim.type, Step.REPOST, payload, claim.priority, reason=reason)
         if on_preempt != RESUBMIT:
             item.fail_preempted()
         return item
