@@ -16,7 +16,7 @@ demo: ## Set up, then see the node at work on this machine: real sensors, real t
 
 check: ## A minute: lint, types, layers, and the tests that start no programs
 	@deploy/setup test
-	@$(MAKE) --no-print-directory lint type layers quick
+	@$(MAKE) --no-print-directory -j4 --output-sync lint type layers quick
 
 test: ## Minutes: the same, and all tests but those of `make nightly`
 	@deploy/setup test
@@ -25,6 +25,7 @@ test: ## Minutes: the same, and all tests but those of `make nightly`
 nightly: ## Hours: the tests that try everything, kill 500 times and meet 10,000 faults (tests/README.md)
 	@deploy/setup test
 	RAE_DEEP=1 $(PYTEST) -m "nightly or deep or hypothesis"
+	RAE_DEEP=1 $(PYTEST) tests/states
 	$(BIN)/python tests/bench/crashes.py --kills 500
 	$(BIN)/python tests/bench/faults.py
 
@@ -41,7 +42,7 @@ unit:
 	$(PYTEST)
 
 quick:
-	$(PYTEST) -m "not slow and not box and not nightly"
+	$(PYTEST) -q -m "not (slow or box or deep or nightly)"
 
 diagrams: ## Draw diagrams/ from the table that runs
 	$(BIN)/rae-node diagram --format mermaid --out diagrams/lifecycle.mmd

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support import shared, sysbox
+
+# A file that uses any of these starts whole programs, and is not in `make check`.
+PROGRAMS: Final = re.compile(
+    r"subprocess|support\.(running|nats_rig|fleet_rig|displays|sysbox|installed|terminal|login1|gpu_rig|trees)|import uml"
+)
 
 # A busy machine makes an example slow; that is no fault of the product.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -56,8 +62,10 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a box."""
+    """Mark what uses a box, and what may start whole programs."""
     for item in items:
+        if PROGRAMS.search(_text(item.path)):
+            item.add_marker(pytest.mark.slow)
         if {"box", "wheels"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.box)
 
@@ -76,6 +84,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFixture(config, log)
 
 
-@functools.cache
 def _shares_fixtures(file: Path) -> bool:
-    return '@pytest.fixture(scope="module")' in file.read_text()
+    return '@pytest.fixture(scope="module")' in _text(file)
+
+
+@functools.cache
+def _text(file: Path) -> str:
+    return file.read_text()

@@ -18,8 +18,6 @@ from states.lifecycle import decide
 from states.memory import State
 from states.observation import TaskPhase
 
-pytestmark = pytest.mark.deep
-
 # user, gpu and cpu play one part each in one row of RUNNING and together in `safe`, `unsafe`: cpu is varied beside
 # proven ones, the others in full.
 SIGNS = [
