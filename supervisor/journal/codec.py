@@ -94,7 +94,7 @@ def observation_of(
         error = f"says the {source}" if value is None else ""
         return Reading(value, error, source, at_s)
 
-    automation = _word(see, "automation", ("on", "off"))
+    automation = _choice(see, "automation", ("on", "off"))
     reason = "automation is on" if automation == "on" else "automation is off"
     return Observation(
         now_s,
@@ -103,8 +103,8 @@ def observation_of(
         reading("gpu", _gpu_of(_value(see, "gpu"))),
         reading("cpu", _cpu_of(_value(see, "cpu"))),
         reading("host", _host_of(_value(see, "host"))),
-        Task(TaskPhase(_word(see, "task", PHASES)), task_id, task_type),
-        Link(_word(see, "link", LINKS)),
+        Task(TaskPhase(_choice(see, "task", PHASES)), task_id, task_type),
+        Link(_choice(see, "link", LINKS)),
     )
 
 
@@ -114,7 +114,7 @@ def _value(see: Mapping[str, Any], name: str) -> Any:
     return see[name]
 
 
-def _word(see: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
+def _choice(see: Mapping[str, Any], name: str, allowed: tuple[str, ...]) -> str:
     value = _value(see, name)
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}: found {value!r}, allowed: {', '.join(allowed)}")

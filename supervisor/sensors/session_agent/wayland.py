@@ -107,7 +107,7 @@ class WaylandIdle(SocketSource):
         for name, (interface, _) in self._globals.items():
             if interface == SEAT:
                 self._add_seat(name)
-        await self._round_trip()  # a protocol error would have come by now
+        await self._round_trip()  # a protocol error would have arrived by now
 
     def _add_seat(self, name: int) -> None:
         self._seats[name] = seat = self._bind(name, SEAT, 1)
