@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from states.formatting import elapsed
 from states.observation import NEVER
 
 Wake = Callable[[], None]
@@ -67,6 +68,12 @@ class Presence:
     quality: Quality = Quality.EVENT
     hands: bool = False
     away: tuple[Away, ...] = ()
+
+
+def inhibitor_line(blocked: str, held_s: float, counts: bool) -> str:
+    """For people: a program that keeps the screen on (`blocked`), for how long, and the setting that excepts it."""
+    counted = "" if counts else "not counted: "
+    return f"{blocked}, for {elapsed(max(0.0, held_s))} at least ({counted}presence.ignore_inhibitors)"
 
 
 class PresenceSensor:

@@ -16,12 +16,11 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, ValidationError, convert, to_builtins
 
-from states.formatting import elapsed
 from states.observation import NEVER
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.clock import Clock
 from supervisor.linux.text import one_line
-from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake
+from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake, inhibitor_line
 
 UNIT: Final = "rae-node-session"
 INSTALL_AGENT: Final = f"install the session agent (systemctl --user enable --now {UNIT})"
@@ -228,10 +227,9 @@ class AgentReports(PresenceSensor):
                 reading = f"{idle} by {proof.source}" if proof.source else f"idle time unknown: {proof.why}"
                 lines.append(f"session {session.id} of {self._owners.name_of(uid)}: {reading}")
                 for inhibitor in session.inhibitors:
-                    counts = "" if inhibitor in self._counted(session) else "not counted: "
-                    age = elapsed(max(0.0, now_s - report.at_s) + session.held.get(inhibitor, 0.0))
+                    held_s = now_s - report.at_s + session.held.get(inhibitor, 0.0)
                     blocked = self._blocked(uid, session.id, [inhibitor])
-                    lines.append(f"{blocked}, for {age} at least ({counts}presence.ignore_inhibitors)")
+                    lines.append(inhibitor_line(blocked, held_s, inhibitor in self._counted(session)))
         if self._event[1]:
             lines.append(f"{self._event[1]}, {max(0.0, now_s - self._event[0]):.0f} s ago")
         return {"idle sources": lines or ["no session agent has reported"]}

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from states.formatting import elapsed
 from states.observation import NEVER
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.bounded import wait_for_event
@@ -33,7 +32,7 @@ from supervisor.linux.dbus import (
     inhibitions,
 )
 from supervisor.linux.text import one_line
-from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake
+from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake, inhibitor_line
 from supervisor.sensors.presence.agent_reports import Proof, SessionOwners
 from supervisor.sensors.presence.logind_session import session_properties
 from supervisor.sensors.presence.session_policy import NO_PROOF, Session, SessionSign, away, judge, lid_reason
@@ -158,7 +157,7 @@ class Sessions(PresenceSensor):
 
     def details(self) -> dict[str, list[str]]:
         """Each session with what it says; each lock that keeps the screen on, with its age, and whether it counts."""
-        now_s, lines, locks = self._clock.now_s(), [], []
+        now_s, lines = self._clock.now_s(), []
         for session in self._sessions.values():
             seen = self._judge(session, now_s)
             text = seen.present or seen.note or f"{seen.sign}, {max(0.0, now_s - seen.last_sign_at_s):.0f} s ago"
@@ -166,10 +165,10 @@ class Sessions(PresenceSensor):
         if self._event[1]:
             lines.append(f"last event: {self._event[1]}, {max(0.0, now_s - self._event[0]):.0f} s ago")
         lines += filter(None, (self.going_down, self.delay_error))
-        for lock, since_s in self._blocked_since.items():
-            age = elapsed(max(0.0, now_s - since_s))
-            counts = "" if lock in self._blockers else "not counted: "
-            locks.append(f"{self._blocked_by(lock)}, for {age} at least ({counts}presence.ignore_inhibitors)")
+        locks = [
+            inhibitor_line(self._blocked_by(lock), now_s - since_s, lock in self._blockers)
+            for lock, since_s in self._blocked_since.items()
+        ]
         return {"sessions": lines or ["no session"], "locks on idle": locks}
 
     # --- watching

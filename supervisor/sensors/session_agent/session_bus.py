@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from states.observation import NEVER
 from supervisor.linux.dbus import BUS, BUS_PATH, BusError, Signal, SystemBus
-from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Idle, boot_s
+from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Idle, IdleSource, boot_s
 
 MUTTER: Final = "org.gnome.Mutter.IdleMonitor"
 MUTTER_PATH: Final = "/org/gnome/Mutter/IdleMonitor/Core"
@@ -43,10 +43,8 @@ NO_SUCH: Final = tuple(f"{BUS}.Error.Unknown{what}" for what in ("Method", "Obje
 UNIT_S: Final = 4.0  # answers that grow like seconds for so long are seconds
 
 
-class BusIdle:
+class BusIdle(IdleSource):
     """One session bus. `reading` is Mutter's, otherwise the screen saver's, where `poll` allows it."""
-
-    pid = 0  # its readings say whose desktop it is
 
     def __init__(self, address: str, quiet_s: float = QUIET_S) -> None:
         self._bus = SystemBus(address, backoff_s=BACKOFF_S, name="session bus")

@@ -11,15 +11,13 @@ import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from supervisor.sensors.session_agent.source import ANSWER_S, Gone, Idle
+from supervisor.sensors.session_agent.source import ANSWER_S, Gone, Idle, IdleSource
 
 T = TypeVar("T")
 
 
-class SocketSource:
-    """An `IdleSource` behind a socket. `label` names the display in messages: "wayland-0"."""
-
-    pid = 0
+class SocketSource(IdleSource):
+    """`label` names the display in messages: "wayland-0"."""
 
     def __init__(self, label: str, quiet_s: float) -> None:
         self._label, self._quiet_s = label, quiet_s
@@ -31,10 +29,6 @@ class SocketSource:
         self._changed: Callable[[], None] = lambda: None
         self._ready = False
         self._reported: Idle | None = None
-
-    @property
-    def reading(self) -> Idle | None:
-        raise NotImplementedError
 
     async def _connect(self) -> asyncio.StreamReader:
         """Connect, and set `_writer`."""

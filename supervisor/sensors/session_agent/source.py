@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 # A shorter rest is still activity. With a shorter limit, each pause between two words would wake the machine.
 QUIET_S: Final = 2.0
@@ -45,15 +45,15 @@ class Idle:
     pid: int = 0
 
 
-class IdleSource(Protocol):
+class IdleSource:
     """One way to ask one desktop. `pid`: the process whose desktop it is, 0 where not known."""
 
-    pid: int
+    pid = 0
 
     @property
     def reading(self) -> Idle | None:
         """What it says; None: no probe has succeeded yet."""
-        ...
+        raise NotImplementedError
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Connect, and watch until cancelled; `changed` is called when `reading` changes.
@@ -61,7 +61,7 @@ class IdleSource(Protocol):
         Raises:
             Gone: it ended, or never began.
         """
-        ...
+        raise NotImplementedError
 
     async def prove(self) -> None:
         """Ask the desktop again; `reading` is right afterwards.
@@ -69,4 +69,4 @@ class IdleSource(Protocol):
         Raises:
             Gone: no answer in `ANSWER_S`.
         """
-        ...
+        raise NotImplementedError

@@ -25,16 +25,15 @@ from supervisor.sensors.session_agent import reporter as reporter_module
 from supervisor.sensors.session_agent import wayland as idle_wayland
 from supervisor.sensors.session_agent.agent import Agent, WatchedSource
 from supervisor.sensors.session_agent.reporter import Reporter
-from supervisor.sensors.session_agent.source import Absent, Gone, Idle
+from supervisor.sensors.session_agent.source import Absent, Gone, Idle, IdleSource
 
 S3 = "/org/freedesktop/login1/session/_33"
 
 
-class Faulty:
+class Faulty(IdleSource):
     """A source that is well until it is to prove itself."""
 
-    pid = 0
-    reading = Idle("made up", 5.0)
+    reading = Idle("made up", 5.0)  # type: ignore[assignment]
 
     async def run(self, changed: Callable[[], None]) -> None:
         await asyncio.get_running_loop().create_future()
