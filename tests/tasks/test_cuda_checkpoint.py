@@ -606,18 +606,16 @@ def test_nothing_is_loaded_to_look() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize(("kinds", "driver", "ok", "reason", "fix"), [
-    (["none"], "580.65.06", None, "no task type asks for it (tasks.<type>.checkpoint)", ""),
-    ([], "", None, "no task type asks for it (tasks.<type>.checkpoint)", ""),
-    (["none", "cuda"], "580.65.06", True, "can be used by type1: NVIDIA driver 580.65.06", ""),
+@pytest.mark.parametrize(("kinds", "driver", "ok", "reason"), [
+    (["none"], "580.65.06", None, "no task type asks for it (tasks.<type>.checkpoint)"),
+    ([], "", None, "no task type asks for it (tasks.<type>.checkpoint)"),
+    (["none", "cuda"], "580.65.06", True, "can be used by type1: NVIDIA driver 580.65.06"),
     (["cuda"], "open 595.71.05", True, "can be used by type0: NVIDIA driver 595.71.05 with the open kernel module, with which "
-     "a machine was seen to hang at the end of a task whose VRAM had been moved back", ""),
-    (["cuda"], "550.54.14", False, "type0 asks for it, but the NVIDIA driver is 550.54.14", "install 570 or newer"),
-    (["cuda", "cuda"], "", False, "type0, type1 ask for it, but no NVIDIA driver is loaded", "install driver 570 or newer"),
+     "a machine was seen to hang at the end of a task whose VRAM had been moved back"),
+    (["cuda"], "550.54.14", False, "type0 asks for it, but the NVIDIA driver is 550.54.14: install 570 or newer"),
+    (["cuda", "cuda"], "", False, "type0, type1 ask for it, but no NVIDIA driver is loaded: install driver 570 or newer"),
 ])  # fmt: skip
-def test_what_the_doctor_says(
-    cuda: CudaStandIn, kinds: list[str], driver: str, ok: bool | None, reason: str, fix: str
-) -> None:
+def test_what_the_doctor_says(cuda: CudaStandIn, kinds: list[str], driver: str, ok: bool | None, reason: str) -> None:
     cuda.driver(driver.removeprefix("open "))
     if driver.startswith("open "):
         (cuda.proc / "driver/nvidia").mkdir(parents=True)
@@ -625,4 +623,4 @@ def test_what_the_doctor_says(
     tasks = {f"type{index}": SimpleNamespace(checkpoint=kind) for index, kind in enumerate(kinds)}
     config: Any = SimpleNamespace(node=SimpleNamespace(tasks=tasks))
     check = doctor.checkpoint(config, cuda.proc, cuda.sys)
-    assert (check.name, check.ok, check.reason, check.fix) == ("CUDA checkpoint", ok, reason, fix)
+    assert (check.name, check.ok, check.reason) == ("CUDA checkpoint", ok, reason)

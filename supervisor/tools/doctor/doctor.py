@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from supervisor import VERSION
 from supervisor.config.feasibility import never_ready
 from supervisor.config.load import Config, ConfigErrors, load
@@ -88,10 +90,11 @@ def program() -> Check:
 def settings(config: Config) -> Iterator[Check]:
     """Both files are sound, automation is on, and READY can be reached."""
     yield Check("configuration", AUTOMATION, True, f"{config.folder}: runtime.yaml and node.yaml are sound")
-    on = config.runtime.automation.enabled
+    automation = config.runtime.automation
     fix = "set automation.enabled to true in runtime.yaml"
-    yield Check("automation", AUTOMATION, on, f"automation.enabled is {str(on).lower()}", fix)
-    never = "; ".join(line for line in never_ready(config.runtime, config.node) if "automation.enabled" not in line)
+    yield Check("automation", AUTOMATION, automation.enabled, f"automation.enabled is {str(automation.enabled).lower()}", fix)
+    switched_on = replace(config.runtime, automation=replace(automation, enabled=True))
+    never = "; ".join(never_ready(switched_on, config.node))
     yield Check.of("READY", UNATTENDED, never, "can be reached with these settings", "change the setting named")
 
 
@@ -239,10 +242,9 @@ def checkpoint(config: Config, proc_root: Path = Path("/proc"), sys_root: Path =
     asking = [kind for kind, task in config.node.tasks.items() if getattr(task, "checkpoint", "none") == "cuda"]
     if not asking:
         return Check(name, UNATTENDED, None, "no task type asks for it (tasks.<type>.checkpoint)")
-    reason, _, fix = unusable(proc_root, sys_root).partition(": ")
-    if reason:
+    if problem := unusable(proc_root, sys_root):
         ask = "asks" if len(asking) == 1 else "ask"
-        return Check(name, UNATTENDED, False, f"{', '.join(asking)} {ask} for it, but {reason}", fix)
+        return Check(name, UNATTENDED, False, f"{', '.join(asking)} {ask} for it, but {problem}")
     hangs = "with which a machine was seen to hang at the end of a task whose VRAM had been moved back"
     caution = f" with the open kernel module, {hangs}" if open_module(proc_root) else ""
     version = driver_version(proc_root, sys_root) + caution

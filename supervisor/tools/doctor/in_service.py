@@ -125,8 +125,7 @@ async def sleep_lock(config: Config) -> Check:
         await lock.take("rae-node doctor tries the lock")
         return Check("sleep lock", UNATTENDED, True, f"{await lock.release()} after they were taken, as {user_name()}")
     except (InhibitRefused, ReleaseFailed) as refused:
-        reason, _, fix = str(refused).partition(": run")
-        return Check("sleep lock", UNATTENDED, False, reason, "run" + fix if fix else "")
+        return Check("sleep lock", UNATTENDED, False, str(refused))
     finally:
         await bus.stop()
 
@@ -216,8 +215,7 @@ async def programs(config: Config) -> list[Check]:
         if task.sandbox == "bubblewrap":
             with tempfile.TemporaryDirectory() as folder:
                 why = await sandbox.fault(task, Path(folder))
-            wrong, _, fix = (why or "").removeprefix("sandbox: ").partition(": ")
-            found.append(Check.of(f"sandbox: {name}", UNATTENDED, wrong, "tried: it works", fix))
+            found.append(Check.of(f"sandbox: {name}", UNATTENDED, why.removeprefix("sandbox: "), "tried: it works"))
     return found
 
 
