@@ -16,6 +16,7 @@ gets its VRAM back before takes it from the person, and has been seen to hang th
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from functools import cache, partial
@@ -153,7 +154,9 @@ def out(limit_ms: str, *pids: str) -> list[Rung]:
                 raise CudaError("", f"its state is {state}")
         except CudaError as error:
             if not gone(pid):
-                _unlock_unmoved(locked)
+                for other in (other for other in locked if _state(other) == LOCKED):  # locked, it may ignore a signal to end
+                    with contextlib.suppress(CudaError):
+                        driver.do("Unlock", other)
                 raise RequestFailed(f"the VRAM of process {pid} cannot be moved: {error}", usable=False) from None
     out_s = time.monotonic()
     return [(RungName.LOCKED, locked_s - began_s, len(states)), (RungName.VRAM_OUT, out_s - locked_s, 1)]
@@ -209,16 +212,6 @@ def _unlock(pids: Iterable[int]) -> None:
         except CudaError as error:
             if not gone(pid):
                 raise RequestFailed(f"process {pid} cannot be unlocked: {error}", usable=False) from None
-
-
-def _unlock_unmoved(pids: Iterable[int]) -> None:
-    """Unlock the processes that still have their VRAM: a locked process may not react to a signal to end."""
-    for pid in pids:
-        if _state(pid) == LOCKED:
-            try:
-                loaded().do("Unlock", pid)
-            except CudaError:
-                continue
 
 
 def gone(pid: int) -> bool:

@@ -83,16 +83,27 @@ class OllamaTask:
         self.error: str | None = None
         self.result: Mapping[str, Any] = {}
         self.state: Any = None  # an answer that was cut starts from the beginning
-        self._processes = _Processes(self._loop)
+        self._listed_s = float("-inf")
+        self._pids: frozenset[int] = frozenset()
+        self._used_s: dict[int, float] = {}  # by process, while it was there
+        self._used_before_s = {pid: _cpu_s(pid) for pid in self.pids()}
         self._job = self._loop.create_task(self._run())
 
     def pids(self) -> frozenset[int]:
         """Ollama's processes, found by their program: what they use counts as the task's use."""
-        return self._processes.pids() if self.alive else frozenset()
+        if not self.alive:
+            return frozenset()
+        if self._loop.time() - self._listed_s >= PROCESSES_S:
+            self._listed_s = self._loop.time()
+            pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+            self._pids = frozenset(pid for pid in pids if listed(name_of(Path("/proc"), pid), PROGRAMS))
+        return self._pids
 
     def cpu_s(self) -> float:
-        """CPU seconds of Ollama's processes since the task began."""
-        return self._processes.cpu_s(update=self.alive)
+        """CPU seconds of Ollama's processes since the task began; they never fall."""
+        for pid in self.pids():
+            self._used_s[pid] = max(self._used_s.get(pid, 0.0), _cpu_s(pid) - self._used_before_s.get(pid, 0.0))
+        return sum(self._used_s.values())
 
     def freeze_now(self) -> None:
         """See RunningTask: see `freeze`."""
@@ -238,31 +249,6 @@ class OllamaTask:
         answer = json.loads(await _read_small(client, "GET", f"{self._url}/api/ps"))
         names = {str(model.get("name", "")) for model in answer.get("models", [])}
         return names | {name.removesuffix(":latest") for name in names}
-
-
-class _Processes:
-    """Ollama's processes and their CPU time. The list of them is used for PROCESSES_S."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._listed_s = float("-inf")
-        self._pids: frozenset[int] = frozenset()
-        self._before = {pid: _cpu_s(pid) for pid in self.pids()}
-        self._most: dict[int, float] = {}
-
-    def pids(self) -> frozenset[int]:
-        """The processes now."""
-        if self._loop.time() - self._listed_s >= PROCESSES_S:
-            self._listed_s = self._loop.time()
-            pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-            self._pids = frozenset(pid for pid in pids if listed(name_of(Path("/proc"), pid), PROGRAMS))
-        return self._pids
-
-    def cpu_s(self, *, update: bool) -> float:
-        """CPU seconds since the beginning; it never falls."""
-        for pid in self.pids() if update else ():
-            self._most[pid] = max(self._most.get(pid, 0.0), _cpu_s(pid) - self._before.get(pid, 0.0))
-        return sum(self._most.values())
 
 
 def _cpu_s(pid: int) -> float:

@@ -76,7 +76,6 @@ class CommandTask:
         self._freezes: deque[asyncio.Future[Rung]] = deque()  # of freeze and thaw; the shim answers in their order
         self._rescue: asyncio.Task[None] | None = None
         self._received = b""
-        self._shim_ended = False
         self._cpu_s = 0.0
         self._rungs: tuple[Rung, ...] = ()
         self.alive = True
@@ -90,7 +89,7 @@ class CommandTask:
         self._control.setblocking(False)
         try:
             self._shim = self._start_shim(theirs.fileno())
-            exit_fd = os.pidfd_open(self._shim.pid)
+            self._exit_fd = os.pidfd_open(self._shim.pid)
         except OSError:
             self._pipes.finish()
             self._control.close()
@@ -99,7 +98,6 @@ class CommandTask:
             theirs.close()
             self._pipes.release()
         self._tree = process_tree.tree_of(self._shim.pid, launch.cgroup)
-        self._loop.add_reader(exit_fd, self._shim_exited, exit_fd)
 
     # As a RunningTask.
 
@@ -269,15 +267,10 @@ class CommandTask:
                         self._rungs += (Rung(RungName.STATE_NOT_JSON),)
                 self._finish(status, out_of_memory=out_of_memory)
 
-    def _shim_exited(self, exit_fd: int) -> None:
-        self._loop.remove_reader(exit_fd)
-        os.close(exit_fd)
-        self._shim_ended = True
-        self._reap()
-
     def _reap(self) -> None:
-        if self._shim_ended and not self.alive:
-            self._shim.wait()
+        self._loop.remove_reader(self._exit_fd)
+        os.close(self._exit_fd)
+        self._shim.wait()
 
     def _close_control(self) -> None:
         if self._control is not None:
@@ -293,7 +286,7 @@ class CommandTask:
                 waiting.set_exception(FreezeFailed("it ended meanwhile"))
         self._close_control()
         self._pipes.finish()
-        self._reap()
+        self._loop.add_reader(self._exit_fd, self._reap)
 
     # The end.
 
