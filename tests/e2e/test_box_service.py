@@ -99,7 +99,7 @@ def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
     assert report.returncode == 1
     assert "Auto-start on boot: NO\n" in report.stdout
     assert "enabled: the unit is disabled; run `sudo rae-node enable`\n" in report.stdout
-    assert f"sleep lock: polkit refuses the lock org.freedesktop.login1.inhibit-block-sleep to {USER}; run the" in report.stdout
+    assert f"sleep lock: polkit refuses the lock org.freedesktop.login1.inhibit-block-sleep to {USER}: run the" in report.stdout
     assert report.stdout.endswith("\nNOT READY\n")
     box.sh("mv /var/tmp/50-rae-node.rules /etc/polkit-1/rules.d/")
     enabled = node.cli("enable")
