@@ -31,7 +31,7 @@ class Exit(IntEnum):
     NO = 1
     WRONG = 2
     DOWN = 3
-    MUTE = 4
+    UNRESPONSIVE = 4
     INTERRUPTED = 130
 
 
@@ -165,7 +165,7 @@ def query(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> di
     except DaemonDown as down:
         raise NoAnswer(Exit.DOWN, str(down)) from None
     except DaemonUnresponsive as unresponsive:
-        raise NoAnswer(Exit.MUTE, str(unresponsive)) from None
+        raise NoAnswer(Exit.UNRESPONSIVE, str(unresponsive)) from None
     if not answer.get("ok"):
         raise NoAnswer(Exit.NO, str(answer.get("error", "refused")))
     return answer

@@ -66,7 +66,7 @@ def connected(server: Server, work: Callable[[Connection], Awaitable[T]]) -> T:
     try:
         return asyncio.run(run())
     except RequestError as error:
-        exit_with(Exit.NO if isinstance(error, Refused) else Exit.MUTE, error.reason)
+        exit_with(Exit.NO if isinstance(error, Refused) else Exit.UNRESPONSIVE, error.reason)
 
 
 def fleet(
