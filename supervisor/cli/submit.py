@@ -60,7 +60,7 @@ def submit(
         for task in tasks
     }
 
-    def came(result: Result) -> None:
+    def on_result(result: Result) -> None:
         outcome = {"status": result.status, "node": result.node, "result": dict(result.result), "error": result.error}
         outcomes[result.id].update(outcome)
         if not json:
@@ -72,7 +72,7 @@ def submit(
     async def work(connection: Connection) -> set[str]:
         queued: list[str] = []
         try:
-            again = await fleet.submit(connection, tasks, queued=queued.append)
+            again = await fleet.submit(connection, tasks, on_queued=queued.append)
         except RequestError:
             for task_id in queued:
                 print_error(f"{task_id} is queued")
@@ -81,7 +81,7 @@ def submit(
             print_error(f"{task_id} was queued already")
         if not (wait or watch):
             return set()
-        return await fleet.wait(connection, outcomes, timeout_s=timeout, came=came)
+        return await fleet.wait(connection, outcomes, timeout_s=timeout, on_result=on_result)
 
     missing = connected(fleet_server(server, user, password_file, ca_file), work)
     if json:

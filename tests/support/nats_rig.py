@@ -313,5 +313,5 @@ async def node(
 
 async def cut(source: NatsSource) -> None:
     """As by a power cut: every task of the source ends at once, its connection too."""
-    await end(*source._work, *source._giving, *([source._poll] if source._poll is not None else []))
+    await end(*source._work, *source._hand_backs, *([source._poll] if source._poll is not None else []))
     await source._close()

@@ -218,7 +218,7 @@ class Connection:
             return msg.data if status is None else None
         raise self._unreadable(stream)
 
-    async def everything(self, stream: str) -> list[bytes]:
+    async def last_of_each(self, stream: str) -> list[bytes]:
         """The last message of each subject of a stream."""
         found: dict[str, bytes] = {}
         after = 0
@@ -238,30 +238,30 @@ class Connection:
         """Acknowledge (ACK), renew (IN_PROGRESS), give back (`nak`) or end (TERM) a delivery, and be sure of it."""
         await self.request(reply, what, timeout_s=min(ANSWER_S, timeout_s))
 
-    async def listen(self, subject: str, heard: Callable[[bytes], None]) -> None:
-        """Call `heard` with each message there, as long as the connection lasts."""
+    async def listen(self, subject: str, on_message: Callable[[bytes], None]) -> None:
+        """Call `on_message` with each message there, as long as the connection lasts."""
 
         async def hear(msg: Msg) -> None:
-            heard(msg.data)
+            on_message(msg.data)
 
         with self._request_errors():
             await self._connected().subscribe(subject, cb=hear)
 
     async def pull(
-        self, stream: str, consumer: str, *, linger_s: Callable[[], float], enough: asyncio.Event | None = None
+        self, stream: str, consumer: str, *, linger_s: Callable[[], float], stop: asyncio.Event | None = None
     ) -> Delivery | None:
         """One message: at once if there is one, else the first of the next `linger_s()` seconds.
 
-        `linger_s` is called again and again; 0: do not wait any longer. `enough` ends the wait at once. A message that is on
+        `linger_s` is called again and again; 0: do not wait any longer. `stop` ends the wait at once. A message that is on
         its way then is still returned. None: there is no message, or the connection was lost.
         """
-        client, over, enough = self._connected(), self._over, enough or asyncio.Event()
+        client, over, stop = self._connected(), self._over, stop or asyncio.Event()
         answers: asyncio.Queue[Msg] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         async def ask(wanted: Mapping[str, Any], wait_s: float) -> Delivery | None:
             await client.publish(next_subject(stream, consumer), json.dumps(wanted).encode(), reply=box)
-            msg = await _first(answers.get(), over, enough, timeout_s=wait_s)
+            msg = await _first(answers.get(), over, stop, timeout_s=wait_s)
             return None if msg is None else _as_delivery(msg)
 
         found = None
@@ -273,13 +273,13 @@ class Connection:
                     found = await ask({"batch": 1, "no_wait": True}, ANSWER_S)
                 except TimeoutError:
                     raise RequestError(f"{self.url} gives no answer to the request for work") from None
-                while not (found or enough.is_set() or over.is_set()) and (left_s := linger_s()) > 0:
+                while not (found or stop.is_set() or over.is_set()) and (left_s := linger_s()) > 0:
                     left_s = min(left_s, ROUND_S)
                     again_s = loop.time() + min(IMPATIENT_S, left_s)
                     with contextlib.suppress(TimeoutError):
                         found = await ask({"batch": 1, "expires": max(1, int(left_s * 1e9))}, left_s + 1.0)
                     if found is None:  # no busy loop with a server that does not wait as it was asked to
-                        await wait_for_event(enough, again_s - loop.time())
+                        await wait_for_event(stop, again_s - loop.time())
             finally:
                 # Unsubscribe, then read all that was sent before: no message is left here unseen. A connection that ends
                 # meanwhile would never finish this.

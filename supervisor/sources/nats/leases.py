@@ -58,7 +58,7 @@ class Leases:
         self._filled.set()
         return lease
 
-    def again(self, lease: Lease, delivery: Delivery) -> None:
+    def redelivered(self, lease: Lease, delivery: Delivery) -> None:
         """The task of a lapsed lease was handed to this node again: no other node has it, so it goes on here."""
         lease.reply, lease.count, lease.lost = delivery.reply, delivery.count, False
         lease.ends_s = self._clock.now_s() + self.length_s

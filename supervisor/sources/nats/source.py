@@ -40,9 +40,9 @@ from supervisor.sources.nats.registry import entry
 from supervisor.sources.nats.results import Outcome, ResultOutbox
 from supervisor.sources.network_source import NetworkSource
 
-UNFIT_S: Final = 2  # until a task that this node does not run is handed out again; twice as long each time,
-UNFIT_SOON: Final = 5  # once it was handed out so often,
-UNFIT_MAX_S: Final = 300  # up to this
+PASS_ON_S: Final = 2  # until a task that this node does not run is handed out again; twice as long each time,
+PASS_ON_SOON: Final = 5  # once it was handed out so often,
+PASS_ON_MAX_S: Final = 300  # up to this
 FOREVER_S: Final = 1e9  # no lease lasts so long
 POLL_MARGIN_S: Final = 0.05  # a lingering poll ends before the next one is due
 
@@ -64,11 +64,11 @@ class NatsSource(NetworkSource):
         server = Server(control.url, self._node_id, settings.token, control.ca_file)
         self._connection = Connection(server, name=self._node_id, on_lost=self._link.fail)
         self._max_deliver = 0
-        self._enough = asyncio.Event()
+        self._stop_poll = asyncio.Event()
         self._until_s = 0.0
         self._leases = Leases(clock, self._connection, self._link, self._log)
         self._outbox = ResultOutbox(self._connection, self._leases, self._link, self._record, self._log)
-        self._giving: set[asyncio.Task[None]] = set()
+        self._hand_backs: set[asyncio.Task[None]] = set()
         self.counts = {"done": 0, "failed": 0, "handed_back": 0}
 
     # --- the protocol
@@ -77,7 +77,7 @@ class NatsSource(NetworkSource):
         """Start one poll: a task that is there at once; in READY also one that comes before the next poll is due."""
         if not self._may_ask():
             return False
-        self._enough.clear()
+        self._stop_poll.clear()
         self._until_s = self._clock.now_s() + self._settings.poll_interval_s - POLL_MARGIN_S
         return super().ask()
 
@@ -100,13 +100,13 @@ class NatsSource(NetworkSource):
             return
         self._leases.pop(claim.id)
         self.counts["handed_back"] += 1
-        self._giving.add(task := asyncio.create_task(self._give_back(lease, ending.saved_state, reason)))
-        task.add_done_callback(self._giving.discard)
+        self._hand_backs.add(task := asyncio.create_task(self._give_back(lease, ending.saved_state, reason)))
+        task.add_done_callback(self._hand_backs.discard)
 
     def announce(self, availability: Availability) -> None:
         """See Source; a node that is no longer READY waits for no more work."""
         if availability is not self._availability and availability is not Availability.ONLINE:
-            self._enough.set()
+            self._stop_poll.set()
         super().announce(availability)
 
     def _without_outcome(self, claim: Claim) -> Lease | None:
@@ -128,15 +128,15 @@ class NatsSource(NetworkSource):
         return (self._leases.run(),)
 
     async def _finish(self, deadline_s: float) -> None:
-        self._enough.set()
+        self._stop_poll.set()
         await self._give_back_untaken(on_preempt=RESUBMIT)
-        if self._giving:
-            await asyncio.wait(self._giving)
+        if self._hand_backs:
+            await asyncio.wait(self._hand_backs)
         if self._link.up:
             await asyncio.gather(self._outbox.deliver_all(), self._beat(), return_exceptions=True)
 
     async def _end(self) -> None:
-        await end(*self._giving)
+        await end(*self._hand_backs)
         await super()._end()
 
     # --- the link
@@ -180,7 +180,7 @@ class NatsSource(NetworkSource):
             raise RequestError(f"{self._url}: the registry of nodes does not take this node's entry; see deploy/fleet")
 
     async def _close(self) -> None:
-        self._enough.set()
+        self._stop_poll.set()
         await self._connection.close()
 
     def _changed(self, link: Link, reason: str) -> None:
@@ -194,7 +194,7 @@ class NatsSource(NetworkSource):
 
     async def _poll_once(self) -> None:
         delivery = await self._connection.pull(
-            subjects.TASKS, self._consumer, linger_s=self._linger_s, enough=self._enough
+            subjects.TASKS, self._consumer, linger_s=self._linger_s, stop=self._stop_poll
         )
         if delivery is not None:
             await self._accept(delivery)
@@ -208,22 +208,22 @@ class NatsSource(NetworkSource):
         try:
             claim = decode_task(delivery.data)
         except Poison as poison:
-            await self._bury(delivery, str(poison), poison.task_id, "")
+            await self._dead_letter(delivery, str(poison), poison.task_id, "")
             return
         if self._outbox.stored(claim.id):
             await self._connection.acknowledge(delivery.reply, ACK)
             self._log("claim-ignored", claim, reason="its result is stored already")
             return
         if (lease := self._leases.get(claim.id)) is not None:
-            self._leases.again(lease, delivery)
+            self._leases.redelivered(lease, delivery)
             self._log("claim-ignored", claim, reason="this node has the task already")
             return
         if 0 < self._max_deliver <= delivery.count:
             reason = f"given up after {delivery.count} deliveries, the most that the fleet gives (max_deliver)"
-            await self._bury(delivery, reason, claim.id, claim.type)
+            await self._dead_letter(delivery, reason, claim.id, claim.type)
             return
         if claim.type not in self._settings.on_preempt:
-            await self._connection.acknowledge(delivery.reply, unfit(delivery.count))
+            await self._connection.acknowledge(delivery.reply, pass_on(delivery.count))
             self._log("claim-passed-on", claim, reason="this node does not run this type")
             return
         lease = self._leases.take(claim, delivery)
@@ -243,7 +243,7 @@ class NatsSource(NetworkSource):
         except (RequestError, Poison):
             return claim
 
-    async def _bury(self, delivery: Delivery, reason: str, task_id: str, task_type: str) -> None:
+    async def _dead_letter(self, delivery: Delivery, reason: str, task_id: str, task_type: str) -> None:
         """No node can run it: keep it where an operator finds it, report it to its submitter, and end it."""
         name = task_id or f"sequence-{delivery.sequence}"
         subject, msg_id = subjects.dead_subject(name), f"dead-{delivery.sequence}"
@@ -291,9 +291,9 @@ class NatsSource(NetworkSource):
             self._log("place-lost", claim, reason=f"it starts from the beginning: {error.reason}")
 
 
-def unfit(count: int) -> bytes:
+def pass_on(count: int) -> bytes:
     """Passes on a task that this node does not run, handed out for the `count`th time.
 
     The fleet hands each task out a limited number of times (max_deliver): these must last until a node that runs it is free.
     """
-    return nak(min(UNFIT_S << min(max(0, count - UNFIT_SOON), 10), UNFIT_MAX_S))
+    return nak(min(PASS_ON_S << min(max(0, count - PASS_ON_SOON), 10), PASS_ON_MAX_S))

@@ -42,12 +42,12 @@ async def bridge(
             control=Control(url=control.url), node_id=NAME, state_dir=folder, heartbeat_interval_s=heartbeat_interval_s,
             poll_interval_s=0.05, retry_on_disconnect=True, on_preempt={},
         )  # fmt: skip
-        said: list[str] = []
-        one = Bridge(settings, Server(server.url), clock=SystemClock(), ahead=5, say=said.append)
+        lines: list[str] = []
+        one = Bridge(settings, Server(server.url), clock=SystemClock(), ahead=5, say=lines.append)
         stop = asyncio.Event()
         work = asyncio.create_task(one.run(stop))
         try:
-            yield one, said
+            yield one, lines
             assert not work.done(), work
         finally:
             stop.set()
@@ -81,12 +81,12 @@ async def test_what_is_stored_in_place_of_a_left_tasks_result_fails_it(
         task_id = await left(control, tmp_path)
         data = stored.replace(b"%b", task_id.encode())
         await fleet.connection.store(subjects.result_subject(task_id), data, "x")
-        async with bridge(server, control, tmp_path) as (one, said):
-            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        async with bridge(server, control, tmp_path) as (one, lines):
+            await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
             assert "no result" in control.task(task_id)["error"]
-            await until(lambda: not one.on_the_way)
+            await until(lambda: not one.pending)
             other = control.add("echo")
-            await until(lambda: f"{other}: queued" in said)
+            await until(lambda: f"{other}: queued" in lines)
 
 
 @in_loop
@@ -105,14 +105,14 @@ async def test_a_node_that_stores_what_is_no_result_fails_the_task(server: NatsS
     async with (
         RaeServer().listening() as control,
         operator(server.url) as fleet,
-        bridge(server, control, tmp_path) as (one, said),
+        bridge(server, control, tmp_path) as (one, lines),
     ):
         task_id = control.add("echo")
-        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        await until(lambda: f"{task_id}: queued" in lines, lambda: f"queued, not {lines}")
         await fleet.connection.store(subjects.result_subject(task_id), NO_RESULTS[2].replace(b"%b", task_id.encode()), "x")
-        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
         assert "no result" in control.task(task_id)["error"]
-        await until(lambda: not one.on_the_way)
+        await until(lambda: not one.pending)
 
 
 @in_loop
@@ -120,12 +120,12 @@ async def test_a_task_too_large_to_be_read_is_failed(server: NatsServer, tmp_pat
     async with (
         RaeServer().listening() as control,
         operator(server.url),
-        bridge(server, control, tmp_path, max_answer_bytes=MIB) as (_, said),
+        bridge(server, control, tmp_path, max_answer_bytes=MIB) as (_, lines),
     ):
         task_id = control.add("echo", {"x": "y" * 2_000_000})
-        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
         assert "more than 1 MiB" in control.task(task_id)["error"]
-        assert "may be lost" not in " ".join(said)
+        assert "may be lost" not in " ".join(lines)
 
 
 @in_loop
@@ -134,8 +134,8 @@ async def test_a_task_handed_out_again_whose_result_is_there_is_not_done_again(s
     async with RaeServer().listening() as control, operator(server.url) as fleet:
         task_id = control.add("echo")
         await stored(fleet, task_id)
-        async with bridge(server, control, tmp_path) as (_, said):
-            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        async with bridge(server, control, tmp_path) as (_, lines):
+            await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
             assert control.task(task_id)["result"] == {"x": 1}
             assert (await fleet.stream(subjects.TASKS))["messages"] == 0
 
@@ -146,10 +146,10 @@ async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServe
     async with (
         RaeServer().listening() as control,
         operator(server.url) as fleet,
-        bridge(server, control, tmp_path) as (one, said),
+        bridge(server, control, tmp_path) as (one, lines),
     ):
         task_id = control.add("echo")
-        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        await until(lambda: f"{task_id}: queued" in lines, lambda: f"queued, not {lines}")
         control.always.update({kind: s.status(502) for kind in ("register", "heartbeat", "poll", "result")})
         await until(lambda: not one.control.up)
         tries = len(control.of("register"))
@@ -157,7 +157,7 @@ async def test_a_control_node_that_is_away_is_left_to_the_link(server: NatsServe
         await until(lambda: len(control.of("register")) > tries + 15, "the link tries again and again")
         assert control.of("result") == []
         control.always.clear()
-        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
 
 
 async def stored(fleet: Operator, task_id: str) -> None:
@@ -174,15 +174,15 @@ async def test_a_control_node_that_is_broken_altogether_does_not_cost_a_result(
     async with (
         RaeServer().listening() as control,
         operator(server.url) as fleet,
-        bridge(server, control, tmp_path, heartbeat_interval_s=600) as (_, said),
+        bridge(server, control, tmp_path, heartbeat_interval_s=600) as (_, lines),
     ):
         task_id = control.add("echo")
-        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        await until(lambda: f"{task_id}: queued" in lines, lambda: f"queued, not {lines}")
         control.always.update({kind: s.status(500) for kind in ("result", "heartbeat", "register")})
         await stored(fleet, task_id)
-        await until(lambda: len(control.of("result")) > 2 * REFUSALS, lambda: f"tried again and again, not {said}")
+        await until(lambda: len(control.of("result")) > 2 * REFUSALS, lambda: f"tried again and again, not {lines}")
         control.always.clear()
-        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
         assert control.task(task_id)["result"] == {"x": 1}
 
 
@@ -193,22 +193,22 @@ async def test_a_result_that_the_control_node_cannot_take_fails_and_holds_up_no_
     async with (
         RaeServer().listening() as control,
         operator(server.url) as fleet,
-        bridge(server, control, tmp_path) as (one, said),
+        bridge(server, control, tmp_path) as (one, lines),
     ):
         first, second, third = (control.add("echo") for _ in range(3))
-        await until(lambda: f"{third}: queued" in said, lambda: f"queued, not {said}")
+        await until(lambda: f"{third}: queued" in lines, lambda: f"queued, not {lines}")
         control.faults["result"] += [s.status(500)] * REFUSALS
         await stored(fleet, first)
-        await until(lambda: over(control, first), lambda: f"settled, not {said}")
-        await until(lambda: f"{first}: FAILED, by n" in said, lambda: f"said, not {said}")
+        await until(lambda: over(control, first), lambda: f"settled, not {lines}")
+        await until(lambda: f"{first}: FAILED, by n" in lines, lambda: f"lines, not {lines}")
         assert "refused the result" in control.task(first)["error"]
         control.faults["result"] += [s.status(500)] * 2 * REFUSALS
         await stored(fleet, second)
         await stored(fleet, third)
-        await until(lambda: over(control, third), lambda: f"settled, not {said}")
+        await until(lambda: over(control, third), lambda: f"settled, not {lines}")
         assert not over(control, second)
-        await until(lambda: not one.on_the_way)
-        assert any(line.startswith(f"{second}: the control node does not take its outcome") for line in said)
+        await until(lambda: not one.pending)
+        assert any(line.startswith(f"{second}: the control node does not take its outcome") for line in lines)
 
 
 async def queued(fleet: Operator, kind: str, task_id: str) -> Claim:
@@ -222,10 +222,10 @@ async def test_what_is_queued_is_the_task_as_it_was(server: NatsServer, tmp_path
     async with (
         RaeServer().listening() as control,
         operator(server.url) as fleet,
-        bridge(server, control, tmp_path) as (_, said),
+        bridge(server, control, tmp_path) as (_, lines),
     ):
         task_id = control.add("échó", {"a": [1, None]}, 7)
-        await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        await until(lambda: f"{task_id}: queued" in lines, lambda: f"queued, not {lines}")
         assert await queued(fleet, "échó", task_id) == Claim(task_id, "échó", {"a": [1, None]}, 7)
 
 
@@ -233,8 +233,8 @@ async def test_what_is_queued_is_the_task_as_it_was(server: NatsServer, tmp_path
 async def test_a_left_task_that_was_not_queued_is_queued_as_it_was(server: NatsServer, tmp_path: Path) -> None:
     async with RaeServer().listening() as control, operator(server.url) as fleet:
         task_id = await left(control, tmp_path)
-        async with bridge(server, control, tmp_path) as (_, said):
-            await until(lambda: f"{task_id}: queued" in said, lambda: f"queued, not {said}")
+        async with bridge(server, control, tmp_path) as (_, lines):
+            await until(lambda: f"{task_id}: queued" in lines, lambda: f"queued, not {lines}")
             assert await queued(fleet, "echo", task_id) == Claim(task_id, "echo", {"a": 1}, 7)
 
 
@@ -244,10 +244,10 @@ async def test_a_left_task_that_is_none_any_more_is_refused(server: NatsServer, 
     async with RaeServer().listening() as control, operator(server.url):
         task_id = await left(control, tmp_path)
         next(iter(control.node._tasks.values())).type = kind
-        async with bridge(server, control, tmp_path) as (one, said):
-            await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        async with bridge(server, control, tmp_path) as (one, lines):
+            await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
             assert control.task(task_id)["error"] == "refused: it is no task"
-            await until(lambda: not one.on_the_way)
+            await until(lambda: not one.pending)
             assert one.fleet.status.error == ""
 
 
@@ -261,13 +261,13 @@ async def test_a_type_that_no_node_can_have_is_refused_and_bursts_neither_note_n
     async with (
         RaeServer().listening() as control,
         operator(server.url),
-        bridge(server, control, tmp_path) as (one, said),
+        bridge(server, control, tmp_path) as (one, lines),
     ):
         task_id = control.add(kind)
-        await until(lambda: over(control, task_id), lambda: f"settled, not {said}")
+        await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
         assert control.task(task_id)["error"] == "refused: it is no task"
         other = control.add("echo")
-        await until(lambda: f"{other}: queued" in said, lambda: f"queued, not {said}")
+        await until(lambda: f"{other}: queued" in lines, lambda: f"queued, not {lines}")
         assert (await InFlightRecord(tmp_path).load())[1] == ""
         assert one.fleet.status.error == ""
 

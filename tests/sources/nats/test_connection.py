@@ -212,7 +212,7 @@ async def test_a_server_that_has_no_patience_is_no_busy_loop(plain: NatsServer, 
     async with answering(plain, subjects.next_subject("s", "c"), b"", {"Status": status}) as connection:
         assert connection._client is not None
         end_s = time.monotonic() + 1.5
-        found = await connection.pull("s", "c", linger_s=lambda: end_s - time.monotonic(), enough=asyncio.Event())
+        found = await connection.pull("s", "c", linger_s=lambda: end_s - time.monotonic(), stop=asyncio.Event())
         assert found is None
         assert connection._client.stats["out_msgs"] < 10
 
@@ -224,12 +224,12 @@ async def test_an_unreadable_answer_is_not_taken_for_an_empty_one(plain: NatsSer
         with pytest.raises(RequestError):
             await connection.last(subjects.RESULTS, "rae.results.x")
         with pytest.raises(RequestError):
-            await connection.everything(subjects.NODES_STREAM)
+            await connection.last_of_each(subjects.NODES_STREAM)
     same = {"Nats-Sequence": "5", "Nats-Subject": "a"}
     async with answering(plain, "$JS.API.DIRECT.GET.>", b"x", same) as connection:
         with pytest.raises(RequestError):
             async with asyncio.timeout(5):
-                await connection.everything(subjects.NODES_STREAM)
+                await connection.last_of_each(subjects.NODES_STREAM)
 
 
 @needs_server
@@ -267,7 +267,7 @@ async def test_what_the_library_raises_is_an_error_of_the_request(plain: NatsSer
     with pytest.raises(RequestError, match="AssertionError") as asked:
         await connection.request("x")
     with pytest.raises(RequestError, match="AssertionError") as pulled:
-        await connection.pull("s", "c", linger_s=lambda: 0.0, enough=asyncio.Event())
+        await connection.pull("s", "c", linger_s=lambda: 0.0, stop=asyncio.Event())
     assert "sentinel" not in asked.value.reason + pulled.value.reason
     await connection.close()
 

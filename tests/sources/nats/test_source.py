@@ -14,7 +14,7 @@ from states.ending import handed_back, succeeded
 from supervisor.sources.base import Availability
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.setup import DEFINITIONS
-from supervisor.sources.nats.source import unfit
+from supervisor.sources.nats.source import pass_on
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
@@ -135,12 +135,12 @@ async def test_a_type_that_this_node_does_not_run_goes_to_one_that_does(server: 
 def test_a_task_that_nobody_runs_now_outlasts_an_evening() -> None:
     """One node that does not run it, beside one that does and is not free, must not use up what the fleet gives a task."""
     most = json.loads(DEFINITIONS.read_text())["consumers"][0]["max_deliver"]
-    delays = [json.loads(unfit(count).removeprefix(b"-NAK "))["delay"] / 1e9 for count in range(1, most)]
+    delays = [json.loads(pass_on(count).removeprefix(b"-NAK "))["delay"] / 1e9 for count in range(1, most)]
     assert delays[0] == 2
     assert delays == sorted(delays)
     assert max(delays) == 300
     assert sum(delays) > 3 * 3600
-    assert unfit(10**9) == unfit(most)
+    assert pass_on(10**9) == pass_on(most)
 
 
 @in_loop

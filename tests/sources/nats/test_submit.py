@@ -36,7 +36,7 @@ async def test_results_are_found_behind_many_that_do_not_come(server: NatsServer
         for task_id in there:
             await done(fleet, task_id)
         came: list[Result] = []
-        waiting = asyncio.create_task(submit.wait(fleet.connection, [*never, *there], timeout_s=None, came=came.append))
+        waiting = asyncio.create_task(submit.wait(fleet.connection, [*never, *there], timeout_s=None, on_result=came.append))
         await until(lambda: len(came) == len(there), lambda: f"all that are there, not {len(came)}")
         late = never.pop()
         await done(fleet, late)
@@ -52,7 +52,7 @@ async def test_what_is_stored_in_place_of_a_result_ends_the_wait(server: NatsSer
         await fleet.connection.store(subjects.result_subject(odd), b"<html>", odd)
         await fleet.connection.store(subjects.result_subject(other), Result(odd, "t", "n", {}, None).encode(), other)
         came: list[Result] = []
-        assert await submit.wait(fleet.connection, [odd, other], timeout_s=60, came=came.append) == set()
+        assert await submit.wait(fleet.connection, [odd, other], timeout_s=60, on_result=came.append) == set()
         assert {result.id for result in came} == {odd, other}
         assert all("is no result" in str(result.error) for result in came)
 
@@ -65,7 +65,7 @@ async def test_a_result_may_name_its_task_in_capitals(server: NatsServer) -> Non
         await fleet.connection.store(subjects.result_subject(task_id), data, task_id)
         came: list[Result] = []
         async with asyncio.timeout(20):
-            assert await submit.wait(fleet.connection, [task_id], timeout_s=60, came=came.append) == set()
+            assert await submit.wait(fleet.connection, [task_id], timeout_s=60, on_result=came.append) == set()
         assert [result.id for result in came] == [task_id]
 
 
@@ -94,5 +94,5 @@ async def test_what_was_queued_before_a_failure_is_reported(server: NatsServer, 
         monkeypatch.setattr(fleet.connection, "store", store)
         queued: list[str] = []
         with pytest.raises(RequestError):
-            await submit.submit(fleet.connection, tasks, queued=queued.append)
+            await submit.submit(fleet.connection, tasks, on_queued=queued.append)
         assert queued == [task.id for task in tasks[:3]]

@@ -59,7 +59,7 @@ class Bridge:
         self._poster = ResultPoster(self._api, EventLog(self._event))
         self._record = InFlightRecord(settings.state_dir)
         self._not_yet = ""
-        self.on_the_way: dict[str, str] = {}  # id → type: taken from the control node, which has no result yet
+        self.pending: dict[str, str] = {}  # id → type: taken from the control node, which has no result yet
         self._link_changed = asyncio.Event()
 
         def link(name: str, connect: Work, keep: Work, close: Work) -> RetryingLink:
@@ -78,7 +78,7 @@ class Bridge:
         left, problem = await self._record.load()
         if problem:
             self._say(problem)
-        jobs = [self.control.run(), self.fleet.run(), self._bring(), self._take(left)]
+        jobs = [self.control.run(), self.fleet.run(), self._forward_results(), self._forward_tasks(left)]
         work: list[asyncio.Task[Any]] = [asyncio.create_task(job) for job in jobs]
         work.append(asyncio.create_task(stop.wait()))
         try:
@@ -110,7 +110,7 @@ class Bridge:
 
     @property
     def _availability(self) -> Availability:
-        welcome = self.fleet.up and len(self.on_the_way) < self._ahead
+        welcome = self.fleet.up and len(self.pending) < self._ahead
         return Availability.ONLINE if welcome else Availability.BUSY
 
     async def _open(self) -> None:
@@ -134,15 +134,15 @@ class Bridge:
 
     # --- from the control node to the fleet
 
-    async def _take(self, left: tuple[InFlightTask, ...]) -> None:
+    async def _forward_tasks(self, left: tuple[InFlightTask, ...]) -> None:
         for noted in left:
-            self.on_the_way[noted.id] = noted.type
+            self.pending[noted.id] = noted.type
         for noted in left:
-            await self._until_done(lambda noted=noted: self._go_on(noted))  # type: ignore[misc]
+            await self._retry(lambda noted=noted: self._recover(noted))  # type: ignore[misc]
         while True:
             await self._both_up()
             task = None
-            if len(self.on_the_way) < self._ahead:
+            if len(self.pending) < self._ahead:
                 try:
                     task = await self._api.poll()
                 except TaskTooLarge as large:
@@ -153,23 +153,23 @@ class Bridge:
             if task is None:
                 await asyncio.sleep(self._settings.poll_interval_s)
                 continue
-            await self._pass_on(task)
+            await self._forward_task(task)
 
-    async def _pass_on(self, task: Mapping[str, Any]) -> None:
+    async def _forward_task(self, task: Mapping[str, Any]) -> None:
         """Record the task, then queue it, however long that takes: the control node does not hand it out again."""
         claim = _claim(task)
         if claim is None:
             await self._fail(str(task["id"]).lower(), f"refused: {NO_TASK}")
             return
-        self.on_the_way[claim.id] = claim.type
+        self.pending[claim.id] = claim.type
         try:
             await self._record.put(InFlightTask(claim.id, claim.type))
         except OSError as error:
             self._say(f"{claim.id}: could not be noted, a crash now would lose it: {error}")
-        await self._until_done(lambda: self._queue(claim))
+        await self._retry(lambda: self._queue(claim))
 
     async def _queue(self, claim: Claim) -> None:
-        if await self._brought(claim.id):  # it was handed out again, while its result waited
+        if await self._post_stored(claim.id):  # it was handed out again, while its result waited
             return
         try:
             await self._connection.store(subjects.task_subject(claim.type, claim.id), encode_task(claim), claim.id)
@@ -180,7 +180,7 @@ class Bridge:
             return
         self._say(f"{claim.id}: queued")
 
-    async def _go_on(self, noted: InFlightTask) -> None:
+    async def _recover(self, noted: InFlightTask) -> None:
         """A task that was on the way when the bridge ended: post its result, or make sure that it is queued."""
         task: Mapping[str, Any] | None
         try:
@@ -195,7 +195,7 @@ class Bridge:
             task = None
         if task is not None and task.get("status") != PROCESSING:
             await self._forget(noted.id)
-        elif not await self._brought(noted.id) and task is not None:
+        elif not await self._post_stored(noted.id) and task is not None:
             if claim := _claim({**task, "id": noted.id}):
                 await self._queue(claim)
                 return
@@ -203,7 +203,7 @@ class Bridge:
             why = f"refused: {NO_TASK}" if shown else "lost: the control node does not show the task any more"
             await self._fail(noted.id, why)
 
-    async def _brought(self, task_id: str) -> bool:
+    async def _post_stored(self, task_id: str) -> bool:
         """Whether the fleet has the task's result already; then it is posted."""
         data = await self._connection.last(subjects.RESULTS, subjects.result_subject(task_id))
         if data is None:
@@ -213,7 +213,7 @@ class Bridge:
 
     # --- from the fleet to the control node
 
-    async def _bring(self) -> None:
+    async def _forward_results(self) -> None:
         while True:
             try:
                 delivery = await self._connection.pull(subjects.RESULTS, subjects.BRIDGE, linger_s=lambda: LINGER_S)
@@ -229,7 +229,7 @@ class Bridge:
             result = decode_result(delivery.data)
         except Poison as poison:
             result = no_result(poison.task_id, str(poison))
-        if result.id in self.on_the_way:
+        if result.id in self.pending:
             await self._post(result)
         await self._connection.acknowledge(delivery.reply, ACK)
 
@@ -239,12 +239,12 @@ class Bridge:
     async def _post(self, result: Result) -> None:
         """Post the result however long that takes, then forget the task."""
         item = Item.settled(result.id, result.type, result.result, result.error)
-        if await self._until_done(lambda: self._poster.post(item)):
+        if await self._retry(lambda: self._poster.post(item)):
             self._say(f"{result.id}: {'COMPLETED' if item.error is None else 'FAILED'}, by {result.node or 'nobody'}")
         await self._forget(result.id)
 
     async def _forget(self, task_id: str) -> None:
-        self.on_the_way.pop(task_id, None)
+        self.pending.pop(task_id, None)
         if task_id not in self._record:
             return
         try:
@@ -252,7 +252,7 @@ class Bridge:
         except OSError as error:
             self._say(f"{task_id}: its note could not be removed: {error}")
 
-    async def _until_done(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def _retry(self, work: Callable[[], Awaitable[T]]) -> T:
         """Try while both links are up, until it succeeds; each wait is longer."""
 
         async def when_up() -> T:

@@ -147,7 +147,7 @@ class Keys:
 
     def _authority(self) -> None:
         key, certificate = self.folder / "ca.key", self.folder / "ca.pem"
-        if not _made(key):
+        if not _exists(key):
             new_key, new = self.folder / ".ca.key.new", self.folder / ".ca.pem.new"
             _private(new_key, "")
             _openssl(
@@ -157,15 +157,15 @@ class Keys:
             )
             new.replace(certificate)
             new_key.replace(key)  # last: if the key is there, all is there
-        if not _made(certificate):
+        if not _exists(certificate):
             raise KeysError(f"{certificate} is missing beside {key}; put it back: each certificate is checked by it")
 
     def _server(self, host: str, servers: Sequence[str], store: str) -> None:
         names = {end: self.folder / f"{host}.{end}" for end in ("conf", "pem", "key", "csr", "ext")}
-        if not (_made(names["key"]) and _made(names["pem"])):
+        if not (_exists(names["key"]) and _exists(names["pem"])):
             new = self.folder / f".{host}.pem.new"
             _private(names["key"], "")
-            names["ext"].write_text(_EXTENSIONS.format(names=_alternative(host)))
+            names["ext"].write_text(_EXTENSIONS.format(names=_subject_alt_name(host)))
             _openssl(
                 "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
                 "-subj", f"/CN={host}", "-keyout", names["key"], "-out", names["csr"],
@@ -187,7 +187,7 @@ class Keys:
         _private(names["conf"], text)
 
 
-def _made(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     """The file is there and not empty."""
     return path.exists() and path.stat().st_size > 0
 
@@ -211,7 +211,7 @@ def _openssl(*arguments: str | Path) -> None:
         raise KeysError(f"openssl failed: {lines[-1]}") from None
 
 
-def _alternative(host: str) -> str:
+def _subject_alt_name(host: str) -> str:
     try:
         return f"IP:{ipaddress.ip_address(host)}"
     except ValueError:

@@ -11,7 +11,7 @@ from supervisor.sources.nats.connection import Connection
 
 async def overview(connection: Connection) -> dict[str, Any]:
     """`nodes` (see registry.FIELDS) and `tasks` (waiting, running, results, dead). Raises RequestError."""
-    nodes = registry.read(await connection.everything(subjects.NODES_STREAM))
+    nodes = registry.read(await connection.last_of_each(subjects.NODES_STREAM))
     try:
         running = await _running(connection)
         queue, results, dead = [

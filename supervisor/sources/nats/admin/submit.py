@@ -74,9 +74,9 @@ def _task(value: Any, number: int) -> Claim:
 
 
 async def submit(
-    connection: Connection, tasks: Iterable[Claim], *, queued: Callable[[str], None] = lambda task_id: None
+    connection: Connection, tasks: Iterable[Claim], *, on_queued: Callable[[str], None] = lambda task_id: None
 ) -> list[str]:
-    """Queue the tasks; the ids of those that were queued before. `queued` is called with the id of each queued task.
+    """Queue the tasks; the ids of those that were queued before. `on_queued` is called with the id of each queued task.
 
     Raises:
         Refused: a task is too large, and none is queued.
@@ -93,16 +93,16 @@ async def submit(
                 new = await connection.store(subjects.task_subject(task.type, task.id), encode_task(task), task.id)
             except Exists:
                 new = False
-            queued(task.id)
+            on_queued(task.id)
             return None if new else task.id
 
     return [task_id for task_id in await asyncio.gather(*map(one, tasks)) if task_id is not None]
 
 
 async def wait(
-    connection: Connection, ids: Iterable[str], *, timeout_s: float | None, came: Callable[[Result], None]
+    connection: Connection, ids: Iterable[str], *, timeout_s: float | None, on_result: Callable[[Result], None]
 ) -> set[str]:
-    """Wait for results; `came` gets each once. Returns the ids without a result after `timeout_s` seconds (None: no limit)."""
+    """Wait for results; `on_result` gets each once. Returns the ids without a result after `timeout_s` (None: no limit)."""
     missing = set(ids)
     turns = deque(missing)
     complete = asyncio.Event()
@@ -110,7 +110,7 @@ async def wait(
     def take(result: Result) -> None:
         if result.id in missing:
             missing.discard(result.id)
-            came(result)
+            on_result(result)
             if not missing:
                 complete.set()
 
