@@ -88,17 +88,10 @@ class Checkpointer:
         return rungs
 
     def end(self) -> None:
-        """The task is over: end the helper, without waiting for it."""
+        """The task is over: end the helper, without waiting for it. One that hangs in the driver is left behind."""
         self._unsure = ""
         self._drop()
         self.problem = _UNKNOWN
-
-    async def close(self) -> None:
-        """No more tasks. A helper that hangs in the driver is left behind."""
-        self.end()
-        if self._ending is not None:
-            await self._ending.end_or_abandon(END_S)
-        self._ending = None
 
     # --- the helper
 
