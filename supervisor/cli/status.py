@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as jsonlib
 import shutil
 import sys
@@ -60,26 +61,24 @@ def _screen(answer: dict[str, Any]) -> list[str]:
 
 def _watch(config: Path | None, as_json: bool) -> NoReturn:
     """On a terminal a live screen, else a line or JSON document for each change of the first line."""
-    last = ""
-    if sys.stdout.isatty() and not as_json:
-        from rich.live import Live
-        from rich.text import Text
+    from rich.live import Live
+    from rich.text import Text
 
-        runtime = runtime_folder(config)
-        try:
-            with Live(Text(""), auto_refresh=False, screen=True) as live:
-                while True:
-                    lines = fit(_screen(query(runtime, "status")), *shutil.get_terminal_size())
-                    live.update(Text("\n".join(lines)), refresh=True)
-                    time.sleep(WATCH_S)
-        except NoAnswer as none:  # printed here, because the live screen is gone and its text with it
-            exit_with(none.code, str(none))
-    while True:
-        answer = ask_daemon(config, "status")
-        if answer["status"] != last:
-            last = answer["status"]
-            print(jsonlib.dumps(_public(answer)) if as_json else last, flush=True)
-        time.sleep(WATCH_S)
+    screen = Live(Text(""), auto_refresh=False, screen=True) if sys.stdout.isatty() and not as_json else None
+    runtime, last = runtime_folder(config), ""
+    try:
+        with screen or contextlib.nullcontext():
+            while True:
+                answer = query(runtime, "status")
+                if screen:
+                    lines = fit(_screen(answer), *shutil.get_terminal_size())
+                    screen.update(Text("\n".join(lines)), refresh=True)
+                elif answer["status"] != last:
+                    print(jsonlib.dumps(_public(answer)) if as_json else answer["status"], flush=True)
+                last = answer["status"]
+                time.sleep(WATCH_S)
+    except NoAnswer as none:  # printed after the live screen, which takes its text with it
+        exit_with(none.code, str(none))
 
 
 def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
