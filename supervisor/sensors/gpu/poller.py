@@ -97,7 +97,7 @@ class GpuPoller(ABC, Generic[A]):
         arguments: of the helper.
     """
 
-    name: ClassVar[str] = "gpu"
+    name: ClassVar[str]
     driver: ClassVar[str]
     helper: ClassVar[str]
     answer: type[A]
