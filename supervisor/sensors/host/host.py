@@ -139,7 +139,7 @@ class HostSensor:
         cpu_times: Callable[[], Any] = psutil.cpu_times,
         memory: Callable[[], Any] = psutil.virtual_memory,
     ) -> None:
-        self._clock, self._settings = clock, settings
+        self._settings = settings
         self._own_cpu_s, self._in_hours, self._going_down = own_cpu_s, in_hours, going_down
         self._sys_root, self._cpu_times, self._memory = sys_root, cpu_times, memory
         self._pressure = proc_root / "pressure/memory"
@@ -158,31 +158,24 @@ class HostSensor:
     async def stop(self) -> None:
         await asyncio.gather(self._checks.stop(), *([self._metered.stop()] if self._metered else []))
 
-    def sample(self) -> None:
-        """Take a CPU sample now, if one is due.
-
-        Raises:
-            OSError: the CPU times cannot be read.
-        """
-        now_s = self._clock.now_s()
-        if not self._meter.due(now_s):
-            return
-        t = self._cpu_times()._asdict()
-        # A guest's time is part of user's; time that the hypervisor gave to other machines (steal) is use by others.
-        total_s = sum(t.values()) - t.get("guest", 0.0) - t.get("guest_nice", 0.0)
-        self._meter.add(CpuSample(now_s, total_s, t["idle"] + t.get("iowait", 0.0), self._own_cpu_s()))
-
     def cpu(self, now_s: float) -> Reading[Cpu]:
         """Percent of the whole machine that others used, over CPU_WINDOW_S or since the last sample."""
         source = "CPU times"
         try:
-            self.sample()
+            if self._meter.due(now_s):
+                self._meter.add(self._sample(now_s))
         except Exception as error:  # noqa: BLE001 - any error makes the load unknown
             return Reading(None, f"CPU times cannot be read: {error_text(error)}", source, now_s)
         percent = self._meter.percent()
         if percent is None:
             return Reading(None, "first measurement under way", source, now_s)
         return Reading(Cpu(percent), "", source, self._meter.last_at_s)
+
+    def _sample(self, now_s: float) -> CpuSample:
+        t = self._cpu_times()._asdict()
+        # A guest's time is part of user's; time that the hypervisor gave to other machines (steal) is use by others.
+        total_s = sum(t.values()) - t.get("guest", 0.0) - t.get("guest_nice", 0.0)
+        return CpuSample(now_s, total_s, t["idle"] + t.get("iowait", 0.0), self._own_cpu_s())
 
     def host(self, now_s: float) -> Reading[Host]:
         """Fit, unfit with every reason, going down, or unknown. Known reasons take precedence over unknown ones."""
