@@ -62,7 +62,7 @@ def gone(node: Installed) -> None:
     until(lambda: not node.task_pids(), "the task's processes gone")
     traces = "find /sys/fs/cgroup/system.slice -name 'rae-task-*' 2>/dev/null; ls -A /opt/rae-node/workdir"
     until(lambda: node.box.sh(f"{traces} || true") == "", "its cgroup and its files gone")
-    assert node.box.sh("find / -xdev -newer /opt/rae-node/agent/auto_runner.py -name 'core*' -type f -size +0") == ""
+    assert [path for path in node.box.changes("/") if re.fullmatch(r"core(\.\d+)?", Path(path).name)] == []
 
 
 def settled(node: Installed, task: str) -> dict[str, Any]:

@@ -54,11 +54,15 @@ def split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def with_constants(argv: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    """A command `PYTHON … -m MODULE …`, or `PYTHON SCRIPT.py …`, run with these values."""
+    """A command `PYTHON … -m MODULE …`, `PYTHON … -c CODE …` or `PYTHON SCRIPT.py …`, run with these values."""
     if not values:
         return list(argv)
-    at = len(argv) - 1 - list(argv)[::-1].index("-m") if "-m" in argv else 0
-    return [*argv[: at or 1], __file__, json.dumps(dict(values)), *argv[at + 1 :]]
+    own = [__file__, json.dumps(dict(values))]
+    if "-m" in argv:
+        at = len(argv) - 1 - list(argv)[::-1].index("-m")
+        return [*argv[:at], *own, *argv[at + 1 :]]
+    at = argv.index("-c") if "-c" in argv else 1
+    return [*argv[:at], *own, *argv[at:]]
 
 
 if __name__ == "__main__":
@@ -67,5 +71,7 @@ if __name__ == "__main__":
         del sys.argv[1:3]
         if module.endswith(".py"):
             runpy.run_path(module, run_name="__main__")
+        elif module == "-c":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
