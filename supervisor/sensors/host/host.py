@@ -139,7 +139,7 @@ class HostSensor:
         cpu_times: Callable[[], Any] = psutil.cpu_times,
         memory: Callable[[], Any] = psutil.virtual_memory,
     ) -> None:
-        self._settings = settings
+        self._clock, self._settings = clock, settings
         self._own_cpu_s, self._in_hours, self._going_down = own_cpu_s, in_hours, going_down
         self._sys_root, self._cpu_times, self._memory = sys_root, cpu_times, memory
         self._pressure = proc_root / "pressure/memory"
@@ -162,8 +162,9 @@ class HostSensor:
         """Percent of the whole machine that others used, over CPU_WINDOW_S or since the last sample."""
         source = "CPU times"
         try:
-            if self._meter.due(now_s):
-                self._meter.add(self._sample(now_s))
+            sample_s = self._clock.now_s()
+            if self._meter.due(sample_s):
+                self._meter.add(self._sample(sample_s))
         except Exception as error:  # noqa: BLE001 - any error makes the load unknown
             return Reading(None, f"CPU times cannot be read: {error_text(error)}", source, now_s)
         percent = self._meter.percent()
@@ -171,11 +172,11 @@ class HostSensor:
             return Reading(None, "first measurement under way", source, now_s)
         return Reading(Cpu(percent), "", source, self._meter.last_at_s)
 
-    def _sample(self, now_s: float) -> CpuSample:
+    def _sample(self, at_s: float) -> CpuSample:
         t = self._cpu_times()._asdict()
         # A guest's time is part of user's; time that the hypervisor gave to other machines (steal) is use by others.
         total_s = sum(t.values()) - t.get("guest", 0.0) - t.get("guest_nice", 0.0)
-        return CpuSample(now_s, total_s, t["idle"] + t.get("iowait", 0.0), self._own_cpu_s())
+        return CpuSample(at_s, total_s, t["idle"] + t.get("iowait", 0.0), self._own_cpu_s())
 
     def host(self, now_s: float) -> Reading[Host]:
         """Fit, unfit with every reason, going down, or unknown. Known reasons take precedence over unknown ones."""
