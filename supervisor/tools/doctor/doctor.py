@@ -49,10 +49,12 @@ REQUIRED: Final[Mapping[str, tuple[str, str]]] = {
     "Delegate": ("yes", "tasks need cgroups of their own"),
     "WatchdogSignal": ("9", "an abort would write a core"),
     "LimitCORE": ("1", "cores hold task data"),
+    "NotifyAccess": ("main", "only the node itself may notify"),
+    "NeedDaemonReload": ("no", "the file was changed: run systemctl daemon-reload"),
 }
 _PROPERTIES: Final = (
-    "LoadState", "LoadError", "FragmentPath", "DropInPaths", "NeedDaemonReload", "UnitFileState", "ActiveState", "SubState",
-    "MainPID", "NRestarts", "User", "ExecStart", "NotifyAccess", *REQUIRED,
+    "LoadState", "LoadError", "FragmentPath", "DropInPaths", "UnitFileState", "ActiveState", "SubState", "MainPID", "NRestarts",
+    "User", "ExecStart", *REQUIRED,
 )
 
 # How the settings of the unit begin that make up its sandbox, in which `inside` runs.
@@ -151,12 +153,8 @@ def unit(says: Mapping[str, str]) -> Iterator[Check]:
         wrong.append(f"ExecStart is not {EXEC}")
     if not any(line.partition("=")[0] == "WatchdogSec" for line in _lines(says)):  # systemd shows it only for a running unit
         wrong.append("WatchdogSec is off: nothing would notice a hang")
-    if says.get("NotifyAccess") != "main":
-        wrong.append(f"NotifyAccess is {says.get('NotifyAccess')}, not main")
     if not says.get("User"):
         wrong.append("User is not set: it would run as root")
-    if says.get("NeedDaemonReload") == "yes":
-        wrong.append("it was changed and not read again: systemctl daemon-reload")
     right = f"{says['FragmentPath']}, as {says['User']}, as required"
     yield Check.of("unit", BOOT, "; ".join(wrong), right, f"see `systemctl cat {UNIT}`, or {INSTALL}")
     dead = says.get("ActiveState") == "failed"
