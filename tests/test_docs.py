@@ -73,6 +73,26 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
             assert (ROOT / name).exists() or (page.parent / name).exists(), f"there is no {name}"
 
 
+def definitions(node: ast.AST, before: str = "") -> set[str]:
+    """Functions and classes of a file by their dotted names."""
+    found: set[str] = set()
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found |= {before + child.name} | definitions(child, f"{before}{child.name}.")
+    return found
+
+
+def test_the_hops_of_the_architecture_exist() -> None:
+    """`file:Class.method`, below supervisor/ or the top level."""
+    hops = re.findall(r"`([\w/]+\.py):([\w.]+)`", (ROOT / "docs/architecture.md").read_text())
+    assert len(hops) > 15
+    for file, name in hops:
+        paths = [folder / file for folder in (ROOT / "supervisor", ROOT) if (folder / file).is_file()]
+        paths = paths or list((ROOT / "supervisor").rglob(file))
+        assert paths, f"there is no {file}"
+        assert name in definitions(ast.parse(paths[0].read_text())), f"{file} has no {name}"
+
+
 @BY_PAGE
 def test_commands_and_their_options_exist(page: Path) -> None:
     for line in code(page):
@@ -141,6 +161,4 @@ def test_each_requirement_has_tests_that_exist(number: str, tests: list[str]) ->
         file, _, name = test.partition("::")
         path = ROOT / "tests" / file
         assert path.is_file(), f"{number}: there is no {path}"
-        nodes = ast.walk(ast.parse(path.read_text()))
-        functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-        assert name in functions, f"{number}: {file} has no {name}"
+        assert name in definitions(ast.parse(path.read_text())), f"{number}: {file} has no {name}"
