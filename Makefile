@@ -2,8 +2,9 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 SPEED ?= 1
-WORKERS ?= 2
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS)
+# Most tests wait more than they compute: twice as many as the two cores that a machine has at least.
+WORKERS ?= 4
+PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: help demo check test nightly install lint type layers unit quick diagrams schemas bench wheels deb clean
 
@@ -41,6 +42,7 @@ layers:
 unit:
 	$(PYTEST)
 
+quick: WORKERS = 2
 quick:
 	$(PYTEST) -q -m "not (slow or box or deep or nightly)"
 

@@ -91,7 +91,8 @@ def test_systemd_has_nothing_to_say_against_it(node: Installed) -> None:
 
 def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
     box = node.box
-    before = box.sh("find /opt/rae-node /etc /var/lib/rae-node -printf '%p %m %u %s %T@\\n' 2>/dev/null || true")
+    look = "find /opt/rae-node /etc/systemd /etc/polkit-1 /var/lib/rae-node -printf '%p %m %u %s %T@\\n' 2>/dev/null || true"
+    before = box.sh(look)
     box.run("systemctl", "disable", UNIT)
     box.sh("mv /etc/polkit-1/rules.d/50-rae-node.rules /var/tmp/")
     until(lambda: "polkit refuses the lock" in node.cli("report").stdout, lambda: node.cli("report").stdout)
@@ -106,7 +107,7 @@ def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
     assert (enabled.returncode, enabled.stderr) == (0, "")
     assert node.show("ActiveState") == {"ActiveState": "inactive"}
     until(lambda: node.cli("report").returncode == 0, lambda: node.cli("report").stdout)
-    after = box.sh("find /opt/rae-node /etc /var/lib/rae-node -printf '%p %m %u %s %T@\\n' 2>/dev/null || true")
+    after = box.sh(look)
     changed = {line.split()[0] for line in set(before.splitlines()) ^ set(after.splitlines())}
     wants = "/etc/systemd/system/multi-user.target.wants"
     assert changed <= {"/etc/polkit-1/rules.d", wants, f"{wants}/{UNIT}", "/etc/systemd/system"}
