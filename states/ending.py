@@ -17,7 +17,7 @@ class EndingKind(StrEnum):
     HANDED_BACK = "handed_back"
 
 
-class Rung(Protocol):
+class Step(Protocol):
     """One step of freezing or stopping a task: `frozen`, `term`, `kill`, `gone`, …"""
 
     @property
@@ -57,7 +57,7 @@ VRAM_UNUSED: Final = Vram()
 class StopReport:
     """How a task was frozen, thawed or stopped. `note`: what the operator should know besides."""
 
-    rungs: tuple[Rung, ...] = ()
+    rungs: tuple[Step, ...] = ()
     vram: Vram = VRAM_UNUSED
     note: str = ""
 

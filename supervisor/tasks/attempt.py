@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from states.ending import Ending, EndingKind, Rung, StopReport, failed, handed_back, succeeded
+from states.ending import Ending, EndingKind, StopReport, failed, handed_back, succeeded
 from states.formatting import elapsed
 from states.observation import NO_TASK, Task, TaskPhase
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim, Source
 from supervisor.tasks.context import TaskContext
-from supervisor.tasks.executors.base import Executor, FreezeFailed, RunningTask, StartFailed
+from supervisor.tasks.executors.base import Executor, FreezeFailed, Rung, RunningTask, StartFailed
 from supervisor.tasks.monitor import Monitor
 from supervisor.tasks.pause import CHECKPOINT_S, Pause
 from supervisor.tasks.vram import VramCheck

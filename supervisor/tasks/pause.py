@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from states.ending import Rung
 from states.formatting import number
 from supervisor.tasks.context import TaskContext
-from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, RunningTask
+from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, Rung, RunningTask
 from supervisor.tasks.gpu_quota import GpuQuota
 
 if TYPE_CHECKING:
