@@ -50,9 +50,12 @@ def make_wheels(folder: Path) -> Path:
 
 
 def make_site(folder: Path, wheels: Path) -> None:
-    """The packages that an installation has, for `Installed.without_pip`."""
+    """The packages that an installation has, for `Installed.without_pip`. Each installation compiles them, so what takes
+    the longest and is never used is left out."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-compile"]
     subprocess.run([*pip, "--find-links", str(wheels), "--target", str(folder), "rae-node"], check=True, capture_output=True)
+    for lexer in (folder / "pygments/lexers").glob("[!_]*.py"):
+        lexer.unlink()
 
 
 class Installed:
