@@ -30,7 +30,7 @@ from support.displays import IdleServer
 from support.login1 import PrivateBus, session
 
 SETTLED_S = 20.0  # every one has started, the link is up, and what was tried at the start is over
-AGENT = "agents.session"
+AGENT = "sensors.session_agent.agent"
 # PID SECONDS NAME(ARGUMENTS) = RESULT <SECONDS>; what another process interrupts ends with <unfinished ...>, and is
 # resumed later.
 CALL = re.compile(r"(\d+) +(\d+\.\d+) (?:<\.\.\. )?(\w+)(?: resumed>|\()(.*?)(?:<(\d+\.\d+)>)?$")
@@ -76,7 +76,7 @@ def read(lines: Iterable[str], program_of: dict[int, str]) -> dict[str, Trace]:
 
 
 def program(pid: int) -> str:
-    """What a process runs, in a word: "service", "agents.gpu"."""
+    """What a process runs, in a word: "daemon.main", "sensors.gpu.nvml_helper"."""
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     known = [found[1].replace("/", ".") for word in words if (found := OURS.search(word))]
     return known[0] if known else Path(words[0]).name
@@ -130,7 +130,7 @@ def judge(traces: dict[str, Trace], below: list[str], seconds: float) -> int:
         most = ", ".join(f"{call} {count}" for call, count in trace.calls.most_common(8))
         print(f"{name}: {sum(trace.calls.values())} calls, {wakes[name]} wake-ups, {trace.threads} threads started: {most}")
     print(f"below the daemon: {', '.join(below) or 'nothing'}")
-    strangers = [name for name in below if not name.startswith("agents.")]
+    strangers = [name for name in below if not name.startswith("sensors.")]
     busiest = max((count for trace in traces.values() for count in trace.wakes.values()), default=0)
     node = sum(count for name, count in wakes.items() if name != AGENT)
     rows = [
@@ -138,7 +138,7 @@ def judge(traces: dict[str, Trace], below: list[str], seconds: float) -> int:
         Row("wake-ups/s, session agent", wakes.get(AGENT, 0) / seconds, 1.0, 0.3, less=True),
         Row("wake-ups in the busiest second", busiest, 20.0, 1.0, less=True),
         Row("processes started", sum(trace.processes for trace in traces.values()), 1.0, 0.0, less=True),
-        Row("processes that are no agents", len(strangers), 1.0, 0.0, less=True, note=" ".join(strangers)),
+        Row("processes that are no helpers", len(strangers), 1.0, 0.0, less=True, note=" ".join(strangers)),
     ]
     return verdict("one wake-up a second, as a client that polls each second has", rows)
 

@@ -64,7 +64,7 @@ def test_a_file_without_the_right_to_read_it(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         lines = errors(tmp_path)
     else:  # pytest's own folders are for their owner alone
-        for folder in (tmp_path, *tmp_path.parents[:2]):
+        for folder in (tmp_path, *(path for path in tmp_path.parents if "pytest" in path.name or "popen" in path.name)):
             os.chmod(folder, 0o755)
         lines = _as_nobody(tmp_path).splitlines()
     assert lines == [

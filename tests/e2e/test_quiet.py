@@ -1,4 +1,4 @@
-"""An idle node does nothing: no polling, no process but its agents. The bench watches for a minute, this test shortly."""
+"""An idle node does nothing: no polling, no process but its helpers. The bench watches for a minute, this test shortly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bench import quiet
 
 pytestmark = pytest.mark.slow
 
+SERVICE, GPU = "daemon.main", "sensors.gpu.nvml_helper"
 LINES = """\
 10  1.000100 epoll_wait(4,  <unfinished ...>
 11  1.100100 newfstatat(AT_FDCWD, "/dev/full", {st_mode=S_IFCHR|0666, ...}, 0) = 0 <0.000012>
@@ -25,9 +26,9 @@ LINES = """\
 
 
 def test_what_strace_says_is_counted() -> None:
-    traces = quiet.read(LINES.splitlines(), {10: "service", 11: "agents.gpu"})
-    assert set(traces) == {"service", "agents.gpu"}
-    service, helper = traces["service"], traces["agents.gpu"]
+    traces = quiet.read(LINES.splitlines(), {10: SERVICE, 11: GPU})
+    assert set(traces) == {SERVICE, GPU}
+    service, helper = traces[SERVICE], traces[GPU]
     assert (dict(service.wakes), service.threads, service.processes) == ({2: 2}, 1, 0)
     assert service.calls == {"epoll_wait": 2, "clone3": 1, "poll": 1}
     assert (helper.processes, sum(helper.wakes.values())) == (2, 1)
@@ -36,8 +37,8 @@ def test_what_strace_says_is_counted() -> None:
 @pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
 def test_nothing_polls_and_nothing_is_started() -> None:
     traces, below = asyncio.run(quiet.watch(8.0, settled_s=5.0))
-    assert below == ["agents.gpu"]
-    assert {"service", "agents.gpu", "agents.session"} == set(traces)
+    assert below == [GPU]
+    assert {SERVICE, GPU, quiet.AGENT} == set(traces)
     assert sum(trace.processes for trace in traces.values()) == 0
     for name, trace in traces.items():
         assert max(trace.wakes.values(), default=0) <= 20, (name, trace)  # in one second

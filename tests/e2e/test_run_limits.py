@@ -67,7 +67,7 @@ def test_a_task_over_a_limit_fails_by_its_own_fault_and_the_node_goes_on(tmp_pat
         "deleted": python(DELETED, max_disk_gb=0.02),
     }
     words = {
-        "timeout": r"timeout: stopped after 2.4 s, the most that this node gives .*",
+        "timeout": r"timeout: stopped after 2 s, the most that this node gives .*",
         "memory": rf"limit: memory {NUMBER} GiB, limit 0\.1 GiB \(tasks\.memory\.max_memory_gb\)",
         "family": r"limit: processes [0-9]+, limit 5 \(tasks\.family\.max_processes\)",
         "disk": rf"limit: disk {NUMBER} GiB, limit 0\.02 GiB \(tasks\.disk\.max_disk_gb\)",
