@@ -76,12 +76,12 @@ def test_the_cause_is_the_verdict_that_fired_the_row(memory: Memory, changes: di
 def test_a_tick_is_an_intent_and_an_outcome_under_one_number(tmp_path: Path) -> None:
     clock, said = ManualClock(), list[str]()
     journal = Journal(tmp_path, clock, say=said.append)
-    mind = Lifecycle(Limits(), memory=RUNNING)
-    plan = mind.propose(seen(1000.0, person=Person(999.0, "user active on seat0"), task=task(TaskPhase.RUNNING)))
+    lifecycle = Lifecycle(Limits(), memory=RUNNING)
+    plan = lifecycle.propose(seen(1000.0, person=Person(999.0, "user active on seat0"), task=task(TaskPhase.RUNNING)))
     journal.intent(plan)
     why = {Effect.STOP: "pid 7 lives"}
     outcome = Outcome(tuple(EffectResult(e, e not in why, why.get(e, ""), 0.002) for e in plan.effects))
-    journal.outcome(plan, outcome, mind.commit(plan, outcome))
+    journal.outcome(plan, outcome, lifecycle.commit(plan, outcome))
     journal.close()
     (path,) = files([tmp_path])
     lines = [entry for _, entry in read(path)]
@@ -214,14 +214,14 @@ def mend_folder(folder: Path) -> None:
 def test_a_folder_that_fails_is_told_and_followed_by_a_gap_that_replays(tmp_path: Path) -> None:
     clock, folder = ManualClock(), tmp_path / "logs"
     journal = Journal(folder, clock)
-    mind = Lifecycle(Limits(), memory=Memory(since_s=clock.now))
-    journal.start("0", Limits(), mind.memory)
+    lifecycle = Lifecycle(Limits(), memory=Memory(since_s=clock.now))
+    journal.start("0", Limits(), lifecycle.memory)
 
     def tick(**changes: Any) -> None:
-        plan = mind.propose(seen(clock.now, **changes))
+        plan = lifecycle.propose(seen(clock.now, **changes))
         journal.intent(plan)
         outcome = Outcome(tuple(EffectResult(e, True) for e in plan.effects))
-        journal.outcome(plan, outcome, mind.commit(plan, outcome))
+        journal.outcome(plan, outcome, lifecycle.commit(plan, outcome))
         clock.go(1)
 
     tick()
@@ -229,7 +229,7 @@ def test_a_folder_that_fails_is_told_and_followed_by_a_gap_that_replays(tmp_path
     tick()
     assert f"decisions cannot be logged in {folder}" in journal.trouble
     tick(task=task(TaskPhase.CLAIMED))
-    assert mind.state is State.RUNNING
+    assert lifecycle.state is State.RUNNING
     mend_folder(folder)
     tick(task=task(TaskPhase.ENDED), cpu=Cpu(99.0))
     assert not journal.trouble

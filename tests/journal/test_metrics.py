@@ -38,12 +38,12 @@ def samples(path: Path) -> dict[str, float]:
 def test_a_way_out_of_running_is_counted_with_its_time(tmp_path: Path) -> None:
     path = tmp_path / "rae_node.prom"
     metrics = Metrics(path)
-    mind = Lifecycle(LIMITS, memory=Memory(state=State.RUNNING, running_since_s=NOW - 10, started_at_s=NOW - 10))
-    plan = mind.propose(observe(Signs(user="no"), TaskPhase.RUNNING))
+    lifecycle = Lifecycle(LIMITS, memory=Memory(state=State.RUNNING, running_since_s=NOW - 10, started_at_s=NOW - 10))
+    plan = lifecycle.propose(observe(Signs(user="no"), TaskPhase.RUNNING))
     reports = {Effect.HAND_BACK: handed_back("the person came back")}
     results = [EffectResult(e, e is not Effect.WIPE, "", 0.02, reports.get(e)) for e in plan.effects]
     outcome = Outcome(tuple(results))
-    metrics.tick(plan, outcome, mind.commit(plan, outcome), LIMITS, LinkStatus(outbox=1))
+    metrics.tick(plan, outcome, lifecycle.commit(plan, outcome), LIMITS, LinkStatus(outbox=1))
     seen = samples(path)
     assert seen["rae_node_state{COOLDOWN}"] == 1
     assert seen["rae_node_state{RUNNING}"] == 0
@@ -84,10 +84,10 @@ def test_an_ending_is_counted_by_its_kind_whatever_the_gpu_says(tmp_path: Path, 
 def whole(path: Path) -> Path:
     """A file as a node with something to tell leaves it."""
     metrics = Metrics(path, lambda: 1_800_000_000.0)
-    mind = Lifecycle(LIMITS, memory=Memory(state=State.RUNNING, running_since_s=NOW - 10, started_at_s=NOW - 10))
-    plan = mind.propose(observe(Signs(user="no"), TaskPhase.RUNNING))
+    lifecycle = Lifecycle(LIMITS, memory=Memory(state=State.RUNNING, running_since_s=NOW - 10, started_at_s=NOW - 10))
+    plan = lifecycle.propose(observe(Signs(user="no"), TaskPhase.RUNNING))
     outcome = Outcome(tuple(EffectResult(e, True, "", 0.02) for e in plan.effects))
-    metrics.tick(plan, outcome, mind.commit(plan, outcome), LIMITS, LinkStatus(error="refused", error_s=1.0))
+    metrics.tick(plan, outcome, lifecycle.commit(plan, outcome), LIMITS, LinkStatus(error="refused", error_s=1.0))
     return path
 
 
@@ -103,10 +103,10 @@ def test_every_series_is_there_from_the_first(tmp_path: Path) -> None:
 
 def test_a_trouble_of_the_link_is_counted_once(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "m.prom")
-    mind = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
+    lifecycle = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
     for error_s in (None, 1.0, 1.0, 2.0, None):
-        plan = mind.propose(observe(Signs(user="no"), TaskPhase.NONE))
-        metrics.tick(plan, Outcome(), mind.commit(plan), LIMITS, LinkStatus(error="x", error_s=error_s))
+        plan = lifecycle.propose(observe(Signs(user="no"), TaskPhase.NONE))
+        metrics.tick(plan, Outcome(), lifecycle.commit(plan), LIMITS, LinkStatus(error="x", error_s=error_s))
     metrics._write()
     assert samples(tmp_path / "m.prom")["rae_node_link_errors_total"] == 2
 
@@ -150,9 +150,9 @@ def test_the_dashboard_asks_for_what_is_there(tmp_path: Path) -> None:
 
 def test_unknown_is_minus_one_and_no_number(tmp_path: Path) -> None:
     path = tmp_path / "rae_node.prom"
-    mind = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
-    plan = mind.propose(observe(Signs(user="unknown", gpu="unknown"), TaskPhase.NONE))
-    Metrics(path).tick(plan, Outcome(), mind.commit(plan), LIMITS, LinkStatus())
+    lifecycle = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
+    plan = lifecycle.propose(observe(Signs(user="unknown", gpu="unknown"), TaskPhase.NONE))
+    Metrics(path).tick(plan, Outcome(), lifecycle.commit(plan), LIMITS, LinkStatus())
     seen = samples(path)
     assert seen["rae_node_guard{user_away}"] == -1
     assert seen["rae_node_reading{user_idle}"] != seen["rae_node_reading{user_idle}"]
@@ -160,9 +160,9 @@ def test_unknown_is_minus_one_and_no_number(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "not-there" / "rae_node.prom")
-    mind = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
-    plan = mind.propose(observe(Signs(user="no"), TaskPhase.NONE))
-    metrics.tick(plan, Outcome(), mind.commit(plan), LIMITS, LinkStatus())
+    lifecycle = Lifecycle(LIMITS, memory=Memory(state=State.IDLE_WAIT))
+    plan = lifecycle.propose(observe(Signs(user="no"), TaskPhase.NONE))
+    metrics.tick(plan, Outcome(), lifecycle.commit(plan), LIMITS, LinkStatus())
     assert "metrics cannot be written" in metrics.trouble
     (tmp_path / "not-there").mkdir()
     moved = Lifecycle(LIMITS, memory=Memory(state=State.DISABLED)).propose(observe(Signs(), TaskPhase.NONE))

@@ -278,7 +278,7 @@ def test_an_hour_on_a_full_disk_loses_lines_and_no_safety(tmp_path: Path) -> Non
     missing = [a["boot_s"] - b["boot_s"] for b, a in zip(told["entries"], told["entries"][1:], strict=False)]
     assert max(missing) > 3000, "the gap is the time that it tells of"
     assert "missing here" in told["text"]
-    assert told["replays"] == [True], "today's mind decides as the journal says, across the gap"
+    assert told["replays"] == [True], "today's lifecycle decides as the journal says, across the gap"
 
 
 # --- a torn line, in every reader

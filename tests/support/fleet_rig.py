@@ -1,4 +1,4 @@
-"""Members of a fleet in one process: the product's loop, mind, performer and JetStream source; signs and tasks simulated.
+"""Members of a fleet in one process: the product's loop, lifecycle, performer and JetStream source; signs and tasks simulated.
 
 A member's person comes and goes as told, its task lasts as long as its payload says, its link is real.
 """

@@ -1,4 +1,4 @@
-"""An hour of ticks on a full disk, in injected time: the real loop, mind, performer and journal of support/weeks.py.
+"""An hour of ticks on a full disk, in injected time: the real loop, lifecycle, performer and journal of support/weeks.py.
 
     unshare --mount sh -c 'mount -t tmpfs -o size=96k none DIR && exec python tests/support/full_disk.py DIR'
 

@@ -195,7 +195,7 @@ class NodeFolder:
         return [d["row"] for d in self.decisions() if d["row"]]
 
     def replays_clean(self) -> None:
-        """Today's mind decides as the journal says."""
+        """Today's lifecycle decides as the journal says."""
         done = self.cli("replay", str(self.path / "logs"))
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,4 +1,4 @@
-"""Weeks and months of a node's life in seconds: the real loop, mind, performer and journal over simulated people.
+"""Weeks and months of a node's life in seconds: the real loop, lifecycle, performer and journal over simulated people.
 
     python tests/support/weeks.py --kind office --days 30 --out DIR
 

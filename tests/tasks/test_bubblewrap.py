@@ -20,7 +20,7 @@ from supervisor.tasks.process.containment import Containment, TreeContainment
 from supervisor.tasks.process.rungs import RungName
 
 __all__ = ["contained"]
-WALLS = TaskType(sandbox="bubblewrap")
+SANDBOXED = TaskType(sandbox="bubblewrap")
 LOOK = """
 import json, os, socket, sys
 def tries(what):
@@ -42,14 +42,14 @@ print(json.dumps({
 
 
 @pytest.fixture
-def walls(tmp_path: Path) -> None:
-    """Skips where there are none to be had."""
+def sandboxed(tmp_path: Path) -> None:
+    """Skips where there is no sandbox."""
     (tmp_path / "probe").mkdir()
-    if why := asyncio.run(bubblewrap.fault(WALLS, tmp_path / "probe")):
+    if why := asyncio.run(bubblewrap.fault(SANDBOXED, tmp_path / "probe")):
         pytest.skip(why)
 
 
-@pytest.mark.usefixtures("walls")
+@pytest.mark.usefixtures("sandboxed")
 @pytest.mark.parametrize("network", [False, True])
 def test_what_a_task_sees(contained: Containment, tmp_path: Path, network: bool) -> None:
     secret = tmp_path / "given"
@@ -77,7 +77,7 @@ def test_what_a_task_sees(contained: Containment, tmp_path: Path, network: bool)
     run(contained, tmp_path, body)
 
 
-@pytest.mark.usefixtures("walls")
+@pytest.mark.usefixtures("sandboxed")
 def test_a_polite_stop_reaches_the_task_in_it(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         goodbye = "trap 'sleep 0.2; echo \"{}\"; exit 0' TERM; touch up; while :; do sleep 0.01; done"
@@ -124,7 +124,7 @@ def test_without_it_the_type_fails_with_the_mend(tmp_path: Path, monkeypatch: py
 
 def test_gpu_nodes_are_let_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bubblewrap, "_GPU", ("/dev/nul*",))
-    line = bubblewrap.argv(WALLS, tmp_path)
+    line = bubblewrap.argv(SANDBOXED, tmp_path)
     assert json.dumps(["--dev-bind-try", "/dev/null", "/dev/null"])[1:-1] in json.dumps(line)
 
 
@@ -137,7 +137,7 @@ def test_a_trial_that_is_cut_short_leaves_no_process(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
 
     async def go() -> None:
-        trial = asyncio.create_task(bubblewrap.fault(WALLS, tmp_path))
+        trial = asyncio.create_task(bubblewrap.fault(SANDBOXED, tmp_path))
         await until_async(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
         pid = int((tmp_path / "pid").read_text())
         trial.cancel()

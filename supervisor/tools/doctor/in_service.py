@@ -209,8 +209,8 @@ async def programs(config: Config) -> list[Check]:
             fix = f"set tasks.{name}.argv in node.yaml; a program in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
             found.append(Check(f"task program: {name}", UNATTENDED, path is not None, reason, fix))
         elif task.executor == "shell_command":
-            walls = "in a sandbox" if task.sandbox != "none" else "WITHOUT a sandbox"
-            reason = f"runs ANY command that the control node sends, as {user_name()}, {walls}"
+            where = "in a sandbox" if task.sandbox != "none" else "WITHOUT a sandbox"
+            reason = f"runs ANY command that the control node sends, as {user_name()}, {where}"
             found.append(Check(f"shell commands: {name}", UNATTENDED, None, reason, "name the commands as types of their own"))
         if task.sandbox == "bubblewrap":
             with tempfile.TemporaryDirectory() as folder:

@@ -145,18 +145,18 @@ def test_programs_and_keys(tmp_path: Path) -> None:
 
 def test_shell_commands_and_sandboxes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shell = {"executor": "shell_command", "allow_any_command": True}
-    tasks = {"any": shell, "walled": {**shell, "sandbox": "bubblewrap"}, "llm_inference": {"executor": "ollama_api"}}
+    tasks = {"any": shell, "boxed": {**shell, "sandbox": "bubblewrap"}, "llm_inference": {"executor": "ollama_api"}}
     config = load(NodeFolder.make(tmp_path / "n", node={"tasks": tasks}).path)
     monkeypatch.setenv("PATH", str(tmp_path))
     checks = asyncio.run(in_service.programs(config))
     said = of(checks, "shell commands: any")
     assert (said.ok, "runs ANY command that the control node sends" in said.reason) == (None, True)
     assert said.reason.endswith(", WITHOUT a sandbox")
-    assert of(checks, "shell commands: walled").reason.endswith(", in a sandbox")
-    walls = of(checks, "sandbox: walled")
-    assert not walls.ok
-    assert walls.reason.startswith("bubblewrap is not here: ")
-    assert "apt-get install bubblewrap" in walls.reason
+    assert of(checks, "shell commands: boxed").reason.endswith(", in a sandbox")
+    sandbox = of(checks, "sandbox: boxed")
+    assert not sandbox.ok
+    assert sandbox.reason.startswith("bubblewrap is not here: ")
+    assert "apt-get install bubblewrap" in sandbox.reason
     assert not [check for check in checks if "llm_inference" in check.name]  # it has no program
 
 
