@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.own_terminals import own_terminals
 from support.waiting import eventually, play
 
 from states.observation import NEVER
@@ -259,6 +260,7 @@ def test_no_terminals_to_be_seen_is_an_error(dev: Dev) -> None:
     assert dev.looks(sensor) == (60, "user active on tty1")
 
 
+@own_terminals
 def test_typing_is_seen_at_once_where_we_may_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real terminal in the real /dev: a key that is read wakes the tick, well within the kernel's 8-second step."""
     clock = SystemClock()
@@ -293,6 +295,7 @@ def test_typing_is_seen_at_once_where_we_may_watch(monkeypatch: pytest.MonkeyPat
         os.close(slave)
 
 
+@own_terminals
 def test_terminals_that_come_and_go_wake_the_tick() -> None:
     """Real ones: made, opened, closed. The sign is there before anybody looks."""
     clock = SystemClock()
@@ -316,6 +319,7 @@ def test_terminals_that_come_and_go_wake_the_tick() -> None:
     play(scene())
 
 
+@own_terminals
 def test_who_only_lists_or_opens_terminals_wakes_nobody() -> None:
     """`ps`, `who` and completion list /dev/pts all day: not even an event comes of it."""
     clock = SystemClock()
@@ -337,6 +341,7 @@ def test_who_only_lists_or_opens_terminals_wakes_nobody() -> None:
     play(scene())
 
 
+@own_terminals
 def test_a_name_used_again_is_watched_again(dev: Dev) -> None:
     """A closed terminal's number goes to the next one; its watch must not be lost with the first."""
     clock = SystemClock()
