@@ -56,7 +56,9 @@ def terminal(
     if shutil.which("tmux") is None:
         pytest.skip("no tmux here: apt-get install tmux")
     window = Terminal(folder / f"tmux-{time.monotonic_ns()}.sock")
-    settings = {**os.environ, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", **(env or {})}
+    # A worker of pytest has the size of the terminal that it was started in: here the window's own counts.
+    ours = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    settings = {**ours, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", **(env or {})}
     script = 'trap : INT; "$@"; printf "exit %s" $?; exec sleep 1000'
     words = ["tmux", "-S", str(window.socket), "-f", "/dev/null", "new-session", "-d", "-x", str(width), "-y", str(height)]
     subprocess.run([*words, "sh", "-c", script, "sh", *argv], env=settings, check=True, timeout=30)
