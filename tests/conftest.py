@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,12 +52,6 @@ def site(wheels: Path) -> Path:
     from support.installed import make_site
 
     return shared.once("site", lambda folder: make_site(folder, wheels))
-
-
-def pytest_make_parametrize_id(val: object) -> str | None:
-    """A test has the same name on every worker, also where its values hold the worker's process id."""
-    pid = str(os.getpid())
-    return val.replace(pid, "PID") if isinstance(val, str) and pid in val else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -49,7 +49,12 @@ def program(folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-@pytest.mark.parametrize("entry", [GAME, f"{{folder}}/{GAME}"])
+def plain(value: object) -> str:
+    """A test has the same name on every worker."""
+    return str(value).replace(GAME, "GAME").replace(GAME[3:], "NAME")
+
+
+@pytest.mark.parametrize("entry", [GAME, f"{{folder}}/{GAME}"], ids=plain)
 def test_a_program_is_seen_at_the_next_look_and_gone_at_the_one_after(entry: str, tmp_path: Path) -> None:
     programs = Programs([entry.format(folder=tmp_path)])
     assert programs.running(100.0) == []
@@ -68,6 +73,7 @@ def test_a_program_is_seen_at_the_next_look_and_gone_at_the_one_after(entry: str
         ("a-game-with-a-very-long-name", "a-game-with-a-very-long-name", True),
         ("nothing-*.scope", GAME, False),
     ],
+    ids=plain,
 )
 def test_only_what_is_listed_counts(entry: str, name: str, seen: bool, tmp_path: Path) -> None:
     with program(tmp_path, name):
