@@ -23,7 +23,7 @@ test: ## Minutes: the same, and all tests but those of `make nightly`
 	@deploy/setup test
 	@$(MAKE) --no-print-directory lint type layers unit
 
-nightly: ## Hours: the tests that try everything, kill 500 times and meet 10,000 faults (tests/README.md)
+nightly: ## An hour: the tests that try everything, kill 500 times and meet 10,000 faults (tests/README.md)
 	@deploy/setup test
 	RAE_DEEP=1 $(PYTEST) -m "nightly or deep or hypothesis"
 	RAE_DEEP=1 $(PYTEST) tests/states
