@@ -34,6 +34,7 @@ from uuid import uuid4
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from support.constants import constants
 from support.fleet_rig import KIND, Log, Member, configs
 from support.nats_rig import NatsServer, nats_cluster, nats_server, operator
 
@@ -319,7 +320,8 @@ def main() -> int:
     given = parser.parse_args()
     if given.worker:
         share = json.loads(given.worker)
-        asyncio.run(worker(share["names"], share["url"], Path(share["folder"]), share["seed"]))
+        with constants({"backoff_longest_s": 2.0}):
+            asyncio.run(worker(share["names"], share["url"], Path(share["folder"]), share["seed"]))
         return 0
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -92,6 +92,7 @@ def has_cuda(home: Path) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # two real installations, for one option of pip
 def test_an_upgrade_keeps_the_extra_that_is_there_or_says_that_it_cannot(
     tmp_path: Path, wheels: Path, with_cuda: Path
 ) -> None:

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-from support.constants import constants
 from support.nats_rig import cut
 from support.simulated import SimulatedNode, SimulatedTask
 from support.stories import Story
@@ -185,9 +184,7 @@ class Member:
         self.journal = (Journal if self.keep_journal else Quiet)(self.config.paths.logs, self.clock, keep_days=7)
         inbox = Inbox()
         lifecycle = Lifecycle(self.config.limits, memory=Memory(since_s=self.clock.now_s()))
-        with constants({"backoff_longest_s": 2.0}):
-            node = MemberNode(self.config, self.clock, inbox.wake, self.journal, lifecycle, self.desk, self.log)
-        self.node = node
+        self.node = node = MemberNode(self.config, self.clock, inbox.wake, self.journal, lifecycle, self.desk, self.log)
         node.automation.configure(True)
         self.daemon = Daemon(node, lifecycle, self.journal, self.clock, Notifier({}), inbox)
         self._running = asyncio.create_task(self.daemon.run())

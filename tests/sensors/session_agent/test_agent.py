@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from support.displays import IdleServer, Xvfb, missing
 from support.login1 import FakeLogin1, PrivateBus, session
+from support.own_terminals import own_terminals
 from support.waiting import eventually, watched_loop
 
 from supervisor.config.schema import PresenceSettings
@@ -269,6 +270,7 @@ async def test_the_node_may_come_later_go_and_come_again(folder: Path) -> None:
                 await seen.node.here(INSTALL_AGENT)
 
 
+@own_terminals
 @in_loop
 async def test_reports_stay_young_and_cost_a_line_each(folder: Path) -> None:
     async with world(folder, 1.5, Type="wayland") as seen:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.constants import constants
 from support.fleet_rig import KIND, Log, Member, configs
 from support.nats_rig import Operator, nats_cluster, nats_server, needs_server, operator, until
 
@@ -30,12 +31,13 @@ def run(work: Any, limit_s: float = 150) -> None:
 @contextlib.asynccontextmanager
 async def fleet(members: list[Member]) -> AsyncIterator[None]:
     """All started; stopped in order at the end, those that still live."""
-    try:
-        for member in members:
-            await member.start()
-        yield
-    finally:
-        await asyncio.gather(*(m.stop() for m in members if m._running is not None and not m._running.done()))
+    with constants({"backoff_longest_s": 2.0}):
+        try:
+            for member in members:
+                await member.start()
+            yield
+        finally:
+            await asyncio.gather(*(m.stop() for m in members if m._running is not None and not m._running.done()))
 
 
 def five(folder: Path, url: str, log: Log) -> list[Member]:
