@@ -7,9 +7,10 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.nats_rig import needs_server
 
-pytestmark = needs_server
+pytestmark = [needs_server, pytest.mark.nightly]
 
 
 def bench() -> Any:
