@@ -174,7 +174,7 @@ async def ours(containment: Containment, code: str, folder: Path, runs: int, tel
         attempt = attempts.take()
         await attempt.start(lambda _, e=executor: e, performer.workdir, woken.set)
         await eventually(lambda place=attempt.workdir: (place / "up").exists(), "the task at work", 60)
-        cgroup = attempt.process._cgroup  # type: ignore[union-attr]
+        cgroup = getattr(attempt.process._tree, "path", None)  # type: ignore[union-attr]
         watcher = Watcher(cgroup) if cgroup else None
         now_s = CLOCK.now_s()
         lifecycle = Lifecycle(LIMITS, memory=Memory(State.RUNNING, now_s, running_since_s=now_s, started_at_s=now_s))
