@@ -233,10 +233,11 @@ def test_a_stop_hands_the_task_back_in_order(node: Installed) -> None:
 
 
 def test_a_stop_waits_for_the_grace_of_a_task_however_short_its_own_time(node: Installed) -> None:
-    argv = ["/bin/bash", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
+    argv = ["/bin/bash", "-c", "trap '' TERM; touch up; while :; do sleep 0.1; done"]
     node.configure(node={"tasks": {"stubborn": {"argv": argv, "grace_sec": 3, "on_preempt": "fail"}}})
     node.drop_in("hasty", "[Service]\nTimeoutStopSec=1\n")
     running_task(node, "stubborn")
+    until(lambda: node.box.sh("ls /opt/rae-node/workdir/*/up || true"), "a task that ignores SIGTERM")
     began_s = time.monotonic()
     node.box.run("systemctl", "stop", UNIT)
     assert time.monotonic() - began_s > 2.9
