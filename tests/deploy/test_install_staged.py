@@ -87,6 +87,31 @@ def test_staged_it_writes_there_and_nowhere_else_and_takes_it_back(tmp_path: Pat
     assert [path for path in root.rglob("*") if not path.is_dir()] == []
 
 
+def test_the_way_back_removes_what_a_task_can_leave(tmp_path: Path) -> None:
+    """A folder of 2,500 levels, names that are no text or options, links to the outside, a FIFO, a folder without rights."""
+    root = tmp_path / "root"
+    workdir = root / "opt/rae-node/workdir"
+    (workdir / "task-1").mkdir(parents=True)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (workdir / "task-1/link").symlink_to(outside)
+    (workdir / "-rf").touch()
+    os.mkfifo(workdir / "task-1/pipe")
+    os.mkdir(os.fsencode(workdir / "task-1") + b"/\x1b[2J\xff\n", 0o000 if os.geteuid() == 0 else 0o700)
+    here = os.open(workdir / "task-1", os.O_RDONLY)
+    for _ in range(2500):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    done = install("--root", str(root), "--uninstall", "--purge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (root / "opt/rae-node").exists()
+    assert (outside / "kept").exists()
+
+
 def has_cuda(home: Path) -> bool:
     return any((home / "venv").glob("lib/python*/site-packages/cuda_bindings-*.dist-info"))
 
