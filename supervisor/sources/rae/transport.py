@@ -33,6 +33,9 @@ MAX_ANSWER_BYTES: Final = 16 * MIB  # no server may fill the memory
 # Requests within any second, of all kinds. Intervals and back-off stay far below; this also bounds short tasks in a row, which
 # need two requests each.
 MAX_REQUESTS_PER_SEC: Final = 100
+# Each piece of an answer costs the loop some time, however small it is. No server needs a thousand pieces of a few bytes.
+MAX_SMALL_PIECES: Final = 1000
+SMALL_PIECE_BYTES: Final = 64
 NOT_JSON: Final = object()
 SPREAD_S: Final = 10.0  # a wait that the server asks for gets up to so much longer, so that not all nodes return at once
 ENOUGH_BYTES: Final = 64 * 1024
@@ -153,14 +156,18 @@ class Transport:
 
         import httpx2
 
+        from supervisor.sources.rae.paced import PacedBackend
+
         if self._parts.scheme not in ("http", "https"):
             raise RequestError(f"control.url: found {self.url!r}, allowed: an http or https URL", sent=False)
         # without TLS the context is never used: there are no redirects
         context = tls_context(self._ca_file) if self._parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        limits = httpx2.Limits(max_connections=8, max_keepalive_connections=0)
+        transport = httpx2.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)
+        transport._pool._network_backend = PacedBackend()  # the library has no argument for it
         return httpx2.AsyncClient(
-            verify=context,
+            transport=transport,
             timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            limits=httpx2.Limits(max_connections=8, max_keepalive_connections=0),
             trust_env=False,
             follow_redirects=False,
             headers=self._headers,
@@ -202,9 +209,12 @@ class Transport:
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise RequestError(f"{self.url} sent an encoded answer that was not asked for")
             enough = request.enough if status in (200, 201) else None
-            body = bytearray()
+            body, pieces = bytearray(), 0
             async for chunk in response.aiter_raw():
                 body += chunk
+                pieces += 1
+                if pieces > MAX_SMALL_PIECES and pieces * SMALL_PIECE_BYTES > len(body):
+                    raise RequestError(f"{self.url} sent an answer in {pieces} pieces of a few bytes")
                 if enough is not None and len(body) > ENOUGH_BYTES and (begin := enough.match(body)):
                     return Answer(status, {name: text.decode() for name, text in begin.groupdict().items()})
                 if len(body) > limit:

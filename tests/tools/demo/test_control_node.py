@@ -270,6 +270,22 @@ async def test_the_server_is_strict(content: bytes, status: int) -> None:
         assert (await talk(address, content)).split(b" ")[1] == b"%d" % status
 
 
+@pytest.mark.parametrize("sent", ["host: evil.example", "origin: http://evil.example", "referer: http://evil.example/",
+                                  "sec-fetch-site: cross-site", "sec-fetch-site: same-site"])  # fmt: skip
+@in_loop
+async def test_a_web_page_takes_no_task(sent: str) -> None:
+    """An image's address is a GET, and a poll is one too."""
+    client = Client()
+    client.registered("n1")
+    poll = "GET /control/tasks_poll?node_id=n1 HTTP/1.1\r\n"
+    task_id = client.added()
+    host = "" if sent.startswith("host:") else "host: localhost\r\n"
+    async with served(client.api) as address:
+        assert (await talk(address, f"{poll}{host}{sent}\r\n\r\n".encode())).startswith(b"HTTP/1.1 403")
+        mine = f"{poll}host: localhost\r\nsec-fetch-site: none\r\nconnection: close\r\n\r\n"  # typed into the address bar
+        assert task_id.encode() in await talk(address, mine.encode())
+
+
 @in_loop
 async def test_a_chunked_body_is_bounded_too() -> None:
     head = b"POST /control/tasks HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"

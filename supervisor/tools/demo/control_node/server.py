@@ -1,7 +1,7 @@
 """A small, strict HTTP/1.1 server on h11 and asyncio streams. Everything is limited in size and in time.
 
-It serves loopback only. A web page in a browser on the same machine can send to loopback too, and tasks run programs. So a
-request with an Origin, or for a host name that is not a loopback one, is refused.
+It serves loopback only. A web page in a browser on the same machine can send to loopback too, tasks run programs, and a poll
+takes a task by GET. So a request is refused if its host name is not a loopback one, or if a page in a browser made it.
 """
 
 from __future__ import annotations
@@ -215,8 +215,10 @@ def _check_same_machine(headers: Mapping[str, str]) -> None:
     """Refuse a request that a web page may have sent (see the top of this file)."""
     host = headers.get("host", "localhost")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    # An image or a link sends no Origin; it tells where it comes from, or at least that a browser sends it.
+    page = "origin" in headers or "referer" in headers or headers.get("sec-fetch-site", "none") != "none"
     with contextlib.suppress(ValueError):
         loopback(name)
-        if "origin" not in headers:
+        if not page:
             return
     raise _Refused(HTTPStatus.FORBIDDEN)
