@@ -54,6 +54,8 @@ def cross_check(validator: Validator, node: NodeSettings, folder: Path) -> None:
         if task.executor == "shell_command" and not task.allow_any_command:
             what = "shell_command, which runs any text that the control node sends, without allow_any_command: true"
             refuse(f"{path}.executor", what, "command, with the program in argv")
+        elif task.executor == "shell_command" and task.sandbox == "none":
+            refuse(f"{path}.sandbox", None, "auto, unit or bubblewrap for shell_command")
         if task.executor != "command":
             continue
         if not task.argv:

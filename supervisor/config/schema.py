@@ -186,13 +186,14 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = False
     sandbox: Annotated[
-        Literal["none", "bubblewrap"],
+        Literal["auto", "unit", "bubblewrap", "none"],
         doc(
-            "bubblewrap: the task sees the system read-only, of the service's files only its work folder, no other process "
-            "and no network. It needs the package bubblewrap and a drop-in that `rae-node doctor` names; without them the "
-            "tasks fail. none: only the limits of the unit."
+            "What separates a task from the machine: it sees the system read-only, of other files only its work folder, no "
+            "other process and no network. unit: a systemd unit under a user of its own, on an installed node. bubblewrap: "
+            "without systemd, by the package bubblewrap. auto: the first of these that works here, else none; `rae-node "
+            "doctor` says which. none: only limits; the task may read and change what the service's user may."
         ),
-    ] = "none"
+    ] = "auto"
     sandbox_read: Annotated[
         list[Filled], doc("With sandbox: more paths that the task may read, such as /opt/models.")
     ] = field(default_factory=list)

@@ -31,6 +31,7 @@ from supervisor.tasks.attempt import Attempt, Attempts
 from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.executors import registry
 from supervisor.tasks.executors.base import Executor, StartFailed, StopFailed
+from supervisor.tasks.process import sandbox
 from supervisor.tasks.process.containment import Containment, detect
 from supervisor.tasks.workdir import Workdir
 
@@ -91,6 +92,7 @@ class Node:
         self.workdir = Workdir(config.paths.workdir)
         self._wake, self._extend, self._journal, self._lifecycle = wake, extend, journal, lifecycle
         self._sweeping: asyncio.Task[None] | None = None
+        self._trying: asyncio.Task[None] | None = None
         self._sweep_again_s = 0.0
         self._metrics: Metrics | None = None
         self._metrics_file: str | None = None
@@ -166,9 +168,16 @@ class Node:
 
     def _remove_leftovers(self) -> None:
         """Blocks: to find out what can contain tasks, it is tried on a process."""
-        self.containment = self.containment or detect()
+        if self.containment is None:
+            found = detect()
+            found.offer = sandbox.look(sandbox.own_paths(self.config))
+            self.containment = found
         self.containment.sweep(self.workdir.root)
         self.workdir.wipe_all()
+
+    async def _try_sandboxes(self, containment: Containment) -> None:
+        """Find out again what separates tasks from the machine: an administrator may just have changed it."""
+        containment.offer = await asyncio.to_thread(sandbox.look, sandbox.own_paths(self.config))
 
     def _executor(self, task_type: TaskType) -> Executor:
         if self.containment is None:
@@ -244,6 +253,8 @@ class Node:
         self.automation.configure(new.runtime.automation.enabled)
         self._journal.config(new.limits, "")
         self._pending = bool(self._changed())
+        if self.containment is not None and (self._trying is None or self._trying.done()):
+            self._trying = asyncio.ensure_future(self._try_sandboxes(self.containment))
 
     def _changed(self) -> set[str]:
         """The parts that were made from other settings: `source`, `control` (its own section), `sensors`."""
@@ -339,8 +350,10 @@ class Node:
             (self._pending, "the new configuration takes effect when no task is in hand and every outcome is delivered"),
             (self._paths_at_start != self.config.paths, "other folders (paths in node.yaml) take effect at the next start"),
         ]
-        contained = "" if self.containment is None else self.containment.summary()
-        notes = (*self.config.notes, self.automation.note, contained, *(text for true, text in later if true), self.task_note())
+        notes = [*self.config.notes, self.automation.note]
+        if (contained := self.containment) is not None:
+            notes += [contained.summary(), *sandbox.notes(self.config.node.tasks, contained.offer)]
+        notes += [*(text for true, text in later if true), self.task_note()]
         return [note for note in notes if note]
 
 

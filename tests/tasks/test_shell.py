@@ -11,10 +11,15 @@ from support.trees import until_async
 
 from supervisor.tasks.executors.base import StartFailed
 from supervisor.tasks.executors.shell import ShellExecutor
+from supervisor.tasks.process import sandbox
+from supervisor.tasks.process.bubblewrap import Found
 from supervisor.tasks.process.containment import Containment, TreeContainment
 
 __all__ = ["contained"]
 SECRET = "sentinel-4711"
+HERE = sandbox.look()
+BOXED: dict[str, Any] = {"executor": "shell_command"}
+sandboxed = pytest.mark.skipif(bool(HERE.bubblewrap.fault), reason=HERE.bubblewrap.fault)
 
 
 def done(code: int | None = 0, out: str = "", err: str = "") -> dict[str, Any]:
@@ -36,11 +41,12 @@ OUTCOMES = [
 ]  # fmt: skip
 
 
+@sandboxed
 @pytest.mark.parametrize(("payload", "error", "result"), OUTCOMES)
 def test_outcome(contained: Containment, tmp_path: Path, payload: Any, error: str | None, result: Any) -> None:
     async def body(bench: Bench) -> None:
-        bench.make = ShellExecutor
-        said, got = await bench.outcome(payload=payload, allow_any_command=True)
+        bench.make, contained.offer = ShellExecutor, HERE
+        said, got = await bench.outcome(payload=payload, allow_any_command=True, **BOXED)
         assert said == error
         assert result is None or got == result
 
@@ -72,21 +78,22 @@ def test_what_makes_no_sense_is_not_started(tmp_path: Path, payload: Any, reason
     async def body(bench: Bench) -> None:
         bench.make = ShellExecutor
         with pytest.raises(StartFailed) as failed:
-            await bench.start(payload=payload, allow_any_command=True)
+            await bench.start(payload=payload, allow_any_command=True, **BOXED)
         assert str(failed.value).startswith(reason)
         assert SECRET not in str(failed.value)
 
     run(TreeContainment("by choice"), tmp_path, body)
 
 
+@sandboxed
 def test_off_unless_let_in_and_never_on_a_command_line(contained: Containment, tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
-        bench.make = ShellExecutor
+        bench.make, contained.offer = ShellExecutor, HERE
         with pytest.raises(StartFailed, match=r"shell commands are off on this node \(tasks.kind.allow_any_command\)"):
             await bench.start(payload={"command": "true"})
-        await bench.start(payload={"command": f": {SECRET}; sleep 1000 & touch up; wait"}, allow_any_command=True)
+        await bench.start(payload={"command": f": {SECRET}; sleep 1000 & touch up; wait"}, allow_any_command=True, **BOXED)
         await until_async((bench.folder / "up").exists)
-        await until_async(lambda: len(bench.tasks[0].pids()) == 2)
+        await until_async(lambda: len(bench.tasks[0].pids()) == 4)  # two of them bubblewrap's
         pids = [*bench.tasks[0].pids(), bench.tasks[0]._shim.pid]
 
         def sleepers() -> list[int]:
@@ -96,5 +103,24 @@ def test_off_unless_let_in_and_never_on_a_command_line(contained: Containment, t
         for pid in pids:
             assert SECRET not in Path(f"/proc/{pid}/cmdline").read_text()
         assert SECRET.encode() not in Path(f"/proc/{sleepers()[0]}/environ").read_bytes()
+
+    run(contained, tmp_path, body)
+
+
+@pytest.mark.parametrize(("setting", "reason"), [
+    ("none", "shell_command needs a sandbox (sandbox: none)"),
+    ("auto", "shell_command needs a sandbox (the node is not installed with systemd; bubblewrap is not here: "),
+    ("bubblewrap", "sandbox: bubblewrap is not here: install it"),
+    ("unit", "sandbox: unit: the node is not installed with systemd: install it with deploy/install"),
+])  # fmt: skip
+def test_without_a_sandbox_no_command_is_started(tmp_path: Path, setting: Any, reason: str) -> None:
+    contained = TreeContainment("by choice")
+    contained.offer = sandbox.Offer(bubblewrap=Found("bubblewrap is not here: install it (apt-get install bubblewrap)"))
+
+    async def body(bench: Bench) -> None:
+        bench.make = ShellExecutor
+        with pytest.raises(StartFailed) as failed:
+            await bench.start(payload={"command": "true"}, allow_any_command=True, sandbox=setting, **BOXED)
+        assert str(failed.value).startswith(reason)
 
     run(contained, tmp_path, body)

@@ -15,7 +15,7 @@ import msgspec
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
 from supervisor.tasks.executors.base import StartFailed, Wake
-from supervisor.tasks.process import command_process
+from supervisor.tasks.process import bubblewrap, command_process, sandbox
 from supervisor.tasks.process.command_process import CommandTask, Launch
 from supervisor.tasks.process.containment import TASK_VARIABLE, Bounds, Containment, task_mark
 from supervisor.tasks.process.pipes import Pipes
@@ -35,13 +35,14 @@ class CommandExecutor:
         """See Executor."""
         argv, payload, variables = self._order(claim, workdir)
         mark = task_mark(workdir)
-        sandbox = ""
-        if self._type.sandbox == "bubblewrap":
-            from supervisor.tasks.process import bubblewrap
-
-            if problem := await bubblewrap.fault(self._type, workdir):  # tried first: its errors are not the task's output
-                raise StartFailed(problem)
-            argv, sandbox = [*bubblewrap.argv(self._type, workdir), *argv], bubblewrap.NAME
+        offer, outer, judge_it = self._containment.offer, "", self._judge
+        try:
+            chosen = sandbox.choose(self._type, offer)
+        except sandbox.NoSandbox as refused:
+            raise StartFailed(str(refused)) from None
+        if chosen.kind is sandbox.Kind.BUBBLEWRAP:
+            argv = [*bubblewrap.argv(self._type, workdir, offer.bubblewrap, offer.hidden), *argv]
+            outer, judge_it = bubblewrap.NAME, self._judge_inside
         memory_gb, notice = self._type.max_memory_gb, self._type.notice
         # Limits by the kernel, if it has the controllers; the node checks them in any case (see monitor.py).
         bounds = Bounds(
@@ -64,11 +65,11 @@ class CommandExecutor:
             mark,
             cgroup,
             int(self._type.max_result_mb * _MIB),
-            sandbox,
+            outer,
             None if notice.signal == "none" else (getattr(signal, f"SIG{notice.signal}"), notice.deadline_sec),
             limit,
         )
-        return await command_process.start(launch, payload, wake, self._judge)
+        return await command_process.start(launch, payload, wake, judge_it)
 
     def _order(self, claim: Claim, workdir: Path) -> tuple[list[str], bytes, dict[str, str]]:
         """For this claim: argv, the bytes for stdin, further variables. Raises StartFailed."""
@@ -81,6 +82,9 @@ class CommandExecutor:
 
     def _judge(self, status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult:
         return judge(status, pipes, memory_limit)
+
+    def _judge_inside(self, status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult:
+        return self._judge(bubblewrap.inner_status(status), pipes, memory_limit)
 
     def _variables(self, claim: Claim, workdir: Path, mark: str) -> dict[str, str]:
         """The task's whole environment: a few named variables, so that none of the daemon's secrets is among them."""

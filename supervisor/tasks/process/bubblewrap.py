@@ -1,15 +1,19 @@
-"""The sandbox of task types with `sandbox: bubblewrap`: a read-only system, of other files only the work folder, no other
-process, no network. If it does not work here, the task fails before it starts, and the error says what to do.
+"""The sandbox without systemd: a read-only system, of other files only the work folder, no other process, no network.
+
+Whether it works depends on the kernel, its settings and this process's rights. So it is tried once, not assumed. The try also
+finds out what an old bubblewrap or a container leaves out.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import glob
 import os
 import shutil
 import signal
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,54 +26,110 @@ _ETC: Final = (
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl", "ca-certificates", "pki", "passwd", "group",
     "nsswitch.conf", "hosts", "localtime", "resolv.conf", "OpenCL", "vulkan", "glvnd", "python3",
 )  # fmt: skip
+_PRIVATE: Final = ("/etc/ssl/private", "/etc/pki/tls/private")  # keys below a readable path
 _GPU: Final = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
-INSTALL: Final = "install it (apt-get install bubblewrap), or set sandbox: none"
-# What bubblewrap needs and the shipped unit forbids; tried in tests/e2e/test_box_place.py.
-DROP_IN: Final = ("RestrictNamespaces=no", "SystemCallFilter=@mount capset")
-PERMIT: Final = f"let the service (`systemctl edit rae-node`: [Service] {' and '.join(DROP_IN)}), or set sandbox: none"
+# Files of the kernel that root may write even without capabilities, such as the core pattern.
+_KERNEL: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr")
+_ALWAYS: Final = ("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL")
+# From the strictest: what is added, and what is then missing. `--disable-userns` is new in bubblewrap 0.8.
+_VARIANTS: Final = (
+    (("--unshare-user", "--disable-userns"), ""),
+    (("--unshare-user",), "a task may make namespaces of its own: bubblewrap 0.8 forbids that"),
+    ((), "a task has no user namespace of its own"),
+)
+_SIGNALS: Final = frozenset(map(int, signal.valid_signals()))
 
 
-def argv(task_type: TaskType, workdir: Path) -> list[str]:
-    """The command line that goes before the task's own command."""
-    line = [NAME, "--unshare-all", "--die-with-parent", "--cap-drop", "ALL"]
-    line += ["--tmpfs", "/tmp"]  # noqa: S108 - before mounts that may be below it
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the try has found."""
+
+    fault: str  # why it does not work here, and what to do; empty: it works
+    options: tuple[str, ...] = ()
+    missing: str = ""  # what it leaves open here
+
+
+def argv(task_type: TaskType, workdir: Path, found: Found, hidden: Iterable[str] = ()) -> list[str]:
+    """The command line that goes before the task's own command.
+
+    Args:
+        hidden: files and folders that the task may not see, also below a path that it may read.
+    """
+    line = [NAME, *_ALWAYS, *found.options]
     if task_type.sandbox_network:
         line.append("--share-net")
-    for folder in ("/usr", "/bin", "/sbin", *sorted(glob.glob("/lib*"))):
-        link = Path(folder)
-        line += ["--symlink", str(link.readlink()), folder] if link.is_symlink() else ["--ro-bind-try", folder, folder]
-    for path in (*(f"/etc/{name}" for name in _ETC), *task_type.sandbox_read):
-        line += ["--ro-bind-try", path, path]
-    line += ["--proc", "/proc", "--dev", "/dev"]
+    line += ["--proc", "/proc", *_each("--ro-bind", filter(os.path.exists, (f"/proc/{name}" for name in _KERNEL)))]
+    line += ["--dev", "/dev"]
     for pattern in _GPU:
-        for path in sorted(glob.glob(pattern)):
-            line += ["--dev-bind-try", path, path]
-    return [*line, "--bind", str(workdir), str(workdir), "--chdir", str(workdir), "--"]
+        line += _each("--dev-bind-try", sorted(glob.glob(pattern)))
+    # Outside the work folder, a task may write to memory only.
+    line += ["--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
+    for link in ("/bin", "/sbin", *sorted(glob.glob("/lib*"))):
+        if os.path.islink(link):
+            line += ["--symlink", os.readlink(link), link]
+    readable = ["/usr", "/bin", "/sbin", *glob.glob("/lib*"), *(f"/etc/{name}" for name in _ETC), *task_type.sandbox_read]
+    return [*line, *_binds(readable, [*hidden, *_PRIVATE], str(workdir)), "--remount-ro", "/", "--chdir", str(workdir), "--"]
 
 
-async def fault(task_type: TaskType, workdir: Path) -> str:
-    """Why it does not work here, and what to do; empty: it was tried, and works."""
+def _each(option: str, paths: Iterable[str]) -> list[str]:
+    return [part for path in paths for part in (option, path, path)]
+
+
+def _binds(readable: Sequence[str], hidden: Sequence[str], workdir: str) -> list[str]:
+    """The readable paths, with what is hidden below them covered, and the work folder. What lies deeper comes later."""
+    steps: dict[str, list[str]] = {}
+    for path in readable:
+        if os.path.exists(path) and not (path.count("/") == 1 and os.path.islink(path)):
+            steps[path] = ["--ro-bind", path, path]
+    for path in list(steps):
+        real = os.path.realpath(path)  # a link may lead to what is hidden
+        for secret in map(os.path.realpath, hidden):
+            if secret == real or secret.startswith(real.rstrip("/") + "/"):
+                place = path + secret[len(real) :]
+                steps[place] = ["--tmpfs", place] if os.path.isdir(secret) else ["--ro-bind", "/dev/null", place]
+    steps[workdir] = ["--bind", workdir, workdir]
+    return [part for path in sorted(steps) for part in steps[path]]
+
+
+def inner_status(status: int | None) -> int | None:
+    """The wait status of the command inside. bubblewrap tells a death by a signal as a shell does: exit code 128 and more."""
+    if status is not None and os.WIFEXITED(status):
+        number = os.WEXITSTATUS(status) - 128
+        return number if number in _SIGNALS else status
+    return status
+
+
+def tried() -> Found:
+    """Try it, with the strictest options first. Blocks, for a few milliseconds; TRY_S at most for each try."""
     if shutil.which(NAME) is None:
-        return f"sandbox: bubblewrap is not here: {INSTALL}"
+        return Found("bubblewrap is not here: install it (apt-get install bubblewrap)")
+    first = ""
+    for options, missing in _VARIANTS:
+        found = Found("", options, missing)
+        if not (why := _try([*argv(TaskType(), Path("/tmp"), found), "true"])):  # noqa: S108 - a folder that is there
+            return found
+        first = first or why
+    return Found(first)
+
+
+def _try(line: list[str]) -> str:
+    """Why this command line fails; empty: it works."""
     try:
-        trial = await asyncio.create_subprocess_exec(
-            *argv(task_type, workdir), "true",
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
+        trial = subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
     except OSError as error:
-        return f"sandbox: bubblewrap cannot be run: {error.strerror}: {INSTALL}"
-    try:
-        async with asyncio.timeout(TRY_S):
-            _, stderr = await trial.communicate()
-    except TimeoutError:
-        return f"sandbox: bubblewrap did not answer within {TRY_S:g} s"
-    finally:
-        if trial.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(trial.pid, signal.SIGKILL)  # if a filter forbids a step, it may hang, in two processes
-            await trial.wait()
+        return f"bubblewrap cannot be run: {error.strerror}"
+    with trial:
+        try:
+            _, stderr = trial.communicate(timeout=TRY_S)
+        except subprocess.TimeoutExpired:
+            return f"bubblewrap did not answer within {TRY_S:g} s"
+        finally:
+            if trial.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(trial.pid, signal.SIGKILL)  # if a filter forbids a step, it may hang, in two processes
     if trial.returncode == 0:
         return ""
     lines = stderr.decode(errors="replace").strip().splitlines() or [f"exit code {trial.returncode}"]
-    return f"sandbox: bubblewrap does not work here ({lines[0].removeprefix('bwrap: ')}): {PERMIT}"
+    return f"bubblewrap does not work here ({lines[0].removeprefix('bwrap: ')}): let this user make user namespaces"

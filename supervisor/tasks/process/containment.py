@@ -21,6 +21,7 @@ from typing import Final
 from supervisor.tasks.executors.base import StopFailed
 from supervisor.tasks.process import landlock, process_tree
 from supervisor.tasks.process.process_tree import CgroupTree, Process, ProcessTree
+from supervisor.tasks.process.sandbox import Offer
 
 TASK_VARIABLE = "RAE_NODE_TASK"
 SHIM_VARIABLE = "RAE_NODE_SHIM"  # the task's mark and the daemon's pid
@@ -81,6 +82,8 @@ class Containment:
         """The delegated cgroup below which the tasks' cgroups are made; None: there is none."""
         self.cpu_percent = 100.0
         """Of all processors together, for tasks that start from now on; enforced if there is a cpu controller."""
+        self.offer = Offer()
+        """The sandboxes of this machine, for tasks that start from now on."""
 
     def summary(self) -> str:
         """One line for `doctor`: what contains tasks, and what that cannot do."""

@@ -33,7 +33,7 @@ from supervisor.sensors.observer import SourceReading
 from supervisor.sensors.sensor_set import SensorSet
 from supervisor.sources import api_key
 from supervisor.sources.api_key import TokenError
-from supervisor.tasks.process import bubblewrap as sandbox
+from supervisor.tasks.process import sandbox
 from supervisor.tasks.process.containment import TreeContainment, detect
 from supervisor.tools.doctor.doctor import user_name
 from supervisor.tools.doctor.one_look import watching
@@ -201,6 +201,7 @@ async def programs(config: Config) -> list[Check]:
     """The service's user can run each task type's program, and its sandbox works. Types that run any command are named."""
     if not config.node.tasks:
         return [Check("task programs", UNATTENDED, None, "node.yaml names no task type yet (tasks)")]
+    offer = await asyncio.to_thread(sandbox.look, sandbox.own_paths(config))
     found: list[Check] = []
     for name, task in config.node.tasks.items():
         if task.executor == "command":
@@ -209,13 +210,18 @@ async def programs(config: Config) -> list[Check]:
             fix = f"set tasks.{name}.argv in node.yaml; a program in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
             found.append(Check(f"task program: {name}", UNATTENDED, path is not None, reason, fix))
         elif task.executor == "shell_command":
-            where = "in a sandbox" if task.sandbox != "none" else "WITHOUT a sandbox"
-            reason = f"runs ANY command that the control node sends, as {user_name()}, {where}"
+            reason = f"runs ANY command that the control node sends, as {user_name()}"
             found.append(Check(f"shell commands: {name}", UNATTENDED, None, reason, "name the commands as types of their own"))
-        if task.sandbox == "bubblewrap":
-            with tempfile.TemporaryDirectory() as folder:
-                why = await sandbox.fault(task, Path(folder))
-            found.append(Check.of(f"sandbox: {name}", UNATTENDED, why.removeprefix("sandbox: "), "tried: it works"))
+        else:
+            continue
+        try:
+            chosen = sandbox.choose(task, offer)
+        except sandbox.NoSandbox as refused:
+            found.append(Check(f"sandbox: {name}", UNATTENDED, False, str(refused)))
+        else:
+            walls = None if chosen.kind is sandbox.Kind.NONE else True
+            reason = chosen.reason if walls else f"NONE: its tasks can do what {user_name()} can ({chosen.reason})"
+            found.append(Check(f"sandbox: {name}", UNATTENDED, walls, reason))
     return found
 
 

@@ -145,18 +145,21 @@ def test_programs_and_keys(tmp_path: Path) -> None:
 
 def test_shell_commands_and_sandboxes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shell = {"executor": "shell_command", "allow_any_command": True}
-    tasks = {"any": shell, "boxed": {**shell, "sandbox": "bubblewrap"}, "llm_inference": {"executor": "ollama_api"}}
+    open_ = {"argv": ["true"]}
+    tasks = {"any": shell, "boxed": {**shell, "sandbox": "bubblewrap"}, "open": open_}
+    tasks["llm_inference"] = {"executor": "ollama_api"}
     config = load(NodeFolder.make(tmp_path / "n", node={"tasks": tasks}).path)
     monkeypatch.setenv("PATH", str(tmp_path))
     checks = asyncio.run(in_service.programs(config))
     said = of(checks, "shell commands: any")
     assert (said.ok, "runs ANY command that the control node sends" in said.reason) == (None, True)
-    assert said.reason.endswith(", WITHOUT a sandbox")
-    assert of(checks, "shell commands: boxed").reason.endswith(", in a sandbox")
-    sandbox = of(checks, "sandbox: boxed")
-    assert not sandbox.ok
-    assert sandbox.reason.startswith("bubblewrap is not here: ")
-    assert "apt-get install bubblewrap" in sandbox.reason
+    for name, start in (("any", "shell_command needs a sandbox ("), ("boxed", "sandbox: bubblewrap is not here: ")):
+        check = of(checks, f"sandbox: {name}")
+        assert check.ok is False
+        assert check.reason.startswith(start)
+        assert "apt-get install bubblewrap" in check.reason
+    said = of(checks, "sandbox: open")
+    assert (said.ok, said.reason.startswith("NONE: its tasks can do what ")) == (None, True)
     assert not [check for check in checks if "llm_inference" in check.name]  # it has no program
 
 
