@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 import yaml
 
+from supervisor.linux.small_files import NotPlain, TooLarge, read_plain
 from supervisor.linux.text import escaped
 
 MAX_BYTES: Final = 256 * 1024  # a normal file has a few KiB
@@ -126,8 +126,6 @@ def found(node: YamlNode) -> str:
 def read(folder: Path, file: str) -> str | None:
     """The text of a file in a folder; None if it is not there.
 
-    Opens only regular files and never waits: a FIFO or a device must not block the node.
-
     Raises:
         UnreadableFile: it cannot be read, is too large, or is no UTF-8 text.
     """
@@ -141,27 +139,21 @@ def _bytes(folder: Path, file: str) -> bytes | None:
 
     try:
         path = os.path.join(folder, file)
-        kind = stat.S_IFMT(os.stat(path).st_mode)
-        if kind != stat.S_IFREG:
-            what = "a directory" if kind == stat.S_IFDIR else "a device, pipe or socket"
-            raise refused(f"is {what}", "put a regular file there")
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise refused("is no regular file", "put a regular file there")
-            raw = opened.read(MAX_BYTES + 1)
+        return read_plain(path, MAX_BYTES, follow=True)
     except FileNotFoundError:
         return None
+    except NotPlain as other:
+        raise refused(f"is {other.kind}", "put a plain file there") from None
+    except TooLarge:
+        raise refused(f"is larger than {MAX_BYTES // 1024} KiB", "shorten it") from None
     except NotADirectoryError:
         raise refused("cannot be read", "name a folder, not a file, with --config") from None
     except PermissionError as error:
         raise refused(f"cannot be read ({error.strerror})", "give the service's user the right to read it") from None
     except OSError as error:
-        raise refused(f"cannot be read ({error.strerror})", "put a regular file there") from None
+        raise refused(f"cannot be read ({error.strerror})", "put a plain file there") from None
     except ValueError:  # a NUL character in the folder's name
         raise refused("cannot be read", "name an existing folder with --config") from None
-    if len(raw) > MAX_BYTES:
-        raise refused(f"is larger than {MAX_BYTES // 1024} KiB", "shorten it")
-    return raw
 
 
 def _decoded(raw: bytes, file: str) -> str:

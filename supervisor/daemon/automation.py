@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,13 @@ from typing import Final
 
 from states.observation import Automation
 from supervisor.linux.clock import Clock, iso
+from supervisor.linux.small_files import read_plain, replace_plain
+from supervisor.linux.text import error_text, one_line
 
 PAUSE_FILE: Final = "pause.json"
 YEAR_S: Final = 365 * 86400.0
 LONGEST_S: Final = 10 * YEAR_S
+MAX_NAME: Final = 60
 
 
 class AutomationSwitch:
@@ -35,6 +37,7 @@ class AutomationSwitch:
         self.paused_until: float | None = None
         self.paused_by = ""
         self.paused = False
+        self._unreadable = ""  # why nobody knows until when the node is paused
         self._after_task = False  # the pause waits for the task in hand
         self._load()
 
@@ -54,7 +57,8 @@ class AutomationSwitch:
             elif self.finishing:
                 pass
             elif left_s is None:
-                return Automation(False, f"paused{self._by()}, until `rae-node resume`", "operator")
+                why = f" ({self._unreadable})" if self._unreadable else ""
+                return Automation(False, f"paused{self._by()}, until `rae-node resume`{why}", "operator")
             else:
                 return Automation(False, f"paused{self._by()} until {self._end()}", "operator", now_s + left_s)
         if not self.enabled:
@@ -79,10 +83,10 @@ class AutomationSwitch:
         if until is not None and not now < until <= now + LONGEST_S:
             raise ValueError(f"a pause ends in the future, within {LONGEST_S / YEAR_S:g} years, or not at all")
         self.paused, self.paused_until, self.paused_by, self._after_task = True, until, by, after_task
+        self._unreadable = ""
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        draft = self._path.with_suffix(".new")
-        draft.write_text(json.dumps({"v": 1, "until": until, "by": by}))  # after a restart no task is in hand: paused
-        os.replace(draft, self._path)
+        kept = json.dumps({"v": 1, "until": until, "by": by})  # after a restart no task is in hand: paused
+        replace_plain(self._path, kept.encode())
 
     def resume(self) -> None:
         """End the pause.
@@ -91,6 +95,7 @@ class AutomationSwitch:
             OSError: its file cannot be removed; until the next restart the pause is over all the same.
         """
         self.paused, self.paused_until, self.paused_by, self._after_task = False, None, "", False
+        self._unreadable = ""
         self._path.unlink(missing_ok=True)
 
     @property
@@ -114,16 +119,18 @@ class AutomationSwitch:
 
     def _load(self) -> None:
         try:
-            kept = json.loads(self._path.read_text())
+            kept = json.loads(read_plain(self._path))
             until = None if kept["until"] is None else float(kept["until"])
             if until is not None and not abs(until) < self._clock.wall_s() + LONGEST_S:
                 raise ValueError
-            self.paused, self.paused_until, self.paused_by = True, until, str(kept["by"])
+            self.paused, self.paused_until, self.paused_by = True, until, one_line(str(kept["by"]), MAX_NAME)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             # Somebody paused the node, and its end cannot be read: the node stays paused until it is resumed.
             self.paused, self.paused_until, self.paused_by = True, None, ""
+            what = f"cannot be read: {error_text(error)}" if isinstance(error, OSError) else "is damaged"
+            self._unreadable = f"{self._path} {what}"
 
     def _by(self) -> str:
         return f" by {self.paused_by}" if self.paused_by else ""

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from supervisor.linux.small_files import check_plain
+
 DAY_S: Final = 86400.0
 
 
@@ -62,7 +64,7 @@ class DayFile:
         self.close()
         self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
-        size = os.fstat(self._fd).st_size
+        size = check_plain(self._fd, path).st_size
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             os.write(self._fd, b"\n")  # end a line that a power cut has torn
         if day != self._day:
@@ -93,7 +95,7 @@ def day_of(wall_s: float) -> str:
 def _same(fd: int, path: Path) -> bool:
     """The open file is still the one at this path: a deleted or moved file would take lines silently."""
     try:
-        here, there = os.fstat(fd), path.stat()
+        here, there = os.fstat(fd), path.lstat()
     except FileNotFoundError:
         return False
     return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)

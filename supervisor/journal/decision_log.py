@@ -17,6 +17,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,12 +34,15 @@ from supervisor.journal.journald import Journald
 from supervisor.journal.summary import summary
 from supervisor.journal.text_log import TextLog
 from supervisor.linux.clock import Clock, iso
+from supervisor.linux.small_files import TooLarge, open_plain
 
 FORMAT: Final = 1
 ALIVE_EVERY_S: Final = 60.0
 STEM: Final = "decisions"
 SUFFIX: Final = ".jsonl"
 RECENT: Final = 12
+MAX_FILE: Final = 1 << 30  # a quiet day has less than 1 MB
+MAX_LINE: Final = 1 << 20
 _NAME: Final = pattern(STEM, SUFFIX)
 
 # The guard that explains the judgement of a guard that only splits rows.
@@ -229,10 +233,12 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, entry) of a journal file. Torn lines and lines of another form are left out.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is none.
     """
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+    with os.fdopen(open_plain(path, follow=True), "rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE:
+            raise TooLarge(MAX_FILE, path)
+        for number, raw in enumerate(iter(partial(file.readline, MAX_LINE), b""), 1):
             try:
                 entry = json.loads(raw)
             except (ValueError, RecursionError):

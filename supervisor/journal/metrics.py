@@ -6,7 +6,6 @@ Imported only when `metrics.file` is configured: the client library costs 3 MiB.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from states.memory import Memory, State
 from states.observation import Link, Observation
 from states.table import ROWS
 from supervisor import VERSION
+from supervisor.linux.small_files import replace_plain
 from supervisor.sources.base import LinkStatus
 
 EVERY_S: Final = 15.0
@@ -124,17 +124,11 @@ class Metrics:
     def _write(self) -> None:
         """Write the whole file or nothing: the collector never sees a part, nor the draft (its name does not end in .prom)."""
         self._updated.set(self._wall_s())
-        draft = self._path.with_name(f".{self._path.name}.new")
         try:
-            with draft.open("wb") as file:
-                os.fchmod(file.fileno(), MODE)
-                file.write(generate_latest(self._registry))
-            draft.replace(self._path)
+            replace_plain(self._path, generate_latest(self._registry), MODE)
             self.trouble = ""
         except OSError as error:
             self.trouble = f"metrics cannot be written to {self._path}: {error.strerror or error}"
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
 
     def close(self) -> None:
         """The node has stopped: its figures are no longer true."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.config.schema import Control
+from supervisor.linux.small_files import open_plain
 
 MAX_BYTES: Final = 8192
 
@@ -48,10 +49,8 @@ def private_file(path: Path, setting: str) -> str:
     """
     where = f"{setting}: {path}"
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with os.fdopen(open_plain(path, follow=True), "rb") as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise TokenError(f"{where} is not a regular file")
             if status.st_mode & 0o077:
                 mode = f"{stat.S_IMODE(status.st_mode):04o}"
                 raise TokenError(f"{where} can be read or changed by others (mode {mode}); chmod 600 {path}")
@@ -70,7 +69,7 @@ def _credential(name: str, environ: Mapping[str, str]) -> str:
     if "/" in name or name in ("", ".", ".."):
         raise TokenError(f"{where} is not the name of a credential")
     try:
-        with (Path(folder) / name).open("rb") as file:
+        with os.fdopen(open_plain(Path(folder) / name, follow=True), "rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o007:  # systemd lets the service in by an ACL, shown as the group's bits
                 raise TokenError(f"{where} can be read or changed by all users; systemd's own credentials cannot")
             return _decoded(file.read(MAX_BYTES + 1), where)

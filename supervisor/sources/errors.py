@@ -9,6 +9,8 @@ import ssl
 from collections.abc import Iterator
 from typing import Final
 
+from supervisor.linux.small_files import open_plain
+
 MIB: Final = 1024 * 1024
 
 
@@ -47,7 +49,13 @@ def tls_context(ca_file: str | None, setting: str = "control.ca_file") -> ssl.SS
         RequestError: the file cannot be used.
     """
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        if ca_file is None:
+            return ssl.create_default_context()
+        fd = open_plain(ca_file, follow=True)
+        try:
+            return ssl.create_default_context(cafile=f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
     except OSError as error:  # errors of ssl too
         reason = "it holds no certificate" if isinstance(error, ssl.SSLError) else error.strerror
         raise RequestError(f"{setting}: {ca_file} cannot be used: {reason}", sent=False) from None

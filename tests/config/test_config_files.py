@@ -27,26 +27,26 @@ def test_a_missing_runtime_file_says_what_to_do(tmp_path: Path) -> None:
         assert line.endswith(f"cannot be read in {tmp_path}/runtime.yaml; name a folder, not a file, with --config")
 
 
-def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+def test_what_is_no_plain_file_is_refused_without_waiting(tmp_path: Path) -> None:
     """A FIFO without a writer would hang an open; a device never ends."""
     write(tmp_path)
     os.mkfifo(tmp_path / "node.yaml")
-    assert errors(tmp_path) == [f"node.yaml: is a device, pipe or socket in {tmp_path}; put a regular file there"]
+    assert errors(tmp_path) == [f"node.yaml: is a pipe in {tmp_path}; put a plain file there"]
     (tmp_path / "node.yaml").unlink()
     (tmp_path / "node.yaml").symlink_to("/dev/zero")
-    assert errors(tmp_path) == [f"node.yaml: is a device, pipe or socket in {tmp_path}; put a regular file there"]
+    assert errors(tmp_path) == [f"node.yaml: is a device in {tmp_path}; put a plain file there"]
     (tmp_path / "node.yaml").unlink()
     (tmp_path / "node.yaml").mkdir()
-    assert errors(tmp_path) == [f"node.yaml: is a directory in {tmp_path}; put a regular file there"]
+    assert errors(tmp_path) == [f"node.yaml: is a folder in {tmp_path}; put a plain file there"]
     (tmp_path / "node.yaml").rmdir()
     (tmp_path / "node.yaml").symlink_to("node.yaml")
     assert errors(tmp_path) == [
-        f"node.yaml: cannot be read (Too many levels of symbolic links) in {tmp_path}; put a regular file there"
+        f"node.yaml: cannot be read (Too many levels of symbolic links) in {tmp_path}; put a plain file there"
     ]
     with socket.socket(socket.AF_UNIX) as unix:
         (tmp_path / "node.yaml").unlink()
         unix.bind(os.path.relpath(tmp_path / "node.yaml"))
-        assert errors(tmp_path) == [f"node.yaml: is a device, pipe or socket in {tmp_path}; put a regular file there"]
+        assert errors(tmp_path) == [f"node.yaml: is a socket in {tmp_path}; put a plain file there"]
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:

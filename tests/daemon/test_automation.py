@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -81,9 +82,28 @@ KEPT = [
 def test_an_unreadable_pause_is_a_pause_without_an_end(tmp_path: Path, text: str) -> None:
     (tmp_path / PAUSE_FILE).write_text(text)
     switch = made(tmp_path)
-    assert switch.reading(1000, task_in_hand=False).reason == "paused, until `rae-node resume`"
+    why = f"{tmp_path / PAUSE_FILE} is damaged"
+    assert switch.reading(1000, task_in_hand=False).reason == f"paused, until `rae-node resume` ({why})"
     switch.resume()
     assert switch.reading(1000, task_in_hand=False).on
+
+
+def test_a_pipe_in_the_place_of_the_pause_is_a_pause_and_gives_way_to_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / PAUSE_FILE)
+    switch = made(tmp_path)
+    why = f"{tmp_path / PAUSE_FILE} cannot be read: it is a pipe, not a plain file"
+    assert switch.reading(1000, task_in_hand=False).reason == f"paused, until `rae-node resume` ({why})"
+    switch.pause(None, "anna")
+    assert made(tmp_path).reading(1000, task_in_hand=False).reason == "paused by anna, until `rae-node resume`"
+
+
+def test_who_paused_it_is_one_line_of_plain_text(tmp_path: Path) -> None:
+    by = "\x1b]0;title\x07\x9b2Janna\n\u202e" + "x" * 1000
+    (tmp_path / PAUSE_FILE).write_text(json.dumps({"v": 1, "until": None, "by": by}))
+    reason = made(tmp_path).reading(1000, task_in_hand=False).reason
+    assert reason.startswith("paused by anna xxx")
+    assert reason.isprintable()
+    assert len(reason) < 120
 
 
 def test_a_pause_file_that_is_no_file_is_a_pause_too_and_ends_without_a_fault(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import struct
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from supervisor.linux.clock import Clock
+from supervisor.linux.small_files import open_plain
 from supervisor.sensors.base import Presence, PresenceSensor, Quality
 
 FRESH_S: Final = 60.0
@@ -45,9 +45,9 @@ class IdleDetect(PresenceSensor):
     def _read(self) -> tuple[float, float]:
         """Both times, read until two reads agree; (0, 0): there are none."""
         with contextlib.suppress(OSError):
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = open_plain(self._path)
             try:
-                reads = [os.pread(fd, TIMES.size, 0) for _ in range(READS)] if stat.S_ISREG(os.fstat(fd).st_mode) else []
+                reads = [os.pread(fd, TIMES.size, 0) for _ in range(READS)]
             finally:
                 os.close(fd)
             for before, now in pairwise(reads):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from supervisor.linux.small_files import read_plain
 from supervisor.linux.text import one_line
 from supervisor.sensors.session_agent.socket_source import SocketSource
 from supervisor.sensors.session_agent.source import QUIET_S, Gone, Idle, boot_s
@@ -164,8 +165,8 @@ def _counters(reply: bytes) -> dict[str, int]:
 def _cookies_in(path: Path, display: bytes) -> Iterator[bytes]:
     """The cookies for a display of this machine in an Xauthority file: for each the family, and four texts with their length
     before them: address, display number (empty: any), the cookie's kind, the cookie."""
-    with contextlib.suppress(OSError, struct.error), path.open("rb") as file:
-        raw, at = file.read(MAX_COOKIES), 0
+    with contextlib.suppress(OSError, struct.error):
+        raw, at = read_plain(path, MAX_COOKIES, follow=True), 0
         while at < len(raw):
             at += 2
             texts = []

@@ -27,6 +27,7 @@ from supervisor.config.feasibility import never_ready
 from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.linux.clock import iso
 from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
+from supervisor.linux.small_files import read_plain
 from supervisor.tools.doctor.report import AUTOMATION, BOOT, UNATTENDED, Check
 from supervisor.tools.history.dry_run import dry_run
 
@@ -289,7 +290,7 @@ def _lines(says: Mapping[str, str]) -> Iterator[str]:
     """The lines of the unit file and its drop-ins."""
     for path in (says.get("FragmentPath", ""), *says.get("DropInPaths", "").split()):
         try:
-            text = Path(path).read_text(errors="replace")
+            text = read_plain(path, follow=True).decode(errors="replace")
         except OSError:
             continue
         yield from (line.strip() for line in text.replace("\\\n", " ").splitlines())

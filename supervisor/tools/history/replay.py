@@ -123,7 +123,7 @@ def replay_files(paths: Iterable[Path | str]) -> list[Report]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix in (*SCRIPTS, JOURNAL) and p.is_file())
+    return sorted(p for p in folder.iterdir() if p.suffix in (*SCRIPTS, JOURNAL) and not p.is_dir())
 
 
 def exit_code(reports: Iterable[Report]) -> int:

@@ -47,8 +47,6 @@ class Tape:
             self._forget()
         file = str(path)
         judged = passed = 0
-        if path.exists() and not path.is_file():
-            return Report(file, errors=(f"{path}: is no regular file; name a journal, decisions-*.jsonl",))
         try:
             for record in self._reader.read(path):
                 self._take(record)

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from supervisor.linux.small_files import read_plain
+from supervisor.sources.errors import MIB
 from supervisor.sources.nats import subjects
 
 ADMIN: Final = "admin"
@@ -105,7 +107,7 @@ class Keys:
         if not self._users_file.exists():
             return {}
         try:
-            users = json.loads(self._users_file.read_text())
+            users = json.loads(read_plain(self._users_file, MIB))
             return {name: {"role": str(one["role"]), "consumer": str(one["consumer"])} for name, one in users.items()}
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
             why = "is damaged; put back the list of users as this tool wrote it, or all lose their keys"
@@ -140,7 +142,7 @@ class Keys:
         file = self.folder / "passwords" / name
         if not file.exists():
             _private(file, secrets.token_urlsafe(32) + "\n")
-        return file.read_text().strip()
+        return read_plain(file).decode().strip()
 
     def _files(self) -> list[str]:
         return [str(path) for path in self.folder.rglob("*") if path.is_file()]

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.sources.errors import RequestError
+from supervisor.linux.small_files import read_plain
+from supervisor.sources.errors import MIB, RequestError
 from supervisor.sources.nats.connection import Connection
 from supervisor.sources.nats.errors import Refused
 
@@ -31,7 +32,7 @@ def read(file: Path) -> dict[str, Any]:
         NoDefinitions: it cannot be read, or has another form.
     """
     try:
-        wanted: dict[str, Any] = json.loads(file.read_text())
+        wanted: dict[str, Any] = json.loads(read_plain(file, MIB, follow=True))
         names = [one["name"] for one in wanted["streams"]]
         names += [one[key] for one in wanted["consumers"] for key in ("stream", "durable_name")]
         if all(isinstance(name, str) for name in names):
