@@ -181,23 +181,24 @@ class TaskType(Struct, frozen=True, forbid_unknown_fields=True):
     allow_any_command: Annotated[
         bool,
         doc(
-            "Required for shell_command, which runs any text from the control node as the service's user. RAE's queue has no "
-            "passwords: everyone who can write to it then owns this account. Prefer command."
+            "Required for shell_command, which runs any text from the control node, and only in a sandbox. RAE's queue has no "
+            "passwords: everyone who can write to it then gives orders here. Prefer command."
         ),
     ] = False
     sandbox: Annotated[
         Literal["auto", "unit", "bubblewrap", "none"],
         doc(
-            "What separates a task from the machine: it sees the system read-only, of other files only its work folder, no "
-            "other process and no network. unit: a systemd unit under a user of its own, on an installed node. bubblewrap: "
-            "without systemd, by the package bubblewrap. auto: the first of these that works here, else none; `rae-node "
-            "doctor` says which. none: only limits; the task may read and change what the service's user may."
+            "What separates a task from the machine: it sees the system read-only (/usr, /opt, /srv), the files that argv "
+            "names, its work folder, no other process and no network. unit: a systemd unit under a user of its own, on an "
+            "installed node. bubblewrap: without systemd, by the package bubblewrap. auto: the first of these that works "
+            "here, else none; `rae-node doctor` says which. none: only limits; the task may read and change what the "
+            "service's user may."
         ),
     ] = "auto"
     sandbox_read: Annotated[
-        list[Filled], doc("With sandbox: more paths that the task may read, such as /opt/models.")
+        list[Filled], doc("In a sandbox: more paths that the task may read, such as /data/models.")
     ] = field(default_factory=list)
-    sandbox_network: Annotated[bool, doc("With sandbox: whether the task may use the network.")] = False
+    sandbox_network: Annotated[bool, doc("In a sandbox: whether the task may use the network.")] = False
     timeout_minutes: Annotated[float, doc("A lower limit than execution.task_timeout_minutes.", gt=0, le=10080)] | None = None
     on_yield: Annotated[
         Literal["terminate", "kill"],

@@ -1,5 +1,5 @@
 """In the very place that the shipped unit makes, as an ordinary user, on a real systemd: the leaf beside the tasks' cgroups,
-the wall by Landlock, and the sandbox, which needs the drop-in that `doctor` names.
+the wall by Landlock, and bubblewrap, which the unit forbids: there a task has a unit of its own.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import pytest
 from support.installed import boot
 from support.sysbox import REPO, SysBox
 
-from supervisor.tasks.process import bubblewrap as sandbox
-from supervisor.tasks.process import landlock
+from supervisor.tasks.process import bubblewrap, landlock
 
 pytestmark = [pytest.mark.slow, pytest.mark.box]
 # What makes no place, but runs something; ProtectHome= may hide the interpreter of these tests.
@@ -24,17 +23,15 @@ NOT_PLACE = (
     "KillMode", "OOM", "RuntimeDirectory", "StateDirectory", "ProtectHome",
 )  # fmt: skip
 LOOK = """
-import asyncio, json, sys
+import json
 from pathlib import Path
-from supervisor.tasks.process import landlock
-from supervisor.tasks.process import bubblewrap as sandbox
+from supervisor.tasks.process import bubblewrap, landlock
 from supervisor.tasks.process.containment import detect
-from supervisor.config.schema import TaskType
 held = detect()
 print(json.dumps({
     "held": held.summary(), "own": Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip(),
     "base": getattr(held, "base", ""), "landlock": landlock.abi(),
-    "sandbox": asyncio.run(sandbox.fault(TaskType(sandbox="bubblewrap"), Path("/opt/rae-node/workdir"))),
+    "bubblewrap": bubblewrap.tried().fault,
 }))
 """
 
@@ -77,10 +74,7 @@ def test_the_wall_by_landlock_stands_there_too(box: SysBox) -> None:
     assert found["held"].endswith(landlock.summary(landlock.abi()))
 
 
-def test_the_sandbox_needs_what_doctor_says(box: SysBox) -> None:
-    if not shutil.which(sandbox.NAME):
+def test_bubblewrap_is_tried_and_refused_there(box: SysBox) -> None:
+    if not shutil.which(bubblewrap.NAME):
         pytest.skip("no bubblewrap here")
-    refused = look(box)["sandbox"]
-    assert refused.startswith("sandbox: bubblewrap does not work here (No permissions to create new namespace")
-    assert refused.endswith(sandbox.PERMIT)
-    assert look(box, *sandbox.DROP_IN)["sandbox"] == ""
+    assert look(box)["bubblewrap"].startswith("bubblewrap does not work here (No permissions to create new namespace")

@@ -19,6 +19,7 @@ from supervisor.sources.base import Claim
 from supervisor.tasks.executors.command import CommandExecutor
 from supervisor.tasks.process.command_process import CommandTask
 from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment, detect
+from supervisor.tasks.process.sandbox import Offer
 from supervisor.tasks.workdir import Workdir
 
 DETECTED = detect()
@@ -31,6 +32,7 @@ def contained(request: pytest.FixtureRequest) -> Containment:
         return TreeContainment("by choice")
     if not isinstance(DETECTED, CgroupContainment):
         pytest.skip(DETECTED.summary())
+    DETECTED.offer = Offer()  # no sandbox, unless a test says otherwise
     return DETECTED
 
 

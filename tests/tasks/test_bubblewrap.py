@@ -33,7 +33,7 @@ print(json.dumps({
     "usr": tries(lambda: open("/usr/x", "w")), "own": tries(lambda: open("x", "w")),
     "home": os.path.exists("/home"), "root": os.path.exists("/root"), "var": os.path.exists("/var"), "tmp": os.listdir("/tmp"),
     "net": tries(lambda: socket.create_connection(("127.0.0.1", port), 1)), "run": os.path.exists("/run"),
-    "more": tries(lambda: open(sys.argv[2])), "nnp": [l.split()[1] for l in open("/proc/self/status") if "NoNew" in l],
+    "more": tries(lambda: open("/" + sys.argv[2])), "nnp": [l.split()[1] for l in open("/proc/self/status") if "NoNew" in l],
     "caps": [l.split()[1] for l in open("/proc/self/status") if l.startswith("CapEff")],
     "fds": sorted(os.listdir("/proc/self/fd"), key=int)[:-1], "umask": os.umask(0), "mark": os.environ["RAE_NODE_TASK"][:3],
 }))
@@ -56,7 +56,7 @@ def test_what_a_task_sees(contained: Containment, tmp_path: Path, network: bool)
     async def body(bench: Bench) -> None:
         contained.offer = HERE
         with socket.create_server(("127.0.0.1", 0)) as server:
-            argv = ["/usr/bin/python3", "-I", "-S", "-c", LOOK, str(server.getsockname()[1]), str(secret)]
+            argv = ["/usr/bin/python3", "-I", "-S", "-c", LOOK, str(server.getsockname()[1]), str(secret)[1:]]
             fields: dict[str, Any] = {"sandbox": "bubblewrap", "sandbox_network": network}
             for read in ([], [str(secret)]):
                 bench.ended.clear()
@@ -74,6 +74,85 @@ def test_what_a_task_sees(contained: Containment, tmp_path: Path, network: bool)
                 bench.work.wipe(bench.folder)
 
     run(contained, tmp_path, body)
+
+
+def outcome(root: Path, argv: list[str], offer: sandbox.Offer = HERE, **fields: Any) -> Any:
+    """What a task in bubblewrap prints."""
+    found: list[Any] = []
+
+    async def body(bench: Bench) -> None:
+        bench.contained.offer = offer
+        error, result = await bench.outcome(*argv, sandbox="bubblewrap", **fields)
+        assert error is None, result
+        found.append(result)
+
+    run(TreeContainment("by choice"), root, body)
+    return found[0]
+
+
+@pytest.mark.usefixtures("sandboxed")
+def test_the_node_s_own_is_hidden_below_a_readable_path(tmp_path: Path) -> None:
+    """Also where a link leads to it, and where the work folder lies in the middle of it."""
+    models = tmp_path / "models"
+    own = [models / "node" / "state", models / "node" / "deep" / "key", tmp_path / "elsewhere", tmp_path / "work"]
+    for path in (*own[:1], models / "node" / "deep", tmp_path / "elsewhere", tmp_path / "work" / "another"):
+        path.mkdir(parents=True)
+    own[1].write_text("s3cret")
+    (own[0] / "note").write_text("s3cret")
+    (own[2] / "node.yaml").write_text("s3cret")
+    (models / "weights").write_text("open")
+    (tmp_path / "link").symlink_to(own[2])
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "found = {}\n"
+        "def text(path):\n"
+        "    try:\n"
+        "        return open(path).read()\n"
+        "    except OSError as error:\n"
+        "        return error.strerror\n"
+        "for top in json.load(sys.stdin)['look']:\n"
+        "    for folder, names, files in os.walk(top):\n"
+        "        found.update((f'{folder}/{name}', text(f'{folder}/{name}')) for name in files)\n"
+        "        found.update((f'{folder}/{name}', None) for name in names)\n"
+        "print(json.dumps(found))\n"
+    )
+    offer = sandbox.Offer(bubblewrap=HERE.bubblewrap, hidden=tuple(map(str, own)))
+    payload = {"look": [str(tmp_path)]}
+    read = [str(models), str(tmp_path / "link"), str(tmp_path / "elsewhere")]
+    seen = outcome(tmp_path, ["/usr/bin/python3", "-I", str(script)], offer, sandbox_read=read, payload=payload)
+    (task,) = (path for path in seen if Path(path).parent == tmp_path / "work")  # its own work folder, no other's
+    names = ["models", "models/node", "models/node/deep", "models/node/state", "elsewhere", "link", "work", Path(task).name]
+    files = {"models/weights": "open", "models/node/deep/key": "Permission denied", "script.py": script.read_text()}
+    assert {str(Path(p).relative_to(tmp_path)).removeprefix("work/"): text for p, text in seen.items()} == {
+        **dict.fromkeys(names), **files
+    }
+
+
+@pytest.mark.usefixtures("sandboxed")
+def test_what_it_writes_to_memory_is_bounded(tmp_path: Path) -> None:
+    """Elsewhere than in the work folder, nothing can be written at all."""
+    if "--disable-userns" not in HERE.bubblewrap.options:
+        pytest.skip("an old bubblewrap")
+    fill = """
+import json, os
+def room(folder):
+    try:
+        with open(f"{folder}/x", "wb", buffering=0) as file:
+            for count in range(64):
+                file.write(bytes(1 << 20))
+    except OSError as error:
+        return f"{count} MiB: {error.strerror}" if "count" in locals() else error.strerror
+    return "all"
+folders = ["/", "/dev", "/run", "/usr", "/etc", "/tmp", "/dev/shm", "/opt", "/proc", os.getcwd()]
+print(json.dumps({folder: room(folder) for folder in folders}))
+"""
+    seen = outcome(tmp_path, ["/usr/bin/python3", "-I", "-S", "-c", fill], max_memory_gb=1 / 32)
+    sized = {folder: seen.pop(folder) for folder in ("/tmp", "/dev/shm")}
+    assert sized == dict.fromkeys(sized, "8 MiB: No space left on device")
+    assert seen.pop("/proc") == "No such file or directory"
+    assert seen.popitem()[1] == "all"
+    assert seen == dict.fromkeys(seen, "Read-only file system")
 
 
 @pytest.mark.usefixtures("sandboxed")

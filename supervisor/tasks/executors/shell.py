@@ -1,8 +1,8 @@
 """DANGEROUS, and off without `allow_any_command: true`: runs the text of a task with /bin/sh.
 
-Everybody who can post to the control node, which asks for no password, can then do on this machine what the service's user
-may do. The command is contained, limited and stopped like every task, but its sender decides what it does. A command named
-in node.yaml (executor: command) is better; `sandbox: bubblewrap` prevents the worst.
+Everybody who can post to the control node, which asks for no password, then gives orders on this machine. So a command starts
+only in a sandbox (see process/sandbox.py). It is contained, limited and stopped like every task, but its sender decides what
+it does. A command named in node.yaml (executor: command) is better.
 
 Payload: `command`, optionally `env` (an object of texts) and `cwd` (a folder below the work folder, made if missing).
 Result: `status`, `returncode`, `stdout`, `stderr` (its end). An exit code other than 0 is a failure.

@@ -21,6 +21,7 @@ from supervisor.config.schema import TaskType
 
 NAME: Final = "bwrap"
 TRY_S: Final = 5.0
+_SYSTEM: Final = ("/usr", "/bin", "/sbin", "/opt", "/srv")
 # What programs need of /etc. A task sees nothing else of it, and not the node's own folders.
 _ETC: Final = (
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "ssl", "ca-certificates", "pki", "passwd", "group",
@@ -37,6 +38,7 @@ _VARIANTS: Final = (
     (("--unshare-user",), "a task may make namespaces of its own: bubblewrap 0.8 forbids that"),
     ((), "a task has no user namespace of its own"),
 )
+_MIB, _GIB = 1 << 20, 1 << 30
 _SIGNALS: Final = frozenset(map(int, signal.valid_signals()))
 
 
@@ -62,13 +64,23 @@ def argv(task_type: TaskType, workdir: Path, found: Found, hidden: Iterable[str]
     line += ["--dev", "/dev"]
     for pattern in _GPU:
         line += _each("--dev-bind-try", sorted(glob.glob(pattern)))
-    # Outside the work folder, a task may write to memory only.
-    line += ["--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/run"]  # noqa: S108
-    for link in ("/bin", "/sbin", *sorted(glob.glob("/lib*"))):
-        if os.path.islink(link):
-            line += ["--symlink", os.readlink(link), link]
-    readable = ["/usr", "/bin", "/sbin", *glob.glob("/lib*"), *(f"/etc/{name}" for name in _ETC), *task_type.sandbox_read]
+    # Outside the work folder a task may write to memory only, and not to much of it.
+    size = ["--size", str(_room(task_type))] if found.options == _VARIANTS[0][0] else []
+    line += [*size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev", *size, "--tmpfs", "/tmp", "--dir", "/run"]  # noqa: S108
+    top = (*_SYSTEM, *sorted(glob.glob("/lib*")))
+    for link in filter(os.path.islink, top):
+        line += ["--symlink", os.readlink(link), link]
+    inside = tuple(f"{folder}/" for folder in (*top, *task_type.sandbox_read))
+    named = (part for part in task_type.argv if os.path.isabs(part) and not part.startswith(inside) and os.path.isfile(part))
+    readable = [*(f for f in top if not os.path.islink(f)), *(f"/etc/{name}" for name in _ETC), *named, *task_type.sandbox_read]
     return [*line, *_binds(readable, [*hidden, *_PRIVATE], str(workdir)), "--remount-ro", "/", "--chdir", str(workdir), "--"]
+
+
+def _room(task_type: TaskType) -> int:
+    """Bytes that a task may write to /tmp, and as many to /dev/shm: they are memory that no process is charged with."""
+    if task_type.max_memory_gb is not None:
+        return max(_MIB, int(task_type.max_memory_gb * _GIB / 4))
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 def _each(option: str, paths: Iterable[str]) -> list[str]:
@@ -77,18 +89,19 @@ def _each(option: str, paths: Iterable[str]) -> list[str]:
 
 def _binds(readable: Sequence[str], hidden: Sequence[str], workdir: str) -> list[str]:
     """The readable paths, with what is hidden below them covered, and the work folder. What lies deeper comes later."""
-    steps: dict[str, list[str]] = {}
-    for path in readable:
-        if os.path.exists(path) and not (path.count("/") == 1 and os.path.islink(path)):
-            steps[path] = ["--ro-bind", path, path]
+    steps = {path: ["--ro-bind", path, path] for path in map(os.path.abspath, readable) if os.path.exists(path)}
+    covers = []
     for path in list(steps):
         real = os.path.realpath(path)  # a link may lead to what is hidden
         for secret in map(os.path.realpath, hidden):
-            if secret == real or secret.startswith(real.rstrip("/") + "/"):
-                place = path + secret[len(real) :]
-                steps[place] = ["--tmpfs", place] if os.path.isdir(secret) else ["--ro-bind", "/dev/null", place]
+            if not os.path.exists(secret) or os.path.commonpath([real, secret]) != real:
+                continue
+            cover = os.path.normpath(path + secret[len(real) :])
+            steps[cover] = ["--tmpfs", cover] if os.path.isdir(secret) else ["--ro-bind", "/dev/null", cover]
+            covers += [cover] if os.path.isdir(secret) else []
     steps[workdir] = ["--bind", workdir, workdir]
-    return [part for path in sorted(steps) for part in steps[path]]
+    closed = [part for cover in covers for part in ("--remount-ro", cover)]
+    return [*(part for path in sorted(steps) for part in steps[path]), *closed]
 
 
 def inner_status(status: int | None) -> int | None:

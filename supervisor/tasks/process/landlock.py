@@ -1,6 +1,6 @@
 """A barrier between a task and what runs as the same user, by Landlock: the task cannot trace other processes, so it cannot
-read the daemon's memory and environment. From Linux 6.12 on it cannot signal them either. Where the service may read input
-devices, the task may not. Standard library only.
+read the daemon's memory and environment. From Linux 6.12 on it can neither signal them nor connect to their abstract sockets,
+such as the X server's. Where the service may read input devices, the task may not. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same on every architecture
 _VERSION, _PATH_BENEATH = 1, 1
 _WRITE_FILE, _READ_FILE = 1 << 1, 1 << 2
 _REFER = 1 << 13  # renaming between folders: must be handled to be allowed
-_SCOPE_SIGNAL = 1 << 1
+_SCOPE_ABSTRACT_SOCKET, _SCOPE_SIGNAL = 1 << 0, 1 << 1
 _SCOPED_ABI, _REFER_ABI = 6, 2
 INPUT = "/dev/input"
 
@@ -33,22 +33,23 @@ def summary(version: int) -> str:
     return f"{signals} (Landlock keeps it from tracing)" if version >= _REFER_ABI else f"{signals}, and trace it (no Landlock)"
 
 
-def enter(closed: str = INPUT) -> None:
+def enter(closed: str = INPUT, *, mounts: bool = False) -> None:
     """Restrict this process and its descendants as far as the kernel can. Needs no_new_privs.
 
     Args:
         closed: a folder whose files become unreadable and unwritable, if they were not already. The service may read input
             devices to see when they were used; a task that may would be a key logger. What is created later beside that
             folder or the folders above it, such as a new device node, is closed too.
+        mounts: what comes next makes mounts, as a sandbox does. A rule about files would forbid that, so there are none.
     """
     version = abi()
-    if version < _REFER_ABI:
+    if version < (_SCOPED_ABI if mounts else _REFER_ABI):
         return
-    close = _has_open_files(closed)
+    close = not mounts and _has_open_files(closed)
     # struct landlock_ruleset_attr: handled_access_fs, handled_access_net, scoped
     handled = _REFER | (_READ_FILE | _WRITE_FILE if close else 0)
     scoped = version >= _SCOPED_ABI
-    attributes = (ctypes.c_uint64 * 3)(handled if close or not scoped else 0, 0, _SCOPE_SIGNAL)
+    attributes = (ctypes.c_uint64 * 3)(handled if close or not scoped else 0, 0, _SCOPE_SIGNAL | _SCOPE_ABSTRACT_SOCKET)
     ruleset = _LIBC.syscall(_CREATE, ctypes.byref(attributes), 24 if scoped else 8, 0)
     if ruleset < 0:
         return

@@ -41,6 +41,8 @@ STATE_FILE, STATE_MOST = "rae-state.json", 1 << 16
 _CHECK_S = 0.02  # between two checks for that file
 _LIBC = ctypes.PyDLL(None, use_errno=True)  # PyDLL: the child of `_fork_into` must find the interpreter lock held
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}  # ioprio_set(2)
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}  # keyctl(2)
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _IOPRIO_IDLE = 3 << 13  # IOPRIO_CLASS_IDLE, as IOPRIO_PRIO_VALUE makes it
 _SYS_CLONE3, _CLONE_INTO_CGROUP = 435, 1 << 33  # the same on every architecture (clone(2))
 
@@ -95,8 +97,9 @@ def _become_task(launch: Mapping[str, object], parent: int, enter: str | None) -
     if os.getppid() != parent:
         os._exit(127)  # the shim ended before the line above
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if not launch["sandbox"]:  # a sandbox makes mounts, which Landlock forbids, and separates its processes itself
-        landlock.enter()
+    landlock.enter(mounts=bool(launch["sandbox"]))
+    if (call := _SYS_KEYCTL.get(os.uname().machine)) is not None:
+        _LIBC.syscall(call, _KEYCTL_JOIN_SESSION_KEYRING, None)  # a new one: the service's may lead to a person's keys
     if enter is not None:
         process_tree.write(f"{enter}/cgroup.procs", "0")
     with contextlib.suppress(OSError, ValueError):

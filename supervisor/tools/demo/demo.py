@@ -180,8 +180,9 @@ class Demo:
     @contextmanager
     def _daemon(self, folder: Path, url: str, inhibitor: str) -> Iterator[tuple[Node, Daemon]]:
         minutes = 0.1 / self._speed
+        python = {"sandbox_read": [sys.prefix, sys.base_prefix], "grace_sec": 1}
         types = {
-            name: {"executor": "command", "argv": [sys.executable, "-I", str(TASKS_FILE), name], "grace_sec": 1}
+            name: {"executor": "command", "argv": [sys.executable, "-I", str(TASKS_FILE), name], **python}
             for name in ("primes", "words", "render")
         }
         settings = {
