@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from supervisor.linux import console
+from supervisor.linux.text import visible
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from supervisor.config.load import Config
 
 # The mark and the name at the start of a line; the text follows.
@@ -83,6 +86,19 @@ def print_lines(lines: list[str], *, one_screen: bool = False) -> None:
         size = shutil.get_terminal_size()
         lines = fit(lines, size.columns, size.lines - 1 if one_screen else None)
     print("\n".join(lines))
+
+
+def terminal(**options: Any) -> Console:
+    """A console to draw on. Only rich's own escape sequences reach the terminal; texts are cleaned when they are drawn."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Clean(Console):
+        def render(self, *args: Any, **kwargs: Any) -> Iterator[Segment]:
+            for segment in super().render(*args, **kwargs):
+                yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    return Clean(file=console.drawing(), highlight=False, **options)
 
 
 def fit(lines: list[str], width: int, height: int | None = None) -> list[str]:

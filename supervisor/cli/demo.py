@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, exit_with, not_nan
+from supervisor.cli.common import ConfigOption, Exit, exit_with, not_nan, terminal
 from supervisor.cli.status import MARK
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _Live:
 
         self._lines: list[str] = []
         self._status: dict[str, Any] = {}
-        self._live = Live(get_renderable=self._picture, refresh_per_second=8, transient=True)
+        self._live = Live(console=terminal(), get_renderable=self._picture, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> None:
         self._live.start()

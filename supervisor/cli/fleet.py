@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, exit_with, print_json
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, exit_with, print_json, terminal
 
 if TYPE_CHECKING:
     from supervisor.sources.nats.connection import Connection, Server
@@ -92,7 +92,7 @@ def fleet(
             from rich.live import Live
             from rich.text import Text
 
-            with Live(Text(""), auto_refresh=False, screen=True) as view:
+            with Live(Text(""), console=terminal(), auto_refresh=False, screen=True) as view:
                 while True:
                     view.update(Text("\n".join(screen(await overview(connection)))), refresh=True)
                     await asyncio.sleep(WATCH_S)

@@ -23,6 +23,7 @@ from supervisor.cli.common import (
     print_lines,
     query,
     runtime_folder,
+    terminal,
 )
 
 WATCH_S = 0.5
@@ -64,7 +65,8 @@ def _watch(config: Path | None, as_json: bool) -> NoReturn:
     from rich.live import Live
     from rich.text import Text
 
-    screen = Live(Text(""), auto_refresh=False, screen=True) if sys.stdout.isatty() and not as_json else None
+    live = sys.stdout.isatty() and not as_json
+    screen = Live(Text(""), console=terminal(), auto_refresh=False, screen=True) if live else None
     runtime, last = runtime_folder(config), ""
     try:
         with screen or contextlib.nullcontext():

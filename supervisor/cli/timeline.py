@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, LogsArgument, journals, reading_journals
+from supervisor.cli.common import ConfigOption, LogsArgument, journals, reading_journals, terminal
 from supervisor.cli.picture import check_name, write_file, write_picture
 
 
@@ -33,11 +33,9 @@ def timeline(
     with reading_journals(TimelineError):
         drawn = load(journals(logs, config), days)
     if out is None:
-        from rich.console import Console
-
         from supervisor.tools.history.timeline.terminal import lines
 
-        console = Console(highlight=False, width=shutil.get_terminal_size().columns)  # also on a dumb terminal
+        console = terminal(width=shutil.get_terminal_size().columns)  # also on a dumb terminal
         for line in lines(drawn, console.width):
             console.print(line)
     elif out.suffix.lower() == ".html":

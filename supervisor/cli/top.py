@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.cli.common import ConfigOption, Exit, NoAnswer, ask_daemon, exit_with, query, runtime_folder
+from supervisor.cli.common import ConfigOption, Exit, NoAnswer, ask_daemon, exit_with, query, runtime_folder, terminal
 
 INTERVAL_S: Final = 1.0
 TIMEOUT_S: Final = 3.0
@@ -101,12 +101,12 @@ class _Client(threading.Thread):
 
 def _show(runtime: Path, first: dict[str, Any]) -> tuple[Exit, str]:
     """Until `q`; returns how the last question to the daemon ended."""
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
 
     from supervisor.cli.top_view import LastAnswer, screen
 
-    console = Console(highlight=False)
+    console = terminal()
     client = _Client(runtime, first)
     client.start()
     with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:

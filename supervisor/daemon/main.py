@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.config.fallback import load_or_disabled
 from supervisor.config.load import Config, ConfigErrors, find_folder, load
+from supervisor.linux import console
 
 if TYPE_CHECKING:
     from supervisor.daemon.loop import Daemon
@@ -268,6 +269,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    console.prepare_errors()
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:  # before the loop took over

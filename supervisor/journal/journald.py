@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+
+from supervisor.linux.text import escaped
 
 SOCKET: Final = "/run/systemd/journal/socket"
 IDENTIFIER: Final = "rae-node"
 WARNING, INFO = 4, 6
+MAX_FIELD: Final = 4096
 # journald has its own clocks; observation, memory and limits are for replays.
 _LEFT_OUT: Final = frozenset({"v", "time", "boot_s", "observation", "memory", "limits", "at_s"})
 _VERDICT: Final = {True: "ok", False: "no", None: "unknown"}
@@ -69,8 +71,5 @@ def _flat(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _field(name: str, value: str) -> bytes:
-    """`NAME=value`, or with the length before it where the value has more than one line."""
-    raw = value.encode(errors="replace")
-    if b"\n" not in raw:
-        return name.encode() + b"=" + raw + b"\n"
-    return name.encode() + b"\n" + struct.pack("<Q", len(raw)) + raw + b"\n"
+    """`NAME=value`: one line, which a terminal only shows."""
+    return f"{name}={escaped(value, MAX_FIELD)}\n".encode()

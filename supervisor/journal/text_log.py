@@ -11,7 +11,7 @@ from typing import Final
 from supervisor.journal.daily_file import DayFile
 from supervisor.journal.summary import LONGEST
 from supervisor.linux.clock import iso
-from supervisor.linux.text import one_line
+from supervisor.linux.text import escaped, one_line
 
 STEM: Final = "rae-node"
 SUFFIX: Final = ".log"
@@ -32,7 +32,7 @@ class TextLog:
             lines.insert(0, f"({'a line is' if self._lost == 1 else f'{self._lost} lines are'} missing here: {self.trouble})")
         try:
             for line in lines:
-                self._file.append(wall_s, f"{iso(wall_s)}  {line}\n".encode(errors="replace"))
+                self._file.append(wall_s, f"{iso(wall_s)}  {escaped(line, 2 * LONGEST)}\n".encode())
                 self._lost = 0
             self.trouble = ""
         except OSError as error:

@@ -83,7 +83,7 @@ class Notifier:
         self._send(f"ERRNO={number}", status=why)
 
     def bus_error(self, name: str) -> None:
-        self._send(f"BUSERROR={name}")
+        self._send(f"BUSERROR={one_line(name, MAX_STATUS)}")
 
     def close(self) -> None:
         if self._notifier is not None:

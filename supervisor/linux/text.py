@@ -9,6 +9,14 @@ from typing import Final
 ESCAPE: Final = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b.?"
 )
+# What a terminal obeys, and what changes the order of characters or lines: controls, without line end and tab, and Unicode's
+# line separators and marks of direction.
+OBEYED: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """The text, in which what a terminal would obey is written out: `\\x1b`, `\\u202e`. Line ends and tabs stay."""
+    return OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def one_line(text: str, max_chars: int) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from supervisor.linux.text import escaped, one_line
+from supervisor.linux.console import document
+from supervisor.linux.text import escaped, one_line, visible
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,15 @@ def test_a_long_text_is_cut_and_says_so() -> None:
 def test_escaped_shows_what_is_there() -> None:
     assert escaped("a\x1b\u202eb", 40) == "a\\x1b\\u202eb"
     assert escaped("\n" * 40, 10) == "\\n\\n\\n\\n\\n"[:9] + "…"
+
+
+def test_visible_keeps_the_text_and_writes_out_what_a_terminal_obeys() -> None:
+    assert visible("äöü 日本 👩\u200d🔬\t\xa0\n\udcff") == "äöü 日本 👩\u200d🔬\t\xa0\n\udcff"
+    assert visible("\x1b[2J\r\x9b2J\x7f\x00\u202e\u2028") == "\\x1b[2J\\r\\x9b2J\\x7f\\x00\\u202e\\u2028"
+
+
+def test_a_document_has_the_whole_text_and_shows_it_only() -> None:
+    value = {"a": "\x1b[2J\x9b2J\x7f\u202e\u2028 äöü"}
+    text = document(value)
+    assert json.loads(text) == value
+    assert text.replace("\n", "").isprintable()

@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from supervisor.linux import console
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus
 from supervisor.linux.inotify import Event, Watcher, flags
@@ -378,4 +379,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    console.prepare_errors()
     sys.exit(main(sys.argv[1:]))

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from supervisor.linux import console
 from supervisor.linux.small_files import read_plain
 from supervisor.sources.errors import MIB
 from supervisor.sources.nats import subjects
@@ -255,4 +256,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    console.prepare()
     sys.exit(main(sys.argv[1:]))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from supervisor.linux import console
 from supervisor.linux.small_files import read_plain
 from supervisor.sources.errors import MIB, RequestError
 from supervisor.sources.nats.connection import Connection
@@ -112,4 +113,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    console.prepare()
     sys.exit(main(sys.argv[1:]))
