@@ -31,6 +31,7 @@ class Claim:
     type: str
     payload: Mapping[str, Any] = field(default_factory=dict, repr=False)
     priority: int = 0
+    lost: int = 0  # attempts at it that ended with their node (lost_attempts.py)
 
 
 class Availability(StrEnum):

@@ -1,4 +1,5 @@
-"""The record of the tasks in flight, so that a power cut leaves no task hanging. It holds ids and types, nothing else.
+"""The record of the tasks in flight, so that a power cut leaves no task hanging. It holds ids, types and a count of lost
+attempts, nothing else.
 
 A task is recorded as soon as its claim has been read and until its outcome is delivered. Mostly it is one task; for a moment
 two: one that runs and one whose outcome is on its way.
@@ -28,13 +29,16 @@ WRITE_DEADLINE_S: Final = 10.0
 UNKNOWN: Final = ""  # a re-post whose answer was not read: the server may have taken it
 
 
-class InFlightTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A task in flight. `node`: the server's id of this node. `repost`: None, UNKNOWN, or the id of the task posted again."""
+class InFlightTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A task in flight. `node`: the server's id of this node. `repost`: None, UNKNOWN, or the id of the task posted again.
+    `lost`: attempts at it that ended with their node. `over`: this attempt is over, or is counted in `lost`."""
 
     id: str
     type: str
     node: str = ""
     repost: str | None = None
+    lost: int = 0
+    over: bool = False
 
 
 class _Document(msgspec.Struct):
@@ -61,8 +65,10 @@ class InFlightRecord:
         return task_id in self._tasks
 
     async def load(self) -> tuple[tuple[InFlightTask, ...], str]:
-        """The tasks that an earlier run left; and a reason if the record could not be read and was set aside."""
-        tasks, problem = await asyncio.to_thread(self._read)
+        """The tasks that an earlier run left; and a reason if the record could not be read and was set aside. An attempt that
+        was not over is lost from now on."""
+        found, problem = await asyncio.to_thread(self._read)
+        tasks = tuple(map(_counted, found))
         self._tasks = {task.id: task for task in tasks}
         return tasks, problem
 
@@ -74,6 +80,12 @@ class InFlightRecord:
         """Record that the task was posted again; UNKNOWN before the answer is read."""
         replace = msgspec.structs.replace
         await self._change(replace(t, repost=new_id) if t.id == task_id else t for t in self._tasks.values())
+
+    async def close(self, *task_ids: str) -> None:
+        """Record that the attempts at these tasks are over; without an id, all of them. A node that ends now loses none."""
+        changed = {t.id: t for t in self._tasks.values() if not t.over and (not task_ids or t.id in task_ids)}
+        if changed:
+            await self._change(msgspec.structs.replace(t, over=True) if t.id in changed else t for t in self._tasks.values())
 
     async def remove(self, task_id: str) -> None:
         """Forget a task: its outcome is delivered."""
@@ -149,6 +161,12 @@ class InFlightRecord:
             return (), f"{problem} and cannot be set aside; a task may hang at the control node"
 
 
+def _counted(task: InFlightTask) -> InFlightTask:
+    """What is posted again was over before."""
+    lost = task.lost + (not task.over and task.repost is None)
+    return msgspec.structs.replace(task, lost=lost, over=True)
+
+
 def _parsed(content: bytes) -> tuple[InFlightTask, ...]:
     """The recorded tasks.
 
@@ -158,7 +176,7 @@ def _parsed(content: bytes) -> tuple[InFlightTask, ...]:
     if len(content) > MAX_BYTES:
         raise ValueError
     document = msgspec.json.decode(content, type=_Document)
-    sound = all(is_id(t.id) and (t.repost in (None, UNKNOWN) or is_id(t.repost)) for t in document.tasks)
+    sound = all(is_id(t.id) and (t.repost in (None, UNKNOWN) or is_id(t.repost)) and t.lost >= 0 for t in document.tasks)
     if document.version != VERSION or not sound:
         raise ValueError
     return document.tasks

@@ -20,6 +20,7 @@ from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.link import RetryingLink
 from supervisor.sources.outbox import Outbox
 
+NOTES_S: Final = 1.0  # the most that the last write of the record may take
 MAX_WAITING: Final = 16  # outcomes that wait in memory, each as large as a result may be; with so many, the node does not ask
 
 
@@ -75,6 +76,7 @@ class NetworkSource(ABC):
                     await self._finish(deadline_s)
         finally:
             await self._end()
+            await self._close_notes()
             for item in self._outbox:
                 self._log("undelivered", item, reason=self._undelivered_reason)
             self._link.stopped()
@@ -109,6 +111,14 @@ class NetworkSource(ABC):
     @property
     def status(self) -> LinkStatus:
         return replace(self._link.status, dialect=self._dialect, url=self._url, outbox=len(self._outbox))
+
+    async def _close_notes(self) -> None:
+        """What is not delivered was over before the node ended."""
+        try:
+            async with asyncio.timeout(NOTES_S):
+                await self._record.close()
+        except OSError as error:  # TimeoutError too
+            self._log("note-not-kept", reason=str(error))
 
     # --- what differs
 

@@ -102,6 +102,13 @@ class Outbox(ABC, Generic[ItemT]):
         except OSError as error:
             self._log("note-not-removed", task=task_id, reason=str(error))
 
+    async def _close_note(self, item: ItemT) -> None:
+        """The item may wait for long. Its attempt is over: a node that ends meanwhile loses none."""
+        try:
+            await self._record.close(item.id)
+        except OSError as error:
+            self._log("note-not-kept", item, reason=str(error))
+
     @abstractmethod
     async def _deliver(self, item: ItemT) -> None:
         """Deliver the item, or decide that it cannot be delivered.
@@ -118,7 +125,9 @@ class Outbox(ABC, Generic[ItemT]):
         return True
 
     async def _try(self, item: ItemT) -> None:
-        await self._opened.wait()
+        if not self._opened.is_set():
+            await self._close_note(item)
+            await self._opened.wait()
         try:
             await self._deliver(item)
         except RequestError:
@@ -132,6 +141,7 @@ class Outbox(ABC, Generic[ItemT]):
 
     async def _pause(self, seconds: float) -> None:
         self._hurry.clear()
+        await self._close_note(self._items[0])
         await wait_for_event(self._hurry, min(seconds, self._longest_pause_s))
 
     def _report(self, state: RetryCallState) -> None:

@@ -93,7 +93,7 @@ def test_killed_it_leaves_nothing_and_the_task_runs_elsewhere(tmp_path: Path, he
             node.wait_for_task()
             until(lambda: len(node.task_pids()) >= 3, "the whole tree")
             note = json.loads((tmp_path / "state/task.json").read_text())
-            assert [set(entry) <= {"id", "type", "node", "repost"} for entry in note["tasks"]] == [True]
+            assert [set(entry) <= {"id", "type", "node", "repost", "lost", "over"} for entry in note["tasks"]] == [True]
             node.kill()
             until(lambda: not node.task_pids(), "no process of the task")
             until(lambda: not list((tmp_path / "work").iterdir()), "no work file")

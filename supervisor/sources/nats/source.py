@@ -31,6 +31,7 @@ from supervisor.sources.base import (
 )
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightTask
+from supervisor.sources.lost_attempts import GIVEN_UP, MAX_LOST, lost_in, read_count, with_count
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.connection import ACK, TERM, Connection, Server, nak
 from supervisor.sources.nats.errors import Delivery, Exists, Refused
@@ -69,6 +70,7 @@ class NatsSource(NetworkSource):
         self._leases = Leases(clock, self._connection, self._link, self._log)
         self._outbox = ResultOutbox(self._connection, self._leases, self._link, self._record, self._log)
         self._hand_backs: set[asyncio.Task[None]] = set()
+        self._lost: dict[str, InFlightTask] = {}  # tasks whose attempt ended with this node; the fleet does not know it yet
         self.counts = {"done": 0, "failed": 0, "handed_back": 0}
 
     # --- the protocol
@@ -120,9 +122,28 @@ class NatsSource(NetworkSource):
     # --- start and stop
 
     async def _recover(self, task: InFlightTask) -> None:
-        """The lease has lapsed, or it will soon: there is nothing to do."""
+        """The lease has lapsed, or it will soon. The next node must know of a lost attempt."""
         self._log("note-found", task, reason="its lease ends, and another node gets it")
-        await self._outbox.forget(task.id)
+        if task.lost:
+            self._lost[task.id] = task
+        else:
+            await self._outbox.forget(task.id)
+
+    async def _report_lost(self) -> None:
+        """Store the count of lost attempts beside what each task has saved. What fails is tried with the next link."""
+        for task in list(self._lost.values()):
+            try:
+                data = await self._connection.last(subjects.PLACES, subjects.place_subject(task.id))
+                saved = {} if data is None else decode_saved(data)
+                lost = max(task.lost, lost_in(saved) + 1)
+                msg_id = f"{task.id}.{subjects.token(self._node_id)}.lost.{task.lost}"  # counted once, if it is sent twice
+                body = await asyncio.to_thread(sanitize.encode, with_count(saved, lost))
+                await self._connection.store(subjects.place_subject(task.id), body, msg_id)
+            except (RequestError, Poison) as error:
+                self._log("lost-not-told", task, reason=str(error))
+                continue
+            if self._lost.pop(task.id, None) is not None:
+                await self._outbox.forget(task.id)
 
     def _jobs(self) -> tuple[Coroutine[Any, Any, None], ...]:
         return (self._leases.run(),)
@@ -162,6 +183,7 @@ class NatsSource(NetworkSource):
             raise RequestError(reason) from None
         except (KeyError, TypeError, ValueError, OverflowError):
             raise RequestError(f"{self._url} describes its consumer {self._consumer} in an unknown form") from None
+        await self._report_lost()
         await self._beat()
         self._leases.renew_now()
 
@@ -228,12 +250,22 @@ class NatsSource(NetworkSource):
             return
         lease = self._leases.take(claim, delivery)
         if delivery.count > 1:
-            lease.claim = claim = await self._with_saved(claim)
+            claim = await self._with_saved(claim)
+        lease.claim = claim = self._with_lost(read_count(claim))
+        if claim.lost >= MAX_LOST:
+            self._log("given-up", claim, reason=GIVEN_UP)
+            self.settle(claim, failed(GIVEN_UP))
+            return
         try:
-            await self._record.put(InFlightTask(claim.id, claim.type))
+            await self._record.put(InFlightTask(claim.id, claim.type, lost=claim.lost))
         except OSError as error:
             self._log("note-not-kept", claim, reason=str(error))
         self._claim = claim
+
+    def _with_lost(self, claim: Claim) -> Claim:
+        """The task with this node's own count, if the fleet did not take that."""
+        left = self._lost.pop(claim.id, None)
+        return claim if left is None else replace(claim, lost=max(claim.lost, left.lost))
 
     async def _with_saved(self, claim: Claim) -> Claim:
         """The task with what it had saved when it was given back. Without it, it starts from the beginning: always right."""
@@ -283,7 +315,7 @@ class NatsSource(NetworkSource):
             raise RequestError("its lease has ended")
 
     async def _save(self, claim: Claim, saved: Any, count: int) -> None:
-        body = await asyncio.to_thread(sanitize.encode, {STATE_KEY: saved})
+        body = await asyncio.to_thread(sanitize.encode, with_count({STATE_KEY: saved}, claim.lost))
         try:
             msg_id = f"{claim.id}.{subjects.token(self._node_id)}.{count}"
             await self._connection.store(subjects.place_subject(claim.id), body, msg_id)

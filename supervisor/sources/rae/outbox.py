@@ -15,6 +15,7 @@ from supervisor.sources.errors import MIB, RequestError
 from supervisor.sources.events import EventLog
 from supervisor.sources.in_flight import UNKNOWN, InFlightRecord, InFlightTask
 from supervisor.sources.link import RetryingLink
+from supervisor.sources.lost_attempts import GIVEN_UP, MAX_LOST, with_count
 from supervisor.sources.outbox import Outbox
 from supervisor.sources.rae.api import BAD_GATEWAY, NotFound, RaeApi, TaskTooLarge, UnknownPath, surely_not_created
 
@@ -42,6 +43,7 @@ class Item:
     step: Step
     payload: Mapping[str, Any] = field(default_factory=dict, repr=False)
     priority: int = 0
+    lost: int = 0
     result: Mapping[str, Any] = field(default_factory=dict, repr=False)
     error: str | None = None
     reason: str = ""  # of a hand-back
@@ -65,7 +67,7 @@ class Item:
         """A task given back unrun or preempted."""
         payload = claim.payload if ending.saved_state is None else {**claim.payload, STATE_KEY: ending.saved_state}
         reason = sanitize.reason(ending.error)
-        item = cls(claim.id, claim.type, Step.REPOST, payload, claim.priority, reason=reason)
+        item = cls(claim.id, claim.type, Step.REPOST, payload, claim.priority, claim.lost, reason=reason)
         if on_preempt != RESUBMIT:
             item.fail_preempted()
         return item
@@ -74,8 +76,9 @@ class Item:
     def left(cls, task: InFlightTask) -> Item:
         """A task that a crash left."""
         reason = "node restarted while it had the task"
+        node, repost, lost = task.node, task.repost, task.lost
         return cls(
-            task.id, task.type, Step.RECOVER, left_by_crash=True, node=task.node, repost=task.repost, reason=reason
+            task.id, task.type, Step.RECOVER, lost=lost, left_by_crash=True, node=node, repost=repost, reason=reason
         )
 
     def fail(self, error: str) -> None:
@@ -90,7 +93,8 @@ class Item:
 
     def encode_task(self) -> bytes:
         """The task as it is posted again."""
-        return sanitize.encode({"type": self.type, "payload": self.payload, "priority": self.priority})
+        payload = with_count(self.payload, self.lost)
+        return sanitize.encode({"type": self.type, "payload": payload, "priority": self.priority})
 
     def encode(self) -> bytes:
         """The outcome as it is posted; a failure of its own when it is too large."""
@@ -214,6 +218,9 @@ class RaeOutbox(Outbox[Item]):
             payload, task_type = task.get("payload"), task.get("type", item.type)
         if item.repost:
             item.fail_preempted()
+        elif item.lost >= MAX_LOST:
+            self._log("given-up", item, reason=GIVEN_UP)
+            item.fail(GIVEN_UP)
         elif isinstance(payload, dict) and isinstance(task_type, str) and self._settings.preempted(task_type) == RESUBMIT:
             priority = task.get("priority") if task else 0
             item.type, item.payload, item.step = task_type, payload, Step.REPOST

@@ -14,6 +14,7 @@ from supervisor.linux.clock import Clock
 from supervisor.sources.base import Availability, Claim, SourceEvents, SourceSettings
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightTask
+from supervisor.sources.lost_attempts import GIVEN_UP, MAX_LOST, read_count
 from supervisor.sources.network_source import NetworkSource
 from supervisor.sources.rae.api import BAD_GATEWAY, NotFound, RaeApi, TaskTooLarge, UnknownPath
 from supervisor.sources.rae.outbox import OVER, Item, RaeOutbox
@@ -148,11 +149,13 @@ class RaeSource(NetworkSource):
         """Record the task that was handed over, then let it be taken. A task that cannot be run fails at once."""
         task_type, payload, priority = raw.get("type"), raw.get("payload"), raw.get("priority")
         good_type = isinstance(task_type, str) and 0 < len(task_type) <= MAX_TYPE_CHARS and task_type.isprintable()
-        claim = Claim(
-            id=raw["id"].lower(),
-            type=str(task_type) if good_type else "",
-            payload=payload if isinstance(payload, dict) else {},
-            priority=priority if type(priority) is int else 0,
+        claim = read_count(
+            Claim(
+                id=raw["id"].lower(),
+                type=str(task_type) if good_type else "",
+                payload=payload if isinstance(payload, dict) else {},
+                priority=priority if type(priority) is int else 0,
+            )
         )
         if claim.id in self._record or claim.id in self._outbox:
             # The server queued it again while this node was silent; the outcome on its way settles it.
@@ -164,7 +167,7 @@ class RaeSource(NetworkSource):
         if not refusal and not (good_type and isinstance(payload, dict)):
             refusal = "its payload is not an object" if good_type else "it has no usable type"
         try:
-            await self._record.put(InFlightTask(claim.id, claim.type, self._api.compute_id))
+            await self._record.put(InFlightTask(claim.id, claim.type, self._api.compute_id, lost=claim.lost))
         except OSError as error:
             self._record_failed = True
             reason = f"the note of the task in flight could not be kept: {_describe(error)}"
@@ -175,6 +178,10 @@ class RaeSource(NetworkSource):
         if refusal:
             self._log("claim-refused", claim, reason=f"refused: {refusal}")
             self.settle(claim, failed(f"refused: {refusal}"))
+            return
+        if claim.lost >= MAX_LOST:
+            self._log("given-up", claim, reason=GIVEN_UP)
+            self.settle(claim, failed(GIVEN_UP))
             return
         self._claim = claim
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from support import rae_server as s
 from support.constants import constants
-from support.nats_rig import NatsServer, Operator, needs_server, operator, server
+from support.nats_rig import NatsServer, Operator, needs_server, node, operator, server
 from support.rae_server import RaeServer, in_loop, until
 
 from supervisor.config.schema import Control
@@ -21,6 +21,7 @@ from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Claim, SourceSettings
 from supervisor.sources.errors import MIB
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
+from supervisor.sources.lost_attempts import GIVEN_UP, LOST_KEY
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.bridge import Bridge
 from supervisor.sources.nats.connection import Server
@@ -281,3 +282,23 @@ async def test_a_full_note_is_read_again(tmp_path: Path) -> None:
     await record.put(InFlightTask(str(uuid4()), "t"))
     left, problem = await InFlightRecord(tmp_path).load()
     assert (len(left), problem) == (301, "")
+
+
+@in_loop
+async def test_attempts_that_ended_with_their_node_are_counted_on_both_sides_of_the_bridge(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    """One was lost at a node of the control node's own, the other in the fleet; a bridge that ends loses none."""
+    async with RaeServer().listening() as control, operator(server.url, lease_s=1.5):
+        task_id = control.add("echo", {"a": 1, LOST_KEY: 1})
+        for _ in range(2):
+            async with bridge(server, control, tmp_path / "bridge") as (one, _):
+                await until(lambda: task_id in one.pending)
+        async with bridge(server, control, tmp_path / "bridge") as (_, lines):
+            async with node(server.url, tmp_path, stop_s=None) as rig:
+                claim = await rig.claim()
+                assert (claim.payload, claim.lost) == ({"a": 1}, 1)
+            async with node(server.url, tmp_path) as rig:
+                await until(lambda: rig.source.ask() and "given-up" in rig.names())
+                await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
+        assert control.task(task_id)["error"] == GIVEN_UP

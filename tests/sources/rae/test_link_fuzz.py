@@ -238,7 +238,7 @@ class Conversation:
         again = [(str(t.id), t.type, t.payload) for t in self.server.node._tasks.values()]
         assert taken in sent + again, f"{claim} was never sent so"
         note = json.loads((self.state / "task.json").read_text())["tasks"]
-        assert {"id", "type", "node", "repost"} == set(note[-1])
+        assert {"id", "type"} <= set(note[-1]) <= {"id", "type", "node", "repost", "lost", "over"}
         assert claim.id in [entry["id"] for entry in note]
 
     def _end(self, source: RaeSource, claim: Claim) -> None:

@@ -28,7 +28,7 @@ async def test_the_note_is_there_before_the_claim_and_holds_no_payload(tmp_path:
         await until(rig.source.ask)
         await until(lambda: rig.source.waiting)
         node = server.node.register(NODE_ID, {}, None)["id"]
-        assert rig.note == [{"id": task_id, "type": "kind", "node": node, "repost": None}]
+        assert rig.note == [{"id": task_id, "type": "kind", "node": node}]
         claim = rig.source.take()
         assert claim is not None
         assert SENTINEL not in repr(claim)

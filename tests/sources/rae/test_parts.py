@@ -217,7 +217,7 @@ def test_the_note_holds_ids_and_types_and_goes_when_all_is_delivered(tmp_path: P
         }  # fmt: skip
         assert path.stat().st_mode & 0o777 == 0o600
         again = InFlightRecord(tmp_path / "state")
-        assert await again.load() == ((InFlightTask(ID, "t", "node", UNKNOWN),), "")
+        assert await again.load() == ((InFlightTask(ID, "t", "node", UNKNOWN, over=True),), "")
         await again.remove(ID)
         await again.check()
         assert os.listdir(tmp_path / "state") == []

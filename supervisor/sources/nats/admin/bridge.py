@@ -163,7 +163,7 @@ class Bridge:
             return
         self.pending[claim.id] = claim.type
         try:
-            await self._record.put(InFlightTask(claim.id, claim.type))
+            await self._record.put(InFlightTask(claim.id, claim.type, over=True))  # it runs elsewhere
         except OSError as error:
             self._say(f"{claim.id}: could not be noted, a crash now would lose it: {error}")
         await self._retry(lambda: self._queue(claim))

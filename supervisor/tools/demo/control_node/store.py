@@ -10,6 +10,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from supervisor.linux.clock import Clock
+from supervisor.sources.lost_attempts import lost_in, with_count
 
 LISTED_FOR_S: Final = 300.0  # GET nodes leaves out nodes whose heartbeat is older
 REQUEUE_AFTER_S: Final = 120.0
@@ -177,10 +178,13 @@ class ControlNode:
         return task.as_dict()
 
     def requeue(self) -> list[str]:
-        """Take tasks back from nodes without a sign of life; the ids of these tasks."""
+        """Take tasks back from nodes without a sign of life, with one lost attempt more; the ids of these tasks."""
         silent_since_s = self._clock.now_s() - self._requeue_after_s
         silent = {node.id for node in self._nodes.values() if node.seen_s <= silent_since_s}
-        return self._take_back(task for task in self._tasks.values() if task.assigned_node_id in silent)
+        taken = self._take_back(task for task in self._tasks.values() if task.assigned_node_id in silent)
+        for task in (self._tasks[UUID(name)] for name in taken):
+            task.payload = with_count(task.payload, lost_in(task.payload) + 1)
+        return taken
 
     @staticmethod
     def _take_back(tasks: Iterable[Task]) -> list[str]:
