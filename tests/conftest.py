@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,9 @@ from support import shared, sysbox
 PROGRAMS: Final = re.compile(
     r"subprocess|support\.(running|nats_rig|fleet_rig|displays|sysbox|installed|terminal|login1|gpu_rig|trees)|import uml"
 )
+
+# Where the tests run in the background of a script, SIGINT is ignored, and programs that they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine makes an example slow; that is no fault of the product.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -88,7 +88,10 @@ def _refuse(code: int, number: int, why: str) -> int:
 
 
 def wipe(folder: Path) -> int:
-    """For ExecStopPost=: remove what tasks have left in the work folder, unless a node runs there. Returns the exit code."""
+    """For ExecStopPost=: kill the tasks that are left, and remove their files, unless a node runs there. Returns the exit code.
+    """
+    from supervisor.tasks.executors.base import StopFailed
+    from supervisor.tasks.process import unit
     from supervisor.tasks.workdir import Workdir
 
     config = load_or_disabled(folder)
@@ -97,9 +100,13 @@ def wipe(folder: Path) -> int:
         say(f"nothing is wiped: a rae-node runs with {config.paths.runtime}")
         return 1
     try:
+        unit.sweep()
         Workdir(config.paths.workdir).wipe_all()
     except OSError as error:
         say(f"{error.filename}: {error.strerror}")
+        return 1
+    except StopFailed as failure:
+        say(str(failure))
         return 1
     finally:
         os.close(lock)

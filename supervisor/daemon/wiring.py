@@ -31,7 +31,7 @@ from supervisor.tasks.attempt import Attempt, Attempts
 from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.executors import registry
 from supervisor.tasks.executors.base import Executor, StartFailed, StopFailed
-from supervisor.tasks.process import sandbox
+from supervisor.tasks.process import sandbox, unit
 from supervisor.tasks.process.containment import Containment, detect
 from supervisor.tasks.workdir import Workdir
 
@@ -172,6 +172,7 @@ class Node:
             found = detect()
             found.offer = sandbox.look(sandbox.own_paths(self.config))
             self.containment = found
+        unit.sweep()
         self.containment.sweep(self.workdir.root)
         self.workdir.wipe_all()
 
@@ -352,7 +353,8 @@ class Node:
         ]
         notes = [*self.config.notes, self.automation.note]
         if (contained := self.containment) is not None:
-            notes += [contained.summary(), *sandbox.notes(self.config.node.tasks, contained.offer)]
+            parted = contained.summary() if contained.offer.unit else "each task is a systemd unit, with a user of its own"
+            notes += [parted, *sandbox.notes(self.config.node.tasks, contained.offer)]
         notes += [*(text for true, text in later if true), self.task_note()]
         return [note for note in notes if note]
 

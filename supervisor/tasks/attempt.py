@@ -80,19 +80,17 @@ class Attempt:
         except Exception as error:  # its text may hold the payload
             raise self._not_started(f"the task could not be started ({type(error).__name__})") from error
         self._phase = TaskPhase.RUNNING
-        self._watch(self.process, self.workdir, task_type)
+        self._watch(self.process, task_type)
 
     def _not_started(self, error: str) -> StartFailed:
         self._error, self._phase = error, TaskPhase.FAILED
         return StartFailed(error)
 
-    def _watch(self, process: RunningTask, workdir: Path, task_type: TaskType) -> None:
+    def _watch(self, process: RunningTask, task_type: TaskType) -> None:
         may_pause = self._context.settings.limits.hold_of(self.claim.type) > 0
         checkpointer = self._context.checkpointer() if may_pause and task_type.checkpoint == "cuda" else None
         self._pause = Pause(process, self._context, checkpointer)
-        self._monitor = Monitor(
-            self.claim.type, process, workdir, self._context, self._pause, self._vram, self.fail_at_limit
-        )
+        self._monitor = Monitor(self.claim.type, process, self._context, self._pause, self._vram, self.fail_at_limit)
 
     # --- what happens to it
 

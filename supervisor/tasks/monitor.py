@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from states.formatting import number
@@ -56,13 +55,12 @@ class Monitor:
         self,
         kind: str,
         process: RunningTask,
-        workdir: Path,
         context: TaskContext,
         pause: Pause,
         vram: VramCheck,
         on_limit: Callable[[str], None],
     ) -> None:
-        self._kind, self._process, self._workdir = kind, process, workdir
+        self._kind, self._process = kind, process
         self._context, self._pause, self._vram, self._on_limit = context, pause, vram, on_limit
         self._must_stop = False
         self._error = ""
@@ -182,7 +180,7 @@ class Monitor:
     async def _walk_disk(self) -> int:
         began_s = self._context.clock.now_s()
         try:
-            return await asyncio.to_thread(lambda: usage.disk(self._workdir, self._process.pids()))
+            return await self._process.disk()
         finally:
             now_s = self._context.clock.now_s()
             self._walk_at_s = now_s + max(DISK_S, DISK_SHARE * (now_s - began_s))
@@ -190,8 +188,7 @@ class Monitor:
 
 def _measure(process: RunningTask, enough: float | None) -> tuple[int, int]:
     """(number of processes, bytes of memory) of a tree. Blocks."""
-    pids = process.pids()
-    return len(pids), usage.memory(pids, enough)
+    return len(process.pids()), process.memory(enough)
 
 
 def _above(value: float, limit: float) -> str:

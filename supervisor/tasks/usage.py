@@ -6,7 +6,6 @@ import os
 import stat
 import time
 from collections.abc import Collection
-from pathlib import Path
 from typing import Final
 
 GIB: Final = 1 << 30
@@ -49,7 +48,7 @@ def _sum_kib(path: str, names: tuple[bytes, ...]) -> int | None:
     return sum(int(line.split()[1]) for line in lines if line.startswith(names))
 
 
-def disk(folder: Path, pids: Collection[int], limit_s: float = WALK_S) -> int:
+def disk(folder: str, pids: Collection[int], limit_s: float = WALK_S) -> int:
     """Bytes that the folder takes on disk, with its files that are deleted but still open. After `limit_s` seconds, what was
     counted so far: never more than there is."""
     until_s = time.monotonic() + limit_s
@@ -59,7 +58,7 @@ def disk(folder: Path, pids: Collection[int], limit_s: float = WALK_S) -> int:
         return 0
     counted: set[int] = set()  # inodes of files with several names
     total = entries = 0
-    todo = [str(folder)]
+    todo = [folder]
     while todo:
         try:
             with os.scandir(todo.pop()) as there:

@@ -178,7 +178,7 @@ class Installed:
 
     def task_pids(self) -> list[int]:
         """Processes of tasks, by their environment."""
-        found = self.box.run("sh", "-c", "grep -lz ^HOME=/opt/rae-node/workdir/ /proc/[0-9]*/environ 2>/dev/null", check=False)
+        found = self.box.run("sh", "-c", "grep -lz ^RAE_TASK_ID= /proc/[0-9]*/environ 2>/dev/null", check=False)
         return [int(path.split("/")[2]) for path in found.stdout.split()]
 
     def main_pid(self) -> int:

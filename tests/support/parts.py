@@ -64,6 +64,14 @@ class Treeless:
         """It costs nothing."""
         return 0.0
 
+    def memory(self, enough: float | None) -> int:
+        """It costs nothing."""
+        return 0
+
+    async def disk(self) -> int:
+        """It costs nothing."""
+        return 0
+
     def freeze_now(self) -> None:
         """At once."""
 
@@ -123,6 +131,14 @@ class ScriptedTask(Treeless):
     def cpu_s(self) -> float:
         """See RunningTask."""
         return 1.5
+
+    def memory(self, enough: float | None) -> int:
+        """See RunningTask."""
+        return 0
+
+    async def disk(self) -> int:
+        """See RunningTask."""
+        return 0
 
     async def stop(self, grace_s: float) -> tuple[Rung, ...]:
         """See RunningTask."""

@@ -109,9 +109,9 @@ def test_off_unless_let_in_and_never_on_a_command_line(contained: Containment, t
 
 @pytest.mark.parametrize(("setting", "reason"), [
     ("none", "shell_command needs a sandbox (sandbox: none)"),
-    ("auto", "shell_command needs a sandbox (the node is not installed with systemd; bubblewrap is not here: "),
+    ("auto", "shell_command needs a sandbox (this node does not run as the installed service; bubblewrap is not here: "),
     ("bubblewrap", "sandbox: bubblewrap is not here: install it"),
-    ("unit", "sandbox: unit: the node is not installed with systemd: install it with deploy/install"),
+    ("unit", "sandbox: unit: this node does not run as the installed service: install it with deploy/install"),
 ])  # fmt: skip
 def test_without_a_sandbox_no_command_is_started(tmp_path: Path, setting: Any, reason: str) -> None:
     contained = TreeContainment("by choice")

@@ -75,6 +75,14 @@ class RunningTask(Protocol):
         """CPU seconds of the tree so far, of living and of reaped processes."""
         ...
 
+    def memory(self, enough: float | None) -> int:
+        """Bytes of memory and swap that the tree uses; an estimate from above if it is not more than `enough`. Blocks."""
+        ...
+
+    async def disk(self) -> int:
+        """Bytes that the task has written to disk and that are still there."""
+        ...
+
     def freeze_now(self) -> None:
         """Order all processes to stop where they are, and return at once. `freeze` or `stop` must follow, which confirms it.
         Reads and writes no disk. Does nothing for a task that cannot be frozen."""

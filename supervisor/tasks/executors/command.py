@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
 from supervisor.tasks.executors.base import StartFailed, Wake
-from supervisor.tasks.process import bubblewrap, command_process, sandbox
+from supervisor.tasks.process import bubblewrap, command_process, sandbox, unit
 from supervisor.tasks.process.command_process import CommandTask, Launch
 from supervisor.tasks.process.containment import TASK_VARIABLE, Bounds, Containment, task_mark
 from supervisor.tasks.process.pipes import Pipes
 from supervisor.tasks.process.result import CommandResult, judge
 
 _MIB, _GIB = 1 << 20, 1 << 30
+_ACCOUNT: Final = "rae-task"
 
 
 class CommandExecutor:
@@ -33,13 +36,14 @@ class CommandExecutor:
 
     async def start(self, claim: Claim, workdir: Path, wake: Wake) -> CommandTask:
         """See Executor."""
-        argv, payload, variables = self._order(claim, workdir)
-        mark = task_mark(workdir)
         offer, outer, judge_it = self._containment.offer, "", self._judge
+        argv, payload, variables = self._order(claim)
         try:
             chosen = sandbox.choose(self._type, offer)
         except sandbox.NoSandbox as refused:
             raise StartFailed(str(refused)) from None
+        folder = Path(unit.WORKDIR) if chosen.kind is sandbox.Kind.UNIT else workdir  # as the task sees it
+        mark = task_mark(workdir)
         if chosen.kind is sandbox.Kind.BUBBLEWRAP:
             argv = [*bubblewrap.argv(self._type, workdir, offer.bubblewrap, offer.hidden), *argv]
             outer, judge_it = bubblewrap.NAME, self._judge_inside
@@ -51,27 +55,31 @@ class CommandExecutor:
             self._type.max_processes,
             swap=self._type.checkpoint == "none",
         )
-        try:
-            cgroup = self._containment.place(mark, bounds)
-        except OSError as error:
-            raise StartFailed(f"no cgroup for the task: {error.strerror}") from None
         limit = "ended by the kernel"
         if memory_gb is not None:
             limit = f"the kernel ended it at {memory_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
         launch = Launch(
             argv,
-            {**variables, **self._variables(claim, workdir, mark)},
-            str(workdir),
+            {**variables, **self._variables(claim, folder, mark)},
+            str(folder),
             mark,
-            cgroup,
+            None,
             int(self._type.max_result_mb * _MIB),
             outer,
             None if notice.signal == "none" else (getattr(signal, f"SIG{notice.signal}"), notice.deadline_sec),
             limit,
         )
+        if chosen.kind is sandbox.Kind.UNIT:
+            shim = await unit.connect(bounds, network=self._type.sandbox_network)
+            launch = replace(launch, cgroup=shim.tree.path)
+            return await command_process.begin(unit.UnitTask, shim, launch, payload, wake, judge_it)
+        try:
+            launch = replace(launch, cgroup=self._containment.place(mark, bounds))
+        except OSError as error:
+            raise StartFailed(f"no cgroup for the task: {error.strerror}") from None
         return await command_process.start(launch, payload, wake, judge_it)
 
-    def _order(self, claim: Claim, workdir: Path) -> tuple[list[str], bytes, dict[str, str]]:
+    def _order(self, claim: Claim) -> tuple[list[str], bytes, dict[str, str]]:
         """For this claim: argv, the bytes for stdin, further variables. Raises StartFailed."""
         if not self._type.argv:
             raise StartFailed(f"tasks.{claim.type}.argv is empty; name the command in node.yaml")
@@ -93,6 +101,8 @@ class CommandExecutor:
             "LANG": os.environ.get("LANG", "C.UTF-8"),
             "HOME": str(workdir),
             "TMPDIR": str(workdir),
+            "USER": _ACCOUNT,  # some programs want a name, which the user of a unit has for nobody else
+            "LOGNAME": _ACCOUNT,
             "RAE_TASK_ID": claim.id,
             "RAE_TASK_TYPE": claim.type,
             **self._type.env,

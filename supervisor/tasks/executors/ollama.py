@@ -20,6 +20,7 @@ from supervisor.config.schema import TaskType
 from supervisor.config.urls import host_of, is_loopback
 from supervisor.linux.proc import listed, name_of
 from supervisor.sources.base import Claim
+from supervisor.tasks import usage
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, Wake
 from supervisor.tasks.process import process_tree
 from supervisor.tasks.process.rungs import RungName
@@ -98,6 +99,14 @@ class OllamaTask:
             pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
             self._pids = frozenset(pid for pid in pids if listed(name_of(Path("/proc"), pid), PROGRAMS))
         return self._pids
+
+    def memory(self, enough: float | None) -> int:
+        """See RunningTask."""
+        return usage.memory(self.pids(), enough)
+
+    async def disk(self) -> int:
+        """Ollama writes nothing for a task."""
+        return 0
 
     def cpu_s(self) -> float:
         """CPU seconds of Ollama's processes since the task began; they never fall."""

@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from supervisor.sources.base import Claim
@@ -24,15 +23,19 @@ from supervisor.tasks.process.pipes import Pipes
 from supervisor.tasks.process.result import CommandResult, fault
 
 # The text comes in a variable: other users of this machine can read a command line, but not the environment.
-_SCRIPT: Final = 'rae_command=$RAE_COMMAND; unset RAE_COMMAND; cd -- "$RAE_CWD" || exit; unset RAE_CWD; eval "$rae_command"'
+_SCRIPT: Final = (
+    'rae_command=$RAE_COMMAND; unset RAE_COMMAND; mkdir -p -- "$RAE_CWD" && cd -- "$RAE_CWD" || exit; unset RAE_CWD; '
+    'eval "$rae_command"'
+)
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _LONGEST: Final = 120_000  # bytes; the kernel takes 128 KiB for one variable
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000  # bytes that every file system takes below a work folder
 
 
 class ShellExecutor(CommandExecutor):
     """Runs the text of a task."""
 
-    def _order(self, claim: Claim, workdir: Path) -> tuple[list[str], bytes, dict[str, str]]:
+    def _order(self, claim: Claim) -> tuple[list[str], bytes, dict[str, str]]:
         if not self._type.allow_any_command:
             raise StartFailed(f"shell commands are off on this node (tasks.{claim.type}.allow_any_command)")
         command = claim.payload.get("command")
@@ -42,7 +45,7 @@ class ShellExecutor(CommandExecutor):
             raise StartFailed("bad payload: its command holds a NUL, or half a character")
         if len(command.encode()) > _LONGEST:
             raise StartFailed(f"bad payload: its command is longer than {_LONGEST} bytes")
-        folder = _below(workdir, claim.payload.get("cwd"))
+        folder = _below(claim.payload.get("cwd"))
         variables = {**_variables(claim.payload.get("env")), "RAE_COMMAND": command, "RAE_CWD": folder}
         return ["/bin/sh", "-c", _SCRIPT], b"", variables
 
@@ -66,18 +69,15 @@ def _encodable(text: str) -> bool:
         return False
 
 
-def _below(workdir: Path, cwd: object) -> str:
-    """The folder to start in: the work folder or one below it. Raises StartFailed."""
+def _below(cwd: object) -> str:
+    """The folder to start in, relative to the work folder. Raises StartFailed."""
     if cwd is None:
-        return str(workdir)
-    path = os.path.normpath(os.path.join(workdir, cwd)) if isinstance(cwd, str) and _encodable(cwd) else ""
-    if path != str(workdir) and not path.startswith(f"{workdir}/"):
+        return "."
+    path = os.path.normpath(cwd) if isinstance(cwd, str) and _encodable(cwd) else ".."
+    if path == ".." or path.startswith(("/", "../")):
         raise StartFailed("bad payload: its cwd is not a folder below the task's own work folder")
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-    except (OSError, RecursionError) as error:  # its own text would hold the path, which is payload
-        why = error.strerror if isinstance(error, OSError) else "too deep"
-        raise StartFailed(f"bad payload: its cwd cannot be made: {why}") from None
+    if len(path.encode()) > _LONGEST_PATH or any(len(name.encode()) > _LONGEST_NAME for name in path.split("/")):
+        raise StartFailed("bad payload: its cwd cannot be made: it is too long")
     return path
 
 

@@ -15,13 +15,15 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from supervisor.tasks import usage
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, Wake, describe
 from supervisor.tasks.process import containment, process_tree
 from supervisor.tasks.process.pipes import Pipes
+from supervisor.tasks.process.process_tree import ProcessTree
 from supervisor.tasks.process.result import CommandResult, FailureKind, Judge
 from supervisor.tasks.process.rungs import RungName
 
@@ -35,6 +37,7 @@ _SHIM = (
     "import sys; sys.path.append(sys.argv[3]); from supervisor.tasks.process.shim import main; "
     "main(int(sys.argv[1]), sys.argv[2])"
 )
+_MOST_RECEIVED = 1 << 20  # bytes of one message; a shim that sends more is not ours any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Launch:
     environment: Mapping[str, str] = field(repr=False)  # all of it
     workdir: str  # where it starts; the shim wipes it when the daemon is lost
     mark: str  # see `containment.task_mark`
-    cgroup: str | None  # already made
+    cgroup: str | None  # already made; in a unit: the unit's own
     max_result: int  # bytes of stdout; more is a failure
     sandbox: str  # the name of the sandbox's own process, which gets no signal meant for the task; empty: none
     notice: tuple[int, float] | None  # signal and seconds of the notice before SIGTERM
@@ -56,19 +59,97 @@ async def start(launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> Com
     """Start the shim, and by it the command. `payload` goes to its stdin, `wake` is called at its end, `judge` makes its
     outcome. Raises StartFailed; then nothing of it is left."""
     try:
-        task = CommandTask(launch, payload, wake, judge)
+        shim = ChildShim(launch)
     except OSError as error:
         process_tree.tree_of(0, launch.cgroup).remove()
         raise StartFailed(f"the task's shim could not be started: {error.strerror}") from None
+    return await begin(CommandTask, shim, launch, payload, wake, judge)
+
+
+async def begin(
+    kind: type[CommandTask], shim: Shim, launch: Launch, payload: bytes, wake: Wake, judge: Judge
+) -> CommandTask:
+    """Let a shim that waits for its order start the command. Raises StartFailed."""
+    try:
+        task = kind(shim, launch, payload, wake, judge)
+    except OSError as error:
+        shim.control.close()
+        shim.kill()
+        shim.release()
+        shim.tree.remove()
+        raise StartFailed(f"no pipes for the task: {error.strerror}") from None
     await task.begin()
     return task
 
 
-class CommandTask:
-    """One running command; a RunningTask. The shim is reaped only after the tree is gone: the tree is found by the shim's
-    pid, which must not be used again before. The constructor starts the shim, and raises OSError if it cannot."""
+class Shim(Protocol):
+    """A shim as the daemon sees it."""
 
-    def __init__(self, launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> None:
+    control: socket.socket
+
+    @property
+    def tree(self) -> ProcessTree:
+        """The processes, without the shim where that is outside."""
+        ...
+
+    def kill(self) -> None:
+        """Kill the shim, after its tree."""
+        ...
+
+    def release(self) -> None:
+        """The tree is gone: let go of the shim. It ends when `control` is closed."""
+        ...
+
+
+class ChildShim:
+    """A shim that is our child. It is reaped only after the tree is gone: the tree is found by the shim's pid, which must not
+    be used again before. Raises OSError if it cannot be started."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.control, theirs = socket.socketpair()
+        self.control.setblocking(False)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _SHIM, str(theirs.fileno()), launch.workdir, _ROOT],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env={
+                    containment.SHIM_VARIABLE: f"{launch.mark}.{os.getpid()}",
+                    containment.CGROUP_VARIABLE: launch.cgroup or "",
+                },
+                cwd="/",
+                start_new_session=True,
+            )
+            self.pid = self._process.pid
+            self._exit_fd = os.pidfd_open(self.pid)
+        except OSError:
+            self.control.close()
+            raise
+        finally:
+            theirs.close()
+        self.tree = process_tree.tree_of(self.pid, launch.cgroup)
+
+    def kill(self) -> None:
+        """See Shim."""
+        self._process.kill()
+
+    def release(self) -> None:
+        """See Shim."""
+        asyncio.get_running_loop().add_reader(self._exit_fd, self._reap)
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._exit_fd)
+        os.close(self._exit_fd)
+        self._process.wait()
+
+
+class CommandTask:
+    """One running command; a RunningTask."""
+
+    def __init__(self, shim: Shim, launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> None:
+        """Raises OSError: no pipe can be opened."""
         self._launch, self._wake, self._judge = launch, wake, judge
         self._loop = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._loop.create_future()
@@ -83,21 +164,9 @@ class CommandTask:
         self.error: str | None = None
         self.result: Mapping[str, Any] = {}
         self.state: Any = None
+        self._shim, self._tree = shim, shim.tree
+        self._control: socket.socket | None = shim.control
         self._pipes = Pipes(payload, launch.max_result, self._too_long)
-        self._control: socket.socket | None
-        self._control, theirs = socket.socketpair()
-        self._control.setblocking(False)
-        try:
-            self._shim = self._start_shim(theirs.fileno())
-            self._exit_fd = os.pidfd_open(self._shim.pid)
-        except OSError:
-            self._pipes.finish()
-            self._control.close()
-            raise
-        finally:
-            theirs.close()
-            self._pipes.release()
-        self._tree = process_tree.tree_of(self._shim.pid, launch.cgroup)
 
     # As a RunningTask.
 
@@ -110,6 +179,15 @@ class CommandTask:
         if self.alive:
             self._cpu_s = max(self._cpu_s, self._tree.cpu_s())
         return self._cpu_s
+
+    def memory(self, enough: float | None) -> int:
+        """See RunningTask."""
+        known = self._tree.memory()
+        return usage.memory(self.pids(), enough) if known is None else known
+
+    async def disk(self) -> int:
+        """See RunningTask."""
+        return await asyncio.to_thread(lambda: usage.disk(self._launch.workdir, self.pids()))
 
     def freeze_now(self) -> None:
         """See RunningTask."""
@@ -171,11 +249,14 @@ class CommandTask:
     # The shim.
 
     async def begin(self) -> None:
-        """Let the shim start the command. Raises StartFailed."""
+        """Let the shim start the command; the task's ends of the pipes go with the order. Raises StartFailed."""
         assert self._control is not None
         try:
             async with asyncio.timeout(START_LIMIT_S):
-                await self._loop.sock_sendall(self._control, msgspec.json.encode(self._launch) + b"\n")
+                order = msgspec.json.encode(self._launch) + b"\n"
+                sent = socket.send_fds(self._control, [order], self._pipes.theirs)  # an empty socket takes a first part
+                self._pipes.release()
+                await self._loop.sock_sendall(self._control, order[sent:])
                 self._loop.add_reader(self._control, self._receive)
                 self._pipes.watch()
                 await self._started
@@ -184,6 +265,7 @@ class CommandTask:
             self._tree.remove()
             raise StartFailed(f"{self._launch.argv[0]}: {failed}") from None
         except (TimeoutError, OSError) as error:
+            self._pipes.release()
             left = await asyncio.to_thread(containment.clear, self._tree, self._launch.mark, RESCUE_LIMIT_S)
             self._shim.kill()
             self._release()
@@ -192,23 +274,6 @@ class CommandTask:
         except asyncio.CancelledError:
             self._release()  # the shim takes this for a lost daemon, and kills what it has started
             raise
-
-    def _start_shim(self, control_fd: int) -> subprocess.Popen[bytes]:
-        """Start the shim with the task's ends of the pipes. Raises OSError."""
-        stdin, stdout, stderr = self._pipes.theirs
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _SHIM, str(control_fd), self._launch.workdir, _ROOT],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=(control_fd,),
-            env={
-                containment.SHIM_VARIABLE: f"{self._launch.mark}.{os.getpid()}",
-                containment.CGROUP_VARIABLE: self._launch.cgroup or "",
-            },
-            cwd="/",
-            start_new_session=True,
-        )
 
     def _send(self, **order: Any) -> bool:
         """Send an order to the shim; returns whether that was possible."""
@@ -242,8 +307,14 @@ class CommandTask:
                 self._started.set_exception(ConnectionResetError())
             return
         *lines, self._received = (self._received + data).split(b"\n")
-        for line in lines:
-            self._handle(json.loads(line))
+        try:
+            for line in lines:
+                self._handle(json.loads(line))
+            if len(self._received) > _MOST_RECEIVED:
+                raise ValueError("a message without an end")
+        except (ValueError, TypeError, RecursionError, LookupError):  # the task has got hold of its shim
+            self._close_control()
+            self._begin_rescue("its shim sent no message of a shim")
 
     def _handle(self, message: Mapping[str, Any]) -> None:
         match message:
@@ -259,18 +330,17 @@ class CommandTask:
                 self._answer_stops(StopFailed(text))
             case {"gone": status, "cpu_s": cpu_s, "rungs": rungs, "out_of_memory": out_of_memory, "state": state}:
                 self._cpu_s = max(self._cpu_s, cpu_s)
-                self._rungs = _rungs(rungs)
+                self._rungs = self._all_rungs(_rungs(rungs))
                 if state is not None:
                     try:
                         self.state = msgspec.json.decode(state)
                     except (msgspec.DecodeError, RecursionError):
                         self._rungs += (Rung(RungName.STATE_NOT_JSON),)
-                self._finish(status, out_of_memory=out_of_memory)
+                self._ended(status, out_of_memory)
 
-    def _reap(self) -> None:
-        self._loop.remove_reader(self._exit_fd)
-        os.close(self._exit_fd)
-        self._shim.wait()
+    def _all_rungs(self, of_shim: tuple[Rung, ...]) -> tuple[Rung, ...]:
+        """The steps of the stop, given those that the shim did."""
+        return of_shim
 
     def _close_control(self) -> None:
         if self._control is not None:
@@ -286,9 +356,13 @@ class CommandTask:
                 waiting.set_exception(FreezeFailed("it ended meanwhile"))
         self._close_control()
         self._pipes.finish()
-        self._loop.add_reader(self._exit_fd, self._reap)
+        self._shim.release()
 
     # The end.
+
+    def _ended(self, status: int | None, out_of_memory: bool) -> None:
+        """The shim says that the tree is empty, and how its main process ended."""
+        self._finish(status, out_of_memory=out_of_memory)
 
     def _finish(self, status: int | None, *, out_of_memory: bool = False, lost: str = "") -> None:
         """The tree is gone: read the outcome, and answer the callers."""

@@ -33,6 +33,7 @@ class Pipes:
                 self._ours.append(ours)
                 self._theirs.append(theirs)
                 os.set_blocking(ours, False)
+                os.fchmod(theirs, 0o666)  # a task that is another user may open its /dev/stdout; nobody else can get at it
         except OSError:
             self.release()
             self.finish()

@@ -7,6 +7,7 @@ for every task, so every task pays for what is imported here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ _STOPPED = "Tt"
 _DEAD = "ZXx"
 _KILL_ROUNDS = 5
 _REQUEST_LIMIT_S = 0.02  # a caller on an event loop is not held up for longer
+_EMPTY_AGAIN_S = 0.05  # the removal of a cgroup wakes nobody
 _AT_ONCE_S = 0.001  # with free processors a tree is frozen by then; raising its priority would only cost time
 
 
@@ -293,6 +295,10 @@ class ProcessTree:
         used_s = sum(process.cpu_s + process.reaped_cpu_s for process in look_alive(self.pids()))
         return used_s + (root.reaped_cpu_s if root else 0.0)
 
+    def memory(self) -> int | None:
+        """Bytes of memory and swap, by the kernel's count; None: it does not count them for this tree."""
+        return None
+
     def out_of_memory(self) -> bool:
         """The kernel has killed a process at the tree's memory limit."""
         return False
@@ -334,6 +340,17 @@ class CgroupTree(ProcessTree):
                 write(f"{self.path}/{name}", value)
         self._lifted.clear()
 
+    def memory(self) -> int | None:
+        """See ProcessTree. Without the pages of files, which can be read again."""
+        try:
+            counts = dict(line.split() for line in read(f"{self.path}/memory.stat").decode().splitlines())
+        except (OSError, ValueError):
+            return None
+        swap = 0
+        with contextlib.suppress(OSError, ValueError):  # the kernel may not account for it
+            swap = int(read(f"{self.path}/memory.swap.current"))
+        return int(counts["anon"]) + int(counts["shmem"]) + swap
+
     def out_of_memory(self) -> bool:
         """See ProcessTree."""
         try:
@@ -341,6 +358,27 @@ class CgroupTree(ProcessTree):
         except (OSError, ValueError):
             return False
         return int(counts.get("oom_kill", "0")) > 0
+
+    def wait_empty(self, limit_s: float) -> bool:
+        """Wait until no process is left in the cgroup, at most `limit_s` seconds; returns whether that is so. By the kernel's
+        own word, for the whole subtree. Blocks."""
+        until_s = time.monotonic() + limit_s
+        try:
+            fd = os.open(f"{self.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLPRI)
+            while b"populated 1" in os.pread(fd, 256, 0):
+                if (left_s := until_s - time.monotonic()) <= 0:
+                    return False
+                poll.poll(min(left_s, _EMPTY_AGAIN_S) * 1000)
+            return True
+        except OSError as error:
+            return error.errno == errno.ENODEV  # the cgroup was removed
+        finally:
+            os.close(fd)
 
     def _groups(self) -> list[str]:
         """This cgroup and those below it that the task made, deepest first."""

@@ -6,12 +6,18 @@ What this machine offers is found out at the daemon's start and at each reload, 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
 from supervisor.config.load import Config
 from supervisor.config.schema import TaskType
 from supervisor.tasks.process import bubblewrap
+
+VARIABLE: Final = "RAE_NODE_TASKS"  # set to `unit` by rae-node.service
+SOCKETS: Final = {False: Path("/run/rae-task.sock"), True: Path("/run/rae-task-network.sock")}  # by: with the network
 
 
 class Kind(enum.StrEnum):
@@ -38,19 +44,32 @@ class NoSandbox(Exception):
 class Offer:
     """What this machine offers."""
 
-    unit: str = "the node is not installed with systemd"  # why there are no units for tasks; empty: there are
+    unit: str = "this node does not run as the installed service"  # why there are no units for tasks; empty: there are
     bubblewrap: bubblewrap.Found = field(default_factory=lambda: bubblewrap.Found("bubblewrap was not tried"))
     hidden: tuple[str, ...] = ()  # the node's own files and folders
+    units_only: bool = False  # it is an installed node: nothing weaker takes the unit's place
+
+
+def in_service() -> bool:
+    """This process is the installed service: its tasks have units, or do not start."""
+    return os.environ.get(VARIABLE) == "unit"
 
 
 def no_unit() -> str:
-    """Why tasks have no units of their own here; empty: they have."""
-    return Offer().unit
+    """Why no task can have a unit here; empty: it can, as far as the sockets show."""
+    if not in_service():
+        return "this node does not run as the installed service"
+    for path in SOCKETS.values():
+        if not path.is_socket():
+            return f"{path} is missing"
+        if path.stat().st_uid != os.geteuid():
+            return f"{path} is another user's"
+    return ""
 
 
-def look(hidden: tuple[str, ...] = (), unit: Callable[[], str] = no_unit) -> Offer:
+def look(hidden: tuple[str, ...] = ()) -> Offer:
     """Find out what this machine offers. Blocks, see `bubblewrap.tried`."""
-    return Offer(unit(), bubblewrap.tried(), hidden)
+    return Offer(no_unit(), bubblewrap.tried(), hidden, in_service())
 
 
 def own_paths(config: Config) -> tuple[str, ...]:
@@ -63,13 +82,15 @@ def own_paths(config: Config) -> tuple[str, ...]:
 def choose(task_type: TaskType, offer: Offer) -> Sandbox:
     """The sandbox for tasks of this type. Raises NoSandbox."""
     found = offer.bubblewrap
-    unit = Sandbox(Kind.UNIT, "a systemd unit of its own, under a user of its own")
+    in_unit = Sandbox(Kind.UNIT, "a systemd unit of its own, under a user of its own")
     inside = Sandbox(Kind.BUBBLEWRAP, "bubblewrap, tried: it works" + (f"; {found.missing}" if found.missing else ""))
     match task_type.sandbox:
         case "unit" if offer.unit:
             raise NoSandbox(f"sandbox: unit: {offer.unit}: install it with deploy/install, or set sandbox: auto")
+        case "auto" if offer.unit and offer.units_only:
+            raise NoSandbox(f"{offer.unit}: run deploy/install again, as root")
         case "unit":
-            return unit
+            return in_unit
         case "bubblewrap" if found.fault:
             raise NoSandbox(f"sandbox: {found.fault}, or set sandbox: auto")
         case "bubblewrap":
@@ -77,7 +98,7 @@ def choose(task_type: TaskType, offer: Offer) -> Sandbox:
         case "none":
             chosen = Sandbox(Kind.NONE, "sandbox: none")
         case _ if not offer.unit:
-            return unit
+            return in_unit
         case _ if not found.fault:
             return inside
         case _:

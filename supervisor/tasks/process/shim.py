@@ -8,11 +8,17 @@ so that it can stop a task that takes the whole machine.
 A task runs as the same user and can kill its shim. Then its main process dies too (PDEATHSIG). The daemon sees the shim
 end, and kills what is left by cgroup and by the mark in the environment.
 
+In a unit of its own (see unit.py) systemd starts the shim, as the task's own user, and the socket is its stdin. There the shim
+is frozen and killed together with the task, by the daemon. What the shim may signal is the task: nobody else has that user.
+
 Control protocol: one JSON object a line.
-From the daemon: the start order (a Launch), then any number of {"stop": grace_s}, {"freeze": true} and {"thaw": true}.
+In a unit the shim first sends {"cgroup": its own cgroup, "pid": its own pid}.
+From the daemon: the start order (a Launch) together with the task's ends of three pipes, then any number of
+{"stop": grace_s}, {"freeze": true}, {"thaw": true}, and in a unit {"disk": true}.
 To the daemon, where a rung is [RungName, seconds or null]:
 - {"started": pid} or {"failed": reason};
 - {"rung": rung} for each freeze and thaw, in their order;
+- {"disk": bytes} for each {"disk": true}, in a unit;
 - {"left": [process, …], "rungs": [rung, …]} for a kill that left something;
 - last {"gone": wait status or null, "cpu_s": …, "rungs": …, "out_of_memory": bool, "state": saved text or null}.
 """
@@ -26,6 +32,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import stat
 import time
 from collections.abc import Mapping
@@ -33,7 +40,7 @@ from collections.abc import Mapping
 from supervisor.tasks.process import landlock, process_tree
 from supervisor.tasks.process.rungs import RungName
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 FREEZE_LIMIT_S = 1.0  # a tree at idle priority on a busy machine took 1.7 s at worst; killing does not need the freeze
 KILL_LIMIT_S = 3.0  # then what is left is reported, and killed again
 _AGAIN_S = 0.5
@@ -84,7 +91,7 @@ def be_polite() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
-def _become_task(launch: Mapping[str, object], parent: int, enter: str | None) -> None:
+def _become_task(launch: Mapping[str, object], parent: int, enter: str | None, *, in_unit: bool) -> None:
     """Between fork and exec: everything that a task is born with. Raises OSError if a task must not run without it."""
     os.setsid()
     signal.set_wakeup_fd(-1)
@@ -97,7 +104,8 @@ def _become_task(launch: Mapping[str, object], parent: int, enter: str | None) -
     if os.getppid() != parent:
         os._exit(127)  # the shim ended before the line above
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    landlock.enter(mounts=bool(launch["sandbox"]))
+    if not in_unit:
+        landlock.enter(mounts=bool(launch["sandbox"]))
     if (call := _SYS_KEYCTL.get(os.uname().machine)) is not None:
         _LIBC.syscall(call, _KEYCTL_JOIN_SESSION_KEYRING, None)  # a new one: the service's may lead to a person's keys
     if enter is not None:
@@ -117,16 +125,17 @@ def _become_task(launch: Mapping[str, object], parent: int, enter: str | None) -
 
 
 class Shim:
-    """One task's tree, from its start until it is empty."""
+    """One task's tree, from its start until it is empty. `streams`: the task's stdin, stdout and stderr."""
 
-    def __init__(self, control: int, launch: Mapping[str, object]) -> None:
-        self.control, self.launch = control, launch
-        self.cgroup = str(launch["cgroup"]) if launch["cgroup"] else None
+    def __init__(self, control: int, launch: Mapping[str, object], streams: list[int], *, in_unit: bool = False) -> None:
+        self.control, self.launch, self.streams, self.in_unit = control, launch, streams, in_unit
+        cgroup = str(launch["cgroup"]) if launch["cgroup"] else None
+        self.cgroup = None if in_unit else cgroup  # that the task must enter
         self.sandbox = str(launch["sandbox"]).encode()
         notice = launch["notice"]
         self.notice = (int(notice[0]), float(notice[1])) if isinstance(notice, list) else None  # signal, seconds
         self.state_file = f"{launch['workdir']}/{STATE_FILE}"
-        self.tree = process_tree.tree_of(os.getpid(), self.cgroup)
+        self.tree = OwnUnit(os.getpid(), cgroup) if in_unit and cgroup else process_tree.tree_of(os.getpid(), cgroup)
         self.daemon_lost = False
         self.main: int | None = None
         self.status: int | None = None
@@ -166,14 +175,17 @@ class Shim:
         return [json.loads(line) for line in lines]
 
     def start(self) -> bool:
-        """Start the task; returns whether it runs. Our standard streams become the task's. They are closed here, so that they
-        end with the task's last process."""
+        """Start the task; returns whether it runs. Our copies of its streams are closed, so that they end with its last
+        process."""
+        for fd, stream in zip(self.streams, (0, 1, 2), strict=True):
+            os.dup2(fd, stream)
+            os.close(fd)
         failed_r, failed_w = os.pipe2(os.O_CLOEXEC)
         shim = os.getpid()
         pid, outside = _fork_into(self.cgroup)
         if pid == 0:
             try:
-                _become_task(self.launch, shim, self.cgroup if outside else None)
+                _become_task(self.launch, shim, self.cgroup if outside else None, in_unit=self.in_unit)
             except OSError as error:
                 os.write(failed_w, (error.strerror or "unknown error").encode())
             except BaseException as error:  # noqa: BLE001 - a forked child must not go on as a second shim
@@ -340,11 +352,24 @@ class Shim:
                 name = self.freeze() if "freeze" in order else self.thaw()
                 timed = name in (RungName.FROZEN, RungName.THAWED, RungName.THAWED_AGAIN)
                 self.send(rung=(name, time.monotonic() - begun_s if timed else None))
+            elif "disk" in order:
+                self.measure_disk()
             else:
                 grace_s = order["stop"]
                 self.stop(grace_s if isinstance(grace_s, int | float) else 0.0)
         if self.daemon_lost:
             self.stop(0.0)
+
+    def measure_disk(self) -> None:
+        """Send how much the task has written to disk, in a unit; by a thread, for that may take seconds."""
+        from threading import Thread
+
+        from supervisor.tasks import usage
+
+        def walk() -> None:
+            self.send(disk=usage.disk("/var/tmp", self.tree.pids()) + usage.disk("/tmp", ()))  # noqa: S108 - the unit's own
+
+        Thread(target=walk, daemon=True).start()
 
     def finish(self) -> None:
         """The last message: how the task ended."""
@@ -354,23 +379,86 @@ class Shim:
         self.send(gone=self.status, cpu_s=cpu_s, rungs=self.rungs, out_of_memory=out_of_memory, state=state)
 
 
+class OwnUnit(process_tree.CgroupTree):
+    """The task's unit, seen from inside: everything that this user may signal. Only the daemon can freeze it."""
+
+    def freeze(self, limit_s: float) -> bool:
+        """The daemon has done it, and has thawed us again."""
+        return True
+
+    def thaw(self) -> None:
+        """By the daemon."""
+
+    def hurry(self) -> None:
+        """By the daemon."""
+
+    def relax(self, *, idle: bool = False) -> None:
+        """By the daemon."""
+
+    def signal(self, number: int, spare: bytes = b"") -> None:
+        """Signal every other process of this user, newborn ones too: the kernel walks (kill(2), pid -1)."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)
+
+    def kill(self) -> None:
+        """See `signal`."""
+        self.signal(signal.SIGKILL)
+
+    def kill_first(self) -> None:
+        """See `signal`."""
+        self.signal(signal.SIGKILL)
+
+    def remove(self) -> None:
+        """By systemd."""
+
+
+def _receive(control: int) -> tuple[bytes, list[int]]:
+    """The start order, and the task's streams that came with it; empty: the daemon is lost."""
+    with socket.socket(fileno=os.dup(control)) as connection:
+        line, streams, _, _ = socket.recv_fds(connection, 65536, 3)
+    while line and not line.endswith(b"\n"):
+        if not (part := os.read(control, 65536)):
+            return b"", streams
+        line += part
+    for fd in streams:
+        os.set_inheritable(fd, False)
+    return line, streams
+
+
 def main(control: int, workdir: str) -> None:
     """Run one task; wipe `workdir` if the daemon is lost."""
     os.set_inheritable(control, False)
-    line = b""
-    with contextlib.suppress(OSError):
-        while not line.endswith(b"\n") and (part := os.read(control, 65536)):
-            line += part
-    if line.endswith(b"\n"):
-        shim = Shim(control, json.loads(line))
-        if shim.start():
-            shim.run()
-            shim.finish()
-        while not shim.daemon_lost:  # until the daemon has closed its end, or is lost: only then nobody else wipes
-            shim.orders()
+    try:
+        line, streams = _receive(control)
+    except OSError:
+        line, streams = b"", []
+    if line:
+        _run(Shim(control, json.loads(line), streams))
     from pathlib import Path
 
     from supervisor.tasks.workdir import Workdir
 
     with contextlib.suppress(OSError, ValueError):
         Workdir(Path(workdir).parent).wipe(Path(workdir))
+
+
+def _run(shim: Shim) -> None:
+    if shim.start():
+        shim.run()
+        shim.finish()
+    while not shim.daemon_lost:  # until the daemon has closed its end, or is lost: only then nobody else wipes
+        shim.orders()
+
+
+def main_in_unit() -> None:
+    """Run one task in the unit that systemd made for it. The end of this process ends the unit, with all that is left in it."""
+    control = os.dup(0)
+    _prctl(_PR_SET_DUMPABLE, 0)  # so that the task, which has the same user, cannot read or change this process
+    own = next(line[3:] for line in process_tree.read("/proc/self/cgroup").decode().splitlines() if line.startswith("0::"))
+    os.write(control, json.dumps({"cgroup": own, "pid": os.getpid()}).encode() + b"\n")
+    line, streams = _receive(control)
+    if line:
+        launch = json.loads(line)
+        os.mkdir(launch["workdir"], 0o700)
+        _run(Shim(control, launch, streams, in_unit=True))
+    os._exit(0)
