@@ -23,7 +23,7 @@ TOO_OLD = {"CPUShares", "MemoryLimit", "BlockIOWeight", "StartLimitInterval", "P
     "setting",
     [
         "ExecStart=/usr/bin/python3 /opt/rae-node/agent/auto_runner.py", "Type=notify", "NotifyAccess=main", "Restart=always",
-        "RestartSec=15", "WatchdogSignal=SIGKILL", "LimitCORE=1", "KillMode=mixed", "Delegate=memory pids",
+        "RestartSec=15", "WatchdogSignal=SIGKILL", "LimitCORE=1", "KillMode=mixed",
         "StartLimitIntervalSec=0", "LimitNICE=+0", "OOMPolicy=continue",
         "RuntimeDirectory=rae-node", "StateDirectory=rae-node", "User=@USER@",
         "WantedBy=multi-user.target",

@@ -1,5 +1,5 @@
-"""In the very place that the shipped unit makes, as an ordinary user, on a real systemd: the leaf beside the tasks' cgroups,
-the wall by Landlock, and bubblewrap, which the unit forbids: there a task has a unit of its own.
+"""In the very place that the shipped unit makes, as an ordinary user, on a real systemd: the wall by Landlock for types with
+`sandbox: none`, and bubblewrap, which the unit forbids: there a task has a unit of its own.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ NOT_PLACE = (
 )  # fmt: skip
 LOOK = """
 import json
-from pathlib import Path
 from supervisor.tasks.process import bubblewrap, landlock
 from supervisor.tasks.process.containment import detect
 held = detect()
 print(json.dumps({
-    "held": held.summary(), "own": Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip(),
-    "base": getattr(held, "base", ""), "landlock": landlock.abi(),
+    "held": held.summary(), "landlock": landlock.abi(),
     "bubblewrap": bubblewrap.tried().fault,
 }))
 """
@@ -58,12 +56,6 @@ def look(box: SysBox, *more: str) -> dict[str, Any]:
     done = box.run(*runner, *properties, *environment, box.python, "-c", LOOK)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def test_the_service_is_in_a_leaf_beside_its_tasks(box: SysBox) -> None:
-    found = look(box)
-    assert found["held"].startswith("a cgroup v2 of its own for each task, below /sys/fs/cgroup/system.slice/place.service (")
-    assert found["own"].endswith("/system.slice/place.service/supervisor")
 
 
 def test_the_wall_by_landlock_stands_there_too(box: SysBox) -> None:

@@ -142,7 +142,7 @@ print(json.dumps({
         folder = str(bench.folder)
         assert env == {
             "PATH": os.environ["PATH"], "LANG": os.environ.get("LANG", "C.UTF-8"), "HOME": folder, "TMPDIR": folder,
-            "RAE_TASK_ID": "id-1", "RAE_TASK_TYPE": "kind", "TYPE": "t",
+            "RAE_TASK_ID": "id-1", "RAE_TASK_TYPE": "kind", "TYPE": "t", "USER": "rae-task", "LOGNAME": "rae-task",
         }  # fmt: skip
         assert born == {
             "cwd": folder, "nice": 19, "umask": 0o077, "nnp": "1", "idle": os.geteuid() == 0, "oom": "1000",

@@ -133,7 +133,7 @@ class TreeContainment(Containment):
         """See Containment."""
         return (
             f"process tree below a subreaper ({self.reason}); freezing takes longer under load, and a task that kills its shim "
-            f"and clears its environment could survive: give the service Delegate=yes; {landlock.summary(landlock.abi())}"
+            f"and clears its environment could survive; {landlock.summary(landlock.abi())}"
         )
 
 

@@ -47,7 +47,6 @@ REQUIRED: Final[Mapping[str, tuple[str, str]]] = {
     "RestartUSec": ("15s", "as required"),
     "StartLimitIntervalUSec": ("0", "otherwise a node that fails often stays dead"),
     "KillMode": ("mixed", "no task may survive"),
-    "Delegate": ("yes", "tasks need cgroups of their own"),
     "WatchdogSignal": ("9", "an abort would write a core"),
     "LimitCORE": ("1", "cores hold task data"),
     "NotifyAccess": ("main", "only the node itself may notify"),
@@ -60,7 +59,7 @@ _PROPERTIES: Final = (
 
 # How the settings of the unit begin that make up its sandbox, in which `inside` runs.
 _SANDBOX: Final = (
-    "Ambient", "Bind", "Capability", "Delegate", "Device", "Environment", "Keyring", "Limit", "LoadCredential", "Lock",
+    "Ambient", "Bind", "Capability", "Device", "Environment", "Keyring", "Limit", "LoadCredential", "Lock",
     "MemoryDeny", "NoNewPrivileges", "Private", "ProcSubset", "Protect", "Read", "RemoveIPC", "Restrict", "Supplementary",
     "SystemCall", "TemporaryFileSystem", "UMask",
 )

@@ -34,7 +34,7 @@ from supervisor.sensors.sensor_set import SensorSet
 from supervisor.sources import api_key
 from supervisor.sources.api_key import TokenError
 from supervisor.tasks.process import sandbox
-from supervisor.tasks.process.containment import TreeContainment, detect
+from supervisor.tasks.process.containment import detect
 from supervisor.tools.doctor.doctor import user_name
 from supervisor.tools.doctor.one_look import watching
 from supervisor.tools.doctor.report import GPU, PERSON, UNATTENDED, Check
@@ -178,11 +178,11 @@ def rotation(config: Config) -> Check:
 
 
 def containment() -> Check:
-    """The mechanism that keeps a task's processes together, tried with one process."""
-    found = detect()
-    tree = isinstance(found, TreeContainment)
-    in_unit = "INVOCATION_ID" in os.environ
-    return Check("containment", UNATTENDED, not (tree and in_unit), found.summary(), "see Delegate= in the unit")
+    """What keeps a task's processes together: a unit of their own, or a mechanism that is tried with one process."""
+    if not sandbox.in_service():
+        return Check("containment", UNATTENDED, True, detect().summary())
+    fine = "each task is a systemd unit, with a user of its own"
+    return Check.of("containment", UNATTENDED, sandbox.no_unit(), fine, "run deploy/install again, as root")
 
 
 def key(config: Config) -> Check:
