@@ -44,6 +44,9 @@ HAND_BACK_REASONS: Final[Mapping[str, str]] = {
     "task-claimed": "the sleep inhibitor was refused",
 }
 
+# At these rows the task may have filled the machine's memory: then it is not fit to work, and busy with swapping.
+SHORT_OF_MEMORY: Final = ("host-unfit", "cpu-taken")
+
 FREEZING: Final = (Effect.STOP, Effect.FREEZE)
 
 Report = Ending | StopReport | LockReport | None
@@ -141,6 +144,9 @@ class Performer:
         return await self._attempts.take().thaw()
 
     async def _stop(self, plan: Plan) -> StopReport | None:
+        attempt = self._attempts.current
+        if attempt is not None and plan.row is not None and plan.row.id in SHORT_OF_MEMORY:
+            await attempt.judge_memory()  # it stands still meanwhile
         return await self._attempts.stop()
 
     async def _settle(self, plan: Plan) -> Ending:

@@ -130,7 +130,8 @@ class Node:
         )
 
     def _task_settings(self) -> TaskSettings:
-        return TaskSettings(self.config.limits, self.config.node.gpu, self.config.node.tasks)
+        node = self.config.node
+        return TaskSettings(self.config.limits, node.gpu, node.tasks, node.host.min_memory_gb)
 
     # --- what a source needs (SourceEvents)
 

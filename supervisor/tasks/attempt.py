@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from supervisor.tasks.vram import VramCheck
 from supervisor.tasks.workdir import Workdir
 
 SLEEP_POLL_S: Final = 0.2  # how soon a stop notices that the machine is about to sleep
+MEMORY_S: Final = 1.0
 SHOWN_OF_A_FAILURE: Final = ("status", "stderr")
 
 
@@ -98,6 +100,14 @@ class Attempt:
         """The running task has passed a limit of its own and is being stopped: it fails and is not handed back."""
         if self._phase is TaskPhase.RUNNING:
             self._limit = self._limit or limit
+
+    async def judge_memory(self) -> None:
+        """The machine is not fit to work. If it is this task that has filled its memory, the task fails, and is not handed
+        back. Takes MEMORY_S seconds at most."""
+        if self._monitor is not None:
+            with contextlib.suppress(Exception):  # what cannot be measured is not held against the task
+                async with asyncio.timeout(MEMORY_S):
+                    await self._monitor.judge_memory()
 
     def give_up(self, reason: str) -> None:
         """The node has harmed the running task: it goes back."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+import psutil
+
 from states.limits import Limits
 from states.observation import Gpu, Reading
 from supervisor.config.schema import GpuSettings, TaskType
@@ -61,6 +63,7 @@ class TaskSettings:
     limits: Limits = field(default_factory=Limits)
     gpu: GpuSettings = field(default_factory=GpuSettings)
     types: Mapping[str, TaskType] = field(default_factory=dict)
+    min_memory_gb: float = 0.0  # what must stay available of the machine's memory
 
 
 def _checkpointer() -> Checkpointer:
@@ -68,6 +71,11 @@ def _checkpointer() -> Checkpointer:
     from supervisor.tasks.cuda_checkpoint import Checkpointer
 
     return Checkpointer()
+
+
+def available_gb() -> float:
+    """GiB of memory that are available on this machine, as the host's guard counts them."""
+    return float(psutil.virtual_memory().available) / (1 << 30)
 
 
 @dataclass(slots=True)
@@ -79,6 +87,7 @@ class TaskContext:
     sleep: SleepWatch
     settings: TaskSettings
     make_checkpointer: Callable[[], Checkpointer] = _checkpointer
+    available_gb: Callable[[], float] = available_gb
     _checkpointer: Checkpointer | None = None
 
     def checkpointer(self) -> Checkpointer:

@@ -67,6 +67,7 @@ class Monitor:
         self._looked_at_s = context.clock.now_s()
         self._walk_at_s = self._looked_at_s + LOOK_S
         self._walk: asyncio.Task[int] | None = None
+        self._available_gb = context.available_gb()
         self.usage = Usage()
         self._watch = asyncio.get_running_loop().create_task(self._run())
 
@@ -79,6 +80,18 @@ class Monitor:
     def stop_task(self) -> None:
         """Stop the task at the next look, and again until it is gone."""
         self._must_stop = True
+
+    async def judge_memory(self) -> None:
+        """The machine is not fit to work, and the task is to be stopped. It fails if it has filled the machine's memory:
+        without it enough would be available, and most of what is gone since its start is its own."""
+        least_gb, left_gb = self._context.settings.min_memory_gb, self._context.available_gb()
+        if left_gb >= least_gb or not self._process.alive:
+            return
+        to_blame_gb = max(least_gb - left_gb, (self._available_gb - left_gb) / 2)
+        own_gb = await asyncio.to_thread(self._process.memory, to_blame_gb * usage.GIB) / usage.GIB
+        if own_gb >= to_blame_gb:
+            rest = f"leaves {number(left_gb)} GiB of this machine's, {number(least_gb)} GiB required (host.min_memory_gb)"
+            self._on_limit(f"limit: memory {number(own_gb)} GiB {rest}")
 
     @property
     def error(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +18,10 @@ from states.ending import Ending, EndingKind, failed, succeeded
 from states.limits import Limits
 from states.observation import Gpu, TaskPhase
 from supervisor.config.schema import GpuSettings, TaskType
+from supervisor.daemon.performer import HAND_BACK_REASONS
 from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import TaskUse
-from supervisor.tasks import vram
+from supervisor.tasks import attempt, usage, vram
 
 __all__ = ["rig"]  # a fixture
 
@@ -217,7 +220,7 @@ def test_memory_of_a_real_process_is_held_to_its_limit(rig: Rig) -> None:
     with subprocess.Popen([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        rig.executor.task.pids = lambda: frozenset({process.pid})  # type: ignore[method-assign]
+        rig.executor.task.memory = lambda enough: usage.memory([process.pid], enough)  # type: ignore[method-assign]
 
         async def story() -> None:
             await rig.do("task-claimed", *START)
@@ -227,6 +230,75 @@ def test_memory_of_a_real_process_is_held_to_its_limit(rig: Rig) -> None:
         asyncio.run(story())
         process.kill()
     assert rig.attempt._limit == "limit: memory 0.1 GiB, limit 0.05 GiB (tasks.render.max_memory_gb)"
+
+
+UNFIT = "the machine is not fit to work"
+BLAMED = "limit: memory {} GiB leaves {} GiB of this machine's, 1 GiB required (host.min_memory_gb)"
+
+
+@pytest.mark.parametrize(
+    ("row", "before_gb", "left_gb", "own_gb", "fails"),
+    [
+        ("host-unfit", 16, 0.5, 15, BLAMED.format(15, 0.5)),
+        ("cpu-taken", 16, 0.5, 15, BLAMED.format(15, 0.5)),  # kswapd is "others"
+        ("host-unfit", 16, 0.5, 8, BLAMED.format(8, 0.5)),  # the most of it
+        ("host-unfit", 16, 0.5, 7, ""),  # others took more
+        ("host-unfit", 1.1, 0.5, 0.4, ""),  # without it the machine would be unfit as well
+        ("host-unfit", 1.1, 0.5, 0.6, BLAMED.format(0.6, 0.5)),
+        ("host-unfit", 16, 1, 15, ""),  # something else than memory
+        ("host-unfit", 0.2, 0.8, 0.3, BLAMED.format(0.3, 0.8)),  # others gave some back meanwhile
+        ("user-returned", 16, 0.5, 15, ""),
+    ],
+)
+def test_a_task_that_fills_the_machines_memory_fails_and_does_not_go_on_to_fill_anothers(
+    rig: Rig, row: str, before_gb: float, left_gb: float, own_gb: float, fails: str
+) -> None:
+    context = rig.attempts.context
+    context.settings = replace(context.settings, min_memory_gb=1)
+    context.available_gb = lambda: before_gb
+    measured: list[float | None] = []
+
+    def memory(enough: float | None) -> int:
+        measured.append(enough)
+        return int(own_gb * usage.GIB)
+
+    async def story() -> None:
+        await rig.do("task-claimed", *START)
+        context.available_gb = lambda: left_gb
+        rig.executor.task.memory = memory  # type: ignore[method-assign]
+        await rig.do(row, *OUT)
+
+    asyncio.run(story())
+    (outcome,) = rig.source.outbox
+    assert outcome == (("settled", ID, {}, fails) if fails else ("handed back", ID, HAND_BACK_REASONS[row], "resubmit"))
+    assert not fails or any(enough is not None for enough in measured), "shared memory must not count twice"
+
+
+def test_what_cannot_be_measured_is_not_held_against_the_task(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "MEMORY_S", 0.05)
+    context = rig.attempts.context
+    context.settings = replace(context.settings, min_memory_gb=1)
+    never = threading.Event()
+
+    def broken(enough: float | None) -> int:
+        raise OSError(24, "Too many open files")
+
+    def stuck(enough: float | None) -> int:
+        never.wait(10)
+        return 1 << 40
+
+    async def story() -> None:
+        for memory in (broken, stuck):
+            rig.source.waiting, rig.executor.task = claim(), FreezableTask()
+            context.available_gb = lambda: 16
+            await rig.do("task-claimed", *START)
+            context.available_gb = lambda: 0.5
+            rig.executor.task.memory = memory  # type: ignore[method-assign]
+            await rig.do("host-unfit", *OUT)
+        never.set()
+
+    asyncio.run(story())
+    assert rig.source.outbox == [("handed back", ID, UNFIT, "resubmit")] * 2
 
 
 def test_limits_that_are_none_limit_nothing_and_changes_hold_at_once(rig: Rig) -> None:
