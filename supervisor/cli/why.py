@@ -37,6 +37,8 @@ def why(config: ConfigOption = None, json: JsonOption = False) -> None:
         lines.append(f"  {PRESENT[source['present']]}  {source['source']:<14} {source['line']}")
         lines += [f"       {'':<14} {detail}" for detail in source["details"]]
     lines += [f"      {text}" for text in answer["contradictions"]]
+    if not answer["presence"]:
+        lines.append("  only root, the node's user and members of its group may see them")
     print_lines([*lines, "", f"To unblock it: {answer['unblock']}"])
 
 

@@ -234,6 +234,8 @@ class Daemon:
         self._notifier.watchdog()
         for news in self.node.sensors.observer.news():
             self.journal.presence(memory.state, status, news)
+        for text in self.node.news():
+            self.journal.note(memory.state, status, text)
         text = "; ".join(filter(None, (status, self.node.task_note())))
         self.journal.alive(memory.state, text, self.node.last, self.lifecycle.limits)
 
@@ -259,12 +261,12 @@ class Daemon:
         """`STATE: reason[, time to go]`."""
         return status_text(self.node.last_now(), self.lifecycle.memory, self.lifecycle.limits)
 
-    def status(self) -> dict[str, Any]:
-        """What `rae-node status --json` prints."""
+    def status(self, *, presence: bool = True) -> dict[str, Any]:
+        """What `rae-node status --json` prints. `presence`: with the signs of the person, source by source."""
         node, memory, limits = self.node, self.lifecycle.memory, self.lifecycle.limits
         observation, observer, attempt = node.last_now(), node.sensors.observer, node.attempts.current
         now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
-        link, conflicts = node.source.status, observer.contradictions(now_s)
+        link, conflicts = node.source.status, observer.contradictions(now_s) if presence else []
         troubles = (self.journal.trouble, node.metrics.trouble if node.metrics else "")
 
         def when(at_s: float) -> str:
@@ -293,11 +295,11 @@ class Daemon:
                 "error_at": None if link.error_s is None else when(link.error_s),
             },
             "version": VERSION,
-            "presence": [source.as_dict() for source in observer.sources(now_s)],
+            "presence": [source.as_dict() for source in observer.sources(now_s)] if presence else [],
             "contradictions": conflicts,
             "owed": list(memory.owed),
             "last_row": memory.last_row,
-            "recent": [{"time": at, "text": text} for at, text in self.journal.recent],
+            "recent": [{"time": at, "text": text} for at, text in self.journal.recent] if presence else [],
             "inhibitor": node.inhibitor_state(),
             "notes": [*node.notes(), *filter(None, troubles), *conflicts],
             "status": self.status_line(),

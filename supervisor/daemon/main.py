@@ -234,15 +234,21 @@ def _unexpected(context: dict[str, Any]) -> str:
 
 
 def _server(daemon: Daemon, config: Config) -> ControlServer:
-    from supervisor.linux.control_socket import SOCKET_NAME, ControlServer
+    from supervisor.linux.control_socket import SOCKET_NAME, ControlServer, Handler, Peer
     from supervisor.tasks.process import process_tree
 
     node = daemon.node
-    handlers = {
-        "status": lambda _: daemon.status(),
-        "pause": daemon.pause,
-        "resume": daemon.resume,
-        "desktop": lambda _: node.sensors.agent_reports.snapshot(),
+
+    def desktop(_request: dict[str, Any], peer: Peer) -> dict[str, Any]:
+        """Everybody may see the reports of their own sessions."""
+        reports = node.sensors.agent_reports.snapshot()["desktop"]
+        return {"desktop": [report for report in reports if peer.permitted or report["uid"] == peer.uid]}
+
+    handlers: dict[str, Handler] = {
+        "status": lambda _, peer: daemon.status(presence=peer.permitted),
+        "pause": lambda request, _: daemon.pause(request),
+        "resume": lambda request, _: daemon.resume(request),
+        "desktop": desktop,
     }
     streams = {"presence": lambda uid, hang_up: node.sensors.agent_reports.connect(uid, hang_up)}
 
@@ -250,7 +256,15 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
         """The process may belong to our task: it descends from us, or has ended since it connected."""
         return node.attempts.process is not None and process_tree.descends(pid, os.getpid()) is not False
 
-    return ControlServer(config.paths.runtime / SOCKET_NAME, handlers, frozenset({"pause", "resume"}), streams, is_task)
+    def on_repair(text: str) -> None:
+        if (lock := _lock(config.paths.runtime)) is not None:
+            locks.append(lock)  # the folder is another one now
+        node.repaired(text)
+        daemon.wake()
+
+    locks: list[int] = []
+    path = config.paths.runtime / SOCKET_NAME
+    return ControlServer(path, handlers, frozenset({"pause", "resume"}), streams, is_task, on_repair)
 
 
 async def _listen(server: ControlServer, runtime: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -47,6 +48,7 @@ LOOK_INTERVAL_S: Final = 2.0  # between two looks at a GPU that works for us
 GPU_CHECK_S: Final = 1.0
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
 SWEEP_AGAIN_S: Final = 10.0
+REPAIRS: Final = 3  # how many `status` shows
 
 
 class _OwnTask:
@@ -94,6 +96,8 @@ class Node:
         self._sweeping: asyncio.Task[None] | None = None
         self._trying: asyncio.Task[None] | None = None
         self._sweep_again_s = 0.0
+        self._repairs: deque[str] = deque(maxlen=REPAIRS)
+        self._news: deque[str] = deque(maxlen=REPAIRS)
         self._metrics: Metrics | None = None
         self._metrics_file: str | None = None
         self._seen = fingerprint(config.folder)
@@ -336,6 +340,15 @@ class Node:
         if not absent and now_s - reading.read_at_s > LOOK_INTERVAL_S:
             await self.sensors.gpu.refresh(GPU_CHECK_S)
 
+    def repaired(self, text: str) -> None:
+        """Something of the node's own was broken, and what was done about it: for the journal and `status`. From any thread."""
+        self._repairs.append(f"{iso(self.clock.wall_s())}: {text}")
+        self._news.append(text)
+
+    def news(self) -> list[str]:
+        """What was repaired since the last call."""
+        return [self._news.popleft() for _ in range(len(self._news))]
+
     def inhibitor_state(self) -> str:
         """For `status`."""
         if self.config.node.host.inhibitor == "none":
@@ -356,7 +369,7 @@ class Node:
         if (contained := self.containment) is not None:
             parted = contained.summary() if contained.offer.unit else "each task is a systemd unit, with a user of its own"
             notes += [parted, *sandbox.notes(self.config.node.tasks, contained.offer)]
-        notes += [*(text for true, text in later if true), self.task_note()]
+        notes += [*(text for true, text in later if true), self.task_note(), *self._repairs]
         return [note for note in notes if note]
 
 

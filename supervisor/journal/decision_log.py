@@ -147,6 +147,10 @@ class Journal:
         """A line when sources of presence contradict each other, or no longer do."""
         self.write("alive", state=state, reason=reason, presence=news)
 
+    def note(self, state: str, reason: str, note: str) -> None:
+        """A line when something of the node's own was broken: what, and what was done about it."""
+        self.write("alive", state=state, reason=reason, note=note)
+
     def write(self, kind: str, **fields: Any) -> None:
         """Write one line at once. A failure is kept in `trouble` and never raised."""
         self._last_line_s, wall_s = self._clock.now_s(), self._clock.wall_s()

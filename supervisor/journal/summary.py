@@ -44,7 +44,7 @@ def _text_of(kind: str, fields: Mapping[str, Any]) -> str:
             until = f" until {fields['until']}" if fields.get("until") and fields["until"] != "until resumed" else ""
             return _because(f"operator: {fields['word']}{until}", fields.get("trouble", ""))
         case "alive":
-            return f"presence: {fields['presence']}" if "presence" in fields else ""
+            return f"presence: {fields['presence']}" if "presence" in fields else str(fields.get("note", ""))
         case "stop":
             return _because("stopped", fields["reason"])
     return ""

@@ -1,12 +1,14 @@
 """The local control socket: one JSON line in, one JSON line out, then closed. It is a unix socket, never a port.
 
 The daemon answers from what its last tick left; a command goes into its inbox. SO_PEERCRED identifies the peer: everybody on
-the machine may ask for the status; only root, the node's own user and members of its group may give commands. A task runs as
-the node's user, but may not use the socket for commands or reports.
+the machine may ask for the status; only root, the node's own user and members of its group may give commands and see
+everything. A task may run as the node's user, but is a stranger here, and may not report.
 
 A first line with `tell` in place of `ask` opens a stream of reports: the server takes each further line and answers only the
 first. Each user has one stream, the newest. Its rate is limited, and a report goes to its receiver as soon as it is read:
 no disk access and no other peer can delay it.
+
+A socket that somebody removes or replaces is made again at once, and that is told.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ import errno
 import json
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from supervisor import VERSION
 from supervisor.linux.bounded import wait_for_event
+from supervisor.linux.inotify import Event, Watcher, flags
+from supervisor.linux.small_files import KINDS
+from supervisor.linux.text import error_text
 
 PROTOCOL: Final = 1
 SOCKET_NAME: Final = "control.sock"
@@ -40,9 +46,23 @@ QUEUE: Final = 256
 MAX_STREAMS: Final = 64
 REPORT_GAP_S: Final = 0.02  # between two reports of a stream: 50 a second
 NOT_A_TASK: Final = "a task may not say that"
+NOT_PERMITTED: Final = "only root, the node's user and members of its group may say that"
+MODE: Final = 0o666  # connecting needs the right to write; who may ask what is decided here
+MADE_AGAIN_S: Final = 5.0  # between two times that the socket is made again
+UNWATCHED_S: Final = 60.0  # between two looks at the socket where the kernel grants no inotify watch
 _SO_PEERGROUPS: Final = 59
+_CHANGES: Final = flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.ATTRIB
+_FOLDER_LEFT: Final = flags.DELETE_SELF | flags.MOVE_SELF
 
-Handler = Callable[[dict[str, Any]], dict[str, Any]]
+
+class Peer(NamedTuple):
+    """Who asks. `permitted`: may give commands and see everything. `uid`: -1 for a task, whatever user it runs as."""
+
+    uid: int
+    permitted: bool
+
+
+Handler = Callable[[dict[str, Any], Peer], dict[str, Any]]
 
 
 class ReportReceiver(Protocol):
@@ -76,6 +96,7 @@ class ControlServer:
         restricted: names of handlers that change something, and so need a permitted peer.
         streams: by the name in `tell`.
         is_task: whether a pid may belong to a task, which then may use neither restricted handlers nor streams.
+        on_repair: gets a sentence when the socket had to be made again.
     """
 
     def __init__(
@@ -85,10 +106,16 @@ class ControlServer:
         restricted: frozenset[str],
         streams: Mapping[str, OpenStream] | None = None,
         is_task: Callable[[int], bool] = lambda _: False,
+        on_repair: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._path = path
         self._handlers, self._restricted, self._streams = handlers, restricted, streams or {}
-        self._is_task = is_task
+        self._is_task, self._on_repair = is_task, on_repair
+        self._identity = (0, 0)  # of the socket's file
+        self._watcher = Watcher(self._on_events)
+        self._next_look: asyncio.TimerHandle | None = None
+        self._made_s = float("-inf")  # when, by the loop's time, the socket was made again
+        self._trouble = ""  # why it cannot be made again
         self._open_streams: dict[int, asyncio.StreamWriter] = {}  # by uid
         self._stream_tasks: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None
@@ -105,32 +132,113 @@ class ControlServer:
         """
         if self._listener is not None:
             return
-        self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self._path.unlink(missing_ok=True)  # we hold the folder's lock, so nobody listens there
+        self._listen()
+        self._watcher.open()
+        self._watch()
+
+    def _listen(self) -> None:
+        """Make the socket, whatever has its name: we hold the folder's lock, so no other daemon listens there.
+
+        Raises:
+            OSError: it cannot be made there.
+        """
+        folder = self._path.parent
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            folder.chmod(0o755)
+        draft = self._path.with_name(f".{self._path.name}.new")
+        draft.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            with short_name(self._path) as name:
+            with short_name(draft) as name:
                 listener.bind(name)
-            self._path.chmod(0o666)
+            draft.chmod(MODE)
             listener.listen(QUEUE)
+            made = draft.lstat()
+            if self._path.is_dir() and not self._path.is_symlink():
+                self._path.rename(self._path.with_name(f"{self._path.name}.{os.urandom(4).hex()}"))
+            draft.replace(self._path)
         except OSError:
             listener.close()
             raise
+        self._close_listener()
+        self._identity = made.st_dev, made.st_ino
         self._listener, self._accepting = listener, asyncio.create_task(self._accept(listener))
+
+    def _close_listener(self) -> None:
+        if self._listener is not None and self._accepting is not None:
+            self._accepting.cancel()
+            self._listener.close()
+            self._listener = None
 
     async def stop(self) -> None:
         if self._listener is None or self._accepting is None:
             return
-        self._accepting.cancel()
+        self._watcher.close()
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self._close_listener()
         await asyncio.wait([self._accepting])
-        self._listener.close()
-        self._listener = None
         for writer in self._open_streams.values():
             writer.transport.abort()
         if self._stream_tasks:
             await asyncio.wait(self._stream_tasks, timeout=PEER_DEADLINE_S)
         with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+            if not self._damage():
+                self._path.unlink()
+
+    # --- a socket that somebody removes or replaces
+
+    def _watch(self) -> None:
+        """Watch the folder that has the name now."""
+        self._watcher.remove(self._path.parent)
+        if not self._watcher.add(self._path.parent, _CHANGES | _FOLDER_LEFT):
+            self._look_in(UNWATCHED_S)
+
+    def _on_events(self, events: list[Event]) -> None:
+        here = str(self._path)
+        if any(event.path == here or event.gone or event.overflow or event.mask & _FOLDER_LEFT for event in events):
+            self._look()
+
+    def _look_in(self, seconds: float) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self._next_look = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _damage(self) -> str:
+        """What has happened to the socket; empty: nothing."""
+        try:
+            there = self._path.lstat()
+        except FileNotFoundError:
+            return "somebody had removed it"
+        except OSError as error:
+            return f"it could not be reached ({error_text(error)})"
+        if (there.st_dev, there.st_ino) != self._identity:
+            return f"{KINDS.get(stat.S_IFMT(there.st_mode), 'a file')} was in its place"
+        mode = stat.S_IMODE(there.st_mode)
+        # An operator may keep others out, but not the node's own user.
+        return "" if mode & 0o600 == 0o600 else f"somebody had changed its mode to {mode:04o}"
+
+    def _look(self) -> None:
+        """Make the socket again if it is not there as we made it: at once, but not again and again."""
+        now_s = asyncio.get_running_loop().time()
+        if not (damage := self._damage()):
+            if not self._watcher.watched:
+                self._look_in(UNWATCHED_S)
+            return
+        if (left_s := self._made_s + MADE_AGAIN_S - now_s) > 0:
+            self._look_in(left_s)
+            return
+        self._made_s, before = now_s, self._trouble
+        try:
+            self._listen()
+            self._trouble, text = "", f"the control socket {self._path} was made again: {damage}"
+            self._watch()
+        except OSError as error:
+            self._trouble = text = f"the control socket {self._path} cannot be made again: {error_text(error)}"
+            self._look_in(MADE_AGAIN_S)
+        if text != before:
+            self._on_repair(text)
 
     async def _accept(self, listener: socket.socket) -> None:
         """Accept one peer per pass of the loop, and only as many as can be served at once."""
@@ -223,18 +331,22 @@ class ControlServer:
         handler = self._handlers.get(name) if isinstance(name, str) else None
         if handler is None:
             return _envelope(False, error=f"unknown question {name!r}")
-        if name in self._restricted:
-            peer = writer.get_extra_info("socket")
-            if not permitted(peer):
-                return _envelope(False, error="only root, the node's user and members of its group may say that")
-            if self._is_task(_credentials(peer)[0]):
-                return _envelope(False, error=NOT_A_TASK)
+        peer = self._peer(writer.get_extra_info("socket"))
+        if name in self._restricted and not peer.permitted:
+            return _envelope(False, error=NOT_A_TASK if peer.uid < 0 else NOT_PERMITTED)
         try:
-            return _envelope(True, **handler(request))
+            return _envelope(True, **handler(request, peer))
         except ValueError as error:
             return _envelope(False, error=str(error))
         except Exception as error:  # noqa: BLE001 - a fault in a handler must not end the server
             return _envelope(False, error=f"internal error: {type(error).__name__}: {error}")
+
+
+    def _peer(self, peer: socket.socket) -> Peer:
+        pid, uid, _ = _credentials(peer)
+        if not permitted(peer):
+            return Peer(uid, False)
+        return Peer(-1, False) if self._is_task(pid) else Peer(uid, True)
 
 
 def _envelope(ok: bool, **fields: Any) -> dict[str, Any]:
@@ -289,22 +401,20 @@ def short_name(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def ask(runtime: Path, name: str, timeout_s: float = 5.0, *, trusted: bool = False, **fields: Any) -> dict[str, Any]:
+def ask(runtime: Path, name: str, timeout_s: float = 5.0, **fields: Any) -> dict[str, Any]:
     """Send a request to the daemon with this runtime folder; returns its answer.
-
-    Args:
-        trusted: accept only a daemon that root or the folder's owner runs.
 
     Raises:
         DaemonDown: nobody listens.
-        DaemonUnresponsive: it is not trusted, gives no whole answer within `timeout_s` seconds, or has another version.
+        DaemonUnresponsive: who listens is neither root, the folder's owner, nor the caller; or it gives no whole answer within
+            `timeout_s` seconds, or has another version.
     """
     path = runtime / SOCKET_NAME
     until_s = time.monotonic() + timeout_s
     request = json.dumps({"v": PROTOCOL, "ask": name, **fields}).encode() + b"\n"
     while True:
         try:
-            raw = _exchange(runtime, request, until_s, trusted)
+            raw = _exchange(runtime, request, until_s)
         except TimeoutError as error:
             hint = "look at `journalctl -u rae-node`"
             raise DaemonUnresponsive(f"the daemon does not answer within {timeout_s:g} s; {hint}") from error
@@ -327,15 +437,15 @@ def ask(runtime: Path, name: str, timeout_s: float = 5.0, *, trusted: bool = Fal
     return answer
 
 
-def _exchange(runtime: Path, request: bytes, until_s: float, trusted: bool) -> bytes:
+def _exchange(runtime: Path, request: bytes, until_s: float) -> bytes:
     """Send one request; returns the answer, or nothing if the daemon closed the connection without one."""
     path = runtime / SOCKET_NAME
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
         peer.settimeout(max(RETRY_S, until_s - time.monotonic()))
         with short_name(path) as short:
             peer.connect(short)
-        if trusted and peer_uid(peer) not in (0, runtime.stat().st_uid):
-            raise DaemonUnresponsive(f"the process that listens at {path} is neither root's nor the folder owner's")
+        if (uid := peer_uid(peer)) not in (0, runtime.stat().st_uid, os.geteuid()):
+            raise DaemonUnresponsive(f"a process of uid {uid} listens at {path}, which is not the node's; remove that socket")
         peer.sendall(request)
         raw = bytearray()
         while b"\n" not in raw and len(raw) < MAX_ANSWER:

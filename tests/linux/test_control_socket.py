@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -20,20 +21,29 @@ from typing import Any
 import pytest
 from support.waiting import watched_loop
 
-from supervisor.linux.control_socket import MAX_PEERS, PROTOCOL, ControlServer, DaemonDown, DaemonUnresponsive, ask, permitted
+from supervisor.linux.control_socket import (
+    MAX_PEERS,
+    PROTOCOL,
+    ControlServer,
+    DaemonDown,
+    DaemonUnresponsive,
+    Peer,
+    ask,
+    permitted,
+)
 
 
-def status(_request: dict[str, Any]) -> dict[str, Any]:
+def status(_request: dict[str, Any], _peer: Peer) -> dict[str, Any]:
     return {"state": "READY"}
 
 
-def pause(request: dict[str, Any]) -> dict[str, Any]:
+def pause(request: dict[str, Any], _peer: Peer) -> dict[str, Any]:
     if request.get("until") == "soon":
         raise ValueError("soon is no time")
     return {"status": "paused"}
 
 
-def broken(_request: dict[str, Any]) -> dict[str, Any]:
+def broken(_request: dict[str, Any], _peer: Peer) -> dict[str, Any]:
     raise KeyError("as planned")
 
 
@@ -51,9 +61,10 @@ async def serving(folder: Path) -> AsyncIterator[Path]:
     assert not (folder / "control.sock").exists()
 
 
-def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[[Path], None]:
-    def run(tmp_path: Path) -> None:
-        asyncio.run(asyncio.wait_for(test(tmp_path), 30))
+def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(**arguments), 30))
 
     return run
 
@@ -275,6 +286,168 @@ async def test_it_takes_the_place_of_a_dead_one_and_anybody_may_connect(tmp_path
     async with serving(tmp_path) as path:
         assert oct(path.stat().st_mode)[-3:] == "666"
         assert json.loads(await say(path, asked(ask="pause")))["status"] == "paused"
+
+
+def fake(path: Path, kind: str) -> None:
+    """Put something into the place of the socket, or change it."""
+    here = path.with_name("here")
+    match kind:
+        case "removed":
+            path.unlink()
+        case "moved":
+            path.rename(path.with_name("elsewhere"))
+        case "a socket":
+            with socket.socket(socket.AF_UNIX) as other:
+                other.bind(str(here))
+            here.replace(path)
+        case "a file":
+            here.write_text("")
+            here.replace(path)
+        case "a pipe":
+            os.mkfifo(here)
+            here.replace(path)
+        case "a symbolic link":
+            here.symlink_to("/dev/null")
+            here.replace(path)
+        case "a folder":
+            path.unlink()
+            (path / "in it").mkdir(parents=True)
+        case "0000":
+            path.chmod(0)
+        case "folder removed":
+            path.unlink()
+            path.parent.rmdir()
+        case "folder moved":
+            path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+FAKES = {
+    "removed": "somebody had removed it", "moved": "somebody had removed it", "a socket": "a socket was in its place",
+    "a file": "a file was in its place", "a pipe": "a pipe was in its place",
+    "a symbolic link": "a symbolic link was in its place", "a folder": "", "0000": "somebody had changed its mode to 0000",
+    "folder removed": "somebody had removed it", "folder moved": "somebody had removed it",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAKES)
+@pytest.mark.parametrize("when", ["before the start", "while it listens"])
+@in_loop
+async def test_whatever_is_in_its_place_it_listens_again_and_says_so(tmp_path: Path, when: str, kind: str) -> None:
+    path, told = tmp_path / "run/control.sock", asyncio.Queue[str]()
+    if when == "before the start":
+        if kind.startswith("folder"):
+            return
+        path.parent.mkdir()
+        path.touch()
+        fake(path, kind)
+    server = ControlServer(path, {"status": status}, frozenset(), on_repair=told.put_nowait)
+    await server.start()
+    try:
+        if when == "while it listens":
+            assert json.loads(await say(path, asked()))["ok"]
+            fake(path, kind)
+            text = await told.get()
+            assert FAKES[kind] in text
+            assert str(path) in text
+        assert json.loads(await say(path, asked()))["ok"]
+        assert oct(path.stat().st_mode)[-3:] == "666"
+        assert told.empty()
+    finally:
+        await server.stop()
+    assert not path.exists()
+
+
+@in_loop
+async def test_who_removes_it_again_and_again_is_not_raced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time it is made again after the pause; what comes between is one time, and nothing looks at it meanwhile."""
+    monkeypatch.setattr("supervisor.linux.control_socket.MADE_AGAIN_S", 0.5)
+    told, path = asyncio.Queue[str](), tmp_path / "control.sock"
+    server = ControlServer(path, {"status": status}, frozenset(), on_repair=told.put_nowait)
+    await server.start()
+    path.unlink()
+    await told.get()
+    for _ in range(20):
+        path.unlink(missing_ok=True)
+        await asyncio.sleep(0.01)
+    assert told.empty()
+    assert not path.exists()
+    await told.get()
+    assert json.loads(await say(path, asked()))["ok"]
+    assert told.empty()
+    await server.stop()
+
+
+@in_loop
+async def test_where_it_cannot_be_made_again_that_is_told_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supervisor.linux.control_socket.MADE_AGAIN_S", 0.05)
+    told, run = asyncio.Queue[str](), tmp_path / "run"
+    server = ControlServer(run / "control.sock", {"status": status}, frozenset(), on_repair=told.put_nowait)
+    await server.start()
+    run.rename(tmp_path / "elsewhere")
+    run.touch()
+    assert "cannot be made again: File exists" in await told.get()
+    await asyncio.sleep(0.2)
+    assert told.empty()
+    run.unlink()
+    assert "was made again" in await told.get()
+    assert json.loads(await say(run / "control.sock", asked()))["ok"]
+    await server.stop()
+
+
+@in_loop
+async def test_without_inotify_it_looks_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supervisor.linux.control_socket.UNWATCHED_S", 0.05)
+    monkeypatch.setattr("supervisor.linux.inotify.Watcher.add", lambda *_: False)
+    told, path = asyncio.Queue[str](), tmp_path / "control.sock"
+    server = ControlServer(path, {"status": status}, frozenset(), on_repair=told.put_nowait)
+    await server.start()
+    await asyncio.sleep(0.2)
+    assert told.empty()
+    path.unlink()
+    assert "was made again" in await told.get()
+    await server.stop()
+
+
+@in_loop
+async def test_a_report_stream_outlives_its_socket(tmp_path: Path) -> None:
+    """The person's way to the freeze does not break because somebody removes a file."""
+    heard, told, path = asyncio.Queue[dict[str, Any]](), asyncio.Queue[str](), tmp_path / "control.sock"
+
+    class Receiver:
+        def receive(self, message: dict[str, Any]) -> None:
+            heard.put_nowait(message)
+
+        def closed(self) -> None:
+            pass
+
+    server = ControlServer(path, {}, frozenset(), {"presence": lambda *_: (Receiver(), {})}, on_repair=told.put_nowait)
+    await server.start()
+    _, writer = await asyncio.open_unix_connection(path)
+    report = json.dumps({"v": PROTOCOL, "tell": "presence"}).encode() + b"\n"
+    writer.write(report)
+    await heard.get()
+    path.unlink()
+    await told.get()
+    writer.write(report)
+    assert await heard.get()
+    writer.close()
+    await server.stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_socket_of_somebody_else_is_not_asked(tmp_path: Path) -> None:
+    """A client would tell "paused" while nothing is paused."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "control.sock"))
+        os.seteuid(65534)
+        try:
+            server.listen()
+        finally:
+            os.seteuid(0)
+        with pytest.raises(DaemonUnresponsive, match=r"a process of uid 65534 listens at .*, which is not the node's"):
+            ask(tmp_path, "pause")
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def beside_a_node(folder: Path, remembered: Any, **presence: bool) -> one_look.A
     config.paths.runtime.mkdir()
 
     async def look() -> one_look.Answer:
-        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda _: {"presence": remembered}}, frozenset())
+        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda *_: {"presence": remembered}}, frozenset())
         await server.start()
         try:
             return one_look.check_user(await one_look.look_once(config), config)
