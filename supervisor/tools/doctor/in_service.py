@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ from supervisor.tools.doctor.second_opinion import loginctl, nvidia_smi
 SECOND_SAMPLE_S = 0.7  # CPU load is a difference
 GPU_S = 5.0  # for a new look at the GPU
 DAY_S = 86400.0
+
+TASK_SOCKET = Path("/etc/systemd/system/rae-task.socket")
 
 
 async def checks(config: Config) -> list[Check]:
@@ -181,8 +183,9 @@ def containment() -> Check:
     """What keeps a task's processes together: a unit of their own, or a mechanism that is tried with one process."""
     if not sandbox.in_service():
         return Check("containment", UNATTENDED, True, detect().summary())
+    missing = "" if TASK_SOCKET.exists() else f"{TASK_SOCKET} is missing: no task can start"
     fine = "each task is a systemd unit, with a user of its own"
-    return Check.of("containment", UNATTENDED, sandbox.no_unit(), fine, "run deploy/install again, as root")
+    return Check.of("containment", UNATTENDED, missing, fine, "run deploy/install again, as root")
 
 
 def key(config: Config) -> Check:
@@ -202,6 +205,8 @@ async def programs(config: Config) -> list[Check]:
     if not config.node.tasks:
         return [Check("task programs", UNATTENDED, None, "node.yaml names no task type yet (tasks)")]
     offer = await asyncio.to_thread(sandbox.look, sandbox.own_paths(config))
+    if offer.units_only and TASK_SOCKET.exists():
+        offer = replace(offer, unit="")  # the sockets come with the service
     found: list[Check] = []
     for name, task in config.node.tasks.items():
         if task.executor == "command":
