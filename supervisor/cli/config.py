@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, load_config, print_json
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, load_config, print_error, print_json
 
 app = typer.Typer(help="Check the configuration, or print its schema.", no_args_is_help=True)
 
@@ -15,23 +15,27 @@ app = typer.Typer(help="Check the configuration, or print its schema.", no_args_
 def check(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Check both files.
 
-    All errors at once, one line each: file:line:column, what was found, what is allowed.
+    All errors at once, one line each: file:line:column, what was found, what is allowed. A task type whose command only
+    asks another daemon for its work (docker, systemd-run, tmux) is an error too.
 
     Exit codes: 0 correct. 1 correct, but with these settings the node can never become READY. 2 an error.
     """
-    from supervisor.config.feasibility import never_ready
+    from supervisor.config.feasibility import never_ready, refused_types
 
     found = load_config(config)
-    never = never_ready(found.runtime, found.node)
+    refused, never = refused_types(found.node), never_ready(found.runtime, found.node)
+    for line in refused:
+        print_error(line)
     if json:
-        print_json({"sound": True, "reachable": not never, "reasons": list(never), "notes": list(found.notes)})
-    else:
+        reasons = [*refused, *never]
+        print_json({"sound": not refused, "reachable": not never, "reasons": reasons, "notes": list(found.notes)})
+    elif not refused:
         print(f"{found.folder}: no errors" + ("" if not never else ", but the node can never become READY:"))
         for line in never:
             print(f"  {line}")
         for note in found.notes:
             print(f"  note: {note}")
-    raise typer.Exit(Exit.NO if never else Exit.YES)
+    raise typer.Exit(Exit.WRONG if refused else Exit.NO if never else Exit.YES)
 
 
 @app.command()

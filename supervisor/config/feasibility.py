@@ -1,12 +1,15 @@
-"""Finds sound settings with which the node can never become READY: `rae-node config check` then exits 1."""
+"""Finds what no single setting shows, for `rae-node config check`: the node can never become READY (exit 1), or a task type
+is refused at each start (exit 2)."""
 
 from __future__ import annotations
 
 import os
 from typing import Final
 
+from supervisor.config.daemon_clients import daemon_client
 from supervisor.config.schedule import windows
 from supervisor.config.schema import NODE_FILE, RUNTIME_FILE, NodeSettings, Runtime
+from supervisor.config.yaml_reader import printable
 
 # An idle desktop (compositor, clock, mail) uses about 1 % of CPU and GPU and tens of MiB of VRAM, so load is never below these
 # limits for long enough.
@@ -51,3 +54,9 @@ def never_ready(runtime: Runtime, node: NodeSettings) -> list[str]:
         why = "such a window never opens; let it end at another time than it begins"
         never(NODE_FILE, "work.hours", ", ".join(node.work.hours), why)
     return reasons
+
+
+def refused_types(node: NodeSettings) -> list[str]:
+    """Why a task type can never run here, one line for each type; the other types can."""
+    whys = {name: daemon_client(task.argv) for name, task in node.tasks.items() if task.executor == "command"}
+    return [f"{NODE_FILE}: tasks.{printable(name)}.argv: {why}" for name, why in whys.items() if why]

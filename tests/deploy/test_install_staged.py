@@ -21,7 +21,7 @@ def install(*options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("options", [[], ["--uninstall"], ["--uninstall", "--purge"]])
 def test_a_dry_run_numbers_its_steps(options: list[str]) -> None:
-    done = install("--user", "root", "--dry-run", *options)
+    done = install("--user", "nobody", "--dry-run", *options)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split("]")[0] for line in lines] == [f"[{n}/{len(lines)}" for n in range(1, len(lines) + 1)]
@@ -34,6 +34,8 @@ def test_a_dry_run_numbers_its_steps(options: list[str]) -> None:
         (["--keep-config"], "--keep-config goes with --uninstall"),
         (["--wheels", "/nowhere", "--dry-run"], "/nowhere holds no rae_node-*.whl; make it with `make wheels`"),
         (["--user", "no-such-user", "--dry-run"], "there is no user no-such-user here; name one with --user"),
+        (["--user", "root", "--dry-run"], "--user root: the node and its tasks would be root; name a person"),
+        (["--user", "0", "--root", "/nowhere", "--dry-run"], "--user 0: the node and its tasks would be root; name a person"),
         (["--frobnicate"], "unrecognized arguments"),
     ],
 )

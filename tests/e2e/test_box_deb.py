@@ -82,7 +82,8 @@ def test_installed_offline_it_starts_nothing_and_is_ready(node: Installed, packa
 
 def test_without_anybody_to_name_it_gets_an_account_of_its_own(node: Installed, package: Path, site: Path) -> None:
     with node.without_pip(site):
-        apt(node, "install", f"/mnt/share/{package.name}")
+        said = apt(node, "install", f"/mnt/share/{package.name}")
+    assert "no person called sudo: the service gets the account rae-node" in said
     assert node.show("User") == {"User": "rae-node"}
     assert node.box.sh("getent passwd rae-node").strip().endswith(":/usr/sbin/nologin")
     assert node.box.sh("stat -c %U /opt/rae-node/workdir") == "rae-node\n"
@@ -90,3 +91,4 @@ def test_without_anybody_to_name_it_gets_an_account_of_its_own(node: Installed, 
     report = node.cli("report")
     assert report.returncode == 0, report.stdout
     apt(node, "purge", "rae-node")
+    assert node.box.run("getent", "passwd", "rae-node", check=False).stdout == ""

@@ -250,6 +250,7 @@ def test_what_fails_half_way_says_so_in_a_line_and_goes_again(
 @pytest.mark.parametrize(
     ("options", "code", "says"),
     [
+        (["--user", "root"], 2, "--user root: the node and its tasks would be root; name a person"),
         (["--user", "nobody-of-that-name"], 2, "there is no user nobody-of-that-name here"),
         (["--wheels", "/nowhere"], 2, "holds no rae_node-*.whl"),
         (["--purge"], 2, "--purge goes with --uninstall"),
@@ -260,6 +261,38 @@ def test_wrong_usage(node: Installed, options: list[str], code: int, says: str) 
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_root_shell_gets_an_account_of_its_own_also_for_a_node_that_ran_as_root(node: Installed) -> None:
+    def from_a_root_shell() -> None:
+        said = node.box.run(INSTALL, "--wheels", node.wheels).stderr
+        assert said == "install: no person called sudo: the service gets the account rae-node, or --user NAME\n"
+        assert node.show("User") == {"User": "rae-node"}
+        assert node.box.sh("stat -c %U /opt/rae-node/workdir /opt/rae-node/logs") == "rae-node\n" * 2
+
+    from_a_root_shell()
+    account = node.box.sh("getent passwd rae-node").strip()
+    assert account.endswith(":/nonexistent:/usr/sbin/nologin")
+    node.box.sh(f"sed -i s/^User=.*/User=root/ /etc/systemd/system/{UNIT}; chown root /opt/rae-node/workdir")
+    node.box.run("systemctl", "daemon-reload")
+    assert "the service runs as root (User=root)" in node.cli("report").stdout
+    from_a_root_shell()
+    node.box.run(INSTALL, "--uninstall")
+    assert node.box.sh("getent passwd rae-node").strip() == account, "the logs are its own"
+    node.box.run(INSTALL, "--uninstall", "--purge")
+    assert node.box.run("getent", "passwd", "rae-node", check=False).stdout == ""
+
+
+@pytest.mark.usefixtures("quick")
+def test_who_called_sudo_stays_and_is_warned_of_groups_that_are_roots_equal(node: Installed) -> None:
+    node.box.sh(f"groupadd --system --force docker; gpasswd -a {USER} docker")
+    done = node.box.run(INSTALL, "--wheels", node.wheels, env={"SUDO_USER": USER})
+    assert node.show("User") == {"User": USER}
+    warning = f"{USER} is in the group docker, which starts containers as root: as good as root; `gpasswd -d {USER} docker`"
+    assert done.stderr == f"install: warning: {warning}, or install with --user rae-node\n"
+    assert f"[PASS] service's account: warning, {warning}" in node.cli("verify").stdout
+    node.box.sh("groupdel docker")
 
 
 def test_it_needs_root(node: Installed) -> None:

@@ -18,6 +18,7 @@ import pytest
 from support.task_bench import Bench, contained, py, run
 from support.trees import alive, command, marked_with, pids_in, until_async
 
+from supervisor.config.daemon_clients import daemon_client
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, describe
 from supervisor.tasks.process import command_process, shim
 from supervisor.tasks.process.command_process import CommandTask
@@ -180,6 +181,7 @@ def test_last_in_line_for_processor_and_disk(uid: int, born: tuple[int, int, int
         (["no-such-command"], {}, "no-such-command: No such file or directory"),
         (["/dev/null"], {}, "/dev/null: Permission denied"),
         ([], {}, "tasks.kind.argv is empty; name the command in node.yaml"),
+        (["docker", "run", "x"], {}, f"tasks.kind.argv: {daemon_client(['docker'])}"),
         (["true"], {"env": {"A=B": ""}}, "true: ValueError: illegal environment variable name"),
         (["true"], {"payload": {"a": object()}}, "the payload cannot be written as JSON (TypeError)"),
     ],

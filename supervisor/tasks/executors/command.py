@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from supervisor.config.daemon_clients import daemon_client
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
 from supervisor.tasks.executors.base import StartFailed, Wake
@@ -83,6 +84,8 @@ class CommandExecutor:
         """For this claim: argv, the bytes for stdin, further variables. Raises StartFailed."""
         if not self._type.argv:
             raise StartFailed(f"tasks.{claim.type}.argv is empty; name the command in node.yaml")
+        if why := daemon_client(self._type.argv):
+            raise StartFailed(f"tasks.{claim.type}.argv: {why}")
         try:
             return self._type.argv, msgspec.json.encode(claim.payload), {}
         except (TypeError, ValueError, RecursionError) as error:

@@ -28,6 +28,7 @@ from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.linux.clock import iso
 from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
 from supervisor.linux.small_files import read_plain
+from supervisor.tools.doctor.account import is_root, roots_equal
 from supervisor.tools.doctor.report import AUTOMATION, BOOT, UNATTENDED, Check
 from supervisor.tools.history.dry_run import dry_run
 
@@ -54,7 +55,7 @@ REQUIRED: Final[Mapping[str, tuple[str, str]]] = {
 }
 _PROPERTIES: Final = (
     "LoadState", "LoadError", "FragmentPath", "DropInPaths", "UnitFileState", "ActiveState", "SubState", "MainPID", "NRestarts",
-    "User", "ExecStart", *REQUIRED,
+    "User", "SupplementaryGroups", "ExecStart", *REQUIRED,
 )
 
 # How the settings of the unit begin that make up its sandbox, in which `inside` runs.
@@ -75,9 +76,9 @@ async def examine(folder: Path) -> list[Check]:
         checks += [Check("configuration", AUTOMATION, False, str(problem), fix) for problem in errors.problems]
         return [*checks, *unit(await unit_properties()), *await scripts()]
     properties, verified = await asyncio.gather(unit_properties(), unit_verified())
-    found, called = await asyncio.gather(inside(config, properties), scripts())
+    found, called, user = await asyncio.gather(inside(config, properties), scripts(), asyncio.to_thread(account, properties))
     return [
-        *checks, *settings(config), *unit(properties), boot(config, properties), verified, session_agent(), *called,
+        *checks, *settings(config), *unit(properties), user, boot(config, properties), verified, session_agent(), *called,
         rehearsal(config), *found, *ollama(config), checkpoint(config), listeners(properties), daemon(config, properties),
     ]
 
@@ -153,13 +154,23 @@ def unit(says: Mapping[str, str]) -> Iterator[Check]:
         wrong.append(f"ExecStart is not {EXEC}")
     if not any(line.partition("=")[0] == "WatchdogSec" for line in _lines(says)):  # systemd shows it only for a running unit
         wrong.append("WatchdogSec is off: nothing would notice a hang")
-    if not says.get("User"):
-        wrong.append("User is not set: it would run as root")
     right = f"{says['FragmentPath']}, as {says['User']}, as required"
     yield Check.of("unit", BOOT, "; ".join(wrong), right, f"see `systemctl cat {UNIT}`, or {INSTALL}")
     dead = says.get("ActiveState") == "failed"
     reason = f"{says.get('ActiveState')} ({says.get('SubState')}), restarted {says.get('NRestarts')} times by systemd"
     yield Check("service", UNATTENDED, not dead, reason, f"see `journalctl -u {UNIT}`")
+
+
+def account(says: Mapping[str, str]) -> Check:
+    """The service does not run as root, and its user is not root's equal. Asks sudo, which may take seconds."""
+    name, user = "service's account", says.get("User", "")
+    if says.get("LoadState") != "loaded":
+        return Check(name, UNATTENDED, None, "no service is installed")
+    if is_root(user):
+        reason = f"the service runs as root ({f'User={user}' if user else 'no User='}): what takes it over owns the machine"
+        return Check(name, UNATTENDED, False, reason, f"{INSTALL}: it takes the account rae-node, or --user NAME")
+    equal = roots_equal(user, says.get("SupplementaryGroups", "").split())
+    return Check(name, UNATTENDED, True, "; ".join(equal) or f"{user}, not root's equal", warning=bool(equal))
 
 
 def boot(config: Config, says: Mapping[str, str]) -> Check:

@@ -22,6 +22,7 @@ from typing import Any
 from states.guards import gpu_free
 from states.memory import Memory, State
 from states.observation import NO_TASK, Automation, Observation
+from supervisor.config.daemon_clients import daemon_client
 from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.config.schema import Paths
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
@@ -211,9 +212,12 @@ async def programs(config: Config) -> list[Check]:
     for name, task in config.node.tasks.items():
         if task.executor == "command":
             path = shutil.which(task.argv[0]) if task.argv else None
-            reason = f"{path} can be run" if path else f"{task.argv[:1]} cannot be run by {user_name()} in the service"
-            fix = f"set tasks.{name}.argv in node.yaml; a program in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
-            found.append(Check(f"task program: {name}", UNATTENDED, path is not None, reason, fix))
+            wrong = daemon_client(task.argv)
+            fix = f"set tasks.{name}.argv in node.yaml"
+            if not wrong and not path:
+                wrong = f"{task.argv[:1]} cannot be run by {user_name()} in the service"
+                fix += "; a program in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
+            found.append(Check.of(f"task program: {name}", UNATTENDED, wrong, f"{path} can be run", fix))
         elif task.executor == "shell_command":
             reason = f"runs ANY command that the control node sends, as {user_name()}"
             found.append(Check(f"shell commands: {name}", UNATTENDED, None, reason, "name the commands as types of their own"))

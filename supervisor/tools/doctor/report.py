@@ -28,8 +28,8 @@ LINES: Final[Mapping[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check. `ok` None: it does not apply here, as `reason` says. `fix`: what to do when it failed. `reading`: details for
-    scripts, where there are any."""
+    """One check. `ok` None: it does not apply here, as `reason` says. `warning`: it passed, but somebody should know the
+    reason. `fix`: what to do about a failure or a warning. `reading`: details for scripts, where there are any."""
 
     name: str
     line: str
@@ -37,6 +37,7 @@ class Check:
     reason: str
     fix: str = ""
     reading: dict[str, Any] | None = None
+    warning: bool = False
 
     @classmethod
     def of(cls, name: str, line: str, wrong: str, right: str, fix: str = "") -> Check:
@@ -48,6 +49,8 @@ class Check:
         fields = asdict(self)
         if self.reading is None:
             del fields["reading"]
+        if not self.warning:
+            del fields["warning"]
         return {"name": fields.pop("name"), "result": self.result, **fields}
 
     @property
@@ -95,7 +98,8 @@ def verify(checks: Sequence[Check], host: str, time: str) -> str:
         if check.ok is False:
             lines.append(f"[FAIL] {check.failure}")
         else:
-            lines.append(f"[PASS] {check.name}: " + ("not applicable, " if check.ok is None else "") + check.reason)
+            how = "warning, " if check.warning else "not applicable, " if check.ok is None else ""
+            lines.append(f"[PASS] {check.name}: {how}{check.reason}")
     wrong = failed(checks)
     verdict = "PASS" if ready(checks) else f"FAIL ({len(wrong)} of {len(checks)} checks)"
     return "\n".join([*lines, f"Verdict: {verdict}"])
@@ -107,15 +111,15 @@ def verify_dict(checks: Sequence[Check], host: str, time: str) -> dict[str, Any]
 
 def doctor(checks: Sequence[Check]) -> str:
     """Every check in a line, below its line of the report."""
-    marks = {True: "ok", False: "FAILED", None: "n/a"}
     width = max((len(check.name) for check in checks), default=0)
     lines: list[str] = []
     for line in LINES:
-        lines += [line, *(_row(check, marks[check.ok], width) for check in checks if check.line == line), ""]
+        lines += [line, *(_row(check, width) for check in checks if check.line == line), ""]
     wrong = len(failed(checks))
     return "\n".join([*lines, f"{len(checks)} checks, {wrong} failed" if wrong else f"{len(checks)} checks, none failed"])
 
 
-def _row(check: Check, mark: str, width: int) -> str:
+def _row(check: Check, width: int) -> str:
+    mark = "warn" if check.warning else {True: "ok", False: "FAILED", None: "n/a"}[check.ok]
     text = f"  {mark:<6}  {check.name:<{width}}  {check.reason}"
-    return text + (f"\n  {'':<6}  {'':<{width}}  → {check.fix}" if check.ok is False and check.fix else "")
+    return text + (f"\n  {'':<6}  {'':<{width}}  → {check.fix}" if check.fix and mark in ("FAILED", "warn") else "")

@@ -14,6 +14,7 @@ from support.running import RUNTIME, NodeFolder
 
 from supervisor.config.load import load
 from supervisor.tools.doctor import doctor, in_service
+from supervisor.tools.doctor.account import roots_equal
 from supervisor.tools.doctor.doctor import REQUIRED
 from supervisor.tools.doctor.report import Check
 
@@ -49,7 +50,6 @@ def test_the_unit_that_ships_is_sound(tmp_path: Path) -> None:
         ({"StartLimitIntervalUSec": "10s"}, "StartLimitIntervalUSec is 10s"),
         ({"KillMode": "process"}, "KillMode is process"),
         ({"LimitCORE": "infinity"}, "LimitCORE is infinity"),
-        ({"User": ""}, "it would run as root"),
         ({"NotifyAccess": "all"}, "NotifyAccess is all"),
         ({"ExecStart": "{ argv[]=/usr/bin/python3 /tmp/auto_runner.py ; }"}, "ExecStart is not"),
         ({"NeedDaemonReload": "yes"}, "systemctl daemon-reload"),
@@ -63,6 +63,43 @@ def test_the_unit_that_ships_is_sound(tmp_path: Path) -> None:
 def test_every_difference_is_named(tmp_path: Path, change: Mapping[str, str], said: str) -> None:
     (failure,) = failures(list(doctor.unit(properties(tmp_path, **change))))
     assert said in failure
+
+
+@pytest.mark.parametrize(
+    ("says", "ok", "said"),
+    [
+        ({"User": ""}, False, "the service runs as root (no User=)"),
+        ({"User": "root"}, False, "the service runs as root (User=root)"),
+        ({"User": "0"}, False, "the service runs as root (User=0)"),
+        ({"User": "nobody"}, True, "nobody, not root's equal"),
+        ({"User": "nobody", "SupplementaryGroups": "video kvm render"}, True, "nobody, not root's equal"),
+        ({"User": "nobody", "SupplementaryGroups": "video docker"}, True, "nobody is in the group docker, which starts"),
+        ({"User": "nobody", "SupplementaryGroups": "disk"}, True, "take it out of SupplementaryGroups="),
+        ({"LoadState": "not-found"}, None, "no service is installed"),
+    ],
+)
+def test_root_fails_and_its_equals_are_warned_of(tmp_path: Path, says: Mapping[str, str], ok: bool | None, said: str) -> None:
+    check = doctor.account(properties(tmp_path, **says))
+    assert check.ok is ok
+    assert said in check.reason
+    assert check.warning is ("as good as root" in check.reason)
+
+
+@pytest.mark.parametrize(
+    ("may", "said"),
+    [
+        ("    (ALL : ALL) ALL", ""),
+        ("    (ALL : ALL) NOPASSWD: ALL", "sudo asks nobody for no password: as good as root"),
+        ("    (root) NOPASSWD: /usr/bin/apt", "sudo asks nobody for no password: as good as root"),
+        (None, ""),
+    ],
+)
+def test_sudo_without_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: str | None, said: str) -> None:
+    if may is not None:
+        (tmp_path / "sudo").write_text(f"#!/bin/sh\necho '{may}'\n")
+        (tmp_path / "sudo").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [line.partition(";")[0] for line in roots_equal("nobody")] == [said] * bool(said)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +168,13 @@ def test_rotation_that_keeps_too_much_is_found(tmp_path: Path, monkeypatch: pyte
 
 
 def test_programs_and_keys(tmp_path: Path) -> None:
-    node = {"tasks": {"gone": {"argv": ["/nowhere/at/all"]}}, "control": {"token": {"file": str(tmp_path / "key")}}}
+    tasks = {"gone": {"argv": ["/nowhere/at/all"]}, "box": {"argv": ["sh", "-c", "docker run image"]}}
+    node = {"tasks": tasks, "control": {"token": {"file": str(tmp_path / "key")}}}
     config = load(NodeFolder.make(tmp_path / "n", node=node).path)
     checks = asyncio.run(in_service.programs(config))
     assert of(checks, "task program: gone").ok is False
+    assert of(checks, "task program: box").ok is False
+    assert "docker is only a client: the container runs outside of the task" in of(checks, "task program: box").reason
     assert of(checks, "task program: echo").ok is True
     assert in_service.key(config).ok is False
     (tmp_path / "key").write_text("s3cret\n")

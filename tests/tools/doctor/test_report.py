@@ -70,3 +70,12 @@ def test_doctor_says_how_to_fix_it() -> None:
     assert "→ the fix" in text
     assert text.endswith("5 checks, 1 failed")
     assert report.doctor(GOOD).endswith("5 checks, none failed")
+
+
+def test_a_warning_passes_and_says_what_to_do() -> None:
+    checks = [*GOOD, Check("account", UNATTENDED, True, "the reason", "the fix", warning=True)]
+    assert "  warn    account                        the reason\n" in report.doctor(checks)
+    assert "→ the fix" in report.doctor(checks)
+    assert report.verify(checks, "box", "now").splitlines()[-2:] == ["[PASS] account: warning, the reason", "Verdict: PASS"]
+    assert report.ready(checks)
+    assert checks[-1].as_dict()["warning"] is True
