@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from supervisor.tasks.vram import VramCheck
 from supervisor.tasks.workdir import Workdir
 
 SLEEP_POLL_S: Final = 0.2  # how soon a stop notices that the machine is about to sleep
-MEMORY_S: Final = 1.0
+MEMORY_S: Final = 0.5
 SHOWN_OF_A_FAILURE: Final = ("status", "stderr")
 
 
@@ -143,7 +143,7 @@ class Attempt:
             FreezeFailed: it must be stopped.
         """
         self._vram.notice()
-        return StopReport(await self._running().freeze())
+        return StopReport(await self._while_awake(self._running().freeze()))
 
     async def thaw(self) -> StopReport:
         """Let the task go on.
@@ -152,7 +152,7 @@ class Attempt:
             FreezeFailed: it does not go on; it is stopped and goes back.
         """
         try:
-            return StopReport(await self._running().thaw())
+            return StopReport(await self._while_awake(self._running().thaw()))
         except FreezeFailed as failed:
             self.give_up(f"it could not go on after a hold: {failed}")
             if self._monitor is not None:
@@ -192,10 +192,9 @@ class Attempt:
         self._vram.notice()
         rungs: tuple[Rung, ...] = ()
         note = ""
-        if self._pause is not None:
-            limit_s = min(CHECKPOINT_S, self._context.stop_limit_s) if self._context.sleep.going_down else CHECKPOINT_S
+        if self._pause is not None and self._checkpoint_s > 0:
             try:
-                rungs = await self._pause.move_out(limit_s)
+                rungs = await self._while_awake(self._pause.move_out(self._checkpoint_s))
             except FreezeFailed as failed:
                 note = str(failed)
         rungs = (*rungs, *await self._stop_processes(process, self.grace_s() if grace_s is None else grace_s))
@@ -205,15 +204,36 @@ class Attempt:
         self._stop = StopReport(rungs, await self._vram.read(began_s), note)
         return self._stop
 
+    @property
+    def _checkpoint_s(self) -> float:
+        """The longest that moving VRAM may take now."""
+        return min(CHECKPOINT_S, self._context.stop_limit_s) if self._context.sleep.going_down else CHECKPOINT_S
+
+    async def _while_awake(self, work: Coroutine[Any, Any, tuple[Rung, ...]]) -> tuple[Rung, ...]:
+        """Moves VRAM, freezes or thaws. A sleep that is announced meanwhile leaves it as much time as there is.
+
+        Raises:
+            FreezeFailed: it was not done, or not in time. The task must be stopped.
+        """
+        job = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait([job], timeout=SLEEP_POLL_S))[0]:
+                if self._context.sleep.going_down and self._context.stop_limit_s <= 0:
+                    raise FreezeFailed(f"not done in time: {self._context.sleep.going_down}")
+            return await job
+        finally:
+            job.cancel()
+
     async def _stop_processes(self, process: RunningTask, grace_s: float) -> tuple[Rung, ...]:
         """A sleep that is announced during the grace shortens it."""
         if grace_s <= 0:
             return await process.stop(0.0)
+        kill_at_s = self._context.clock.now_s() + grace_s
         stopping = asyncio.ensure_future(process.stop(grace_s))
         try:
             while not (await asyncio.wait([stopping], timeout=SLEEP_POLL_S))[0]:
-                if (shorter_s := self.grace_s()) < grace_s:
-                    return (await asyncio.gather(stopping, process.stop(shorter_s)))[0]
+                if self._context.clock.now_s() + (left_s := self.grace_s()) < kill_at_s - SLEEP_POLL_S:
+                    return (await asyncio.gather(stopping, process.stop(left_s)))[0]
             return await stopping
         finally:
             stopping.cancel()

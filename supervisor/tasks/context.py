@@ -55,6 +55,11 @@ class SleepWatch(Protocol):
         """How long logind waits for the delay lock, in seconds; None: not known."""
         ...
 
+    @property
+    def announced_s(self) -> float | None:
+        """When logind began to wait, in seconds of CLOCK_BOOTTIME; None: it does not wait yet."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
@@ -98,15 +103,18 @@ class TaskContext:
 
     @property
     def stop_limit_s(self) -> float:
-        """Seconds that a stop may take before a sleep: logind's real limit (InhibitDelayMaxUSec) less a margin."""
-        return max(0.0, self._delay_max_s - SLEEP_MARGIN_S)
+        """Seconds from now that a stop may take before a sleep: what is left of logind's real limit (InhibitDelayMaxUSec),
+        less a margin. 0: no time for anything but the kill."""
+        return max(0.0, self._delay_left_s - SLEEP_MARGIN_S)
 
     @property
     def read_limit_s(self) -> float:
-        """Seconds after the order to stop until the last reading of the GPU before a sleep."""
-        return max(0.0, self._delay_max_s - SLEEP_READ_MARGIN_S)
+        """Seconds from now until the last reading of the GPU before a sleep."""
+        return max(0.0, self._delay_left_s - SLEEP_READ_MARGIN_S)
 
     @property
-    def _delay_max_s(self) -> float:
-        known = self.sleep.delay_max_s
-        return DELAY_MAX_S if known is None else known
+    def _delay_left_s(self) -> float:
+        """Of the time that logind waits. All of it before it begins to wait, as after a lid was closed."""
+        most_s, began_s = self.sleep.delay_max_s, self.sleep.announced_s
+        passed_s = 0.0 if began_s is None else self.clock.now_s() - began_s
+        return (DELAY_MAX_S if most_s is None else most_s) - passed_s

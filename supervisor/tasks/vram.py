@@ -13,6 +13,7 @@ from supervisor.tasks.context import TaskContext
 PAUSES_S: Final = (0.02, 0.05, 0.1, 0.2)  # between two readings; the last one repeats
 LOOK_S: Final = 1.0  # the longest that one reading may take
 LATE_S: Final = 1.0  # one more reading this long after VRAM_RELEASE_S: it reports the memory as held
+LEAST_S: Final = 0.1  # the task is gone: one short reading harms nobody
 SLEEP_S: Final = 1.0  # before a sleep there is no time for more
 
 
@@ -45,7 +46,7 @@ class VramCheck:
         began_s = loop.time()
         wait_s = ownership.VRAM_RELEASE_S + LATE_S
         if context.sleep.going_down:
-            wait_s = max(0.1, min(SLEEP_S, wait_s, context.read_limit_s - (context.clock.now_s() - since_s)))
+            wait_s = max(LEAST_S, min(SLEEP_S, wait_s, context.read_limit_s))
         pauses = iter(PAUSES_S)
         while True:
             asked_s = context.clock.now_s()
@@ -54,7 +55,8 @@ class VramCheck:
             if (vram := self._judge(reading, asked_s, after_s)) is not None:
                 return vram
             passed_s = loop.time() - began_s
-            if passed_s >= wait_s or (context.sleep.going_down and passed_s >= SLEEP_S):
+            hurried = context.sleep.going_down and (passed_s >= SLEEP_S or context.read_limit_s <= 0)
+            if passed_s >= wait_s or hurried:
                 break
             await asyncio.sleep(next(pauses, PAUSES_S[-1]))
         if reading.value is None:

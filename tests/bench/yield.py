@@ -226,7 +226,7 @@ class NoGpu:
 class NoSleep:
     """Nobody announces a sleep."""
 
-    going_down, delay_max_s = "", None
+    going_down, delay_max_s, announced_s = "", None, None
 
 
 class NoLock:

@@ -85,6 +85,7 @@ class ScriptedSleep:
 
     going_down: str = ""
     delay_max_s: float | None = None
+    announced_s: float | None = None
 
 
 @dataclass

@@ -95,6 +95,7 @@ class Sessions(PresenceSensor):
         self._event = (NEVER, "", Quality.EVENT)  # the last sign that was an event
         self._delays = _DelayLocks(bus, wanted=delay_locks)
         self._preparing = dict.fromkeys(DELAYS, False)
+        self._announced_s = dict.fromkeys(DELAYS, NEVER)  # when logind said so
         self._prepared = 0  # signals about it so far: a property read before the last of them is old
         bus.watch(LOGIN1, self._owner_changed)
         bus.subscribe(LOGIN1, LOGIN1_MANAGER, "", self._manager_signal)
@@ -110,6 +111,12 @@ class Sessions(PresenceSensor):
             if preparing:
                 return GOING[kind]
         return lid_reason(self._manager)
+
+    @property
+    def announced_s(self) -> float | None:
+        """When logind announced the sleep or shutdown, in seconds of CLOCK_BOOTTIME: its delay counts from then. None: it has
+        announced nothing."""
+        return min((self._announced_s[kind] for kind, preparing in self._preparing.items() if preparing), default=None)
 
     @property
     def delay_error(self) -> str:
@@ -295,6 +302,8 @@ class Sessions(PresenceSensor):
         self._look_now.set()
 
     def _set_preparing(self, kind: str, preparing: bool) -> None:
+        if preparing and not self._preparing[kind]:
+            self._announced_s[kind] = self._clock.now_s()
         ended = self._preparing[kind] and not preparing
         self._preparing[kind] = preparing
         if ended:

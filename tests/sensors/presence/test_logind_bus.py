@@ -240,9 +240,15 @@ def test_delay_locks_are_held_given_up_and_taken_again(private_bus: PrivateBus) 
             assert {entry[3] for entry in fake.locks()} == {"delay"}
             watched.sensor.release_delay()  # nothing is going down: they stay
             for _ in range(2):  # a second suspend, at once, must not slip through
+                assert watched.sensor.announced_s is None
+                before_s = CLOCK.now_s()
                 await fake.prepare("Sleep", True)
                 await eventually(lambda: watched.sensor.going_down == SUSPENDING, "going down")
+                announced_s = watched.sensor.announced_s
+                assert before_s <= (announced_s or 0.0) <= CLOCK.now_s()
                 assert kinds(fake) == ["shutdown", "sleep"]
+                await watched.sensor._ask_manager()
+                assert watched.sensor.announced_s == announced_s, "logind's delay counts from its first word"
                 watched.sensor.release_delay()
                 watched.sensor.release_delay()
                 await eventually(lambda: kinds(fake) == ["shutdown"], "the lock on sleep given up")
