@@ -12,6 +12,7 @@ import fcntl
 import gc
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -114,19 +115,30 @@ def wipe(folder: Path) -> int:
 
 
 def prepare(config: Config) -> list[str]:
-    """Make the folders of node.yaml's `paths`. Returns a line for each that cannot be used."""
+    """Make the folders of node.yaml's `paths`, and open those of ours that somebody closed. Returns a line for each that
+    cannot be used."""
     lines = []
     for name, mode in (("logs", 0o750), ("workdir", 0o700), ("runtime", 0o755), ("state", 0o700)):
         path: Path = getattr(config.paths, name)
         try:
             path.mkdir(mode=mode, parents=True, exist_ok=True)
-            usable = os.access(path, os.W_OK | os.X_OK)
+            usable = os.access(path, os.W_OK | os.X_OK) or _opened(path, mode)
         except OSError as error:
             lines.append(f"{path}: cannot be made: {error.strerror}; set paths.{name} in node.yaml, or run the installer")
             continue
         if not usable:
             lines.append(f"{path}: cannot be written; set paths.{name} in node.yaml, or change its owner")
     return lines
+
+
+def _opened(folder: Path, mode: int) -> bool:
+    """Somebody has closed a folder of ours, and it is open again."""
+    was = folder.lstat()
+    if was.st_uid == os.geteuid() and stat.S_ISDIR(was.st_mode):
+        with contextlib.suppress(OSError):  # read-only
+            folder.chmod(mode)
+            say(f"{folder}: had mode {stat.S_IMODE(was.st_mode):04o}; it has {mode:04o} again")
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _lock(runtime: Path) -> int | None:

@@ -91,7 +91,7 @@ class Node:
         self.config = config
         self.automation = AutomationSwitch(config.paths.state, clock)
         self.containment: Containment | None = None
-        self.workdir = Workdir(config.paths.workdir)
+        self.workdir = Workdir(config.paths.workdir, self.repaired)
         self._wake, self._extend, self._journal, self._lifecycle = wake, extend, journal, lifecycle
         self._sweeping: asyncio.Task[None] | None = None
         self._trying: asyncio.Task[None] | None = None

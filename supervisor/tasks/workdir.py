@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,17 +22,21 @@ _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Workdir:
-    """The folder `paths.workdir`. Removes only what `fresh` made, so a wrong setting costs nobody a file."""
+    """The folder `paths.workdir`. Removes only what `fresh` made, so a wrong setting costs nobody a file.
 
-    def __init__(self, root: Path) -> None:
+    A folder that was removed, moved or closed while the node ran is made again or opened; `on_repair` gets a sentence then,
+    in the thread that found it.
+    """
+
+    def __init__(self, root: Path, on_repair: Callable[[str], None] = lambda _: None) -> None:
         self.root = root
+        self._on_repair = on_repair
+        self._known = False  # it was there before
 
     def fresh(self, task_id: str) -> Path:
         """Make an empty folder, 0700, with a random name: task ids come from outside, so they are no part of a path.
         Raises OSError: it cannot be made, or the root is not safely ours; the text says why."""
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(self.root, 0o700)
+        self._make()
         fd = self._open()
         try:
             name = PREFIX + os.urandom(12).hex()
@@ -54,12 +58,25 @@ class Workdir:
         """Remove every task's folder except these; returns how many there were. Raises OSError as `wipe`, after the
         others are removed."""
         kept = {path.name for path in except_}
+        if not os.path.lexists(self.root):
+            if not self._known:
+                return 0
+            self._make()
+        fd = self._open()
         try:
-            names = [name for name in os.listdir(self.root) if name.startswith(PREFIX) and name not in kept]
-        except FileNotFoundError:
-            return 0
+            names = [name for name in os.listdir(fd) if name.startswith(PREFIX) and name not in kept]
+        finally:
+            os.close(fd)
         self._wipe(names)
         return len(names)
+
+    def _make(self) -> None:
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.root, 0o700)
+            if self._known:
+                lost = "what tasks have left in it is where it was moved to"
+                self._on_repair(f"the work folder {self.root} was gone and is made again; if it was moved, {lost}")
 
     def _wipe(self, names: list[str]) -> None:
         if not names or not os.path.lexists(self.root):
@@ -75,25 +92,27 @@ class Workdir:
             raise OSError(first.errno, f"{len(errors)} entries could not be removed: {first.strerror}{hint}", str(self.root))
 
     def _open(self) -> int:
-        """Open the root, after a check that it is no link, is ours, and nobody else can write in it."""
+        """Open the root, after a check that it is no link, is ours, and that we alone can use it."""
         try:
-            fd = os.open(self.root, os.O_RDONLY | _FOLDER)
+            handle = os.open(self.root, os.O_PATH | _FOLDER)
         except OSError as error:
             if not self.root.is_symlink():
                 raise
             why = "paths.workdir is a symbolic link; name the folder itself"
             raise OSError(error.errno, why, str(self.root)) from None
         try:
-            info = os.fstat(fd)
+            info = os.fstat(handle)
             if info.st_uid != os.geteuid():
                 owner = f"paths.workdir belongs to uid {info.st_uid}, the node runs as uid {os.geteuid()}"
                 raise OSError(errno.EPERM, owner, str(self.root))
-            if stat.S_IMODE(info.st_mode) & 0o077:
-                os.fchmod(fd, 0o700)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
+            if (mode := stat.S_IMODE(info.st_mode)) & 0o777 != 0o700:
+                os.chmod(f"/proc/self/fd/{handle}", 0o700)
+                if mode & 0o700 != 0o700:
+                    self._on_repair(f"the work folder {self.root} had mode {mode:04o}; it has 0700 again")
+            self._known = True
+            return os.open(".", os.O_RDONLY | _FOLDER, dir_fd=handle)
+        finally:
+            os.close(handle)
 
 
 def _enter(parent: int, name: str) -> int:

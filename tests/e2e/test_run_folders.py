@@ -75,6 +75,30 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> 
         assert node.stop() == 0
 
 
+def test_folders_that_somebody_closes_or_removes_are_opened_or_made_again_and_that_is_said(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path)
+    names = {"logs": 0o750, "work": 0o700, "run": 0o755, "state": 0o700}
+    for name in names:
+        (tmp_path / name).mkdir(mode=0)
+    with control_node() as control, daemon(folder, argv=[*mortal(), *RAE_NODE, "run"]) as node:
+        folder.write(node={"control": {"url": control.url}})
+        node.wait_for("READY")
+        for name, mode in names.items():
+            assert (tmp_path / name).stat().st_mode & 0o777 == mode
+            assert f"{tmp_path / name}: had mode 0000; it has {mode:04o} again" in node.said
+        (tmp_path / "work").chmod(0)
+        assert control.settled(control.add("echo"))["status"] == "COMPLETED"
+        assert any("work had mode 0000; it has 0700 again" in note for note in node.ask()["notes"])
+        shutil.rmtree(tmp_path / "work")
+        shutil.rmtree(tmp_path / "run")
+        assert control.settled(control.add("echo"))["status"] == "COMPLETED"
+        until(node.look, "an answer")
+        notes = " ".join(node.ask()["notes"])
+        assert "work was gone and is made again" in notes
+        assert "control.sock was made again: somebody had removed it" in notes
+        assert folder.cli("run").returncode == 1, "the new folder is locked too"
+
+
 def test_a_log_folder_that_goes_away_is_made_again(tmp_path: Path) -> None:
     with control_node() as control, daemon(NodeFolder.make(tmp_path, control.url)) as node:
         node.wait_for("READY")

@@ -99,29 +99,75 @@ def test_wipe_takes_everything(work: Workdir, mess: Callable[[Path], None]) -> N
     work.wipe(folder)
 
 
-@pytest.mark.skipif(not ROOT, reason="becomes a plain user")
-@pytest.mark.parametrize("mess", [deep, locked])
-def test_wipe_as_a_plain_user(mess: Callable[[Path], None]) -> None:
-    """Root's rights hide what a folder of mode 000 means."""
+def as_plain_user(body: Callable[[Path], None]) -> None:
+    """Root's rights hide what a folder of mode 000 means. The body gets a folder of its own."""
     top = Path(tempfile.mkdtemp())
     try:
         os.chown(top, NOBODY, NOBODY)
 
-        def body() -> None:
+        def run() -> None:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-            work = Workdir(top / "work")
-            mess(folder := work.fresh("a"))
-            work.wipe(folder)
-            assert not list(work.root.iterdir())
+            body(top)
 
-        process = multiprocessing.get_context("fork").Process(target=body)
+        process = multiprocessing.get_context("fork").Process(target=run)
         process.start()
         process.join(60)
         assert process.exitcode == 0
     finally:
         shutil.rmtree(top)
+
+
+@pytest.mark.skipif(not ROOT, reason="becomes a plain user")
+@pytest.mark.parametrize("mess", [deep, locked])
+def test_wipe_as_a_plain_user(mess: Callable[[Path], None]) -> None:
+    def body(top: Path) -> None:
+        work = Workdir(top / "work")
+        mess(folder := work.fresh("a"))
+        work.wipe(folder)
+        assert not list(work.root.iterdir())
+
+    as_plain_user(body)
+
+
+@pytest.mark.skipif(not ROOT, reason="becomes a plain user")
+@pytest.mark.parametrize("rights", [0o000, 0o100, 0o400, 0o577])
+def test_a_root_that_somebody_closed_is_opened_again_and_that_is_told(rights: int) -> None:
+    def body(top: Path) -> None:
+        said: list[str] = []
+        work = Workdir(top / "work", said.append)
+        folder = work.fresh("a")
+        (folder / "left").touch()
+        work.root.chmod(rights)
+        assert work.wipe_all() == 1
+        assert said == [f"the work folder {work.root} had mode {rights:04o}; it has 0700 again"]
+        work.root.chmod(rights)
+        folder = work.fresh("b")
+        assert mode(work.root) == 0o700
+        work.root.chmod(rights)
+        work.wipe(folder)
+        assert not list(work.root.iterdir())
+        assert len(said) == 3
+
+    as_plain_user(body)
+
+
+@pytest.mark.parametrize("then", ["fresh", "wipe_all"])
+def test_a_root_that_is_gone_is_made_again_and_that_is_told(tmp_path: Path, then: str) -> None:
+    said: list[str] = []
+    work = Workdir(tmp_path / "deep/work", said.append)
+    folder = work.fresh("a")
+    assert said == [], "at the first start there is none"
+    (tmp_path / "deep").rename(tmp_path / "elsewhere")
+    work.wipe(folder)
+    work.fresh("b") if then == "fresh" else work.wipe_all()
+    (text,) = said
+    assert text.startswith(f"the work folder {work.root} was gone and is made again; ")
+    assert mode(work.root) == 0o700
+    work.fresh("c")
+    assert work.wipe_all() >= 1
+    assert len(said) == 1
 
 
 def test_no_link_leads_out(work: Workdir, tmp_path: Path) -> None:
