@@ -1,14 +1,15 @@
 """Sign → decided → frozen → gone → handed back: how long a person who comes back can still feel the task.
 
-    python tests/bench/yield.py [--runs 200] [--json]
+    python tests/bench/yield.py [--runs 200] [--json] [--unit]
 
 Real tasks (200 processes that burn the CPU, half of them double-forked; a memory hog; a writer), started by the real
 executor at the lowest priority. The sign is a new terminal in /dev/pts, as an SSH login or a terminal window opens one.
 Ours is the whole way: sensor, look, `propose`, performer, shim. The limit, in the same run and on the same tasks: ten
 lines that watch /dev/pts and write cgroup.freeze and cgroup.kill themselves. `busy` rows: the person's own work keeps
 both cores busy meanwhile. When a tree is frozen and gone is read from its cgroup.events by a thread of its own, for both.
-`no cgroup`: both walk /proc, SIGSTOP and SIGKILL, and know what they have seen themselves. Exit 1 when short of
-performance.md.
+`no cgroup`: both walk /proc, SIGSTOP and SIGKILL, and know what they have seen themselves. `--unit` adds rows for tasks in
+systemd units, as an installed node runs them: ours is then the service's user in a box with its own systemd. Exit 1 when
+short of performance.md.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from inotify_simple import INotify, flags
-from support.waiting import eventually
+from support.waiting import eventually, until
 
 from states.ending import Ending
 from states.lifecycle import Lifecycle
@@ -48,9 +50,10 @@ from supervisor.sensors.gpu.ownership import TaskUse
 from supervisor.sensors.observer import Observer
 from supervisor.sensors.presence.terminals import Terminals
 from supervisor.sources.base import Claim
-from supervisor.tasks.attempt import Attempts
+from supervisor.tasks.attempt import Attempt, Attempts
 from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.executors.command import CommandExecutor
+from supervisor.tasks.process import sandbox
 from supervisor.tasks.process.containment import CgroupContainment, Containment, TreeContainment, detect
 from supervisor.tasks.workdir import Workdir
 
@@ -161,7 +164,8 @@ async def ours(containment: Containment, code: str, folder: Path, runs: int, tel
     await sensor.start(woken.set)
     readings = [lambda now_s, value=v: Reading(value, "", "bench", now_s) for v in (Gpu(4, 1), Cpu(5), Host())]
     observer = Observer([sensor], *readings)
-    kind = TaskType(argv=[sys.executable, "-I", "-S", "-c", code], on_yield="kill")
+    python = sys.executable if containment.offer.unit else "/usr/bin/python3"  # a unit sees no home folder
+    kind = TaskType(argv=[python, "-I", "-S", "-c", code], on_yield="kill")
     for _ in range(runs):
         source = Source()
         source.claim = Claim("00000000-0000-4000-8000-000000000000", "task")
@@ -173,7 +177,8 @@ async def ours(containment: Containment, code: str, folder: Path, runs: int, tel
         )
         attempt = attempts.take()
         await attempt.start(lambda _, e=executor: e, performer.workdir, woken.set)
-        await eventually(lambda place=attempt.workdir: (place / "up").exists(), "the task at work", 60)
+        at_work = partial(is_at_work, attempt, many=code == MANY)
+        await eventually(at_work, "the task at work", 60)
         cgroup = getattr(attempt.process._tree, "path", None)  # type: ignore[union-attr]
         watcher = Watcher(cgroup) if cgroup else None
         now_s = CLOCK.now_s()
@@ -209,6 +214,13 @@ async def ours(containment: Containment, code: str, folder: Path, runs: int, tel
         tell()
     await sensor.stop()
     return times
+
+
+def is_at_work(attempt: Attempt, many: bool) -> bool:
+    """It says so in its folder, or, where nobody can look there, has all its processes."""
+    assert attempt.workdir is not None
+    assert attempt.process is not None
+    return (attempt.workdir / "up").exists() or (many and len(attempt.process.pids()) > 200)
 
 
 class NoGpu:
@@ -357,12 +369,52 @@ def busy(cores: bool) -> Iterator[None]:
             burner.wait()
 
 
+def in_unit(runs: int, cores: bool) -> Times:
+    """The product, as an installed node: this file again, in place of the daemon in its service."""
+    from support.installed import UNIT, USER, Installed, boot, make_site, make_wheels
+    from support.nvml_standin import build
+
+    with tempfile.TemporaryDirectory(prefix="yield-", dir=Path.home()) as name:
+        folder = Path(name)
+        make_site(folder / "site", make_wheels(folder / "wheels"))
+        with boot(folder / "box") as box:
+            node = Installed(box, folder / "wheels", build(folder))
+            with node.without_pip(folder / "site"):
+                node.install()
+            box.sh(f"install -d -o {USER} /var/tmp/yield /var/lib/yield")
+            line = f"{sys.executable} {Path(__file__).resolve()} --inside --runs {runs}"
+            node.drop_in("yield", f"[Service]\nType=exec\nProtectHome=no\nRestart=no\nExecStart=\nExecStart={line}\n"
+                                  "StandardOutput=append:/var/lib/yield.json\nStandardError=journal\nWatchdogSec=0\n")
+            with busy(cores):
+                box.run("systemctl", "start", UNIT)
+                until(lambda: node.show("ActiveState")["ActiveState"] in ("inactive", "failed"), "all runs", 600)
+            try:
+                return Times(json.loads(box.sh("cat /var/lib/yield.json")))
+            except ValueError:
+                print(box.sh(f"journalctl -u {UNIT} --no-pager | tail -30"), file=sys.stderr)
+                raise
+
+
+def inside(runs: int) -> int:
+    """What runs there: the times, as JSON."""
+    place = TreeContainment("by choice")
+    place.offer = sandbox.look()
+    with tempfile.TemporaryDirectory(prefix="yield-") as folder:
+        times = asyncio.run(ours(place, MANY, Path(folder) / "work", runs, lambda: None))
+    print(json.dumps(times.marks), flush=True)
+    return 0
+
+
 def main() -> int:
     """Parse, run, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--unit", action="store_true", help="also tasks in systemd units, in a box")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.inside:
+        return inside(given.runs)
     containment = detect()
     if not isinstance(containment, CgroupContainment):
         print(f"yield.py needs a cgroup of its own to measure: {containment.summary()}", file=sys.stderr)
@@ -386,6 +438,12 @@ def main() -> int:
             else:
                 bare = walked(TASKS[kind], Path(folder), given.runs, tell)
         rows += [judge(name, mark, mine, bare, TARGETS if in_cgroup else WALKED) for mark in MARKS]
+    for cores in (False, True) if given.unit else ():
+        name = "200 processes, unit" + (", busy" if cores else "")
+        mine = in_unit(given.runs, cores)
+        with tempfile.TemporaryDirectory(prefix="yield-") as folder, busy(cores):
+            bare = limit(containment.base, MANY, Path(folder), given.runs, lambda: None)
+        rows += [judge(name, mark, mine, bare, TARGETS) for mark in MARKS]
     if given.json:
         print(json.dumps(rows, indent=2))
     else:
