@@ -93,13 +93,17 @@ def test_a_report_names_what_fails_and_changes_nothing(node: Installed) -> None:
     before = box.sh(look)
     box.run("systemctl", "disable", UNIT)
     box.sh("mv /etc/polkit-1/rules.d/50-rae-node.rules /var/tmp/")
+    node.put("/run/systemd/system/rae-task@.service.d/weak.conf", "[Service]\nDynamicUser=no\nUser=root\n")
+    box.run("systemctl", "daemon-reload")
     until(lambda: "polkit refuses the lock" in node.cli("report").stdout, lambda: node.cli("report").stdout)
     report = node.cli("report")
     assert report.returncode == 1
     assert "Auto-start on boot: NO\n" in report.stdout
     assert "enabled: the unit is disabled; run `sudo rae-node enable`\n" in report.stdout
     assert f"sleep lock: polkit refuses the lock org.freedesktop.login1.inhibit-block-sleep to {USER}: run the" in report.stdout
+    assert "\ntask units: rae-task@.service: DynamicUser is no, not yes (a task needs a user of its own); see" in report.stdout
     assert report.stdout.endswith("\nNOT READY\n")
+    box.sh("rm -r /run/systemd/system/rae-task@.service.d; systemctl daemon-reload")
     box.sh("mv /var/tmp/50-rae-node.rules /etc/polkit-1/rules.d/")
     enabled = node.cli("enable")
     assert (enabled.returncode, enabled.stderr) == (0, "")
@@ -124,7 +128,12 @@ def test_enable_now_is_what_starts_it(node: Installed) -> None:
     verify = node.cli("verify", "--json")
     told = json.loads(verify.stdout)
     assert (verify.returncode, told["passed"]) == (0, True), verify.stdout
-    assert {check["name"]: check["result"] for check in told["checks"]}["no open port"] == "passed"
+    checks = {check["name"]: check for check in told["checks"]}
+    assert {checks[name]["result"] for name in ("no open port", "task units", "task sockets")} == {"passed"}
+    assert "of a task 1." in checks["unit files"]["reason"]
+    node.box.sh("chmod 666 /run/rae-task.sock")
+    assert "task sockets: /run/rae-task.sock has mode 0666, not 0600; run `systemctl" in node.cli("report").stdout
+    node.box.sh("chmod 600 /run/rae-task.sock")
 
 
 def test_its_sandbox_lets_journald_have_the_fields(node: Installed) -> None:

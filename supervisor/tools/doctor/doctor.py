@@ -7,7 +7,6 @@ starts a transient unit with the unit's own sandbox. Without root or systemd it 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import pwd
@@ -28,7 +27,9 @@ from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.linux.clock import iso
 from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
 from supervisor.linux.small_files import read_plain
+from supervisor.tools.doctor import task_units
 from supervisor.tools.doctor.account import is_root, roots_equal
+from supervisor.tools.doctor.external import DEADLINE_S, run, show
 from supervisor.tools.doctor.report import AUTOMATION, BOOT, UNATTENDED, Check
 from supervisor.tools.history.dry_run import dry_run
 
@@ -38,8 +39,6 @@ AGENT: Final = Path("/opt/rae-node/agent")
 EXEC: Final = "/usr/bin/python3 /opt/rae-node/agent/auto_runner.py"
 SCRIPTS: Final = {"auto_runner.py": "usage: ", "check_user_idle.py": "", "check_gpu_load.py": ""}
 INSTALL: Final = "run `sudo make install`, or `sudo apt-get install --reinstall rae-node`"
-DEADLINE_S: Final = 30.0
-LEFT_S: Final = 1.0  # the most that a killed program is waited for
 
 # What the unit must be, in the form of `systemctl show`, and why.
 REQUIRED: Final[Mapping[str, tuple[str, str]]] = {
@@ -76,10 +75,13 @@ async def examine(folder: Path) -> list[Check]:
         checks += [Check("configuration", AUTOMATION, False, str(problem), fix) for problem in errors.problems]
         return [*checks, *unit(await unit_properties()), *await scripts()]
     properties, verified = await asyncio.gather(unit_properties(), unit_verified())
-    found, called, user = await asyncio.gather(inside(config, properties), scripts(), asyncio.to_thread(account, properties))
+    found, called, tasks, user = await asyncio.gather(
+        inside(config, properties), scripts(), task_units.checks(properties, INSTALL), asyncio.to_thread(account, properties)
+    )
     return [
-        *checks, *settings(config), *unit(properties), user, boot(config, properties), verified, session_agent(), *called,
-        rehearsal(config), *found, *ollama(config), checkpoint(config), listeners(properties), daemon(config, properties),
+        *checks, *settings(config), *unit(properties), *tasks, user, boot(config, properties), verified, session_agent(),
+        *called, rehearsal(config), *found, *ollama(config), checkpoint(config), listeners(properties),
+        daemon(config, properties),
     ]
 
 
@@ -104,38 +106,9 @@ def settings(config: Config) -> Iterator[Check]:
 # --- systemd
 
 
-async def run(*argv: str, timeout_s: float = DEADLINE_S, **options: Any) -> tuple[int, str, str]:
-    """(exit status, output, errors) of a program; 127 when it is missing, 124 when it took too long."""
-    pipe = asyncio.subprocess.PIPE
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, **options
-        )
-    except OSError as error:
-        return 127, "", f"{argv[0]}: {error.strerror}"
-    try:
-        async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError, TimeoutError):  # a program that hangs in the kernel is left behind
-            process.kill()
-            async with asyncio.timeout(LEFT_S):
-                await process.wait()
-        return 124, "", f"{argv[0]} did not end within {timeout_s:g} s"
-    return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
-
-
-def first_line(err: str, code: int) -> str:
-    """Why a program failed: the first line of its errors, else its exit status."""
-    return (err.strip().splitlines() or [f"exit {code}"])[0]
-
-
 async def unit_properties() -> dict[str, str]:
     """The unit as systemd knows it; only `trouble` where systemd cannot be asked."""
-    code, out, err = await run("systemctl", "show", UNIT, *(f"-p{name}" for name in _PROPERTIES), timeout_s=10)
-    if code:
-        return {"trouble": first_line(err, code)}
-    return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
+    return (await show([UNIT], _PROPERTIES))[UNIT]
 
 
 def unit(says: Mapping[str, str]) -> Iterator[Check]:
@@ -183,17 +156,22 @@ def boot(config: Config, says: Mapping[str, str]) -> Check:
 
 
 async def unit_verified() -> Check:
-    """systemd finds no fault in the unit; with the exposure level of its sandbox."""
-    file = Path("/etc/systemd/system") / UNIT
-    if not shutil.which("systemd-analyze") or not file.exists():
-        return Check("unit file", BOOT, None, "not installed here, or no systemd-analyze")
-    (_, out, err), (_, exposure, _) = await asyncio.gather(
-        run("systemd-analyze", "verify", str(file)), run("systemd-analyze", "security", "--no-pager", UNIT)
+    """systemd finds no fault in the units; with the exposure level of their sandboxes."""
+    folder = Path("/etc/systemd/system")
+    if not shutil.which("systemd-analyze") or not (folder / UNIT).exists():
+        return Check("unit files", BOOT, None, "not installed here, or no systemd-analyze")
+    files = [str(folder / name) for name in (UNIT, *task_units.FILES) if (folder / name).exists()]
+    (_, out, err), *levels = await asyncio.gather(
+        run("systemd-analyze", "verify", *files), _exposure(UNIT), _exposure(task_units.SERVICES[False])
     )
     faults = [*(out + err).strip().splitlines(), ""]
-    level = next((line.partition(": ")[2] for line in exposure.splitlines() if "exposure level" in line), "")
-    right = "systemd finds no fault" + (f"; exposure {level}" if level else "")
-    return Check.of("unit file", BOOT, faults[0], right, INSTALL)
+    right = f"systemd finds no fault; exposure {levels[0]}, of a task {levels[1]}"
+    return Check.of("unit files", BOOT, faults[0], right, INSTALL)
+
+
+async def _exposure(name: str) -> str:
+    _, out, _ = await run("systemd-analyze", "security", "--no-pager", name)
+    return next((line.partition(": ")[2] for line in out.splitlines() if "exposure level" in line), "unknown")
 
 
 def session_agent() -> Check:

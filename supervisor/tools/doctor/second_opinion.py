@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from supervisor.sensors.presence.session_policy import Session
-from supervisor.tools.doctor.doctor import first_line, run
+from supervisor.tools.doctor.external import first_line, run
 from supervisor.tools.doctor.report import GPU, PERSON, Check
 
 LOGINCTL_S: Final = 5.0

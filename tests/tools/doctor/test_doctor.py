@@ -13,7 +13,7 @@ import pytest
 from support.running import RUNTIME, NodeFolder
 
 from supervisor.config.load import load
-from supervisor.tools.doctor import doctor, in_service
+from supervisor.tools.doctor import doctor, external, in_service
 from supervisor.tools.doctor.account import roots_equal
 from supervisor.tools.doctor.doctor import REQUIRED
 from supervisor.tools.doctor.report import Check
@@ -215,7 +215,7 @@ def test_no_lock_is_wanted_where_none_is_configured(tmp_path: Path) -> None:
     [(["/nowhere"], 127, "No such file"), ([sys.executable, "-c", "import time; time.sleep(60)"], 124, "did not end within")],
 )
 def test_programs_that_are_missing_or_hang_are_an_answer(argv: list[str], code: int, says: str) -> None:
-    exit_code, _, complaint = asyncio.run(doctor.run(*argv, timeout_s=0.2))
+    exit_code, _, complaint = asyncio.run(external.run(*argv, timeout_s=0.2))
     assert exit_code == code
     assert says in complaint
 

@@ -1,0 +1,46 @@
+"""Programs that the checks run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+DEADLINE_S: Final = 30.0
+LEFT_S: Final = 1.0  # the most that a killed program is waited for
+
+
+async def run(*argv: str, timeout_s: float = DEADLINE_S, **options: Any) -> tuple[int, str, str]:
+    """(exit status, output, errors) of a program; 127 when it is missing, 124 when it took too long."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, **options
+        )
+    except OSError as error:
+        return 127, "", f"{argv[0]}: {error.strerror}"
+    try:
+        async with asyncio.timeout(timeout_s):
+            out, err = await process.communicate()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError, TimeoutError):  # a program that hangs in the kernel is left behind
+            process.kill()
+            async with asyncio.timeout(LEFT_S):
+                await process.wait()
+        return 124, "", f"{argv[0]} did not end within {timeout_s:g} s"
+    return process.returncode or 0, out.decode(errors="replace"), err.decode(errors="replace")
+
+
+def first_line(err: str, code: int) -> str:
+    """Why a program failed: the first line of its errors, else its exit status."""
+    return (err.strip().splitlines() or [f"exit {code}"])[0]
+
+
+async def show(units: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Properties of units as systemd knows them; for each unit only `trouble` where systemd cannot be asked."""
+    code, out, err = await run("systemctl", "show", *units, *(f"-p{name}" for name in names), timeout_s=10)
+    if code:
+        return {unit: {"trouble": first_line(err, code)} for unit in units}
+    blocks = [dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in out.split("\n\n")]
+    return dict(zip(units, blocks, strict=False))
