@@ -51,26 +51,37 @@ def test_no_name_is_too_new_or_too_old() -> None:
     assert not names & (TOO_NEW | TOO_OLD)
 
 
-@pytest.fixture
-def instance(tmp_path: Path) -> Path:
-    """The unit as it is installed, with a program that is there."""
+def installed(folder: Path, *names: str) -> list[Path]:
+    """The units as they are installed, with a program that is there."""
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze here")
-    text = UNIT.read_text().replace("@USER@", "daemon").replace("@GROUPS@", "video render input")
-    path = tmp_path / "rae-node.service"
-    path.write_text(text)
-    return path
+    (folder / "venv/bin").mkdir(parents=True)
+    (folder / "venv/bin/python").symlink_to("/usr/bin/python3")
+    marks = {"@USER@": "daemon", "@GROUP@": "1", "@GROUPS@": "video render input", "@HOME@": str(folder)}
+    paths = [folder / name for name in names]
+    for path in paths:
+        text = (ROOT / "deploy" / path.name).read_text()
+        for mark, value in marks.items():
+            text = text.replace(mark, value)
+        path.write_text(text)
+    return paths
 
 
-def test_systemd_finds_no_fault(instance: Path) -> None:
-    done = subprocess.run(["systemd-analyze", "verify", str(instance)], capture_output=True, text=True)
+UNITS = ["rae-node.service", "rae-task.socket", "rae-task@.service", "rae.slice"]
+
+
+def test_systemd_finds_no_fault(tmp_path: Path) -> None:
+    paths = installed(tmp_path, *UNITS)
+    done = subprocess.run(["systemd-analyze", "verify", *map(str, paths)], capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
 
 
-def test_it_is_locked_up(instance: Path) -> None:
+@pytest.mark.parametrize(("name", "most"), [("rae-node.service", 2.5), ("rae-task@.service", 2.0)])
+def test_it_is_locked_up(tmp_path: Path, name: str, most: float) -> None:
+    (path,) = installed(tmp_path, name)
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(instance)], capture_output=True, text=True
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", str(path)], capture_output=True, text=True
     )
-    found = re.search(r"Overall exposure level for rae-node.service: ([\d.]+)", done.stdout)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
     assert found, done.stderr
-    assert float(found[1]) <= 2.5
+    assert float(found[1]) <= most, done.stdout
