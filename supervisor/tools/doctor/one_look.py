@@ -66,7 +66,7 @@ async def watching(config: Config, clock: Clock) -> AsyncIterator[SensorSet]:
 
     async def take_agent_reports() -> None:
         with contextlib.suppress(DaemonDown, DaemonUnresponsive, ValueError):
-            answer = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S,)
+            answer = await asyncio.to_thread(ask, config.paths.runtime, "desktop", ASK_S)
             sensors.agent_reports.restore(answer.get("desktop"))
 
     sensors = SensorSet(config, clock)
@@ -106,7 +106,7 @@ class _Remembered(PresenceSensor):
 def remembered(config: Config, clock: Clock) -> tuple[_Remembered, ...]:
     """The newest sign that a running node's sources have seen, if any. Its own start, and the return of a source, are none."""
     try:
-        sources = ask(config.paths.runtime, "status", RECALL_S,).get("presence")
+        sources = ask(config.paths.runtime, "status", RECALL_S).get("presence")
     except (DaemonDown, DaemonUnresponsive):
         return ()
     signs: list[tuple[float, str]] = []
