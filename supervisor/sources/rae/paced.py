@@ -1,8 +1,8 @@
-"""Reads from a control node in small pieces, one per pass of the event loop.
+"""HTTP that is read in small pieces, one per pass of the event loop.
 
 The HTTP library works through all that it has read before it lets others run. In 64 KiB, a peer can hide ten thousand chunks
-of one byte, or thousands of interim answers. That would hold the person's path up for a second. Only `transport` imports this,
-together with the library.
+of one byte, or thousands of interim answers. That would hold the person's path up for a second. Import this in a thread, as
+the library itself: it takes time.
 """
 
 from __future__ import annotations
@@ -10,13 +10,22 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from httpcore2 import AnyIOBackend, AsyncHTTP11Connection, AsyncNetworkBackend, AsyncNetworkStream
 
 PIECE_BYTES: Final = 2048  # holds 340 chunks of one byte: some milliseconds
 # The library's own limit for the headers, which it reads at once, is 100 KiB: 70 ms.
 AsyncHTTP11Connection.MAX_INCOMPLETE_EVENT_SIZE = 16 * 1024
+
+
+Transport = TypeVar("Transport")
+
+
+def paced(transport: Transport) -> Transport:
+    """Let this `AsyncHTTPTransport` read in small pieces. The library has no argument for it."""
+    cast(Any, transport)._pool._network_backend = PacedBackend()
+    return transport
 
 
 class PacedBackend(AsyncNetworkBackend):

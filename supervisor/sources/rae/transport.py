@@ -156,17 +156,15 @@ class Transport:
 
         import httpx2
 
-        from supervisor.sources.rae.paced import PacedBackend
+        from supervisor.sources.rae.paced import paced
 
         if self._parts.scheme not in ("http", "https"):
             raise RequestError(f"control.url: found {self.url!r}, allowed: an http or https URL", sent=False)
         # without TLS the context is never used: there are no redirects
         context = tls_context(self._ca_file) if self._parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         limits = httpx2.Limits(max_connections=8, max_keepalive_connections=0)
-        transport = httpx2.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)
-        transport._pool._network_backend = PacedBackend()  # the library has no argument for it
         return httpx2.AsyncClient(
-            transport=transport,
+            transport=paced(httpx2.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)),
             timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             trust_env=False,
             follow_redirects=False,

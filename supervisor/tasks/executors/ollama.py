@@ -269,10 +269,13 @@ def _client() -> httpx2.AsyncClient:
     """In a thread: importing the library takes time."""
     import httpx2
 
+    from supervisor.sources.rae.paced import paced
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used: loopback only, no redirects
+    limits = httpx2.Limits(max_connections=2, max_keepalive_connections=0)
     return httpx2.AsyncClient(
-        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # never used: loopback only, no redirects
+        transport=paced(httpx2.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)),
         timeout=httpx2.Timeout(SILENCE_S, connect=CONNECT_S),
-        limits=httpx2.Limits(max_connections=2, max_keepalive_connections=0),
         trust_env=False,
         follow_redirects=False,
         headers={"content-type": "application/json", "accept-encoding": "identity"},
