@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class Rig:
         """Change what is in force now."""
         context = self.attempts.context
         old = context.settings
-        context.settings = TaskSettings(limits or old.limits, gpu or old.gpu, {**old.types, **types})
+        context.settings = replace(old, limits=limits or old.limits, gpu=gpu or old.gpu, types={**old.types, **types})
 
     async def do(self, row: str | None, *effects: Effect) -> list[str]:
         """Perform these; the journal's text of each."""

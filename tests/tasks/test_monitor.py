@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
+import psutil
 import pytest
 from support.attempt_rig import CLOCK, FREE, KILLED, LEFT, ON_GPU, OUT, START, FreezableTask, Look, Rig, rig, until
 from support.parts import ID, ScriptedTask, claim
@@ -17,8 +19,11 @@ from states.effects import Effect
 from states.ending import Ending, EndingKind, failed, succeeded
 from states.limits import Limits
 from states.observation import Gpu, TaskPhase
+from supervisor.config.generate import runtime_yaml
+from supervisor.config.load import load
 from supervisor.config.schema import GpuSettings, TaskType
 from supervisor.daemon.performer import HAND_BACK_REASONS
+from supervisor.daemon.wiring import Node
 from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import TaskUse
 from supervisor.tasks import attempt, usage, vram
@@ -272,6 +277,14 @@ def test_a_task_that_fills_the_machines_memory_fails_and_does_not_go_on_to_fill_
     (outcome,) = rig.source.outbox
     assert outcome == (("settled", ID, {}, fails) if fails else ("handed back", ID, HAND_BACK_REASONS[row], "resubmit"))
     assert not fails or any(enough is not None for enough in measured), "shared memory must not count twice"
+
+
+def test_what_must_stay_available_is_the_hosts_setting(tmp_path: Path) -> None:
+    (tmp_path / "runtime.yaml").write_text(runtime_yaml())
+    (tmp_path / "node.yaml").write_text("host: {min_memory_gb: 3}\n")
+    node = Node(load(tmp_path), CLOCK, lambda: None, lambda _: None, cast("Any", None), cast("Any", None))
+    assert node.attempts.context.settings.min_memory_gb == 3
+    assert 0 < node.attempts.context.available_gb() < psutil.virtual_memory().total / usage.GIB
 
 
 def test_what_cannot_be_measured_is_not_held_against_the_task(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
