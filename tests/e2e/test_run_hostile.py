@@ -107,8 +107,9 @@ KINDS: dict[str, tuple[str, dict[str, Any], str | None, Any]] = {
                     "os.write(1, b'\"}')", {}, "result: larger than 8 MiB", None),
     "stops_itself": ("import os\nos.kill(os.getpid(), 19)", {"timeout_minutes": 0.02}, "timeout: ", None),
     "closes_stdin": ("import os\nos.close(0); time.sleep(0.1); print('{}')", {}, None, {}),
-    "attacks_the_node": (ATTACK, {}, None, {"traced": [-1, -1], "signalled": 0}),
-    "speaks_for_others": (SPEAK, {}, None, {"pause": REFUSED, "resume": REFUSED, "tell": REFUSED, "status": True}),
+    "attacks_the_node": (ATTACK, {"sandbox": "none"}, None, {"traced": [-1, -1], "signalled": 0}),
+    "speaks_for_others": (SPEAK, {"sandbox": "none"}, None,
+                          {"pause": REFUSED, "resume": REFUSED, "tell": REFUSED, "status": True}),
     "kills_itself": ("import os\nos.kill(os.getpid(), 9)", {}, "signal: 9 (SIGKILL)", None),
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 def waits_for(gate: Path) -> dict[str, object]:
     """A task that ends when this file is there."""
-    return {"argv": ["/bin/sh", "-c", f"while [ ! -e {gate} ]; do sleep 0.02; done; echo '{{\"done\": true}}'"]}
+    wait = f"while [ ! -e {gate} ]; do sleep 0.02; done; echo '{{\"done\": true}}'"
+    return {"argv": ["/bin/sh", "-c", wait], "sandbox": "none"}
 
 
 def test_the_task_in_hand_finishes_and_no_other_begins(tmp_path: Path) -> None:

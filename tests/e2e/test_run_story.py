@@ -188,7 +188,7 @@ def test_no_lock_no_task_and_status_says_how_to_mend_it(tmp_path: Path) -> None:
 
 def test_a_result_waits_for_a_control_node_that_is_away(tmp_path: Path) -> None:
     slow = ["/bin/sh", "-c", f"cat; while ! test -e {tmp_path}/end; do sleep 0.05; done"]
-    folder = NodeFolder.make(tmp_path, node={"tasks": {"slow": {"argv": slow}}})
+    folder = NodeFolder.make(tmp_path, node={"tasks": {"slow": {"argv": slow, "sandbox": "none"}}})
     with control_node() as control:
         folder.write(node={"control": {"url": control.url}})
         with daemon(folder) as node:
