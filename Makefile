@@ -28,6 +28,7 @@ nightly: ## An hour: the tests that try everything, kill 500 times and meet 10,0
 	RAE_DEEP=1 $(PYTEST) -m "nightly or deep or hypothesis"
 	RAE_DEEP=1 $(PYTEST) tests/states
 	$(BIN)/python tests/bench/crashes.py --kills 500
+	$(BIN)/python tests/bench/unit_crashes.py --kills 120
 	$(BIN)/python tests/bench/faults.py
 
 lint:
