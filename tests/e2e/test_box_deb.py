@@ -13,6 +13,8 @@ from support.installed import NVML, USER, Installed, boot
 from support.nvml_standin import nvml_library
 from support.sysbox import REPO
 
+from supervisor.tools.doctor.task_units import FILES
+
 __all__ = ["nvml_library"]
 pytestmark = [pytest.mark.slow, pytest.mark.box]
 QUIET = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -72,7 +74,10 @@ def test_installed_offline_it_starts_nothing_and_is_ready(node: Installed, packa
     assert node.show("ActiveState", "UnitFileState", "User") == {
         "ActiveState": "inactive", "UnitFileState": "disabled", "User": USER,
     }
+    made = {f"/etc/systemd/system/{name}" for name in FILES}
+    assert made <= places(node)
     apt(node, "remove", "rae-node")
+    assert not made & places(node)
     assert "/opt/rae-node/agent/node.yaml" in places(node), "configuration stays until it is purged"
     assert node.show("LoadState")["LoadState"] == "not-found"
     apt(node, "purge", "rae-node")

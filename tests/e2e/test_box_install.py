@@ -163,8 +163,20 @@ def test_an_upgrade_keeps_the_configuration_and_the_operators_word(node: Install
     assert "The node still runs its old version" in done.stdout
     assert node.main_pid() == pid
     assert node.box.sh("ls /opt/rae-node/versions").count("\n") == 2, "a running node keeps its files"
+    node.box.sh("chown root /run/rae-task.sock")  # as after an upgrade with another user
     node.box.run("systemctl", "restart", UNIT)
     until(lambda: node.status().get("state"), "the new one answers")
+    assert node.box.sh("stat -c '%U %a' /run/rae-task.sock /run/rae-task-network.sock") == f"{USER} 600\n" * 2
+    connect = "import socket, time; s = socket.socket(socket.AF_UNIX); s.connect('/run/rae-task.sock'); time.sleep(600)"
+    node.box.popen("runuser", "-u", USER, "--", "/usr/bin/python3", "-c", connect)
+    until(lambda: "rae-task@" in units(node), lambda: f"a unit for a task, not only {units(node)}")
+    node.box.run(INSTALL, "--uninstall")
+    assert (units(node), node.box.sh("ls -d /run/rae* /sys/fs/cgroup/rae* || true")) == ("", "")
+
+
+def units(node: Installed) -> str:
+    """What systemd knows of the node."""
+    return node.box.run("systemctl", "list-units", "--all", "--no-legend", "--plain", "rae*").stdout
 
 
 def make_old_site(node: Installed, site: Path) -> str:
