@@ -131,9 +131,16 @@ def test_enable_now_is_what_starts_it(node: Installed) -> None:
     checks = {check["name"]: check for check in told["checks"]}
     assert {checks[name]["result"] for name in ("no open port", "task units", "task sockets")} == {"passed"}
     assert "of a task 1." in checks["unit files"]["reason"]
+    node.box.sh(f"mkdir -p /opt/own; cp /bin/true /opt/own/; chmod 700 /opt/own; chown {USER} /opt/own")
+    kept = node.box.sh("cat /opt/rae-node/agent/node.yaml")
+    node.put("/opt/rae-node/agent/node.yaml", "tasks: {own: {argv: [/opt/own/true]}, fine: {argv: ['true']}}\n")
     node.box.sh("chmod 666 /run/rae-task.sock")
-    assert "task sockets: /run/rae-task.sock has mode 0666, not 0600; run `systemctl" in node.cli("report").stdout
-    node.box.sh("chmod 600 /run/rae-task.sock")
+    report = node.cli("report").stdout
+    assert "\ntask sockets: /run/rae-task.sock has mode 0666, not 0600; run `systemctl" in report
+    assert "\ntask program: own: a task's user cannot run /opt/own/true; it must be readable by everybody" in report
+    assert "task program: fine" not in report
+    node.box.sh("chmod 600 /run/rae-task.sock; rm -r /opt/own")
+    node.put("/opt/rae-node/agent/node.yaml", kept)
 
 
 def test_its_sandbox_lets_journald_have_the_fields(node: Installed) -> None:

@@ -26,10 +26,9 @@ from supervisor.config.feasibility import never_ready
 from supervisor.config.load import Config, ConfigErrors, load
 from supervisor.linux.clock import iso
 from supervisor.linux.control_socket import DaemonDown, DaemonUnresponsive, ask
-from supervisor.linux.small_files import read_plain
 from supervisor.tools.doctor import task_units
 from supervisor.tools.doctor.account import is_root, roots_equal
-from supervisor.tools.doctor.external import DEADLINE_S, run, show
+from supervisor.tools.doctor.external import run, sandboxed, show, unit_lines
 from supervisor.tools.doctor.report import AUTOMATION, BOOT, UNATTENDED, Check
 from supervisor.tools.history.dry_run import dry_run
 
@@ -57,13 +56,6 @@ _PROPERTIES: Final = (
     "User", "SupplementaryGroups", "ExecStart", *REQUIRED,
 )
 
-# How the settings of the unit begin that make up its sandbox, in which `inside` runs.
-_SANDBOX: Final = (
-    "Ambient", "Bind", "Capability", "Device", "Environment", "Keyring", "Limit", "LoadCredential", "Lock",
-    "MemoryDeny", "NoNewPrivileges", "Private", "ProcSubset", "Protect", "Read", "RemoveIPC", "Restrict", "Supplementary",
-    "SystemCall", "TemporaryFileSystem", "UMask",
-)
-
 
 async def examine(folder: Path) -> list[Check]:
     """Every check of the node whose configuration is in `folder`."""
@@ -75,12 +67,13 @@ async def examine(folder: Path) -> list[Check]:
         checks += [Check("configuration", AUTOMATION, False, str(problem), fix) for problem in errors.problems]
         return [*checks, *unit(await unit_properties()), *await scripts()]
     properties, verified = await asyncio.gather(unit_properties(), unit_verified())
-    found, called, tasks, user = await asyncio.gather(
-        inside(config, properties), scripts(), task_units.checks(properties, INSTALL), asyncio.to_thread(account, properties)
-    )
+    found, called, tasks, programs, user = await asyncio.gather(
+        inside(config, properties), scripts(), task_units.checks(properties, INSTALL),
+        task_units.programs(config, properties), asyncio.to_thread(account, properties),
+    )  # fmt: skip
     return [
         *checks, *settings(config), *unit(properties), *tasks, user, boot(config, properties), verified, session_agent(),
-        *called, rehearsal(config), *found, *ollama(config), checkpoint(config), listeners(properties),
+        *called, rehearsal(config), *found, *programs, *ollama(config), checkpoint(config), listeners(properties),
         daemon(config, properties),
     ]
 
@@ -125,7 +118,8 @@ def unit(says: Mapping[str, str]) -> Iterator[Check]:
     ]
     if f"argv[]={EXEC} ;" not in says.get("ExecStart", ""):
         wrong.append(f"ExecStart is not {EXEC}")
-    if not any(line.partition("=")[0] == "WatchdogSec" for line in _lines(says)):  # systemd shows it only for a running unit
+    # systemd shows it only for a running unit
+    if not any(line.partition("=")[0] == "WatchdogSec" for line in unit_lines(says)):
         wrong.append("WatchdogSec is off: nothing would notice a hang")
     right = f"{says['FragmentPath']}, as {says['User']}, as required"
     yield Check.of("unit", BOOT, "; ".join(wrong), right, f"see `systemctl cat {UNIT}`, or {INSTALL}")
@@ -248,10 +242,8 @@ async def inside(config: Config, says: Mapping[str, str]) -> list[Check]:
     argv = [sys.executable, "-I", "-m", "supervisor.tools.doctor.in_service", str(config.folder)]
     options: dict[str, Any] = {}
     if os.geteuid() == 0 and says.get("LoadState") == "loaded":
-        sandbox = [f"--property={line}" for line in _lines(says) if line.startswith(_SANDBOX)]
         more = " ".join(f"-{path}" for path in (config.paths.state, config.paths.runtime))
-        runner = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--property=User={user}"]
-        argv = [*runner, *sandbox, f"--property=ReadWritePaths={more}", f"--property=RuntimeMaxSec={DEADLINE_S:g}", *argv]
+        argv = [*sandboxed(says), f"--property=User={user}", f"--property=ReadWritePaths={more}", *argv]
     elif os.geteuid() == 0:
         entry = pwd.getpwnam(user)
         options = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": os.getgrouplist(user, entry.pw_gid)}
@@ -272,16 +264,6 @@ def user_name() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return f"uid {os.geteuid()}"
-
-
-def _lines(says: Mapping[str, str]) -> Iterator[str]:
-    """The lines of the unit file and its drop-ins."""
-    for path in (says.get("FragmentPath", ""), *says.get("DropInPaths", "").split()):
-        try:
-            text = read_plain(path, follow=True).decode(errors="replace")
-        except OSError:
-            continue
-        yield from (line.strip() for line in text.replace("\\\n", " ").splitlines())
 
 
 # --- the running node

@@ -24,7 +24,7 @@ from states.memory import Memory, State
 from states.observation import NO_TASK, Automation, Observation
 from supervisor.config.daemon_clients import daemon_client
 from supervisor.config.load import Config, ConfigErrors, load
-from supervisor.config.schema import Paths
+from supervisor.config.schema import Paths, TaskType
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, ReleaseFailed
 from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import SystemClock
@@ -40,6 +40,7 @@ from supervisor.tools.doctor.doctor import user_name
 from supervisor.tools.doctor.one_look import watching
 from supervisor.tools.doctor.report import GPU, PERSON, UNATTENDED, Check
 from supervisor.tools.doctor.second_opinion import loginctl, nvidia_smi
+from supervisor.tools.doctor.task_units import in_unit
 
 SECOND_SAMPLE_S = 0.7  # CPU load is a difference
 GPU_S = 5.0  # for a new look at the GPU
@@ -201,6 +202,18 @@ def key(config: Config) -> Check:
     return Check(name, UNATTENDED, True, "it can be read")
 
 
+def program(name: str, task: TaskType) -> Iterator[Check]:
+    """The service's user can run it. What a unit of its own runs is tried there (task_units.py)."""
+    fix = f"set tasks.{name}.argv in node.yaml"
+    if client := daemon_client(task.argv):
+        yield Check(f"task program: {name}", UNATTENDED, False, client, fix)
+    elif not (sandbox.in_service() and in_unit(task)):
+        path = shutil.which(task.argv[0])
+        wrong = "" if path else f"{task.argv[:1]} cannot be run by {user_name()} in the service"
+        fix += "; a program in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
+        yield Check.of(f"task program: {name}", UNATTENDED, wrong, f"{path} can be run", fix)
+
+
 async def programs(config: Config) -> list[Check]:
     """The service's user can run each task type's program, and its sandbox works. Types that run any command are named."""
     if not config.node.tasks:
@@ -211,13 +224,7 @@ async def programs(config: Config) -> list[Check]:
     found: list[Check] = []
     for name, task in config.node.tasks.items():
         if task.executor == "command":
-            path = shutil.which(task.argv[0]) if task.argv else None
-            wrong = daemon_client(task.argv)
-            fix = f"set tasks.{name}.argv in node.yaml"
-            if not wrong and not path:
-                wrong = f"{task.argv[:1]} cannot be run by {user_name()} in the service"
-                fix += "; a program in a home needs BindReadOnlyPaths= (systemctl edit rae-node)"
-            found.append(Check.of(f"task program: {name}", UNATTENDED, wrong, f"{path} can be run", fix))
+            found += program(name, task)
         elif task.executor == "shell_command":
             reason = f"runs ANY command that the control node sends, as {user_name()}"
             found.append(Check(f"shell commands: {name}", UNATTENDED, None, reason, "name the commands as types of their own"))

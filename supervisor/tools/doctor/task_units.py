@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from supervisor.config.daemon_clients import daemon_client
+from supervisor.config.load import Config
+from supervisor.config.schema import TaskType
 from supervisor.tasks.process.sandbox import SOCKETS
-from supervisor.tools.doctor.external import show
+from supervisor.tools.doctor.external import first_line, run, sandboxed, show
 from supervisor.tools.doctor.report import UNATTENDED, Check
 
 SLICE: Final = "rae.slice"
@@ -18,6 +23,7 @@ SLICE: Final = "rae.slice"
 SERVICES: Final = {False: "rae-task@doctor.service", True: "rae-task-network@doctor.service"}
 SOCKET_UNITS: Final = {False: "rae-task.socket", True: "rae-task-network.socket"}
 FILES: Final = (SLICE, *SOCKET_UNITS.values(), *(name.replace("@doctor", "@") for name in SERVICES.values()))
+_WHICH: Final = "import json, shutil, sys; print(json.dumps([shutil.which(name) for name in sys.argv[1:]]))"
 RELOAD: Final = ("no", "the file was changed: run systemctl daemon-reload")
 
 # What these units must be, in the form of `systemctl show`, and why.
@@ -72,6 +78,35 @@ async def checks(node: Mapping[str, str], fix: str) -> list[Check]:
         return [units, Check(names[1], UNATTENDED, None, "they come with the service")]
     wrong = "; ".join(closed(says, user))
     return [units, Check.of(names[1], UNATTENDED, wrong, f"listening, for {user} alone", "run `systemctl restart rae-node`")]
+
+
+async def programs(config: Config, node: Mapping[str, str]) -> list[Check]:
+    """The programs of the types whose tasks get a unit, tried as its user, in its sandbox. Only root can do that."""
+    types = {name: task for name, task in config.node.tasks.items() if task.executor == "command"}
+    tried = {name: task.argv[0] for name, task in types.items() if in_unit(task) and not daemon_client(task.argv)}
+    service = SERVICES[False]
+    if not tried or os.geteuid() != 0 or node.get("LoadState") != "loaded":
+        return []
+    says = (await show([service], ("LoadState", "FragmentPath", "DropInPaths")))[service]
+    if says.get("LoadState") != "loaded":
+        return []
+    code, out, err = await run(*sandboxed(says), sys.executable, "-I", "-S", "-c", _WHICH, *tried.values())
+    try:
+        paths = json.loads(out)
+    except ValueError:
+        return [Check("task programs", UNATTENDED, False, f"they could not be tried: {first_line(err, code)}")]
+    fix = "it must be readable by everybody; a program in a home needs BindReadOnlyPaths= (systemctl edit rae-task@.service)"
+    return [
+        Check.of(
+            f"task program: {name}", UNATTENDED, "" if path else f"a task's user cannot run {argv0}", f"{path} can be run", fix
+        )
+        for (name, argv0), path in zip(tried.items(), paths, strict=True)
+    ]
+
+
+def in_unit(task: TaskType) -> bool:
+    """Where the units are installed, a task of this type gets one."""
+    return task.sandbox in ("auto", "unit")
 
 
 def faults(says: Mapping[str, Mapping[str, str]], user: str) -> Iterator[str]:
