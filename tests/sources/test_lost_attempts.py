@@ -22,7 +22,7 @@ from supervisor.sources.nats import subjects
 __all__ = ["server"]  # a fixture
 
 ID, OTHER = "7bc3cfb7-7654-4c30-a856-0f28b426b085", "ff0c1c8e-52a4-4df1-8b3c-8a3b7e0f7f11"
-LEASE_S = 1.5
+LEASE_S = 3.0
 SENT = {"a": 1, "rae_state": {"at": 3}}
 
 

@@ -291,9 +291,9 @@ async def test_attempts_that_ended_with_their_node_are_counted_on_both_sides_of_
     """One was lost at a node of the control node's own, the other in the fleet; a bridge that ends loses none."""
     async with RaeServer().listening() as control, operator(server.url, lease_s=1.5):
         task_id = control.add("echo", {"a": 1, LOST_KEY: 1})
-        for _ in range(2):
-            async with bridge(server, control, tmp_path / "bridge") as (one, _):
-                await until(lambda: task_id in one.pending)
+        for _ in range(2):  # a bridge that ends here and begins again
+            async with bridge(server, control, tmp_path / "bridge") as (_, lines):
+                await until(lambda: f"{task_id}: queued" in lines, lambda: f"queued, not {lines}")
         async with bridge(server, control, tmp_path / "bridge") as (_, lines):
             async with node(server.url, tmp_path, stop_s=None) as rig:
                 claim = await rig.claim()
