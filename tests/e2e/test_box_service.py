@@ -165,6 +165,39 @@ def test_it_runs_as_its_user_isolated_and_locked_in(node: Installed) -> None:
         assert re.search(r"nice priority\s+20\s+20", limits)
 
 
+def test_what_its_own_user_breaks_is_made_again_and_hangs_nobody(node: Installed) -> None:
+    """What a task could do while it had the service's user: the socket, a closed work folder, pipes among the files."""
+    box, control = node.box, "/run/rae-node/control.sock"
+    fake = f"import os, socket; socket.socket(1).bind('{control}.fake'); os.replace('{control}.fake', '{control}')"
+    box.sh("chmod 0 /opt/rae-node/workdir")
+    box.run("/opt/rae-node/venv/bin/python", "-c", fake, user=USER)
+    until(lambda: any("a socket was in its place" in note for note in node.status().get("notes", [])), node.status_text)
+    told = box.run("journalctl", "-u", UNIT, "-o", "cat").stdout
+    assert f"the control socket {control} was made again: a socket was in its place" in told
+    box.run("mkfifo", "/opt/rae-node/logs/decisions-2026-01-01.jsonl", "/var/lib/rae-node/pause.json", user=USER)
+    for command in ("timeline", "whatif", "replay /opt/rae-node/logs"):
+        done = node.cli(*command.split())
+        assert done.returncode == 2
+        assert "decisions-2026-01-01.jsonl" in done.stderr
+        assert "it is a pipe, not a plain file" in done.stderr
+    box.run("systemctl", "restart", UNIT)
+    until(lambda: "pause.json cannot be read: it is a pipe" in node.status_text(), node.status_text)
+    assert node.cli("resume").returncode == 0
+    node.wait_for("IDLE_WAIT")
+    box.sh("rm -f /opt/rae-node/logs/decisions-2026-01-01.jsonl")  # mostly the node has, as it is old
+    assert box.sh("stat -c %a /opt/rae-node/workdir").strip() == "700"
+
+
+def test_other_people_learn_how_the_node_is_and_nothing_of_who_is_here(node: Installed) -> None:
+    ours, theirs = (json.loads(node.cli("status", "--json", user=user, check=True).stdout) for user in (USER, "nobody"))
+    assert ours["presence"]
+    assert (theirs["presence"], theirs["contradictions"], theirs["recent"]) == ([], [], [])
+    assert theirs["state"] == ours["state"]
+    refused = node.cli("pause", user="nobody")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "only root, the node's user and members of its group" in refused.stderr
+
+
 def test_a_task_runs_in_the_sandbox_and_leaves_nothing(node: Installed) -> None:
     probe = (
         "cat > /dev/null; touch here; for p in /tmp /var/tmp /dev/shm; do echo x > $p/left; done; "
