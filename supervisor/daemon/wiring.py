@@ -106,7 +106,7 @@ class Node:
         self._paths_at_start = config.paths
         self._pending = False
         self._connected = False
-        self.automation.blockers["leftovers"] = ""
+        self.automation.blockers |= {"leftovers": "", "tasks": ""}
         now_s = clock.now_s()
         self.last = Observation(now_s, self.automation.reading(now_s, task_in_hand=False))
         self._build_source(config)
@@ -169,14 +169,22 @@ class Node:
             self.automation.blockers["leftovers"] = ""
         except (OSError, StopFailed) as failure:
             self.automation.blockers["leftovers"] = f"what the last run left could not be removed: {failure}"
+        if self.containment is not None:
+            self._offer(self.containment.offer)
         self._wake()
+
+    def _offer(self, offer: sandbox.Offer) -> None:
+        """An installed node without units for tasks takes none: nothing weaker takes their place."""
+        missing = offer.unit if offer.units_only else ""
+        reason = f"no task can start: {missing}: run deploy/install again, as root"
+        self.automation.blockers["tasks"] = reason if missing else ""
 
     def _remove_leftovers(self) -> None:
         """Blocks: to find out what can contain tasks, it is tried on a process."""
-        if self.containment is None:
-            found = detect()
+        found = self.containment or detect()
+        if self.containment is None or self.automation.blockers["tasks"]:
             found.offer = sandbox.look(sandbox.own_paths(self.config))
-            self.containment = found
+        self.containment = found
         unit.sweep()
         self.containment.sweep(self.workdir.root)
         self.workdir.wipe_all()
@@ -184,6 +192,7 @@ class Node:
     async def _try_sandboxes(self, containment: Containment) -> None:
         """Find out again what separates tasks from the machine: an administrator may just have changed it."""
         containment.offer = await asyncio.to_thread(sandbox.look, sandbox.own_paths(self.config))
+        self._offer(containment.offer)
 
     def _executor(self, task_type: TaskType) -> Executor:
         if self.containment is None:
@@ -238,7 +247,8 @@ class Node:
         if self._reload or seen != self._seen:
             self._reload, self._seen = False, seen
             self._read()
-        if self.automation.blockers["leftovers"] and self.clock.now_s() >= self._sweep_again_s:
+        blockers = self.automation.blockers
+        if (blockers["leftovers"] or blockers["tasks"]) and self.clock.now_s() >= self._sweep_again_s:
             self._begin_sweep()
         if self.attempts.observe().phase is TaskPhase.CLAIMED:
             await self._check_gpu()

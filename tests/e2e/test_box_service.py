@@ -321,6 +321,20 @@ def test_locked_against_sleep_while_a_task_runs_and_only_then(node: Installed) -
     power.write_text("freeze mem")
 
 
+def test_without_units_for_tasks_it_takes_none_and_says_so(node: Installed) -> None:
+    node.box.run("systemctl", "stop", UNIT, "rae-task.socket")
+    unit = "/etc/systemd/system/rae-task.socket"
+    node.box.sh(f"mv {unit} /var/tmp/; systemctl daemon-reload; systemctl start {UNIT}")
+    task = node.add("sleep")
+    until(lambda: "no task can start: /run/rae-task.sock is missing" in node.status_text(), node.status_text)
+    assert node.task(task)["status"] == "PENDING"
+    node.box.sh(f"mv /var/tmp/rae-task.socket {unit}; systemctl daemon-reload; systemctl start rae-task.socket")
+    node.box.run("systemctl", "reload", UNIT)
+    until(lambda: node.task_pids(), "it finds the socket, and works")
+    node.box.run("systemctl", "restart", UNIT)
+    node.wait_for("READY")
+
+
 def test_a_reboot_brings_back_what_was_and_nothing_more(node: Installed) -> None:
     box = node.box
     box.run("systemctl", "add-wants", "sdbox.target", "multi-user.target")

@@ -51,7 +51,7 @@ class UnitTree(CgroupTree):
 
     def lift(self) -> None:
         """The slice runs before all others, until `relax`: what is to stop needs the processor for that."""
-        self._set(("cpu.max", "max"), slice_idle="0", weight="10000")
+        self._set(*((name, "max") for name in self._lifted), slice_idle="0", weight="10000")
 
     def hurry(self) -> None:
         """See `lift`."""
