@@ -15,9 +15,11 @@ from support.rae_server import RaeServer, in_loop, until
 
 from states.ending import handed_back, succeeded
 from supervisor.sources.base import Claim
+from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import UNKNOWN, InFlightRecord, InFlightTask
 from supervisor.sources.lost_attempts import GIVEN_UP, LOST_KEY, lost_in, read_count, with_count
 from supervisor.sources.nats import subjects
+from supervisor.sources.nats.connection import Connection
 
 __all__ = ["server"]  # a fixture
 
@@ -251,10 +253,19 @@ async def test_in_a_fleet_the_next_node_knows(server: NatsServer, tmp_path: Path
 
 @needs_server
 @in_loop
-async def test_a_fleet_that_keeps_no_count_does_not_make_a_node_forget_its_own(server: NatsServer, tmp_path: Path) -> None:
+async def test_a_fleet_that_keeps_no_count_does_not_make_a_node_forget_its_own(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = Connection.last
+
+    async def last(self: Connection, stream: str, subject: str) -> bytes | None:
+        if stream == subjects.PLACES:
+            raise RequestError("the stream is gone")
+        return await genuine(self, stream, subject)
+
+    monkeypatch.setattr(Connection, "last", last)
     async with operator(server.url, lease_s=LEASE_S) as fleet:
         task = await fleet.submit()
-        await fleet.connection.api(f"STREAM.DELETE.{subjects.PLACES}")
         for lost in (0, 1):
             async with node(server.url, tmp_path, stop_s=None) as rig:
                 assert (await rig.claim()).lost == lost
