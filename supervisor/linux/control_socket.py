@@ -147,6 +147,9 @@ class ControlServer:
         if not os.access(folder, os.W_OK | os.X_OK):
             folder.chmod(0o755)
         draft = self._path.with_name(f".{self._path.name}.new")
+        for place in (draft, self._path):
+            if place.is_dir() and not place.is_symlink():
+                place.rename(place.with_name(f"{place.name}.{os.urandom(4).hex()}"))
         draft.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -155,20 +158,18 @@ class ControlServer:
             draft.chmod(MODE)
             listener.listen(QUEUE)
             made = draft.lstat()
-            if self._path.is_dir() and not self._path.is_symlink():
-                self._path.rename(self._path.with_name(f"{self._path.name}.{os.urandom(4).hex()}"))
             draft.replace(self._path)
         except OSError:
             listener.close()
             raise
-        self._close_listener()
+        self._end_listener()
         self._identity = made.st_dev, made.st_ino
         self._listener, self._accepting = listener, asyncio.create_task(self._accept(listener))
 
-    def _close_listener(self) -> None:
-        if self._listener is not None and self._accepting is not None:
+    def _end_listener(self) -> None:
+        if (listener := self._listener) is not None and self._accepting is not None:
             self._accepting.cancel()
-            self._listener.close()
+            self._accepting.add_done_callback(lambda _: listener.close())  # the loop still knows its descriptor
             self._listener = None
 
     async def stop(self) -> None:
@@ -177,7 +178,7 @@ class ControlServer:
         self._watcher.close()
         if self._next_look is not None:
             self._next_look.cancel()
-        self._close_listener()
+        self._end_listener()
         await asyncio.wait([self._accepting])
         for writer in self._open_streams.values():
             writer.transport.abort()
