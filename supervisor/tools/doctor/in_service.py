@@ -226,8 +226,8 @@ async def programs(config: Config) -> list[Check]:
         if task.executor == "command":
             found += program(name, task)
         elif task.executor == "shell_command":
-            reason = f"runs ANY command that the control node sends, as {user_name()}"
-            found.append(Check(f"shell commands: {name}", UNATTENDED, None, reason, "name the commands as types of their own"))
+            reason, fix = "runs ANY command that the control node sends", "name the commands as types of their own"
+            found.append(Check(f"shell commands: {name}", UNATTENDED, True, reason, fix, warning=True))
         else:
             continue
         try:
@@ -235,9 +235,9 @@ async def programs(config: Config) -> list[Check]:
         except sandbox.NoSandbox as refused:
             found.append(Check(f"sandbox: {name}", UNATTENDED, False, str(refused)))
         else:
-            walls = None if chosen.kind is sandbox.Kind.NONE else True
-            reason = chosen.reason if walls else f"NONE: its tasks can do what {user_name()} can ({chosen.reason})"
-            found.append(Check(f"sandbox: {name}", UNATTENDED, walls, reason))
+            open_ = chosen.kind is sandbox.Kind.NONE
+            reason = f"NONE: its tasks can do what {user_name()} can ({chosen.reason})" if open_ else chosen.reason
+            found.append(Check(f"sandbox: {name}", UNATTENDED, True, reason, warning=open_))
     return found
 
 
