@@ -15,24 +15,13 @@ from typing import Any
 import pytest
 from support.nvml_standin import GIB, StandIn, nvml_library, standin
 from support.running import Daemon, NodeFolder, control_node, daemon
+from support.task_programs import RESTLESS
 from support.waiting import until
 
 __all__ = ["nvml_library", "standin"]  # fixtures
 
 pytestmark = pytest.mark.slow
 
-# It notes the longest time that it did not run, and ends when it is told to.
-RESTLESS = """
-import json, os, time
-last, longest = time.monotonic(), 0.0
-open("up", "w").close()
-while not os.path.exists("end"):
-    time.sleep(0.005)
-    now = time.monotonic()
-    longest, last = max(longest, now - last), now
-longest = max(longest, time.monotonic() - last)
-print(json.dumps({"longest": longest}))
-"""
 ON_GPU = {"gpu": {"presence": "required"}}
 QUICK = {"look_interval_s": 0.2, "settle_s": 0}
 

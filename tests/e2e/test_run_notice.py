@@ -6,27 +6,14 @@ from pathlib import Path
 
 import pytest
 from support.running import NodeFolder, control_node, daemon
+from support.task_programs import COUNTS
 from support.waiting import until
 
 pytestmark = pytest.mark.slow
-# Counts until it is told to save its place; one that is resumed goes on from there, and ends.
-CODE = """
-import json, os, signal, sys, time
-begun = json.load(sys.stdin)
-if "rae_state" in begun:
-    print(json.dumps({"from": begun["rae_state"], "job": begun["job"]}))
-    sys.exit()
-def save(*_):
-    with open("draft", "w") as file: json.dump({"secret": "sentinel" + "-4711", "at": 42}, file)
-    os.rename("draft", "rae-state.json")
-signal.signal(signal.SIGUSR1, save)
-open("up", "w").close()
-while True: time.sleep(0.05)
-"""
 
 
 def test_it_is_resumed_where_it_was(tmp_path: Path) -> None:
-    task = {"argv": ["/usr/bin/python3", "-c", CODE], "notice": {"signal": "USR1", "deadline_sec": 20}, "grace_sec": 25}
+    task = {"argv": ["/usr/bin/python3", "-c", COUNTS], "notice": {"signal": "USR1", "deadline_sec": 20}, "grace_sec": 25}
     with control_node() as control:
         folder = NodeFolder.make(tmp_path / "node", control.url, node={"tasks": {"count": task}})
         with daemon(folder) as node:
