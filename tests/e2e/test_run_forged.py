@@ -123,6 +123,7 @@ def test_nor_where_it_is_drawn(lived: tuple[NodeFolder, dict[str, Any]], command
     assert b"owned" in wrote
     assert b"\x1b[" in wrote or command == "status", "the command's own drawing passes"
     assert not OBEYED.search(wrote.decode(errors="replace"))
+    assert rb"\x1b[" not in wrote, "and is not written out"
 
 
 READING = [

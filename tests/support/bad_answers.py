@@ -40,6 +40,7 @@ TABLE: dict[str, Bad] = {
     "not UTF-8": Bad(s.raw(s.http(200, b'"\xff"'))),
     "nested without end": Bad(s.raw(s.http(200, b"[" * 200_000))),
     "an odd content type": Bad(s.raw(s.http(200, b"<", kind="sentinel-7f3a; x"))),
+    "chunks of one byte": Bad(s.raw(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n" + b"1\r\n \r\n" * 5000)),
     "40 MB": Bad(s.huge),
     "slow loris": Bad(s.trickle),
     "silence": Bad(s.silent),
