@@ -104,8 +104,7 @@ def _become_task(launch: Mapping[str, object], parent: int, enter: str | None, *
     if os.getppid() != parent:
         os._exit(127)  # the shim ended before the line above
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    if not in_unit:
-        landlock.enter(mounts=bool(launch["sandbox"]))
+    landlock.enter(mounts=in_unit or bool(launch["sandbox"]))  # the unit has its own rules about files
     if (call := _SYS_KEYCTL.get(os.uname().machine)) is not None:
         _LIBC.syscall(call, _KEYCTL_JOIN_SESSION_KEYRING, None)  # a new one: the service's may lead to a person's keys
     if enter is not None:
