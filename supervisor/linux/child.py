@@ -39,9 +39,21 @@ class Child:
         self._loop.add_reader(self._pidfd, self._ended)
 
     @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
     def gone(self) -> bool:
         """Whether it has ended and is reaped."""
         return self._gone.is_set()
+
+    @property
+    def dead(self) -> bool:
+        """It has ended, though the loop may not know that yet."""
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True
 
     def kill(self) -> None:
         """Kill it and its group, without waiting."""

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from supervisor.linux.child import Child
 from supervisor.linux.text import one_line
@@ -21,11 +20,33 @@ END_S: Final = 1.0  # from the end of its stdin to the kill
 CHUNK: Final = 1 << 16
 
 
+class HelperProcess(Protocol):
+    """The process itself; see Child."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def gone(self) -> bool: ...
+    @property
+    def dead(self) -> bool: ...
+    def kill(self) -> None: ...
+    async def wait(self, timeout_s: float) -> bool: ...
+    def abandon(self) -> None: ...
+
+
+Streams = tuple[int, int, int]  # its ends of its stdin, stdout and stderr
+
+
+def child(argv: Sequence[str]) -> Callable[[Streams], HelperProcess]:
+    """What starts a helper as our own child."""
+    return lambda streams: Child(argv, stdin=streams[0], stdout=streams[1], stderr=streams[2])
+
+
 class Helper:
     """One such process, started by the constructor.
 
     Args:
-        argv: the command.
+        start: starts it; see `child`.
         on_line: gets each answer, in the loop's thread.
         on_failure: gets the reason when the helper hangs, misbehaves or ends early; it has been killed by then.
 
@@ -34,15 +55,25 @@ class Helper:
     """
 
     def __init__(
-        self, argv: Sequence[str], on_line: Callable[[bytes], None], on_failure: Callable[[str], None]
+        self,
+        start: Callable[[Streams], HelperProcess],
+        on_line: Callable[[bytes], None],
+        on_failure: Callable[[str], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_line, self._on_failure = on_line, on_failure
-        pipe = subprocess.PIPE
-        self._child = Child(argv, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
-        process = self._child.process
-        self._pipes = [pipe for pipe in (process.stdin, process.stdout, process.stderr) if pipe is not None]
-        self._stdin, self._stdout, self._stderr = (pipe.fileno() for pipe in self._pipes)
+        pipes: list[int] = []
+        try:
+            for _ in range(3):
+                pipes += os.pipe()
+            theirs, self._stdin, self._stdout, their_out, self._stderr, their_err = pipes
+            self._process = start((theirs, their_out, their_err))
+        except BaseException:
+            for fd in pipes:
+                os.close(fd)
+            raise
+        for fd in (theirs, their_out, their_err):
+            os.close(fd)
         self._line = b""
         self._errors = b""  # the last of its stderr
         self._timer: asyncio.TimerHandle | None = None
@@ -57,11 +88,15 @@ class Helper:
 
     @property
     def pid(self) -> int:
-        return self._child.process.pid
+        return self._process.pid
 
     @property
     def gone(self) -> bool:
-        return self._child.gone
+        return self._process.gone
+
+    @property
+    def dead(self) -> bool:
+        return self._process.dead
 
     @property
     def stuck(self) -> bool:
@@ -86,11 +121,11 @@ class Helper:
 
     def kill(self) -> None:
         self._close()
-        self._child.kill()
+        self._process.kill()
 
     async def wait(self, timeout_s: float) -> bool:
         """Wait at most `timeout_s` seconds for its end; returns whether it is gone."""
-        return await self._child.wait(timeout_s)
+        return await self._process.wait(timeout_s)
 
     async def end_or_abandon(self, timeout_s: float) -> None:
         """Let it end within `timeout_s` seconds; else kill it, wait as long again, and then stop watching it."""
@@ -98,7 +133,7 @@ class Helper:
         if not await self.wait(timeout_s):
             self.kill()
             await self.wait(timeout_s)
-            self._child.abandon()
+            self._process.abandon()
 
     def _read(self) -> None:
         try:
@@ -152,5 +187,5 @@ class Helper:
             self._answered()
             self._loop.remove_reader(self._stdout)
             self._loop.remove_reader(self._stderr)
-            for pipe in self._pipes:
-                pipe.close()
+            for fd in (self._stdin, self._stdout, self._stderr):
+                os.close(fd)

@@ -5,7 +5,9 @@ moved to their own memory, nothing to disk. After that they may be frozen. A loc
 out, freeze; thaw, back. Never across a sleep: the task is ended before.
 
 A helper process (cuda_helper.py) loads the driver. It exists while such a task runs, and may be left behind when it hangs in
-the driver. What fails half-way leaves the processes unusable; then they must be killed.
+the driver. It must have the user of the task, or the driver refuses it; so for a task in a unit of its own it runs there, and
+the task can take hold of it. That the VRAM is out, the node believes NVML alone. What fails half-way leaves the processes
+unusable; then they must be killed.
 """
 
 from __future__ import annotations
@@ -13,17 +15,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
-import json
-import os
 import re
 import sys
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
+
 from supervisor.linux import helper_main
-from supervisor.linux.helper_process import Helper
+from supervisor.linux.helper_process import Helper, HelperProcess, Streams, child
 from supervisor.linux.proc import name_of
+from supervisor.linux.text import one_line
 from supervisor.tasks.executors.base import CheckpointFailed, Rung
 from supervisor.tasks.process.rungs import RungName
 
@@ -35,6 +39,24 @@ END_S: Final = 1.5
 SPARE_GB: Final = 1.0  # memory that must stay free beside the moved VRAM
 GIB: Final = 1 << 30
 _UNKNOWN: Final = "it was not looked at yet"
+_MODULE: Final = "supervisor.tasks.cuda_helper"
+_LONGEST: Final = 300  # characters of a problem
+
+
+class _Reply(msgspec.Struct):
+    """An answer of cuda_helper.py."""
+
+    problem: str
+    rungs: list[tuple[RungName, float | None, int]]
+    usable: bool
+
+
+StartHelper = Callable[[str, Streams], HelperProcess]
+
+
+def beside_us(module: str, streams: Streams) -> HelperProcess:
+    """Start a module as a helper that is our own child (see helper_main). Raises OSError."""
+    return child(helper_main.command(module))(streams)
 
 
 class Checkpointer:
@@ -43,6 +65,7 @@ class Checkpointer:
     def __init__(self, *, proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) -> None:
         self._proc_root, self._sys_root = proc_root, sys_root
         self._lock = asyncio.Lock()
+        self._start: StartHelper = beside_us
         self._helper: Helper | None = None
         self._ending: Helper | None = None  # the last one that was asked to end
         self._answer: asyncio.Future[bytes] | None = None
@@ -53,10 +76,11 @@ class Checkpointer:
         """The last order gave the task its VRAM back. With the open kernel module, the end of such a process has been seen to
         hang the machine, unless its VRAM was moved out again before."""
 
-    async def begin(self, limit_s: float = BEGIN_S) -> None:
-        """A task starts that may be checkpointed: start the helper, and find out whether the checkpoint can be used
-        (`problem`). Raises nothing but cancellation; takes `limit_s` seconds at most; may run while the task runs."""
-        self._unsure, self.restored = "", False
+    async def begin(self, limit_s: float = BEGIN_S, start: StartHelper = beside_us) -> None:
+        """A task starts that may be checkpointed: start the helper by `start`, which raises OSError, and find out whether the
+        checkpoint can be used (`problem`). Raises nothing but cancellation; takes `limit_s` seconds at most; may run while the
+        task runs."""
+        self._unsure, self.restored, self._start = "", False, start
         try:
             with contextlib.suppress(CheckpointFailed):  # `problem` has it
                 async with asyncio.timeout(limit_s), self._lock:
@@ -89,7 +113,7 @@ class Checkpointer:
 
     def end(self) -> None:
         """The task is over: end the helper, without waiting for it. One that hangs in the driver is left behind."""
-        self._unsure = ""
+        self._unsure, self._start = "", beside_us
         self._drop()
         self.problem = _UNKNOWN
 
@@ -117,7 +141,7 @@ class Checkpointer:
 
     async def _ready(self, limit_s: float) -> None:
         """Have a helper that has loaded CUDA. Raises CheckpointFailed, whose text is also the `problem`."""
-        if self._helper is not None and not self.problem and not _dead(self._helper.pid):
+        if self._helper is not None and not self.problem and not self._helper.dead:
             return
         self._drop()
         self.problem = unusable(self._proc_root, self._sys_root)
@@ -125,7 +149,7 @@ class Checkpointer:
             self.problem = f"an earlier helper (pid {self._ending.pid}) hangs in the NVIDIA driver: reboot"
         if not self.problem:
             try:
-                self._helper = Helper(helper_main.command("supervisor.tasks.cuda_helper"), self._answered, self._lost)
+                self._helper = Helper(partial(self._start, _MODULE), self._answered, self._lost)
                 self.problem = "the NVIDIA driver did not answer"  # if this is cancelled before the answer
                 await self._ask("probe", limit_s)
                 self.problem = ""
@@ -142,11 +166,11 @@ class Checkpointer:
         self._answer = asyncio.get_running_loop().create_future()
         self._helper.ask(f"{line}\n".encode(), limit_s)
         try:
-            reply = json.loads(await self._answer)
-            if reply["problem"]:
-                raise CheckpointFailed(str(reply["problem"]), usable=bool(reply["usable"]))
-            return tuple(Rung(RungName(name), seconds, processes) for name, seconds, processes in reply["rungs"])
-        except (ValueError, KeyError, TypeError) as error:
+            reply = msgspec.json.decode(await self._answer, type=_Reply)
+            if reply.problem:
+                raise CheckpointFailed(one_line(reply.problem, _LONGEST), usable=reply.usable)
+            return tuple(Rung(*rung) for rung in reply.rungs)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             text = f"the helper's answer cannot be understood ({type(error).__name__})"
             raise CheckpointFailed(text, usable=False) from None
         except asyncio.CancelledError:
@@ -190,14 +214,6 @@ class Checkpointer:
                     limit = f"the task's memory limit, of which {left_gb:.1f} GiB are left (tasks.<type>.max_memory_gb)"
                     return f"{vram_gb:.1f} GiB of VRAM have no room in {limit}"
         return ""
-
-
-def _dead(child: int) -> bool:
-    """It has ended, though the loop may not know that yet."""
-    try:
-        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
 
 
 def _available_gb(proc_root: Path) -> float | None:

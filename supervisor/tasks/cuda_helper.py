@@ -17,6 +17,7 @@ gets its VRAM back before takes it from the person, and has been seen to hang th
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable
 from functools import cache, partial
@@ -185,6 +186,8 @@ def _states(pids: Iterable[int]) -> dict[int, str]:
     memory with it, another may not answer."""
     found: dict[int, str] = {}
     for pid in pids:
+        if pid == os.getpid():
+            continue
         if stopped(pid):  # the driver would wait for it for ever, whatever time limit it has
             raise RequestFailed(f"process {pid} is stopped or frozen: it must run for this", usable=True)
         try:

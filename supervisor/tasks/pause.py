@@ -15,6 +15,7 @@ from states.formatting import number
 from supervisor.tasks.context import TaskContext
 from supervisor.tasks.executors.base import CheckpointFailed, FreezeFailed, Rung, RunningTask
 from supervisor.tasks.gpu_quota import GpuQuota
+from supervisor.tasks.process.unit import UnitTask
 
 if TYPE_CHECKING:
     from supervisor.tasks.cuda_checkpoint import Checkpointer
@@ -42,7 +43,8 @@ class Pause:
         self.vram_out = False
         self._begin: asyncio.Task[None] | None = None
         if checkpointer is not None:
-            self._begin = asyncio.get_running_loop().create_task(checkpointer.begin())
+            begin = checkpointer.begin(start=process.start_helper) if isinstance(process, UnitTask) else checkpointer.begin()
+            self._begin = asyncio.get_running_loop().create_task(begin)
 
     def end(self) -> None:
         """The task is over."""

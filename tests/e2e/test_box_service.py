@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cuda_standin import cuda_library
 from support.installed import QUICK, RAE_NODE, UNIT, USER, Installed, boot
-from support.nvml_standin import nvml_library
+from support.nvml_standin import GIB, nvml_library
 from support.seed import REPORT
+from support.task_programs import RESTLESS
 from support.waiting import until
 
-__all__ = ["nvml_library"]
+__all__ = ["cuda_library", "nvml_library"]
 pytestmark = [pytest.mark.slow, pytest.mark.box]
 
 # Faults of ours, brought about in the living process: on a signal the next tick fails.
@@ -238,6 +242,53 @@ def test_gpu_and_input_devices_can_be_opened_and_disks_cannot(node: Installed) -
     node.box.sh("rm -r /dev/nvidia-uvm /dev/input /dev/dri /dev/disk /etc/systemd/system/rae-task@.service.d")
     node.box.run("systemctl", "daemon-reload")
     node.configure()
+
+
+def test_a_false_alarm_moves_the_vram_of_a_unit_out_and_back(node: Installed, cuda_library: Path) -> None:
+    """The driver refuses whoever has not the task's user, so it is called from inside the unit."""
+    box = node.box
+    played, module = "/srv/cuda", "/srv/module/nvidia"
+    (packages,) = box.root.glob("opt/rae-node/versions/*/lib/python3*/site-packages")
+    shutil.copytree(cuda_library.parent, box.share / "cuda")
+    bindings = importlib.util.find_spec("cuda.bindings")
+    assert bindings is not None
+    assert bindings.origin is not None
+    shutil.copytree(Path(bindings.origin).parents[1], packages / "cuda")
+    box.sh(f"cp /mnt/share/cuda/{cuda_library.name} /usr/local/lib/; ldconfig; mkdir -m 777 {played}")
+    node.put(f"{module}/version", "580.65.06\n")
+    node.drop_in("cuda", "[Service]\nBindReadOnlyPaths=/srv/module:/sys/module\n")
+    for unit in ("rae-task", "rae-task-network"):
+        text = f"[Service]\nEnvironment=FAKE_CUDA_DIR={played}\nReadWritePaths={played}\n"
+        node.put(f"/etc/systemd/system/{unit}@.service.d/cuda.conf", text)
+    box.run("systemctl", "daemon-reload")
+    work = {"argv": ["/usr/bin/python3", "-I", "-S", "-c", RESTLESS], "checkpoint": "cuda", "hold_sec": 59}
+    node.configure(node={"tasks": {"work": work}, "gpu": {"presence": "required"}})
+    box.run("systemctl", "restart", UNIT)
+    task = running_task(node, "work")
+    (pid,) = node.task_pids()
+    until(lambda: box.sh(f"cat {played}/calls 2>/dev/null || true") == "init\n", "the driver loaded")
+    node.put(f"{played}/{pid}.state", "0\n")
+    ours, theirs = f"0.proc={pid}:{GIB // 8}:c", f"0.proc=1:{GIB}:g"
+
+    def state() -> str:
+        return box.sh(f"cat {played}/{pid}.state").strip()
+
+    for _ in range(2):
+        node.gpu(ours, theirs)
+        until(lambda: " is on hold: " in node.status_text(), node.status_text)
+        assert state() == "2", "its VRAM is out"
+        assert box.sh(f"stat -c %u {played}/{pid}.state") == box.sh(f"stat -c %u /proc/{pid}")
+        node.gpu(ours)
+        until(lambda: state() == "0", lambda: f"its VRAM back, not {state()}")
+        box.sh("pkill -f supervisor.tasks.cuda_helper")  # as the task can: the next sign starts another
+    box.sh(f"touch /proc/{pid}/cwd/end")
+    assert settled(node, task)["status"] == "COMPLETED", node.task(task)
+    gone(node)
+    node.gpu()
+    box.sh(f"rm -r /etc/systemd/system/rae-task*@.service.d/cuda.conf /etc/systemd/system/{UNIT}.d/cuda.conf {played} {module}")
+    box.run("systemctl", "daemon-reload")
+    node.configure()
+    box.run("systemctl", "restart", UNIT)
 
 
 def test_a_hanging_daemon_is_killed_by_the_watchdog(node: Installed) -> None:

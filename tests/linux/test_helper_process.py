@@ -18,7 +18,7 @@ from support.waiting import play
 from support.waiting import until as wait_for
 
 from supervisor.linux import helper_main
-from supervisor.linux.helper_process import Helper
+from supervisor.linux.helper_process import Helper, child
 from supervisor.sensors.gpu import nvml_helper as gpu
 
 __all__ = ["nvidia", "nvml_library", "standin"]  # fixtures
@@ -91,7 +91,7 @@ def test_a_helper_that_misbehaves_is_killed_with_a_reason(program: str, reason: 
     reasons: list[str] = []
 
     async def scene() -> None:
-        helper = Helper([sys.executable, "-c", program], lambda line: None, reasons.append)
+        helper = Helper(child([sys.executable, "-c", program]), lambda line: None, reasons.append)
         if "not asked" not in reason and "without" not in reason:
             helper.ask(b"look\n", 1.0 if "within" in reason else 60.0)
         await until(lambda: reasons)
@@ -113,7 +113,7 @@ def test_one_that_cannot_be_watched_is_not_left_behind(monkeypatch: pytest.Monke
         with monkeypatch.context() as patched:
             patched.setattr(os, "pidfd_open", refuse)
             with pytest.raises(OSError, match="Too many open files"):
-                Helper([sys.executable, "-c", "input()"], lambda line: None, lambda reason: None)
+                Helper(child([sys.executable, "-c", "input()"]), lambda line: None, lambda reason: None)
         assert set(psutil.Process().children()) <= before
 
     play(scene())
@@ -126,7 +126,7 @@ def test_stderr_never_blocks_the_helper() -> None:
     program = "import sys; input(); sys.stderr.write('noise ' * 100000); print('done', flush=True); input()"
 
     async def scene() -> None:
-        helper = Helper([sys.executable, "-c", program], lines.append, lines.append)  # type: ignore[arg-type]
+        helper = Helper(child([sys.executable, "-c", program]), lines.append, lines.append)  # type: ignore[arg-type]
         helper.ask(b"look\n", 60.0)
         await until(lambda: lines)
         helper.end()

@@ -416,7 +416,7 @@ def test_it_hangs_in_the_driver(cuda: CudaStandIn, spawn: Callable[[int], list[i
         await there.begin()
         (helper,) = helpers()
         assert there._helper is not None
-        there._helper._child.kill = lambda: None  # as in the uninterruptible sleep of a driver call
+        there._helper._process.kill = lambda: None  # as in the uninterruptible sleep of a driver call
         with pytest.raises(CheckpointFailed, match="not done within 1 s"):
             await there.out([pid], 1.0)
         there.end()

@@ -32,7 +32,7 @@ from supervisor.config.schema import GpuSettings
 from supervisor.linux import helper_main
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock
-from supervisor.linux.helper_process import Helper
+from supervisor.linux.helper_process import Helper, child
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.linux.proc import name_of
 from supervisor.sensors.base import Wake
@@ -268,7 +268,8 @@ class GpuPoller(ABC, Generic[A]):
         if self._helper is None:
             self._fresh = True
             try:
-                self._helper = Helper(helper_main.command(self.helper, *self._arguments), self._answered, self._helper_failed)
+                start = child(helper_main.command(self.helper, *self._arguments))
+                self._helper = Helper(start, self._answered, self._helper_failed)
             except OSError as error:
                 self._failed(f"the GPU helper cannot be started: {error.strerror}")
                 return

@@ -14,11 +14,13 @@ is frozen and killed together with the task, by the daemon. What the shim may si
 Control protocol: one JSON object a line.
 In a unit the shim first sends {"cgroup": its own cgroup, "pid": its own pid}.
 From the daemon: the start order (a Launch) together with the task's ends of three pipes, then any number of
-{"stop": grace_s}, {"freeze": true}, {"thaw": true}, and in a unit {"disk": true}.
+{"stop": grace_s}, {"freeze": true}, {"thaw": true}, and in a unit {"disk": true}, {"helper": module} together with three
+streams, and {"helper": null}.
 To the daemon, where a rung is [RungName, seconds or null]:
 - {"started": pid} or {"failed": reason};
 - {"rung": rung} for each freeze and thaw, in their order;
 - {"disk": bytes} for each {"disk": true}, in a unit;
+- {"helper": pid} for a helper process that has started, and {"helper": 0} when it has ended or did not start;
 - {"left": [process, …], "rungs": [rung, …]} for a kill that left something;
 - last {"gone": wait status or null, "cpu_s": …, "rungs": …, "out_of_memory": bool, "state": saved text or null}.
 """
@@ -144,6 +146,8 @@ class Shim:
         self.term_at_s: float | None = None  # while the notice runs
         self.frozen = False  # by a freeze order
         self.noticed = False
+        self.helper: int | None = None
+        self._handed: list[int] = []  # streams that came with an order not yet carried out
         self._buffer = b""
         self._wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "TSTP"):  # only the daemon's orders count
@@ -165,11 +169,12 @@ class Shim:
     def orders(self) -> list[dict[str, object]]:
         """The daemon's orders; blocks until there is one, or until the daemon's end is closed."""
         try:
-            data = os.read(self.control, 65536)
+            data, streams = _read(self.control)
         except OSError:
-            data = b""
+            data, streams = b"", []
         if not data:
             self.daemon_lost = True
+        self._handed += streams
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
@@ -215,6 +220,9 @@ class Shim:
                     return False
                 if pid == self.main:
                     self.status, self.main = status, None
+                elif pid == self.helper:
+                    self.helper = None
+                    self.send(helper=0)
         except ChildProcessError:
             return True
 
@@ -231,6 +239,7 @@ class Shim:
             self.kill_at_s = min(now_s + grace_s, self.kill_at_s or now_s)
             return
         self.asked_s = now_s
+        self.end_helper()
         self.note(RungName.FROZEN if self.tree.freeze(FREEZE_LIMIT_S) else RungName.NOT_FROZEN)
         self.kill_at_s = time.monotonic() + grace_s
         if grace_s > 0 and self.notice is not None:
@@ -353,11 +362,38 @@ class Shim:
                 self.send(rung=(name, time.monotonic() - begun_s if timed else None))
             elif "disk" in order:
                 self.measure_disk()
+            elif "helper" in order:
+                module = order["helper"]
+                self.start_helper(str(module)) if module else self.end_helper()
             else:
                 grace_s = order["stop"]
                 self.stop(grace_s if isinstance(grace_s, int | float) else 0.0)
         if self.daemon_lost:
             self.stop(0.0)
+
+    def start_helper(self, module: str) -> None:
+        """Start a helper process of the daemon (see helper_main) beside the task, with the streams that came with the order.
+        Its end is not the task's end, and it does not outlive the task."""
+        from supervisor.linux import helper_main
+
+        streams, self._handed = self._handed[:3], self._handed[3:]
+        moves = [(os.POSIX_SPAWN_DUP2, fd, stream) for fd, stream in zip(streams, (0, 1, 2), strict=False)]
+        argv = helper_main.command(module)
+        try:
+            if self.asked_s is None and self.helper is None:
+                defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+                self.helper = os.posix_spawn(argv[0], argv, os.environ, file_actions=moves, setsid=True, setsigdef=defaults)
+        except OSError:
+            pass
+        finally:
+            for fd in streams:
+                os.close(fd)
+        self.send(helper=self.helper or 0)
+
+    def end_helper(self) -> None:
+        """Kill it; `reap` sees its end."""
+        if self.helper is not None:
+            os.kill(self.helper, signal.SIGKILL)
 
     def measure_disk(self) -> None:
         """Send how much the task has written to disk, in a unit; by a thread, for that may take seconds."""
@@ -411,16 +447,22 @@ class OwnUnit(process_tree.CgroupTree):
         """By systemd."""
 
 
+def _read(control: int) -> tuple[bytes, list[int]]:
+    """What the daemon has sent, and the streams that came with it; blocks. Raises OSError."""
+    with socket.socket(fileno=os.dup(control)) as connection:
+        data, streams, _, _ = socket.recv_fds(connection, 65536, 3)
+    for fd in streams:
+        os.set_inheritable(fd, False)
+    return data, streams
+
+
 def _receive(control: int) -> tuple[bytes, list[int]]:
     """The start order, and the task's streams that came with it; empty: the daemon is lost."""
-    with socket.socket(fileno=os.dup(control)) as connection:
-        line, streams, _, _ = socket.recv_fds(connection, 65536, 3)
+    line, streams = _read(control)
     while line and not line.endswith(b"\n"):
         if not (part := os.read(control, 65536)):
             return b"", streams
         line += part
-    for fd in streams:
-        os.set_inheritable(fd, False)
     return line, streams
 
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import glob
 import json
 import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from supervisor.linux.bounded import in_thread
+from supervisor.linux.bounded import in_thread, wait_for_event
+from supervisor.linux.helper_process import Streams
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed
 from supervisor.tasks.process import process_tree
 from supervisor.tasks.process.command_process import RESCUE_LIMIT_S, START_LIMIT_S, CommandTask
@@ -143,16 +145,64 @@ async def _line(control: socket.socket) -> bytes:
     return line
 
 
+class UnitHelper:
+    """A helper process beside a task, started and ended by the task's shim; a HelperProcess."""
+
+    pid = 0  # not known yet
+
+    def __init__(self, kill: Callable[[], object]) -> None:
+        self._kill, self._gone = kill, asyncio.Event()
+
+    @property
+    def gone(self) -> bool:
+        """See Child."""
+        return self._gone.is_set()
+
+    dead = gone
+
+    def kill(self) -> None:
+        """See Child."""
+        if not self.gone:
+            self._kill()
+
+    async def wait(self, timeout_s: float) -> bool:
+        """See Child."""
+        return await wait_for_event(self._gone, timeout_s)
+
+    def abandon(self) -> None:
+        """See Child: it ends with the unit."""
+
+    def heard(self, pid: int) -> None:
+        """The shim says that it has started, or by 0 that it has ended."""
+        if pid:
+            self.pid = pid
+        else:
+            self._gone.set()
+
+
 class UnitTask(CommandTask):
     """A command in a unit of its own; a RunningTask."""
 
     _tree: UnitTree
+    _helper: UnitHelper | None = None
     _asked_s = 0.0  # the first order to stop
     _kill_at_s = 0.0
     _frozen = False
     _killing = False
     _shim_late_s = 0.0  # from that order until the shim has heard of it
     _sizes: asyncio.Future[int] | None = None
+
+    def pids(self) -> frozenset[int]:
+        """See RunningTask."""
+        return super().pids() - {0 if self._helper is None else self._helper.pid}
+
+    def start_helper(self, module: str, streams: Streams) -> UnitHelper:
+        """Start a helper process (see helper_main) in the unit, as the task's user; one at a time. Raises OSError."""
+        if self._control is None:
+            raise ProcessLookupError(errno.ESRCH, "the task is gone")
+        socket.send_fds(self._control, [json.dumps({"helper": module}).encode() + b"\n"], streams)
+        self._helper = UnitHelper(lambda: self._send(helper=None))
+        return self._helper
 
     async def disk(self) -> int:
         """See RunningTask. Nobody but the shim can look into the unit's folders; a frozen one answers later."""
@@ -257,6 +307,9 @@ class UnitTask(CommandTask):
             case {"disk": int(size)}:
                 if self._sizes is not None and not self._sizes.done():
                     self._sizes.set_result(size)
+            case {"helper": int(pid)}:
+                if self._helper is not None:
+                    self._helper.heard(pid)
             case {"left": _}:
                 pass  # the kernel's list counts, at the time to kill
             case _:
@@ -275,6 +328,11 @@ class UnitTask(CommandTask):
             self._tree.kill_first()
         self._rescue = None
         self._begin_rescue("something of it outlived its shim")
+
+    def _release(self) -> None:
+        super()._release()
+        if self._helper is not None:
+            self._helper.heard(0)
 
     def _all_rungs(self, of_shim: tuple[Rung, ...]) -> tuple[Rung, ...]:
         late_s = self._shim_late_s
