@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -91,6 +92,28 @@ def test_switched_off_in_the_file_and_on_again_by_sighup(tmp_path: Path) -> None
         os.utime(tmp_path / "runtime.yaml", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
         node.process.send_signal(signal.SIGHUP)
         node.wait_for("READY")
+
+
+def test_a_sandbox_that_works_now_is_found_by_sighup(tmp_path: Path) -> None:
+    if not (real := shutil.which("bwrap")):
+        pytest.skip("no bubblewrap here")
+    (tmp_path / "bin").mkdir()
+    bwrap = tmp_path / "bin" / "bwrap"
+    bwrap.write_text("#!/bin/sh\necho 'bwrap: not today' >&2\nexit 1\n")
+    bwrap.chmod(0o755)
+    folder = NodeFolder.make(tmp_path / "node")
+    with daemon(folder, env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}) as node:
+
+        def said() -> list[str]:
+            return [note for note in node.look().get("notes", []) if note.startswith("tasks of type ")]
+
+        until(said, "the note")
+        why = "this node does not run as the installed service; bubblewrap does not work here (not today)"
+        assert said()[0].startswith(f"tasks of type echo, fail, sleep run without a sandbox: {why}: ")
+        bwrap.unlink()
+        bwrap.symlink_to(real)
+        node.process.send_signal(signal.SIGHUP)
+        until(lambda: node.look() and not said(), lambda: str(said()))
 
 
 def test_without_inotify_a_change_is_seen_at_the_next_look(tmp_path: Path) -> None:

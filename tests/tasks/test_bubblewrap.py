@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,24 @@ def test_without_it_the_type_fails_with_the_reason(tmp_path: Path, monkeypatch: 
         assert "bubblewrap did not answer within 0.2 s" in await refused()
 
     run(contained, tmp_path, body)
+
+
+@pytest.mark.usefixtures("sandboxed")
+@pytest.mark.parametrize(("refuses", "options", "missing"), [
+    ("--disable-userns", ("--unshare-user",), "a task may make namespaces of its own: bubblewrap 0.8 forbids that"),
+    ("--unshare-user", (), "a task has no user namespace of its own"),
+])  # fmt: skip
+def test_an_older_one_is_used_as_far_as_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str, options: tuple[str, ...], missing: str
+) -> None:
+    """One that does not know an option. Where a plain user has no other way, it does not work without a user namespace."""
+    real = shutil.which("bwrap")
+    old = tmp_path / "bwrap"
+    unknown = f'case "$*" in *{refuses}*) echo "bwrap: Unknown option {refuses}" >&2; exit 1;; esac'
+    old.write_text(f'#!/bin/sh\n{unknown}\nexec {real} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert bubblewrap.tried() == bubblewrap.Found("", options, missing)
 
 
 def test_gpu_nodes_are_let_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
