@@ -109,7 +109,7 @@ def test_a_sandbox_that_works_now_is_found_by_sighup(tmp_path: Path) -> None:
 
         until(said, "the note")
         why = "this node does not run as the installed service; bubblewrap does not work here (not today)"
-        assert said()[0].startswith(f"tasks of type echo, fail, sleep run without a sandbox: {why}: ")
+        assert said()[0].startswith(f"tasks of type echo, sleep, fail run without a sandbox: {why}: ")
         bwrap.unlink()
         bwrap.symlink_to(real)
         node.process.send_signal(signal.SIGHUP)
