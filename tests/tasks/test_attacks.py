@@ -19,6 +19,7 @@ import pytest
 from support import attacks
 from support.task_bench import Bench, contained, run
 from support.trees import until_async
+from support.waiting import until
 
 from supervisor.config.schema import Notice
 from supervisor.tasks.process import landlock, sandbox
@@ -144,7 +145,7 @@ def test_nothing_is_left_on_the_machine(tried: tuple[dict[str, Any], bool]) -> N
     assert [path for path in paths if os.path.lexists(path)] == []
     assert (_LIBC.shmget(attacks.KEY, 0, 0), _LIBC.semget(attacks.KEY, 0, 0), _LIBC.msgget(attacks.KEY, 0)) == (-1, -1, -1)
     assert _LIBC.mq_open(f"/{attacks.LEFT}".encode(), os.O_RDONLY) == -1
-    assert attacks.LEFT not in Path("/proc/keys").read_text()
+    until(lambda: attacks.LEFT not in Path("/proc/keys").read_text(), "the kernel has removed the keys with their namespace")
 
 
 SLEEP = f"import time; open('up', 'w').close(); time.sleep(1000)  # {attacks.LEFT}"
