@@ -6,8 +6,8 @@ out, freeze; thaw, back. Never across a sleep: the task is ended before.
 
 A helper process (cuda_helper.py) loads the driver. It exists while such a task runs, and may be left behind when it hangs in
 the driver. It must have the user of the task, or the driver refuses it; so for a task in a unit of its own it runs there, and
-the task can take hold of it. That the VRAM is out, the node believes NVML alone. What fails half-way leaves the processes
-unusable; then they must be killed.
+the task can take hold of it. That the VRAM is out, the node believes NVML alone. There a helper that hangs is not left behind:
+the task is not gone before it. What fails half-way leaves the processes unusable; then they must be killed.
 """
 
 from __future__ import annotations

@@ -261,7 +261,8 @@ def test_a_false_alarm_moves_the_vram_of_a_unit_out_and_back(node: Installed, cu
         text = f"[Service]\nEnvironment=FAKE_CUDA_DIR={played}\nReadWritePaths={played}\n"
         node.put(f"/etc/systemd/system/{unit}@.service.d/cuda.conf", text)
     box.run("systemctl", "daemon-reload")
-    work = {"argv": ["/usr/bin/python3", "-I", "-S", "-c", RESTLESS], "checkpoint": "cuda", "hold_sec": 59}
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", RESTLESS]
+    work = {"argv": argv, "checkpoint": "cuda", "hold_sec": 59, "grace_sec": 30, "on_preempt": "fail"}
     node.configure(node={"tasks": {"work": work}, "gpu": {"presence": "required"}})
     box.run("systemctl", "restart", UNIT)
     task = running_task(node, "work")
@@ -269,22 +270,24 @@ def test_a_false_alarm_moves_the_vram_of_a_unit_out_and_back(node: Installed, cu
     until(lambda: box.sh(f"cat {played}/calls 2>/dev/null || true") == "init\n", "the driver loaded")
     node.put(f"{played}/{pid}.state", "0\n")
     ours, theirs = f"0.proc={pid}:{GIB // 8}:c", f"0.proc=1:{GIB}:g"
-
-    def state() -> str:
-        return box.sh(f"cat {played}/{pid}.state").strip()
-
-    for _ in range(2):
-        node.gpu(ours, theirs)
-        until(lambda: " is on hold: " in node.status_text(), node.status_text)
-        assert state() == "2", "its VRAM is out"
-        assert box.sh(f"stat -c %u {played}/{pid}.state") == box.sh(f"stat -c %u /proc/{pid}")
-        node.gpu(ours)
-        until(lambda: state() == "0", lambda: f"its VRAM back, not {state()}")
-        box.sh("pkill -f supervisor.tasks.cuda_helper")  # as the task can: the next sign starts another
+    look = f"cat {played}/{pid}.state"
+    node.gpu(ours, theirs)
+    until(lambda: " is on hold: " in node.status_text(), node.status_text)
+    assert box.sh(look) == "2\n", "its VRAM is out"
+    assert box.sh(f"stat -c %u {played}/{pid}.state") == box.sh(f"stat -c %u /proc/{pid}")
+    node.gpu(ours)
+    until(lambda: box.sh(look) == "0\n", lambda: f"its VRAM back, not {box.sh(look)}")
     box.sh(f"touch /proc/{pid}/cwd/end")
     assert settled(node, task)["status"] == "COMPLETED", node.task(task)
     gone(node)
     node.gpu()
+    box.sh(f": > {played}/calls")
+    running_task(node, "work")
+    until(lambda: box.sh(f"cat {played}/calls") == "init\n", "the driver loaded")
+    began_s = time.monotonic()
+    box.run("systemctl", "stop", UNIT)
+    assert time.monotonic() - began_s < 15, "the helper used up the task's grace"
+    gone(node)
     box.sh(f"rm -r /etc/systemd/system/rae-task*@.service.d/cuda.conf /etc/systemd/system/{UNIT}.d/cuda.conf {played} {module}")
     box.run("systemctl", "daemon-reload")
     node.configure()

@@ -21,6 +21,7 @@ import pytest
 from support.cuda_standin import CudaStandIn, cuda, cuda_library
 from support.sysbox import cgroup2_root
 
+from supervisor.linux.helper_process import child
 from supervisor.tasks import cuda_checkpoint
 from supervisor.tasks.cuda_checkpoint import Checkpointer, CheckpointFailed, driver_version, unusable
 from supervisor.tasks.executors.base import describe
@@ -516,6 +517,38 @@ def test_where_it_cannot_be_used(
 
     run(scene())
     assert cuda.order() == []
+
+
+LIAR = """
+import sys
+for line in sys.stdin:
+    told = '{"problem": "", "rungs": [], "usable": true}' if line == "probe\\n" else eval(sys.argv[1])
+    print(told, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("told", "text", "usable"), [
+    ("'{}'", "the helper's answer cannot be understood (ValidationError)", False),
+    ("""'{"x": ' + '[' * 100_000""", "the helper's answer cannot be understood (RecursionError)", False),
+    ("""'{"problem'""", "the helper's answer cannot be understood (DecodeError)", False),
+    ("""'{"problem": "", "rungs": [["locked", "3", 1]], "usable": true}'""", "cannot be understood (ValidationError)", False),
+    ("""'{"problem": "", "rungs": [["mine", 3, 1]], "usable": true}'""", "cannot be understood (ValidationError)", False),
+    (r"""'{"problem": "\\u001b[2Ja\\nb' + 'c' * 1000 + '", "rungs": [], "usable": true}'""", "a b" + "c" * 296 + "…", True),
+])  # fmt: skip
+def test_a_task_has_got_hold_of_its_helper(cuda: CudaStandIn, told: str, text: str, usable: bool) -> None:
+    """In a unit they have the same user. It can say what it wants, and that harms nobody."""
+
+    async def scene() -> None:
+        there = Checkpointer(proc_root=cuda.proc, sys_root=cuda.sys)
+        argv = [sys.executable, "-I", "-c", LIAR, told]
+        await there.begin(start=lambda _module, streams: child(argv)(streams))
+        assert there.problem == ""
+        with pytest.raises(CheckpointFailed, match=re.escape(text)) as failure:
+            await there.out([os.getpid()], PATIENCE_S)
+        assert failure.value.usable is usable
+        there.end()
+
+    run(scene())
 
 
 def test_the_driver_comes_up_later(cuda: CudaStandIn, spawn: Callable[[int], list[int]]) -> None:

@@ -378,17 +378,15 @@ class Shim:
 
         streams, self._handed = self._handed[:3], self._handed[3:]
         moves = [(os.POSIX_SPAWN_DUP2, fd, stream) for fd, stream in zip(streams, (0, 1, 2), strict=False)]
-        argv = helper_main.command(module)
-        try:
-            if self.asked_s is None and self.helper is None:
-                defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-                self.helper = os.posix_spawn(argv[0], argv, os.environ, file_actions=moves, setsid=True, setsigdef=defaults)
-        except OSError:
-            pass
-        finally:
-            for fd in streams:
-                os.close(fd)
-        self.send(helper=self.helper or 0)
+        argv, pid = helper_main.command(module), 0
+        if self.asked_s is None and self.helper is None:
+            defaults = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+            with contextlib.suppress(OSError):
+                pid = os.posix_spawn(argv[0], argv, os.environ, file_actions=moves, setsid=True, setsigdef=defaults)
+                self.helper = pid
+        for fd in streams:
+            os.close(fd)
+        self.send(helper=pid)
 
     def end_helper(self) -> None:
         """Kill it; `reap` sees its end."""
