@@ -76,15 +76,16 @@ def _fork_into(cgroup: str | None) -> tuple[int, bool]:
     return (os.fork(), True) if pid < 0 else (pid, False)
 
 
-def be_polite() -> None:
-    """Give this process the lowest priority for processor and disk.
+def be_polite(*, for_good: bool = False) -> None:
+    """Give this process the lowest priority for processor and disk; `for_good`: nobody has to raise it again.
 
     For the kernel, SCHED_IDLE includes the idle I/O class (get_task_ioprio in block/ioprio.c), and a stop that must hurry
     leaves both at once. A plain user cannot leave SCHED_IDLE again, and then a stop would take seconds. So for a plain user
     only the disk gets the idle class, and the processor nice 19."""
     try:
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+        if not for_good:
+            os.setpriority(os.PRIO_PROCESS, 0, 19)
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError:
         if (call := _SYS_IOPRIO_SET.get(os.uname().machine)) is not None:
@@ -116,7 +117,7 @@ def _become_task(launch: Mapping[str, object], parent: int, enter: str | None, *
     for path, value in (("/proc/self/oom_score_adj", "1000"), ("/proc/self/autogroup", "19")):
         with contextlib.suppress(OSError):
             process_tree.write(path, value)
-    be_polite()
+    be_polite(for_good=in_unit)  # the unit's cgroup is raised instead
     os.umask(0o077)
     os.chdir(str(launch["workdir"]))
     argv, environment = launch["argv"], launch["environment"]

@@ -125,7 +125,6 @@ async def connect(bounds: Bounds, *, network: bool) -> UnitShim:
         if not all(os.access(f"{tree.path}/{name}", os.W_OK) for name in ("cgroup.freeze", "cgroup.kill")):
             raise OSError(0, f"the node may not freeze and kill in {tree.path}: run deploy/install again, as root")
         tree.limit(bounds)
-        tree.relax(idle=True)
     except BaseException as error:
         control.close()  # the shim ends then, and its unit with it
         if isinstance(error, TimeoutError):
@@ -191,6 +190,17 @@ class UnitTask(CommandTask):
     _killing = False
     _shim_late_s = 0.0  # from that order until the shim has heard of it
     _sizes: asyncio.Future[int] | None = None
+
+    async def begin(self) -> None:
+        """See CommandTask. The shim starts at ordinary priority (deploy/rae-task@.service), for beside a busy machine it would
+        take a minute, and only then the slice is idle. Nothing is left of a task that did not start."""
+        try:
+            await super().begin()
+        except BaseException:
+            self._tree.kill_first()
+            raise
+        finally:
+            self._tree.relax(idle=True)
 
     def pids(self) -> frozenset[int]:
         """See RunningTask."""

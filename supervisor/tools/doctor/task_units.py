@@ -31,7 +31,6 @@ REQUIRED: Final[Mapping[str, tuple[str, str]]] = {
     "DynamicUser": ("yes", "a task needs a user of its own"),
     "BindsTo": ("rae-node.service", "no task may outlive the node"),
     "Slice": (SLICE, "a person's programs come first"),
-    "CPUSchedulingPolicy": ("5", "a person's programs come first"),
     "KillMode": ("mixed", "no process may survive"),
     "StandardInput": ("socket", "the task comes through the socket"),
     "StandardOutput": ("null", "output is the task's data"),

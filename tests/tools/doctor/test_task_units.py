@@ -17,7 +17,7 @@ Says = dict[str, dict[str, str]]
 SERVICE, SOCKET = SERVICES[False], SOCKET_UNITS[False]
 TEXT = (ROOT / "deploy/rae-task@.service").read_text().splitlines()
 # How `systemctl show` spells what the files say.
-SPELLED = {"CPUSchedulingPolicy": "idle", "NeedDaemonReload": None}
+SPELLED: dict[str, str | None] = {"NeedDaemonReload": None}
 
 
 def shipped() -> Says:
