@@ -329,6 +329,9 @@ def test_back_after_any_end(node: Installed, how: str) -> None:
 
 def test_a_stop_hands_the_task_back_in_order(node: Installed) -> None:
     task = running_task(node)
+    (pid,) = node.task_pids()
+    classes = [node.box.sh(f"ps -o cls= -p {of}").strip() for of in (pid, f"$(ps -o ppid= -p {pid})")]
+    assert classes == ["IDL", "TS"], "the shim must run before its task"
     node.box.run("systemctl", "stop", UNIT)
     gone(node)
     assert node.show("ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
