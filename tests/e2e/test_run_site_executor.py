@@ -39,7 +39,7 @@ from supervisor.tasks.executors.command import CommandExecutor
 from supervisor.tasks.executors.base import StartFailed
 
 class Reverse(CommandExecutor):
-    def _order(self, claim, workdir):
+    def _order(self, claim):
         if "word" not in claim.payload:
             raise StartFailed("bad payload: it has no word")
         code = "import json, sys; print(json.dumps({'word': json.load(sys.stdin)['word'][::-1]}))"

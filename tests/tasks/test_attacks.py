@@ -30,7 +30,9 @@ __all__ = ["contained"]
 HERE = sandbox.look()
 pytestmark = [pytest.mark.skipif(bool(HERE.bubblewrap.fault), reason=HERE.bubblewrap.fault)]
 PYTHON = ["/usr/bin/python3", "-I", "-S", "-c"]
-SOURCE = Path(attacks.__file__).read_text()
+# Of this run alone: others may try the same attacks meanwhile.
+LEFT = f"{attacks.LEFT}-{os.getpid()}"
+SOURCE = Path(attacks.__file__).read_text().replace(f'"{attacks.LEFT}"', f'"{LEFT}"')
 SECRET = "sentinel-4711"
 RINGS = (-3, -4)  # of the session, of the user
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -41,7 +43,7 @@ def processes_left() -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            found += [int(name)] if attacks.LEFT.encode() in Path(f"/proc/{name}/cmdline").read_bytes() else []
+            found += [int(name)] if LEFT.encode() in Path(f"/proc/{name}/cmdline").read_bytes() else []
     return found
 
 
@@ -144,15 +146,15 @@ def test_nothing_is_left_on_the_machine(tried: tuple[dict[str, Any], bool]) -> N
     assert len(paths) > 15
     assert [path for path in paths if os.path.lexists(path)] == []
     assert (_LIBC.shmget(attacks.KEY, 0, 0), _LIBC.semget(attacks.KEY, 0, 0), _LIBC.msgget(attacks.KEY, 0)) == (-1, -1, -1)
-    assert _LIBC.mq_open(f"/{attacks.LEFT}".encode(), os.O_RDONLY) == -1
-    until(lambda: attacks.LEFT not in Path("/proc/keys").read_text(), "the kernel has removed the keys with their namespace")
+    assert _LIBC.mq_open(f"/{LEFT}".encode(), os.O_RDONLY) == -1
+    until(lambda: LEFT not in Path("/proc/keys").read_text(), "the kernel has removed the keys with their namespace")
 
 
-SLEEP = f"import time; open('up', 'w').close(); time.sleep(1000)  # {attacks.LEFT}"
+SLEEP = f"import time; open('up', 'w').close(); time.sleep(1000)  # {LEFT}"
 BOMB = f"""
 import os, sys, time
 open('up', 'w').close()
-code = "import os, time; os.setsid(); os.fork(); time.sleep(1000)  # {attacks.LEFT}"
+code = "import os, time; os.setsid(); os.fork(); time.sleep(1000)  # {LEFT}"
 while True:
     if os.fork() == 0:
         os.execve(sys.executable, [sys.executable, "-ISc", code], {{}})
