@@ -13,15 +13,13 @@ import argparse
 import contextlib
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from support.installed import QUICK, UNIT, Installed, boot, make_site, make_wheels
-from support.nvml_standin import build
+from support.installed import QUICK, UNIT, Installed, installed_anew
 from support.waiting import until
 
 from supervisor.sources.lost_attempts import GIVEN_UP
@@ -29,10 +27,6 @@ from supervisor.sources.lost_attempts import GIVEN_UP
 # Every task leaves what a crash could leave: files, a child in a session of its own, an orphan, shared memory.
 LEAVE = "touch half /tmp/left /var/tmp/left /dev/shm/left; setsid sleep 1000 & (sleep 1000 &); sleep {}; echo '{{}}'"
 TASKS = {f"lasts-{i}": {"argv": ["/bin/bash", "-c", LEAVE.format(s)]} for i, s in enumerate(("0", "0.05", "0.3", "2"))}
-LEFT = (
-    "set +e; exec 2>/dev/null; find /sys/fs/cgroup/rae.slice -name '*.service'; ls -d /tmp/*rae-task* /var/tmp/*rae-task*; "
-    "grep -lz ^RAE_TASK_ID= /proc/[0-9]*/environ; true"
-)
 GONE_S = 10.0
 
 
@@ -48,14 +42,14 @@ def crash(node: Installed, kills: int, seed: int) -> tuple[Counter[str], list[st
             with contextlib.suppress(AssertionError):  # it may be over already
                 until(node.task_pids, "a task", 4)
         time.sleep(chance.choice((0.05, 0.3, 1.0)) * chance.random())
-        running = set(node.box.sh(LEFT).split())
+        running = set(node.left())
         pid = node.main_pid()
         node.box.run("systemctl", "kill", "--kill-whom=main", "-sKILL", UNIT, check=False)
         counts["killed with a task's unit alive" if running else "killed without one"] += 1
         try:
-            until(lambda before=running: not before & set(node.box.sh(LEFT).split()), "what it left", GONE_S)
+            until(lambda before=running: not before & set(node.left()), "what it left", GONE_S)
         except AssertionError:
-            faults.append(f"kill {number}: left: {running & set(node.box.sh(LEFT).split())}")
+            faults.append(f"kill {number}: left: {running & set(node.left())}")
         locks = node.box.run("systemd-inhibit", "--list", "--no-legend", "--no-pager").stdout
         faults += [f"kill {number}: lock left: {line}" for line in locks.splitlines() if f" {pid} " in line]
         if number % 25 == 24:
@@ -68,7 +62,7 @@ def crash(node: Installed, kills: int, seed: int) -> tuple[Counter[str], list[st
         counts[f"settled: {how}"] += 1
         if how not in ("done", "preempted") and told["error"] != GIVEN_UP:
             faults.append(f"task {task} ended as {told['error']!r}")
-    until(lambda: not node.box.sh(LEFT).split(), "nothing left in the end")
+    until(lambda: not node.left(), "nothing left in the end")
     return counts, faults
 
 
@@ -79,18 +73,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="unit-crashes-") as name:
-        folder = Path(name)
-        make_site(folder / "site", make_wheels(folder / "wheels"))
-        with boot(folder / "box") as box:
-            node = Installed(box, folder / "wheels", build(folder))
-            with node.without_pip(folder / "site"):
-                node.install()
-            node.configure(node={"tasks": TASKS}, runtime={"execution": {"poll_interval_sec": 0.2}})
-            node.start_control()
-            node.drop_in("quick", QUICK)
-            node.box.run("systemctl", "start", UNIT)
-            counts, faults = crash(node, given.kills, given.seed)
+    with installed_anew() as node:
+        node.configure(node={"tasks": TASKS}, runtime={"execution": {"poll_interval_sec": 0.2}})
+        node.start_control()
+        node.drop_in("quick", QUICK)
+        node.box.run("systemctl", "start", UNIT)
+        counts, faults = crash(node, given.kills, given.seed)
     print(f"{given.kills} kills of the installed service, {time.monotonic() - began_s:.0f} s")
     for name, count in sorted(counts.items()):
         print(f"{count:7}  {name}")

@@ -371,28 +371,22 @@ def busy(cores: bool) -> Iterator[None]:
 
 def in_unit(runs: int, cores: bool) -> Times:
     """The product, as an installed node: this file again, in place of the daemon in its service."""
-    from support.installed import UNIT, USER, Installed, boot, make_site, make_wheels
-    from support.nvml_standin import build
+    from support.installed import UNIT, installed_anew
 
-    with tempfile.TemporaryDirectory(prefix="yield-", dir=Path.home()) as name:
-        folder = Path(name)
-        make_site(folder / "site", make_wheels(folder / "wheels"))
-        with boot(folder / "box") as box:
-            node = Installed(box, folder / "wheels", build(folder))
-            with node.without_pip(folder / "site"):
-                node.install()
-            box.sh(f"install -d -o {USER} /var/tmp/yield /var/lib/yield")
-            line = f"{sys.executable} {Path(__file__).resolve()} --inside --runs {runs}"
-            node.drop_in("yield", f"[Service]\nType=exec\nProtectHome=no\nRestart=no\nExecStart=\nExecStart={line}\n"
-                                  "StandardOutput=append:/var/lib/yield.json\nStandardError=journal\nWatchdogSec=0\n")
-            with busy(cores):
-                box.run("systemctl", "start", UNIT)
-                until(lambda: node.show("ActiveState")["ActiveState"] in ("inactive", "failed"), "all runs", 600)
-            try:
-                return Times(json.loads(box.sh("cat /var/lib/yield.json")))
-            except ValueError:
-                print(box.sh(f"journalctl -u {UNIT} --no-pager | tail -30"), file=sys.stderr)
-                raise
+    with installed_anew() as node:
+        box = node.box
+        line = f"{sys.executable} {Path(__file__).resolve()} --inside --runs {runs}"
+        streams = "StandardOutput=append:/var/lib/yield.json\nStandardError=journal"
+        service = f"Type=exec\nProtectHome=no\nRestart=no\nWatchdogSec=0\nExecStart=\nExecStart={line}\n{streams}"
+        node.drop_in("yield", f"[Service]\n{service}\n")
+        with busy(cores):
+            box.run("systemctl", "start", UNIT)
+            until(lambda: node.show("ActiveState")["ActiveState"] in ("inactive", "failed"), "all runs", 600)
+        try:
+            return Times(json.loads(box.sh("cat /var/lib/yield.json")))
+        except ValueError:
+            print(box.sh(f"journalctl -u {UNIT} --no-pager | tail -30"), file=sys.stderr)
+            raise
 
 
 def inside(runs: int) -> int:

@@ -35,6 +35,11 @@ def test_it_says(setting: str) -> None:
     assert setting in SETTINGS
 
 
+def test_the_tasks_socket_starts_as_often_as_the_node() -> None:
+    lines = (ROOT / "deploy/rae-task.socket").read_text().splitlines()
+    assert {"PartOf=rae-node.service", "StartLimitIntervalSec=0"} <= set(lines)
+
+
 def test_every_group_of_settings_has_its_reason() -> None:
     """Each block of the service's part begins with a comment, except where the name is plain."""
     plain = {"Restart", "NoNewPrivileges", "Description"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support import attacks
-from support.installed import UNIT, USER, Installed, boot
+from support.installed import UNIT, USER, Installed, installed
 from support.nvml_standin import nvml_library
 from support.waiting import until
 
@@ -75,10 +75,8 @@ def came_of(node: Installed, kind: str, world: dict[str, Any]) -> Any:
 @pytest.fixture(scope="module")
 def scene(wheels: Path, site: Path, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """The installed node, its person's programs, and one task that tries everything."""
-    with boot(tmp_path_factory.mktemp("attacks")) as box:
-        node = Installed(box, wheels, nvml_library)
-        with node.without_pip(site):
-            node.install()
+    with installed(tmp_path_factory.mktemp("attacks"), wheels, site, nvml_library) as node:
+        box = node.box
         node.put(PROGRAM, Path(attacks.__file__).read_text())
         secrets = ["/opt/rae-node/agent/key", f"/home/{USER}/diary", "/var/lib/rae-node/secret", "/opt/rae-node/logs/secret"]
         box.sh("mkdir -p /var/lib/rae-node; mkdir -m 777 -p /run/screen")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.installed import QUICK, UNIT, Installed, boot
+from support.installed import QUICK, UNIT, Installed, installed
 from support.nvml_standin import nvml_library
 from support.task_programs import COUNTS, KINDS, RESTLESS
 from support.waiting import until
@@ -23,16 +23,12 @@ PYTHON = ["/usr/bin/python3", "-I", "-S", "-c"]
 BY_HAND = ("attacks_the_node", "speaks_for_others")  # what a unit holds against these: test_box_attacks.py
 # The box has no pids and no memory controller, so what must be caught at once would burden the machine.
 HOSTILE = {kind: rest for kind, rest in KINDS.items() if kind not in (*BY_HAND, "fork_bomb")}
-LEFT = "set +e; exec 2>/dev/null; find /sys/fs/cgroup/rae.slice -name '*.service'; ls -d /tmp/*rae-task* /var/tmp/*rae-t*; true"
 
 
 @pytest.fixture(scope="module")
 def node(wheels: Path, site: Path, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
     """One installed node for all kinds."""
-    with boot(tmp_path_factory.mktemp("tasks")) as box:
-        node = Installed(box, wheels, nvml_library)
-        with node.without_pip(site):
-            node.install()
+    with installed(tmp_path_factory.mktemp("tasks"), wheels, site, nvml_library) as node:
         tasks: dict[str, Any] = {
             kind: {"argv": [*PYTHON, "import time\n" + code], "grace_sec": 0.3, "timeout_minutes": 3, **more}
             for kind, (code, more, _, _) in HOSTILE.items()
@@ -44,7 +40,7 @@ def node(wheels: Path, site: Path, nvml_library: Path, tmp_path_factory: pytest.
         node.configure(node=settings, runtime={"execution": {"poll_interval_sec": 0.2}})
         node.start_control()
         node.drop_in("quick", QUICK)
-        box.run("systemctl", "start", UNIT)
+        node.box.run("systemctl", "start", UNIT)
         yield node
 
 
@@ -55,7 +51,7 @@ def settled(node: Installed, task: str, timeout_s: float = 100) -> dict[str, Any
 
 
 def nothing_left(node: Installed) -> None:
-    until(lambda: node.task_pids() == [] and node.box.sh(LEFT) == "", lambda: f"nothing left: {node.box.sh(LEFT)}")
+    until(lambda: not node.left(), lambda: f"nothing left: {node.left()}")
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import running, sysbox
+from support import nvml_standin, running, sysbox
 from support.sysbox import REPO, SysBox
 from support.waiting import until
 
@@ -181,6 +182,13 @@ class Installed:
         found = self.box.run("sh", "-c", "grep -lz ^RAE_TASK_ID= /proc/[0-9]*/environ 2>/dev/null", check=False)
         return [int(path.split("/")[2]) for path in found.stdout.split()]
 
+    def left(self) -> list[str]:
+        """What stands of tasks in units: units, their private folders, processes."""
+        cgroups = "find /sys/fs/cgroup/rae.slice -name '*.service'"
+        folders = "ls -d /tmp/*rae-task* /var/tmp/*rae-task*"
+        processes = "grep -lz ^RAE_TASK_ID= /proc/[0-9]*/environ"
+        return self.box.sh(f"set +e; exec 2>/dev/null; {cgroups}; {folders}; {processes}; true").split()
+
     def main_pid(self) -> int:
         """The daemon's pid in the box."""
         return int(self.show("MainPID")["MainPID"])
@@ -191,3 +199,23 @@ def boot(base: Path, **options: Any) -> SysBox:
     if reason := sysbox.unavailable():
         sysbox.refuse(reason)
     return SysBox(base, logind_conf="IdleAction=ignore\nInhibitDelayMaxSec=10s", **options)
+
+
+@contextlib.contextmanager
+def installed(base: Path, wheels: Path, site: Path, nvml_library: Path) -> Iterator[Installed]:
+    """A box of one's own in which the node is installed, not configured and not started."""
+    with boot(base) as box:
+        node = Installed(box, wheels, nvml_library)
+        with node.without_pip(site):
+            node.install()
+        yield node
+
+
+@contextlib.contextmanager
+def installed_anew() -> Iterator[Installed]:
+    """The same for a bench, with everything that it needs made first."""
+    with tempfile.TemporaryDirectory(prefix="installed-") as name:
+        folder = Path(name)
+        make_site(folder / "site", make_wheels(folder / "wheels"))
+        with installed(folder / "box", folder / "wheels", folder / "site", nvml_standin.build(folder)) as node:
+            yield node
