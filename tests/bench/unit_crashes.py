@@ -30,6 +30,12 @@ TASKS = {f"lasts-{i}": {"argv": ["/bin/bash", "-c", LEAVE.format(s)]} for i, s i
 GONE_S = 10.0
 
 
+def locks(node: Installed, pid: int) -> list[str]:
+    """The sleep locks of a process; logind sees its end a moment later."""
+    held = node.box.run("systemd-inhibit", "--list", "--no-legend", "--no-pager").stdout
+    return [line for line in held.splitlines() if f" {pid} " in line]
+
+
 def crash(node: Installed, kills: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Kill, look; in the end let it finish."""
     chance, counts, faults = random.Random(seed), Counter[str](), list[str]()
@@ -46,12 +52,14 @@ def crash(node: Installed, kills: int, seed: int) -> tuple[Counter[str], list[st
         pid = node.main_pid()
         node.box.run("systemctl", "kill", "--kill-whom=main", "-sKILL", UNIT, check=False)
         counts["killed with a task's unit alive" if running else "killed without one"] += 1
-        try:
-            until(lambda before=running: not before & set(node.left()), "what it left", GONE_S)
-        except AssertionError:
-            faults.append(f"kill {number}: left: {running & set(node.left())}")
-        locks = node.box.run("systemd-inhibit", "--list", "--no-legend", "--no-pager").stdout
-        faults += [f"kill {number}: lock left: {line}" for line in locks.splitlines() if f" {pid} " in line]
+        for what, left in (
+            ("of its tasks", lambda before=running: before & set(node.left())),
+            ("lock", lambda pid=pid: locks(node, pid)),
+        ):
+            try:
+                until(lambda left=left: not left(), what, GONE_S)
+            except AssertionError:
+                faults.append(f"kill {number}: {what} left: {left()}")
         if number % 25 == 24:
             print(f"{number + 1} of {kills} kills", file=sys.stderr, flush=True)
     until(lambda: all(node.task(task)["status"] in ("COMPLETED", "FAILED") for task in tasks), "all tasks settled", 120)
