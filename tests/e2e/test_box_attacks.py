@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from supervisor.tasks.process import landlock
 
 __all__ = ["nvml_library"]
 pytestmark = [pytest.mark.slow, pytest.mark.box]
-SECRET = "sentinel-4711"
+SECRET = f"sentinel-{token_hex(8)}"  # of this run: the tests themselves may lie where the task can read
 PROGRAM = "/opt/attacks.py"
 X11_ATTACK = "looks at the screen through the abstract socket of the X server"
 X11 = "/tmp/.X11-unix/X0"
