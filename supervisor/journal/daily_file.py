@@ -11,16 +11,15 @@ import errno
 import os
 import re
 import time
+from datetime import date
+from math import inf
 from pathlib import Path
-from typing import Final
 
 from supervisor.linux.small_files import check_plain
 
-DAY_S: Final = 86400.0
-
 
 class DayFile:
-    """Appends to `folder`/`stem`-YYYY-MM-DD`suffix`; today's and the `keep_days` - 1 before it stay."""
+    """Appends to `folder`/`stem`-YYYY-MM-DD`suffix`; the newest `keep_days` of them stay."""
 
     def __init__(self, folder: Path, stem: str, suffix: str, keep_days: int) -> None:
         self.folder = folder
@@ -69,17 +68,17 @@ class DayFile:
             os.write(self._fd, b"\n")  # end a line that a power cut has torn
         if day != self._day:
             self._day = day
-            self._forget_old(wall_s)
+            self._forget_old(day)
 
-    def _forget_old(self, wall_s: float) -> None:
-        """Keep `keep_days` days, today included. Counted from noon, which no clock change skips."""
-        local = time.localtime(wall_s)
-        noon_s = time.mktime((local.tm_year, local.tm_mon, local.tm_mday, 12, 0, 0, 0, 0, -1))
-        oldest = day_of(noon_s - (self._keep_days - 1) * DAY_S)
-        for name in os.listdir(self.folder):
-            if (match := self._name.match(name)) and match[1] < oldest:
-                with contextlib.suppress(OSError):  # tried again tomorrow
-                    os.unlink(self.folder / name)
+    def _forget_old(self, today: str) -> None:
+        """Keep the newest `keep_days` days that exist. A clock that is wrong for a moment must not delete the others. So days
+        after today are counted by themselves, and twice as many stay there, and after a leap over more days than are kept."""
+        days = sorted(match[1] for name in os.listdir(self.folder) if (match := self._name.match(name)))
+        past, future = [day for day in days if day <= today], [day for day in days if day > today]
+        leap = len(past) > 1 and _days_between(past[-2], today) > self._keep_days
+        for day in past[: -self._keep_days * (2 if leap else 1)] + future[: -self._keep_days * 2]:
+            with contextlib.suppress(OSError):  # tried again tomorrow
+                os.unlink(self.folder / f"{self._stem}-{day}{self._suffix}")
 
 
 def pattern(stem: str, suffix: str) -> re.Pattern[str]:
@@ -90,6 +89,14 @@ def pattern(stem: str, suffix: str) -> re.Pattern[str]:
 def day_of(wall_s: float) -> str:
     """The local day of a time in seconds since the epoch."""
     return time.strftime("%Y-%m-%d", time.localtime(wall_s))
+
+
+def _days_between(earlier: str, later: str) -> float:
+    """How many days lie between two; infinite where one is no day of the calendar."""
+    try:
+        return (date.fromisoformat(later) - date.fromisoformat(earlier)).days
+    except ValueError:
+        return inf
 
 
 def _same(fd: int, path: Path) -> bool:

@@ -17,10 +17,12 @@ from states.lifecycle import EffectResult, Lifecycle, Outcome
 from states.limits import Limits
 from states.memory import Memory, State
 from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading, Task, TaskPhase
+from supervisor.journal.daily_file import DayFile, day_of
 from supervisor.journal.decision_log import ALIVE_EVERY_S, Journal, cause, files, read
 from supervisor.tools.history.replay import replay_files
 
 DAY_S = 86400.0
+NOON_S = time.mktime((2026, 11, 24, 12, 0, 0, 0, 0, -1))
 ID = "3880bb8d-0b6a-4b0b-9f55-3d2f6a1c0001"
 RENDER = {"task": ID, "type": "render"}
 FREE = {
@@ -36,6 +38,10 @@ def seen(now_s: float, **changes: Any) -> Observation:
         for name in ("person", "gpu", "cpu", "host")
     }
     return Observation(now_s, values["automation"], **readings, task=values.get("task", Task()))
+
+
+def file_of(wall_s: float) -> str:
+    return f"decisions-{day_of(wall_s)}.jsonl"
 
 
 def task(phase: TaskPhase) -> Task:
@@ -169,13 +175,37 @@ def test_the_first_line_of_a_day_says_what_was_carried_over_midnight(tmp_path: P
     assert lines[2][0]["carried"]["memory"] == {**asdict(memory), "owed": []}
 
 
-def test_after_days_off_what_is_older_than_the_days_kept_goes(tmp_path: Path) -> None:
-    clock = ManualClock()
-    journal = Journal(tmp_path, clock, keep_days=7)
-    for days in (0, 1, 3, 30):
-        clock.wall = 1_800_000_000.0 + days * DAY_S
-        journal.write("alive", state="READY", reason="")
-    assert len(list(tmp_path.iterdir())) == 1
+def test_after_days_off_the_newest_days_stay(tmp_path: Path) -> None:
+    file = DayFile(tmp_path, "decisions", ".jsonl", 3)
+    for days in (0, 1, 3, 30, 90, 150, 400):
+        file.append(NOON_S + days * DAY_S, b"{}\n")
+    assert len(list(tmp_path.iterdir())) == 6, "the clock may be wrong each time, so twice as many stay"
+    file.append(NOON_S + 401 * DAY_S, b"{}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file_of(NOON_S + days * DAY_S) for days in (150, 400, 401)]
+
+
+@pytest.mark.parametrize(
+    ("jumps", "lost"),
+    [
+        ([8], 0), ([40], 0), ([3650], 0), ([-20_000], 0), ([40, 8, 3650], 0), ([-20_000, 40, -9000, 700], 0),
+        ([2], 1), ([2, 2, 2], 1), ([5, 40], 1),
+    ],
+)  # fmt: skip
+def test_a_clock_that_is_wrong_for_a_moment_deletes_no_week(tmp_path: Path, jumps: list[int], lost: int) -> None:
+    week = [NOON_S + day * DAY_S for day in range(7)]
+    for at_s in week:
+        DayFile(tmp_path, "decisions", ".jsonl", 7).append(at_s, b"{}\n")
+    file = DayFile(tmp_path, "decisions", ".jsonl", 7)
+    for days in jumps:
+        file.append(week[-1] + days * DAY_S, b"{}\n")  # wrong
+        file.append(week[-1] + 60, b"{}\n")  # right again
+    left = {path.name for path in tmp_path.iterdir()}
+    assert [file_of(at_s) for at_s in week if file_of(at_s) not in left] == [file_of(at_s) for at_s in week[:lost]]
+    for day in range(1, 15):
+        file.append(week[-1] + day * DAY_S, b"{}\n")
+    ends = [file_of(week[-1] + day * DAY_S) for day in range(8, 15)]
+    assert set(ends) <= {path.name for path in tmp_path.iterdir()}
+    assert len(list(tmp_path.iterdir())) <= 7 + len(jumps), "nor does it keep logs for ever"
 
 
 @pytest.mark.parametrize("jump_s", [-3600.0, 3 * 3600.0])
