@@ -32,7 +32,7 @@ def pause(
     Exit codes: 0 done. 1 refused. 2 wrong usage. 3 the daemon is not running. 4 it does not answer, or is another version.
     """
     more = {"after_task": True} if after_task else {}
-    answer = ask_daemon(config, "pause", until=end_of(" ".join(how_long or []), time.time()), **more)
+    answer = ask_daemon(config, "pause", **end_of(" ".join(how_long or []), time.time()), **more)
     print(answer["status"])
 
 
@@ -47,12 +47,13 @@ def resume(config: ConfigOption = None) -> None:
     print(ask_daemon(config, "resume")["status"])
 
 
-def end_of(text: str, now: float) -> float | None:
-    """The end in seconds since the epoch; None: no end. A time of day that has passed is tomorrow's."""
+def end_of(text: str, now: float) -> dict[str, float | None]:
+    """The end as the daemon is asked for it: `until` a time in seconds since the epoch (None: no end), or `for_s` seconds. A
+    time of day that has passed is tomorrow's."""
     from supervisor.daemon.automation import LONGEST_S, YEAR_S
 
     if not text:
-        return None
+        return {"until": None}
     if clock := re.fullmatch(r"until (\d{1,2}):(\d{2})", text):
         hour, minute = int(clock[1]), int(clock[2])
         if hour < 24 and minute < 60:
@@ -60,10 +61,10 @@ def end_of(text: str, now: float) -> float | None:
             for day in (0, 1):
                 fields = (local.tm_year, local.tm_mon, local.tm_mday + day, hour, minute, 0, 0, 0, -1)
                 if (end := time.mktime(fields)) > now:
-                    return end
+                    return {"until": end}
     elif (span := _DURATION.fullmatch(text)) and any(span.groups()):
         hours, minutes, seconds = (float(part or 0) for part in span.groups())
         if 0 < (length := hours * 3600 + minutes * 60 + seconds) < LONGEST_S:
-            return now + length
+            return {"for_s": length}
     allowed = f"a duration such as 2h, 90m or 1h30m, below {LONGEST_S / YEAR_S:g} years, or `until HH:MM`"
     return exit_with(Exit.WRONG, f"pause: found {text!r}, allowed: {allowed}")

@@ -134,7 +134,7 @@ def _handle(keys: bytes, client: _Client) -> bool:
         elif key == "a":
             client.send("pause", until=None, after_task=True)
         elif key == "2":
-            client.send("pause", until=time.time() + TWO_HOURS_S)
+            client.send("pause", until=None, for_s=TWO_HOURS_S)
         elif key == "r":
             client.send("resume")
     return bool(keys)

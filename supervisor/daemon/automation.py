@@ -11,20 +11,22 @@ from typing import Final
 
 from states.observation import Automation
 from supervisor.linux.clock import Clock, iso
-from supervisor.linux.small_files import read_plain, replace_plain
+from supervisor.linux.small_files import read_plain, read_small, replace_plain
 from supervisor.linux.text import error_text, one_line
 
 PAUSE_FILE: Final = "pause.json"
 YEAR_S: Final = 365 * 86400.0
 LONGEST_S: Final = 10 * YEAR_S
 MAX_NAME: Final = 60
+BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
 
 class AutomationSwitch:
     """Automation is off for the first of these that holds: the node stops, broken files, a pause, the setting, a blocker.
 
-    A pause is kept in the state folder and survives a restart. Its end is a wall-clock time, because people mean one. A pause
-    "after the task" lets the task in hand finish and starts no other; a restart hands the task back, and the pause begins.
+    A pause is kept in the state folder and survives a restart. It ends at a time of day, by the wall clock, or after so many
+    seconds. These are counted by CLOCK_BOOTTIME while this boot lasts, for a wall clock may be set. A pause "after the task"
+    lets the task in hand finish and starts no other; a restart hands the task back, and the pause begins.
     """
 
     def __init__(self, state_dir: Path, clock: Clock) -> None:
@@ -34,7 +36,8 @@ class AutomationSwitch:
         self.blockers: dict[str, str] = {}  # what keeps the node from working at all, by subject
         self.problems: tuple[str, ...] = ()
         self.enabled = False
-        self.paused_until: float | None = None
+        self._until: float | None = None  # seconds since the epoch
+        self._until_boot_s: float | None = None  # seconds of CLOCK_BOOTTIME: the end of a pause for so many seconds
         self.paused_by = ""
         self.paused = False
         self._unreadable = ""  # why nobody knows until when the node is paused
@@ -49,7 +52,7 @@ class AutomationSwitch:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             return Automation(False, self.problems[0] + more, "configuration")
         if self.paused:
-            left_s = None if self.paused_until is None else self.paused_until - self._clock.wall_s()
+            left_s = self._left_s()
             self._after_task = self._after_task and task_in_hand
             if left_s is not None and left_s <= 0:
                 with contextlib.suppress(OSError):  # the file says when the pause ended, so it may stay
@@ -72,21 +75,26 @@ class AutomationSwitch:
         """The task in hand is the last one before a pause, by the last reading."""
         return self.paused and self._after_task
 
-    def pause(self, until: float | None, by: str, *, after_task: bool = False) -> None:
-        """Pause until a wall-clock time (seconds since the epoch), or until resumed (None); at once, or after the task in hand.
+    def pause(self, until: float | None, by: str, *, for_s: float | None = None, after_task: bool = False) -> None:
+        """Pause until a wall-clock time (seconds since the epoch), for `for_s` seconds, or, with None for both, until resumed;
+        at once, or after the task in hand.
 
         Raises:
-            ValueError: the time is not in the future, or too far away.
+            ValueError: the end is not in the future, or too far away.
             OSError: the pause cannot be kept over a restart; until then it holds all the same.
         """
-        now = self._clock.wall_s()
+        now, boot_s = self._clock.wall_s(), None
+        if for_s is not None:
+            until, boot_s = now + for_s, self._clock.now_s() + for_s
         if until is not None and not now < until <= now + LONGEST_S:
             raise ValueError(f"a pause ends in the future, within {LONGEST_S / YEAR_S:g} years, or not at all")
-        self.paused, self.paused_until, self.paused_by, self._after_task = True, until, by, after_task
+        self.paused, self._until, self._until_boot_s, self.paused_by, self._after_task = True, until, boot_s, by, after_task
         self._unreadable = ""
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        kept = json.dumps({"v": 1, "until": until, "by": by})  # after a restart no task is in hand: paused
-        replace_plain(self._path, kept.encode())
+        kept = {"v": 1, "until": until, "by": by}  # after a restart no task is in hand: paused
+        if boot_s is not None:
+            kept |= {"until_boot_s": boot_s, "boot": read_small(BOOT_ID)}
+        replace_plain(self._path, json.dumps(kept).encode())
 
     def resume(self) -> None:
         """End the pause.
@@ -94,7 +102,7 @@ class AutomationSwitch:
         Raises:
             OSError: its file cannot be removed; until the next restart the pause is over all the same.
         """
-        self.paused, self.paused_until, self.paused_by, self._after_task = False, None, "", False
+        self.paused, self._until, self._until_boot_s, self.paused_by, self._after_task = False, None, None, "", False
         self._unreadable = ""
         self._path.unlink(missing_ok=True)
 
@@ -103,14 +111,15 @@ class AutomationSwitch:
         """For `status`: the pause that follows the task in hand; empty without one."""
         if not self.finishing:
             return ""
-        end = "until `rae-node resume`" if self.paused_until is None else f"until {self._end()}"
+        end = "until `rae-node resume`" if self._until is None else f"until {self._end()}"
         return f"finishes the task in hand, takes no other, then pauses {end}"
 
     def paused_end(self) -> str | None:
         """When the pause ends (ISO 8601); `until resumed` without an end; None without a pause."""
         if not self.paused:
             return None
-        return "until resumed" if self.paused_until is None else iso(self.paused_until)
+        left_s = self._left_s()
+        return "until resumed" if left_s is None else iso(self._clock.wall_s() + left_s)
 
     def configure(self, enabled: bool, problems: Sequence[str] = ()) -> None:
         """The files were read. `problems`: what is wrong with them."""
@@ -123,20 +132,31 @@ class AutomationSwitch:
             until = None if kept["until"] is None else float(kept["until"])
             if until is not None and not abs(until) < self._clock.wall_s() + LONGEST_S:
                 raise ValueError
-            self.paused, self.paused_until, self.paused_by = True, until, one_line(str(kept["by"]), MAX_NAME)
+            same_boot = "until_boot_s" in kept and kept["boot"] == read_small(BOOT_ID) != ""
+            boot_s = float(kept["until_boot_s"]) if same_boot else None
+            if boot_s is not None and not abs(boot_s) < self._clock.now_s() + LONGEST_S:
+                raise ValueError
+            self.paused, self._until, self._until_boot_s = True, until, boot_s
+            self.paused_by = one_line(str(kept["by"]), MAX_NAME)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             # Somebody paused the node, and its end cannot be read: the node stays paused until it is resumed.
-            self.paused, self.paused_until, self.paused_by = True, None, ""
+            self.paused, self._until, self._until_boot_s, self.paused_by = True, None, None, ""
             what = f"cannot be read: {error_text(error)}" if isinstance(error, OSError) else "is damaged"
             self._unreadable = f"{self._path} {what}"
+
+    def _left_s(self) -> float | None:
+        """Seconds until the pause is over; None: it has no end."""
+        if self._until_boot_s is not None:
+            return self._until_boot_s - self._clock.now_s()
+        return None if self._until is None else self._until - self._clock.wall_s()
 
     def _by(self) -> str:
         return f" by {self.paused_by}" if self.paused_by else ""
 
     def _end(self) -> str:
-        end = time.localtime(self.paused_until)
+        end = time.localtime(self._clock.wall_s() + (self._left_s() or 0.0))
         today = time.localtime(self._clock.wall_s())
         same_day = (end.tm_year, end.tm_yday) == (today.tm_year, today.tm_yday)
         return time.strftime("%H:%M" if same_day else "%a %d %b %H:%M", end)

@@ -6,6 +6,7 @@ Observer, lifecycle and performer meet only here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -92,19 +93,19 @@ class Daemon:
         self.node.reload()
 
     def pause(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The operator's command: lend nothing until `until` (seconds since the epoch), or until resumed (None). With
-        `after_task`, from the end of the task in hand on.
+        """The operator's command: lend nothing until `until` (seconds since the epoch), for `for_s` seconds, or until resumed
+        (both None). With `after_task`, from the end of the task in hand on.
 
         Raises:
-            ValueError: `until` is not a time in the future.
+            ValueError: the end is not in the future.
         """
-        until, after_task = request.get("until"), request.get("after_task", False)
-        if until is not None and (isinstance(until, bool) or not isinstance(until, int | float)):
-            raise ValueError(f"until: found {until!r:.40}, allowed: seconds since the epoch, or null")
+        after_task = request.get("after_task", False)
+        until = _number(request, "until", "seconds since the epoch")
+        for_s = _number(request, "for_s", "seconds")
         if not isinstance(after_task, bool):
             raise ValueError(f"after_task: found {after_task!r:.40}, allowed: true or false")
         more = {"after_task": True} if after_task else {}
-        return self._obey("pause", lambda: self.node.automation.pause(until, "", after_task=after_task), more)
+        return self._obey("pause", lambda: self.node.automation.pause(until, "", for_s=for_s, after_task=after_task), more)
 
     def resume(self, _request: dict[str, Any]) -> dict[str, Any]:
         """The operator's command: the pause is over, and a link that was given up is tried again."""
@@ -304,3 +305,13 @@ class Daemon:
             "notes": [*node.notes(), *filter(None, troubles), *conflicts],
             "status": self.status_line(),
         }
+
+
+def _number(request: dict[str, Any], name: str, what: str) -> float | None:
+    value = request.get(name)
+    if value is None:
+        return None
+    with contextlib.suppress(OverflowError):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    raise ValueError(f"{name}: found {value!r:.40}, allowed: {what}, or null")

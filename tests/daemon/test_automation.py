@@ -6,13 +6,15 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.clock import ManualClock
 
-from supervisor.daemon.automation import LONGEST_S, PAUSE_FILE, AutomationSwitch
+from supervisor.daemon.automation import BOOT_ID, LONGEST_S, PAUSE_FILE, AutomationSwitch
+from supervisor.linux.clock import iso
 
 
 def made(tmp_path: Path, clock: ManualClock | None = None) -> AutomationSwitch:
@@ -72,13 +74,58 @@ def test_a_pause_survives_a_restart(tmp_path: Path, until: float | None) -> None
     assert made(tmp_path, clock).reading(clock.now, task_in_hand=False).on
 
 
+@pytest.mark.parametrize("jump_s", [-86400.0, -1800.0, 1800.0, 86400.0])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_pause_for_some_time_lasts_so_long_whatever_the_wall_clock_is_set_to(
+    tmp_path: Path, jump_s: float, restart: bool
+) -> None:
+    clock = ManualClock()
+    switch = made(tmp_path, clock)
+    switch.pause(None, "", for_s=600)
+    clock.wall += jump_s
+    switch = made(tmp_path, clock) if restart else switch
+    clock.go(599)
+    automation = switch.reading(clock.now, task_in_hand=False)
+    assert (automation.on, automation.until_s) == (False, pytest.approx(clock.now + 1))
+    assert switch.paused_end() == iso(clock.wall + 1), "the end is shown by the clock on the wall"
+    assert time.strftime("%H:%M", time.localtime(clock.wall + 1)) in automation.reason
+    clock.go(1)
+    assert switch.reading(clock.now, task_in_hand=False).on
+
+
+@pytest.mark.parametrize("boot", ["another", ""])
+def test_after_a_reboot_a_pause_for_some_time_ends_by_the_wall_clock(tmp_path: Path, boot: str) -> None:
+    clock = ManualClock()
+    made(tmp_path, clock).pause(None, "", for_s=600)
+    kept = json.loads((tmp_path / PAUSE_FILE).read_text())
+    (tmp_path / PAUSE_FILE).write_text(json.dumps(kept | {"boot": boot}))
+    clock.wall += 599
+    clock.now = 5.0
+    switch = made(tmp_path, clock)
+    assert not switch.reading(clock.now, task_in_hand=False).on
+    clock.go(1)
+    assert switch.reading(clock.now, task_in_hand=False).on
+
+
+def test_a_pause_until_a_time_of_day_follows_the_wall_clock(tmp_path: Path) -> None:
+    clock = ManualClock()
+    switch = made(tmp_path, clock)
+    switch.pause(clock.wall + 600, "")
+    clock.wall += 600
+    assert switch.reading(clock.now, task_in_hand=False).on
+
+
 KEPT = [
     "", "{}", "[1]", "null", '{"until": "soon", "by": ""}', '{"until": NaN, "by": ""}', '{"until": 1e300, "by": ""}', "\x00",
-    '{"until": Infinity, "by": ""}',
+    '{"until": Infinity, "by": ""}', f'{{"until": {"9" * 400}, "by": ""}}',
 ]
 
 
-@pytest.mark.parametrize("text", KEPT)
+DURATION = {"until": 1_800_000_600.0, "by": "", "until_boot_s": 1600.0, "boot": Path(BOOT_ID).read_text().strip()}
+DAMAGE: list[dict[str, Any]] = [{"until_boot_s": "soon"}, {"until_boot_s": 1e300}, {"until_boot_s": None}, {"until_boot_s": 10**400}]
+
+
+@pytest.mark.parametrize("text", [*KEPT, *(json.dumps(DURATION | changes) for changes in DAMAGE)])
 def test_an_unreadable_pause_is_a_pause_without_an_end(tmp_path: Path, text: str) -> None:
     (tmp_path / PAUSE_FILE).write_text(text)
     switch = made(tmp_path)
