@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, load_config, print_error, print_json
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, print_error, print_json
+
+if TYPE_CHECKING:
+    from supervisor.config.load import Config
 
 app = typer.Typer(help="Check the configuration, or print its schema.", no_args_is_help=True)
 
@@ -16,26 +19,45 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Check both files.
 
     All errors at once, one line each: file:line:column, what was found, what is allowed. A task type whose command only
-    asks another daemon for its work (docker, systemd-run, tmux) is an error too.
+    asks another daemon for its work (docker, systemd-run, tmux) is an error too. Also says which programs are missing, and
+    whether there is a GPU.
 
-    Exit codes: 0 correct. 1 correct, but with these settings the node can never become READY. 2 an error.
+    Exit codes: 0 correct. 1 correct, but the node can never become READY here, or run none of its task types. 2 an error.
     """
-    from supervisor.config.feasibility import never_ready, refused_types
+    from supervisor.config.feasibility import missing_programs, never_ready, no_program, refused_types
+    from supervisor.config.load import ConfigErrors, find_folder, load
 
-    found = load_config(config)
-    refused, never = refused_types(found.node), never_ready(found.runtime, found.node)
+    notes: list[str] = []
+    never: list[str] = []
+    try:
+        found = load(find_folder(config))
+    except ConfigErrors as errors:
+        refused = list(map(str, errors.problems))
+    else:
+        refused, missing = refused_types(found.node), missing_programs(found.node)
+        never = [*never_ready(found.runtime, found.node), *_no_gpu(found), *no_program(found.node, missing)]
+        notes = [*found.notes, *missing]
     for line in refused:
         print_error(line)
     if json:
-        reasons = [*refused, *never]
-        print_json({"sound": not refused, "reachable": not never, "reasons": reasons, "notes": list(found.notes)})
+        print_json({"sound": not refused, "reachable": not (refused or never), "reasons": [*refused, *never], "notes": notes})
     elif not refused:
-        print(f"{found.folder}: no errors" + ("" if not never else ", but the node can never become READY:"))
+        print(f"{found.folder}: no errors" + (", but the node can never work here:" if never else ""))
         for line in never:
             print(f"  {line}")
-        for note in found.notes:
+        for note in notes:
             print(f"  note: {note}")
     raise typer.Exit(Exit.WRONG if refused else Exit.NO if never else Exit.YES)
+
+
+def _no_gpu(config: Config) -> list[str]:
+    """Why a node that needs a GPU can never become READY: this machine has none. Asked as the daemon asks."""
+    from supervisor.tools.doctor.one_look import gpu_is_absent
+
+    if config.node.gpu.presence != "required" or not gpu_is_absent(config):
+        return []
+    why = "this machine has none that can be lent; set it to optional or none to work without one"
+    return [f"node.yaml: gpu.presence is required: {why}"]
 
 
 @app.command()

@@ -1,9 +1,10 @@
-"""Finds what no single setting shows, for `rae-node config check`: the node can never become READY (exit 1), or a task type
-is refused at each start (exit 2)."""
+"""Finds what no single setting shows, for `rae-node config check`: the node can never become READY, or run no task (exit 1), or
+a task type is refused at each start (exit 2)."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Final
 
 from supervisor.config.daemon_clients import daemon_client
@@ -60,3 +61,20 @@ def refused_types(node: NodeSettings) -> list[str]:
     """Why a task type can never run here, one line for each type; the other types can."""
     whys = {name: daemon_client(task.argv) for name, task in node.tasks.items() if task.executor == "command"}
     return [f"{NODE_FILE}: tasks.{printable(name)}.argv: {why}" for name, why in whys.items() if why]
+
+
+def missing_programs(node: NodeSettings) -> list[str]:
+    """The programs of task types that this machine does not have, or that this user may not run; one line for each type."""
+    lines = []
+    for name, task in node.tasks.items():
+        if task.executor == "command" and not shutil.which(task.argv[0]):
+            what = f"{printable(task.argv[0])}: there is no such program here, or it may not be run"
+            lines.append(f"{NODE_FILE}: tasks.{printable(name)}.argv: {what}; each such task fails")
+    return lines
+
+
+def no_program(node: NodeSettings, missing: list[str]) -> list[str]:
+    """That no task can ever run: every task type's program is missing."""
+    if not missing or len(missing) < len(node.tasks):
+        return []
+    return [f"{NODE_FILE}: tasks: no task type's program can be run here; install them, or correct argv"]

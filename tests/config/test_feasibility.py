@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -148,3 +150,40 @@ def test_settings_that_never_reach_ready(tmp_path: Path, runtime: tuple[str, str
 def test_settings_that_can(tmp_path: Path, runtime: tuple[str, str] | None, node: str) -> None:
     """What looks narrow but is enough."""
     assert _config(tmp_path, runtime, node) == []
+
+
+MISSING = "node.yaml: tasks.gone.argv: /nowhere/at/all: there is no such program here, or it may not be run; each such task fails"
+CHECKS = [
+    # node.yaml, exit code, sound, reachable, the one reason's start, a note
+    ({}, 0, True, True, "", ""),
+    ({"tasks": {"gone": {"argv": ["/nowhere/at/all"]}}}, 0, True, True, "", MISSING),
+    ({"gpu": {"presence": "required"}}, 1, True, False, "node.yaml: gpu.presence is required: this machine has none", ""),
+    ({"gpu": {"presence": "maybe"}}, 2, False, False, "node.yaml:", ""),
+    ({"work": {"days": []}}, 1, True, False, "node.yaml: work.days is empty", ""),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("node", "code", "sound", "reachable", "reason", "note"), CHECKS)
+def test_config_check_answers_in_json_whatever_is_wrong(
+    tmp_path: Path, node: dict[str, Any], code: int, sound: bool, reachable: bool, reason: str, note: str
+) -> None:
+    if "required" in str(node) and (list(Path("/dev").glob("nvidia[0-9]*")) or list(Path("/dev/dri").glob("render*"))):
+        pytest.skip("this machine has a GPU")
+    done = NodeFolder.make(tmp_path, node=node).cli("config", "check", "--json")
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["sound"], answer["reachable"]) == (code, sound, reachable)
+    assert [text[: len(reason)] for text in answer["reasons"]] == ([reason] if reason else [])
+    assert note in ("", *answer["notes"])
+    assert done.stderr == ("" if sound else f"{answer['reasons'][0]}\n")
+
+
+@pytest.mark.slow
+def test_config_check_says_that_no_task_type_can_run(tmp_path: Path) -> None:
+    folder = NodeFolder.make(tmp_path)
+    folder.put("node.yaml", "gpu: {presence: none}\ntasks: {gone: {argv: [/nowhere/at/all]}}\n")
+    done = folder.cli("config", "check")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[1:] == [
+        "  node.yaml: tasks: no task type's program can be run here; install them, or correct argv", f"  note: {MISSING}",
+    ]  # fmt: skip

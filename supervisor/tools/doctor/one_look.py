@@ -90,6 +90,21 @@ async def look_once(config: Config) -> _Look:
         return _Look(observation, observer.sources(now_s), observer.contradictions(now_s), sensors.gpu.describe())
 
 
+def gpu_is_absent(config: Config) -> bool:
+    """Whether this machine certainly has no GPU that can be lent; False while that is not known."""
+
+    async def look() -> bool:
+        sensors = SensorSet(config, SystemClock())
+        await sensors.gpu.start(lambda: None)
+        try:
+            gpu = sensors.gpu.latest(SystemClock().now_s()).value
+            return gpu is not None and not gpu.present
+        finally:
+            await sensors.gpu.stop()
+
+    return asyncio.run(look())
+
+
 class _Remembered(PresenceSensor):
     """The newest sign that the running node has seen. One look misses a key that was pressed before it, or a film that has
     ended. It can only add a sign."""
