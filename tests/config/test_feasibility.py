@@ -152,7 +152,7 @@ def test_settings_that_can(tmp_path: Path, runtime: tuple[str, str] | None, node
     assert _config(tmp_path, runtime, node) == []
 
 
-MISSING = "node.yaml: tasks.gone.argv: /nowhere/at/all: there is no such program here, or it may not be run; each such task fails"
+MISSING = "node.yaml: tasks.gone.argv: /nowhere/at/all: no such program here, or it may not be run; each such task fails"
 CHECKS = [
     # node.yaml, exit code, sound, reachable, the one reason's start, a note
     ({}, 0, True, True, "", ""),

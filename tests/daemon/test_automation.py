@@ -122,7 +122,7 @@ KEPT = [
 
 
 DURATION = {"until": 1_800_000_600.0, "by": "", "until_boot_s": 1600.0, "boot": Path(BOOT_ID).read_text().strip()}
-DAMAGE: list[dict[str, Any]] = [{"until_boot_s": "soon"}, {"until_boot_s": 1e300}, {"until_boot_s": None}, {"until_boot_s": 10**400}]
+DAMAGE: list[dict[str, Any]] = [{"until_boot_s": end} for end in ("soon", 1e300, None, 10**400)]
 
 
 @pytest.mark.parametrize("text", [*KEPT, *(json.dumps(DURATION | changes) for changes in DAMAGE)])
