@@ -68,7 +68,7 @@ def missing_programs(node: NodeSettings) -> list[str]:
     lines = []
     for name, task in node.tasks.items():
         if task.executor == "command" and not shutil.which(task.argv[0]):
-            what = f"{printable(task.argv[0])}: there is no such program here, or it may not be run"
+            what = f"{printable(task.argv[0])}: no such program here, or it may not be run"
             lines.append(f"{NODE_FILE}: tasks.{printable(name)}.argv: {what}; each such task fails")
     return lines
 
