@@ -124,7 +124,7 @@ def _explain_user_away(o: Observation, m: Memory, lim: Limits) -> Verdict:
     if ok is None or r.value is None:
         return _unseen(name, "user", o, r, lim.max_age_person_s)
     idle_s = o.now_s - r.value.last_sign_at_s
-    wait_s = max(0.0, lim.idle_required_s - idle_s)
+    wait_s = None if r.value.lasts else max(0.0, lim.idle_required_s - idle_s)
     if ok:
         reason = f"user away for {elapsed(idle_s)}, {elapsed(lim.idle_required_s)} required"
     elif idle_s < 1.0:

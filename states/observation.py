@@ -46,10 +46,12 @@ class Reading(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """The last sign of the person: when (seconds of CLOCK_BOOTTIME), and its text."""
+    """The last sign of the person: when (seconds of CLOCK_BOOTTIME), and its text. `lasts`: it has not ended, so no time that
+    passes ends it."""
 
     last_sign_at_s: float
     sign: str = "user active"
+    lasts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

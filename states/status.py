@@ -85,7 +85,7 @@ def unblock(o: Observation, m: Memory, lim: Limits) -> str:
         return f"wait {duration(first.wait_s)}{sooner}" + (f" ({setting})" if setting else "")
     hints = {
         "automation_on": _switch_on(first),
-        "user_away": "make the person's signs readable: " + first.reason,
+        "user_away": ("this must end first: " if first.ok is False else "make the person's signs readable: ") + first.reason,
         "gpu_free": "free the GPU: " + first.reason + (_NOT_FOREIGN if first.unit == "processes" else ""),
         "cpu_free": "let the CPU load of others fall: " + first.reason,
         "host_fit": "repair the host: " + first.reason,

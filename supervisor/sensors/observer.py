@@ -188,7 +188,7 @@ class Observer:
         touches = []
         if gpu.value is not None and gpu.value.foreign > 0:
             who = gpu.value.foreign_names[0] if gpu.value.foreign_names else "a process that is not RAE's"
-            person, source = Person(now_s, f"GPU used by {who}"), gpu.source
+            person, source = Person(now_s, f"GPU used by {who}", lasts=True), gpu.source
             touches = [Touch(now_s, gpu.source, person.sign)]
         self._last = person
         found = find(reports, touches, now_s, limits.idle_required_s) if limits.detect_active_user else []
@@ -249,8 +249,8 @@ def fuse(reports: Sequence[Presence], now_s: float, last: Person) -> tuple[Perso
     read_at_s = min((r.read_at_s for r in reports), default=NEVER)
     for report in reports:
         if report.present:
-            return Person(now_s, report.present), report.source, read_at_s
-    person, source = last, "memory"
+            return Person(now_s, report.present, lasts=True), report.source, read_at_s
+    person, source = replace(last, lasts=False), "memory"
     for report in reports:
         if report.last_sign_at_s >= person.last_sign_at_s and report.last_sign_at_s != NEVER:
             person, source = Person(report.last_sign_at_s, report.sign or "user active"), report.source

@@ -105,7 +105,9 @@ def test_the_fusion(reports: list[Any], look: Any, idle_s: float | None, text: s
         assert text in seen.person.error
         assert user_away.judge(seen, Memory(), LIMITS) is None
     else:
-        assert seen.person.value == Person(NOW_S - idle_s, text)
+        assert seen.person.value == Person(NOW_S - idle_s, text, lasts=idle_s == 0)
+        wait_s = user_away.explain(seen, Memory(), LIMITS).wait_s
+        assert wait_s == (None if idle_s == 0 else max(0.0, LIMITS.idle_required_s - idle_s)), "what time ends"
         assert user_away.judge(seen, Memory(), LIMITS) is (idle_s >= LIMITS.idle_required_s)
 
 

@@ -42,6 +42,7 @@ def off(reason: str, source: str, until_s: float | None = None) -> Observation:
         (OFF, off("/opt/rae-node/logs: cannot be written", "node"), "/opt/rae-node/logs: cannot be written"),
         (OFF, free(link=Link.LOST, link_reason="given up"), "`rae-node resume` tries the control node again: given up"),
         (WAITS, free(person=Person(NOW - 180, "user active")), "wait 7 min (safety.idle_required_minutes)"),
+        (WAITS, free(person=Person(NOW, "a film", lasts=True)), "this must end first: a film, away for 10 min required"),
         (WAITS, free(person=None), "make the person's signs readable: user unknown: as planned"),
         (WAITS, free(person=Person(NOW), cpu=Cpu(99.0)), "let the CPU load of others fall: "),
         (WAITS, free(gpu=Gpu(99.0, 1.0)), "free the GPU: GPU at 99 %"),
