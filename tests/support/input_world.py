@@ -50,13 +50,13 @@ class World:
 
     def plug(
         self, node: str, name: str = "Device", keys: Iterable[int] = (), rels: Iterable[int] = (),
-        axes: Iterable[int] = (), properties: Iterable[int] = (),
+        axes: Iterable[int] = (), properties: Iterable[int] = (), switches: Iterable[int] = (),
     ) -> None:
         device = self.sys / "class/input" / node / "device"
         (device / "capabilities").mkdir(parents=True)
         (device / "name").write_text(f"{name}\n")
         (device / "properties").write_text(f"{bitmap(properties)}\n")
-        for what, numbers in (("key", keys), ("rel", rels), ("abs", axes)):
+        for what, numbers in (("key", keys), ("rel", rels), ("abs", axes), ("sw", switches)):
             (device / "capabilities" / what).write_text(f"{bitmap(numbers)}\n")
         path = self.dev / "input" / node
         os.mkfifo(path)
@@ -71,11 +71,15 @@ class World:
     def pad(self, node: str = "event7") -> None:
         self.plug(node, "Pad", keys=PAD_KEYS, axes=(0, 1, 2, 5, 16))
 
+    def lid(self, node: str = "event3") -> None:
+        self.plug(node, "Lid Switch", switches=(0,))
+
     def send(self, node: str, data: bytes) -> None:
         os.write(self.writers[node], data)
 
     @contextlib.asynccontextmanager
     async def sensor(self, **options: Any) -> AsyncIterator[InputDevices]:
+        options.setdefault("mask", lambda _fd: "")
         options.setdefault("axis_of", lambda _fd, _code: STICK)
         sensor = InputDevices(self.clock, dev_root=self.dev, sys_root=self.sys, **options)
         await sensor.start(self._wake)

@@ -1,9 +1,10 @@
 """What an input device is, and whether a person caused what it sent. Pure; keeps nothing.
 
-The kind comes from the capabilities that the kernel lists in sysfs. Power buttons, lid switches, jacks, accelerometers and
-the brightness keys of a screen's firmware are not used by a person. Every event of a keyboard, a mouse, a touch device or
-a tablet is a sign, so its bytes are not parsed. The sticks of a worn gamepad drift and send events without end, so only
-its buttons count, and axes that are away from every position where such an axis may rest.
+The kind comes from the capabilities that the kernel lists in sysfs. Power buttons, jacks, accelerometers and the brightness
+keys of a screen's firmware are not used by a person. Every key, motion and touch of a keyboard, a mouse, a touch device or a
+tablet is a sign; a light that a program blinks and a scan code without a key are none. The sticks of a worn gamepad drift and
+send events without end, so only its buttons count, and axes that are away from every position where such an axis may rest. Of a
+lid only its switch counts, either way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Final
 from supervisor.linux.text import one_line
 
 EVENT: Final = struct.Struct("llHHi")  # struct input_event: seconds, microseconds, type, code, value
-EV_SYN, EV_KEY, EV_REL, EV_ABS = 0x00, 0x01, 0x02, 0x03
+EV_SYN, EV_KEY, EV_REL, EV_ABS, EV_SW = 0x00, 0x01, 0x02, 0x03, 0x05
+USED: Final = (EV_KEY, EV_REL, EV_ABS)
+SW_LID: Final = 0
 REL_X, REL_Y = 0, 1
 SYN_DROPPED: Final = 3
 
@@ -50,6 +53,7 @@ class Kind(StrEnum):
     TOUCH = "touch"
     TABLET = "tablet"
     GAMEPAD = "gamepad"
+    LID = "lid"
     NONE = ""
 
 
@@ -92,9 +96,10 @@ def bits(text: str) -> frozenset[int]:
 
 
 def kind_of(
-    keys: Collection[int], rels: Collection[int], axes: Collection[int], properties: Collection[int]
-) -> Kind:
-    """What a device with these keys, relative and absolute axes is."""
+    keys: Collection[int], rels: Collection[int], axes: Collection[int], properties: Collection[int],
+    switches: Collection[int] = (),
+) -> Kind:  # fmt: skip
+    """What a device with these keys, relative and absolute axes and switches is."""
     if ACCELEROMETER in properties:
         return Kind.NONE
     typed = {k for k in keys if (k in KEYS or k in REMOTE) and k not in FIRMWARE}
@@ -110,20 +115,33 @@ def kind_of(
         return Kind.KEYBOARD
     if any(r in MOVES for r in rels) or any(k in MOUSE for k in keys):
         return Kind.POINTER
-    return Kind.KEYBOARD if typed or buttons else Kind.NONE
+    if typed or buttons:
+        return Kind.KEYBOARD
+    return Kind.LID if SW_LID in switches else Kind.NONE
 
 
 def describe(folder: Path, node: str) -> Device | None:
     """The device behind `node`, from /sys/class/input (`folder`); None: sysfs does not describe it, or not yet."""
     device = folder / node / "device"
     try:
-        keys, rels, axes = (bits((device / "capabilities" / what).read_text()) for what in ("key", "rel", "abs"))
+        able = [bits((device / "capabilities" / what).read_text()) for what in ("key", "rel", "abs", "sw")]
+        keys, rels, axes, switches = able
         properties = bits((device / "properties").read_text())
         name = (device / "name").read_text(errors="replace").strip()
     except (OSError, ValueError):
         return None
     clean = one_line(name.replace("'", " "), 40)
-    return Device(node, clean or "unnamed", kind_of(keys, rels, axes, properties))
+    return Device(node, clean or "unnamed", kind_of(keys, rels, axes, properties, switches))
+
+
+def used(data: memoryview) -> bool:
+    """Whether events show a person: a key, a motion, a touch, or that some were lost."""
+    return any(kind in USED or (kind == EV_SYN and code == SYN_DROPPED) for kind, code, _ in _events(data))
+
+
+def lid_moved(data: memoryview) -> bool:
+    """Whether a lid was opened or closed."""
+    return any(kind == EV_SW and code == SW_LID for kind, code, _ in _events(data))
 
 
 def pressed(data: memoryview, axis_of: AxisOf) -> bool:

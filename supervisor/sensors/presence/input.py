@@ -1,4 +1,4 @@
-"""Input devices as signs of the person: when a key, a pointer, a touch, a pen or a gamepad was last used.
+"""Input devices as signs of the person: when a key, a pointer, a touch, a pen, a gamepad or the lid was last used.
 
 Other readers of the devices in /dev/input still get every event. What was read is overwritten at once, and only the time is
 kept: no key, no value, no position leaves this file. Where the service's user may not read devices, this source has nothing
@@ -15,7 +15,6 @@ device of its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import fcntl
 import os
@@ -43,7 +42,7 @@ ROUNDS: Final = 16  # buffers read in one look; more than the kernel keeps
 
 _MASK: Final = 0x40104593  # EVIOCSMASK
 _ABS: Final = 0x80184540  # EVIOCGABS(0)
-WANTED: Final = 1 << evdev.EV_KEY | 1 << evdev.EV_REL | 1 << evdev.EV_ABS
+WANTED: Final = sum(1 << kind for kind in (*evdev.USED, evdev.EV_SW))
 
 
 def axis_range(fd: int, code: int) -> evdev.Axis | None:
@@ -56,18 +55,22 @@ def axis_range(fd: int, code: int) -> evdev.Axis | None:
     return evdev.Axis(least, most)
 
 
-def _only_keys_and_motion(fd: int) -> None:
-    """Let the kernel leave out all other events, such as those of a light that a program blinks."""
-    wanted = (ctypes.c_uint8 * 4)(*WANTED.to_bytes(4, "little"))
-    with contextlib.suppress(OSError):  # not an evdev of Linux 4.4 or later: all its events count
-        fcntl.ioctl(fd, _MASK, struct.pack("IIQ", 0, len(wanted), ctypes.addressof(wanted)))
+def only_wanted(fd: int) -> str:
+    """Let the kernel leave out all events that are no sign, such as those of a light that a program blinks: they would wake the
+    loop. Returns why it refuses, empty if it does not."""
+    wanted = (ctypes.c_ulong * 1)(WANTED)  # the kernel takes whole longs only
+    try:
+        fcntl.ioctl(fd, _MASK, struct.pack("IIQ", evdev.EV_SYN, ctypes.sizeof(wanted), ctypes.addressof(wanted)))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 class _Open:
-    """A device that is being read."""
+    """A device that is being read. `unmasked`: why the kernel sends all its events; empty: it does not."""
 
-    def __init__(self, device: evdev.Device, fd: int) -> None:
-        self.device, self.fd = device, fd
+    def __init__(self, device: evdev.Device, fd: int, unmasked: str) -> None:
+        self.device, self.fd, self.unmasked = device, fd, unmasked
         self.bump_at_s, self.bump_over = NEVER, False
 
 
@@ -76,6 +79,8 @@ class InputDevices(PresenceSensor):
 
     required: without a readable device this source is in error, which blocks; otherwise only `details` says so.
     ignore_bumps: one short motion of a pointer after a long rest is no sign.
+    on_lid: called when the lid was opened or closed.
+    mask: has the kernel send an open device's signs only (its descriptor); why it refuses.
     axis_of: the range of an axis of an open device (its descriptor).
     """
 
@@ -87,13 +92,15 @@ class InputDevices(PresenceSensor):
         *,
         required: bool = False,
         ignore_bumps: bool = False,
+        on_lid: Callable[[], None] = lambda: None,
         dev_root: Path = Path("/dev"),
         sys_root: Path = Path("/sys"),
+        mask: Callable[[int], str] = only_wanted,
         axis_of: Callable[[int, int], evdev.Axis | None] = axis_range,
     ) -> None:
         self._clock, self.required, self._ignore_bumps = clock, required, ignore_bumps
         self._dev, self._folder, self._sys = dev_root, dev_root / "input", sys_root / "class/input"
-        self._axis_of = axis_of
+        self._mask, self._axis_of, self._on_lid = mask, axis_of, on_lid
         self._buffer = bytearray(BUFFER)
         self._devices: dict[str, _Open] = {}
         self._unreadable: dict[str, str] = {}  # devices that a person uses and that may not be read, and why
@@ -127,20 +134,28 @@ class InputDevices(PresenceSensor):
         if not used and not self._listening and now_s - self._sign_at_s >= SETTLED_S:
             self._listen()
         error = ""
-        if self.required and not self._devices:
+        if self.required and not self._sees:
             self._blind = True
             error = f"no input device can be read: {self._remedy()}, or set presence.input to auto in node.yaml"
-        sign = self._sign or ("" if self._devices else "no source: no input device can be read")
-        quality = Quality.EVENT if self._devices else Quality.UNKNOWN
+        sign = self._sign or ("" if self._sees else "no source: no input device can be read")
+        quality = Quality.EVENT if self._sees else Quality.UNKNOWN
         return Presence(self.name, now_s, self._sign_at_s, sign, error=error, quality=quality, hands=True)
 
     def details(self) -> dict[str, list[str]]:
         """Each device that a person uses, whether it is read or not; nothing of what it sent."""
-        lines = [f"{o.device.label}: read, only the time of use is kept" for _, o in sorted(self._devices.items())]
+        lines = []
+        for _, opened in sorted(self._devices.items()):
+            refused = f"; the kernel refuses a filter for it ({opened.unmasked}): other events wake the node too"
+            lines.append(f"{opened.device.label}: read, only the time of use is kept{refused if opened.unmasked else ''}")
         lines += [f"{node}: not read ({why})" for node, why in sorted(self._unreadable.items())]
         if self._unreadable:
             lines.append(f"to see these too: {self._remedy()}")
         return {"input devices": lines or ["no input device: this source sees nobody"]}
+
+    @property
+    def _sees(self) -> bool:
+        """Whether a device is read that shows a person at work; a lid does not."""
+        return any(opened.device.kind is not evdev.Kind.LID for opened in self._devices.values())
 
     def _remedy(self) -> str:
         return "add the service's user to group input" if self._unreadable else "there is none in /dev/input"
@@ -221,11 +236,17 @@ class InputDevices(PresenceSensor):
             self._buffer[:] = bytes(BUFFER)
         if sign:
             self._sign_at_s, self._sign = now_s, f"user active on {opened.device.label}"
+            if opened.device.kind is evdev.Kind.LID:
+                self._on_lid()
         return sign
 
     def _is_sign(self, opened: _Open, data: memoryview, now_s: float) -> bool:
+        if opened.device.kind is evdev.Kind.LID:
+            return evdev.lid_moved(data)
         if opened.device.kind is evdev.Kind.GAMEPAD:
             return evdev.pressed(data, lambda code: self._axis_of(opened.fd, code))
+        if not evdev.used(data):
+            return False
         if opened.device.kind is evdev.Kind.POINTER and self._ignore_bumps:
             return self._is_no_bump(opened, data, now_s)
         return True
@@ -274,10 +295,9 @@ class InputDevices(PresenceSensor):
             except OSError as error:
                 self._unreadable[node] = f"{device.kind} '{device.name}': {error.strerror or error}"
                 continue
-            _only_keys_and_motion(fd)
             self._unreadable.pop(node, None)
-            self._devices[node] = _Open(device, fd)
-        if self._blind and self._devices:  # somebody may have used one meanwhile
+            self._devices[node] = _Open(device, fd, self._mask(fd))
+        if self._blind and self._sees:  # somebody may have used one meanwhile
             self._blind, self._sign_at_s, self._sign = False, self._clock.now_s(), BLIND_SIGN
 
     def _is_another(self, node: str, opened: _Open) -> bool:

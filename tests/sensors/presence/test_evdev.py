@@ -13,18 +13,23 @@ from supervisor.sensors.presence.evdev import (
     EV_ABS,
     EV_KEY,
     EV_REL,
+    EV_SW,
     EV_SYN,
     EVENT,
+    SYN_DROPPED,
     Axis,
     Kind,
     bits,
     bumped,
     describe,
     kind_of,
+    lid_moved,
     pressed,
+    used,
 )
 
 __all__ = ["world"]
+EV_MSC, EV_LED = 0x04, 0x11
 
 
 # --- what a device is
@@ -51,7 +56,7 @@ __all__ = ["world"]
         pytest.param((142, 143), (), (), (), Kind.NONE, id="sleep button"),
         pytest.param((224, 225, 227, 241, 242, 243, 244, 245), (), (), (), Kind.NONE, id="video bus"),
         pytest.param((238, 247), (), (), (), Kind.NONE, id="radio switch"),
-        pytest.param((), (), (), (), Kind.NONE, id="lid switch, jack, speaker"),
+        pytest.param((), (), (), (), Kind.NONE, id="speaker"),
     ],
 )
 def test_the_kind_follows_from_the_capabilities(
@@ -62,6 +67,17 @@ def test_the_kind_follows_from_the_capabilities(
     device = describe(world.sys / "class/input", "event3")
     assert device is not None
     assert (device.kind, device.name) == (kind, "It s a thing")
+
+
+@pytest.mark.parametrize(
+    ("keys", "switches", "kind"),
+    [((), (0,), Kind.LID), ((), (2, 4), Kind.NONE), (LETTERS, (0,), Kind.KEYBOARD), ((116,), (0,), Kind.LID)],
+)
+def test_a_switch_is_a_lid_where_it_says_so(keys: Any, switches: Any, kind: Kind, world: World) -> None:
+    world.plug("event3", keys=keys, switches=switches)
+    device = describe(world.sys / "class/input", "event3")
+    assert device is not None
+    assert device.kind is kind
 
 
 @given(st.frozensets(st.integers(0, 0x2FF)))
@@ -94,6 +110,25 @@ def test_a_gamepad_shows_a_person_beyond_the_dead_zone(kind: int, code: int, val
     assert pressed(memoryview(event(kind, code, value) + SYN), lambda _: STICK) is sign
 
 
+@pytest.mark.parametrize(
+    ("data", "is_used", "is_lid"),
+    [
+        (event(EV_KEY, 30, 1) + SYN, True, False),
+        (event(EV_MSC, 4, 0x70004) + event(EV_KEY, 30, 0) + SYN, True, False),
+        (event(EV_REL, 0, 1) + SYN, True, False),
+        (event(EV_ABS, 0x35, 1) + SYN, True, False),
+        (event(EV_SYN, SYN_DROPPED, 0), True, False),
+        (event(EV_LED, 1, 1) + SYN, False, False),
+        (event(EV_MSC, 4, 0x70004) + SYN, False, False),
+        (event(EV_SW, 0, 1) + SYN, False, True),
+        (event(EV_SW, 0, 0) + SYN, False, True),
+        (event(EV_SW, 2, 1) + SYN, False, False),
+    ],
+)
+def test_which_events_are_a_person(data: bytes, is_used: bool, is_lid: bool) -> None:
+    assert (used(memoryview(data)), lid_moved(memoryview(data))) == (is_used, is_lid)
+
+
 def test_an_axis_that_does_not_say_its_range_is_held() -> None:
     assert pressed(memoryview(event(EV_ABS, 0, 1)), lambda _: None)
 
@@ -116,3 +151,5 @@ def test_a_bump_is_a_short_motion_alone(data: bytes, bump: bool) -> None:
 def test_no_bytes_break_the_parser(data: bytes, least: int, most: int) -> None:
     assert pressed(memoryview(data), lambda _: Axis(least, most)) in (True, False)
     assert bumped(memoryview(data), 16) in (True, False)
+    assert used(memoryview(data)) in (True, False)
+    assert lid_moved(memoryview(data)) in (True, False)

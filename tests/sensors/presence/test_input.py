@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import fcntl
 import os
 import shutil
+import struct
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +24,14 @@ from support.waiting import eventually, play
 from states.observation import NEVER
 from supervisor.config.load import load
 from supervisor.linux.clock import SystemClock
+from supervisor.sensors.presence import evdev
 from supervisor.sensors.presence import input as input_module
-from supervisor.sensors.presence.evdev import EV_ABS, EV_KEY, EV_REL
-from supervisor.sensors.presence.input import InputDevices
+from supervisor.sensors.presence.evdev import EV_ABS, EV_KEY, EV_REL, EV_SW
+from supervisor.sensors.presence.input import InputDevices, only_wanted
 from supervisor.sensors.sensor_set import SensorSet
 
 __all__ = ["world"]
+EV_MSC, EV_LED = 0x04, 0x11
 SENTINEL = 0x2A7  # a code that nothing else here has
 SECRET = 1_193_046_471  # a value that nothing else here has
 
@@ -54,6 +61,7 @@ def numbers_in(thing: Any, seen: set[int]) -> Iterator[float]:
         (World.keyboard, "event0", KEY, "keyboard 'Board' (event0)"),
         (World.mouse, "event1", event(EV_REL, 0, 1) + SYN, "pointer 'Mouse' (event1)"),
         (World.pad, "event7", event(EV_KEY, 0x130, 1) + SYN, "gamepad 'Pad' (event7)"),
+        (World.lid, "event3", event(EV_SW, 0, 0) + SYN, "lid 'Lid Switch' (event3)"),
     ],
 )
 def test_use_wakes_at_once_and_is_named(
@@ -69,6 +77,87 @@ def test_use_wakes_at_once_and_is_named(
             seen = sensor.latest(world.clock.now_s())
             assert (seen.sign, seen.error, seen.present) == (f"user active on {called}", "", "")
             assert began_s - 0.1 <= seen.last_sign_at_s <= seen.read_at_s
+
+    play(scene())
+
+
+@pytest.mark.parametrize("data", [event(EV_LED, 1, 1) + SYN, event(EV_MSC, 4, 458756) + SYN], ids=["light", "scan code"])
+def test_a_light_that_blinks_and_a_lone_scan_code_are_nobody(data: bytes, world: World) -> None:
+    """Also where the kernel leaves nothing out, which is told."""
+
+    async def scene() -> None:
+        world.keyboard()
+        async with world.sensor(mask=only_wanted) as sensor:  # the kernel refuses: this is no input device
+            world.send("event0", data)
+            assert sensor.latest(world.clock.now_s()).last_sign_at_s == NEVER
+            (line,) = sensor.details()["input devices"]
+            assert "the kernel refuses a filter for it (Inappropriate ioctl for device)" in line
+            world.send("event0", data + KEY)
+            assert sensor.latest(world.clock.now_s()).last_sign_at_s > NEVER
+
+    play(scene())
+
+
+def test_the_kernel_is_asked_in_whole_longs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses everything else (EINVAL)."""
+    asked = []
+
+    def ioctl(fd: int, request: int, argument: bytes) -> int:
+        kind, size, address = struct.unpack("IIQ", argument)
+        asked.append((fd, request, kind, ctypes.string_at(address, size)))
+        return 0
+
+    monkeypatch.setattr("fcntl.ioctl", ioctl)
+    assert only_wanted(7) == ""
+    ((fd, request, kind, bits),) = asked
+    assert (fd, request, kind) == (7, 0x40104593, 0)
+    assert len(bits) % struct.calcsize("l") == 0
+    assert int.from_bytes(bits, sys.byteorder) == 1 << EV_KEY | 1 << EV_REL | 1 << EV_ABS | 1 << EV_SW
+
+
+@pytest.mark.skipif(not os.access("/dev/uinput", os.W_OK), reason="no /dev/uinput, or it may not be written")
+def test_the_kernel_leaves_out_what_is_no_sign() -> None:
+    """On a real device: a keyboard with a light, made by uinput."""
+    set_bit, create, destroy, setup = (0x40045564, 0x40045565, 0x40045569), 0x5501, 0x5502, 0x405C5503
+    with open("/dev/uinput", "wb", buffering=0) as made:
+        for request, number in ((set_bit[0], EV_KEY), (set_bit[1], 30), (set_bit[0], EV_LED), (set_bit[2], 1)):
+            fcntl.ioctl(made, request, number)
+        fcntl.ioctl(made, setup, struct.pack("4H80sI", 3, 1, 1, 1, b"a light that blinks", 0))
+        fcntl.ioctl(made, create)
+        try:
+            name = bytearray(64)
+            fcntl.ioctl(made, 0x8040552C, name)  # UI_GET_SYSNAME(64)
+            (node,) = (Path("/sys/devices/virtual/input") / name.rstrip(b"\0").decode()).glob("event*")
+            device = Path("/dev/input", node.name)
+            end_s = time.monotonic() + 10
+            while not device.exists() and time.monotonic() < end_s:
+                time.sleep(0.01)
+            fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                assert only_wanted(fd) == ""
+                made.write(event(EV_LED, 1, 1) + SYN)
+                with pytest.raises(BlockingIOError):
+                    os.read(fd, 4096)
+                made.write(event(EV_KEY, 30, 1) + SYN)
+                assert evdev.used(memoryview(os.read(fd, 4096)))
+            finally:
+                os.close(fd)
+        finally:
+            fcntl.ioctl(made, destroy)
+
+
+def test_a_lid_is_told_at_once_and_proves_no_absence(world: World) -> None:
+    async def scene() -> None:
+        told: list[float] = []
+        world.lid()
+        async with world.sensor(required=True, on_lid=lambda: told.append(world.clock.now_s())) as sensor:
+            assert sensor.latest(world.clock.now_s()).error, "a lid alone does not see a person at work"
+            world.send("event3", event(EV_SW, 2, 1) + SYN)  # a jack
+            assert not told
+            for _ in range(2):
+                world.send("event3", event(EV_SW, 0, 1) + SYN)
+                sensor.latest(world.clock.now_s())
+            assert len(told) == 2
 
     play(scene())
 
