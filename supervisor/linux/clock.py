@@ -26,6 +26,11 @@ class SystemClock:
         return time.time()
 
 
+def suspended_s() -> float:
+    """Seconds that the machine has been suspended since boot, announced or not."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+
+
 def iso(wall_s: float) -> str:
     """A local time with its offset, to the second (ISO 8601)."""
     local = time.localtime(wall_s)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from states.formatting import elapsed
 from states.observation import NEVER
 
 Wake = Callable[[], None]
+RESUME_SIGN: Final = "the machine woke up from sleep"
 
 
 class Quality(StrEnum):

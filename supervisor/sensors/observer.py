@@ -3,6 +3,8 @@
 The fusion: one source in error makes the person unknown. Somebody who is there now, or a GPU process that is not
 RAE's, moves the last sign to this moment. Otherwise the newest of all signs counts, and it never goes back.
 
+A resume from sleep is a sign: the key or the lid that wakes the machine reaches nobody.
+
 Nothing flaps. One sign means present; absence needs the full idle time. A load above its limit counts at once; a load
 below it counts when it has stayed there for `settle_s` seconds, and until then the highest of that time is the reading.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from states.formatting import elapsed
 from states.limits import Limits
@@ -29,10 +31,12 @@ from states.observation import (
     Reading,
     Task,
 )
-from supervisor.sensors.base import Presence, PresenceSensor, Quality, Touch
+from supervisor.linux.clock import suspended_s
+from supervisor.sensors.base import RESUME_SIGN, Presence, PresenceSensor, Quality, Touch
 from supervisor.sensors.conflicts import Contradictions, find
 
 T = TypeVar("T")
+SUSPENDED_S: Final = 1.0  # a smaller difference between the clocks is no sleep
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ class Observer:
     `first_sign_s`: a moment that counts as a sign of the person, because sources that only report events (a game's start, a
     switch of sessions) could not see what was before it. NEVER for a single look.
     `settle_s`: how long a load must have been below its limit to count as below it, in seconds.
+    `suspended_s`: the time that the machine has been suspended since boot. A resume is a sign of the person.
     """
 
     def __init__(
@@ -111,12 +116,14 @@ class Observer:
         host: Callable[[float], Reading[Host]],
         first_sign_s: float = NEVER,
         settle_s: float = 0.0,
+        suspended_s: Callable[[], float] = suspended_s,
     ) -> None:
         self.presence = tuple(presence)
         self.gpu = gpu
         self.cpu = cpu
         self.host = host
         self._last = Person(first_sign_s, "node started")
+        self._suspended_s, self._slept_s = suspended_s, suspended_s()
         self._gpu_peak: SettledPeak[Gpu] = SettledPeak(settle_s, _gpu_over, _most_of_gpus)
         self._cpu_peak: SettledPeak[Cpu] = SettledPeak(settle_s, _cpu_over, _most_of_cpus)
         self._reports: list[Presence] = []
@@ -184,6 +191,10 @@ class Observer:
 
     def _person(self, now_s: float, gpu: Reading[Gpu], limits: Limits) -> Reading[Person]:
         reports = self._reports = [_report(sensor, now_s) for sensor in self.presence]
+        slept_s = self._suspended_s()
+        if slept_s - self._slept_s > SUSPENDED_S:
+            self._last = Person(now_s, RESUME_SIGN)
+        self._slept_s = max(self._slept_s, slept_s)  # a pause between the two clocks' readings only makes it smaller
         person, source, read_at_s = fuse(reports, now_s, self._last)
         touches = []
         if gpu.value is not None and gpu.value.foreign > 0:

@@ -93,6 +93,7 @@ class SensorSet:
                     clock,
                     required=wanted.input == "required" or not found,  # as the only source it must see the person
                     ignore_bumps=wanted.ignore_bumps,
+                    on_lid=self.sessions.lid_moved,
                 ),
                 IdleDetect(clock),
             ]

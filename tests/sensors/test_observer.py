@@ -59,8 +59,9 @@ UNKNOWN_GPU: Reading[Gpu] = Reading(None, "the driver hangs", "nvml", NOW_S)
 
 
 def observer(
-    reports: Sequence[Presence | Exception], look: Reading[Gpu] | Exception | None = None, first_sign_s: float = NEVER
-) -> Observer:
+    reports: Sequence[Presence | Exception], look: Reading[Gpu] | Exception | None = None, first_sign_s: float = NEVER,
+    **more: Any,
+) -> Observer:  # fmt: skip
     def answer(value: Any) -> Any:
         def read(now_s: float) -> Any:
             if isinstance(value, Exception):
@@ -71,7 +72,7 @@ def observer(
 
     sensors = [Scripted(f"s{i}", report) for i, report in enumerate(reports)]
     cpu, host = Reading(Cpu(1.0), "", "cpu", NOW_S), Reading(Host(), "", "host", NOW_S)
-    return Observer(sensors, answer(look or gpu()), answer(cpu), answer(host), first_sign_s)
+    return Observer(sensors, answer(look or gpu()), answer(cpu), answer(host), first_sign_s, **more)
 
 
 @pytest.mark.parametrize(
@@ -181,3 +182,18 @@ def test_the_last_sign_never_goes_back_and_unknown_always_blocks(history: list[t
 def test_what_is_remembered_counts_like_any_sign(reports: list[Presence], last_s: float) -> None:
     person, _, _ = fuse(reports, NOW_S, Person(last_s))
     assert person.last_sign_at_s >= max(0.0, last_s)
+
+
+@pytest.mark.parametrize(
+    ("slept_s", "sign_at_s"),
+    [([30.0], NOW_S), ([2.0, 2.0], NOW_S), ([0.4, 0.4], NOW_S - 5000), ([-3.0, 0.0], NOW_S - 5000), ([-3.0, 60.0], NOW_S + 1)],
+)
+def test_a_sleep_that_nobody_announced_is_a_sign(slept_s: list[float], sign_at_s: float) -> None:
+    """CLOCK_MONOTONIC does not count it. The difference of the two clocks may come out too small on a busy machine."""
+    now = [0.0]
+    watching = observer([sign(5000)], suspended_s=lambda: now[0])
+    for tick, now[0] in enumerate(slept_s):
+        person = watching.look(NOW_S + tick, LIMITS, Automation(True), NO_TASK).person.value
+    assert person is not None
+    assert person.last_sign_at_s == sign_at_s
+    assert (person.sign == "the machine woke up from sleep") is (sign_at_s >= NOW_S)

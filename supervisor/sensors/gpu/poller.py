@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from states.observation import NEVER, Gpu, Reading
 from supervisor.config.schema import GpuSettings
 from supervisor.linux import helper_main
 from supervisor.linux.bounded import wait_for_event
-from supervisor.linux.clock import Clock
+from supervisor.linux.clock import Clock, suspended_s
 from supervisor.linux.helper_process import Helper, child
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.linux.proc import name_of
@@ -47,11 +46,6 @@ SUSPENDED_S: Final = 1.0  # a smaller difference between the clocks is no suspen
 ABSENT: Final = Gpu(present=False)
 
 A = TypeVar("A")
-
-
-def suspended_s() -> float:
-    """Seconds that the machine has been suspended since boot."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)

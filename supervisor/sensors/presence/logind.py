@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Callable
 from typing import Any, Final
 
 from states.observation import NEVER
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.bounded import wait_for_event
-from supervisor.linux.clock import Clock
+from supervisor.linux.clock import Clock, suspended_s
 from supervisor.linux.dbus import (
     LOGIN1,
     LOGIN1_MANAGER,
@@ -32,7 +31,7 @@ from supervisor.linux.dbus import (
     inhibitions,
 )
 from supervisor.linux.text import one_line
-from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake, inhibitor_line
+from supervisor.sensors.base import RESUME_SIGN, Presence, PresenceSensor, Quality, Wake, inhibitor_line
 from supervisor.sensors.presence.agent_reports import Proof, SessionOwners
 from supervisor.sensors.presence.logind_session import session_properties
 from supervisor.sensors.presence.session_policy import NO_PROOF, Session, SessionSign, away, judge, lid_reason
@@ -44,15 +43,11 @@ DELAYS: Final = {"sleep": "PreparingForSleep", "shutdown": "PreparingForShutdown
 GOING: Final = {"sleep": "the machine is going to sleep", "shutdown": "the machine is shutting down"}
 SIGNS: Final = {"IdleHint": False, "LockedHint": False, "Active": True}  # properties of a session that change to a sign
 START_SIGN: Final = "the node began to watch the sessions; who left before is not known"
+LID_SIGN: Final = "the lid was opened"
+LID_AGAIN_S: Final = 1.0  # logind reads the lid's switch too, and may be later than we are
 BACK_SIGN: Final = "logind could not be asked until just now; who left meanwhile is not known"
 FIRST_LOOK_S: Final = 2.0
 RETRY_S: Final = 2.0
-
-
-def _boot_offset_s() -> float:
-    """CLOCK_BOOTTIME minus CLOCK_MONOTONIC: the time spent suspended. With it, logind's stamps from before a suspend come
-    out later than they were, never earlier."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
 
 
 class Sessions(PresenceSensor):
@@ -60,6 +55,8 @@ class Sessions(PresenceSensor):
 
     delay_locks: hold logind's delay locks, so that a task is stopped in order before the machine sleeps or shuts down.
     start_is_sign: count the start as a sign: who left before is not known. A single look may leave it out.
+    boot_offset_s: CLOCK_BOOTTIME minus CLOCK_MONOTONIC. With it, logind's stamps from before a suspend come out later than they
+        were, never earlier.
     proof: what the agent of a session (its id, its owner's uid) says of it at a moment.
     """
 
@@ -76,7 +73,7 @@ class Sessions(PresenceSensor):
         delay_locks: bool = True,
         start_is_sign: bool = True,
         proof: Callable[[str, int, float], Proof] = lambda _session, _uid, _now_s: NO_PROOF,
-        boot_offset_s: Callable[[], float] = _boot_offset_s,
+        boot_offset_s: Callable[[], float] = suspended_s,
     ) -> None:
         self._bus, self._clock, self._settings, self._owners = bus, clock, settings, owners or SessionOwners()
         self._max_age_s = max_age_s
@@ -243,6 +240,8 @@ class Sessions(PresenceSensor):
         if "idle" in str(manager.get("BlockInhibited", "idle")).split(":"):
             held = [lock for lock in await inhibitions(self._bus) if self._is_others(lock)]
         blockers = [lock for lock in held if lock.who not in self._settings.ignore_inhibitors]
+        if self._manager.get("LidClosed") is True and manager.get("LidClosed") is False:
+            self._note(LID_SIGN)
         self._manager = manager
         if self._error and self._answered_before and self._start_is_sign:
             self._note(BACK_SIGN, Quality.ASSUMED)
@@ -308,6 +307,13 @@ class Sessions(PresenceSensor):
         self._preparing[kind] = preparing
         if ended:
             self._delays.take([kind])  # on resume, before anything else
+            if kind == "sleep":
+                self._note(RESUME_SIGN, Quality.ASSUMED)
+
+    def lid_moved(self) -> None:
+        """The lid's switch says so; logind sends no signal of it."""
+        self._look_now.set()
+        asyncio.get_running_loop().call_later(LID_AGAIN_S, self._look_now.set)
 
     def _power_changed(self, signal: Signal) -> None:
         if signal.path == UPOWER_PATH:

@@ -23,9 +23,9 @@ from states.observation import NEVER
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibit
-from supervisor.sensors.base import Presence
+from supervisor.sensors.base import RESUME_SIGN, Presence
 from supervisor.sensors.presence import logind as sessions_module
-from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN, UPOWER, Sessions
+from supervisor.sensors.presence.logind import BACK_SIGN, LID_SIGN, START_SIGN, UPOWER, Sessions
 from supervisor.sensors.presence.session_policy import LID_CLOSED
 
 CLOCK = SystemClock()
@@ -359,6 +359,43 @@ def test_a_lid_is_found_without_a_signal(private_bus: PrivateBus) -> None:
             assert watched.wakes > wakes
             fake.manager["LidClosed"] = False
             await eventually(lambda: not watched.sensor.going_down, "the lid open")
+
+    asyncio.run(story())
+
+
+def test_the_lids_switch_is_heard_at_once_and_an_opened_lid_is_a_sign(private_bus: PrivateBus) -> None:
+    """Without UPower; logind may read the switch a moment later than the node."""
+
+    async def story() -> None:
+        async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_s=1000) as watched:
+            fake.manager["LidClosed"] = True
+            watched.sensor.lid_moved()
+            await eventually(lambda: watched.sensor.going_down == LID_CLOSED, "the lid")
+            looked_s = watched.now.read_at_s
+            watched.sensor.lid_moved()
+            await eventually(lambda: watched.now.read_at_s > looked_s, "a look before logind knows")
+            fake.manager["LidClosed"] = False
+            await eventually(lambda: watched.now.sign == LID_SIGN, "the sign")
+            assert not watched.sensor.going_down
+            assert looked_s < watched.now.last_sign_at_s
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("signal", [True, False], ids=["by its signal", "by its property"])
+def test_a_resume_is_a_sign(private_bus: PrivateBus, signal: bool) -> None:
+    async def story() -> None:
+        async with logind(private_bus.address) as fake, Watched(private_bus.address, max_age_s=0.3) as watched:
+            await fake.prepare("Sleep", True)
+            await eventually(lambda: watched.sensor.going_down, "the announcement")
+            assert watched.now.sign == START_SIGN
+            woke_s = CLOCK.now_s()
+            if signal:
+                await fake.prepare("Sleep", False)
+            else:
+                fake.manager["PreparingForSleep"] = False
+            await eventually(lambda: watched.now.sign == RESUME_SIGN, "the sign")
+            assert watched.now.last_sign_at_s >= woke_s
 
     asyncio.run(story())
 
