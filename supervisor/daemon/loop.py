@@ -13,12 +13,13 @@ from typing import Any, Final
 from transitions import MachineError
 
 from states.effects import Effect
-from states.guards import gpu_free, hold_left_s
+from states.guards import gpu_free, hold_left_s, user_away
 from states.lifecycle import Lifecycle, Outcome, Plan, blocked_by, verdicts
 from states.memory import Memory, State
 from states.observation import Link
 from states.status import reason, status_text, unblock
 from supervisor import VERSION
+from supervisor.daemon.performer import HAND_BACK_REASONS
 from supervisor.daemon.wiring import Node
 from supervisor.journal.decision_log import Journal, task_of
 from supervisor.linux.bounded import wait_for_event
@@ -59,10 +60,21 @@ class Inbox:
 
 
 class Daemon:
-    """Drives one node until it must stop. `node` holds the parts; `states` decides everything."""
+    """Drives one node until it must stop. `node` holds the parts; `states` decides everything.
+
+    Args:
+        go_first: told whether a person may have to be answered before all other programs, see Precedence.request.
+    """
 
     def __init__(
-        self, node: Node, lifecycle: Lifecycle, journal: Journal, clock: Clock, notifier: Notifier, inbox: Inbox
+        self,
+        node: Node,
+        lifecycle: Lifecycle,
+        journal: Journal,
+        clock: Clock,
+        notifier: Notifier,
+        inbox: Inbox,
+        go_first: Callable[[bool], object] = bool,
     ) -> None:
         self.node = node
         self.lifecycle = lifecycle
@@ -70,6 +82,7 @@ class Daemon:
         self._clock = clock
         self._notifier = notifier
         self._inbox = inbox
+        self._go_first = go_first
         self._next_poll_s = 0.0
         self._vetoes = 0
         self._leave_by_s = 0.0
@@ -108,8 +121,9 @@ class Daemon:
         return self._obey("pause", lambda: self.node.automation.pause(until, "", for_s=for_s, after_task=after_task), more)
 
     def resume(self, _request: dict[str, Any]) -> dict[str, Any]:
-        """The operator's command: the pause is over, and a link that was given up is tried again."""
+        """The operator's command: the pause is over, and what was given up is tried again."""
         self.node.source.resume()
+        self.node.try_again()
         self._poll_soon()
         return self._obey("resume", self.node.automation.resume, {})
 
@@ -156,7 +170,7 @@ class Daemon:
         """One whole tick. True: a row fired, so the next tick follows at once."""
         plan = await self._decide()
         self.journal.intent(plan)
-        outcome = await self.node.performer.perform(plan)
+        outcome = await self._perform(plan)
         try:
             memory = self.lifecycle.commit(plan, outcome)
         except MachineError as error:
@@ -168,6 +182,7 @@ class Daemon:
             metrics.tick(plan, outcome, memory, self.lifecycle.limits, self.node.source.status)
         self._ask(fired, memory, plan.observation.now_s)
         self._check_invariants(memory)
+        self._go_first(memory.state is State.RUNNING)
         self._report(memory)
         return bool(fired)
 
@@ -185,6 +200,25 @@ class Daemon:
         plan = self._look()
         node.performer.begin(plan)
         return plan
+
+    async def _perform(self, plan: Plan) -> Outcome:
+        """Do what the plan says. A person who comes back while a task is being started does not wait for the start."""
+        if Effect.START not in plan.effects:
+            return await self.node.performer.perform(plan)
+        performing = asyncio.ensure_future(self.node.performer.perform(plan))
+        try:
+            while True:
+                self._inbox.clear()
+                woken = asyncio.ensure_future(self._inbox.wait(BUSY_S))
+                await asyncio.wait([performing, woken], return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+                if performing.done():
+                    return performing.result()
+                observation = self.node.look(self._clock.now_s())
+                if user_away.judge(observation, self.lifecycle.memory, self.lifecycle.limits) is not True:
+                    self.node.performer.call_off_start(HAND_BACK_REASONS["user-returned"])
+        finally:
+            performing.cancel()
 
     def _look(self) -> Plan:
         return self.lifecycle.propose(self.node.look(self._clock.now_s()))

@@ -173,6 +173,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     from supervisor.journal.text_log import TextLog
     from supervisor.linux.clock import SystemClock
     from supervisor.linux.inotify import Watcher, flags
+    from supervisor.linux.precedence import Precedence
     from supervisor.linux.sd_notify import Notifier
 
     clock, notifier, inbox = SystemClock(), Notifier(), Inbox()
@@ -185,7 +186,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     node = Node(config, clock, inbox.wake, notifier.grant, journal, lifecycle)
     node.automation.configure(config.runtime.automation.enabled, problems)
     node.automation.blockers["folders"] = obstacles[0] if obstacles else ""
-    daemon = Daemon(node, lifecycle, journal, clock, notifier, inbox)
+    daemon = Daemon(node, lifecycle, journal, clock, notifier, inbox, Precedence().request)
     journal.start(VERSION, config.limits, memory)
     loop = asyncio.get_running_loop()
     loop.call_later(COLLECT_AFTER_S, _collect)

@@ -16,13 +16,13 @@ from supervisor.config.schema import TaskType
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, LockReport
 from supervisor.linux.clock import Clock
 from supervisor.tasks.attempt import Attempts
-from supervisor.tasks.executors.base import Executor, FreezeFailed, StartFailed, StopFailed
+from supervisor.tasks.executors.base import Executor, FreezeFailed, NodeFault, StartFailed, StopFailed
 from supervisor.tasks.workdir import Workdir
 
 # Seconds that an effect may take; `stop` gets what the attempt needs on top.
 DEADLINE_S: Final[Mapping[Effect, float]] = {
     Effect.INHIBIT: 5.0,
-    Effect.START: 10.0,
+    Effect.START: 22.0,  # more than its two parts may take, so that their reasons are told
     Effect.FREEZE: 10.0,
     Effect.THAW: 10.0,
     Effect.STOP: 10.0,
@@ -72,6 +72,8 @@ class Performer:
         self._clock = clock
         self._wake = wake
         self._extend = extend
+        self.node_fault = ""  # why this node could not start the last task
+        self._starting: asyncio.Timeout | None = None
         self._actions: Mapping[Effect, Callable[[Plan], Awaitable[Report]]] = {
             Effect.INHIBIT: self._inhibit,
             Effect.START: self._start,
@@ -134,8 +136,26 @@ class Performer:
     async def _inhibit(self, plan: Plan) -> LockReport:
         return await self.inhibitor.take(f"runs task {self._attempts.observe().id}")
 
+    def call_off_start(self, reason: str) -> None:
+        """A task that is being started goes back instead; nothing happens where none is."""
+        if self._starting is not None:
+            self._attempts.take().call_off(reason)
+            self._starting.reschedule(0.0)
+
     async def _start(self, plan: Plan) -> None:
-        await self._attempts.take().start(self._executor_of, self.workdir, self._wake)
+        try:
+            async with asyncio.timeout(None) as self._starting:
+                await self._attempts.take().start(self._executor_of, self.workdir, self._wake)
+        except TimeoutError:
+            raise StartFailed("called off: it was no longer safe") from None
+        except NodeFault as fault:
+            self.node_fault = str(fault)
+            raise
+        except asyncio.CancelledError:
+            self.node_fault = "the task did not start in time"
+            raise
+        finally:
+            self._starting = None
 
     async def _freeze(self, plan: Plan) -> StopReport:
         return await self._attempts.take().freeze()

@@ -31,7 +31,7 @@ from supervisor.sources.factory import make_source
 from supervisor.tasks.attempt import Attempt, Attempts
 from supervisor.tasks.context import TaskContext, TaskSettings
 from supervisor.tasks.executors import registry
-from supervisor.tasks.executors.base import Executor, StartFailed, StopFailed
+from supervisor.tasks.executors.base import Executor, NodeFault, StartFailed, StopFailed
 from supervisor.tasks.process import sandbox, unit
 from supervisor.tasks.process.containment import Containment, detect
 from supervisor.tasks.workdir import Workdir
@@ -173,6 +173,10 @@ class Node:
             self._offer(self.containment.offer)
         self._wake()
 
+    def try_again(self) -> None:
+        """What keeps tasks from starting may be repaired: see at the next tick."""
+        self._sweep_again_s = 0.0
+
     def _offer(self, offer: sandbox.Offer) -> None:
         """An installed node without units for tasks takes none: nothing weaker takes their place."""
         missing = offer.unit if offer.units_only else ""
@@ -184,6 +188,8 @@ class Node:
         found = self.containment or detect()
         if self.containment is None or self.automation.blockers["tasks"]:
             found.offer = sandbox.look(sandbox.own_paths(self.config))
+        if self.automation.blockers["tasks"] and not found.offer.unit:
+            found.offer = replace(found.offer, unit=unit.fault())
         self.containment = found
         unit.sweep()
         self.containment.sweep(self.workdir.root)
@@ -196,7 +202,7 @@ class Node:
 
     def _executor(self, task_type: TaskType) -> Executor:
         if self.containment is None:
-            raise StartFailed("it is not known yet what can contain a task")
+            raise NodeFault("it is not known yet what can contain a task")
         self.containment.cpu_percent = self.limits.max_cpu_percent
         try:
             return registry.make(task_type.executor, task_type, self.containment)
@@ -248,6 +254,10 @@ class Node:
             self._reload, self._seen = False, seen
             self._read()
         blockers = self.automation.blockers
+        if fault := self.performer.node_fault:
+            self.performer.node_fault = ""
+            blockers["tasks"] = f"no task can start: {fault}"
+            self._sweep_again_s = self.clock.now_s() + SWEEP_AGAIN_S
         if (blockers["leftovers"] or blockers["tasks"]) and self.clock.now_s() >= self._sweep_again_s:
             self._begin_sweep()
         if self.attempts.observe().phase is TaskPhase.CLAIMED:

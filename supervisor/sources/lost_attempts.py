@@ -1,5 +1,6 @@
-"""Attempts that ended with their node: it crashed, the watchdog ended it, or the power was cut. A task that has lost
-MAX_LOST attempts fails: perhaps it is the task that ends its nodes. A person who comes back loses no attempt.
+"""Attempts that ended with their node: it crashed, the watchdog ended it, or the power was cut; or it could not start the task
+at all. A task that has lost MAX_LOST attempts fails: perhaps it is the task that ends its nodes. A person who comes back loses
+no attempt.
 
 The count is in the note of the task in flight, and in the payload of a task that is posted again, for its next node. There
 the claim has it as a field of its own: the task's program never sees it.

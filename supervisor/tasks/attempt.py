@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +14,9 @@ from states.formatting import elapsed
 from states.observation import NO_TASK, Task, TaskPhase
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim, Source
+from supervisor.sources.lost_attempts import MAX_LOST
 from supervisor.tasks.context import TaskContext
-from supervisor.tasks.executors.base import Executor, FreezeFailed, Rung, RunningTask, StartFailed
+from supervisor.tasks.executors.base import Executor, FreezeFailed, NodeFault, Rung, RunningTask, StartFailed
 from supervisor.tasks.monitor import Monitor
 from supervisor.tasks.pause import CHECKPOINT_S, Pause
 from supervisor.tasks.vram import VramCheck
@@ -67,6 +69,7 @@ class Attempt:
 
         Raises:
             StartFailed: it did not start; the text is the task's error.
+            NodeFault: it did not start by this node's fault; the task goes back, or fails if it has lost too many attempts.
         """
         try:
             if (task_type := self.type) is None:
@@ -74,10 +77,12 @@ class Attempt:
                 raise StartFailed(f"unknown task type {self.claim.type!r}; this node runs: {known}")
             self.workdir = workdir.fresh(self.claim.id)
             self.process = await executor_of(task_type).start(self.claim, self.workdir, wake)
-        except (StartFailed, OSError) as failure:
-            raise self._not_started(str(failure) or type(failure).__name__) from failure
+        except (NodeFault, OSError) as failure:
+            raise NodeFault(self._not_started_here(str(failure) or type(failure).__name__)) from failure
+        except StartFailed as failure:
+            raise self._not_started(str(failure)) from failure
         except asyncio.CancelledError:
-            self._not_started("the task did not start in time")
+            self._not_started_here("the task did not start in time")
             raise
         except Exception as error:  # its text may hold the payload
             raise self._not_started(f"the task could not be started ({type(error).__name__})") from error
@@ -87,6 +92,21 @@ class Attempt:
     def _not_started(self, error: str) -> StartFailed:
         self._error, self._phase = error, TaskPhase.FAILED
         return StartFailed(error)
+
+    def _not_started_here(self, error: str) -> str:
+        """The attempt is lost. Perhaps it is the task that no node can start, so its lost attempts are counted."""
+        self._phase = TaskPhase.FAILED
+        if not self._node_fault:
+            self.claim = replace(self.claim, lost=self.claim.lost + 1)
+            self._node_fault = f"this node could not start it: {error}"
+            if self.claim.lost >= MAX_LOST:
+                self._error, self._node_fault = f"{error}; after {MAX_LOST} lost attempts it is not tried again", ""
+        return error
+
+    def call_off(self, reason: str) -> None:
+        """The task is being started, and must go back; the start is cancelled next."""
+        if self._phase is TaskPhase.CLAIMED:
+            self._node_fault = reason
 
     def _watch(self, process: RunningTask, task_type: TaskType) -> None:
         may_pause = self._context.settings.limits.hold_of(self.claim.type) > 0

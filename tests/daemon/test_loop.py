@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from support.attempt_rig import CLOCK, OUT, START, Rig, rig
+from support.parts import ID
 
 from states.effects import Effect
 from states.lifecycle import Lifecycle, Outcome, Plan
 from states.memory import Memory, State
-from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading
+from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading, TaskPhase
 from states.table import BY_ID
 from supervisor.daemon.loop import Daemon, Inbox
 
@@ -149,3 +150,32 @@ def test_every_effect_that_stops_the_task_begins_with_the_freeze(rig: Rig, effec
 
     asyncio.run(story())
     assert log == ["freeze"]
+
+
+@pytest.mark.parametrize("row", ["task-claimed", "next-task"])
+def test_who_comes_back_while_a_task_is_being_started_does_not_wait_for_the_start(rig: Rig, row: str) -> None:
+    """The start hangs; the sign comes by an event."""
+    log: list[str] = []
+    rig.executor.hangs = True
+
+    async def story() -> None:
+        daemon = OneTick(rig, log, [7200.0, 0.0])
+        daemon.lifecycle = Lifecycle(rig.attempts.context.settings.limits, memory=Memory(State.READY, CLOCK.now_s()))
+        if row == "next-task":
+            daemon.lifecycle = Lifecycle(rig.attempts.context.settings.limits, memory=daemon_memory())
+        ticking = asyncio.ensure_future(daemon.tick())
+        while not rig.executor.started:
+            await asyncio.sleep(0)
+        daemon.wake()
+        assert await ticking
+        assert rig.attempts.observe().phase is TaskPhase.FAILED
+        await rig.do("user-returned", Effect.SETTLE, Effect.RELEASE)
+
+    asyncio.run(story())
+    assert [outcome[:3] for outcome in rig.source.outbox] == [("handed back", ID, "the person came back")]
+
+
+def daemon_memory() -> Memory:
+    """RUNNING, between two tasks."""
+    now_s = CLOCK.now_s()
+    return Memory(State.RUNNING, now_s, running_since_s=now_s)

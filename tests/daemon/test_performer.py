@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +203,51 @@ def test_what_hangs_is_cut_off_and_the_rest_is_done(rig: Rig) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_start_that_hangs_is_a_task_that_failed(rig: Rig) -> None:
-    rig.executor.hangs = True
+@pytest.mark.parametrize("fault", ["faulty", "hangs", "no space"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_task_that_this_node_cannot_start_goes_back_and_fails_only_after_two_lost_attempts(
+    rig: Rig, lost: int, fault: str
+) -> None:
+    """Nothing is known against the task the first time; a task that no node can start must not go round for ever."""
+    rig.source.waiting = replace(claim(), lost=lost)
+    rig.executor.faulty, rig.executor.hangs = "no unit for the task" if fault == "faulty" else "", fault == "hangs"
+    if fault == "no space":
+        rig.workdir.root.write_text("in the way of the folder")
     assert rig.do("task-claimed", Effect.INHIBIT, Effect.START)[-1][:2] == ("start", False)
     assert str(rig.attempts.observe().phase) == "failed"
+    assert rig.performer.node_fault
+    rig.do("task-ended", SETTLE, RELEASE)
+    [(how, _, *rest)] = rig.source.outbox
+    assert how == ("handed back" if lost == 0 else "settled")
+    assert ("this node could not start it" in rest[0]) if lost == 0 else rest[1].endswith("it is not tried again")
+    assert rig.source.lost == ([1] if lost == 0 else []), "the next node must know of it"
+
+
+def test_a_task_that_cannot_start_by_its_own_fault_fails_and_says_nothing_against_the_node(rig: Rig) -> None:
+    rig.executor.fails = "bad payload: it has no command"
+    rig.do("task-claimed", Effect.INHIBIT, Effect.START)
     rig.do("task-ended", SETTLE, WIPE, RELEASE)
-    assert rig.source.outbox == [("settled", ID, {}, "the task did not start in time")]
+    assert rig.source.outbox == [("settled", ID, {}, "bad payload: it has no command")]
+    assert not rig.performer.node_fault
+
+
+def test_a_start_that_is_called_off_is_no_fault_of_node_or_task(rig: Rig) -> None:
+    rig.executor.hangs = True
+
+    async def story() -> None:
+        plan = Plan(BY_ID["task-claimed"], (Effect.START,), Observation(1000.0), Memory(State.READY), Limits())
+        performing = asyncio.ensure_future(rig.performer.perform(plan))
+        while not rig.executor.started:
+            await asyncio.sleep(0)
+        rig.performer.call_off_start("the person came back")
+        assert not (await performing).results[0].ok
+
+    asyncio.run(story())
+    assert not rig.performer.node_fault
+    rig.do("user-returned", SETTLE, WIPE, RELEASE)
+    assert rig.source.outbox == [("handed back", ID, "the person came back", "resubmit")]
+    assert rig.source.lost == [0]
+    rig.performer.call_off_start("nothing is being started: nothing happens")
 
 
 def test_an_owed_hand_back_keeps_the_reason_of_its_first_try(rig: Rig) -> None:

@@ -102,6 +102,23 @@ def test_a_false_alarm_costs_it_a_pause(node: Installed) -> None:
     nothing_left(node)
 
 
+def test_a_task_goes_back_where_systemd_starts_no_unit_and_the_node_takes_none_until_it_does(node: Installed) -> None:
+    node.wait_for("READY")
+    node.box.run("systemctl", "stop", "rae-task.socket")
+    first = node.add("restless")
+    until(lambda: "no task can start: no unit for the task" in node.status_text(), node.status_text)
+    old = settled(node, first)
+    assert "this node could not start it: no unit for the task" in old["error"]
+    new = node.task(old["error"].rpartition("resubmitted as ")[2].split()[0].rstrip(".;,)"))
+    assert new["payload"]["rae_lost_attempts"] == 1
+    node.box.run("systemctl", "start", "rae-task.socket")
+    assert node.cli("resume").returncode == 0
+    folder(node)
+    node.box.sh("for folder in /tmp/systemd-private-*rae-task*; do touch $folder/tmp/end; done")
+    assert settled(node, new["id"])["status"] == "COMPLETED"
+    nothing_left(node)
+
+
 def test_the_journal_says_the_rungs_of_each_stop(node: Installed) -> None:
     lines = [json.loads(line) for line in node.box.sh("cat /opt/rae-node/logs/decisions-*.jsonl").splitlines()]
     stops = [line["detail"] for line in lines if line.get("effect") == "stop"]

@@ -11,7 +11,7 @@ from typing import Any
 from states.ending import Ending
 from supervisor.daemon.inhibitor import LockReport
 from supervisor.sources.base import Availability, Claim, LinkStatus, Wake
-from supervisor.tasks.executors.base import Rung, StartFailed, StopFailed
+from supervisor.tasks.executors.base import NodeFault, Rung, StartFailed, StopFailed
 from supervisor.tasks.process.rungs import RungName
 
 ID = "3880bb8d-0b6a-4b0b-9f55-3d2f6a1c0001"
@@ -91,6 +91,7 @@ class ScriptedSource(Unlinked):
     waiting: Claim | None = None
     asking: bool = False
     outbox: list[tuple[Any, ...]] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)  # the count of lost attempts of what was handed back
     fault: Exception | None = None
     status: LinkStatus = field(default_factory=LinkStatus)
 
@@ -106,6 +107,7 @@ class ScriptedSource(Unlinked):
     def hand_back(self, claim: Claim, ending: Ending, on_preempt: str) -> None:
         """See Source."""
         self._put("handed back", claim.id, ending.error, on_preempt)
+        self.lost.append(claim.lost)
 
     def _put(self, *outcome: Any) -> None:
         if self.fault is not None:
@@ -157,6 +159,7 @@ class ScriptedExecutor:
 
     task: ScriptedTask = field(default_factory=ScriptedTask)
     fails: str = ""
+    faulty: str = ""  # this node cannot start it
     hangs: bool = False
     started: list[str] = field(default_factory=list)
 
@@ -167,6 +170,8 @@ class ScriptedExecutor:
             await for_ever()
         if self.fails:
             raise StartFailed(self.fails)
+        if self.faulty:
+            raise NodeFault(self.faulty)
         (workdir / "file").write_text("x")
         return self.task
 

@@ -102,7 +102,7 @@ class NatsSource(NetworkSource):
             return
         self._leases.pop(claim.id)
         self.counts["handed_back"] += 1
-        self._hand_backs.add(task := asyncio.create_task(self._give_back(lease, ending.saved_state, reason)))
+        self._hand_backs.add(task := asyncio.create_task(self._give_back(lease, claim, ending.saved_state, reason)))
         task.add_done_callback(self._hand_backs.discard)
 
     def announce(self, availability: Availability) -> None:
@@ -293,13 +293,14 @@ class NatsSource(NetworkSource):
 
     # --- the way back
 
-    async def _give_back(self, lease: Lease, saved: Any, reason: str) -> None:
-        """Now, while the lease is surely ours; otherwise its end does the same, a little later. What the task has saved is
-        stored first, for its next node."""
-        claim, event = lease.claim, "handed-back"
+    async def _give_back(self, lease: Lease, claim: Claim, saved: Any, reason: str) -> None:
+        """Now, while the lease is surely ours; otherwise its end does the same, a little later. What the task has saved, and
+        the attempts that it has lost, are stored first, for its next node."""
+        event, kept = "handed-back", claim.payload.get(STATE_KEY)
+        saved = kept if saved is None else saved
         try:
             self._check_ours(lease)
-            if saved is not None and saved != claim.payload.get(STATE_KEY):
+            if saved != kept or claim.lost > lease.claim.lost:
                 await self._save(claim, saved, lease.count)
                 self._check_ours(lease)
             await self._connection.acknowledge(lease.reply, nak())
@@ -315,7 +316,7 @@ class NatsSource(NetworkSource):
             raise RequestError("its lease has ended")
 
     async def _save(self, claim: Claim, saved: Any, count: int) -> None:
-        body = await asyncio.to_thread(sanitize.encode, with_count({STATE_KEY: saved}, claim.lost))
+        body = await asyncio.to_thread(sanitize.encode, with_count({} if saved is None else {STATE_KEY: saved}, claim.lost))
         try:
             msg_id = f"{claim.id}.{subjects.token(self._node_id)}.{count}"
             await self._connection.store(subjects.place_subject(claim.id), body, msg_id)

@@ -21,6 +21,10 @@ class StartFailed(Exception):
     """The task could not be started. The text is the task's error; it never holds a payload."""
 
 
+class NodeFault(StartFailed):
+    """It is this node that could not start the task, so the task goes back."""
+
+
 class FreezeFailed(Exception):
     """The task could not be frozen or thawed; the text says why. After a failed freeze the task runs on."""
 

@@ -17,7 +17,7 @@ import msgspec
 from supervisor.config.daemon_clients import daemon_client
 from supervisor.config.schema import TaskType
 from supervisor.sources.base import Claim
-from supervisor.tasks.executors.base import StartFailed, Wake
+from supervisor.tasks.executors.base import NodeFault, StartFailed, Wake
 from supervisor.tasks.process import bubblewrap, command_process, sandbox, unit
 from supervisor.tasks.process.command_process import CommandTask, Launch
 from supervisor.tasks.process.containment import TASK_VARIABLE, Bounds, Containment, task_mark
@@ -77,7 +77,7 @@ class CommandExecutor:
         try:
             launch = replace(launch, cgroup=self._containment.place(mark, bounds))
         except OSError as error:
-            raise StartFailed(f"no cgroup for the task: {error.strerror}") from None
+            raise NodeFault(f"no cgroup for the task: {error.strerror}") from None
         return await command_process.start(launch, payload, wake, judge_it)
 
     def _order(self, claim: Claim) -> tuple[list[str], bytes, dict[str, str]]:

@@ -20,14 +20,14 @@ from typing import Any, Protocol
 import msgspec
 
 from supervisor.tasks import usage
-from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, Wake, describe
+from supervisor.tasks.executors.base import FreezeFailed, NodeFault, Rung, StartFailed, StopFailed, Wake, describe
 from supervisor.tasks.process import containment, process_tree
 from supervisor.tasks.process.pipes import Pipes
 from supervisor.tasks.process.process_tree import ProcessTree
 from supervisor.tasks.process.result import CommandResult, FailureKind, Judge
 from supervisor.tasks.process.rungs import RungName
 
-START_LIMIT_S = 10.0
+START_LIMIT_S = 10.0  # for the shim, and again for what it starts
 ANSWER_LIMIT_S = 6.0  # beyond the grace: the shim's own limits for freezing and killing, and a busy machine
 RESCUE_LIMIT_S = 5.0
 _ROOT = str(Path(__file__).resolve().parents[3])
@@ -62,7 +62,7 @@ async def start(launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> Com
         shim = ChildShim(launch)
     except OSError as error:
         process_tree.tree_of(0, launch.cgroup).remove()
-        raise StartFailed(f"the task's shim could not be started: {error.strerror}") from None
+        raise NodeFault(f"the task's shim could not be started: {error.strerror}") from None
     return await begin(CommandTask, shim, launch, payload, wake, judge)
 
 
@@ -77,7 +77,7 @@ async def begin(
         shim.kill()
         shim.release()
         shim.tree.remove()
-        raise StartFailed(f"no pipes for the task: {error.strerror}") from None
+        raise NodeFault(f"no pipes for the task: {error.strerror}") from None
     await task.begin()
     return task
 
@@ -270,7 +270,7 @@ class CommandTask:
             self._shim.kill()
             self._release()
             reason = f"not started within {START_LIMIT_S:.0f} s" if isinstance(error, TimeoutError) else "its shim ended"
-            raise StartFailed(reason + (f"; still alive: {', '.join(left)}" if left else "")) from None
+            raise NodeFault(reason + (f"; still alive: {', '.join(left)}" if left else "")) from None
         except asyncio.CancelledError:
             self._release()  # the shim takes this for a lost daemon, and kills what it has started
             raise

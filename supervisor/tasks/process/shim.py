@@ -113,6 +113,7 @@ def _become_task(launch: Mapping[str, object], parent: int, enter: str | None, *
     if enter is not None:
         process_tree.write(f"{enter}/cgroup.procs", "0")
     with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))  # the node's own, see linux/precedence.py
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # 1, not 0: with 0 the kernel still feeds a piped core handler
     for path, value in (("/proc/self/oom_score_adj", "1000"), ("/proc/self/autogroup", "19")):
         with contextlib.suppress(OSError):

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from supervisor.linux.bounded import in_thread, wait_for_event
 from supervisor.linux.helper_process import Streams
-from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed
+from supervisor.tasks.executors.base import FreezeFailed, NodeFault, Rung, StopFailed
 from supervisor.tasks.process import process_tree
 from supervisor.tasks.process.command_process import RESCUE_LIMIT_S, START_LIMIT_S, CommandTask
 from supervisor.tasks.process.containment import Bounds
@@ -113,7 +113,7 @@ class UnitShim:
 
 
 async def connect(bounds: Bounds, *, network: bool) -> UnitShim:
-    """A unit for one task, with the limits of its type, not yet with the task. Raises StartFailed."""
+    """A unit for one task, with the limits of its type, not yet with the task. Raises NodeFault."""
     control = socket.socket(socket.AF_UNIX)
     control.setblocking(False)
     try:
@@ -128,11 +128,11 @@ async def connect(bounds: Bounds, *, network: bool) -> UnitShim:
     except BaseException as error:
         control.close()  # the shim ends then, and its unit with it
         if isinstance(error, TimeoutError):
-            raise StartFailed(f"systemd started no unit for the task within {START_LIMIT_S:.0f} s") from None
+            raise NodeFault(f"systemd started no unit for the task within {START_LIMIT_S:.0f} s") from None
         if isinstance(error, OSError):
-            raise StartFailed(f"no unit for the task ({SOCKETS[network]}): {error.strerror or error}") from None
+            raise NodeFault(f"no unit for the task ({SOCKETS[network]}): {error.strerror or error}") from None
         if isinstance(error, ValueError | TypeError | LookupError):
-            raise StartFailed("the shim in the task's unit could not start: see `journalctl -u 'rae-task*'`") from None
+            raise NodeFault("the shim in the task's unit could not start: see `journalctl -u 'rae-task*'`") from None
         raise
     return UnitShim(control, tree)
 
@@ -142,6 +142,16 @@ async def _line(control: socket.socket) -> bytes:
     while not line.endswith(b"\n") and (part := await loop.sock_recv(control, 4096)):
         line += part
     return line
+
+
+def fault() -> str:
+    """Why systemd starts no unit for a task now; empty: it does, tried with both sockets. Blocks."""
+    try:
+        for network in SOCKETS:
+            asyncio.run(connect(Bounds(), network=network)).control.close()
+    except NodeFault as fault:
+        return str(fault)
+    return ""
 
 
 class UnitHelper:
