@@ -34,6 +34,7 @@ REFUSED: Final = (
     "org.freedesktop.DBus.Error.AccessDenied",
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
 )
+ANY: Final = ".*"  # the end of a watched name that stands for all names below it
 _FAILURES: Final = (DBusFastError, OSError, EOFError, ValueError, TypeError, TimeoutError)
 _ABSENT: Final = (f"{BUS}.Error.ServiceUnknown", f"{BUS}.Error.NameHasNoOwner")
 _Answer = tuple[Message, list[int]]  # a reply, and its descriptors
@@ -63,12 +64,15 @@ class _Subscription:
     sender: str
     interface: str
     member: str
+    path: str
     handler: Callable[[Signal], None]
 
     @property
     def rule(self) -> str:
-        member = f",member='{self.member}'" if self.member else ""
-        return f"type='signal',sender='{self.sender}',interface='{self.interface}'{member}"
+        keys = {"interface": self.interface, "member": self.member, "path": self.path}
+        if not self.sender.endswith(ANY):  # a rule cannot name a namespace of senders
+            keys["sender"] = self.sender
+        return ",".join(["type='signal'", *(f"{key}='{value}'" for key, value in keys.items() if value)])
 
 
 class _Connection(MessageBus):
@@ -111,15 +115,23 @@ class SystemBus:
         """The unique name of a watched name's owner; empty without an owner or without a bus."""
         return self._owners.get(name, "") if self._bus else ""
 
+    def names(self, space: str) -> list[str]:
+        """The names below a watched namespace (`org.mpris.MediaPlayer2.*`) that have an owner now."""
+        return sorted(name for name, owner in self._owners.items() if owner and _is_in(name, space)) if self._bus else []
+
     def watch(self, name: str, on_owner: Callable[[str], None]) -> None:
-        """Call `on_owner` with the owner of `name` at each connection, at each change, and with "" when there is none."""
+        """Call `on_owner` with the owner of `name` at each connection, at each change, and with "" when there is none. For a
+        namespace (`org.mpris.MediaPlayer2.*`), at each change of a name below it; `names` lists them."""
         assert self._task is None, "watches are made before start"
         self._watches.append((name, on_owner))
 
-    def subscribe(self, sender: str, interface: str, member: str, handler: Callable[[Signal], None]) -> None:
-        """Call `handler` for each such signal of the service `sender`; an empty `member` means the whole interface."""
+    def subscribe(
+        self, sender: str, interface: str, member: str, handler: Callable[[Signal], None], *, path: str = ""
+    ) -> None:
+        """Call `handler` for each such signal of the service `sender`, or of a namespace; an empty `member` means the whole
+        interface, an empty `path` every object."""
         assert self._task is None, "subscriptions are made before start"
-        self._subscriptions.append(_Subscription(sender, interface, member, handler))
+        self._subscriptions.append(_Subscription(sender, interface, member, path, handler))
 
     async def start(self) -> None:
         """Connect, and reconnect from now on; returns after the first attempt, successful or not."""
@@ -230,10 +242,16 @@ class SystemBus:
                 bus.add_message_handler(self._receive)
                 senders = dict.fromkeys([n for n, _ in self._watches] + [s.sender for s in self._subscriptions])
                 owner_changed = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged'"
-                rules = [f"{owner_changed},arg0='{name}'" for name in senders]
+                keys = {name: "arg0namespace" if name.endswith(ANY) else "arg0" for name in senders}
+                rules = [f"{owner_changed},{key}='{name.removesuffix(ANY)}'" for name, key in keys.items()]
                 for rule in dict.fromkeys(rules + [s.rule for s in self._subscriptions]):
                     await self._send(bus, _bus_call("AddMatch", rule))
+                if any(name.endswith(ANY) for name in senders):
+                    (there,) = await self._send(bus, _bus_call("ListNames"), "as")
+                    senders = dict.fromkeys([*senders, *(name for name in there if any(_is_in(name, space) for space in senders))])
                 for name in senders:
+                    if name.endswith(ANY):
+                        continue
                     owner = ""
                     try:
                         (owner,) = await self._send(bus, _bus_call("GetNameOwner", name), "s")
@@ -257,8 +275,8 @@ class SystemBus:
 
     def _notify(self, only: str = "") -> None:
         for name, on_owner in self._watches:
-            if not only or name == only:
-                on_owner(self.owner(name))
+            if not only or name == only or _is_in(only, name):
+                on_owner(self.owner(only or name))
 
     def _receive(self, message: Message) -> None:
         """Gets every incoming message before dbus-fast handles it."""
@@ -284,9 +302,20 @@ class SystemBus:
             if (
                 message.interface == wanted.interface
                 and wanted.member in ("", message.member)
-                and message.sender == self._owners.get(wanted.sender, "")
+                and wanted.path in ("", message.path)
+                and self._is_from(message.sender or "", wanted.sender)
             ):
                 wanted.handler(Signal(message.path or "", message.interface, message.member or "", list(message.body)))
+
+    def _is_from(self, owner: str, sender: str) -> bool:
+        """Whether the connection owns the subscribed name, or one below it."""
+        if not sender.endswith(ANY):
+            return owner == self._owners.get(sender, "")
+        return any(at == owner and _is_in(name, sender) for name, at in self._owners.items())
+
+
+def _is_in(name: str, space: str) -> bool:
+    return space.endswith(ANY) and name.startswith(space[:-1])
 
 
 async def _disconnected(bus: _Connection, timeout_s: float | None = None) -> None:
@@ -296,8 +325,9 @@ async def _disconnected(bus: _Connection, timeout_s: float | None = None) -> Non
     await asyncio.wait([over], timeout=timeout_s)
 
 
-def _bus_call(member: str, argument: str) -> Message:
-    return Message(destination=BUS, path=BUS_PATH, interface=BUS, member=member, signature="s", body=[argument])
+def _bus_call(member: str, *argument: str) -> Message:
+    signature = "s" * len(argument)
+    return Message(destination=BUS, path=BUS_PATH, interface=BUS, member=member, signature=signature, body=list(argument))
 
 
 def _read_error(done: asyncio.Future[Any]) -> BaseException | None:
