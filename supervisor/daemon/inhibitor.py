@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from supervisor.linux.dbus import LOGIN1, REFUSED, BusError, Inhibition, Lock, SystemBus, inhibit, inhibitions
 from supervisor.linux.text import one_line
+from supervisor.sensors.base import OWN_LOCK
 
 KINDS = ("sleep", "idle")
 RELEASE_TIMEOUT_S = 1.0
@@ -48,7 +49,7 @@ class Inhibitor:
     """
 
     def __init__(
-        self, bus: SystemBus, mode: str, who: str = "rae-node", on_change: Callable[[], None] = lambda: None
+        self, bus: SystemBus, mode: str, who: str = OWN_LOCK, on_change: Callable[[], None] = lambda: None
     ) -> None:
         self._bus, self._mode, self._who, self._on_change = bus, mode, who, on_change
         self._locks: list[Lock] = []

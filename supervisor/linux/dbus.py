@@ -34,6 +34,7 @@ REFUSED: Final = (
     "org.freedesktop.DBus.Error.AccessDenied",
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
 )
+OTHER_FORM: Final = f"{BUS}.Error.InvalidSignature"
 ANY: Final = ".*"  # the end of a watched name that stands for all names below it
 _FAILURES: Final = (DBusFastError, OSError, EOFError, ValueError, TypeError, TimeoutError)
 _ABSENT: Final = (f"{BUS}.Error.ServiceUnknown", f"{BUS}.Error.NameHasNoOwner")
@@ -191,7 +192,8 @@ class SystemBus:
             if reply.message_type is MessageType.ERROR:
                 raise BusError(_refusal(name, member, reply), reply.error_name or "")
             if reply.signature != expect:
-                raise BusError(f"{name} answered {member} with {reply.signature or 'nothing'!r}, not with {expect!r}")
+                reason = f"{name} answered {member} with {reply.signature or 'nothing'!r}, not with {expect!r}"
+                raise BusError(reason, OTHER_FORM)
             if expect != "h":
                 return list(reply.body)
             return [fds.pop(reply.body[0])]
@@ -248,10 +250,8 @@ class SystemBus:
                     await self._send(bus, _bus_call("AddMatch", rule))
                 if any(name.endswith(ANY) for name in senders):
                     (there,) = await self._send(bus, _bus_call("ListNames"), "as")
-                    senders = dict.fromkeys([*senders, *(name for name in there if any(_is_in(name, space) for space in senders))])
-                for name in senders:
-                    if name.endswith(ANY):
-                        continue
+                    senders |= dict.fromkeys(name for name in there if any(_is_in(name, space) for space in senders))
+                for name in (name for name in senders if not name.endswith(ANY)):
                     owner = ""
                     try:
                         (owner,) = await self._send(bus, _bus_call("GetNameOwner", name), "s")

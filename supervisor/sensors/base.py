@@ -16,6 +16,7 @@ from states.formatting import elapsed
 from states.observation import NEVER
 
 Wake = Callable[[], None]
+OWN_LOCK: Final = "rae-node"  # the holder of the node's locks in every list
 RESUME_SIGN: Final = "the machine woke up from sleep"
 
 

@@ -31,12 +31,11 @@ from supervisor.linux.dbus import (
     inhibitions,
 )
 from supervisor.linux.text import one_line
-from supervisor.sensors.base import RESUME_SIGN, Presence, PresenceSensor, Quality, Wake, inhibitor_line
+from supervisor.sensors.base import OWN_LOCK, RESUME_SIGN, Presence, PresenceSensor, Quality, Wake, inhibitor_line
 from supervisor.sensors.presence.agent_reports import Proof, SessionOwners
 from supervisor.sensors.presence.logind_session import session_properties
 from supervisor.sensors.presence.session_policy import NO_PROOF, Session, SessionSign, away, judge, lid_reason
 
-WHO: Final = "rae-node"  # the holder of our locks
 UPOWER: Final = "org.freedesktop.UPower"
 UPOWER_PATH: Final = "/org/freedesktop/UPower"  # the lid and the mains; the paths below it are batteries
 DELAYS: Final = {"sleep": "PreparingForSleep", "shutdown": "PreparingForShutdown"}
@@ -253,7 +252,7 @@ class Sessions(PresenceSensor):
 
     def _is_others(self, lock: Inhibition) -> bool:
         """Whether it is another program's block lock on idle: a film, a talk, a call."""
-        ours = lock.pid == os.getpid() or lock.who == WHO
+        ours = lock.pid == os.getpid() or lock.who == OWN_LOCK
         return lock.blocks("idle") and not ours
 
     def _compare(self, seen: dict[str, Session], blockers: list[Inhibition]) -> None:
@@ -351,7 +350,7 @@ class _DelayLocks:
 
     async def _take(self, kind: str) -> None:
         try:
-            lock = await inhibit(self._bus, kind, WHO, "stops its task in order first", "delay")
+            lock = await inhibit(self._bus, kind, OWN_LOCK, "stops its task in order first", "delay")
         except BusError as error:
             self._refused[kind] = f"no delay lock on {kind}, a task may be cut short by it: {error}"
         else:

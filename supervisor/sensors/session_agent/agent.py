@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from supervisor.linux import console
 from supervisor.linux.bounded import wait_for_event
-from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus
+from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibitions
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.sensors.presence.logind_session import TERMINAL_TYPES, session_properties
 from supervisor.sensors.session_agent.reporter import Reporter
@@ -213,7 +213,7 @@ class Agent:
             for path in sockets(self._runtime):
                 wanted["wayland", str(path)] = partial(WaylandIdle, path, self._quiet_s)
         if self._desktop is None and (wanted or any(own.graphical for own in self._sessions.values())):
-            desktop = BusIdle(self._session_bus, self._quiet_s)
+            desktop = BusIdle(self._session_bus, self._quiet_s, partial(inhibitions, self._bus))
             self._desktop = (desktop, WatchedSource(desktop, self._desktop_changed))
         nameless = False
         for own in self._sessions.values():
@@ -272,7 +272,8 @@ class Agent:
     # --- the report
 
     async def prove(self) -> None:
-        await asyncio.gather(*(watched.prove() for watched in self._all()))
+        inhibitors = [self._desktop[0].prove_inhibitors()] if self._desktop else []
+        await asyncio.gather(*(watched.prove() for watched in self._all()), *inhibitors)
 
     def report(self) -> dict[str, Any]:
         now_s = boot_s()

@@ -1,52 +1,41 @@
-"""What a desktop says on its own bus: Mutter's idle monitor, the ScreenSaver interface, and what keeps it from idling.
+"""What a desktop says on its own bus: Mutter's idle monitor, the ScreenSaver interface, and what keeps it from idling
+(`inhibitors.py`).
 
 Mutter (of GNOME, which has no ext-idle-notify) signals both idle and touched. The ScreenSaver interface has only
 `GetSessionIdleTime`, without a signal. It is asked every few seconds, only where a session has no other source. Some desktops
 answer in seconds and some in milliseconds; how the answers grow shows which, and must go on showing it.
-
-Inhibitors are GNOME's and KDE's own lists. Only the name of the program is read, never its reason, which may be the title of
-a film. A list without an answer is not an empty list. A game that has registered with gamemode counts as an inhibitor. No
-question here starts a service.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from states.observation import NEVER
-from supervisor.linux.dbus import BUS, BUS_PATH, BusError, Signal, SystemBus
+from supervisor.linux.dbus import BUS, BUS_PATH, BusError, Inhibition, Signal, SystemBus
+from supervisor.sensors.session_agent.inhibitors import SAVER, SAVER_PATH, Inhibitors
 from supervisor.sensors.session_agent.source import ANSWER_S, QUIET_S, Idle, IdleSource, boot_s
 
 MUTTER: Final = "org.gnome.Mutter.IdleMonitor"
 MUTTER_PATH: Final = "/org/gnome/Mutter/IdleMonitor/Core"
-SAVER: Final = "org.freedesktop.ScreenSaver"
-SAVER_PATH: Final = "/org/freedesktop/ScreenSaver"
-GNOME: Final = "org.gnome.SessionManager"
-GNOME_PATH: Final = "/org/gnome/SessionManager"
-GNOME_IDLE: Final = 8  # the flag of inhibitors that keep the session from idling
-KDE: Final = "org.kde.Solid.PowerManagement.PolicyAgent"
-KDE_PATH: Final = "/org/kde/Solid/PowerManagement/PolicyAgent"
-KDE_SCREEN: Final = 4  # the policy of inhibitions that keep the screen on
-GAMEMODE: Final = "com.feralinteractive.GameMode"
-GAMEMODE_PATH: Final = "/com/feralinteractive/GameMode"
-PLAYING: Final = "gamemode"  # its name as an inhibitor, also for presence.ignore_inhibitors
 AGAIN_S: Final = 10.0
 POLL_S: Final = 5.0
 PROBE_S: Final = 1.5
 BACKOFF_S: Final = (1.0, 60.0)
-MAX_INHIBITORS: Final = 16
-MAX_ASKED: Final = 128  # each inhibitor of GNOME's is asked for its kind
-UNKNOWN: Final = "somebody (the desktop does not say who inhibits)"
-NO_SUCH: Final = tuple(f"{BUS}.Error.Unknown{what}" for what in ("Method", "Object", "Interface"))  # not this desktop's
 UNIT_S: Final = 4.0  # answers that grow like seconds for so long are seconds
 
 
-class BusIdle(IdleSource):
-    """One session bus. `reading` is Mutter's, otherwise the screen saver's, where `poll` allows it."""
+async def _no_locks() -> Sequence[Inhibition]:
+    return ()
 
-    def __init__(self, address: str, quiet_s: float = QUIET_S) -> None:
+
+class BusIdle(IdleSource):
+    """One session bus. `reading` is Mutter's, otherwise the screen saver's, where `poll` allows it. `locks`: logind's list."""
+
+    def __init__(
+        self, address: str, quiet_s: float = QUIET_S, locks: Callable[[], Awaitable[Sequence[Inhibition]]] = _no_locks
+    ) -> None:
         self._bus = SystemBus(address, backoff_s=BACKOFF_S, name="session bus")
         self._quiet_s = quiet_s
         self._changed: Callable[[], None] = lambda: None
@@ -55,15 +44,12 @@ class BusIdle(IdleSource):
         self._mutter: Idle | None = None
         self._saver: Idle | None = None
         self._idle_watch = self._active_watch = 0
-        self._inhibitors: dict[str, tuple[str, ...]] = {GNOME: (), KDE: (), GAMEMODE: ()}
-        self._again: dict[str, asyncio.TimerHandle] = {}
+        self._inhibitors = Inhibitors(self._bus, lambda: self._changed(), locks)
+        self._again: asyncio.TimerHandle | None = None
         self._saver_there = asyncio.Event()
         self._bus.watch(SAVER, lambda owner: self._saver_there.set() if owner else self._saver_there.clear())
         self._bus.watch(MUTTER, lambda _: self._do(self._begin_mutter()))
         self._bus.subscribe(MUTTER, MUTTER, "WatchFired", self._fired)
-        for name, ask in ((GNOME, self._list_gnome), (KDE, self._list_kde), (GAMEMODE, self._count_games)):
-            self._bus.watch(name, lambda _, ask=ask: self._do(ask()))  # type: ignore[misc]
-            self._bus.subscribe(name, name, "", lambda _, ask=ask: self._do(ask()))  # type: ignore[misc]
 
     @property
     def reading(self) -> Idle | None:
@@ -72,7 +58,7 @@ class BusIdle(IdleSource):
     @property
     def inhibitors(self) -> tuple[str, ...]:
         """The programs that keep the desktop from idling."""
-        return tuple(dict.fromkeys(name for names in self._inhibitors.values() for name in names))
+        return self._inhibitors.held
 
     async def run(self, changed: Callable[[], None]) -> None:
         """See `IdleSource`; ends only when cancelled."""
@@ -82,20 +68,25 @@ class BusIdle(IdleSource):
             await asyncio.get_running_loop().create_future()
         finally:
             self.poll(False)
-            for timer in self._again.values():
-                timer.cancel()
+            if self._again is not None:
+                self._again.cancel()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._inhibitors.stop()
             await self._bus.stop()
 
     async def prove(self) -> None:
-        """See `IdleSource`; never raises: a bus without Mutter may still list inhibitors."""
+        """See `IdleSource`; never raises."""
         if self._mutter is not None:
             try:
                 await self._ask_mutter()
             except BusError:
                 self._lose_mutter()
+
+    async def prove_inhibitors(self) -> None:
+        """Ask again those that have no signal; never raises."""
+        await self._inhibitors.prove()
 
     def poll(self, wanted: bool) -> None:
         """Ask the screen saver, because a session has no other source; or stop that."""
@@ -123,8 +114,8 @@ class BusIdle(IdleSource):
 
     async def _begin_mutter(self) -> None:
         self._mutter, self._idle_watch, self._active_watch = None, 0, 0
-        if MUTTER in self._again:
-            self._again.pop(MUTTER).cancel()
+        if self._again is not None:
+            self._again.cancel()
         if self._bus.owner(MUTTER):
             try:
                 (pid,) = await self._bus.call(
@@ -143,7 +134,9 @@ class BusIdle(IdleSource):
         """It does not answer. It has gone, which the bus reports, or is busy, as GNOME's shell is while it starts."""
         self._mutter = None
         self._changed()
-        self._later(MUTTER, self._begin_mutter)
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(AGAIN_S, lambda: self._do(self._begin_mutter()))
 
     async def _watch_for_touch(self) -> None:
         """The watch fires once. The idle time shows a touch that came before the watch was set."""
@@ -201,69 +194,6 @@ class BusIdle(IdleSource):
         old, self._saver = self._saver, new
         if (old is None) != (new is None) or (old and new and (old.idle_since_s is None) != (new.idle_since_s is None)):
             self._changed()
-
-    # --- inhibitors
-
-    async def _list_gnome(self) -> None:
-        found: list[str] = []
-        paths: list[str] | None = None
-        try:
-            (paths,) = await self._ask(GNOME, GNOME_PATH, "GetInhibitors", expect="ao")
-            for path in paths[:MAX_ASKED]:
-                interface = f"{GNOME}.Inhibitor"
-                (bits,) = await self._ask(GNOME, path, "GetFlags", interface=interface, expect="u")
-                if bits & GNOME_IDLE:
-                    found += await self._ask(GNOME, path, "GetAppId", interface=interface, expect="s")
-            if len(paths) > MAX_ASKED:
-                found.append(UNKNOWN)
-        except BusError as error:
-            if paths is not None and error.name and self._bus.owner(GNOME):
-                return  # one ended between two calls: the signal of its end is on its way
-            found = [] if error.name in NO_SUCH else list(self._unanswered(GNOME, self._list_gnome))
-        self._set_inhibitors(GNOME, tuple(found))
-
-    async def _list_kde(self) -> None:
-        found: tuple[str, ...] = ()
-        try:
-            (inhibited,) = await self._ask(KDE, KDE_PATH, "HasInhibition", KDE_SCREEN, signature="u", expect="b")
-            if inhibited:
-                found = (UNKNOWN,)
-                (listed,) = await self._ask(KDE, KDE_PATH, "ListInhibitions", expect="a(ss)")
-                found = tuple(name for name, _ in listed[:MAX_INHIBITORS]) or ("an unnamed program",)
-        except BusError as error:
-            if error.name not in NO_SUCH:
-                found = self._unanswered(KDE, self._list_kde)
-        self._set_inhibitors(KDE, found)
-
-    def _set_inhibitors(self, name: str, found: tuple[str, ...]) -> None:
-        if found != self._inhibitors[name]:
-            self._inhibitors[name] = found
-            self._changed()
-
-    def _unanswered(self, name: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> tuple[str, ...]:
-        """What to believe of a list without an answer. Without the service it is empty. Otherwise it is what was known, or an
-        unknown program, until the list is answered."""
-        if not self._bus.owner(name):
-            return ()
-        self._later(name, ask)
-        return self._inhibitors[name] or (UNKNOWN,)
-
-    def _later(self, name: str, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if name in self._again:
-            self._again[name].cancel()
-        self._again[name] = asyncio.get_running_loop().call_later(AGAIN_S, lambda: self._do(ask()))
-
-    async def _count_games(self) -> None:
-        playing: tuple[str, ...] = ()
-        if self._bus.owner(GAMEMODE):
-            try:
-                games = (await self._bus.properties(GAMEMODE, GAMEMODE_PATH, GAMEMODE)).get("ClientCount")
-            except BusError as error:
-                games = None
-                if not error.name:  # probably busy with its scripts, after which no signal comes
-                    self._later(GAMEMODE, self._count_games)
-            playing = () if games == 0 and type(games) is int else (PLAYING,)  # without a number it is not idle
-        self._set_inhibitors(GAMEMODE, playing)
 
     async def _ask(
         self, name: str, path: str, member: str, *body: Any, interface: str = "", signature: str = "", expect: str = ""
