@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import runpy
 import shutil
 import subprocess
 import zipfile
@@ -89,12 +90,10 @@ def test_staged_it_writes_there_and_nowhere_else_and_takes_it_back(tmp_path: Pat
     assert [path for path in root.rglob("*") if not path.is_dir()] == []
 
 
-def test_the_way_back_removes_what_a_task_can_leave(tmp_path: Path) -> None:
-    """A folder of 2,500 levels, names that are no text or options, links to the outside, a FIFO, a folder without rights."""
-    root = tmp_path / "root"
-    workdir = root / "opt/rae-node/workdir"
+def fill(workdir: Path, outside: Path) -> None:
+    """What a task can leave: a folder of 2,500 levels, names that are no text or options, links to the outside, a FIFO, a
+    folder without rights."""
     (workdir / "task-1").mkdir(parents=True)
-    outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").touch()
     (workdir / "task-1/link").symlink_to(outside)
@@ -108,10 +107,26 @@ def test_the_way_back_removes_what_a_task_can_leave(tmp_path: Path) -> None:
         os.close(here)
         here = below
     os.close(here)
+
+
+def test_the_way_back_removes_what_a_task_can_leave(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    fill(root / "opt/rae-node/workdir", outside)
     done = install("--root", str(root), "--uninstall", "--purge")
     assert (done.returncode, done.stderr) == (0, "")
     assert not (root / "opt/rae-node").exists()
     assert (outside / "kept").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_a_folder_goes_to_another_account_with_what_a_task_can_leave_in_it(tmp_path: Path) -> None:
+    fill(tmp_path / "workdir", tmp_path / "outside")
+    host = runpy.run_path(INSTALL)["Host"]
+    host.own(tmp_path / "workdir", (65534, 65534))
+    there = subprocess.run(["find", tmp_path, "-uid", "65534", "-printf", "x"], capture_output=True, check=True).stdout
+    assert len(there) == 2506, "all of it, and nothing outside"
+    assert (tmp_path / "outside/kept").stat().st_uid == 0
+    subprocess.run(["rm", "-rf", tmp_path / "workdir"], check=True)  # too deep for pytest
 
 
 def has_cuda(home: Path) -> bool:
