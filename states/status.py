@@ -94,7 +94,7 @@ def unblock(o: Observation, m: Memory, lim: Limits) -> str:
     return hints.get(first.name, first.reason)
 
 
-_NOT_FOREIGN = "; name what is RAE's, or only draws the desktop, in gpu.own_processes and gpu.display_servers (node.yaml)"
+_NOT_FOREIGN = "; name what is RAE's in gpu.own_units or gpu.own_processes (node.yaml)"
 
 
 def _switch_on(verdict: Verdict) -> str:

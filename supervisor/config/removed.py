@@ -13,6 +13,7 @@ REMOVED: Final[dict[str, str]] = {
     "control.max_requests_per_sec": "it is a constant now (100)",
     "control.backoff_max_sec": "it is a constant now (300 s)",
     "gpu.display_cap_gb": "it is a constant now (2 GiB)",
+    "gpu.display_servers": "what draws the desktop is known by its unit, or by its age, memory and load",
     "gpu.look_interval_sec": "it is a constant now (2 s)",
     "gpu.vram_release_sec": "it is a constant now (5 s)",
     "gpu.max_age_sec": "it is a constant now (80 s)",

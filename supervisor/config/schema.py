@@ -263,14 +263,6 @@ class GpuSettings(Struct, frozen=True, forbid_unknown_fields=True):
         list[Filled],
         doc("systemd units (ollama.service) whose GPU processes belong to RAE. Safer: any program can take a name."),
     ] = field(default_factory=list)
-    display_servers: Annotated[
-        list[Filled], doc("Processes that draw the desktop. They always use the GPU and are no sign of the person.")
-    ] = field(
-        default_factory=lambda: [
-            "Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "kwin_x11", "sway", "weston", "plasmashell", "cinnamon", "xfwm4",
-            "mutter", "budgie-wm", "picom", "labwc", "wayfire", "niri", "Hyprland", "cosmic-comp",
-        ]
-    )
 
 
 class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):

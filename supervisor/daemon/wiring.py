@@ -24,6 +24,7 @@ from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import Clock, iso
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Wake
+from supervisor.sensors.gpu.poller import NEVER_LOOK
 from supervisor.sensors.sensor_set import SensorSet
 from supervisor.sources.api_key import TokenError, token
 from supervisor.sources.base import Source
@@ -45,7 +46,7 @@ FIRST_TICK_S: Final = 0.01
 GPU_AGAIN_S: Final = 5.0
 LOOK_INTERVAL_S: Final = 2.0  # between two looks at a GPU that works for us
 # How long a claim waits for a fresh reading of the GPU (it is checked once more before the start).
-GPU_CHECK_S: Final = 1.0
+GPU_CHECK_S: Final = 2.0
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
 SWEEP_AGAIN_S: Final = 10.0
 REPAIRS: Final = 3  # how many `status` shows
@@ -342,10 +343,13 @@ class Node:
     def demand(self, state: State, gpu_free: bool) -> None:
         """Tell the GPU sensor how closely to watch. Let a sleep go on when nothing of ours runs.
 
-        At rest, events tell who opens the GPU; that somebody has left it is seen by looking only.
+        At rest, events tell who opens the GPU; that somebody has left it is seen by looking only. A node that is switched off
+        leaves it alone.
         """
         interval_s: float | None = None
-        if state is State.RUNNING or (gpu_free and self.sensors.gpu.own.left):
+        if state is State.DISABLED and self.attempts.process is None and not self.sensors.gpu.own.left:
+            interval_s = NEVER_LOOK
+        elif state is State.RUNNING or (gpu_free and self.sensors.gpu.own.left):
             interval_s = LOOK_INTERVAL_S
         elif not gpu_free:
             interval_s = GPU_AGAIN_S

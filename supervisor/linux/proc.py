@@ -5,7 +5,9 @@ Every user may read the short name and the control group of every process, but n
 
 from __future__ import annotations
 
-import os.path
+import os
+import re
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +19,7 @@ from supervisor.linux.text import one_line
 
 MAX_NAME: Final = 32  # characters of a name that is shown
 COMM_LENGTH: Final = 15  # the kernel cuts a process's name there
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +73,30 @@ def in_units(name: Name, units: Collection[str]) -> bool:
     """Whether a process is in one of the systemd units, or below it; a unit may be a pattern (app-steam-*.scope)."""
     parts = [part for part in name.cgroup.split("/") if part] if units else []
     return any(fnmatchcase(part, unit) for part in parts for unit in units)
+
+
+# Of /proc/PID/cgroup. A desktop's own parts are in session.slice, what it starts for a person in app.slice, in each person's
+# user-UID.slice (systemd's "Desktop Environments"). Login screens have users below 1000, or such that systemd makes up.
+_DESKTOP_SLICES: Final = frozenset({"session.slice", "background.slice"})
+_USER_SLICE: Final = re.compile(r"user-(\d+)\.slice")
+_LOGIN_SCREENS: Final = (range(1, 1000), range(60578, 65536))
+
+
+def draws_desktop(cgroup: str) -> bool:
+    """Whether a process that draws is part of a desktop or of a login screen, by its control group: no person has started it
+    for its own sake."""
+    parts = [part for part in cgroup.split("/") if part]
+    for part in parts:
+        if match := _USER_SLICE.fullmatch(part):
+            login_screen = any(int(match[1]) in users for users in _LOGIN_SCREENS)
+            return login_screen or not _DESKTOP_SLICES.isdisjoint(parts)
+    return parts[:1] == ["system.slice"] and not any(part.endswith(".scope") for part in parts)  # a container has a scope
+
+
+def age_s(proc_root: Path, pid: int) -> float:
+    """How many seconds ago a process was started; 0 if that cannot be read."""
+    try:
+        ticks = int(read_small(f"{proc_root}/{pid}/stat").rpartition(")")[2].split()[19])
+    except (ValueError, IndexError):
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / _TICKS_PER_S)

@@ -113,7 +113,7 @@ def test_the_note_names_the_value_of_the_constant() -> None:
         "control.max_answer_mb": transport.MAX_ANSWER_BYTES * 1024 / gib,
         "control.max_requests_per_sec": transport.MAX_REQUESTS_PER_SEC,
         "control.backoff_max_sec": backoff.LONGEST_S,
-        "gpu.display_cap_gb": ownership.DISPLAY_CAP_GB,
+        "gpu.display_cap_gb": ownership.DESKTOP_GB,
         "gpu.look_interval_sec": wiring.LOOK_INTERVAL_S,
         "gpu.vram_release_sec": ownership.VRAM_RELEASE_S,
         "gpu.max_age_sec": limits.max_age_gpu_s,
@@ -125,7 +125,7 @@ def test_the_note_names_the_value_of_the_constant() -> None:
         "work.settle_sec": sensor_set.SETTLE_S,
     }
     assert limits.max_age_cpu_s == limits.max_age_host_s
-    assert [*values] == [name for name in REMOVED if name != "control.paths"]
+    assert [*values] == [name for name in REMOVED if name not in ("control.paths", "gpu.display_servers")]
     for name, value in values.items():
         assert REMOVED[name].startswith(f"it is a constant now ({value:g}"), name
 

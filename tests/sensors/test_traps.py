@@ -63,7 +63,7 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     )),
     "T13": ("a query wakes a sleeping GPU", (
         "sensors/gpu/test_poller.py::test_a_sleeping_gpu_is_free_without_nvml",
-        "sensors/gpu/test_poller.py::test_a_quiet_gpu_that_may_sleep_is_left_alone",
+        "sensors/gpu/test_poller.py::test_the_driver_is_let_go_between_looks_that_are_far_apart",
         "tools/doctor/test_second_opinion.py::test_a_gpu_that_sleeps_is_not_woken_to_be_compared",
     )),
     "T14": ("a driver just loaded shows 90 percent and more", (

@@ -1,6 +1,7 @@
 /* A stand-in libnvidia-ml.so.1 for tests, under the real pynvml. Every call rereads the text file FAKE_NVML_FILE:
  *   count=1                      number of devices, at most 16
  *   0.util=37  0.memutil=5  0.mem_total=25757220864  0.mem_used=1073741824  0.mem_reserved=0
+ *   0.minor=0                    of /dev/nvidiaN; without a line the device's number
  *   0.temp=51  0.power=120000 (mW)  0.mig=1  0.name=...  0.uuid=GPU-...
  *   0.proc=PID:BYTES:c           one line per process (c compute, g graphics); repeatable; BYTES -1: not told
  *   0.putil=PID:PERCENT          how busy a process keeps it, while it is not stopped; repeatable; without any line the
@@ -60,6 +61,9 @@ ret_t nvmlDeviceGetHandleByUUID(const char *u, nvmlDevice_t *d) {
   return NOTFOUND;
 }
 ret_t nvmlDeviceGetIndex(nvmlDevice_t d, unsigned *i) { DEV("nvmlDeviceGetIndex") *i = d->idx; return OK; }
+ret_t nvmlDeviceGetMinorNumber(nvmlDevice_t d, unsigned *i) { DEV("nvmlDeviceGetMinorNumber") *i = num(b, KEY("minor"), d->idx); return OK; }
+struct pci { char old[16]; unsigned domain, bus, device, id, sub; char bus_id[32]; };
+ret_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t d, struct pci *p) { DEV("nvmlDeviceGetPciInfo") memset(p, 0, sizeof *p); p->bus = d->idx + 1; snprintf(p->bus_id, sizeof p->bus_id, "00000000:%02X:00.0", d->idx + 1); return OK; }
 ret_t nvmlDeviceGetName(nvmlDevice_t d, char *o, unsigned n) { DEV("nvmlDeviceGetName") str(b, KEY("name"), "Fake GPU", o, n); return OK; }
 ret_t nvmlDeviceGetUUID(nvmlDevice_t d, char *o, unsigned n) { DEV("nvmlDeviceGetUUID") char def[40]; snprintf(def, sizeof def, "GPU-fake-%d", d->idx); str(b, KEY("uuid"), def, o, n); return OK; }
 ret_t nvmlDeviceGetUtilizationRates(nvmlDevice_t d, unsigned *u) { DEV("nvmlDeviceGetUtilizationRates") unsigned g = num(b, KEY("util"), 0), m = num(b, KEY("memutil"), 0); u[0] = g; u[1] = m; return OK; }

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from supervisor.linux.inotify import flags
 from supervisor.linux.small_files import read_small
-from supervisor.sensors.gpu.drm_usage import Look, busy_percent, judge
+from supervisor.sensors.gpu.drm_usage import Look, busy_percent, judge, measured
 from supervisor.sensors.gpu.ownership import GpuUse
 from supervisor.sensors.gpu.pci_gpus import PciGpus, asleep, is_drm
 from supervisor.sensors.gpu.poller import ABSENT, GpuPoller, Setup
@@ -83,13 +83,16 @@ class DrmSensor(GpuPoller[Look]):
         except ValueError as error:
             return self._failed(str(error))
         percents = {pci: percent for pci, percent in loads.items() if percent is not None}
-        use = self._judge(now_s, lambda known: judge(answer.devices, lent, percents, known))
+        use = self._judge(now_s, lambda known: judge(measured(before, answer), lent, percents, known))
         self._fresh = False
         if use.gpu is not None and not use.gpu.foreign and len(percents) < len(loads):
             return self._look_in(AGAIN_S)
+        if use.gpu is None:
+            self._use = use
+            return self._failed(use.error)
         self._failures, self._looked_at_s = 0, now_s
         self._publish(use, now_s, "DRM")
-        return self._look_in(self._follow_up.pop(0) if self._follow_up else self._interval_s)
+        return self._look_later()
 
     def _is_node(self, name: str) -> bool:
         return NODE.fullmatch(name) is not None

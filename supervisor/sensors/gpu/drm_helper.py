@@ -2,11 +2,14 @@
 
 It reads sysfs and the DRM part of /proc/PID/fdinfo, nothing else. The answer to `look` is `{"at_s": float, "devices": [...]}`;
 `at_s` is of CLOCK_MONOTONIC. A device has `pci, driver, asleep, error, percent, idle_ms, total, used, clients
-[{pid, used, busy}], hidden [pid]`. Nothing else is read of a GPU that is asleep, so that it stays so. `percent` is amdgpu's
-own; Intel's drivers report instead for how many milliseconds each part has been idle since boot. Sizes are bytes, null where
-the driver reports none; an `error` is a file that exists and cannot be read. A client's `used` is its part of the GPU's own
-memory; `busy` is whether it holds or has done anything. `hidden` are processes that have the right to open the GPU, and that
-may not be looked into: another user's, or protected. Root's own are left out, because the totals include them.
+[{pid, kind, used, busy, engine_ns}], hidden [pid]`. Nothing else is read of a GPU that is asleep, so that it stays so.
+`percent` is amdgpu's own; Intel's drivers report instead for how many milliseconds each part has been idle since boot. Sizes
+are bytes, null where the driver reports none; an `error` is a file that exists and cannot be read. A client's `used` is its
+part of the GPU's own memory; `busy` is whether it holds or has done anything; `engine_ns` is for how long it has kept the GPU
+busy so far, null where its driver does not count that; `kind` is `c` where it is in the kernel's own list of compute processes
+(KFD), which everybody may read. `hidden` are processes that have the right to open the GPU, and that may not be looked into:
+another user's, or protected. That they have it open is not known. Root's own are left out; process 1 stands for all that a
+/proc mounted with hidepid does not even list.
 """
 
 from __future__ import annotations
@@ -33,12 +36,13 @@ SIZES: Final = ("resident", "memory", "total")
 OWN_MEMORY: Final = re.compile(r"drm-(resident|memory|total)-((?:vram|local)[0-9]*)")
 ANY_MEMORY: Final = re.compile(r"drm-(?:resident|memory|total)-(?!cycles-).+")
 WORK: Final = re.compile(r"drm-(?:engine|cycles)-(?!capacity-).+")
+BUSY_NS: Final = re.compile(r"drm-engine-(?!capacity-).+")
+TIME: Final = re.compile(r"[0-9]+ ns")
 UNITS: Final = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 ACL_USER, ACL_GROUP = 0x02, 0x08
 NO_ACL: Final = (errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT)
 BROKERS: Final = ("systemd-logind", "elogind-daemon", "seatd")  # they open devices for others
 GONE: Final = (FileNotFoundError, ProcessLookupError)
-PROC_HIDDEN: Final = "other users' processes are hidden: mount /proc without hidepid"
 
 
 def text(path: str) -> str:
@@ -140,6 +144,7 @@ class Reader:
 
     def __init__(self, sys_root: str, proc_root: str, dev_root: str) -> None:
         self._pci, self._proc, self._dri = PciGpus(sys_root, is_drm), proc_root, f"{dev_root}/dri"
+        self._kfd = f"{sys_root}/class/kfd/kfd"
 
     def look(self) -> dict[str, Any]:
         folders = self._pci.present()
@@ -184,8 +189,7 @@ class Reader:
     def _read_processes(self, devices: dict[str, dict[str, Any]], rights: dict[str, Rights]) -> None:
         if self._proc_hides():
             for device in devices.values():
-                device["error"] = device["error"] or PROC_HIDDEN
-            return
+                device["hidden"].append(1)
         seen: set[tuple[str, str]] = set()
         # A context that logind or seatd has opened for a compositor is open in both, and the compositor's: brokers come last.
         last: list[int] = []
@@ -208,6 +212,27 @@ class Reader:
                         device["hidden"].append(pid)
             except GONE:
                 continue
+        self._add_compute(devices)
+
+    def _add_compute(self, devices: dict[str, dict[str, Any]]) -> None:
+        """The kernel's list of compute processes, for AMD's."""
+        gpus = {}
+        for node in glob.glob(f"{glob.escape(self._kfd)}/topology/nodes/*"):
+            known = dict(line.split(" ", 1) for line in read_small(f"{node}/properties").splitlines() if " " in line)
+            place, domain = int(known.get("location_id", "0")), int(known.get("domain", "0"))
+            pci = f"{domain:04x}:{place >> 8:02x}:{place >> 3 & 31:02x}.{place & 7}"
+            gpus[read_small(f"{node}/gpu_id")] = devices.get(pci)
+        for path in glob.glob(f"{glob.escape(self._kfd)}/proc/*/vram_*"):
+            pid, held = path.split("/")[-2].partition("_")[0], read_small(path)
+            device = gpus.get(path.rpartition("_")[2])
+            if device is None or not pid.isdecimal():
+                continue
+            client = next((c for c in device["clients"] if c["pid"] == int(pid)), None)
+            if client is None:
+                client = {"pid": int(pid), "used": 0, "engine_ns": None}
+                device["clients"].append(client)
+            size_now = int(held) if held.isdecimal() else 0
+            client |= {"kind": "c", "busy": True, "used": max(client["used"], size_now)}
 
     def _proc_hides(self) -> bool:
         """Whether /proc, if it is a real one, hides other users' processes: process 1 always exists."""
@@ -239,7 +264,10 @@ class Reader:
                 if match := OWN_MEMORY.fullmatch(key):
                     regions.setdefault(match[2], {})[match[1]] = size(value)
             busy = any(size(v) > 0 for k, v in known.items() if ANY_MEMORY.fullmatch(k) or WORK.fullmatch(k))
-            client = found.setdefault(pci, {"used": 0, "busy": False})
+            client = found.setdefault(pci, {"used": 0, "busy": False, "engine_ns": None})
+            spent = [int(v.split()[0]) for k, v in known.items() if BUSY_NS.fullmatch(k) and TIME.fullmatch(v)]
+            if spent:
+                client["engine_ns"] = (client["engine_ns"] or 0) + sum(spent)
             client["used"] += sum(next(region[kind] for kind in SIZES if kind in region) for region in regions.values())
             client["busy"] = client["busy"] or busy
         return found

@@ -1,8 +1,11 @@
 """Judges what the kernel reports about AMD and Intel GPUs: how much of the lent ones is in use, and by whom. Pure.
 
-Processes of other users may be hidden. One that may have the GPU open and is no display server makes the reading unknown. A
-hidden display server is harmless while all memory that no listed process explains is under DISPLAY_CAP_GB; a GPU without
-its own memory has nothing to cap. An Intel GPU's load is the share of time between two looks in which it was not idle.
+Processes of other users may be hidden. That one could have the GPU open proves nothing: what the kernel counts does. Load and
+memory that no listed process explains are those of hidden processes. Up to what a desktop needs they are taken for one;
+more makes the GPU unknown. If the node's own task is among the hidden ones, as in a unit with a user of its own, it is the
+task's: of memory, what is there beyond the last look without a task.
+
+An Intel GPU's load is the share of time between two looks in which it was not idle.
 
 For memory that a finished task has left, amdgpu's total (`mem_info_vram_used`) is compared with the sum of all processes. The
 rest that was not there beside the task is still the task's. Memory of hidden processes is part of the rest, because nothing
@@ -13,21 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from supervisor.linux.proc import Name
 from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import (
-    DISPLAY_CAP_GB,
     GIB,
     GpuUse,
     Known,
     LentGpu,
     Process,
     Whose,
-    called,
     gib,
     process_rows,
 )
@@ -98,39 +100,46 @@ def judge(cards: Sequence[Card], lent: Collection[str], percents: Mapping[str, f
         percents: the load of each lent card.
     """
     chosen = [card for card in cards if card.pci in lent]
-    pids = {p.pid for card in chosen for p in card.clients if p.busy}
-    hidden = {pid for card in chosen for pid in card.hidden}
-    names = {pid: known.name_of(pid) for pid in pids | hidden}
-    owners = {pid: known.whose(pid, names[pid]) for pid in pids}
-    hidden_owners = {pid: known.whose(pid, names[pid]) for pid in hidden if not names[pid].gone}
-    rows = tuple(_row(card, card.pci in lent, percents, names, owners) for card in cards)
-    if suspects := sorted(pid for pid, it in hidden_owners.items() if it is Whose.FOREIGN):
-        who = ", ".join(called(pid, names[pid]) for pid in suspects[:3]) + (", …" if len(suspects) > 3 else "")
-        hint = "run the node as root, or name what only draws the desktop in gpu.display_servers"
-        return GpuUse(None, f"{who} may use the GPU and cannot be looked into: {hint}", rows=rows)
-    displays = {pid for pid, it in (*owners.items(), *hidden_owners.items()) if it is Whose.DISPLAY}
-    if sum(_held_by(displays, card) for card in chosen) > DISPLAY_CAP_GB * GIB:
-        owners |= dict.fromkeys(displays, Whose.FOREIGN)
-    foreign = sorted(pid for pid, it in owners.items() if it is Whose.FOREIGN)
-    gpus = [
-        LentGpu(
-            card.pci,
-            percents.get(card.pci, 0.0),
-            card.listed if card.used is None else card.used,
-            [p for p in card.clients if p.busy],
-            None if card.used is None else (card.used - card.listed) / GIB,
-        )
-        for card in chosen
-    ]
-    unlisted_by = "no process that can be looked into" if hidden else "no listed process"
-    others, own = ownership.judge(gpus, known, names, owners, foreign, unlisted_by)
-    return GpuUse(others, rows=rows, own=own)
+    others = [card for card in cards if card.pci not in lent]
+    names = {p.pid: known.name_of(p.pid) for card in cards for p in card.clients if p.busy}
+    gpus = [_lent(card, percents.get(card.pci, 0.0), known) for card in chosen]
+    names |= {p.pid: known.name_of(p.pid) for gpu in gpus for p in gpu.processes}
+    owners = known.owners(gpus, names)
+    on = (card for card in others if any(p.busy and p.pid in known.own for p in card.clients))
+    stray = next((f"GPU {card.pci}, which is not lent (gpu.lend)" for card in on), "")
+    use = ownership.judge(gpus, known, names, owners, stray)
+    return replace(use, rows=tuple(_row(card, card.pci in lent, percents, names, owners) for card in cards))
 
 
-def _held_by(displays: set[int], card: Card) -> int:
-    """Bytes that the display servers may hold of a card: if one is hidden, also all that no listed process holds."""
-    unseen = max(0, card.used - card.listed) if card.used is not None and displays & set(card.hidden) else 0
-    return unseen + sum(p.used or 0 for p in card.clients if p.pid in displays)
+def _lent(card: Card, percent: float, known: Known) -> LentGpu:
+    processes = [p for p in card.clients if p.busy]
+    unlisted = 0 if card.used is None else card.used - card.listed
+    task = sorted(set(card.hidden) & set(known.own))
+    if task:
+        before_gb = known.before.get(card.pci, min(unlisted / GIB, ownership.NOBODYS_GB))
+        more = max(0, unlisted - int(before_gb * GIB))
+        if more > ownership.LEAKED_GB * GIB or percent > ownership.DRAWN_PERCENT:
+            processes.append(Process(task[0], used=more))
+            unlisted -= more
+    unlisted_gb = None if card.used is None else unlisted / GIB
+    used = card.listed if card.used is None else card.used
+    return LentGpu(card.pci, percent, used, processes, unlisted_gb, bool(set(card.hidden) - set(known.own)))
+
+
+def measured(before: Look | None, now: Look) -> tuple[Card, ...]:
+    """The cards with the load of each client, where its driver counts its time and both looks show it."""
+    if before is None or now.at_s - before.at_s < MIN_WINDOW_S:
+        return now.devices
+    window_ns = (now.at_s - before.at_s) * 1e9
+    earlier = {(card.pci, p.pid): p.engine_ns for card in before.devices for p in card.clients}
+
+    def load(card: Card, process: Process) -> Process:
+        then = earlier.get((card.pci, process.pid))
+        if process.engine_ns is None or then is None or process.engine_ns < then:
+            return process
+        return structs.replace(process, percent=min(100, round(100 * (process.engine_ns - then) / window_ns)))
+
+    return tuple(structs.replace(card, clients=tuple(load(card, p) for p in card.clients)) for card in now.devices)
 
 
 def _row(

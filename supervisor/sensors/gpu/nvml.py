@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: what others do on the lent ones, without keeping a sleeping GPU awake.
+"""NVIDIA GPUs: what others do on the lent ones, without keeping a sleeping GPU awake or the driver in use.
 
 The sources, in this order:
 1. PCI's sysfs: nobody uses a GPU whose `power/runtime_status` is `suspended`, so neither NVML nor a helper is needed. The
@@ -6,11 +6,11 @@ The sources, in this order:
 2. nvml_helper, which alone loads NVML, and so finds out whether the library loads.
 3. `nvml_usage`, which judges the answer. When to look is in `poller`.
 
-A GPU that may sleep (`power/control` is `auto`) and is quiet gets the chance to: the helper is ended for up to `NAP_S`, because
-each query keeps the GPU awake for some 20 s. If it stays awake twice, for another reason, it is left so for ten minutes.
+The helper unloads NVML between looks that are far apart: a driver that is in use keeps the GPU awake, and its person from
+resetting it or giving it to a virtual machine.
 
-The first sample of a new helper does not count, unless it shows a process: without the persistence daemon the first query loads
-the driver and shows 90 % and more.
+The first samples after NVML was loaded do not count, unless they show a process: without the persistence daemon the first
+query loads the driver and shows 90 % and more.
 """
 
 from __future__ import annotations
@@ -18,19 +18,16 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from states.observation import NEVER
 from supervisor.linux.inotify import flags
-from supervisor.sensors.gpu.nvml_usage import Answer, judge
+from supervisor.sensors.gpu.nvml_usage import Answer, Device, judge
 from supervisor.sensors.gpu.ownership import GpuUse
 from supervisor.sensors.gpu.pci_gpus import PciGpus, asleep, driver, is_nvidia, power
 from supervisor.sensors.gpu.poller import ABSENT, GpuPoller, Setup
 
 LIBRARY: Final = "libnvidia-ml.so.1"
-NAP_S: Final = 25.0
-NAP_TRIES: Final = 2
-NO_NAP_S: Final = 600.0
 # A driver that was just loaded shows 90 percent and more. A first sample up to this value cannot be one of those, and counts.
 WAKING_PERCENT: Final = 10
+WAKING: Final = (1, 2, 4)  # pauses before the next sample counts, in units of `Setup.settle_s`
 
 
 class NvmlSensor(GpuPoller[Answer]):
@@ -47,7 +44,8 @@ class NvmlSensor(GpuPoller[Answer]):
         self._pci = PciGpus(setup.sys_root, is_nvidia)
         self._driver = ""
         self._absent_in: object = None  # the surroundings in which there was no GPU
-        self._naps, self._no_nap_until_s, self._napping = 0, NEVER, False
+        self._waking: list[int] = []
+        self._seen: dict[str, Device] = {}  # by UUID, as last shown
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per GPU for doctor and check-gpu: `uuid, name, lent, error, percent, used_gb, total_gb, reserved_gb,
@@ -60,17 +58,11 @@ class NvmlSensor(GpuPoller[Answer]):
 
     # --- when to look
 
-    @property
-    def _resting(self) -> bool:
-        """While opens are seen, an open ends the nap; else only a look may."""
-        return self._napping and self._watcher.is_open and self._nodes() <= self._watcher.watched
-
     def _glance(self, now_s: float) -> bool:
         pci = self._pci.present().values()
         # A device without driver, or of a virtual machine, may be suspended too.
         if pci and all(asleep(folder) and driver(folder) == "nvidia" for folder in pci):
-            if not self._asleep:
-                self._napping, self._naps, self._absent_in = False, 0, None
+            self._absent_in = None
             self._publish_asleep(now_s)
             return True
         self._asleep = False
@@ -79,13 +71,6 @@ class NvmlSensor(GpuPoller[Answer]):
             return True
         self._absent_in = None
         return False
-
-    def _before_look(self) -> None:
-        if self._napping:
-            self._napping = False
-            self._naps += 1
-            if self._naps >= NAP_TRIES:
-                self._naps, self._no_nap_until_s = 0, self._clock.now_s() + NO_NAP_S
 
     def _surprised(self) -> None:
         self._absent_in = None
@@ -99,25 +84,28 @@ class NvmlSensor(GpuPoller[Answer]):
         if answer.error:
             self._end_helper()
             return self._failed(answer.error)
+        self._seen = {device.uuid: device for device in answer.devices if device.uuid}
         use = self._judge(now_s, lambda known: judge(answer.devices, known))
+        fresh, self._fresh = self._fresh, False
+        if fresh:
+            self._waking = list(WAKING)
+        if self._waking and not (use.gpu is not None and use.gpu.foreign) and self._load(use, answer) > WAKING_PERCENT:
+            return self._look_in(self._setup.settle_s * self._waking.pop(0))
+        self._waking = []
         if use.gpu is None:
             self._use = use
             self._end_helper()  # a lost GPU can come back only after NVML is loaded again
             return self._failed(use.error)
         self._failures, self._absent_in = 0, None
         self._looked_at_s = now_s
-        fresh, self._fresh = self._fresh, False
-        if fresh and not use.gpu.foreign and use.gpu.percent > WAKING_PERCENT:
-            return self._look_in(self._setup.settle_s)
         self._publish(use, now_s, "NVML" + (f" ({use.note})" if use.note else ""))
-        if self._follow_up:
-            return self._look_in(self._follow_up.pop(0))
-        quiet = use.gpu.percent == 0 and not use.gpu.foreign and not self._setup.own_pids()
-        if quiet and now_s >= self._no_nap_until_s and self._may_sleep():
-            self._end_helper()
-            self._napping = True
-            return self._look_in(NAP_S)
-        return self._look_in(self._interval_s)
+        return self._look_later()
+
+    def _load(self, use: GpuUse, answer: Answer) -> float:
+        """Without the task's, where that is known."""
+        lent = self._settings.lend
+        shown = (d.percent or 0 for d in answer.devices if not d.error and (not lent or d.uuid in lent))
+        return use.gpu.percent if use.gpu is not None else max(shown, default=0)
 
     def _take_absent(self, library: bool, now_s: float) -> None:
         """The library does not load, or shows no GPU: an error if there is one by PCI or by its nodes."""
@@ -130,12 +118,8 @@ class NvmlSensor(GpuPoller[Answer]):
         self._absent_in = self._surroundings()
         return self._publish(GpuUse(ABSENT), now_s, "NVML and PCI")
 
-    def _may_sleep(self) -> bool:
-        pci = self._pci.present().values()
-        return bool(pci) and all(power(folder, "control") == "auto" and power(folder, "runtime_status") for folder in pci)
-
     def _failed(self, reason: str) -> None:
-        self._absent_in, self._napping = None, False
+        self._absent_in = None
         super()._failed(reason)
 
     # --- nodes of the GPU in /dev, and where the library may appear

@@ -4,15 +4,19 @@ A stuck thread would keep the daemon from restarting, and an open NVML handle ke
 process closes every handle.
 
 The answer to `look` is `{"library": bool, "driver": str, "error": str, "devices": [...]}`. With `error` nothing is known of
-any GPU; `library` is false if libnvidia-ml.so.1 does not load. A device has `uuid, name, percent, total, used, reserved,
-temperature_c, throttled, xids, mig, processes [{pid, kind, used, percent}], error`. Sizes are bytes; kind is `c` (compute),
-`g` (graphics) or `cg`. A process's `percent` is how busy it kept the GPU lately, null where the driver does not report it.
-`throttled` names what lowers the clocks. `xids` are the numbers of the faults that the driver reported since this process
-subscribed, the newest last. With `error` the device's other fields prove nothing.
+any GPU; `library` is false if libnvidia-ml.so.1 does not load. A device has `uuid, name, minor, pci, percent, total, used,
+reserved, temperature_c, throttled, xids, mig, processes [{pid, kind, used, percent}], error`. Sizes are bytes; `total` is null
+for a GPU without memory of its own; `pci` is its address as in sysfs; kind is `c` (compute), `g` (graphics) or `cg`. A
+process's `percent` is how busy it kept the GPU lately, null where the driver does not report it. `throttled` names what lowers
+the clocks. `xids` are the numbers of the faults that the driver reported since this process subscribed, the newest last. With
+`error` the device's other fields prove nothing.
+
+`release` lets the driver go between looks; its answer is `{"released": bool}`.
 """
 
 from __future__ import annotations
 
+import _ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,13 +66,25 @@ def optional(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def memory(handle: Any) -> dict[str, int | None]:
-    """VRAM in bytes. The call's second form reports what the driver reserves; the first form includes it in `used`."""
+    """VRAM in bytes. The call's second form reports what the driver reserves; the first form includes it in `used`. A GPU that
+    uses the system's memory supports neither form, or reports nothing at all."""
     try:
-        info = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        info, reserved = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2), True
     except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NotSupported, nvml.NVMLError_ArgumentVersionMismatch):
-        info = nvml.nvmlDeviceGetMemoryInfo(handle)
-        return {"total": int(info.total), "used": int(info.used), "reserved": None}
-    return {"total": int(info.total), "used": int(info.used), "reserved": int(info.reserved)}
+        try:
+            info, reserved = nvml.nvmlDeviceGetMemoryInfo(handle), False
+        except nvml.NVMLError_NotSupported:
+            return {"total": None, "used": 0, "reserved": None}
+    if not info.total and not info.used:
+        return {"total": None, "used": 0, "reserved": None}
+    return {"total": int(info.total), "used": int(info.used), "reserved": int(info.reserved) if reserved else None}
+
+
+def address(handle: Any) -> str:
+    """Its PCI address as in sysfs, which has four digits of the domain where NVML has eight; empty if it has none."""
+    info = optional(nvml.nvmlDeviceGetPciInfo, handle)
+    text = "" if info is None else str(info.busId.decode() if isinstance(info.busId, bytes) else info.busId).lower()
+    return text[4:] if len(text) == len("00000000:01:00.0") and text.startswith("0000") else text
 
 
 def processes(handle: Any) -> list[dict[str, Any]]:
@@ -155,6 +171,7 @@ def device(index: int, faults: Faults, utilisation: Utilisation) -> dict[str, An
         what = "its UUID cannot be read"
         answer["uuid"] = str(nvml.nvmlDeviceGetUUID(handle))
         answer["name"] = str(optional(nvml.nvmlDeviceGetName, handle) or "NVIDIA GPU")
+        answer["minor"], answer["pci"] = optional(nvml.nvmlDeviceGetMinorNumber, handle), address(handle)
         mode = optional(nvml.nvmlDeviceGetMigMode, handle)
         answer["mig"] = bool(mode and mode[0])
         answer["temperature_c"] = optional(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
@@ -199,7 +216,24 @@ class Reader:
             answer["error"] = error_text(error)
         return answer
 
+    def release(self) -> dict[str, Any]:
+        """Let go of the driver and unload NVML, until the next look. `released` false: it is still in this process."""
+        self._faults, self._utilisation = Faults(), Utilisation()
+        optional(nvml.nvmlShutdown)  # frees the event sets too
+        self._driver = None
+        library, nvml.nvmlLib = nvml.nvmlLib, None
+        nvml._nvmlGetFunctionPointer_cache.clear()  # of the library that goes
+        if library is not None:
+            _ctypes.dlclose(library._handle)
+        return {"released": b"libnvidia-ml" not in _maps()}
+
+
+def _maps() -> bytes:
+    with open("/proc/self/maps", "rb") as file:
+        return file.read()
+
 
 def replies() -> Replies:
     """The functions by request; see helper_main."""
-    return {"look": Reader().look}
+    reader = Reader()
+    return {"look": reader.look, "release": reader.release}

@@ -1,11 +1,14 @@
 """Judges what NVML reports: how much of the lent NVIDIA GPUs is in use, and by whom. Pure.
 
-Memory that no listed process holds counts as used by others, and the note mentions it.
+Memory that no listed process holds counts as used by others, and the note mentions it; too much of it makes the GPU unknown.
+A GPU without memory of its own uses the system's, which the host's guard judges; of it, only what processes hold is known.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from msgspec import Struct
@@ -14,7 +17,6 @@ from states.formatting import number
 from supervisor.linux.proc import Name
 from supervisor.sensors.gpu import ownership
 from supervisor.sensors.gpu.ownership import (
-    DISPLAY_CAP_GB,
     GIB,
     UNEXPLAINED_GB,
     GpuUse,
@@ -41,7 +43,8 @@ FATAL: Final[dict[int, str]] = {
 
 
 class Device(Struct, frozen=True):
-    """One GPU as NVML shows it, sizes in bytes; with `error` the other fields prove nothing."""
+    """One GPU as NVML shows it, sizes in bytes; with `error` the other fields prove nothing. `total` None: it has no memory of
+    its own. `minor`: of its node /dev/nvidiaN, and `pci`: its address in sysfs; None and empty: unknown."""
 
     uuid: str = ""
     error: str = ""
@@ -50,11 +53,13 @@ class Device(Struct, frozen=True):
     temperature_c: int | None = None
     throttled: tuple[str, ...] = ()
     xids: tuple[int, ...] = ()
-    total: int = 0
+    total: int | None = 0
     used: int = 0
     reserved: int | None = None
     processes: tuple[Process, ...] = ()
     percent: int | None = None
+    minor: int | None = None
+    pci: str = ""
 
 
 class Answer(Struct, frozen=True):
@@ -72,24 +77,32 @@ def judge(devices: Sequence[Device], known: Known) -> GpuUse:
     if error:
         return GpuUse(None, error, rows=tuple(_row(d, d in lent, {}, {}) for d in devices))
     names = {p.pid: known.name_of(p.pid) for d in devices for p in d.processes}
-    owners = {pid: known.whose(pid, name) for pid, name in names.items()}
-    processes = [p for d in lent for p in d.processes]
-    displays = [p for p in processes if owners[p.pid] is Whose.DISPLAY]
-    sizes = [p.used for p in displays if p.used is not None]
-    if len(sizes) < len(displays) or sum(sizes) > DISPLAY_CAP_GB * GIB:
-        owners |= {p.pid: Whose.FOREIGN for p in displays}
-    foreign = sorted({p.pid for p in processes if owners[p.pid] is Whose.FOREIGN})
-    gpus = [LentGpu(d.uuid, float(d.percent or 0), d.used, d.processes, _unlisted_gb(d)) for d in lent]
+    gpus = [LentGpu(d.uuid, float(d.percent or 0), _used(d), d.processes, _unlisted_gb(d)) for d in lent]
+    owners = known.owners(gpus, names)
     notes = [
         f"{number(gpu.unlisted_gb)} GiB of VRAM held by no listed process"
         for gpu in gpus
         if gpu.unlisted_gb is not None and gpu.unlisted_gb > UNEXPLAINED_GB
     ]
-    others, own = ownership.judge(gpus, known, names, owners, foreign)
-    return GpuUse(others, note="; ".join(notes), rows=tuple(_row(d, d in lent, names, owners) for d in devices), own=own)
+    notes += ["no VRAM of its own: the system's memory counts" for d in lent if not d.total][:1]
+    use = ownership.judge(gpus, known, names, owners, _stray([d for d in devices if d not in lent], known))
+    rows = tuple(_row(d, d in lent, names, owners) for d in devices)
+    return replace(use, note="; ".join(notes), rows=rows)
 
 
-def _unlisted_gb(device: Device) -> float:
+def _stray(others: Sequence[Device], known: Known) -> str:
+    """A GPU that is not lent and that the task is on."""
+    on = (d for d in others if any(p.pid in known.own for p in d.processes))
+    return next((f"GPU {d.uuid or d.name}, which is not lent (gpu.lend)" for d in on), "")
+
+
+def _used(device: Device) -> int:
+    return device.used if device.total else sum(p.used or 0 for p in device.processes)
+
+
+def _unlisted_gb(device: Device) -> float | None:
+    if not device.total:
+        return None
     listed_gb = sum(p.used or 0 for p in device.processes) / GIB
     return device.used / GIB - listed_gb - (RESERVED_GB if device.reserved is None else 0.0)
 
@@ -119,9 +132,10 @@ def _implausible(device: Device) -> str:
             return f"the driver reported Xid {xid} ({FATAL[xid]}): reboot if it does not recover"
     if device.percent is None or not 0 <= device.percent <= 100:
         return f"impossible utilisation ({device.percent} %)"
-    if device.total <= 0 or not 0 <= device.used <= device.total:
+    most = math.inf if device.total is None else device.total
+    if most <= 0 or not 0 <= device.used <= most:
         return f"impossible memory ({device.used} of {device.total} bytes used)"
-    if any(p.used is not None and not 0 <= p.used <= device.total for p in device.processes):
+    if any(p.used is not None and not 0 <= p.used <= most for p in device.processes):
         return "impossible memory of a process"
     return ""
 
@@ -134,7 +148,7 @@ def _row(device: Device, lent: bool, names: Mapping[int, Name], owners: Mapping[
         "lent": lent,
         "error": device.error,
         "percent": device.percent,
-        "used_gb": gib(device.used),
+        "used_gb": gib(_used(device)),
         "total_gb": gib(device.total),
         "reserved_gb": gib(device.reserved),
         "temperature_c": device.temperature_c,

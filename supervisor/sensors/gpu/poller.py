@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock, suspended_s
 from supervisor.linux.helper_process import Helper, child
 from supervisor.linux.inotify import Event, Watcher, flags
-from supervisor.linux.proc import name_of
+from supervisor.linux.proc import age_s, name_of
 from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu.ownership import NO_TASK_USE, GpuUse, Known, TaskUse
 
@@ -42,6 +43,9 @@ BACKOFF_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 25.0)
 REMNANT_S: Final = 30.0  # how long a pid counts as lately the task's
 START_S: Final = 2.0  # how long `start` waits for a first reading
 SUSPENDED_S: Final = 1.0  # a smaller difference between the clocks is no suspend
+NEVER_LOOK: Final = math.inf  # the demand of a node that does not work
+LET_GO_S: Final = 3.0  # between looks that are further apart, the driver is let go
+RELEASE_POLL_S: Final = 0.01  # until it is
 
 ABSENT: Final = Gpu(present=False)
 
@@ -83,7 +87,7 @@ class GpuPoller(ABC, Generic[A]):
     driver: the driver's name in messages.
     helper: the helper's module.
     answer: the type of the helper's answers.
-    opens_nodes: whether the helper opens nodes of the GPU.
+    opens_nodes: whether the helper opens nodes of the GPU, and so keeps the driver in use.
     folder_events: what to watch for in the folder of the nodes.
 
     Args:
@@ -111,16 +115,18 @@ class GpuPoller(ABC, Generic[A]):
         self._reading: Reading[Gpu] = Reading(error="not looked at yet", source=self.name.upper())
         self._use = GpuUse(None)
         self._helper: Helper | None = None
-        self._fresh = True  # the helper has not answered yet
+        self._fresh = True  # the helper has not answered yet since it has opened the driver
+        self._releasing = False  # it was asked to let the driver go
         self._ended: Helper | None = None  # the helper before
         self._failures = 0
         self._follow_up: list[float] = []
-        self._looked_at_s = NEVER
+        self._looked_at_s = self._on_gpu_at_s = NEVER
         self._asleep = False
         self._needs_no_helper = False
         self._lately: dict[int, float] = {}  # when each process was last the task's
         self._left_by: tuple[int, ...] = ()
         self._unlisted: Mapping[str, float] = {}  # beside the last task
+        self._before_task: Mapping[str, float] = {}
         self._watcher = Watcher(self._touched)
 
     # --- what a subclass defines
@@ -141,9 +147,6 @@ class GpuPoller(ABC, Generic[A]):
     @abstractmethod
     def _is_node(self, name: str) -> bool:
         """Whether a file in the folder of nodes is the GPU's."""
-
-    def _before_look(self) -> None:
-        """The helper is about to be asked."""
 
     def _surprised(self) -> None:
         """A node was opened or made: what followed from its absence is over."""
@@ -187,6 +190,8 @@ class GpuPoller(ABC, Generic[A]):
                 self._needs_no_helper = self._glance(now_s)
                 if not self._needs_no_helper and (needed_none or self._timer is None):
                     self._look_in(0.0)
+            if self._left_alone and not self._needs_no_helper and now_s - self._reading.read_at_s > self._setup.max_age_s:
+                self._reading = Reading(None, "left alone while the node does not work", self.name.upper(), now_s)
         return self._reading
 
     @property
@@ -200,13 +205,24 @@ class GpuPoller(ABC, Generic[A]):
         return self._use.own if self._reading.value is not None else NO_TASK_USE
 
     def demand(self, interval_s: float | None) -> None:
-        """Look every so many seconds; None: only so often that the reading does not get too old."""
-        interval_s = self._rest_s if interval_s is None else min(interval_s, self._rest_s)
+        """Look every so many seconds; None: only so often that the reading does not get too old; NEVER_LOOK: leave the GPU
+        alone until the next demand."""
+        if interval_s != NEVER_LOOK:
+            interval_s = self._rest_s if interval_s is None else min(interval_s, self._rest_s)
         if interval_s == self._interval_s:
             return
-        self._interval_s = interval_s
-        if self._timer is not None and not self._fresh and not self._failures and not self._resting:
-            self._look_in(max(0.0, self._looked_at_s + interval_s - self._clock.now_s()))
+        left_alone, self._interval_s = self._left_alone, interval_s
+        if self._left_alone:
+            self._follow_up = []
+            self._cancel_timer()
+            if not self._busy:
+                self._end_helper()
+        elif left_alone:
+            self._look_in(0.0)
+        elif self._timer is not None and self._loop is not None and not self._failures:
+            delay_s = max(0.0, self._looked_at_s + interval_s - self._clock.now_s())
+            if delay_s < self._timer.when() - self._loop.time():
+                self._look_in(delay_s)
 
     async def refresh(self, timeout_s: float) -> Reading[Gpu]:
         """Look now and wait for the answer, at most `timeout_s` seconds. An answer to an earlier request does not count."""
@@ -227,9 +243,8 @@ class GpuPoller(ABC, Generic[A]):
         return self._helper is not None and self._helper.busy
 
     @property
-    def _resting(self) -> bool:
-        """Whether the GPU is left alone for a while, on purpose."""
-        return False
+    def _left_alone(self) -> bool:
+        return self._interval_s == NEVER_LOOK
 
     def _notice_resume(self, now_s: float) -> None:
         slept_s = self._setup.suspended_s()
@@ -243,6 +258,8 @@ class GpuPoller(ABC, Generic[A]):
     def _look(self) -> None:
         """Ask the helper, if it is needed and not busy already."""
         if self._loop is None or self._busy:
+            if self._releasing:
+                self._look_in(RELEASE_POLL_S)
             return
         self._cancel_timer()
         self._needs_no_helper = self._glance(self._clock.now_s())
@@ -251,7 +268,6 @@ class GpuPoller(ABC, Generic[A]):
             if self._follow_up:
                 self._look_in(self._follow_up.pop(0))
             return
-        self._before_look()
         if self._ended is not None and not self._ended.gone:
             if self._ended.stuck:
                 hint = f"process {self._ended.pid} cannot be killed; reboot if it stays so"
@@ -271,8 +287,27 @@ class GpuPoller(ABC, Generic[A]):
 
     def _look_in(self, delay_s: float) -> None:
         self._cancel_timer()
-        if self._loop is not None:
+        if self._left_alone:
+            self._end_helper()
+        elif self._loop is not None:
             self._timer = self._loop.call_later(delay_s, self._look)
+
+    def _look_later(self) -> None:
+        """After a look: the next one that follows an open, or the one that the demand asks for. Beside a foreign process the
+        driver is in use in any case, so that the helper may stay."""
+        if self._follow_up:
+            return self._look_in(self._follow_up.pop(0))
+        taken = self._use.gpu is not None and self._use.gpu.foreign > 0 and self._interval_s < self._rest_s
+        if self.opens_nodes and self._interval_s > LET_GO_S and not taken and self._helper is not None:
+            self._fresh = self._releasing = True
+            self._helper.ask(b"release\n", self._setup.deadline_s)
+        return self._look_in(self._interval_s)
+
+    def _released(self, line: bytes) -> None:
+        self._releasing = False
+        self._answered_event.set()
+        if msgspec.json.decode(line) != {"released": True}:
+            self._end_helper()
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:
@@ -280,6 +315,7 @@ class GpuPoller(ABC, Generic[A]):
             self._timer = None
 
     def _end_helper(self) -> None:
+        self._releasing = False
         if self._helper is not None:
             self._helper.end()
             self._ended, self._helper = self._helper, None
@@ -287,6 +323,9 @@ class GpuPoller(ABC, Generic[A]):
     # --- results
 
     def _answered(self, line: bytes) -> None:
+        if self._releasing:
+            self._released(line)
+            return
         if self.opens_nodes:
             self._concern_gpu(self._watcher.read())  # opens of our own
         self._watch_nodes()
@@ -298,6 +337,10 @@ class GpuPoller(ABC, Generic[A]):
             self._failed(f"its answer cannot be judged: {type(error).__name__}: {error}")
 
     def _helper_failed(self, reason: str) -> None:
+        if self._releasing:  # the end of the helper is one way to let go
+            self._answered_event.set()
+            self._end_helper()
+            return
         hung = self._helper is not None and self._helper.hung
         if self._helper is not None:
             self._helper.kill()
@@ -345,7 +388,21 @@ class GpuPoller(ABC, Generic[A]):
         own = self._remember_own(now_s)
         lately = {pid: now_s - seen_s for pid, seen_s in self._lately.items()}
         proc_root = self._setup.proc_root
-        use = judge(Known(self._settings, lambda pid: name_of(proc_root, pid), own, lately, self._unlisted))
+        known = Known(
+            self._settings,
+            lambda pid: name_of(proc_root, pid),
+            own,
+            lately,
+            self._unlisted,
+            lambda pid: age_s(proc_root, pid),
+            now_s - self._on_gpu_at_s,
+            self._before_task,
+        )
+        use = judge(known)
+        if not own:
+            self._before_task = use.unlisted
+        if use.own.processes:
+            self._on_gpu_at_s = now_s
         if use.gpu is not None:
             self._left_by = use.own.left_by
             if own or not use.own.left:
@@ -362,7 +419,7 @@ class GpuPoller(ABC, Generic[A]):
 
     def _touched(self, events: list[Event]) -> None:
         """A node was opened or made: look now, and again, because a context comes after the open."""
-        ours = self._busy and self.opens_nodes
+        ours = self._left_alone or (self._busy and self.opens_nodes and not self._releasing)
         if not self._concern_gpu(events) or ours or self._follow_up:
             return
         self._follow_up = list(FOLLOW_UP_S)

@@ -19,6 +19,7 @@ from support.waiting import eventually
 
 from supervisor.config.schema import GpuSettings
 from supervisor.daemon.loop import BUSY_S
+from supervisor.daemon.wiring import LOOK_INTERVAL_S
 from supervisor.sensors.gpu.nvml import NvmlSensor
 from supervisor.sensors.gpu.poller import Setup
 from supervisor.sensors.presence import input as input_sensor
@@ -123,6 +124,7 @@ async def gaming(seen: Seen) -> AsyncIterator[Stage]:
         decider = Decider([Quiet()], sensor.latest)
         await sensor.start(decider.wake)
         await eventually(lambda: sensor.latest(CLOCK.now_s()).value is not None, "the first reading", 10)
+        sensor.demand(LOOK_INTERVAL_S)  # as beside a task
         began = time.perf_counter()
         for _ in range(20):
             await sensor.refresh(3)

@@ -142,7 +142,7 @@ def look(world: DrmMachine) -> list[dict[str, Any]]:
     ("fields", "vram", "busy"),
     [
         pytest.param({}, 0, False, id="open, and never used"),
-        pytest.param({"drm-engine-gfx": "5 ns"}, 0, True, id="has worked"),
+        pytest.param({"drm-engine-gfx": "5 ns", "drm-engine-compute": "7 ns"}, 0, True, id="has worked"),
         pytest.param({"drm-cycles-rcs": "5"}, 0, True, id="has worked, in cycles"),
         pytest.param({"drm-total-cycles-rcs": "7655183225"}, 0, False, id="the clock of all runs for everybody"),
         pytest.param({"drm-engine-capacity-gfx": "2"}, 0, False, id="what there is, is no work"),
@@ -160,7 +160,27 @@ def test_what_fdinfo_tells_of_a_process(fields: dict[str, object], vram: int, bu
     world.amd()
     world.process(4001, "game", {"drm-pdev": AMD, "drm-client-id": 1, **fields})
     (card,) = look(world)
-    assert card["clients"] == [{"pid": 4001, "used": vram, "busy": busy}]
+    spent = 12 if "drm-engine-compute" in fields else None
+    assert card["clients"] == [{"pid": 4001, "used": vram, "busy": busy, "engine_ns": spent}]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_what_computes_is_in_the_kernels_own_list(readable: bool, world: DrmMachine) -> None:
+    """ROCm's processes, also those that may not be looked into."""
+    world.amd()
+    if readable:
+        world.process(4001, "python3", context(vram_kib=1024))
+    kfd = world.sys / "class/kfd/kfd"
+    for folder, files in {
+        "topology/nodes/0": {"gpu_id": 0, "properties": "location_id 0\ndomain 0"},
+        "topology/nodes/1": {"gpu_id": 51234, "properties": f"location_id {3 << 8}\ndomain 0"},
+        "proc/4001": {"vram_51234": 3 << 20, "vram_999": 9},
+    }.items():
+        for name, value in files.items():
+            world.write(kfd / folder, name, value)
+    (card,) = look(world)
+    spent = 0 if readable else None
+    assert card["clients"] == [{"pid": 4001, "used": 3 << 20, "busy": True, "engine_ns": spent, "kind": "c"}]
 
 
 def test_a_context_that_a_broker_has_opened_is_its_users(world: DrmMachine) -> None:
@@ -169,7 +189,7 @@ def test_a_context_that_a_broker_has_opened_is_its_users(world: DrmMachine) -> N
     world.process(500, "systemd-logind", context(vram_kib=1024))
     world.process(900, "sway", context(vram_kib=1024))
     (card,) = look(world)
-    assert card["clients"] == [{"pid": 900, "used": 1 << 20, "busy": True}]
+    assert card["clients"] == [{"pid": 900, "used": 1 << 20, "busy": True, "engine_ns": 0}]
 
 
 @pytest.mark.parametrize("broker", ["systemd-logind", "elogind-daemon", "seatd"])
@@ -277,15 +297,14 @@ def test_idle_times_are_of_the_moment_they_were_read(world: DrmMachine, monkeypa
 
 
 @pytest.mark.parametrize("visible", [True, False])
-def test_where_other_users_processes_are_not_even_listed_nothing_is_known(visible: bool, world: DrmMachine) -> None:
+def test_where_other_users_processes_are_not_even_listed_some_may_be_hidden(visible: bool, world: DrmMachine) -> None:
     """/proc mounted with hidepid: the first process is always there."""
     world.amd()
     world.process(4002, "ours")
     (world.proc / "self").symlink_to("4002")
     if visible:
         world.process(1, "systemd", uid=0)
-    errors = [card["error"] for card in look(world)]
-    assert errors == ["" if visible else "other users' processes are hidden: mount /proc without hidepid"]
+    assert [(card["error"], card["hidden"]) for card in look(world)] == [("", [] if visible else [1])]
 
 
 def test_a_process_whose_first_thread_has_ended_is_seen() -> None:

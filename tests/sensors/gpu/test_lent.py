@@ -56,15 +56,15 @@ def test_without_nvidia_the_other_gpu_is_lent(world: DrmMachine) -> None:
 
 def test_nvidias_is_preferred_and_both_can_be_lent(standin: StandIn, world: DrmMachine) -> None:
     """A laptop's own Intel or AMD part is its desktop's business, unless it is named."""
-    world.amd(percent=6, used=2 * GIB)
-    standin.shows("0.util=5", f"0.mem_used={GIB}")
+    world.amd(percent=6, used=GIB)
+    standin.shows("0.util=5", f"0.mem_used={GIB // 2}")
 
     async def scene() -> None:
         async with both(world) as sensor:
-            assert now(sensor).value == Gpu(5, 1)
+            assert now(sensor).value == Gpu(5, 0.5)
             assert list(sensor._started) == [sensor.nvml]
         async with both(world, lend=["GPU-fake-0", AMD]) as sensor:
-            assert now(sensor).value == Gpu(6, 2)
+            assert now(sensor).value == Gpu(6, 1)
             assert [row.get("uuid") or row.get("pci") for row in sensor.describe()] == ["GPU-fake-0", AMD]
 
     play(scene())

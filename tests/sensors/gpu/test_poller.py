@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from support.gpu_rig import NvidiaMachine, helpers, now, nvidia, soon_again, stranger, until
 from support.nvml_standin import GIB, StandIn, nvml_library, standin
@@ -15,7 +17,8 @@ from states.observation import Gpu
 from supervisor.config.schema import GpuSettings
 from supervisor.linux import helper_process as helper_module
 from supervisor.linux.helper_process import Helper
-from supervisor.sensors.gpu import nvml, ownership, poller
+from supervisor.sensors.gpu import ownership, poller
+from supervisor.sensors.gpu.poller import NEVER_LOOK
 
 __all__ = ["nvidia", "nvml_library", "soon_again", "standin", "stranger"]  # fixtures
 
@@ -28,10 +31,10 @@ def test_a_call_that_hangs_is_abandoned(standin: StandIn, nvidia: NvidiaMachine)
 
     async def scene() -> None:
         async with nvidia.sensor(deadline_s=1.0) as sensor, watched_loop() as held:
-            assert now(sensor).value == Gpu()
+            sensor.demand(0.2)
+            assert (await sensor.refresh(3)).value == Gpu()
             (old,) = helpers()
             standin.shows("delay.nvmlDeviceGetUtilizationRates=60000")
-            sensor.demand(0.2)
             await until(lambda: now(sensor).value is None)
             assert now(sensor).error == "the NVIDIA driver hangs: no answer within 1 s"
             assert held.longest_s < 0.5, "it waited on the loop"
@@ -70,6 +73,8 @@ def test_a_helper_that_dies_is_replaced(standin: StandIn, nvidia: NvidiaMachine)
 
     async def scene() -> None:
         async with nvidia.sensor() as sensor:
+            sensor.demand(2.0)
+            await sensor.refresh(3)
             helpers()[0].kill()
             await until(lambda: now(sensor).error)
             assert now(sensor).error == "the GPU helper failed: it ended"
@@ -81,7 +86,7 @@ def test_a_helper_that_dies_is_replaced(standin: StandIn, nvidia: NvidiaMachine)
 def test_a_sleeping_gpu_is_free_without_nvml(standin: StandIn, nvidia: NvidiaMachine) -> None:
     """PCI's runtime status proves it, again at each look; awake, it is asked."""
     nvidia.pci("suspended", "auto")
-    standin.shows("0.util=50")
+    standin.shows("0.util=15")
 
     async def scene() -> None:
         async with nvidia.sensor() as sensor:
@@ -91,7 +96,7 @@ def test_a_sleeping_gpu_is_free_without_nvml(standin: StandIn, nvidia: NvidiaMac
             await until(lambda: now(sensor).read_at_s > first.read_at_s)
             assert helpers() == []
             nvidia.pci("active", "auto")
-            await until(lambda: now(sensor).value == Gpu(50))
+            await until(lambda: now(sensor).value == Gpu(15))
             nvidia.pci("suspended", "auto")
             assert now(sensor).value == Gpu()
             await until(lambda: not helpers())
@@ -102,52 +107,120 @@ def test_a_sleeping_gpu_is_free_without_nvml(standin: StandIn, nvidia: NvidiaMac
 def test_a_sleeping_device_of_another_driver_proves_nothing(standin: StandIn, nvidia: NvidiaMachine) -> None:
     """Lent to a virtual machine, or without driver: asleep for other reasons."""
     nvidia.pci("suspended", "auto", driver="vfio-pci")
-    standin.shows("0.util=50")
+    standin.shows("0.util=15")
 
     async def scene() -> None:
         async with nvidia.sensor() as sensor:
-            assert now(sensor).value == Gpu(50)
+            assert now(sensor).value == Gpu(15)
 
     play(scene())
 
 
-def test_a_quiet_gpu_that_may_sleep_is_left_alone(
-    standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("demand_s", "let_go"), [(None, True), (5.0, True), (2.0, False)])
+def test_the_driver_is_let_go_between_looks_that_are_far_apart(
+    standin: StandIn, nvidia: NvidiaMachine, demand_s: float | None, let_go: bool
 ) -> None:
-    """The helper goes, so that its handle keeps nothing awake; one that stays awake all the same is watched again."""
-    monkeypatch.setattr(nvml, "NAP_S", 0.2)
-    nvidia.pci("active", "auto")
+    """Its person may want to reset the GPU, and it may want to sleep; beside a task the helper stays."""
 
     async def scene() -> None:
         async with nvidia.sensor() as sensor:
-            sensor.demand(0.2)
-            assert now(sensor).value == Gpu()
+            sensor.demand(demand_s)
+            assert (await sensor.refresh(3)).value == Gpu()
+            (helper,) = helpers()
+            await until(lambda: not sensor._busy)
+            assert holds_driver(helper) is not let_go
+            assert (await sensor.refresh(3)).value == Gpu()
+            assert helpers() == [helper], "a new process for each look would cost much more"
+
+    play(scene())
+
+
+def holds_driver(helper: psutil.Process) -> bool:
+    """The library is in the process: on a real driver, its nodes are open."""
+    return "libnvidia-ml" in Path(f"/proc/{helper.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("refuses", ["it cannot be unloaded", "it crashes"])
+def test_a_driver_that_cannot_be_let_go_ends_with_the_helper(
+    standin: StandIn, nvidia: NvidiaMachine, refuses: str
+) -> None:
+    """That is no failure of the reading."""
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            await until(lambda: not sensor._busy)
+            sensor.demand(2.0)
+            await sensor.refresh(3)
+            (helper,) = helpers()
+            sensor._interval_s = 60.0
+            helper.suspend()
+            sensor._look_later()
+            if refuses == "it crashes":
+                helper.kill()
+            else:
+                sensor._answered(b'{"released": false}')
             await until(lambda: not helpers())
-            looks: set[float] = set()
-            await until(lambda: looks.add(now(sensor).read_at_s) or len(looks) > 3)  # two naps in vain, then it stays
-            assert len(helpers()) == 1
+            assert now(sensor).value == Gpu()
+            assert (await sensor.refresh(3)).value == Gpu()
 
     play(scene())
 
 
-def test_a_nap_in_which_no_open_would_be_seen_ends_with_the_first_demand(
-    standin: StandIn, nvidia: NvidiaMachine, monkeypatch: pytest.MonkeyPatch
+def test_an_open_while_the_driver_is_let_go_is_anothers(
+    standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes]
 ) -> None:
-    """A task begins, and only looks show a game that begins beside it."""
-
-    def refuse(**_: object) -> None:
-        raise OSError(24, "Too many open files")
-
-    monkeypatch.setattr("supervisor.linux.inotify.INotify", refuse)
-    monkeypatch.setattr(nvml, "NAP_S", 600.0)
-    nvidia.pci("active", "auto")
+    (nvidia.dev / "nvidia0").touch()
 
     async def scene() -> None:
         async with nvidia.sensor() as sensor:
-            await until(lambda: sensor._napping and not helpers())
-            standin.shows("0.util=50")
-            sensor.demand(0.2)
-            await until(lambda: now(sensor).value == Gpu(50))
+            await until(lambda: not sensor._busy)
+            await sensor.refresh(3)
+            assert sensor._releasing
+            standin.shows(f"0.proc={stranger.pid}:{GIB}:g", f"0.mem_used={GIB}")
+            (nvidia.dev / "nvidia0").open().close()
+            await until(lambda: (seen := now(sensor).value) is not None and seen.foreign == 1)
+
+    play(scene())
+
+
+def test_beside_a_stranger_the_driver_is_in_use_in_any_case(
+    standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes]
+) -> None:
+    """To load it again at each look would take the stranger's time."""
+    standin.shows(f"0.proc={stranger.pid}:{GIB}:g", f"0.mem_used={GIB}")
+
+    async def scene() -> None:
+        async with nvidia.sensor() as sensor:
+            sensor.demand(5.0)
+            await sensor.refresh(3)
+            (helper,) = helpers()
+            await until(lambda: not sensor._busy)
+            assert holds_driver(helper)
+            sensor.demand(None)
+            await sensor.refresh(3)
+            await until(lambda: not sensor._busy)
+            assert not holds_driver(helper)
+
+    play(scene())
+
+
+def test_a_node_that_does_not_work_leaves_the_gpu_alone(
+    standin: StandIn, nvidia: NvidiaMachine, stranger: subprocess.Popen[bytes]
+) -> None:
+    """Neither time nor an open makes it look; what it knew gets too old, with that reason. The next demand looks at once."""
+    (nvidia.dev / "nvidia0").touch()
+
+    async def scene() -> None:
+        async with nvidia.sensor(max_age_s=0.3) as sensor:
+            assert now(sensor).value == Gpu()
+            sensor.demand(NEVER_LOOK)
+            await until(lambda: not helpers())
+            standin.shows(f"0.proc={stranger.pid}:{GIB}:g", f"0.mem_used={GIB}")
+            (nvidia.dev / "nvidia0").open().close()
+            await until(lambda: now(sensor).error == "left alone while the node does not work")
+            assert (helpers(), sensor._timer) == ([], None)
+            sensor.demand(None)
+            await until(lambda: (seen := now(sensor).value) is not None and seen.foreign == 1)
 
     play(scene())
 
@@ -225,12 +298,12 @@ def test_demand_decides_how_often(standin: StandIn, nvidia: NvidiaMachine) -> No
 
     async def scene() -> None:
         async with nvidia.sensor() as sensor:
-            standin.shows("0.util=50")
+            standin.shows("0.util=15")
             sensor.demand(None)
             assert sensor._timer
             assert sensor._timer.when() - asyncio.get_running_loop().time() > 20
             sensor.demand(0.2)
-            await until(lambda: now(sensor).value == Gpu(50))
+            await until(lambda: now(sensor).value == Gpu(15))
 
     play(scene())
 
