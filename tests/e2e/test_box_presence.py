@@ -127,6 +127,14 @@ def _ssh(node: Watched, undo: ExitStack) -> Act:
     return lambda: undo.enter_context(desk.pty_login(node.box, "bert"))
 
 
+def _idle_detect(node: Watched, undo: ExitStack) -> Act:
+    """BOINC's helper, outside of the service's own folders. It tells whole seconds."""
+    segment = "open('/dev/shm/idle_detect_shmem', 'wb')"
+    write = f"import struct, time; {segment}.write(struct.pack('qq', *[int(time.time() + 1.5)] * 2))"
+    undo.callback(node.box.sh, "rm -f /dev/shm/idle_detect_shmem")
+    return lambda: node.box.run(node.box.python, "-c", write)
+
+
 def _terminal(node: Watched, undo: ExitStack) -> Act:
     def act() -> None:
         argv = ["script", "-qfc", "sleep 600", "/dev/null"]
@@ -221,6 +229,7 @@ CASES = {
     "a new graphical session": Case(_session, "user-returned", "of bert on seat0, idle time unknown"),
     "a login on a terminal, as over SSH": Case(_ssh, "user-returned", "pts/"),
     "a new terminal": Case(_terminal, "user-returned", "pts/", again=True),
+    "a touch that only idle_detect saw": Case(_idle_detect, "user-returned", "user active by idle_detect", again=True),
     "a game on the GPU": Case(_game, "user-returned", "GPU used by"),
     "VRAM above its limit": Case(lambda n, undo: gpu(n, undo, "0.mem_used=16106127360"), "gpu-taken", "VRAM 15 GiB"),
     "an NVML call that hangs": Case(lambda n, undo: gpu(n, undo, *HANG), "gpu-taken", "GPU unknown"),
