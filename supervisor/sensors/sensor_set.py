@@ -16,6 +16,7 @@ from supervisor.sensors.gpu.lent import LentGpus
 from supervisor.sensors.gpu.poller import Setup
 from supervisor.sensors.host.host import HostSensor
 from supervisor.sensors.host.metered import Metered
+from supervisor.sensors.host.power import UPower
 from supervisor.sensors.observer import Observer
 from supervisor.sensors.presence.agent_reports import AgentReports, SessionOwners
 from supervisor.sensors.presence.idle_detect import IdleDetect
@@ -72,6 +73,7 @@ class SensorSet:
             going_down=lambda: self.sessions.going_down,
             own_pids=own_pids,
             metered=None if config.node.host.allow_metered else Metered(self.bus),
+            upower=UPower(self.bus),
         )
         first_sign_s = clock.now_s() if daemon else NEVER
         settle_s = SETTLE_S if daemon else 0.0

@@ -8,9 +8,8 @@ There is no timer: samples are taken when the tick asks, and a CPU percentage is
 ticks still get a correct value. All of it takes well under a millisecond. Batteries and temperatures, which may be slower on
 some machines, are read at most every five seconds.
 
-sysfs is read here and not through psutil, for two reasons: psutil takes a wireless mouse's battery for the machine's own, and
-it reads every temperature, which wakes sleeping graphics cards and includes inputs that are not connected. Only the
-processor's own sensors count.
+Temperatures are not read through psutil, which reads every one: that wakes sleeping graphics cards, and includes inputs that
+are not connected. Only the processor's own sensors count.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from supervisor.linux.text import error_text
 from supervisor.sensors.base import Wake
 from supervisor.sensors.host.findings import FIT, Findings, merge
 from supervisor.sensors.host.metered import Metered
+from supervisor.sensors.host.power import Power, UPower, both, power, read_text
 from supervisor.sensors.host.programs import Programs
 from supervisor.sensors.host.site_checks import SiteChecks
 
@@ -102,15 +102,6 @@ class CpuMeter:
         return min(100.0, max(0.0, 100.0 * others_s / spent_s))
 
 
-@dataclass(frozen=True, slots=True)
-class Power:
-    """The machine's power supply; `percent` is the mean of its batteries, None without one."""
-
-    on_battery: bool = False
-    discharging: bool = False
-    percent: float | None = None
-
-
 class HostSensor:
     """Readings of the CPU and of the machine's fitness, taken when asked for.
 
@@ -121,6 +112,7 @@ class HostSensor:
         going_down: why the machine is about to sleep or shut down, as text; empty: it is not.
         own_pids: processes of the node's task; they are no exclusive program.
         metered: None: any network will do.
+        upower: None: only the kernel is asked for the power supply.
         cpu_times, memory: psutil's; tests give others.
     """
 
@@ -133,6 +125,7 @@ class HostSensor:
         going_down: Callable[[], str] = lambda: "",
         own_pids: Callable[[], Collection[int]] = tuple,
         metered: Metered | None = None,
+        upower: UPower | None = None,
         *,
         sys_root: Path = Path("/sys"),
         proc_root: Path = Path("/proc"),
@@ -145,18 +138,23 @@ class HostSensor:
         self._pressure = proc_root / "pressure/memory"
         self._programs = Programs(settings.exclusive_programs, own_pids, proc_root=proc_root)
         self._checks = SiteChecks(settings.checks, clock, settings.check_interval_sec)
-        self._metered = metered
+        self._metered, self._upower = metered, upower
         self._meter = CpuMeter(CPU_WINDOW_S)
-        self._slow = FIT
+        self._kernel_power: Power | str = Power()  # a text: why it is not known
+        self._heat_found = FIT
         self._slow_at_s = NEVER
         self._hot = False
 
     async def start(self, wake: Wake) -> None:
-        """Start the site's checks and the question to NetworkManager; the rest needs no start."""
-        await asyncio.gather(self._checks.start(wake), *([self._metered.start(wake)] if self._metered else []))
+        """Start the site's checks and the questions to NetworkManager and UPower; the rest needs no start."""
+        await asyncio.gather(*(part.start(wake) for part in self._parts))
 
     async def stop(self) -> None:
-        await asyncio.gather(self._checks.stop(), *([self._metered.stop()] if self._metered else []))
+        await asyncio.gather(*(part.stop() for part in self._parts))
+
+    @property
+    def _parts(self) -> list[SiteChecks | Metered | UPower]:
+        return [self._checks, *([self._metered] if self._metered else []), *([self._upower] if self._upower else [])]
 
     def cpu(self, now_s: float) -> Reading[Cpu]:
         """Percent of the whole machine that others used, over CPU_WINDOW_S or since the last sample."""
@@ -195,11 +193,13 @@ class HostSensor:
 
     def _look(self, now_s: float) -> Findings:
         if not 0 <= now_s - self._slow_at_s < SLOW_S:
-            self._slow, self._slow_at_s = self._look_slowly(), now_s
+            self._look_slowly()
+            self._slow_at_s = now_s
         programs = tuple(f"{program} runs (host.exclusive_programs)" for program in self._programs.running(now_s))
         network = self._metered.findings() if self._metered else FIT
         memory = merge((self._free_memory(), self._memory_pressure()))
-        return merge((Findings(programs), self._checks.findings(now_s), self._hours(), memory, network, self._slow))
+        slow = self._power(), self._heat_found
+        return merge((Findings(programs), self._checks.findings(now_s), self._hours(), memory, network, *slow))
 
     def _hours(self) -> Findings:
         inside, change_s = self._in_hours() if self._in_hours is not None else (True, 0.0)
@@ -227,13 +227,13 @@ class HostSensor:
             return FIT
         return Findings((f"memory pressure {number(percent)} %, limit {number(limit)} % {setting}",))
 
-    def _look_slowly(self) -> Findings:
+    def _look_slowly(self) -> None:
         try:
-            fed = self._power(power(self._sys_root))
+            self._kernel_power = power(self._sys_root)
         except (OSError, ValueError) as error:
-            fed = Findings(unknown=(f"power supply cannot be read: {error_text(error)}",))
+            self._kernel_power = error_text(error)
         hottest = max(temperatures(self._sys_root), default=None)
-        return merge((fed, self._heat(*hottest) if hottest is not None else FIT))
+        self._heat_found = self._heat(*hottest) if hottest is not None else FIT
 
     def _heat(self, celsius: float, chip: str) -> Findings:
         """Unfit above the limit, and until it has cooled by some degrees, so that it does not alternate at the limit."""
@@ -244,10 +244,18 @@ class HostSensor:
         until = "" if celsius > limit else f", to be {number(limit - COOL_C)} °C first"
         return Findings((f"{chip} at {number(celsius)} °C, limit {number(limit)} °C{until} (host.max_temperature_c)",))
 
-    def _power(self, fed: Power) -> Findings:
-        least = self._settings.min_battery_percent
+    def _power(self) -> Findings:
+        if isinstance(self._kernel_power, str):
+            return Findings(unknown=(f"power supply cannot be read: {self._kernel_power}",))
+        try:
+            fed = both(self._kernel_power, self._upower.power() if self._upower else Power())
+        except ValueError as unanswered:
+            return Findings(unknown=(f"power supply unknown: {unanswered}",))
+        least, says = self._settings.min_battery_percent, f", says {fed.source}" if fed.source else ""
         if fed.on_battery and self._settings.on_battery == "never":
-            return Findings(("on battery (host.on_battery: never)",))
+            return Findings((f"on battery{says} (host.on_battery: never)",))
+        if fed.on_battery and fed.percent is None:
+            return Findings(unknown=(f"on battery{says}, which does not say how full it is (host.min_battery_percent)",))
         if fed.percent is not None and (fed.on_battery or fed.discharging) and not fed.percent >= least:
             required = f"{number(least)} % required (host.min_battery_percent)"
             return Findings((f"battery at {number(fed.percent)} %, {required}",))
@@ -268,47 +276,12 @@ def pressure(text: str) -> float:
     raise ValueError("it does not say how long something waits")
 
 
-def power(sys_root: Path) -> Power:
-    """The machine's power, from its own supplies; those of mice and headsets are not its own.
-
-    Raises:
-        OSError: a supply cannot be read.
-        ValueError: there is a battery, and its use or its charge is unknown.
-    """
-    folder = sys_root / "class/power_supply"
-    supplies = sorted(folder.iterdir()) if folder.is_dir() else []
-    plugged = unplugged = False
-    batteries: list[tuple[str, str, str]] = []
-    for supply in supplies:
-        kind = _read(supply / "type")
-        if not kind or _read(supply / "scope") == "Device":
-            continue
-        if kind in ("Battery", "UPS"):
-            if _read(supply / "present") != "0":
-                batteries.append((supply.name, _read(supply / "status"), _read(supply / "capacity")))
-        else:
-            # An unused charger reports 0 too, so only the mains' 0 means that the machine is unplugged.
-            online = _read(supply / "online")
-            plugged = plugged or online not in ("0", "")
-            unplugged = unplugged or (kind == "Mains" and online == "0")
-    if not batteries:
-        return Power()
-    discharging = any(status == "Discharging" for _, status, _ in batteries)
-    if not (plugged or unplugged or discharging) and any(s in ("Unknown", "") for _, s, _ in batteries):
-        raise ValueError(f"{batteries[0][0]} does not say whether it is in use")
-    on_battery = not plugged and (unplugged or discharging)
-    charges = [float(capacity) for _, _, capacity in batteries if capacity]
-    if not charges and (on_battery or discharging):
-        raise ValueError(f"{batteries[0][0]} does not say how full it is")
-    return Power(on_battery, discharging, sum(charges) / len(charges) if charges else None)
-
-
 def temperatures(sys_root: Path) -> Iterator[tuple[float, str]]:
     """(°C, the chip's name) of each readable sensor of the processor."""
     folder = sys_root / "class/hwmon"
     for chip in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
-            name = _read(chip / "name")
+            name = read_text(chip / "name")
             if name not in CPU_CHIPS and not name.startswith("cpu"):
                 continue
             inputs = sorted(chip.glob("temp*_input"))
@@ -316,20 +289,8 @@ def temperatures(sys_root: Path) -> Iterator[tuple[float, str]]:
             continue
         for file in inputs:
             try:
-                celsius = int(_read(file)) / 1000
+                celsius = int(read_text(file)) / 1000
             except (OSError, ValueError):
                 continue
             if PLAUSIBLE_C[0] <= celsius <= PLAUSIBLE_C[1]:
                 yield celsius, name
-
-
-def _read(path: Path) -> str:
-    """A small file's text; empty if there is none.
-
-    Raises:
-        OSError: it is there and cannot be read.
-    """
-    try:
-        return path.read_text(errors="replace").strip()
-    except FileNotFoundError:
-        return ""

@@ -17,6 +17,7 @@ from dbus_fast import BusType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 from support.clock import ManualClock
 from support.login1 import PrivateBus
+from support.session_services import Service
 from support.waiting import eventually, play, until
 
 from supervisor.config.schema import HostSettings
@@ -27,6 +28,7 @@ from supervisor.sensors.host import programs as programs_module
 from supervisor.sensors.host.findings import FIT
 from supervisor.sensors.host.host import HostSensor, pressure
 from supervisor.sensors.host.metered import NM, NM_PATH, Metered
+from supervisor.sensors.host.power import DISPLAY_PATH, UPOWER, UPOWER_PATH, Power, UPower, both
 from supervisor.sensors.host.programs import Programs
 from supervisor.sensors.host.site_checks import SiteChecks
 
@@ -450,3 +452,83 @@ def test_a_metered_network_is_followed(tmp_path: Path) -> None:
             await bus.stop()
 
     play(scene())
+
+
+# --- UPower, which also knows a UPS on USB
+
+
+class UPowerDaemon(Service):
+    """`battery` None: mains; else the percentage of what feeds the machine."""
+
+    def __init__(self, address: str, battery: float | None) -> None:
+        super().__init__(address, UPOWER)
+        self.battery = battery
+        self.answers["GetAll"] = lambda m: ("a{sv}", [self._properties(m.path)])
+
+    def _properties(self, path: str) -> dict[str, Variant]:
+        if path == UPOWER_PATH:
+            return {"OnBattery": Variant("b", self.battery is not None)}
+        return {"Percentage": Variant("d", self.battery or 0.0), "IsPresent": Variant("b", self.battery is not None)}
+
+    async def become(self, battery: float | None) -> None:
+        was, self.battery = self.battery, battery
+        path, name = (DISPLAY_PATH, "Percentage") if was and battery else (UPOWER_PATH, "OnBattery")
+        changed = [UPOWER, {name: Variant("s", "")}, []]
+        await self.signal(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", *changed)
+
+
+ON_BATTERY = "on battery, says UPower (host.on_battery: never)"
+LOW = "battery at 40 %, 50 % required (host.min_battery_percent)"
+
+
+@pytest.mark.parametrize(("on_battery", "full", "empty"), [("never", ON_BATTERY, ON_BATTERY), ("allow", "", LOW)])
+def test_a_ups_in_a_power_cut_is_a_battery(on_battery: str, full: str, empty: str, tmp_path: Path) -> None:
+    """To the kernel it is no power supply; what UPower says is followed without a question in between."""
+
+    async def scene() -> None:
+        with PrivateBus(tmp_path) as private:
+            bus, wakes = SystemBus(private.address, backoff_s=(0.02, 0.05)), [0]
+            upower = UPower(bus)
+            settings = HostSettings(on_battery=on_battery, min_memory_gb=0)
+            sensor = HostSensor(CLOCK, settings, lambda: 0.0, upower=upower, sys_root=tmp_path)
+
+            def reason() -> str:
+                host = sensor.host(CLOCK.now_s())
+                return host.error if host.value is None else host.value.reason
+
+            def wake() -> None:
+                wakes[0] += 1
+
+            there = await UPowerDaemon(private.address, 80.0).start()
+            await sensor.start(wake)
+            assert reason() == full
+            await there.become(None)
+            await eventually(lambda: reason() == "", "the mains are back")
+            await there.become(40.0)
+            await eventually(lambda: reason() == empty, "a power cut, and it is nearly empty")
+            await there.become(90.0)
+            await eventually(lambda: reason() == full, "it has charged")
+            assert wakes[0] >= 3
+            there.answers["GetAll"] = "org.freedesktop.DBus.Error.Failed"
+            await there.become(None)
+            await eventually(lambda: "power supply unknown: org.freedesktop.UPower refuses GetAll" in reason(), "no answer")
+            await there.stop()
+            await eventually(lambda: reason() == "", "without UPower the kernel alone is asked")
+            await sensor.stop()
+            await bus.stop()
+
+    play(scene())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "upower", "is_so"),
+    [
+        (Power(), Power(), Power()),
+        (Power(), Power(True, True, 70.0, "UPower"), Power(True, True, 70.0, "UPower")),
+        (Power(False, False, 100.0), Power(True, True, 70.0, "UPower"), Power(True, True, 100.0, "UPower")),
+        (Power(True, True, 60.0), Power(), Power(True, True, 60.0)),
+        (Power(True, True, 60.0), Power(True, True, 70.0, "UPower"), Power(True, True, 60.0)),
+    ],
+)
+def test_who_says_on_battery_is_believed(kernel: Power, upower: Power, is_so: Power) -> None:
+    assert both(kernel, upower) == is_so
