@@ -1,8 +1,8 @@
 """The machine's power supply: what the kernel shows, and what UPower says.
 
 The kernel knows a laptop's batteries. UPower also knows an uninterruptible power supply on USB, which is no power supply to the
-kernel. Whoever says that the machine runs on a battery is believed. A UPower that runs and does not answer is unknown; without
-UPower the kernel's word alone counts.
+kernel. If one of the two says that the machine runs on a battery, it does. A UPower that runs and does not answer is unknown.
+Without UPower the kernel alone is asked.
 
 sysfs is read here and not through psutil, because psutil takes a wireless mouse's battery for the machine's own.
 """
