@@ -10,7 +10,7 @@ import resource
 import signal
 from typing import Any, Final
 
-# CPU seconds without a wait, after which the loop goes back into the line: the processor is the person's.
+# CPU seconds without a wait, after which the loop waits like all others until its next tick: the processor is the person's.
 LONGEST_S: Final = 0.2
 
 
@@ -42,5 +42,6 @@ class Precedence:
             self._taken = wanted
 
     def _too_long(self, *_: Any) -> None:
+        self._taken = False
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))

@@ -43,7 +43,8 @@ from supervisor.tasks.process import landlock, process_tree
 from supervisor.tasks.process.rungs import RungName
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
-FREEZE_LIMIT_S = 1.0  # a tree at idle priority on a busy machine took 1.7 s at worst; killing does not need the freeze
+FREEZE_LIMIT_S = 1.0  # a tree at idle priority on a busy machine took 1.7 s at worst
+HASTY_FREEZE_LIMIT_S = 0.25  # without a grace: killing does not need the freeze
 KILL_LIMIT_S = 3.0  # then what is left is reported, and killed again
 _AGAIN_S = 0.5
 STATE_FILE, STATE_MOST = "rae-state.json", 1 << 16
@@ -242,7 +243,8 @@ class Shim:
             return
         self.asked_s = now_s
         self.end_helper()
-        self.note(RungName.FROZEN if self.tree.freeze(FREEZE_LIMIT_S) else RungName.NOT_FROZEN)
+        frozen = self.tree.freeze(FREEZE_LIMIT_S if grace_s > 0 else HASTY_FREEZE_LIMIT_S)
+        self.note(RungName.FROZEN if frozen else RungName.NOT_FROZEN)
         self.kill_at_s = time.monotonic() + grace_s
         if grace_s > 0 and self.notice is not None:
             self.noticed, self.term_at_s = True, time.monotonic() + min(self.notice[1], grace_s)

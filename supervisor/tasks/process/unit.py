@@ -31,7 +31,7 @@ from supervisor.tasks.process.containment import Bounds
 from supervisor.tasks.process.process_tree import CgroupTree
 from supervisor.tasks.process.rungs import RungName
 from supervisor.tasks.process.sandbox import SOCKETS, in_service
-from supervisor.tasks.process.shim import FREEZE_LIMIT_S
+from supervisor.tasks.process.shim import FREEZE_LIMIT_S, HASTY_FREEZE_LIMIT_S
 
 CGROUPS: Final = "/sys/fs/cgroup"
 SLICE: Final = "rae.slice"
@@ -278,9 +278,10 @@ class UnitTask(CommandTask):
             return await asyncio.shield(self._stopped)
         self._stopping = True
         self._asked_s = time.monotonic()
-        self._kill_at_s = self._asked_s + FREEZE_LIMIT_S + grace_s
+        freeze_s = FREEZE_LIMIT_S if grace_s > 0 else HASTY_FREEZE_LIMIT_S
+        self._kill_at_s = self._asked_s + freeze_s + grace_s
         self._tree.request_freeze()
-        frozen = await in_thread(self._tree.freeze, FREEZE_LIMIT_S)
+        frozen = await in_thread(self._tree.freeze, freeze_s)
         self._note(RungName.FROZEN if frozen else RungName.NOT_FROZEN)
         now_s = time.monotonic()
         self._kill_at_s = min(self._kill_at_s, now_s + grace_s)
