@@ -11,7 +11,7 @@ def check_user(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Say whether anybody uses this machine.
 
     The first line is SAFE TO RUN or DO NOT RUN: reason. Looks at sessions, terminals, input devices and foreign GPU
-    processes, with the daemon's own sensors. A running daemon also says what it has seen before.
+    processes, with the daemon's own sensors. Only a running daemon knows what was before: without one it is not safe.
 
     Exit codes: 0 safe. 1 not safe, or an error.
     """

@@ -1,4 +1,5 @@
-"""One look without a daemon: check-user and check-gpu, by the daemon's own sensors and guards.
+"""One look beside the daemon: check-user and check-gpu, by the daemon's own sensors and guards. What was before the look only
+the daemon knows, so without it check-user says no.
 
     python -I -m supervisor.tools.doctor.one_look user|gpu [--json] [--config DIR]
 
@@ -14,6 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +32,8 @@ from supervisor.sensors.observer import SourceReading
 from supervisor.sensors.sensor_set import SensorSet
 
 ASK_S: Final = 0.2
-RECALL_S: Final = 1.0  # a busy node may take a moment
+RECALL_S: Final = 2.0  # a busy node may take a moment
+SAME_S: Final = 2.0  # the guard and its source are not asked in the same moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +85,9 @@ async def look_once(config: Config) -> _Look:
     clock = SystemClock()
     seen = asyncio.create_task(asyncio.to_thread(remembered, config, clock))
     async with watching(config, clock) as sensors:
-        signs, observer = await seen, sensors.observer
+        before, observer = await seen, sensors.observer
         if observer.presence:  # with no source at all, an old sign proves nothing
-            observer.presence += signs
+            observer.presence += (before,)
         now_s = clock.now_s()
         observation = observer.look(now_s, config.limits, Automation(True), NO_TASK)
         return _Look(observation, observer.sources(now_s), observer.contradictions(now_s), sensors.gpu.describe())
@@ -106,33 +109,51 @@ def gpu_is_absent(config: Config) -> bool:
 
 
 class _Remembered(PresenceSensor):
-    """The newest sign that the running node has seen. One look misses a key that was pressed before it, or a film that has
-    ended. It can only add a sign."""
+    """What was before the look, as the running node knows it: its newest sign, or why that is not known."""
 
     name = "rae-node"
 
-    def __init__(self, sign: str, at_s: float) -> None:
-        self._sign, self._at_s = sign, at_s
+    def __init__(self, at_s: float, sign: str = "", error: str = "", quality: Quality = Quality.EVENT) -> None:
+        self._at_s, self._sign, self._error, self._quality = at_s, sign, error, quality
 
     def latest(self, now_s: float) -> Presence:
-        return Presence(self.name, now_s, self._at_s, self._sign)
+        return Presence(self.name, now_s, self._at_s, self._sign, error=self._error, quality=self._quality)
 
 
-def remembered(config: Config, clock: Clock) -> tuple[_Remembered, ...]:
-    """The newest sign that a running node's sources have seen, if any. Its own start, and the return of a source, are none."""
+def remembered(config: Config, clock: Clock) -> _Remembered:
+    """One look misses a key that was pressed before it, a film that has ended, and who has logged out. Only a running node has
+    seen them, since its start, which counts as a sign. Without its answer nobody knows."""
+
+    def unknown(why: object) -> _Remembered:
+        return _Remembered(NEVER, error=f"what was before this look is not known: {why}")
+
     try:
-        sources = ask(config.paths.runtime, "status", RECALL_S).get("presence")
-    except (DaemonDown, DaemonUnresponsive):
-        return ()
-    signs: list[tuple[float, str]] = []
-    for source in sources if isinstance(sources, list) else ():
-        known = source if isinstance(source, dict) and source.get("present") is False else {}
-        idle_s, sign = known.get("idle_s"), known.get("reading")
-        assumed = known.get("quality") == Quality.ASSUMED
-        if isinstance(idle_s, int | float) and isinstance(sign, str) and not assumed:
-            signs.append((clock.now_s() - max(0.0, float(idle_s)), f"{sign}, as the running node has seen"))
-    at_s, sign = max(signs, default=(NEVER, ""))
-    return (_Remembered(sign, at_s),) if sign else ()
+        status = ask(config.paths.runtime, "status", RECALL_S)
+    except (DaemonDown, DaemonUnresponsive) as missing:
+        return unknown(missing)
+    guards, sources = status.get("guards"), status.get("presence")
+    known = next((g for g in _dicts(guards) if g.get("name") == user_away.name), {})
+    idle_s = known.get("value")
+    if known.get("ok") is None and isinstance(known.get("reason"), str):
+        return unknown(f"the running node says: {known['reason']}")
+    if not isinstance(idle_s, int | float) or isinstance(idle_s, bool):
+        return unknown("the running node does not say since when nobody is here; is it of this version?")
+    newest = min(_dicts(sources), key=_idle_s, default={})
+    if _idle_s(newest) > idle_s + SAME_S:
+        newest = {}
+    sign = f"{newest.get('reading', 'user active')}, as the running node has seen"
+    quality = Quality.ASSUMED if newest.get("quality") == Quality.ASSUMED else Quality.EVENT
+    return _Remembered(clock.now_s() - max(0.0, float(idle_s)), sign, quality=quality)
+
+
+def _dicts(listed: Any) -> list[dict[str, Any]]:
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+
+
+def _idle_s(source: dict[str, Any]) -> float:
+    """Seconds since a source's last sign; infinite where it has none."""
+    idle_s = 0.0 if source.get("present") is True else source.get("idle_s")
+    return idle_s if isinstance(idle_s, int | float) and isinstance(source.get("reading"), str) else inf
 
 
 def check_user(look: _Look, config: Config) -> Answer:

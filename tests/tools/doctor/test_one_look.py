@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +16,10 @@ import pytest
 from support.running import NodeFolder
 
 from supervisor.config.load import load
-from supervisor.linux.clock import Clock
+from supervisor.linux.clock import Clock, SystemClock
 from supervisor.linux.control_socket import SOCKET_NAME, ControlServer
 from supervisor.sensors import sensor_set
-from supervisor.sensors.presence.logind import BACK_SIGN, START_SIGN
+from supervisor.sensors.presence.logind import START_SIGN
 from supervisor.sensors.presence.terminals import Terminals
 from supervisor.tools.doctor import one_look
 
@@ -87,7 +88,7 @@ def test_the_door_and_the_command_say_the_same(folder: NodeFolder) -> None:
         one, other = json.loads(by_script.stdout), json.loads(by_command.stdout)
         assert one.keys() == {"safe", "reasons", "readings"}
         assert [r["name"] for r in one["readings"]] == [r["name"] for r in other["readings"]]
-    names = ["user_away", "logind", "session agents", "terminals", "input", "idle_detect", "gpu processes"]
+    names = ["user_away", "logind", "session agents", "terminals", "input", "idle_detect", "rae-node", "gpu processes"]
     user = json.loads(ask("check-user", "--json", "--config", str(folder.path), **away).stdout)
     known = folder_sources(user)
     assert known == [name for name in names if name in known]
@@ -109,15 +110,21 @@ def source(reading: str, idle_s: float | None, present: bool | None = False, qua
     return {"source": "input", "reading": reading, "present": present, "idle_s": idle_s, "age_s": 0.0, "quality": quality}
 
 
-def beside_a_node(folder: Path, remembered: Any, **presence: bool) -> one_look.Answer:
-    """check-user while a node runs whose `status` shows `remembered`; its only own source is the terminals."""
+def away(idle_s: Any, ok: bool | None = False, reason: str = "user active") -> dict[str, Any]:
+    """The guard in a daemon's `status`."""
+    return {"name": "user_away", "ok": ok, "value": idle_s, "reason": reason}
+
+
+def beside_a_node(folder: Path, status: dict[str, Any] | None, **presence: bool) -> one_look.Answer:
+    """check-user while a node runs that answers `status` so; None: no node runs. Its only own source is the terminals."""
     node = {"presence": {"sessions": False, "input": "off", **presence}, "gpu": {"presence": "none"}}
     config = load(NodeFolder.make(folder / "n", runtime=WATCHED, node=node).path)
     config.paths.runtime.mkdir()
 
     async def look() -> one_look.Answer:
-        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda *_: {"presence": remembered}}, frozenset())
-        await server.start()
+        server = ControlServer(config.paths.runtime / SOCKET_NAME, {"status": lambda *_: dict(status or {})}, frozenset())
+        if status is not None:
+            await server.start()
         try:
             return one_look.check_user(await one_look.look_once(config), config)
         finally:
@@ -128,34 +135,58 @@ def beside_a_node(folder: Path, remembered: Any, **presence: bool) -> one_look.A
 
 WATCHED = {"safety": {"detect_active_user": True, "idle_required_minutes": 1}}
 PAD = source("user active on gamepad 'Pad' (event7)", 2.0)
-ASSUMED = [source(sign, 2.0, quality="assumed") for sign in (START_SIGN, BACK_SIGN)]
-REMEMBERED = "user active on gamepad 'Pad' (event7), as the running node has seen"
+STARTED = source(START_SIGN, 2.0, quality="assumed")
+UNKNOWN = "user unknown: what was before this look is not known: "
+SOMEBODY = "user active, as the running node has seen"
+FILM = source("idle blocked by film of anna", None, True)
 
 
 @pytest.mark.parametrize(
-    ("remembered", "reason"),
+    ("status", "reason"),
     [
-        pytest.param([source("no source: no input device can be read", None), PAD], REMEMBERED, id="a gamepad"),
-        pytest.param([source("user anna logged in on tty1", 500.0), PAD], REMEMBERED, id="the nearest sign"),
-        pytest.param(ASSUMED, "", id="its own start is no sign"),
-        pytest.param([source("unknown", 2.0, None)], "", id="a source that knows nothing"),
-        pytest.param([7, {}, source("x", None), {"idle_s": "x"}], "", id="another version's fields"),
-        pytest.param("words", "", id="another version"),
+        pytest.param(None, UNKNOWN + "the daemon is not running", id="no node"),
+        pytest.param(
+            {"guards": [away(2.0)], "presence": [source("no source", None), PAD, source("anna logged in on tty1", 500.0)]},
+            "user active on gamepad 'Pad' (event7), as the running node has seen", id="the nearest sign",
+        ),
+        pytest.param({"guards": [away(2.0)], "presence": [STARTED]}, START_SIGN, id="its own start: who left before?"),
+        pytest.param({"guards": [away(2.0)], "presence": []}, SOMEBODY, id="who may not ask"),
+        pytest.param({"guards": [away(2.0)], "presence": [source("user active on pts/1", 900.0)]}, SOMEBODY, id="its GPU"),
+        pytest.param({"guards": [away(0.0)], "presence": [PAD, FILM]}, "idle blocked by film of anna, as the", id="a film"),
+        pytest.param({"guards": [away(4000.0, True)], "presence": [source("user active on pts/1", 4000.0)]}, "", id="away"),
+        pytest.param(
+            {"guards": [away(None, None, "user unknown: logind is not running")]},
+            UNKNOWN + "the running node says: user unknown: logind is not running", id="it does not know",
+        ),
+        pytest.param({"guards": [away(None, True)]}, UNKNOWN + "the running node does not say", id="it does not watch"),
+        pytest.param({"guards": [7, {}, away("x", True)]}, UNKNOWN, id="another version's fields"),
+        pytest.param({"guards": "words", "presence": "words"}, UNKNOWN, id="another version"),
     ],
-)
-def test_what_the_running_node_has_seen_counts_in_one_look(
-    remembered: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+)  # fmt: skip
+def test_what_was_before_the_look_only_a_running_node_knows(
+    status: dict[str, Any] | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One look sees no button that was pressed before it, and no film that has ended."""
+    """One look sees no button that was pressed before it, no film that has ended, and nobody who has logged out."""
     (tmp_path / "dev/pts").mkdir(parents=True)
     terminals: Callable[[Clock], Terminals] = lambda clock: Terminals(clock, tmp_path / "dev")  # noqa: E731 - typed
     monkeypatch.setattr(sensor_set, "Terminals", terminals)
-    check = beside_a_node(tmp_path, remembered)
+    check = beside_a_node(tmp_path, status)
     assert bool(check.reasons) is bool(reason), check
     assert [line[: len(reason)] for line in check.reasons] == ([reason] if reason else [])
 
 
+def test_a_node_that_hangs_has_seen_nothing_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one_look, "RECALL_S", 0.1)
+    config = load(NodeFolder.make(tmp_path / "n").path)
+    config.paths.runtime.mkdir()
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(config.paths.runtime / SOCKET_NAME))
+        hung.listen()
+        told = one_look.remembered(config, SystemClock()).latest(0.0)
+    assert told.error.startswith("what was before this look is not known: the daemon does not answer within 0.1 s")
+
+
 def test_a_running_node_does_not_replace_the_own_sources(tmp_path: Path) -> None:
     """With no source of presence of its own a look proves nothing, whatever the node remembers."""
-    check = beside_a_node(tmp_path, [source("user active on pts/3", 1e6)], terminals=False)
+    check = beside_a_node(tmp_path, {"guards": [away(1e6, True)]}, terminals=False)
     assert "no source of presence is switched on" in check.reasons[0]
