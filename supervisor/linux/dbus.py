@@ -318,6 +318,47 @@ def _is_in(name: str, space: str) -> bool:
     return space.endswith(ANY) and name.startswith(space[:-1])
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method call between two other programs."""
+
+    sender: str
+    interface: str
+    member: str
+    body: list[Any]
+
+
+async def monitor_calls(address: str, rules: list[str], handler: Callable[[Call], None]) -> None:
+    """Call `handler` for each method call that matches a rule, whoever it is for. Returns when the bus goes away.
+
+    Raises:
+        BusError: the bus does not allow it, or there is none.
+    """
+    bus = _Connection(bus_address=address, bus_type=BusType.SYSTEM)
+
+    def receive(message: Message) -> bool:
+        if message.message_type is not MessageType.METHOD_CALL:
+            return False
+        handler(Call(message.sender or "", message.interface or "", message.member or "", list(message.body)))
+        return True  # it is another program's to answer
+
+    become = Message(
+        destination=BUS, path=BUS_PATH, interface=f"{BUS}.Monitoring", member="BecomeMonitor", signature="asu", body=[rules, 0]
+    )
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await bus.connect()
+            bus.add_message_handler(receive)
+            reply = await bus.call(become)
+        if reply is not None and reply.message_type is MessageType.ERROR:
+            raise BusError(_refusal("the bus", "BecomeMonitor", reply), reply.error_name or "")
+        await _disconnected(bus)
+    except _FAILURES as error:
+        raise BusError(f"no bus ({_describe(error)})") from error
+    finally:
+        bus.disconnect()
+
+
 async def _disconnected(bus: _Connection, timeout_s: float | None = None) -> None:
     """Wait until the connection is over, at most `timeout_s` seconds."""
     over = asyncio.ensure_future(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]

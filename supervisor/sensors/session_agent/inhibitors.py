@@ -8,8 +8,8 @@ reason, which may be the title of a film. A list without an answer is not an emp
 KDE takes up each of logind's locks, five seconds later and under the holder's name. logind tells of these, so they do not count
 here. The node's own lock counts nowhere.
 
-Some desktops answer `org.freedesktop.ScreenSaver` by a program that lists nobody, such as light-locker. There a media player
-that plays counts instead (MPRIS).
+On some desktops a program answers `org.freedesktop.ScreenSaver` that lists nobody, such as light-locker. There the calls to it
+are watched (`saver_calls.py`), and a media player that plays counts too (MPRIS): it may have begun before.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from supervisor.linux.dbus import BUS, BUS_PATH, OTHER_FORM, PROPERTIES, BusError, Inhibition, Signal, SystemBus
 from supervisor.sensors.base import OWN_LOCK
+from supervisor.sensors.session_agent.saver_calls import SaverCalls
 from supervisor.sensors.session_agent.source import ANSWER_S
 
 GNOME: Final = "org.gnome.SessionManager"
@@ -63,18 +64,25 @@ Ask = Callable[[], Coroutine[Any, Any, None]]
 class Inhibitors:
     """All of one bus. It must be made before the bus is started.
 
+    address: the bus's.
     changed: called when `held` changes.
     locks: the locks that logind lists.
     """
 
     def __init__(
-        self, bus: SystemBus, changed: Callable[[], None], locks: Callable[[], Awaitable[Sequence[Inhibition]]]
+        self,
+        bus: SystemBus,
+        address: str,
+        changed: Callable[[], None],
+        locks: Callable[[], Awaitable[Sequence[Inhibition]]],
     ) -> None:
         self._bus, self._changed, self._locks = bus, changed, locks
         self._held: dict[str, tuple[str, ...]] = {}
         self._mirrored: set[Holder] = set()  # KDE's, that are logind's to tell
         self._not_screen: Counter[Holder] = Counter()  # KDE's, that were there while nothing kept the screen on
         self._saver_lists = self._saver_forwards = False
+        self._calls = SaverCalls(address, SAVERS, self._calls_changed)
+        self._watching_calls: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._again: dict[str, asyncio.TimerHandle] = {}
         self._asks: dict[str, Ask] = {
@@ -100,19 +108,22 @@ class Inhibitors:
         for name in SAVERS:
             if self._bus.owner(name):
                 self._ask(name)
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await asyncio.gather(*self._asking.values(), self._calls.drop_gone(self._bus), return_exceptions=True)
 
     async def stop(self) -> None:
         for timer in self._again.values():
             timer.cancel()
-        for task in self._asking.values():
+        tasks = [*self._asking.values(), *([self._watching_calls] if self._watching_calls else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- asking
 
     def _owner_changed(self, name: str) -> None:
         self._ask(name)
+        if name == SAVER:
+            self._calls.forget()
         if name in (GNOME, KDE, POWER, SAVER):  # they decide whether a media player counts
             self._ask(PLAYERS)
 
@@ -257,6 +268,7 @@ class Inhibitors:
                 self._saver_lists, self._saver_forwards = lists, await self._forwards()
                 if before != (self._saver_lists, self._saver_forwards):
                     self._ask(PLAYERS)
+                self._watch_calls(bool(self._bus.owner(SAVER)) and not (lists or self._saver_forwards or self._bus.owner(KDE)))
             self._set(name, found)
 
         return ask
@@ -272,6 +284,16 @@ class Inhibitors:
             return Path(f"/proc/{pid}/comm").read_text().startswith(FORWARDERS)
         except (BusError, OSError):
             return False
+
+    def _watch_calls(self, wanted: bool) -> None:
+        if wanted and self._watching_calls is None:
+            self._watching_calls = asyncio.ensure_future(self._calls.run())
+        elif not wanted and self._watching_calls is not None:
+            self._watching_calls.cancel()
+            self._watching_calls = None
+
+    def _calls_changed(self) -> None:
+        self._set("calls", [name or UNNAMED for name in self._calls.held])
 
     # --- gamemode
 

@@ -44,7 +44,7 @@ class BusIdle(IdleSource):
         self._mutter: Idle | None = None
         self._saver: Idle | None = None
         self._idle_watch = self._active_watch = 0
-        self._inhibitors = Inhibitors(self._bus, lambda: self._changed(), locks)
+        self._inhibitors = Inhibitors(self._bus, address, lambda: self._changed(), locks)
         self._again: asyncio.TimerHandle | None = None
         self._saver_there = asyncio.Event()
         self._bus.watch(SAVER, lambda owner: self._saver_there.set() if owner else self._saver_there.clear())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dbus_fast import Variant
+from dbus_fast import BusType, Message, MessageFlag, MessageType, Variant
+from dbus_fast.aio import MessageBus
 from support.session_services import Service, beside
 from support.waiting import eventually
 
@@ -432,5 +434,54 @@ def test_a_saver_that_passes_its_holders_on_leaves_players_alone(tmp_path: Path,
         await gnome.stop()
         await eventually(lambda: source.inhibitors == ("firefox",), "nobody lists any more")
         await player.stop()
+
+    beside(tmp_path, story)
+
+
+async def call(bus: MessageBus, member: str, signature: str, *body: Any) -> None:
+    reply = await bus.call(
+        Message(
+            destination=SAVER, path="/org/freedesktop/ScreenSaver", interface=SAVER, member=member, signature=signature,
+            body=list(body), flags=MessageFlag.NO_AUTOSTART,
+        )
+    )  # fmt: skip
+    assert reply is not None
+    assert reply.message_type is MessageType.METHOD_RETURN, "the monitor answers nobody"
+
+
+def test_who_inhibits_a_saver_that_lists_nobody_is_seen_by_the_calls(tmp_path: Path) -> None:
+    async def story(address: str, source: BusIdle) -> None:
+        locker = Service(address, SAVER)
+        locker.answers = {"Inhibit": ("u", [7]), "UnInhibit": ("", [])}
+        await locker.start()
+        await eventually(lambda: source._inhibitors._watching_calls, "the watch")
+        film = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
+
+        async def seen() -> None:  # the watch may begin a moment later
+            while source.inhibitors != ("filmplayer",):
+                await call(film, "Inhibit", "ss", "filmplayer", "a secret title")
+                await asyncio.sleep(0.05)
+                if source.inhibitors != ("filmplayer",):
+                    await call(film, "UnInhibit", "u", 7)
+
+        await asyncio.wait_for(seen(), 20)
+        await call(film, "Inhibit", "ss", "filmplayer", "another title")
+        await call(film, "UnInhibit", "u", 7)
+        await source.prove_inhibitors()
+        assert source.inhibitors == ("filmplayer",), "one of two is held still"
+        await call(film, "UnInhibit", "u", 7)
+        await eventually(lambda: source.inhibitors == (), "its end")
+        await call(film, "Inhibit", "ss", "", "a secret title")
+        await eventually(lambda: source.inhibitors == (UNNAMED,), "a program without a name")
+        film.disconnect()
+        await asyncio.gather(film.wait_for_disconnect(), return_exceptions=True)
+
+        async def gone() -> None:
+            while source.inhibitors:
+                await source.prove_inhibitors()
+
+        await asyncio.wait_for(gone(), 20)
+        await locker.stop()
+        await eventually(lambda: source._inhibitors._watching_calls is None, "nothing is watched without need")
 
     beside(tmp_path, story)
