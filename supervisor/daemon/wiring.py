@@ -205,6 +205,7 @@ class Node:
         if self.containment is None:
             raise NodeFault("it is not known yet what can contain a task")
         self.containment.cpu_percent = self.limits.max_cpu_percent
+        self.containment.gpus = self.sensors.gpu.grant()
         try:
             return registry.make(task_type.executor, task_type, self.containment)
         except NoExecutor as missing:

@@ -79,18 +79,25 @@ def in_units(name: Name, units: Collection[str]) -> bool:
 # user-UID.slice (systemd's "Desktop Environments"). Login screens have users below 1000, or such that systemd makes up.
 _DESKTOP_SLICES: Final = frozenset({"session.slice", "background.slice"})
 _USER_SLICE: Final = re.compile(r"user-(\d+)\.slice")
+_DISPLAY_MANAGER: Final = "/etc/systemd/system/display-manager.service"  # a link to the one that is enabled
 _LOGIN_SCREENS: Final = (range(1, 1000), range(60578, 65536))
 
 
-def draws_desktop(cgroup: str) -> bool:
+def draws_desktop(cgroup: str, display_manager: str = "") -> bool:
     """Whether a process that draws is part of a desktop or of a login screen, by its control group: no person has started it
-    for its own sake."""
+    for its own sake. `display_manager`: see there."""
     parts = [part for part in cgroup.split("/") if part]
     for part in parts:
         if match := _USER_SLICE.fullmatch(part):
             login_screen = any(int(match[1]) in users for users in _LOGIN_SCREENS)
             return login_screen or not _DESKTOP_SLICES.isdisjoint(parts)
-    return parts[:1] == ["system.slice"] and not any(part.endswith(".scope") for part in parts)  # a container has a scope
+    return bool(display_manager) and display_manager in parts
+
+
+def display_manager() -> str:
+    """The unit that starts X servers and login screens here, by the name that systemd has for whichever it is; empty: none."""
+    unit = os.path.basename(os.path.realpath(_DISPLAY_MANAGER))
+    return "" if unit == os.path.basename(_DISPLAY_MANAGER) else unit
 
 
 def age_s(proc_root: Path, pid: int) -> float:

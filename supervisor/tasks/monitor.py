@@ -1,6 +1,7 @@
 """Watches the running task: what it uses, and that it stays within its own limits.
 
 A task over one of its limits is stopped at once and fails: `limit: memory 5.1 GiB, limit 4 GiB (tasks.render.max_memory_gb)`.
+So is one on a GPU that is not lent.
 That says nothing about the node: to the table it is a task that failed.
 
 A look comes once a second, sooner when a limit is near, and runs in a worker thread. The disk is walked less often, in a
@@ -160,6 +161,8 @@ class Monitor:
             own.vram_gb if on_gpu else None,
             own.percent if on_gpu else None,
         )
+        if own.stray:
+            return own.stray, True
         name = f"tasks.{self._kind}"
         disk_gb = use.disk_gb or 0.0
         vram_limit, vram_section = task_type.max_vram_gb, name

@@ -16,6 +16,8 @@ from support.nvml_standin import nvml_library
 from support.task_programs import COUNTS, KINDS, RESTLESS
 from support.waiting import until
 
+from supervisor.tasks.process import landlock
+
 __all__ = ["nvml_library"]  # a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.box]
@@ -23,6 +25,18 @@ PYTHON = ["/usr/bin/python3", "-I", "-S", "-c"]
 BY_HAND = ("attacks_the_node", "speaks_for_others")  # what a unit holds against these: test_box_attacks.py
 # The box has no pids and no memory controller, so what must be caught at once would burden the machine.
 HOSTILE = {kind: rest for kind, rest in KINDS.items() if kind not in (*BY_HAND, "fork_bomb")}
+
+GPUS = """
+import json, os
+def opens(name):
+    try:
+        open(f"/dev/{name}", "rb").close()
+    except OSError as error:
+        return error.strerror
+    return "open"
+names = "nvidia0", "nvidia1", "nvidiactl", "nvidia-modeset", "null"
+print(json.dumps({name: opens(name) for name in names} | {"cuda": os.environ["CUDA_VISIBLE_DEVICES"]}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +50,9 @@ def node(wheels: Path, site: Path, nvml_library: Path, tmp_path_factory: pytest.
         tasks["count"] = {"argv": [*PYTHON, COUNTS], "notice": {"signal": "USR1", "deadline_sec": 20}, "grace_sec": 25}
         tasks["count"]["on_preempt"] = "resubmit"
         tasks["restless"] = {"argv": [*PYTHON, RESTLESS.replace("'end'", "'/tmp/end'").replace('"end"', '"/tmp/end"')]}
-        settings = {"tasks": tasks, "work": {"run_minutes": 30, "hold_sec": 59}, "gpu": {"presence": "required"}}
+        tasks["gpus"] = {"argv": [*PYTHON, GPUS]}
+        lent = {"presence": "required", "lend": ["GPU-fake-0"]}
+        settings = {"tasks": tasks, "work": {"run_minutes": 30, "hold_sec": 59}, "gpu": lent}
         node.configure(node=settings, runtime={"execution": {"poll_interval_sec": 0.2}})
         node.start_control()
         node.drop_in("quick", QUICK)
@@ -63,6 +79,23 @@ def test_it_ends_as_by_hand_and_nothing_is_left(node: Installed, kind: str) -> N
     if result is not None:
         assert task["result"] == result
     nothing_left(node)
+
+
+def test_its_gpu_is_the_lent_one_and_no_other(node: Installed) -> None:
+    """Files stand for the nodes. What a unit may open of all GPUs, Landlock closes to the task."""
+    if landlock.abi() < 2:
+        pytest.skip("no Landlock here")
+    names = ("nvidia0", "nvidia1", "nvidiactl", "nvidia-modeset")
+    for name in names:
+        (node.box.root / "dev" / name).touch()
+        (node.box.root / "dev" / name).chmod(0o666)
+    task = settled(node, node.add("gpus"))
+    for name in names:
+        (node.box.root / "dev" / name).unlink()
+    no = "Permission denied"
+    assert task["result"] == {
+        "nvidia0": "open", "nvidia1": no, "nvidiactl": "open", "nvidia-modeset": no, "null": "open", "cuda": "GPU-fake-0",
+    }, task["error"]  # fmt: skip
 
 
 def folder(node: Installed) -> Path:

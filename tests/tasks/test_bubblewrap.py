@@ -223,7 +223,7 @@ def test_an_older_one_is_used_as_far_as_it_goes(
     assert bubblewrap.tried() == bubblewrap.Found("", options, missing)
 
 
-def test_gpu_nodes_are_let_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bubblewrap, "_GPU", ("/dev/nul*",))
-    line = bubblewrap.argv(TaskType(), tmp_path, HERE.bubblewrap)
-    assert json.dumps(["--dev-bind-try", "/dev/null", "/dev/null"])[1:-1] in json.dumps(line)
+def test_the_lent_gpus_nodes_are_let_in(tmp_path: Path) -> None:
+    line = bubblewrap.argv(TaskType(), tmp_path, HERE.bubblewrap, devices=["/dev/nvidia1"])
+    assert json.dumps(["--dev-bind-try", "/dev/nvidia1", "/dev/nvidia1"])[1:-1] in json.dumps(line)
+    assert not [part for part in line if "nvidia" in part and part != "/dev/nvidia1"]

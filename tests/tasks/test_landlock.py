@@ -13,6 +13,7 @@ import pytest
 from support.task_bench import Bench, contained, py, run
 from support.trees import alive
 
+from supervisor.sensors.gpu.grant import NOTHING, Grant
 from supervisor.tasks.process import command_process, landlock
 from supervisor.tasks.process.containment import Containment
 
@@ -119,11 +120,12 @@ ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
 if len(sys.argv) > 2:
     landlock.abi = lambda: int(sys.argv[2])
 here = Path(sys.argv[1])
-landlock.enter(str(here / "dev/input"))
+landlock.enter([str(here / "dev/input"), str(here / "dev/nvidia1")])
 print(json.dumps({
     "listen": does((here / "dev/input/event0").read_bytes),
     "inject": does(lambda: (here / "dev/input/event0").write_bytes(b"")),
-    "device": does((here / "dev/nvidia0").read_bytes), "file": does(lambda: (here / "work/new").write_text("x")),
+    "other": does((here / "dev/nvidia1").read_bytes), "device": does((here / "dev/nvidia0").read_bytes),
+    "file": does(lambda: (here / "work/new").write_text("x")),
     "null": does(Path("/dev/null").read_bytes), "proc": does(Path("/proc/self/stat").read_bytes),
     "rename": does(lambda: os.rename(here / "work/a/file", here / "work/file")), "run": os.system("/bin/true"),
 }))
@@ -132,14 +134,43 @@ print(json.dumps({
 
 @pytest.mark.parametrize("version", [[], ["3"]], ids=["this kernel", "an older one"])
 @pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
-def test_a_task_cannot_listen_to_the_keyboard(version: list[str], tmp_path: Path) -> None:
+def test_a_task_cannot_listen_to_the_keyboard_nor_use_another_gpu(version: list[str], tmp_path: Path) -> None:
     (tmp_path / "dev/input").mkdir(parents=True)
     (tmp_path / "work/a").mkdir(parents=True)
-    for name in ("dev/input/event0", "dev/nvidia0", "work/a/file"):
+    for name in ("dev/input/event0", "dev/nvidia0", "dev/nvidia1", "work/a/file"):
         (tmp_path / name).touch()
     root = Path(landlock.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", CLOSING, str(tmp_path), *version], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr
     no = "Permission denied"
     open_ = dict.fromkeys(("device", "file", "null", "proc", "rename"), "done")
-    assert json.loads(done.stdout) == {"listen": no, "inject": no, **open_, "run": 0}
+    assert json.loads(done.stdout) == {"listen": no, "inject": no, "other": no, **open_, "run": 0}
+
+
+OTHER = BEGIN + """
+print(json.dumps({name: does(lambda: open(f"{sys.argv[1]}/{name}").close()) for name in ("nvidia0", "nvidia1", "nvidiactl")}
+      | {"which": os.environ["WHICH"], "own": os.environ["OWN"]}))
+"""
+
+
+@pytest.mark.skipif(landlock.abi() < 2, reason="no Landlock here")
+def test_a_task_gets_the_lent_gpu_and_no_other(contained: Containment, tmp_path: Path) -> None:
+    """By its variables, which node.yaml may change, and by what it may open."""
+    dev = tmp_path / "dev"
+    dev.mkdir()
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (dev / name).touch()
+    gpus = Grant((f"{dev}/nvidia0",), (f"{dev}/nvidia1", f"{dev}/nvidiactl"), {"WHICH": "x"}, {"WHICH": "open", "OWN": "y"})
+    contained.gpus = gpus
+
+    async def body(bench: Bench) -> None:
+        error, found = await bench.outcome(*py(OTHER), str(dev), env={"OWN": "mine"})
+        assert error is None, found
+        assert found == {
+            "nvidia0": "done", "nvidia1": "Permission denied", "nvidiactl": "done", "which": "open", "own": "mine",
+        }  # fmt: skip
+
+    try:
+        run(contained, tmp_path / "work", body)
+    finally:
+        contained.gpus = NOTHING

@@ -10,14 +10,18 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from states.observation import Gpu, Reading
 from supervisor.sensors.base import Wake
+from supervisor.sensors.gpu.grant import Grant, Other, grant
 from supervisor.sensors.gpu.nvml import NvmlSensor
 from supervisor.sensors.gpu.ownership import NO_TASK_USE, TaskUse
-from supervisor.sensors.gpu.pci_gpus import PciGpus, is_drm
+from supervisor.sensors.gpu.pci_gpus import PciGpus, driver, is_drm
 from supervisor.sensors.gpu.poller import GpuPoller, Setup
+
+if TYPE_CHECKING:
+    from supervisor.sensors.gpu.drm import DrmSensor
 
 PCI_ADDRESS: Final = re.compile(r"[0-9a-fA-F]{4}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
 
@@ -38,12 +42,12 @@ class LentGpus:
         self._wake: Wake | None = None
         self._started: dict[Part, asyncio.Task[None]] = {}
         self._drm_setup = setup.lending(pci)
-        self._drm: Part | None = None
+        self._drm: DrmSensor | None = None
         self.nvml = NvmlSensor(setup.lending(uuids))
         self._named: list[Part] = ([self.nvml] if uuids else []) + ([self.drm] if pci else [])
 
     @property
-    def drm(self) -> Part:
+    def drm(self) -> DrmSensor:
         """The sensor of AMD's and Intel's, made when it is needed."""
         if self._drm is None:
             from supervisor.sensors.gpu.drm import DrmSensor  # most machines with an NVIDIA GPU never need it
@@ -95,6 +99,16 @@ class LentGpus:
     def describe(self) -> list[dict[str, Any]]:
         return [row for part in self._started for row in part.describe()]
 
+    def grant(self) -> Grant:
+        """What a task that starts now gets of the GPUs. Reads small files, and wakes no GPU."""
+        none = self._lends_none
+        drm = self._drm_gpus.present()
+        nvidia = None if none or (self._named and self.nvml not in self._named) else self.nvml.granted()
+        instead = not none and not self._named and nvidia is None
+        lent = self._drm.lent if self._drm is not None and (instead or self._drm in self._named) else []
+        others = [Other(pci, folder, driver(folder), pci in lent) for pci, folder in drm.items()]
+        return grant(str(self._drm_setup.dev_root), nvidia, others)
+
     @property
     def _drm_instead(self) -> bool:
         """There is no NVIDIA GPU, but another."""
@@ -118,6 +132,7 @@ def combine_task_use(parts: Sequence[TaskUse]) -> TaskUse:
         percent=max((part.percent for part in parts if part.percent is not None), default=None),
         left=", ".join(part.left for part in parts if part.left),
         left_by=tuple(pid for part in parts for pid in part.left_by),
+        stray=", ".join(part.stray for part in parts if part.stray),
     )
 
 

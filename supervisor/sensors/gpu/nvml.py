@@ -15,10 +15,14 @@ query loads the driver and shows 90 % and more.
 
 from __future__ import annotations
 
+import glob
 import os
+from pathlib import Path
 from typing import Any, Final
 
 from supervisor.linux.inotify import flags
+from supervisor.linux.small_files import read_small
+from supervisor.sensors.gpu.grant import Nvidia, render_nodes
 from supervisor.sensors.gpu.nvml_usage import Answer, Device, judge
 from supervisor.sensors.gpu.ownership import GpuUse
 from supervisor.sensors.gpu.pci_gpus import PciGpus, asleep, driver, is_nvidia, power
@@ -55,6 +59,22 @@ class NvmlSensor(GpuPoller[Answer]):
             present = self._pci.present().items()
             return [{"pci": pci, "power": power(folder, "runtime_status")} for pci, folder in present]
         return [row | {"driver": self._driver} for row in self._use.rows]
+
+    def granted(self) -> Nvidia | None:
+        """The lent ones, for a task; None: there are none. Reads small files, and wakes no GPU."""
+        named, seen = tuple(self._settings.lend), self._seen
+        if not named and (self._reading.value is None or not self._reading.value.present):
+            return None
+        known = {uuid: (device.minor, device.pci) for uuid, device in seen.items()}
+        if not known or not known.keys() >= set(named):  # not looked at yet, because it sleeps
+            known |= numbers(self._setup.proc_root)
+        dev, pci = self._setup.dev_root, f"{self._setup.sys_root}/bus/pci/devices"
+        nodes = []
+        for uuid, (minor, address) in known.items():
+            if not named or uuid in named or len(known) == 1:
+                nodes += [f"{dev}/nvidia{minor}", *render_nodes(str(dev), f"{pci}/{address}")]
+                nodes += [f"{dev}/nvidia-caps"] if uuid in seen and seen[uuid].mig else []
+        return Nvidia(named or tuple(seen) or None, tuple(nodes))
 
     # --- when to look
 
@@ -142,3 +162,15 @@ class NvmlSensor(GpuPoller[Answer]):
         except OSError:
             cache = 0
         return tuple(self._pci.present()), self._nodes(), libraries, cache
+
+
+def numbers(proc_root: Path) -> dict[str, tuple[int | None, str]]:
+    """By UUID the number of each GPU's node and its PCI address, as the driver's own files tell without waking one. A GPU that
+    nobody has opened yet has question marks for a UUID."""
+    found: dict[str, tuple[int | None, str]] = {}
+    for folder in glob.glob(f"{proc_root}/driver/nvidia/gpus/*"):
+        lines = read_small(f"{folder}/information").splitlines()
+        known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        if known.get("Device Minor", "").isdecimal():
+            found[known.get("GPU UUID", "")] = int(known["Device Minor"]), os.path.basename(folder)
+    return found

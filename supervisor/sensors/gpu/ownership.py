@@ -3,7 +3,7 @@
 A process on a lent GPU is one of four:
 - own: a process of the node's task, or one that `gpu.own_processes` or `gpu.own_units` lists. Its memory is not counted.
 - desktop: it draws, holds little, and does nothing else. It is known by what it is, never by its name: its unit is the
-  desktop's own part of a session, a login screen or a system service; or it has run for SETTLED_S, holds at most SMALL_GB,
+  desktop's own part of a session, a login screen, or what starts those; or it has run for SETTLED_S, holds at most SMALL_GB,
   and is not busy, like a browser that a person has left open. All of them together hold at most DESKTOP_GB, or else they
   are foreign. Their memory counts as used by others.
 - remnant: it was the task's a moment ago and has ended. It is no sign of a person. What it still holds counts as used, and is
@@ -136,6 +136,7 @@ class Known:
     age_s: how long ago a process was started, in seconds.
     on_gpu_s: how long ago the task was last seen on a lent GPU, in seconds.
     before: GiB by GPU that no listed process held when there was no task.
+    display_manager: the unit of X servers and login screens.
     """
 
     settings: GpuSettings
@@ -146,6 +147,7 @@ class Known:
     age_s: Callable[[int], float] = _old
     on_gpu_s: float = math.inf
     before: Mapping[str, float] = field(default_factory=dict)
+    display_manager: str = ""
 
     def owners(self, gpus: Sequence[LentGpu], names: Mapping[int, Name]) -> dict[int, Whose]:
         """Who owns each process on these GPUs."""
@@ -169,7 +171,7 @@ class Known:
             return Whose.REMNANT
         if name.gone or process.kind == "c" or process.used is None:
             return Whose.FOREIGN
-        if draws_desktop(name.cgroup):
+        if draws_desktop(name.cgroup, self.display_manager):
             return Whose.DESKTOP
         if process.percent is None:  # then the load is of all of them, and of the task if it is there
             ours = self.on_gpu_s <= NOBODYS_LAG_S or any(p.pid in self.own for p in gpu.processes)

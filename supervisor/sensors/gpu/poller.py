@@ -34,7 +34,7 @@ from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.clock import Clock, suspended_s
 from supervisor.linux.helper_process import Helper, child
 from supervisor.linux.inotify import Event, Watcher, flags
-from supervisor.linux.proc import age_s, name_of
+from supervisor.linux.proc import age_s, display_manager, name_of
 from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu.ownership import NO_TASK_USE, GpuUse, Known, TaskUse
 
@@ -397,6 +397,7 @@ class GpuPoller(ABC, Generic[A]):
             lambda pid: age_s(proc_root, pid),
             now_s - self._on_gpu_at_s,
             self._before_task,
+            display_manager(),
         )
         use = judge(known)
         if not own:

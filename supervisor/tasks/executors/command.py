@@ -37,7 +37,7 @@ class CommandExecutor:
 
     async def start(self, claim: Claim, workdir: Path, wake: Wake) -> CommandTask:
         """See Executor."""
-        offer, outer, judge_it = self._containment.offer, "", self._judge
+        offer, gpus, outer, judge_it = self._containment.offer, self._containment.gpus, "", self._judge
         argv, payload, variables = self._order(claim)
         try:
             chosen = sandbox.choose(self._type, offer)
@@ -46,7 +46,7 @@ class CommandExecutor:
         folder = Path(unit.WORKDIR) if chosen.kind is sandbox.Kind.UNIT else workdir  # as the task sees it
         mark = task_mark(workdir)
         if chosen.kind is sandbox.Kind.BUBBLEWRAP:
-            argv = [*bubblewrap.argv(self._type, workdir, offer.bubblewrap, offer.hidden), *argv]
+            argv = [*bubblewrap.argv(self._type, workdir, offer.bubblewrap, offer.hidden, gpus.nodes), *argv]
             outer, judge_it = bubblewrap.NAME, self._judge_inside
         memory_gb, notice = self._type.max_memory_gb, self._type.notice
         # Limits by the kernel, if it has the controllers; the node checks them in any case (see monitor.py).
@@ -61,7 +61,7 @@ class CommandExecutor:
             limit = f"the kernel ended it at {memory_gb:g} GiB (tasks.{claim.type}.max_memory_gb)"
         launch = Launch(
             argv,
-            {**variables, **self._variables(claim, folder, mark)},
+            {**variables, **self._variables(claim, folder, mark, chosen.kind)},
             str(folder),
             mark,
             None,
@@ -69,6 +69,7 @@ class CommandExecutor:
             outer,
             None if notice.signal == "none" else (getattr(signal, f"SIG{notice.signal}"), notice.deadline_sec),
             limit,
+            gpus.closed if chosen.kind is sandbox.Kind.UNIT else gpus.other_gpus,
         )
         if chosen.kind is sandbox.Kind.UNIT:
             shim = await unit.connect(bounds, network=self._type.sandbox_network)
@@ -97,8 +98,9 @@ class CommandExecutor:
     def _judge_inside(self, status: int | None, pipes: Pipes, memory_limit: str) -> CommandResult:
         return self._judge(bubblewrap.inner_status(status), pipes, memory_limit)
 
-    def _variables(self, claim: Claim, workdir: Path, mark: str) -> dict[str, str]:
+    def _variables(self, claim: Claim, workdir: Path, mark: str, kind: sandbox.Kind) -> dict[str, str]:
         """The task's whole environment: a few named variables, so that none of the daemon's secrets is among them."""
+        gpus = self._containment.gpus
         return {
             "PATH": os.environ.get("PATH", os.defpath),
             "LANG": os.environ.get("LANG", "C.UTF-8"),
@@ -108,6 +110,7 @@ class CommandExecutor:
             "LOGNAME": _ACCOUNT,
             "RAE_TASK_ID": claim.id,
             "RAE_TASK_TYPE": claim.type,
+            **(gpus.open_variables if kind is sandbox.Kind.NONE else gpus.variables),
             **self._type.env,
             TASK_VARIABLE: mark,
         }

@@ -28,7 +28,6 @@ _ETC: Final = (
     "nsswitch.conf", "hosts", "localtime", "resolv.conf", "OpenCL", "vulkan", "glvnd", "python3",
 )  # fmt: skip
 _PRIVATE: Final = ("/etc/ssl/private", "/etc/pki/tls/private")  # keys below a readable path
-_GPU: Final = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
 # Files of the kernel that root may write even without capabilities, such as the core pattern.
 _KERNEL: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr")
 _ALWAYS: Final = ("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL")
@@ -51,19 +50,21 @@ class Found:
     missing: str = ""  # what it leaves open here
 
 
-def argv(task_type: TaskType, workdir: Path, found: Found, hidden: Iterable[str] = ()) -> list[str]:
+def argv(
+    task_type: TaskType, workdir: Path, found: Found, hidden: Iterable[str] = (), devices: Iterable[str] = ()
+) -> list[str]:
     """The command line that goes before the task's own command.
 
     Args:
         hidden: files and folders that the task may not see, also below a path that it may read.
+        devices: the nodes of the GPUs that it may use.
     """
     line = [NAME, *_ALWAYS, *found.options]
     if task_type.sandbox_network:
         line.append("--share-net")
     line += ["--proc", "/proc", *_each("--ro-bind", filter(os.path.exists, (f"/proc/{name}" for name in _KERNEL)))]
     line += ["--dev", "/dev"]
-    for pattern in _GPU:
-        line += _each("--dev-bind-try", sorted(glob.glob(pattern)))
+    line += _each("--dev-bind-try", devices)
     # Outside the work folder a task may write to memory only, and not to much of it.
     size = ["--size", str(_room(task_type))] if found.options == _VARIANTS[0][0] else []
     line += [*size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev", *size, "--tmpfs", "/tmp", "--dir", "/run"]  # noqa: S108

@@ -53,6 +53,7 @@ class Launch:
     sandbox: str  # the name of the sandbox's own process, which gets no signal meant for the task; empty: none
     notice: tuple[int, float] | None  # signal and seconds of the notice before SIGTERM
     memory_limit: str  # where the kernel kills it, for its error
+    closed: Sequence[str] = ()  # files that it may not open, where the kernel can see to that (see landlock)
 
 
 async def start(launch: Launch, payload: bytes, wake: Wake, judge: Judge) -> CommandTask:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from supervisor.sensors.gpu.grant import NOTHING
 from supervisor.tasks.executors.base import StopFailed
 from supervisor.tasks.process import landlock, process_tree
 from supervisor.tasks.process.process_tree import CgroupTree, Process, ProcessTree
@@ -84,6 +85,8 @@ class Containment:
         """Of all processors together, for tasks that start from now on; enforced if there is a cpu controller."""
         self.offer = Offer()
         """The sandboxes of this machine, for tasks that start from now on."""
+        self.gpus = NOTHING
+        """What tasks that start from now on get of the GPUs."""
 
     def summary(self) -> str:
         """One line for `doctor`: what contains tasks, and what that cannot do."""

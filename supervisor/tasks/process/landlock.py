@@ -1,6 +1,7 @@
 """A barrier between a task and what runs as the same user, by Landlock: the task cannot trace other processes, so it cannot
 read the daemon's memory and environment. From Linux 6.12 on it can neither signal them nor connect to their abstract sockets,
-such as the X server's. Where the service may read input devices, the task may not. Standard library only.
+such as the X server's. Where the service may read input devices, or open a GPU that is not lent, the task may not. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Sequence
 
 _LIBC = ctypes.PyDLL(None, use_errno=True)
 _CREATE, _ADD_RULE, _RESTRICT = 444, 445, 446  # the same on every architecture
@@ -33,19 +35,19 @@ def summary(version: int) -> str:
     return f"{signals} (Landlock keeps it from tracing)" if version >= _REFER_ABI else f"{signals}, and trace it (no Landlock)"
 
 
-def enter(closed: str = INPUT, *, mounts: bool = False) -> None:
+def enter(closed: Sequence[str] = (INPUT,), *, mounts: bool = False) -> None:
     """Restrict this process and its descendants as far as the kernel can. Needs no_new_privs.
 
     Args:
-        closed: a folder whose files become unreadable and unwritable, if they were not already. The service may read input
-            devices to see when they were used; a task that may would be a key logger. What is created later beside that
-            folder or the folders above it, such as a new device node, is closed too.
+        closed: files, and folders of files, that become unreadable and unwritable, if they were not already. The service may
+            read input devices to see when they were used; a task that may would be a key logger. What is created later beside
+            them or the folders above them, such as a new device node, is closed too.
         mounts: what comes next makes mounts, as a sandbox does. A rule about files would forbid that, so there are none.
     """
     version = abi()
     if version < (_SCOPED_ABI if mounts else _REFER_ABI):
         return
-    close = not mounts and _has_open_files(closed)
+    close = [] if mounts else [path for path in closed if _is_open(path)]
     # struct landlock_ruleset_attr: handled_access_fs, handled_access_net, scoped
     handled = _REFER | (_READ_FILE | _WRITE_FILE if close else 0)
     scoped = version >= _SCOPED_ABI
@@ -55,30 +57,30 @@ def enter(closed: str = INPUT, *, mounts: bool = False) -> None:
         return
     try:
         if not attributes[0] or _allow(ruleset, "/", _REFER):  # renaming stays allowed
-            if close:
-                for path in _all_but(closed):
-                    _allow(ruleset, path, _READ_FILE | _WRITE_FILE)
+            for path in _all_but(close):
+                _allow(ruleset, path, _READ_FILE | _WRITE_FILE)
             _LIBC.syscall(_RESTRICT, ruleset, 0)
     finally:
         os.close(ruleset)
 
 
-def _has_open_files(folder: str) -> bool:
-    """This process can read or write something there."""
+def _is_open(path: str) -> bool:
+    """This process can read or write it, or something in it."""
     try:
-        return any(os.access(entry.path, os.R_OK) or os.access(entry.path, os.W_OK) for entry in os.scandir(folder))
+        paths = [entry.path for entry in os.scandir(path)] if os.path.isdir(path) else [path]
     except OSError:
         return False
+    return any(os.access(each, os.R_OK) or os.access(each, os.W_OK) for each in paths)
 
 
-def _all_but(folder: str) -> list[str]:
-    """Everything beside the folder, and beside each folder above it."""
-    beside = []
-    while folder != "/":
-        above = os.path.dirname(folder)
-        beside += [entry.path for entry in os.scandir(above) if entry.path != folder]
-        folder = above
-    return beside
+def _all_but(closed: Sequence[str]) -> list[str]:
+    """Everything beside the closed paths, and beside each folder above them."""
+    above = set()
+    for path in closed:
+        while path != "/":
+            path = os.path.dirname(path)
+            above.add(path)
+    return [entry.path for folder in above for entry in os.scandir(folder) if entry.path not in above | set(closed)]
 
 
 def _allow(ruleset: int, path: str, access: int) -> bool:

@@ -108,7 +108,9 @@ def _become_task(launch: Mapping[str, object], parent: int, enter: str | None, *
     if os.getppid() != parent:
         os._exit(127)  # the shim ended before the line above
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    landlock.enter(mounts=in_unit or bool(launch["sandbox"]))  # the unit has its own rules about files
+    closed = launch["closed"]
+    assert isinstance(closed, list)
+    landlock.enter([*closed, *(() if in_unit else (landlock.INPUT,))], mounts=bool(launch["sandbox"]))
     if (call := _SYS_KEYCTL.get(os.uname().machine)) is not None:
         _LIBC.syscall(call, _KEYCTL_JOIN_SESSION_KEYRING, None)  # a new one: the service's may lead to a person's keys
     if enter is not None:

@@ -41,7 +41,8 @@ def seen(
     lately: frozenset[int] = frozenset(),
     settings: GpuSettings = SETTINGS,
 ) -> GpuUse:
-    return judge(devices, Known(settings, lambda pid: NAMES.get(pid, Name()), own, dict.fromkeys(lately, 0.0)))
+    names, ago_s = (lambda pid: NAMES.get(pid, Name())), dict.fromkeys(lately, 0.0)
+    return judge(devices, Known(settings, names, own, ago_s, display_manager="gdm.service"))
 
 
 OWN = frozenset({10})
@@ -282,7 +283,9 @@ DAY, MINUTE = 86400.0, 60.0
 def drawing(cgroup: str, kind: str = "g", gb: float = 0.05, age: float = DAY, load: int | None = 0, all_load: int = 0) -> Whose:
     """Whose a process is that is alone on the GPU."""
     there = Process(50, kind, gib(gb), load)
-    known = Known(SETTINGS, lambda _: Name("any", "/usr/bin/any", cgroup), age_s=lambda _: age)
+    known = Known(
+        SETTINGS, lambda _: Name("any", "/usr/bin/any", cgroup), age_s=lambda _: age, display_manager="sddm.service"
+    )
     (row,) = judge([gpu(there, used=gb, percent=all_load)], known).rows[0]["processes"]
     return Whose(row["whose"])
 
@@ -296,6 +299,7 @@ def drawing(cgroup: str, kind: str = "g", gb: float = 0.05, age: float = DAY, lo
         pytest.param(drawing(SESSION, gb=2.5), Whose.FOREIGN, id="too much for a desktop"),
         pytest.param(drawing(GREETER, age=1), Whose.DESKTOP, id="a login screen"),
         pytest.param(drawing("/system.slice/sddm.service", age=1), Whose.DESKTOP, id="its X server"),
+        pytest.param(drawing("/system.slice/other.service", age=1), Whose.FOREIGN, id="another service"),
         pytest.param(drawing("/system.slice/docker-0123.scope", age=1), Whose.FOREIGN, id="a container"),
         pytest.param(drawing("/user.slice/user-0.slice/session-3.scope", age=1), Whose.FOREIGN, id="root is somebody"),
         pytest.param(drawing(SCOPE), Whose.DESKTOP, id="a compositor or a panel without a unit of its own"),
