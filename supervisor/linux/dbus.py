@@ -329,7 +329,7 @@ class Call:
 
 
 async def monitor_calls(address: str, rules: list[str], handler: Callable[[Call], None]) -> None:
-    """Call `handler` for each method call that matches a rule, whoever it is for. Returns when the bus goes away.
+    """Call `handler` for each method call between other programs that matches a rule. Returns when the bus goes away.
 
     Raises:
         BusError: the bus does not allow it, or there is none.
