@@ -292,6 +292,28 @@ class PresenceSettings(Struct, frozen=True, forbid_unknown_fields=True):
             "count, because a person who watches a film does not type."
         ),
     ] = field(default_factory=list)
+    ignore_users: Annotated[
+        list[Filled],
+        doc("Users who are no person, such as an account for monitoring: their logins, terminals and displays do not count."),
+    ] = field(default_factory=list)
+    ignore_hosts: Annotated[
+        list[Filled],
+        doc(
+            "Machines whose remote logins are no person, as `loginctl show-session` shows them under RemoteHost, or patterns "
+            "such as 10.0.0.*."
+        ),
+    ] = field(default_factory=list)
+    ignore_commands: Annotated[
+        list[Filled],
+        doc(
+            "Programs whose sessions, displays and remote logins are no person: the leader of a session (cron), a display "
+            "server (Xvfb), a server for logins (dropbear). A name, or a path."
+        ),
+    ] = field(default_factory=list)
+    ignore_units: Annotated[
+        list[Filled],
+        doc('The same for systemd units, or patterns of them ("ci-*.service").'),
+    ] = field(default_factory=list)
 
 
 class HostSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,10 +19,12 @@ from supervisor.sensors.host.metered import Metered
 from supervisor.sensors.host.power import UPower
 from supervisor.sensors.observer import Observer
 from supervisor.sensors.presence.agent_reports import AgentReports, SessionOwners
+from supervisor.sensors.presence.connections import Connections
 from supervisor.sensors.presence.idle_detect import IdleDetect
 from supervisor.sensors.presence.input import InputDevices
 from supervisor.sensors.presence.logind import Sessions
 from supervisor.sensors.presence.terminals import Terminals
+from supervisor.sensors.presence.unlisted import Unlisted
 
 START_S: Final = 3.0
 # How long a load must have been below its limit to count as below it; a load that comes and goes must not switch the node.
@@ -58,12 +60,18 @@ class SensorSet:
         self.bus = bus or SystemBus()
         self._sleep_lock = sleep_lock
         own_pids = own_task.pids if own_task else frozenset
-        owners = SessionOwners()
-        self.agent_reports = AgentReports(clock, config.node.presence, owners, config.limits.max_age_person_s)
+        wanted, owners, connections = config.node.presence, SessionOwners(), Connections()
+        exceptions = any((wanted.ignore_users, wanted.ignore_hosts, wanted.ignore_commands, wanted.ignore_units))
+        self._terminals = Terminals(clock, owners=owners, exceptions=exceptions)
+        self.agent_reports = AgentReports(clock, wanted, owners, config.limits.max_age_person_s)
         self.sessions = Sessions(
-            self.bus, clock, config.node.presence, owners,
+            self.bus, clock, wanted, owners,
             max_age_s=config.limits.max_age_person_s, delay_locks=daemon, start_is_sign=daemon, proof=self.agent_reports.proof,
+            sees_terminal=self._terminals.sees if wanted.terminals else lambda _: True, connections=connections,
         )  # fmt: skip
+        self._unlisted = Unlisted(
+            wanted, lambda: self.sessions.known, self.agent_reports, owners, connections, own_pids=own_pids
+        )
         self.gpu = LentGpus(Setup(clock, config.node.gpu, own_pids, config.limits.max_age_gpu_s))
         self.host = HostSensor(
             clock,
@@ -86,9 +94,9 @@ class SensorSet:
         wanted = config.node.presence
         found: list[PresenceSensor] = []
         if wanted.sessions:
-            found += [self.sessions, self.agent_reports]
+            found += [self.sessions, self.agent_reports, self._unlisted]
         if wanted.terminals:
-            found.append(Terminals(clock))
+            found.append(self._terminals)
         if wanted.input != "off":
             found += [
                 InputDevices(

@@ -69,7 +69,9 @@ def test_a_game_runs_while_the_desktop_is_idle(tmp_path: Path, standin: StandIn)
     folder = NodeFolder.make(
         tmp_path / "n", runtime={"safety": {"detect_active_user": True, "idle_required_minutes": 0.15}},
         node={
-            "presence": {"ignore_inhibitors": ["Film"], "terminals": False, "input": "off"},
+            "presence": {
+                "ignore_inhibitors": ["Film"], "ignore_commands": ["Xvfb"], "terminals": False, "input": "off",
+            },  # Xvfb: other tests' displays
         },
         look_interval_s=0.2,
     )
@@ -100,7 +102,8 @@ def test_a_game_runs_while_the_desktop_is_idle(tmp_path: Path, standin: StandIn)
                 node.wait_for("READY", 40.0)
                 sources = json.loads(folder.cli("why", "--json").stdout)["presence"]
                 assert {source["source"]: source["quality"] for source in sources} == {
-                    "logind": "assumed", "session agents": "event", "gpu processes": "polled",
+                    "logind": "assumed", "session agents": "event", "displays and remote logins": "polled",
+                    "gpu processes": "polled",
                 }
                 agent.says("active")
                 node.wait_for("IDLE_WAIT")

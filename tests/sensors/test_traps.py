@@ -18,7 +18,7 @@ TESTS = Path(__file__).resolve().parents[1]
 TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "T1": ("XWayland's idle time is no session's: X is asked for x11 sessions alone", (
         "sensors/session_agent/test_agent.py::test_x_is_asked_for_x11_sessions_alone",
-        "sensors/session_agent/test_agent_box.py::test_an_x11_login_whose_display_the_users_manager_knows",
+        "sensors/session_agent/test_agent_box.py::test_an_x_display_is_seen_whatever_logind_calls_its_session",
     )),
     "T2": ("X needs its owner's cookie, wherever the display manager put it", (
         "sensors/session_agent/test_sources.py::test_the_cookie_is_found_among_others",
@@ -123,7 +123,7 @@ TRAPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "T29": ("a watchdog's abort would dump the task's data", ("deploy/test_unit_file.py::test_it_says",)),
     "T30": ("children born during a kill", ("tasks/test_containment.py::test_hoppers_as_that_user",)),
     "T31": ("gamemode starts when called; sandboxed programs are known by their scope", (
-        "sensors/session_agent/test_session_bus.py::test_a_game_that_gamemode_knows_and_gamemode_is_never_started",
+        "sensors/session_agent/test_inhibitors.py::test_a_game_that_gamemode_knows_and_gamemode_is_never_started",
         "sensors/host/test_host_extras.py::test_windows_programs_and_sandboxes_are_seen_by_what_they_show",
     )),
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -58,6 +59,8 @@ def xvfb(box: SysBox, user: str, env: dict[str, str]) -> Iterator[Callable[[], o
         yield lambda: box.run("xdotool", "key", "a", user=user, env={**env, "DISPLAY": ":7"})
     finally:
         box.run("pkill", "-KILL", "-x", "Xvfb", check=False)  # the box's own
+        server.send_signal(signal.SIGCONT)  # a program that enters the box, or changes the user, stops with its child
+        box.run("pkill", "-CONT", "-x", "runuser", check=False)
         server.wait(10)
 
 

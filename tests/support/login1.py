@@ -74,11 +74,11 @@ def session(**changes: Any) -> dict[str, Any]:
         "TimestampMonotonic": 1_000_000,
         "Seat": ("seat0", "/org/freedesktop/login1/seat/seat0"), "TTY": "", "Remote": False, "RemoteHost": "",
         "Type": "wayland", "Class": "user", "Active": True, "State": "active", "IdleHint": False,
-        "IdleSinceHintMonotonic": 0, "LockedHint": False,
+        "IdleSinceHintMonotonic": 0, "LockedHint": False, "Display": "", "Leader": 0,
     } | changes
 
 
-SIGNATURES = {"User": "(uo)", "Seat": "(so)", "TimestampMonotonic": "t", "IdleSinceHintMonotonic": "t"}
+SIGNATURES = {"Leader": "u", "User": "(uo)", "Seat": "(so)", "TimestampMonotonic": "t", "IdleSinceHintMonotonic": "t"}
 MANAGER: dict[str, Any] = {
     "BlockInhibited": "", "PreparingForSleep": False, "PreparingForShutdown": False, "LidClosed": False,
     "Docked": False, "OnExternalPower": True, "HandleLidSwitch": "suspend", "HandleLidSwitchExternalPower": "",

@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from states.observation import NEVER
 from supervisor.config.schema import PresenceSettings
-from supervisor.linux.bounded import wait_for_event
+from supervisor.linux.bounded import in_thread, wait_for_event, within
 from supervisor.linux.clock import Clock, suspended_s
 from supervisor.linux.dbus import (
     LOGIN1,
@@ -30,11 +33,23 @@ from supervisor.linux.dbus import (
     inhibit,
     inhibitions,
 )
+from supervisor.linux.proc import name_of
 from supervisor.linux.text import one_line
 from supervisor.sensors.base import OWN_LOCK, RESUME_SIGN, Presence, PresenceSensor, Quality, Wake, inhibitor_line
 from supervisor.sensors.presence.agent_reports import Proof, SessionOwners
+from supervisor.sensors.presence.connections import Connections
 from supervisor.sensors.presence.logind_session import session_properties
-from supervisor.sensors.presence.session_policy import NO_PROOF, Session, SessionSign, away, judge, lid_reason
+from supervisor.sensors.presence.session_policy import (
+    NO_PROOF,
+    NO_WAY,
+    Session,
+    SessionSign,
+    Way,
+    away,
+    exception,
+    judge,
+    lid_reason,
+)
 
 UPOWER: Final = "org.freedesktop.UPower"
 UPOWER_PATH: Final = "/org/freedesktop/UPower"  # the lid and the mains; the paths below it are batteries
@@ -46,7 +61,16 @@ LID_SIGN: Final = "the lid was opened"
 LID_AGAIN_S: Final = 1.0  # logind reads the lid's switch too, and may be later than we are
 BACK_SIGN: Final = "logind could not be asked until just now; who left meanwhile is not known"
 FIRST_LOOK_S: Final = 2.0
+PROC: Final = Path("/proc")
 RETRY_S: Final = 2.0
+
+
+def _uids(names: list[str]) -> set[int]:
+    found = set()
+    for name in names:
+        with contextlib.suppress(KeyError, OSError):  # who does not exist does not come
+            found.add(pwd.getpwnam(name).pw_uid)
+    return found
 
 
 class Sessions(PresenceSensor):
@@ -57,6 +81,8 @@ class Sessions(PresenceSensor):
     boot_offset_s: CLOCK_BOOTTIME minus CLOCK_MONOTONIC. With it, logind's stamps from before a suspend come out later than they
         were, never earlier.
     proof: what the agent of a session (its id, its owner's uid) says of it at a moment.
+    sees_terminal: whether somebody watches a terminal, such as "pts/3".
+    connections: the machine's connections, for remote logins without a terminal.
     """
 
     name = "logind"
@@ -72,11 +98,14 @@ class Sessions(PresenceSensor):
         delay_locks: bool = True,
         start_is_sign: bool = True,
         proof: Callable[[str, int, float], Proof] = lambda _session, _uid, _now_s: NO_PROOF,
+        sees_terminal: Callable[[str], bool] = lambda _terminal: True,
+        connections: Connections | None = None,
         boot_offset_s: Callable[[], float] = suspended_s,
     ) -> None:
         self._bus, self._clock, self._settings, self._owners = bus, clock, settings, owners or SessionOwners()
         self._max_age_s = max_age_s
         self._boot_offset_s, self._start_is_sign, self._proof = boot_offset_s, start_is_sign, proof
+        self._sees_terminal, self._connections = sees_terminal, connections or Connections()
         self._wake: Wake = lambda: None
         self._task: asyncio.Task[None] | None = None
         self._look_now = asyncio.Event()
@@ -181,6 +210,8 @@ class Sessions(PresenceSensor):
         if self._start_is_sign:
             self._note(START_SIGN, Quality.ASSUMED)
         await self._bus.start()
+        with contextlib.suppress(TimeoutError):  # then logind tells them, with their first session
+            self._owners.ignored_uids |= await within(FIRST_LOOK_S / 2, in_thread(_uids, self._settings.ignore_users))
         self._task = asyncio.create_task(self._run())
         await wait_for_event(self._looked, FIRST_LOOK_S)
 
@@ -200,13 +231,15 @@ class Sessions(PresenceSensor):
             await wait_for_event(self._look_now, min(interval_s, RETRY_S) if self._error else interval_s)
             before = self._state()
             try:
-                if self._error or self._look_now.is_set() or await self._ask_manager() != self._manager:
+                # A login over SSH may get its terminal later, and no signal tells.
+                whole = any(session.needs_connection for session in self._sessions.values())
+                if self._error or whole or self._look_now.is_set() or await self._ask_manager() != self._manager:
                     self._look_now.clear()
                     await self._look()
             except BusError as error:
                 self._error = self._bus.error or f"{error}: see systemctl status systemd-logind"
             except Exception as error:  # noqa: BLE001 - after a fault of ours the sessions are unknown; it is tried again
-                self._error = f"sessions cannot be read: {type(error).__name__}: {error}"
+                self._error = f"sessions cannot be read, a fault of this node ({type(error).__name__}): please report it"
             self._looked.set()
             if self._state() != before:
                 self._wake()
@@ -234,7 +267,8 @@ class Sessions(PresenceSensor):
             known = await session_properties(self._bus, path)
             if known is None:
                 continue  # it ended between the two calls
-            seen[path] = Session.read(path, known, self._clock.now_s(), self._boot_offset_s())
+            session = Session.read(path, known, self._clock.now_s(), self._boot_offset_s())
+            seen[path] = replace(session, ignored=exception(session, name_of(PROC, session.leader), self._settings))
         held = []
         if "idle" in str(manager.get("BlockInhibited", "idle")).split(":"):
             held = [lock for lock in await inhibitions(self._bus) if self._is_others(lock)]
@@ -247,12 +281,14 @@ class Sessions(PresenceSensor):
         self._compare(seen, blockers)
         self._sessions, self._blockers, self._error, self._answered_before = seen, blockers, "", True
         self._owners.by_session = {session.id: (session.uid, session.user) for session in seen.values()}
+        self._owners.ignored_uids |= {s.uid for s in seen.values() if s.user in self._settings.ignore_users}
+        self._owners.ignored_terminals = frozenset(s.tty for s in seen.values() if s.ignored and s.tty)
         self._answered_at_s = self._clock.now_s()
         self._blocked_since = {lock: self._blocked_since.get(lock, self._answered_at_s) for lock in held}
 
     def _is_others(self, lock: Inhibition) -> bool:
         """Whether it is another program's block lock on idle: a film, a talk, a call."""
-        ours = lock.pid == os.getpid() or lock.who == OWN_LOCK
+        ours = lock.pid == os.getpid() or lock.who == OWN_LOCK or lock.uid in self._owners.ignored_uids
         return lock.blocks("idle") and not ours
 
     def _compare(self, seen: dict[str, Session], blockers: list[Inhibition]) -> None:
@@ -262,7 +298,7 @@ class Sessions(PresenceSensor):
             now = seen.get(path)
             if session.counts and (now is None or not now.counts):
                 self._note(f"{session.user} logged out {session.place}")
-            elif now and not now.proven_away and self._judge(session, now_s).present and not self._judge(now, now_s).present:
+            elif now and session.graphical and not now.proven_away and self._left(session, now, now_s):
                 self._note(f"{session.name} left the foreground {session.place}")
         for path, session in seen.items():
             new = session.counts and session.graphical and path not in self._sessions
@@ -271,8 +307,17 @@ class Sessions(PresenceSensor):
         if self._blockers and not blockers:
             self._note(f"{self._blocked_by(self._blockers[0])} until just now")
 
+    def _left(self, before: Session, now: Session, now_s: float) -> bool:
+        return bool(self._judge(before, now_s).present) and not self._judge(now, now_s).present
+
     def _judge(self, session: Session, now_s: float) -> SessionSign:
-        return judge(session, self._proof(session.id, session.uid, now_s), strict=self._settings.strict)
+        proof = self._proof(session.id, session.uid, now_s)
+        return judge(session, proof, self._way(session, now_s), strict=self._settings.strict)
+
+    def _way(self, session: Session, now_s: float) -> Way:
+        if session.needs_connection:
+            return Way(heard_s=self._connections.heard_s(session.host, now_s))
+        return Way(terminal=self._sees_terminal(session.tty)) if session.tty and not session.graphical else NO_WAY
 
     def _blocked_by(self, lock: Inhibition) -> str:
         """The holder, and not its reason, which may be the title of a film."""

@@ -1,25 +1,34 @@
 """What one session of logind says about its person. Pure.
 
-A graphical session in the foreground is a person, unless it is proven that nobody is there: by the session agent's report,
-or by IdleHint and LockedHint together, since each alone is only a hint. Where these disagree, the later sign counts. Typing
-at a session's terminal is the terminals sensor's concern; here a login counts, and what logind knows of the terminal.
+One rule: a session has a source that is proven to see its person, or it counts as somebody. Logind's Type alone decides
+nothing. The sources are:
+
+- the session agent's proof for the displays of the session. For a graphical session IdleHint and LockedHint together will do
+  as well, since each alone is only a hint, and so will another session in the foreground of its seat;
+- its terminal, where the terminals sensor sees that;
+- without a terminal, the bytes that come over the connection of a remote login.
+
+Where sources disagree, the later sign counts. A login is always a sign. A login screen is nobody, but a touch there is a
+sign, and one that hangs is not known.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from states.observation import NEVER
+from supervisor.config.schema import PresenceSettings
 from supervisor.linux.dbus import BusError
+from supervisor.linux.proc import Name, in_units, listed
 from supervisor.linux.text import one_line
 from supervisor.sensors.base import Away, Quality, Touch
-from supervisor.sensors.presence.agent_reports import Proof
-from supervisor.sensors.presence.logind_session import TERMINAL_TYPES
+from supervisor.sensors.presence.agent_reports import Blind, Proof
+from supervisor.sensors.presence.logind_session import LOGIN_SCREENS, TERMINAL_TYPES, is_nobody
 
-NOT_PEOPLE: Final = ("greeter", "lock-screen", "none", "background", "manager")  # also what begins like the last two
 DENIES_S: Final = 10.0  # two sources of one desktop may differ by the kernel's 8-s steps and a report on its way
 NO_PROOF: Final = Proof()
 LID_CLOSED: Final = "the lid is closed"
@@ -45,6 +54,9 @@ class Session:
     locked: bool
     created_s: float
     idle_since_s: float
+    display: str = ""
+    leader: int = 0
+    ignored: str = ""  # the setting by which the session is no person's
 
     @classmethod
     def read(cls, path: str, known: dict[str, Any], now_s: float, offset_s: float) -> Session:
@@ -54,10 +66,10 @@ class Session:
             BusError: a property is missing or has another type.
         """
         try:
-            text = {n: _typed(known[n], str) for n in ("Id", "Name", "Type", "Class", "State", "RemoteHost", "TTY")}
+            text = {n: _typed(known[n], str) for n in ("Id", "Name", "Type", "Class", "State", "RemoteHost", "TTY", "Display")}
             flag = {n: _typed(known[n], bool) for n in ("Active", "Remote", "IdleHint", "LockedHint")}
             stamp = {n: _typed(known[n], int) for n in ("TimestampMonotonic", "IdleSinceHintMonotonic")}
-            uid, seat = _typed(known["User"][0], int), _typed(known["Seat"][0], str)
+            uid, seat, leader = _typed(known["User"][0], int), _typed(known["Seat"][0], str), _typed(known["Leader"], int)
         except (KeyError, TypeError, IndexError) as error:
             raise BusError(f"logind describes a session in a way that this node does not know ({error})") from error
 
@@ -69,22 +81,28 @@ class Session:
             state=text["State"], active=flag["Active"], remote=flag["Remote"], host=text["RemoteHost"],
             tty=text["TTY"], idle=flag["IdleHint"], locked=flag["LockedHint"],
             created_s=boot_s(stamp["TimestampMonotonic"]), idle_since_s=boot_s(stamp["IdleSinceHintMonotonic"]),
+            display=text["Display"], leader=leader,
         )
 
     @property
     def is_person(self) -> bool:
         """Whether its class is a person's; an unknown class is."""
-        return self.kind not in NOT_PEOPLE and not self.kind.startswith(("background-", "manager-"))
+        return self.kind not in LOGIN_SCREENS and not is_nobody(self.kind)
 
     @property
     def counts(self) -> bool:
-        """Whether a person's session has not been left. tmux keeps a session in the state "closing" for good."""
-        return self.is_person and self.state != "closing"
+        """Whether it is a person's, and has not been left. tmux keeps a session in the state "closing" for good."""
+        return self.is_person and self.state != "closing" and not self.ignored
 
     @property
     def graphical(self) -> bool:
         """x11, wayland, mir, and every type that is no terminal."""
         return self.type not in TERMINAL_TYPES
+
+    @property
+    def needs_connection(self) -> bool:
+        """Whether only the bytes of its connection tell of its person."""
+        return self.counts and not self.graphical and not self.tty and (self.remote or bool(self.host))
 
     @property
     def proven_away(self) -> bool:
@@ -101,7 +119,8 @@ class Session:
     @property
     def name(self) -> str:
         """The session, for people: "graphical session 3 of anna"."""
-        return f"{'graphical ' if self.graphical else ''}session {self.id} of {self.user}"
+        what = "login screen, session" if self.kind in LOGIN_SCREENS else "graphical session" if self.graphical else "session"
+        return f"{what} {self.id} of {self.user}"
 
 
 def _typed(value: Any, kind: type[Any]) -> Any:
@@ -122,12 +141,76 @@ class SessionSign:
     quality: Quality = Quality.EVENT
 
 
-def judge(session: Session, proof: Proof = NO_PROOF, *, strict: bool = False) -> SessionSign:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What else sees a session's person. `terminal`: its terminal is watched. `heard_s`: when bytes last came over its
+    connection (seconds of CLOCK_BOOTTIME); None: it has no connection, or none is found."""
+
+    terminal: bool = True
+    heard_s: float | None = None
+
+
+NO_WAY: Final = Way()
+
+
+def judge(session: Session, proof: Proof = NO_PROOF, way: Way = NO_WAY, *, strict: bool = False) -> SessionSign:
     """Whether the session shows a person. `proof`: what its agent says. `strict`: an active graphical session always does."""
+    if session.ignored:
+        return SessionSign(note=f"not counted: {session.ignored}")
+    if session.kind in LOGIN_SCREENS:
+        return _login_screen(session, proof)
     if not session.is_person:
         return SessionSign(note=f"not a person: class {session.kind}")
     if session.state == "closing":
         return SessionSign(note="left, not counted: state closing")
+    if proof.active:
+        return SessionSign(present=f"{session.name} active {session.place} ({proof.source})")
+    if unseen := _unseen(session, proof, way):
+        return SessionSign(present=f"{session.name} {session.place}, {unseen}", quality=Quality.INFERRED)
+    if strict and session.graphical and session.active:
+        by = "nobody there by its agent" if proof.source else "idle and locked"
+        return SessionSign(present=f"{session.name} active {session.place} ({by}, but presence.strict is true)")
+    return _last_sign(session, proof, way)
+
+
+def _login_screen(session: Session, proof: Proof) -> SessionSign:
+    """A login screen is nobody, and needs no agent. If it has one, a touch is a sign, and a display that hangs is not known."""
+    if proof.active:
+        return SessionSign(present=f"{session.name} active {session.place} ({proof.source})")
+    if proof.blind is Blind.HUNG and not proof.source:
+        return SessionSign(present=f"{session.name} {session.place}, idle time unknown: {proof.why}", quality=Quality.INFERRED)
+    note = f"not a person: class {session.kind}"
+    if not proof.source:
+        return SessionSign(note=note)
+    return SessionSign(last_sign_at_s=proof.idle_since_s, sign=f"login screen used {session.place} ({proof.source})", note=note)
+
+
+def _unseen(session: Session, proof: Proof, way: Way) -> str:
+    """Why nothing is proven to see the session's person, with the one thing that would help; empty where something does."""
+    if not proof.source and proof.blind is Blind.HUNG:
+        return f"idle time unknown: {proof.why}"
+    if session.graphical:
+        if proof.source or session.proven_away or not session.active:
+            return ""
+        hint = " (locked, but not idle)" if session.locked else " (idle, but not locked)" if session.idle else ""
+        return f"idle time unknown{hint}: {proof.why}"
+    if not proof.source and proof.blind is Blind.UNREADABLE:
+        return f"idle time unknown: {proof.why}"
+    if session.tty:
+        return "" if way.terminal else f"its terminal cannot be seen: {_end_it(session)}"
+    if session.needs_connection:
+        return "" if way.heard_s is not None else f"without a terminal, and its connection is not found: {_end_it(session)}"
+    if proof.source:
+        return ""
+    return f"without a terminal, and without a display that is seen: {_end_it(session)}"
+
+
+def _end_it(session: Session) -> str:
+    host = "" if not session.host else " or presence.ignore_hosts"
+    return f"end it (loginctl terminate-session {session.id}), or except it (presence.ignore_users{host})"
+
+
+def _last_sign(session: Session, proof: Proof, way: Way) -> SessionSign:
     # IdleSinceHint is when the hint changed, either way, or the terminal's last use: a sign in every case.
     last = SessionSign(last_sign_at_s=session.created_s, sign=f"{session.user} logged in {session.place}")
     if session.idle_since_s > session.created_s:
@@ -135,22 +218,31 @@ def judge(session: Session, proof: Proof = NO_PROOF, *, strict: bool = False) ->
         last = SessionSign(last_sign_at_s=session.idle_since_s, sign=sign, quality=Quality.INFERRED)
     if proof.source and proof.idle_since_s > last.last_sign_at_s:
         last = SessionSign(last_sign_at_s=proof.idle_since_s, sign=f"user active {session.place} ({proof.source})")
-    if proof.active:
-        return SessionSign(present=f"{session.name} active {session.place} ({proof.source})")
-    away = bool(proof.source) or session.proven_away
-    if not session.graphical or not session.active or (away and not strict):
-        return last
-    if away:
-        by = "nobody there by its agent" if proof.source else "idle and locked"
-        return SessionSign(present=f"{session.name} active {session.place} ({by}, but presence.strict is true)")
-    hint = ""
-    if session.locked:
-        hint = " (locked, but not idle)"
-    elif session.idle:
-        hint = " (idle, but not locked)"
-    return SessionSign(
-        present=f"{session.name} {session.place}, idle time unknown{hint}: {proof.why}", quality=Quality.INFERRED
-    )
+    if session.needs_connection and way.heard_s is not None and way.heard_s > last.last_sign_at_s:
+        sign = f"{session.user} active {session.place} (bytes over the connection)"
+        last = SessionSign(last_sign_at_s=way.heard_s, sign=sign, quality=Quality.POLLED)
+    return last
+
+
+def exception(session: Session, leader: Name, settings: PresenceSettings) -> str:
+    """The setting of node.yaml by which a session is no person's; empty: none. `leader`: the process that has opened it."""
+    if session.user in settings.ignore_users:
+        return "presence.ignore_users"
+    if session.host and is_host(session.host, settings.ignore_hosts):
+        return "presence.ignore_hosts"
+    return excepted(leader, settings)
+
+
+def is_host(host: str, entries: Collection[str]) -> bool:
+    """Whether a host is one of the configured ones, which may be patterns."""
+    return any(fnmatchcase(host, entry) for entry in entries)
+
+
+def excepted(program: Name, settings: PresenceSettings) -> str:
+    """The setting of node.yaml by which what a program shows is no person's; empty: none."""
+    if settings.ignore_commands and listed(program, settings.ignore_commands):
+        return "presence.ignore_commands"
+    return "presence.ignore_units" if in_units(program, settings.ignore_units) else ""
 
 
 def away(session: Session, proof: Proof, now_s: float) -> Iterator[Away]:

@@ -11,10 +11,14 @@ made their nodes, often before the clock was set. So an access time near that of
 Terminals are pseudo-terminals in /dev/pts, virtual consoles, /dev/console, and serial lines, except those of group dialout
 or uucp: getty gives its line to group tty, and a line with a UPS or a GPS is read all day by a program. The terminal in which
 the node was started counts too: a person typed the command. A task that makes a pseudo-terminal looks like a person.
+
+A terminal of a user whom node.yaml takes for no person does not count. A login makes its terminal as root's, and gives it to
+its user a moment later. So where node.yaml makes exceptions, a new terminal counts once it is clear whose it is.
 """
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import os
 import re
@@ -28,8 +32,10 @@ from states.observation import NEVER
 from supervisor.linux.clock import Clock
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.sensors.base import Presence, PresenceSensor, Quality, Wake
+from supervisor.sensors.presence.agent_reports import DROPPED, SessionOwners
 
 QUIET_S: Final = 1.0  # typing wakes the loop no more often
+CLAIM_S: Final = 1.0  # a login gives its terminal to its user within this time, and logind knows of it
 MAKING_NS: Final = 5_000_000_000  # the kernel makes all nodes within this time
 CONSOLE: Final = re.compile(r"console|tty[0-9]+|hvc[0-9]+")
 SERIAL: Final = re.compile(r"tty(S|AMA|USB|ACM)[0-9]+")
@@ -38,12 +44,20 @@ MACHINES: Final = frozenset({"dialout", "uucp"})
 
 
 class Terminals(PresenceSensor):
-    """The newest sign of all terminals. No timer; events wake the loop."""
+    """The newest sign of all terminals. No timer, but for new terminals where node.yaml makes exceptions; events wake the loop.
+
+    owners: whose terminals do not count. exceptions: whether node.yaml makes any.
+    """
 
     name = "terminals"
 
-    def __init__(self, clock: Clock, dev_root: Path = Path("/dev")) -> None:
+    def __init__(
+        self, clock: Clock, dev_root: Path = Path("/dev"), owners: SessionOwners | None = None, *, exceptions: bool = False
+    ) -> None:
         self._clock, self._dev = clock, dev_root
+        self._owners, self._exceptions = owners or SessionOwners(), exceptions
+        self._ignored: set[str] = set()  # terminals that are no person's
+        self._unclaimed: dict[str, float] = {}  # new ones, and when they came
         self._known: dict[str, int] = {}  # terminals of the last look, with their access times in ns
         self._looked_at_s = NEVER
         self._sign_at_s, self._sign, self._quality = NEVER, "", Quality.POLLED
@@ -82,6 +96,10 @@ class Terminals(PresenceSensor):
         parts = (self._known.keys() & watched, "each key at once"), (self._known.keys() - watched, "in steps of 8 s")
         return {"terminals": [f"{_names(names)}: {how}" for names, how in parts if names] or ["no terminal"]}
 
+    def sees(self, name: str) -> bool:
+        """Whether typing at a terminal, such as "pts/3", is seen."""
+        return name in self._known or os.path.exists(self._prefix + name)
+
     # --- looking
 
     def _look(self, now_s: float) -> None:
@@ -101,6 +119,8 @@ class Terminals(PresenceSensor):
                 continue
             seen[name] = st.st_atime_ns
             known = self._known.get(name)
+            if self._exceptions and self._is_excepted(name, st.st_uid, now_s, new=known is None and not first):
+                continue
             if known == st.st_atime_ns:
                 continue
             at_s = st.st_atime_ns / 1e9 - offset_s
@@ -108,9 +128,12 @@ class Terminals(PresenceSensor):
                 at_s = 0.0
             elif not 0.0 <= at_s <= now_s or (known is None and not first):
                 at_s = now_s  # the clock was set, or the terminal is new, which is a sign at once
-            self._note(name, max(at_s, self._looked_at_s))
+            how = f"terminal {name} was opened" if known is None and not first else f"user active on {name}"
+            self._note(name, max(at_s, self._looked_at_s), how)
         for name in self._known.keys() - seen.keys():
-            self._note(name, now_s)  # closing a terminal is a sign as much as opening one
+            if name not in self._unclaimed:
+                self._note(name, now_s, f"terminal {name} was closed")  # closing a terminal is a sign as much as opening one
+            self._forget(name)
         self._watch(seen)
         self._known, self._looked_at_s = seen, now_s
         self._take_events(self._watcher.read(), now_s)  # what this look has seen must not wake the loop again
@@ -134,9 +157,32 @@ class Terminals(PresenceSensor):
         except OSError:
             return -2 * MAKING_NS  # no access time is near that
 
-    def _note(self, name: str, at_s: float, quality: Quality = Quality.POLLED) -> None:
-        if at_s >= self._sign_at_s:
-            self._sign_at_s, self._sign, self._quality = at_s, f"user active on {name}", quality
+    def _note(self, name: str, at_s: float, sign: str, quality: Quality = Quality.POLLED) -> None:
+        if at_s >= self._sign_at_s and name not in self._ignored:
+            self._sign_at_s, self._sign, self._quality = at_s, sign, quality
+
+    def _is_excepted(self, name: str, uid: int, now_s: float, *, new: bool) -> bool:
+        """Whether a terminal does not count, or not yet: it is new, and may become somebody's who is no person."""
+        if uid in self._owners.ignored_uids or name in self._owners.ignored_terminals:
+            self._ignored.add(name)
+            self._unclaimed.pop(name, None)
+            return True
+        if new and name.startswith("pts/"):
+            self._unclaimed[name] = now_s
+            asyncio.get_running_loop().call_later(CLAIM_S + 0.05, self._wake)
+        came_s = self._unclaimed.get(name)
+        if came_s is not None and 0 <= now_s - came_s < CLAIM_S:
+            return True
+        if uid != 0:
+            self._ignored.discard(name)  # a login that ends gives its terminal back to root first
+        if came_s is not None:
+            del self._unclaimed[name]
+            self._note(name, came_s, f"terminal {name} was opened")
+        return name in self._ignored
+
+    def _forget(self, name: str) -> None:
+        self._unclaimed.pop(name, None)
+        self._ignored.discard(name)
 
     # --- events
 
@@ -163,10 +209,19 @@ class Terminals(PresenceSensor):
             if event.gone:
                 self._watch_again = True
                 continue
-            name = "a terminal" if event.overflow else event.path.removeprefix(self._prefix)
-            self._note(name, now_s, Quality.EVENT)
+            name = "" if event.overflow else event.path.removeprefix(self._prefix)
+            typed = bool(event.mask & flags.ACCESS)
+            if name and self._exceptions and (name in self._ignored | self._unclaimed.keys() or name not in self._known):
+                wake = wake or not typed  # the look decides, or has decided
+                if event.mask & flags.DELETE:  # another terminal may get its name before the look
+                    self._known.pop(name, None)
+                    self._forget(name)
+                continue
+            came = "opened" if event.mask & flags.CREATE else "closed"
+            how = DROPPED if not name else f"user active on {name}" if typed else f"terminal {name} was {came}"
+            self._note(name, now_s, how, Quality.EVENT)
             self._event_at_s = now_s
-            wake = wake or not event.mask & flags.ACCESS or now_s - self._woke_at_s >= QUIET_S
+            wake = wake or not typed or now_s - self._woke_at_s >= QUIET_S
         return wake
 
 

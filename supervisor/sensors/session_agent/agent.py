@@ -1,14 +1,16 @@
-"""The session agent: runs as each person, watches that person's own desktops and terminals, and reports to the daemon.
+"""The session agent: runs as each person, watches that person's own displays and terminals, and reports to the daemon.
 
     python -I -m supervisor.sensors.session_agent.agent [--socket PATH | --config DIR]
 
-A user unit (`rae-node-session`) starts it at each login, also on a text console and over SSH. For each of its user's
-sessions it watches the sources that a probe has proven: a Wayland compositor's idle notifications, Mutter's idle monitor, an
-X server's idle counter (only where logind says x11), otherwise the screen saver's answer. It wakes at their events, and to
-report that nothing has changed, after it has asked each source again.
+A user unit (`rae-node-session`) starts it at each login, also on a text console and over SSH. It watches every display of
+its user, whatever logind calls the session: each Wayland compositor's idle notifications, or Mutter's idle monitor, and each
+X server's idle counter, but not XWayland's, which sees X windows only. The screen saver's answer must do where there is
+nothing else. It wakes at their events, and to report that nothing has changed, after it has asked each source again.
 
-A session is reported `active` if one of its sources says so; idle if all say so, since the latest time; and unproven, with
-the reason, if one of its displays cannot be seen. The daemon counts what is unproven as active.
+A display belongs to the session that logind names with it, or in whose control group or environment its server runs, or to
+the only session that lacks one. A session is reported `active` if one of its sources says so; idle if all say so, since the
+latest time; and unproven, with the reason, if one of its displays cannot be seen. Displays that belong to no session are
+reported by themselves. The daemon counts what is unproven as active.
 """
 
 from __future__ import annotations
@@ -31,17 +33,24 @@ from supervisor.linux import console
 from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibitions
 from supervisor.linux.inotify import Event, Watcher, flags
-from supervisor.sensors.presence.logind_session import TERMINAL_TYPES, session_properties
+from supervisor.linux.small_files import read_small
+from supervisor.sensors.presence.logind_session import TERMINAL_TYPES, is_nobody, session_properties
 from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.session_bus import BusIdle
-from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Idle, IdleSource, Lacking, boot_s
+from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Hung, Idle, IdleSource, Lacking, boot_s
 from supervisor.sensors.session_agent.terminals import OwnTerminals
-from supervisor.sensors.session_agent.wayland import WaylandIdle, sockets
-from supervisor.sensors.session_agent.x11 import X11Idle
+from supervisor.sensors.session_agent.wayland import WaylandIdle, compositor, sockets
+from supervisor.sensors.session_agent.x11 import FOLDER, X11Idle, displays, lock_holder, plain_name
 
 SOCKET: Final = "/run/rae-node/control.sock"
 RETRY_S: Final = (1.0, 300.0)
+MAX_OTHERS: Final = 16
 TYPED_GAP_S: Final = 1.0  # typing is reported about once a second
+XWAYLAND: Final = "xwayland"  # how the names of programs begin that show X windows in a Wayland desktop
+SCOPE: Final = re.compile(r"/session-([^/]+)\.scope")
+Key = tuple[str, str]  # "wayland" and the socket's path, or "x11" and the display
+Readings = dict[Key, Idle]
+Faults = dict[Key, Gone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ class OwnSession:
     id: str
     type: str
     display: str
+    terminal: bool = False  # it has one, or is a remote login
 
     @property
     def graphical(self) -> bool:
@@ -98,9 +108,8 @@ class WatchedSource:
         self._changed()
 
     async def prove(self) -> None:
-        """Ask a source that says idle again; one that does not answer is left, and tried again."""
-        reading = self.source.reading
-        if reading is None or reading.idle_since_s is None:
+        """Ask a source again; one that does not answer is left, and tried again. It may also hang while somebody is active."""
+        if self.source.reading is None:
             return
         try:
             await self.source.prove()
@@ -116,11 +125,13 @@ class WatchedSource:
 
 def _gone(error: Exception) -> Gone:
     """A fault of ours in a source is a reason too."""
-    return error if isinstance(error, Gone) else Gone(f"{type(error).__name__}: {error}")
+    kind = type(error).__name__
+    return error if isinstance(error, Gone) else Gone(f"a fault of the session agent ({kind}), please report it")
 
 
 class Agent:
-    """The whole agent. `socket`: the daemon's control socket. `quiet_s`: how long a desktop must be untouched to be idle."""
+    """The whole agent. `socket`: the daemon's control socket. `quiet_s`: how long a desktop must be untouched to be idle.
+    `x_folder`: where X servers listen."""
 
     def __init__(
         self,
@@ -129,15 +140,18 @@ class Agent:
         bus_address: str | None = None,
         session_bus: str = "",
         runtime: Path | None = None,
+        x_folder: Path = Path(FOLDER),
         quiet_s: float = QUIET_S,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._uid = os.getuid()
         self._runtime = runtime or Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{self._uid}"))
         self._session_bus = session_bus or os.environ.get("DBUS_SESSION_BUS_ADDRESS", f"unix:path={self._runtime}/bus")
-        self._quiet_s, self._log = quiet_s, log
+        self._quiet_s, self._log, self._x_folder = quiet_s, log, x_folder
         self._sessions: dict[str, OwnSession] = {}
-        self._displays: dict[tuple[str, str], WatchedSource] = {}
+        self._displays: dict[Key, WatchedSource] = {}
+        self._xwayland: set[str] = set()
+        self._found: dict[int, str | None] = {}  # sessions of processes, since the last look
         self._desktop: tuple[BusIdle, WatchedSource] | None = None
         self._environment: dict[str, str] = {}
         self._look_now = asyncio.Event()
@@ -160,7 +174,8 @@ class Agent:
         reporting = None
         try:
             with Watcher(self._runtime_changed) as watcher:
-                self._no_events = not watcher.add(self._runtime, flags.CREATE | flags.DELETE | flags.MOVED_TO)
+                changes = flags.CREATE | flags.DELETE | flags.MOVED_TO
+                self._no_events = not watcher.add(self._runtime, changes) or not watcher.add(self._x_folder, changes)
                 await self._look()
                 reporting = asyncio.ensure_future(self._reporter.run())
                 while True:
@@ -189,6 +204,7 @@ class Agent:
             sessions, self._logind_failed = {}, True  # nothing is proven of a session that cannot be seen
         changed = sessions != self._sessions
         self._sessions = sessions
+        self._found.clear()
         self._terminals.look()
         await self._find_displays()
         if changed:
@@ -203,26 +219,31 @@ class Agent:
             if uid != self._uid:
                 continue
             known = await session_properties(self._bus, path)
-            if known is not None and known.get("State") != "closing":  # None: it ended between the two calls
-                found[number] = OwnSession(number, str(known.get("Type", "")), str(known.get("Display", "")))
+            if known is None or known.get("State") == "closing" or is_nobody(str(known.get("Class", ""))):
+                continue  # None: it ended between the two calls
+            display, terminal = str(known.get("Display", "")), bool(known.get("TTY") or known.get("Remote"))
+            found[number] = OwnSession(number, str(known.get("Type", "")), plain_name(display) or display, terminal)
         return found
 
     async def _find_displays(self) -> None:
-        wanted: dict[tuple[str, str], Callable[[], IdleSource]] = {}
-        if self._sessions:
-            for path in sockets(self._runtime):
-                wanted["wayland", str(path)] = partial(WaylandIdle, path, self._quiet_s)
-        if self._desktop is None and (wanted or any(own.graphical for own in self._sessions.values())):
+        wanted: dict[Key, Callable[[], IdleSource]] = {}
+        for path in sockets(self._runtime):
+            wanted["wayland", str(path)] = partial(WaylandIdle, path, self._quiet_s)
+        servers = dict(displays(self._x_folder))
+        if self._desktop is None and (wanted or servers or any(own.graphical for own in self._sessions.values())):
             desktop = BusIdle(self._session_bus, self._quiet_s, partial(inhibitions, self._bus))
             self._desktop = (desktop, WatchedSource(desktop, self._desktop_changed))
-        nameless = False
-        for own in self._sessions.values():
-            if own.type == "x11":
-                if name := await self._x_display(own):
-                    wanted["x11", name] = partial(X11Idle, name, self._cookies, self._quiet_s)
-                else:
-                    nameless = True
-        self._look_again(nameless or self._logind_failed or self._no_events)
+        named = {own.display for own in self._sessions.values() if own.display and own.type != "wayland"}
+        nameless = any(own.type == "x11" and not own.display for own in self._sessions.values())
+        mine = {name for name, uid in servers.items() if uid == self._uid}
+        if nameless or any(uid == 0 for name, uid in servers.items() if name not in named | mine):
+            environment = await self._x_display()  # root's server may show our session
+            if nameless or servers.get(environment) == 0:
+                named |= {environment} - {""}
+        self._xwayland = {name for name in mine - named if self._is_xwayland(name)}
+        for name in sorted((named | mine) - self._xwayland):
+            wanted["x11", name] = partial(X11Idle, name, self._cookies, self._quiet_s)
+        self._look_again((nameless and not named | mine) or self._logind_failed or self._no_events)
         for key in self._displays.keys() - wanted.keys():
             await self._displays.pop(key).stop()
             self._reporter.changed()
@@ -232,18 +253,25 @@ class Agent:
             elif self._displays[key].fault is not None:
                 self._displays[key].retry()
 
+    def _is_xwayland(self, display: str) -> bool:
+        """Whether a compositor shows the X display. It listens before it starts the server."""
+        holder = lock_holder(display)
+        if read_small(f"/proc/{holder}/comm").lower().startswith(XWAYLAND):
+            return True
+        return bool(holder) and any(compositor(path) == holder for path in sockets(self._runtime))
+
     def _look_again(self, wanted: bool) -> None:
         """Look again later, where no event will come: for an X display that the user's manager learns of at some time, for a
-        logind that did not answer, and, without inotify, for a compositor's socket."""
+        logind that did not answer, and, without inotify, for a display's socket."""
         if self._retry is not None:
             self._retry.cancel()
         self._retry_s = min(2 * self._retry_s, RETRY_S[1]) if wanted else RETRY_S[0]
         self._retry = asyncio.get_running_loop().call_later(self._retry_s, self._look_now.set) if wanted else None
 
-    async def _x_display(self, own: OwnSession) -> str:
-        if not own.display and self._desktop is not None:
+    async def _x_display(self) -> str:
+        if self._desktop is not None:
             self._environment = await self._desktop[0].environment()
-        return own.display or self._environment.get("DISPLAY", "") or os.environ.get("DISPLAY", "")
+        return plain_name(self._environment.get("DISPLAY", "")) or plain_name(os.environ.get("DISPLAY", ""))
 
     def _cookies(self) -> list[Path]:
         """The files in which display managers put the cookie, if they are ours."""
@@ -254,7 +282,8 @@ class Agent:
         return [Path(name) for name in dict.fromkeys(named) if name and _is_ours(name, self._uid)]
 
     def _runtime_changed(self, events: list[Event]) -> None:
-        if any(event.overflow or Path(event.path).name.startswith(("wayland-", "xauth")) for event in events):
+        names = [os.path.basename(event.path) for event in events]
+        if any(event.overflow for event in events) or any(name.startswith(("wayland-", "xauth", "X")) for name in names):
             self._look_now.set()
 
     def _desktop_changed(self) -> None:
@@ -277,71 +306,164 @@ class Agent:
 
     def report(self) -> dict[str, Any]:
         now_s = boot_s()
-        sessions = [entry for own in self._sessions.values() if (entry := self._session(own, now_s)) is not None]
+        homes = self._homes()
+        sessions = [entry for own in self._sessions.values() if (entry := self._session(own, homes, now_s)) is not None]
+        others = [entry for key, home in homes.items() if not home and (entry := self._other(key, now_s)) is not None]
+        for entry in [*sessions, *others]:
+            if any(not name.startswith(":") for name in entry["displays"]):
+                entry["displays"] += sorted(self._xwayland)
+                break
         typed_s = self._terminals.typed_at_s
         typed = None if typed_s is None else {"age_s": round(max(0.0, now_s - typed_s), 3), "on": self._terminals.typed_on}
-        return {"sessions": sessions, "terminals": typed}
+        return {"sessions": sessions, "terminals": typed, "others": others[:MAX_OTHERS]}
 
-    def _session(self, own: OwnSession, now_s: float) -> dict[str, Any] | None:
-        readings, faults, inhibitors = self._seen(own)
-        idle: str | float = "active"
-        source = why = ""
-        if not own.graphical and not readings:
-            return None  # it has only its terminal
-        active = [reading for reading in readings if reading.idle_since_s is None]
-        if active:
-            source = active[0].source
-        elif faults or not readings:
-            why = str(faults[0]) if faults else "the session agent finds no display of it"
-        else:
-            since_s, source = max((reading.idle_since_s or 0.0, reading.source) for reading in readings)
-            idle = round(max(0.0, now_s - since_s), 3)
-        self._log_once(own.id, source or f"idle time unknown: {why}")
-        return {"id": own.id, "source": source, "idle": idle, "inhibitors": inhibitors, "why": why}
-
-    def _seen(self, own: OwnSession) -> tuple[list[Idle], list[Gone], list[str]]:
-        """Readings of a session's displays, why others cannot be read, and the programs that keep it from idling."""
-        readings: list[Idle] = []
-        faults: list[Gone] = []
-        lacking: list[tuple[int, Gone]] = []
-        for (kind, name), watched in self._displays.items():
-            if kind == "wayland":
-                is_own = self._session_of(watched.source.pid) == own.id
-            else:
-                is_own = own.type == "x11" and name == (own.display or self._environment.get("DISPLAY", name))
-            if is_own and (reading := watched.reading) is not None:
-                readings.append(reading)
-            elif is_own and isinstance(watched.fault, Lacking):
-                lacking.append((watched.source.pid, watched.fault))
-            elif is_own and not isinstance(watched.fault, Absent):
-                faults.append(watched.fault or Gone(f"{Path(name).name} has not answered yet"))
-        inhibitors = [name for reading in readings for name in reading.inhibitors]
+    def _session(self, own: OwnSession, homes: dict[Key, str], now_s: float) -> dict[str, Any] | None:
+        keys = [key for key, home in homes.items() if home == own.id]
+        readings, faults = self._read(keys)
+        inhibitors = [name for reading in readings.values() for name in reading.inhibitors]
         if self._desktop is not None:
             desktop, watched = self._desktop
             of_desktop = watched.reading
-            if of_desktop is not None and self._session_of(of_desktop.pid) == own.id:
-                readings.append(of_desktop)
+            speaks = of_desktop is not None and self._desktop_home(of_desktop.pid, homes) == own.id
+            if of_desktop is not None and speaks:
+                readings["desktop", ""] = of_desktop
                 # Mutter speaks only for its own compositor; the screen saver for a desktop that says nothing itself.
-                lacking = [(pid, fault) for pid, fault in lacking if of_desktop.pid not in (0, pid)]
-            if own.graphical and self._session_of(0) == own.id:
-                desktop.poll(not faults and (not readings or (of_desktop is not None and of_desktop.pid == 0)))
+                faults = {k: f for k, f in faults.items() if not self._is_spoken_for(k, f, of_desktop.pid)}
+            if own.graphical and self._desktop_home(0, homes) == own.id:
+                nothing_else = not readings or (speaks and of_desktop is not None and of_desktop.pid == 0)
+                desktop.poll(nothing_else and all(isinstance(fault, Lacking) for fault in faults.values()))
+            if speaks or (own.graphical and (of_desktop is None or not self._desktop_home(of_desktop.pid, homes))):
                 inhibitors = [*desktop.inhibitors] or inhibitors
-        return readings, faults + [fault for _, fault in lacking], list(dict.fromkeys(inhibitors))
+        if not own.graphical and not readings and not faults:
+            return None  # it has only its terminal
+        if not faults and (why := self._lacks(own, readings)):
+            faults["", ""] = why
+        return self._entry(own.id, readings, faults, inhibitors, keys, now_s)
 
-    def _session_of(self, pid: int) -> str:
-        """A process's session, by its cgroup. A service of the user's manager (GNOME's shell) has none, and belongs to the
-        only graphical session."""
-        with contextlib.suppress(OSError):
-            found = re.search(r"/session-([^/]+)\.scope", Path(f"/proc/{pid}/cgroup").read_text()) if pid else None
-            if found and found[1] in self._sessions:
-                return found[1]
+    def _other(self, key: Key, now_s: float) -> dict[str, Any] | None:
+        """A display that belongs to none of the sessions."""
+        readings, faults = self._read([key])
+        reading = self._desktop[1].reading if self._desktop is not None else None
+        if reading is not None and reading.pid and self._is_spoken_for(key, faults.get(key), reading.pid):
+            readings, faults = {key: reading}, {}
+        if not readings and not faults:
+            return None
+        return self._entry(_short(key), readings, faults, [], [key], now_s)
+
+    def _entry(
+        self, name: str, readings: Readings, faults: Faults, inhibitors: list[str], keys: list[Key], now_s: float
+    ) -> dict[str, Any]:
+        idle: str | float = "active"
+        source = why = ""
+        active = [reading for reading in readings.values() if reading.idle_since_s is None]
+        hung: list[Gone] = [fault for fault in faults.values() if isinstance(fault, Hung)]
+        if active:
+            source = active[0].source
+        elif faults:
+            why = str([*hung, *faults.values()][0])
+        else:
+            since_s, source = max((reading.idle_since_s or 0.0, reading.source) for reading in readings.values())
+            idle = round(max(0.0, now_s - since_s), 3)
+        self._log_once(name, source or f"idle time unknown: {why}")
+        return {
+            "id": name, "source": source, "idle": idle, "inhibitors": list(dict.fromkeys(inhibitors)), "why": why,
+            "hung": bool(hung), "displays": [_short(key) for key in keys],
+        }  # fmt: skip
+
+    def _read(self, keys: list[Key]) -> tuple[Readings, Faults]:
+        """What the displays say, and why others cannot be read. A socket that a dead server has left is no display."""
+        readings: Readings = {}
+        faults: Faults = {}
+        for key in keys:
+            watched = self._displays[key]
+            if (reading := watched.reading) is not None:
+                readings[key] = reading
+            elif isinstance(watched.fault, Lacking) and self._is_mute(watched.source.pid):
+                faults[key] = Hung(f"{_program(watched.source.pid)} does not answer")
+            elif not isinstance(watched.fault, Absent):
+                faults[key] = watched.fault or Gone(f"{_short(key)} has not answered yet")
+        return readings, faults
+
+    def _lacks(self, own: OwnSession, readings: Readings) -> Gone | None:
+        """Why the readings do not prove the session idle: a display of another kind beside its own says little."""
+        kinds = {kind for kind, _ in readings}
+        if own.type == "x11" and own.display and ("x11", own.display) not in readings:
+            watched = self._displays.get(("x11", own.display))
+            return (watched and watched.fault) or Gone(f"display {own.display} has not answered yet")
+        proper = {"wayland": {"wayland", "desktop"}, "x11": {"x11", "desktop"}}.get(own.type, kinds)
+        return None if kinds & proper else Gone("the session agent finds no display of it")
+
+    def _is_spoken_for(self, key: Key, fault: Gone | None, pid: int) -> bool:
+        """Whether the desktop's word on the bus, from that process (0: not known), is also this display's."""
+        return key in self._displays and isinstance(fault, Lacking) and pid in (0, self._displays[key].source.pid)
+
+    def _is_mute(self, pid: int) -> bool:
+        """Whether a compositor should say on the bus how long it is idle (GNOME's shell), and does not."""
+        if self._desktop is None or not pid or self._desktop[0].pid != pid:
+            return False
+        reading = self._desktop[0].reading
+        return reading is None or reading.pid != pid
+
+    # --- which session a display belongs to
+
+    def _homes(self) -> dict[Key, str]:
+        """The session of each display; empty: none of ours."""
+        known = {key: self._home(key, watched.source.pid) for key, watched in self._displays.items()}
+        taken = {home for home in known.values() if home}
+        return {key: self._only_session(key[0], taken) if home is None else home for key, home in known.items()}
+
+    def _home(self, key: Key, pid: int) -> str | None:
+        """The session of a display by evidence of its own; None: there is none."""
+        for own in self._sessions.values():
+            if key == ("x11", own.display) and own.type != "wayland":
+                return own.id
+        return self._evidence(pid)
+
+    def _evidence(self, pid: int) -> str | None:
+        """The session in which a process runs, by its control group or its environment; None: they do not say."""
+        if pid not in self._found:
+            self._found[pid] = self._find_evidence(pid)
+        return self._found[pid]
+
+    def _find_evidence(self, pid: int) -> str | None:
+        if pid and (scope := SCOPE.search(read_small(f"/proc/{pid}/cgroup"))):
+            return scope[1] if scope[1] in self._sessions else ""
+        variables = read_small(f"/proc/{pid}/environ").split("\0") if pid else []
+        number = next((value.partition("=")[2] for value in variables if value.startswith("XDG_SESSION_ID=")), "")
+        return number if number in self._sessions else None
+
+    def _only_session(self, kind: str, taken: set[str]) -> str:
+        """The only session that lacks a display of this kind; empty: there is none, or more than one."""
+        foreign = {"wayland": "x11", "x11": "wayland"}.get(kind, "")
+        free = [own for own in self._sessions.values() if own.id not in taken]
+        graphical = [own.id for own in free if own.graphical and own.type != foreign]
+        found = graphical or [own.id for own in free if not own.graphical and not own.terminal]
+        return found[0] if len(found) == 1 else ""
+
+    def _desktop_home(self, pid: int, homes: dict[Key, str]) -> str:
+        """The session of the desktop that speaks on the user's bus, from a process; 0: not known."""
+        for key, home in homes.items():
+            if pid and self._displays[key].source.pid == pid:
+                return home
+        if (of_process := self._evidence(pid)) is not None:
+            return of_process
+        seen = {home for key, home in homes.items() if home and self._displays[key].reading is not None}
         graphical = [own.id for own in self._sessions.values() if own.graphical]
-        return graphical[0] if len(graphical) == 1 else ""
+        return graphical[0] if len(graphical) == 1 else self._only_session("desktop", seen)
 
     def _log_once(self, what: str, text: str) -> None:
         if self._logged.get(what) != text:
             self._logged[what] = text
             self._log(f"session {what}: {text}" if what in self._sessions else text)
+
+
+def _short(key: Key) -> str:
+    """A display for people: ":7", "wayland-0"."""
+    return os.path.basename(key[1])
+
+
+def _program(pid: int) -> str:
+    return f"{read_small(f'/proc/{pid}/comm') or 'the compositor'} (pid {pid})"
 
 
 def _is_ours(name: str, uid: int) -> bool:

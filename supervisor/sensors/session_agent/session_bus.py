@@ -113,7 +113,7 @@ class BusIdle(IdleSource):
     # --- Mutter
 
     async def _begin_mutter(self) -> None:
-        self._mutter, self._idle_watch, self._active_watch = None, 0, 0
+        self._mutter, self._idle_watch, self._active_watch, self.pid = None, 0, 0, 0
         if self._again is not None:
             self._again.cancel()
         if self._bus.owner(MUTTER):
@@ -121,6 +121,7 @@ class BusIdle(IdleSource):
                 (pid,) = await self._bus.call(
                     BUS, BUS_PATH, BUS, "GetConnectionUnixProcessID", MUTTER, signature="s", expect="u"
                 )
+                self.pid = pid
                 quiet_ms = int(self._quiet_s * 1000)
                 (self._idle_watch,) = await self._ask(MUTTER, MUTTER_PATH, "AddIdleWatch", quiet_ms, signature="t", expect="u")
             except BusError:

@@ -7,11 +7,12 @@ libraries block, so each display would need a thread, and they take more memory.
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from supervisor.sensors.session_agent.source import ANSWER_S, Gone, Idle, IdleSource
+from supervisor.sensors.session_agent.source import ANSWER_S, Gone, Hung, Idle, IdleSource
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class SocketSource(IdleSource):
                 async with asyncio.timeout(ANSWER_S):
                     reader = await self._connect()
             except TimeoutError as error:
-                raise Gone(f"{self._label} does not answer") from error
+                raise Hung(f"{self._label} does not answer") from error
             self._listening = asyncio.ensure_future(self._listen(reader))
             try:
                 await self._begin()
@@ -81,7 +82,7 @@ class SocketSource(IdleSource):
         if self._listening.done():
             self._listening.result()
         if not answer.done():
-            raise Gone(f"{self._label} does not answer")
+            raise Hung(f"{self._label} does not answer")
         return answer.result()
 
     def _send(self, message: bytes) -> None:
@@ -89,8 +90,18 @@ class SocketSource(IdleSource):
             raise Gone(f"{self._label} has gone")
         self._writer.write(message)
 
+    def _note_peer(self) -> None:
+        """Whose display it is."""
+        if self._writer is not None:
+            self.pid = peer_pid(self._writer.get_extra_info("socket"))
+
     def _report(self) -> None:
         """Call `changed` if the reading is another one: two events may follow one touch."""
         if (reading := self.reading) != self._reported:
             self._reported = reading
             self._changed()
+
+
+def peer_pid(peer: socket.socket) -> int:
+    """The process that made the socket at the other end."""
+    return int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])

@@ -31,6 +31,10 @@ class Absent(Gone):
     """There is no desktop: only a socket that a dead one left."""
 
 
+class Hung(Gone):
+    """The desktop is there, and does not answer."""
+
+
 class Lacking(Gone):
     """The desktop works, and offers no way to ask for idle times."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.linux.bounded import wait_for_event
-from supervisor.sensors.session_agent.socket_source import SocketSource
+from supervisor.sensors.session_agent.socket_source import SocketSource, peer_pid
 from supervisor.sensors.session_agent.source import ANSWER_S, NAMELESS, QUIET_S, Absent, Gone, Idle, Lacking, boot_s
 
 DISPLAY_ID: Final = 1
@@ -84,7 +84,7 @@ class WaylandIdle(SocketSource):
     async def _connect(self) -> asyncio.StreamReader:
         try:
             reader, self._writer = await asyncio.open_unix_connection(self._path, limit=2 * MAX_MESSAGE)
-            self.pid = _peer_pid(self._writer.get_extra_info("socket"))
+            self._note_peer()
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise Absent(f"{self._label}: no compositor ({error.strerror})") from error
         except OSError as error:
@@ -245,6 +245,15 @@ def sockets(runtime: Path) -> Iterator[Path]:
                 yield runtime / entry
 
 
+def compositor(path: Path) -> int:
+    """The process that listens at a compositor's socket; 0: not known."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as asker:
+        asker.setblocking(False)
+        asker.connect(str(path))
+        return peer_pid(asker)
+    return 0
+
+
 def _u32(value: int) -> bytes:
     return struct.pack("=I", value)
 
@@ -253,6 +262,3 @@ def _text(text: str) -> bytes:
     raw = text.encode() + b"\0"
     return _u32(len(raw)) + raw + b"\0" * (-len(raw) % 4)
 
-
-def _peer_pid(peer: socket.socket) -> int:
-    return int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])

@@ -1,4 +1,4 @@
-"""Idle time of an X server: alarms on the IDLETIME counter of its SYNC extension; only for sessions that logind calls x11.
+"""Idle time of an X server: alarms on the IDLETIME counter of its SYNC extension; not of XWayland, which sees X windows only.
 
 There are two alarms. One fires when nobody has touched anything for `QUIET_S`, and reports for how long (the counter's
 value). The other fires when the counter falls back, which is the first touch. Both are silent in between.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import struct
 from collections import deque
@@ -20,12 +21,15 @@ from typing import Final
 from supervisor.linux.small_files import read_plain
 from supervisor.linux.text import one_line
 from supervisor.sensors.session_agent.socket_source import SocketSource
-from supervisor.sensors.session_agent.source import QUIET_S, Gone, Idle, boot_s
+from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Idle, boot_s
 
 LOCAL: Final = re.compile(r"(?:unix)?:([0-9]+)(?:\.[0-9]+)?")
-SOCKETS: Final = "/tmp/.X11-unix/X"  # noqa: S108 - the X server's place
+FOLDER: Final = "/tmp/.X11-unix"  # noqa: S108 - the X server's place
+SOCKETS: Final = f"{FOLDER}/X"
+LOCKS: Final = "/tmp/.X{}-lock"  # noqa: S108 - holds the pid of the server, or of the compositor that starts it when needed
 COOKIE: Final = b"MIT-MAGIC-COOKIE-1"
 MAX_COOKIES: Final = 1 << 16  # bytes of a file with cookies
+MAX_LOCK: Final = 64  # bytes
 MAX_EXTRA: Final = 1 << 16  # 4-byte units that follow the first 32 bytes of a message
 IDLETIME: Final = "IDLETIME"
 QUERY_EXTENSION: Final = 98
@@ -74,8 +78,11 @@ class X11Idle(SocketSource):
         try:
             for cookie in [*cookies, b""]:
                 reader = await self._open(SOCKETS + local[1])
+                self._note_peer()
                 if not (reason := await self._set_up(reader, cookie)):
                     return reader
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise Absent(f"{self._label}: no X server ({error.strerror})") from error
         except (OSError, EOFError, struct.error) as error:
             reason = getattr(error, "strerror", None) or "it is no X server"
         raise Gone(f"{self._label} refuses us: {one_line(reason, 80)}")
@@ -143,6 +150,28 @@ class X11Idle(SocketSource):
                 answer.set_result(message)
         elif kind == self._alarm_event:
             self._observe(_seconds(message, 8))
+
+
+def plain_name(display: str) -> str:
+    """A display of this machine as ":7"; empty: it is none."""
+    local = LOCAL.fullmatch(display)
+    return f":{local[1]}" if local else ""
+
+
+def displays(folder: Path) -> Iterator[tuple[str, int]]:
+    """The X displays that listen in a folder, with the uid of their server."""
+    with contextlib.suppress(OSError):
+        for entry in sorted(os.listdir(folder)):
+            if entry[:1] == "X" and entry[1:].isdecimal():
+                with contextlib.suppress(OSError):
+                    yield f":{entry[1:]}", os.stat(folder / entry).st_uid
+
+
+def lock_holder(display: str) -> int:
+    """The process that holds a display's number; 0: not known."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(read_plain(LOCKS.format(display[1:]), MAX_LOCK))
+    return 0
 
 
 def _seconds(message: bytes, at: int) -> float:

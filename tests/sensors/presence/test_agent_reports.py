@@ -11,7 +11,7 @@ from support.clock import ManualClock
 
 from states.observation import NEVER
 from supervisor.config.schema import PresenceSettings
-from supervisor.sensors.presence.agent_reports import INSTALL_AGENT, MAX_SESSIONS, AgentReports, Proof, SessionOwners
+from supervisor.sensors.presence.agent_reports import INSTALL_AGENT, MAX_SESSIONS, AgentReports, Blind, Proof, SessionOwners
 
 ANNA, BERT = 1000, 1001
 SOURCE = "XSync IDLETIME of display :0"
@@ -67,9 +67,51 @@ def test_an_active_one_is_a_person() -> None:
 def test_an_unproven_one_says_what_it_lacks() -> None:
     world = World()
     world.hear(sessions=[report(source="", idle="active", why="wayland-0 offers nothing")])
-    assert world.proof() == Proof(why="wayland-0 offers nothing (journalctl --user -u rae-node-session)")
+    said = "wayland-0 offers nothing (journalctl --user -u rae-node-session)"
+    assert world.proof() == Proof(why=said, blind=Blind.UNREADABLE)
+    world.hear(sessions=[report(source="", idle="active", why="wayland-0 offers nothing", hung=True)])
+    assert world.proof() == Proof(why=said, blind=Blind.HUNG)
     world.hear(sessions=[])
-    assert world.proof() == Proof(why="the session agent sees nothing of it (journalctl --user -u rae-node-session)")
+    restart = "the session agent sees nothing of it (systemctl --user restart rae-node-session)"
+    assert world.proof() == Proof(why=restart, blind=Blind.NO_DISPLAY)
+
+
+def test_a_display_is_a_sessions_or_speaks_for_itself() -> None:
+    world = World()
+
+    def says(display: str, uid: int = ANNA) -> Proof | None:
+        return world.reports.display_proof(display, uid, world.clock.now)
+
+    assert says(":7") == Proof(why=INSTALL_AGENT)
+    world.hear(sessions=[report(displays=[":1", "wayland-0"])], others=[report(id=":7", displays=[":7"])])
+    assert (says(":1"), says("wayland-0")) == (None, None), "the session's proof speaks for them"
+    assert says(":7") == Proof(SOURCE, False, 957.5, "")
+    assert says(":8") == Proof(
+        why="the session agent sees nothing of it (systemctl --user restart rae-node-session)", blind=Blind.NO_DISPLAY
+    )
+    assert world.reports.other_displays() == [(":7", ANNA)]
+    world.hear(uid=BERT, sessions=[report(displays=[":1"])])  # session 3 is anna's
+    assert says(":1", BERT) is not None
+    other = World()
+    other.reports.restore(world.reports.snapshot()["desktop"])
+    assert other.reports.display_proof(":7", ANNA, other.clock.now) == Proof(SOURCE, False, 957.5, "")
+    world.clock.now += 61.0
+    assert "has been silent for 61 s" in getattr(says(":1"), "why", ""), "an old report counts nothing to a session"
+
+
+@pytest.mark.parametrize("excepted", ["uid", "terminal"])
+def test_what_node_yaml_takes_for_no_person_is_no_sign(excepted: str) -> None:
+    world = World()
+    if excepted == "uid":
+        world.owners.ignored_uids = {ANNA}
+    else:
+        world.owners.ignored_terminals = frozenset({"pts/3"})
+    world.hear(terminals={"age_s": 1.0, "on": "pts/3"}, sessions=[report(inhibitors=["Film"])])
+    assert bool(world.now.present) == (excepted == "terminal")
+    world.hear(sessions=[])
+    assert world.now.sign == ("" if excepted == "uid" else "idle blocked by Film of anna (session 3) until just now")
+    world.hear(uid=BERT, terminals={"age_s": 1.0, "on": ""})
+    assert world.now.sign.endswith("may have typed: the kernel dropped events of terminals") or excepted == "terminal"
 
 
 def test_nobody_is_believed_about_the_session_of_another() -> None:

@@ -275,7 +275,7 @@ def test_a_fault_of_ours_in_a_look_is_unknown_and_no_end(private_bus: PrivateBus
     async def story() -> None:
         nonlocal broken
         async with logind(private_bus.address), Watched(private_bus.address) as watched:
-            assert watched.now.error == "sessions cannot be read: ZeroDivisionError: a fault of ours"
+            assert watched.now.error == "sessions cannot be read, a fault of this node (ZeroDivisionError): please report it"
             broken = False
             await eventually(lambda: not watched.now.error, "another look")
 

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from support.login1 import MANAGER, session
 
 from states.observation import NEVER
+from supervisor.config.schema import PresenceSettings
 from supervisor.linux.dbus import BusError
-from supervisor.sensors.presence.agent_reports import Proof
-from supervisor.sensors.presence.session_policy import LID_CLOSED, NOT_PEOPLE, Session, judge, lid_reason
+from supervisor.linux.proc import Name
+from supervisor.sensors.presence.agent_reports import Blind, Proof
+from supervisor.sensors.presence.logind_session import LOGIN_SCREENS
+from supervisor.sensors.presence.session_policy import LID_CLOSED, NO_PROOF, NO_WAY, Session, Way, exception, judge, lid_reason
 
 NOW_S, OFFSET_S, IDLE_S, CREATED_S = 5000.0, 1000.0, 3000.0, 1001.0
 IDLE = {"IdleHint": True, "IdleSinceHintMonotonic": int((IDLE_S - OFFSET_S) * 1e6)}
@@ -23,9 +26,14 @@ TTY = {"Type": "tty", "TTY": "pts/3", "Seat": ("", "/")}
 NONE = NEVER
 UNKNOWN = "graphical session 3 of anna on seat0, idle time unknown"
 SOURCE = "ext-idle-notify-v1 on wayland-1"
+NOBODY = (*LOGIN_SCREENS, "none", "background", "manager", "manager-early", "background-light")
+SSH = {**TTY, "TTY": "", "Remote": True, "RemoteHost": "10.0.0.5"}
+LOST = "end it (loginctl terminate-session 3), or except it (presence.ignore_users"
 GONE = Proof(SOURCE, False, 4000.0, "")
 HERE = Proof(SOURCE, True, NOW_S, "")
-BLIND = Proof(why="wayland-0 offers nothing")
+BLIND = Proof(why="wayland-0 offers nothing", blind=Blind.UNREADABLE)
+HUNG = Proof(why="display :0 does not answer", blind=Blind.HUNG)
+UNSEEN = Way(terminal=False)
 
 
 def read(**changes: Any) -> Session:
@@ -55,12 +63,12 @@ def read(**changes: Any) -> Session:
         pytest.param({**TTY, **IDLE}, False, "", IDLE_S, id="terminal: what logind read from it"),
         pytest.param({**TTY, "IdleSinceHintMonotonic": 1}, False, "", CREATED_S, id="terminal older than its login"),
         pytest.param({**TTY, "IdleSinceHintMonotonic": 2**64 - 1}, False, "", NOW_S, id="a time to come is now"),
-        pytest.param({"Type": "unspecified"}, True, "", CREATED_S, id="no type: as a terminal"),
+        pytest.param({"Type": "unspecified", "TTY": "pts/3"}, True, "", CREATED_S, id="no type: as a terminal"),
         pytest.param({"Class": "user-early"}, False, "graphical session 3", None, id="user-early is a person"),
         pytest.param({"Class": "novel"}, False, "graphical session 3", None, id="a class that we do not know is one"),
         *(
             pytest.param({"Class": kind}, True, "", NONE, id=f"{kind} is not a person")
-            for kind in (*NOT_PEOPLE, "manager-early", "background-light")
+            for kind in NOBODY
         ),
     ],
 )
@@ -88,7 +96,17 @@ def test_policy(changes: dict[str, Any], strict: bool, present: str, last_sign_s
         pytest.param(BACK, HERE, False, f"active on seat0 ({SOURCE})", None, id="used, though in the background"),
         pytest.param(TTY, HERE, False, f"session 3 of anna active on pts/3 ({SOURCE})", None, id="a compositor from a tty"),
         pytest.param({}, Proof(SOURCE, False, 0.0, ""), False, "", CREATED_S, id="idle for longer than it exists: its login"),
-        pytest.param({"Class": "greeter"}, HERE, False, "", NONE, id="a greeter is nobody"),
+        pytest.param({}, HUNG, False, f"{UNKNOWN}: display :0 does not answer", None, id="or that it hangs"),
+        pytest.param(AWAY, HUNG, False, "display :0 does not answer", None, id="what hangs is unknown, whatever the hints say"),
+        pytest.param(BACK, HUNG, False, "display :0 does not answer", None, id="in the background too: a greeter locks it"),
+        pytest.param(BACK, BLIND, False, "", CREATED_S, id="the foreground of its seat is another's"),
+        pytest.param(TTY, BLIND, False, "session 3 of anna on pts/3, idle time unknown: wayland-0", None, id="startx"),
+        pytest.param(TTY, GONE, False, "", 4000.0, id="startx, seen through its display"),
+        pytest.param({"Class": "greeter"}, HERE, False, "login screen, session 3 of anna active on", None, id="a touch there"),
+        pytest.param({"Class": "greeter"}, GONE, False, "", 4000.0, id="a login screen that nobody touches"),
+        pytest.param({"Class": "lock-screen"}, HUNG, False, "display :0 does not answer", None, id="a login screen that hangs"),
+        pytest.param({"Class": "greeter"}, BLIND, False, "", NONE, id="a login screen needs no source"),
+        pytest.param({"Class": "background"}, HERE, False, "", NONE, id="a job is nobody"),
     ],
 )
 def test_policy_with_an_agent(
@@ -99,6 +117,58 @@ def test_policy_with_an_agent(
     assert present in verdict.present
     if last_sign_s is not None:
         assert verdict.last_sign_at_s == last_sign_s
+
+
+@pytest.mark.parametrize(
+    ("changes", "proof", "way", "present", "last_sign_s"),
+    [
+        pytest.param(TTY, NO_PROOF, NO_WAY, "", CREATED_S, id="a terminal that is watched"),
+        pytest.param(TTY, NO_PROOF, UNSEEN, f"its terminal cannot be seen: {LOST})", None, id="a terminal that is not"),
+        pytest.param(SSH, NO_PROOF, Way(heard_s=4500.0), "", 4500.0, id="ssh -T: bytes came"),
+        pytest.param(SSH, NO_PROOF, Way(heard_s=500.0), "", CREATED_S, id="ssh -T: no bytes since its login"),
+        pytest.param(SSH, NO_PROOF, NO_WAY, f"is not found: {LOST} or presence.ignore_hosts)", None, id="no connection"),
+        pytest.param(SSH, GONE, NO_WAY, "connection is not found", None, id="a display in it is no connection"),
+        pytest.param(SSH, GONE, Way(heard_s=4500.0), "", 4500.0, id="the later of both"),
+        pytest.param(SSH, HERE, Way(heard_s=500.0), f"active from 10.0.0.5 ({SOURCE})", None, id="X2Go: its display"),
+        pytest.param({**SSH, "Type": "web"}, NO_PROOF, Way(heard_s=4500.0), "", 4500.0, id="a web console"),
+        pytest.param({"Type": "tty", "Seat": ("", "/")}, NO_PROOF, NO_WAY, "without a display that is seen", None, id="none"),
+        pytest.param({"Type": "unspecified", "Seat": ("", "/")}, GONE, NO_WAY, "", 4000.0, id="VNC from a shell, seen"),
+        pytest.param({"Type": "unspecified"}, BLIND, NO_WAY, "wayland-0 offers nothing", None, id="VNC from a shell, not seen"),
+    ],
+)
+def test_each_session_has_a_source_or_counts_as_somebody(
+    changes: dict[str, Any], proof: Proof, way: Way, present: str, last_sign_s: float | None
+) -> None:
+    """R3. Type says little: what the session has, decides."""
+    verdict = judge(read(**changes), proof, way)
+    assert bool(verdict.present) == bool(present)
+    assert present in verdict.present
+    if last_sign_s is not None:
+        assert verdict.last_sign_at_s == last_sign_s
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({}, ""),
+        ({"ignore_users": ["bert"], "ignore_hosts": ["10.0.1.*"], "ignore_commands": ["cron"], "ignore_units": ["ci-*"]}, ""),
+        ({"ignore_users": ["anna"]}, "presence.ignore_users"),
+        ({"ignore_hosts": ["10.0.0.5"]}, "presence.ignore_hosts"),
+        ({"ignore_hosts": ["10.0.0.*"]}, "presence.ignore_hosts"),
+        ({"ignore_commands": ["sshd"]}, "presence.ignore_commands"),
+        ({"ignore_units": ["session-*.scope"]}, "presence.ignore_units"),
+    ],
+)
+def test_who_is_no_person_by_node_yaml(settings: dict[str, list[str]], setting: str) -> None:
+    seen = read(**SSH)
+    leader = Name("sshd", "/usr/sbin/sshd", "/user.slice/user-1000.slice/session-3.scope")
+    assert exception(seen, leader, PresenceSettings(**settings)) == setting
+    left_out = dataclasses.replace(seen, ignored=setting)
+    assert left_out.counts is (setting == "")
+    for proof in (NO_PROOF, HERE, HUNG, GONE):
+        if setting:
+            assert judge(left_out, proof).note == f"not counted: {setting}"
+            assert judge(left_out, proof).present == judge(left_out, proof).sign == ""
 
 
 @pytest.mark.parametrize(
@@ -113,19 +183,33 @@ SESSIONS = st.builds(
     Session,
     id=st.just("3"), path=st.just("/p"), uid=st.just(1000), user=st.just("anna"), seat=st.sampled_from(["", "seat0"]),
     type=st.sampled_from(["x11", "wayland", "mir", "tty", "web", "unspecified", "new"]),
-    kind=st.sampled_from(["user", "user-early", "new", *NOT_PEOPLE, "manager-early", "background-light"]),
+    kind=st.sampled_from(["user", "user-early", "new", *NOBODY]),
     state=st.sampled_from(["opening", "online", "active", "closing"]), active=st.booleans(), remote=st.booleans(),
-    host=st.just(""), tty=st.just(""), idle=st.booleans(), locked=st.booleans(),
+    host=st.just(""), tty=st.sampled_from(["", "pts/3"]), idle=st.booleans(), locked=st.booleans(),
     created_s=st.sampled_from([NEVER, 1.0, 7.0]), idle_since_s=st.sampled_from([NEVER, 0.5, 3.0, 9.0]),
 )  # fmt: skip
+PROOFS = st.sampled_from([NO_PROOF, GONE, HERE, BLIND, HUNG])
+WAYS = st.builds(Way, terminal=st.booleans(), heard_s=st.sampled_from([None, 2.0]))
 
 
-@given(SESSIONS, st.booleans())
-def test_a_foreground_is_a_person_unless_both_hints_say_otherwise(seen: Session, strict: bool) -> None:
-    present = judge(seen, strict=strict).present
-    foreground = seen.counts and seen.graphical and seen.active
-    proven = seen.idle and seen.locked and seen.idle_since_s != NEVER
-    assert bool(present) == (foreground and (strict or not proven))
+@given(SESSIONS, PROOFS, WAYS, st.booleans())
+def test_who_is_not_seen_is_there(seen: Session, proof: Proof, way: Way, strict: bool) -> None:
+    present = judge(seen, proof, way, strict=strict).present
+    if not seen.counts:
+        assert not present or seen.kind in LOGIN_SCREENS
+        return
+    hints = seen.idle and seen.locked and seen.idle_since_s != NEVER
+    if proof.blind is Blind.HUNG:
+        proven = False
+    elif seen.graphical:
+        proven = not seen.active or ((bool(proof.source) or hints) and not strict)
+    elif proof.blind is Blind.UNREADABLE:
+        proven = False
+    elif seen.tty:
+        proven = way.terminal
+    else:
+        proven = way.heard_s is not None if seen.remote else bool(proof.source)
+    assert bool(present) == (proof.active or not proven)
 
 
 @given(SESSIONS)
@@ -135,7 +219,7 @@ def test_strict_never_says_less(seen: Session) -> None:
 
 @given(SESSIONS)
 def test_a_person_always_leaves_a_time_that_is_known(seen: Session) -> None:
-    verdict = judge(seen)
+    verdict = judge(seen)  # without an agent
     if seen.counts and not verdict.present:
         assert verdict.last_sign_at_s >= seen.created_s
         assert verdict.sign

@@ -17,6 +17,7 @@ from support.waiting import eventually, play
 from states.observation import NEVER
 from supervisor.linux.clock import SystemClock
 from supervisor.sensors.presence import terminals as module
+from supervisor.sensors.presence.agent_reports import SessionOwners
 from supervisor.sensors.presence.terminals import Terminals
 
 BOOT_WALL_S = 1_700_000_000.0  # wall time at boot, in the played world
@@ -128,11 +129,72 @@ def test_a_terminal_that_comes_or_goes_is_a_sign_at_once(dev: Dev) -> None:
     sensor = Terminals(dev.clock, dev.root)
     assert dev.looks(sensor) == (30 * MINUTE, "user active on pts/1")
     dev.terminal("pts/2", 30 * MINUTE)
-    assert dev.looks(sensor) == (0, "user active on pts/2")
+    assert dev.looks(sensor) == (0, "terminal pts/2 was opened")
     dev.clock.boot_s += 60
-    assert dev.looks(sensor) == (60, "user active on pts/2")
+    assert dev.looks(sensor) == (60, "terminal pts/2 was opened")
     (dev.root / "pts/1").unlink()
-    assert dev.looks(sensor) == (0, "user active on pts/1")
+    assert dev.looks(sensor) == (0, "terminal pts/1 was closed")
+
+
+MONITOR = 1005
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives terminals to another user, so it needs root")
+@pytest.mark.parametrize("by", ["user", "session"])
+def test_the_terminal_of_who_is_no_person_comes_is_used_and_goes_without_a_sign(dev: Dev, by: str) -> None:
+    """As sshd does it: it makes the terminal as root, gives it to its user, takes it back, and closes it."""
+
+    async def scene() -> None:
+        owners = SessionOwners()
+        owners.ignored_uids = {MONITOR} if by == "user" else set()
+        dev.terminal("pts/1", 30 * MINUTE)
+        woken = asyncio.Event()
+        async with watching(Terminals(dev.clock, dev.root, owners, exceptions=True), woken.set) as sensor:
+            master = dev.terminal("pts/2")
+            await asyncio.wait_for(woken.wait(), 5)
+            assert dev.looks(sensor) == (30 * MINUTE, "user active on pts/1"), "not yet: whose will it be?"
+            if by == "user":
+                os.chown(os.ttyname(dev.slave("pts/2")), MONITOR, -1)
+            else:
+                owners.ignored_terminals = frozenset({"pts/2"})
+            dev.clock.boot_s += 5
+            os.write(master, b"x\n")
+            os.read(dev.slave("pts/2"), 2)
+            await asyncio.sleep(0)
+            dev.typed("pts/2")
+            assert dev.looks(sensor)[1] == "user active on pts/1"
+            os.chown(os.ttyname(dev.slave("pts/2")), 0, -1)
+            owners.ignored_terminals = frozenset()
+            assert dev.looks(sensor)[1] == "user active on pts/1"
+            (dev.root / "pts/2").unlink()
+            dev.clock.boot_s += 5
+            assert dev.looks(sensor) == (30 * MINUTE + 10, "user active on pts/1")
+            dev.terminal("pts/2")  # somebody else's now
+            dev.looks(sensor)
+            dev.clock.boot_s += 2
+            assert dev.looks(sensor) == (2, "terminal pts/2 was opened"), "since it came"
+
+    play(scene())
+
+
+@own_terminals
+def test_a_new_terminal_counts_a_moment_later_where_there_are_exceptions() -> None:
+    """Nothing else may happen then, so the sensor itself wakes the loop."""
+    clock = SystemClock()
+    wakes: list[float] = []
+
+    async def scene() -> None:
+        async with watching(Terminals(clock, exceptions=True), lambda: wakes.append(clock.now_s())) as sensor:
+            began_s = clock.now_s()
+            master, slave = os.openpty()
+            await eventually(lambda: wakes, "the event")
+            assert sensor.latest(clock.now_s()).last_sign_at_s < began_s
+            await eventually(lambda: len(wakes) > 1, "the claim's end")
+            assert began_s <= sensor.latest(clock.now_s()).last_sign_at_s < began_s + 0.5
+            os.close(slave)
+            os.close(master)
+
+    play(scene())
 
 
 def test_a_console_waits_for_the_look_after_a_sign_that_was_told(dev: Dev) -> None:
@@ -154,9 +216,9 @@ def test_a_console_waits_for_the_look_after_a_sign_that_was_told(dev: Dev) -> No
             dev.clock.boot_s += 0.25
             assert dev.looks(sensor) == (0.75, "user active on pts/1")
             dev.clock.boot_s += 1
-            assert dev.looks(sensor) == (0, "user active on tty2")
+            assert dev.looks(sensor) == (0, "terminal tty2 was opened")
             dev.clock.boot_s += 3
-            assert dev.looks(sensor) == (3, "user active on tty2")
+            assert dev.looks(sensor) == (3, "terminal tty2 was opened")
             assert sensor._known.keys() == {"tty1", "tty2", "pts/1"}
 
     play(scene())
@@ -309,7 +371,7 @@ def test_terminals_that_come_and_go_wake_the_tick() -> None:
             await eventually(lambda: wakes)
             presence = sensor.latest(clock.now_s())
             assert presence.last_sign_at_s >= began_s
-            assert presence.sign == f"user active on {name}"
+            assert presence.sign == f"terminal {name} was opened"
             closed_s, before = clock.now_s(), len(wakes)
             os.close(slave)
             os.close(master)

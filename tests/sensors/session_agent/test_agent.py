@@ -100,7 +100,7 @@ class World:
     def start_agent(self, **options: Any) -> Agent:
         agent = Agent(
             self.node.path, bus_address=self.bus.address, session_bus=f"unix:path={self.folder}/no-bus",
-            runtime=self.runtime, quiet_s=QUIET_S, log=self.logged.append, **options,
+            runtime=self.runtime, x_folder=self.folder / "X11", quiet_s=QUIET_S, log=self.logged.append, **options,
         )
         self._running = asyncio.ensure_future(agent.run())
         return agent
@@ -114,6 +114,7 @@ class World:
 @contextlib.asynccontextmanager
 async def world(folder: Path, max_age_s: float = 60.0, **changes: Any) -> AsyncIterator[World]:
     (folder / "run").mkdir()
+    (folder / "X11").mkdir()  # not the machine's, where other tests' servers are
     with PrivateBus(folder) as bus:
         login1 = await FakeLogin1(bus.address).start()
         if changes:

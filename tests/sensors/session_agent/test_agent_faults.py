@@ -49,7 +49,7 @@ def test_a_source_that_fails_to_prove_itself_is_doubted_and_no_more() -> None:
         watched = WatchedSource(Faulty(), lambda: None)
         await watched.prove()
         assert watched.reading is None
-        assert str(watched.fault) == "AssertionError: a fault of ours"
+        assert str(watched.fault) == "a fault of the session agent (AssertionError), please report it"
         await watched.stop()
 
     play(story())

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from support.running import NodeFolder
 
 from supervisor.config.load import load
-from supervisor.linux.clock import Clock, SystemClock
+from supervisor.linux.clock import SystemClock
 from supervisor.linux.control_socket import SOCKET_NAME, ControlServer
 from supervisor.sensors import sensor_set
 from supervisor.sensors.presence.logind import START_SIGN
@@ -88,7 +87,10 @@ def test_the_door_and_the_command_say_the_same(folder: NodeFolder) -> None:
         one, other = json.loads(by_script.stdout), json.loads(by_command.stdout)
         assert one.keys() == {"safe", "reasons", "readings"}
         assert [r["name"] for r in one["readings"]] == [r["name"] for r in other["readings"]]
-    names = ["user_away", "logind", "session agents", "terminals", "input", "idle_detect", "rae-node", "gpu processes"]
+    names = [
+        "user_away", "logind", "session agents", "displays and remote logins", "terminals", "input", "idle_detect", "rae-node",
+        "gpu processes",
+    ]  # fmt: skip
     user = json.loads(ask("check-user", "--json", "--config", str(folder.path), **away).stdout)
     known = folder_sources(user)
     assert known == [name for name in names if name in known]
@@ -168,8 +170,7 @@ def test_what_was_before_the_look_only_a_running_node_knows(
 ) -> None:
     """One look sees no button that was pressed before it, no film that has ended, and nobody who has logged out."""
     (tmp_path / "dev/pts").mkdir(parents=True)
-    terminals: Callable[[Clock], Terminals] = lambda clock: Terminals(clock, tmp_path / "dev")  # noqa: E731 - typed
-    monkeypatch.setattr(sensor_set, "Terminals", terminals)
+    monkeypatch.setattr(sensor_set, "Terminals", lambda clock, **_: Terminals(clock, tmp_path / "dev"))
     check = beside_a_node(tmp_path, status)
     assert bool(check.reasons) is bool(reason), check
     assert [line[: len(reason)] for line in check.reasons] == ([reason] if reason else [])
