@@ -48,6 +48,18 @@ def is_drm(folder: str) -> bool:
     return driver(folder) in DRM_DRIVERS
 
 
+def unjudged(sys_root: Path | str = "/sys") -> dict[str, str]:
+    """GPUs that programs can use and that no sensor reads, such as a virtual machine's: their drivers by render node. On no
+    bus alone: a processor's own GPU may be on none."""
+    folder = f"{sys_root}/class/drm"
+    try:
+        nodes = sorted(name for name in os.listdir(folder) if name.startswith("renderD"))
+    except OSError:
+        return {}
+    drivers = {name: driver(f"{folder}/{name}/device") for name in nodes}
+    return {name: found or "no driver" for name, found in drivers.items() if found not in (*DRM_DRIVERS, "nvidia")}
+
+
 def driver(folder: str) -> str:
     """The name of its driver; empty without one."""
     link = f"{folder}/driver"

@@ -30,6 +30,7 @@ from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Quality
+from supervisor.sensors.gpu.pci_gpus import unjudged
 from supervisor.sensors.observer import SourceReading
 from supervisor.sensors.sensor_set import SensorSet
 from supervisor.sources import api_key
@@ -68,7 +69,8 @@ async def _sensors(config: Config) -> list[Check]:
         )
         sources = observer.sources(seen.now_s)
         conflicts = contradictions(observer.contradictions(seen.now_s))
-        return [*presence(sources, config), *seen_by(sources), conflicts, *readings(seen, config), *second_opinions]
+        read = [*readings(seen, config), other_gpus()]
+        return [*presence(sources, config), *seen_by(sources), conflicts, *read, *second_opinions]
 
 
 async def _gpu_rows(sensors: SensorSet) -> list[dict[str, Any]]:
@@ -108,13 +110,22 @@ def readings(seen: Observation, config: Config) -> Iterator[Check]:
     verdict = gpu_free.explain(seen, Memory(), config.limits)
     gpu = seen.gpu.value
     blind = gpu is None or (not gpu.present and config.limits.gpu_required)
-    fix = "repair the driver, or set gpu.presence in node.yaml if this machine has no NVIDIA GPU to lend"
+    fix = "do what the reason says, repair the driver, or set gpu.presence in node.yaml if this machine has no GPU to lend"
     yield Check("GPU guard", GPU, not blind, verdict.reason, fix)
     cpu, host = seen.cpu, seen.host
     load = cpu.error if cpu.value is None else f"CPU of others at {cpu.value.percent:.0f} %"
     yield Check("CPU guard", UNATTENDED, cpu.value is not None, load, f"see {cpu.source}")
     fit = host.error if host.value is None else "fit" if host.value.fit else host.value.reason
     yield Check("host guard", UNATTENDED, host.value is not None, fit, f"see {host.source}")
+
+
+def other_gpus(sys_root: Path = Path("/sys")) -> Check:
+    """GPUs that no sensor reads. No task gets them."""
+    if not (found := unjudged(sys_root)):
+        return Check("other GPUs", GPU, True, "none that the node cannot read")
+    names = ", ".join(f"/dev/dri/{node} ({driver})" for node, driver in found.items())
+    reason = f"{names}: who uses it is unknown, for its driver is not supported; it is not lent, and no task may open it"
+    return Check("other GPUs", GPU, True, reason, "see that nobody needs it while tasks run", {"drivers": found}, warning=True)
 
 
 async def sleep_lock(config: Config) -> Check:

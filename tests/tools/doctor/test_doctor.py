@@ -263,3 +263,17 @@ def test_what_runs_on_ollama_cannot_be_frozen(tmp_path: Path) -> None:
     (check,) = doctor.ollama(load(NodeFolder.make(tmp_path / "two", "http://127.0.0.1:9", node={"tasks": tasks}).path))
     assert check.ok is None
     assert check.reason.startswith("llm_inference, quality_loop: cannot be frozen")
+
+
+def test_a_gpu_that_no_sensor_reads_is_named(tmp_path: Path) -> None:
+    """A virtual machine's, say: somebody may use it, and nobody would see that (R10)."""
+    assert (in_service.other_gpus(tmp_path).ok, in_service.other_gpus(tmp_path).warning) == (True, False)
+    for node, driver in (("renderD128", "virtio_gpu"), ("renderD129", "amdgpu"), ("renderD130", ""), ("card0", "ast")):
+        device = tmp_path / "class/drm" / node / "device"
+        device.mkdir(parents=True)
+        if driver:
+            (tmp_path / "drivers" / driver).mkdir(parents=True)
+            (device / "driver").symlink_to(tmp_path / "drivers" / driver)
+    found = in_service.other_gpus(tmp_path)
+    assert found.warning
+    assert found.reason.startswith("/dev/dri/renderD128 (virtio_gpu), /dev/dri/renderD130 (no driver): who uses it is unknown")
