@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +38,8 @@ class Limits:
     def hold_of(self, task_type: str) -> float:
         """Seconds for which a task of this type is frozen, not stopped, at a sign that may be a false alarm; 0: never."""
         return self.holds_s.get(task_type, self.hold_s)
+
+    def older_by(self, seconds: float) -> Limits:
+        """The same, but readings may be this much older: no newer ones were due yet."""
+        ages = ("max_age_person_s", "max_age_gpu_s", "max_age_cpu_s", "max_age_host_s")
+        return replace(self, **{name: getattr(self, name) + seconds for name in ages})

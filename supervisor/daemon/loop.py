@@ -156,7 +156,9 @@ class Daemon:
             if self._may_leave(fired):
                 return
             if not fired:
-                await self._inbox.wait(self._wait_s())
+                wait_s = self._wait_s()
+                self.node.look_due_s = self._clock.now_s() + wait_s
+                await self._inbox.wait(wait_s)
             self._inbox.clear()
 
     def _may_leave(self, fired: bool) -> bool:
@@ -294,11 +296,11 @@ class Daemon:
 
     def status_line(self) -> str:
         """`STATE: reason[, time to go]`."""
-        return status_text(self.node.last_now(), self.lifecycle.memory, self.lifecycle.limits)
+        return status_text(self.node.last_now(), self.lifecycle.memory, self.node.limits_now())
 
     def status(self, *, presence: bool = True) -> dict[str, Any]:
         """What `rae-node status --json` prints. `presence`: with the signs of the person, source by source."""
-        node, memory, limits = self.node, self.lifecycle.memory, self.lifecycle.limits
+        node, memory, limits = self.node, self.lifecycle.memory, self.node.limits_now()
         observation, observer, attempt = node.last_now(), node.sensors.observer, node.attempts.current
         now_s, wall_s = self._clock.now_s(), self._clock.wall_s()
         link, conflicts = node.source.status, observer.contradictions(now_s) if presence else []

@@ -97,6 +97,7 @@ class Node:
         self._sweeping: asyncio.Task[None] | None = None
         self._trying: asyncio.Task[None] | None = None
         self._sweep_again_s = 0.0
+        self.look_due_s = 0.0  # when the loop looks next, at the latest
         self._repairs: deque[str] = deque(maxlen=REPAIRS)
         self._news: deque[str] = deque(maxlen=REPAIRS)
         self._metrics: Metrics | None = None
@@ -148,7 +149,7 @@ class Node:
         """What a fleet's operator may know: state, since when, which guards block. Nothing about the person."""
         memory = self._lifecycle.memory
         since = iso(self.clock.wall_s() - (self.clock.now_s() - memory.since_s))
-        blocking = [verdict.name for verdict in blocked_by(self.last_now(), memory, self.limits)]
+        blocking = [verdict.name for verdict in blocked_by(self.last_now(), memory, self.limits_now())]
         return {"state": memory.state, "since": since, "blocked_by": blocking}
 
     # --- start and stop
@@ -340,6 +341,10 @@ class Node:
     def last_now(self) -> Observation:
         """The last look, as old as it is by now, with the task as it is now."""
         return replace(self.last, now_s=self.clock.now_s(), task=self.attempts.observe())
+
+    def limits_now(self) -> Limits:
+        """The limits for `last_now`. A reading grows too old from when the next look is due: until then nothing is missing."""
+        return self.limits.older_by(max(0.0, min(self.clock.now_s(), self.look_due_s) - self.last.now_s))
 
     def demand(self, state: State, gpu_free: bool) -> None:
         """Tell the GPU sensor how closely to watch. Let a sleep go on when nothing of ours runs.

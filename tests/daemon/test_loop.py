@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.attempt_rig import CLOCK, OUT, START, Rig, rig
+from support.clock import ManualClock
 from support.parts import ID
 
 from states.effects import Effect
+from states.guards import user_away
 from states.lifecycle import Lifecycle, Outcome, Plan
+from states.limits import Limits
 from states.memory import Memory, State
 from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading, TaskPhase
 from states.table import BY_ID
 from supervisor.daemon.loop import Daemon, Inbox
+from supervisor.daemon.wiring import Node
 
 __all__ = ["rig"]  # a fixture
 
@@ -179,3 +185,22 @@ def daemon_memory() -> Memory:
     """RUNNING, between two tasks."""
     now_s = CLOCK.now_s()
     return Memory(State.RUNNING, now_s, running_since_s=now_s)
+
+
+@pytest.mark.parametrize(
+    ("due_in_s", "now_in_s", "known"),
+    [
+        (28.0, 0.0, True), (28.0, 27.0, True), (28.0, 28.0, True), (28.0, 37.0, True), (28.0, 39.0, False),
+        (0.0, 9.0, True), (0.0, 11.0, False), (-60.0, 9.0, True), (-60.0, 11.0, False),
+    ],
+)  # fmt: skip
+def test_a_reading_ages_from_when_the_next_look_is_due(due_in_s: float, now_in_s: float, known: bool) -> None:
+    """Read 5 s before the look, and good for 15 s: between two looks of a busy machine nobody was blind."""
+    look_s = 1000.0
+    seen = Observation(look_s, person=Reading(Person(0.0), "", "scripted", look_s - 5.0))
+    node: Any = SimpleNamespace(
+        last=seen, look_due_s=look_s + due_in_s, limits=Limits(max_age_person_s=15.0), clock=ManualClock(look_s + now_in_s)
+    )
+    verdict = user_away.explain(replace(seen, now_s=look_s + now_in_s), Memory(), Node.limits_now(node))
+    assert (verdict.ok is True) is known, verdict.reason
+    assert ("last look" in verdict.reason) is not known
