@@ -11,7 +11,7 @@ from supervisor.config.executor_names import BUILT_IN, NoExecutor, installed
 from supervisor.config.schema import Control, NodeSettings
 from supervisor.config.urls import host_of, is_loopback, nats_fault, url_fault
 from supervisor.config.validate import Validator, join
-from supervisor.config.yaml_reader import YamlNode, found
+from supervisor.config.yaml_reader import YamlNode
 
 OLLAMA_TYPES: Final = ("llm_inference", "quality_loop", "code_verify_cycle")
 
@@ -28,7 +28,7 @@ def cross_check(validator: Validator, node: NodeSettings, folder: Path) -> None:
             section = section.rpartition(".")[0]
             place = validator.places.get(section)
         place = place or YamlNode(1, 1)
-        validator.refuse(place, path, found(place) if what is None else what, allowed)
+        validator.refuse(place, path, validator.found(place, path) if what is None else what, allowed)
 
     _check_control(node.control, refuse)
     for name, task in node.tasks.items():

@@ -15,7 +15,19 @@ import msgspec
 
 from supervisor.config import yaml_reader
 from supervisor.config.removed import REMOVED
-from supervisor.config.yaml_reader import Mapping, Problem, Scalar, Sequence, YamlNode, found, is_null, printable, resolved
+from supervisor.config.schema import NODE_FILE
+from supervisor.config.yaml_reader import (
+    NOT_SHOWN,
+    Mapping,
+    Problem,
+    Scalar,
+    Sequence,
+    YamlNode,
+    found,
+    is_null,
+    printable,
+    resolved,
+)
 
 MAX_PROBLEMS: Final = 100  # of one file
 
@@ -68,6 +80,12 @@ class Validator:
         """Add an error."""
         self.problems.append(Problem(self.file, place.line, place.column, path, what, allowed))
 
+    def found(self, node: YamlNode, path: str) -> str:
+        """A value as an error at this field shows it."""
+        no_url = path == "control.url" and isinstance(node, Scalar) and not re.fullmatch(r"[a-z]+://[^?#@]*", node.text)
+        section = _SECTION.fullmatch(path) is not None and (path or self.file == NODE_FILE)
+        return found(node, secret=bool(no_url or section or _of_secrets(path)))
+
     def section(self, cls: type[Any], node: YamlNode, path: str, key: YamlNode) -> Any:
         """A mapping with fixed fields; a missing one is reported at `key`."""
         if not _required(cls) and is_null(node):
@@ -83,7 +101,8 @@ class Validator:
                 place = f"{self.file}:{name_node.line}:{name_node.column}"
                 self.notes.append(f"{place}: {join(path, name)} was removed: {why}; delete the line")
             else:
-                self.refuse(name_node, join(path, name), "an unknown field", _names(fields, name, len(self.problems)))
+                shown = path if _of_secrets(path) else join(path, name)
+                self.refuse(name_node, shown, "an unknown field", _names(fields, name, len(self.problems)))
         for name, f in fields.items():
             if f.required and name not in values:
                 self.refuse(key, join(path, name), "nothing", allowed(f.type))
@@ -117,7 +136,8 @@ class Validator:
             if _sound(name, key_type):
                 values[name] = self._value(value_type, value_node, join(path, name), name_node)
             else:
-                self.refuse(name_node, path, f"the name {printable(name) or repr(name)}", allowed(key_type))
+                shown = f"the name {printable(name) or repr(name)}"
+                self.refuse(name_node, path, NOT_SHOWN if _of_secrets(path) else shown, allowed(key_type))
         return _BAD if _BAD in values.values() else values
 
     def _list(self, annotation: Any, node: YamlNode, path: str) -> Any:
@@ -136,7 +156,7 @@ class Validator:
 
     def _mistyped(self, node: YamlNode, path: str, annotation: Any) -> Any:
         if type(node) is not YamlNode:  # a plain one was refused before
-            self.refuse(node, path, found(node), allowed(annotation) + _hint(annotation, node))
+            self.refuse(node, path, self.found(node, path), allowed(annotation) + _hint(annotation, node))
         return _BAD
 
     def _pairs(self, node: Mapping, path: str) -> dict[str, tuple[YamlNode, YamlNode]]:
@@ -149,13 +169,23 @@ class Validator:
             if kind == "merge":
                 self.refuse(key, path, "the merge key <<", "every value written out")
             elif not isinstance(key, Scalar) or kind != "str":
-                self.refuse(key, path, f"{found(key)} as a name", "a text (in quotes where YAML reads it as something else)")
+                what = f"{found(key, secret=_of_secrets(path))} as a name"
+                self.refuse(key, path, what, "a text (in quotes where YAML reads it as something else)")
             elif key.text in pairs:
                 first = pairs[key.text][0]
                 self.refuse(key, join(path, key.text), f"a second time (first on line {first.line})", "once")
             else:
                 pairs[key.text] = key, value
         return pairs
+
+
+# A text in place of such a section may be a key that was written a level too high.
+_SECTION: Final = re.compile(r"(control|tasks(\.[^.]*)?)?")
+
+
+def _of_secrets(path: str) -> bool:
+    """A field whose values, and names, are secrets, or lead to them."""
+    return re.fullmatch(r"control\.token\b.*|tasks\.[^.]*\.env\b.*", path) is not None
 
 
 def join(path: str, name: str) -> str:

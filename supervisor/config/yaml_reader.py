@@ -107,17 +107,24 @@ def is_null(node: YamlNode) -> bool:
     return isinstance(node, Scalar) and node.plain and resolved(node.text) == "null"
 
 
-def found(node: YamlNode) -> str:
-    """A value as an error shows it: as written in the file, quoted if it was quoted."""
+NOT_SHOWN: Final = "a text that is not shown here, because it may be a secret"
+
+
+def found(node: YamlNode, *, secret: bool = False) -> str:
+    """A value as an error shows it: as written in the file, quoted if it was quoted. `secret`: it may be one."""
     if isinstance(node, Sequence):
         return "a list"
     if isinstance(node, Mapping):
         return "a mapping"
     if not isinstance(node, Scalar):
         return "something refused"
+    if is_null(node):
+        return "nothing"
+    if secret and node.text:
+        return NOT_SHOWN
     if not node.plain:
         return repr(node.text if len(node.text) <= SHOWN else node.text[: SHOWN - 1] + "…")
-    return "nothing" if is_null(node) else printable(node.text)
+    return printable(node.text)
 
 
 # --- from the folder to a text

@@ -34,10 +34,9 @@ def token(settings: Control, environ: Mapping[str, str]) -> str | None:
     if source.credential is not None:
         return _credential(source.credential, environ)
     if source.env is not None:
-        where = f"control.token.env: {source.env}"
-        if source.env not in environ:
-            raise TokenError(f"{where} is not set in the environment; set it, or change control.token")
-        return _checked(environ[source.env], where)
+        if source.env not in environ:  # what is written there may be the key itself, so it is not told
+            raise TokenError("control.token.env: this variable is not set in the environment; set it, or change control.token")
+        return _checked(environ[source.env], f"control.token.env: {source.env}")
     return None
 
 
@@ -57,6 +56,8 @@ def private_file(path: Path, setting: str) -> str:
             if status.st_uid not in (0, os.geteuid()):
                 raise TokenError(f"{where} belongs to another user (uid {status.st_uid}), who can read it; chown it")
             return _decoded(file.read(MAX_BYTES + 1), where)
+    except FileNotFoundError:  # what is written there may be the key itself, so it is not told
+        raise TokenError(f"{setting}: this file is not there; write the key into it, or change control.token") from None
     except OSError as error:
         raise TokenError(f"{where} cannot be read: {error.strerror}") from None
 
@@ -64,10 +65,11 @@ def private_file(path: Path, setting: str) -> str:
 def _credential(name: str, environ: Mapping[str, str]) -> str:
     where = f"control.token.credential: {name}"
     folder = environ.get("CREDENTIALS_DIRECTORY")
-    if folder is None:
-        raise TokenError(f"{where}: systemd gave no credentials; LoadCredential={name}:PATH in the unit makes it available")
+    missing = "control.token.credential: systemd gave no such credential; the unit needs LoadCredential=NAME:PATH"
+    if folder is None or not (Path(folder) / name).exists():  # what is written there may be the key itself, so it is not told
+        raise TokenError(missing)
     if "/" in name or name in ("", ".", ".."):
-        raise TokenError(f"{where} is not the name of a credential")
+        raise TokenError("control.token.credential: this is not the name of a credential")
     try:
         with os.fdopen(open_plain(Path(folder) / name, follow=True), "rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o007:  # systemd lets the service in by an ACL, shown as the group's bits

@@ -13,6 +13,7 @@ EXECUTION = "poll_interval_sec, heartbeat_interval_sec, task_timeout_minutes, re
 PERCENT = "allowed: a number > 0 and ≤ 100"
 GPU = "runtime.yaml:9:20: safety.max_gpu_percent: found"
 BOOL = "allowed: true or false"
+HIDDEN = "a text that is not shown here, because it may be a secret"
 TEXT_NAME = "allowed: a text (in quotes where YAML reads it as something else)"
 
 
@@ -184,7 +185,7 @@ NODE = [
     ),
     ("control: {nats: {consumer: a.b}}", "node.yaml:1:28: control.nats.consumer: found a.b, allowed: 1 to 64 letters, digits, "
      "dashes and underscores"),
-    ("control: {token: {env: 1B}}", f"node.yaml:1:24: control.token.env: found 1B, allowed: {ENV}, or nothing"),
+    ("control: {token: {env: 1B}}", f"node.yaml:1:24: control.token.env: found {HIDDEN}, allowed: {ENV}, or nothing"),
     ("tasks: []", "node.yaml:1:8: tasks: found a list, allowed: a mapping, each name a task type of 1 to 128 characters"),
     ("tasks: {x: {}}", "node.yaml:1:12: tasks.x.argv: found nothing, allowed: a list with the program first"),
     ("tasks:\n  x:\n    grace_sec: 1", "node.yaml:3:5: tasks.x.argv: found nothing, allowed: a list with the program first"),
@@ -198,8 +199,8 @@ NODE = [
     ("tasks: {x: {executor: bad}}", "node.yaml:1:23: tasks.x.executor: found bad, allowed: command, ollama_api, shell_command"),
     ("tasks: {1: {argv: [a]}}", f"node.yaml:1:9: tasks: found 1 as a name, {TEXT_NAME}"),
     ("tasks: {'': {argv: [a]}}", "node.yaml:1:9: tasks: found the name '', allowed: a task type of 1 to 128 characters"),
-    ("tasks: {x: {argv: [a], env: {A: yes}}}", "node.yaml:1:33: tasks.x.env.A: found yes, allowed: a text (in quotes)"),
-    ("tasks: {x: {argv: [a], env: {B=C: x}}}", f"node.yaml:1:30: tasks.x.env: found the name B=C, allowed: {ENV}"),
+    ("tasks: {x: {argv: [a], env: {A: yes}}}", f"node.yaml:1:33: tasks.x.env.A: found {HIDDEN}, allowed: a text (in quotes)"),
+    ("tasks: {x: {argv: [a], env: {B=C: x}}}", f"node.yaml:1:30: tasks.x.env: found {HIDDEN}, allowed: {ENV}"),
     (
         "tasks: {x: {argv: [a], grace: 1}}",
         "node.yaml:1:24: tasks.x.grace: found an unknown field, allowed: executor, argv, allow_any_command, "
@@ -270,3 +271,19 @@ def test_a_file_full_of_errors_is_cut_short(tmp_path: Path) -> None:
     assert len(lines) == 101
     assert lines[-1] == "runtime.yaml:118:1: found 19900 more errors, allowed: none"
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("node", [
+    "S", "control: S", "control: {token: S}", "control: {token: [S]}", "control: {token: {S: 1}}",
+    "control: {token: {file: a, S: S}}", "control: {token: {env: S!}}", "control: {token: {env: [S]}}",
+    "control: {token: {credential: S/..}}", "control: {password: S}", "control: {url: S}", "control: {source: nats, url: S}",
+    "control: {url: 'http://u:S@10.0.0.1'}", "control: {url: 'http://10.0.0.1/?key=S'}", "control: {url: 'http://10.0.0.1/#S'}",
+    "control: {source: nats, url: 'nats://u:S@10.0.0.1'}", "tasks: S", "tasks: {x: S}", "tasks: {x: {argv: [a], env: S}}",
+    "tasks: {x: {argv: [a], env: {A: [S]}}}", "tasks: {x: {argv: [a], env: {S=: b}}}", "tasks: {x: {argv: [a], secret: S}}",
+    "secret: S",
+])  # fmt: skip
+def test_a_secret_in_the_wrong_place_is_in_no_error(tmp_path: Path, node: str) -> None:
+    write(tmp_path, node=node.replace("S", "hunter2"))
+    lines = errors(tmp_path)
+    assert lines
+    assert "hunter2" not in "\n".join(lines)
