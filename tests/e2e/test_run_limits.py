@@ -122,6 +122,23 @@ def test_a_task_over_its_vram(tmp_path: Path, standin: StandIn, own: float | Non
         folder.replays_clean()
 
 
+def test_a_task_on_a_gpu_that_is_not_lent(tmp_path: Path, standin: StandIn) -> None:
+    """It was told which one it has, and sits on the person's all the same."""
+    with control_node() as control:
+        settings = {"gpu": {"presence": "required", "lend": ["GPU-fake-1"]}}
+        standin.shows("count=2")
+        with daemon(NodeFolder.make(tmp_path / "node", control.url, node=settings, **QUICK), env=standin.env) as node:
+            task = control.add("sleep")
+            pid = node.wait_for_task()
+            told = dict(entry.split("=", 1) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in entry)
+            assert (told["CUDA_VISIBLE_DEVICES"], told["ROCR_VISIBLE_DEVICES"]) == ("GPU-fake-1", "")
+            standin.shows("count=2", f"0.proc={pid}:{20 * GIB}:c", f"0.mem_used={20 * GIB}", "0.util=99")
+            assert failed(control, task) == ("limit: GPU GPU-fake-0, which is not lent (gpu.lend)", {"status": -9})
+            standin.shows("count=2")
+            node.stop()
+        node.folder.replays_clean()
+
+
 def held(node: Daemon, reason: str) -> dict[str, dict[str, Any]]:
     """The guards by name, once one says that VRAM is held."""
 

@@ -12,7 +12,7 @@ A process on a lent GPU is one of four:
 - foreign: every other process, compute or graphics. A new program is foreign at once, whatever it does.
 
 A lent GPU whose load or memory belongs to nobody who is listed is unknown: a driver's list leaves out processes of other
-containers, for example.
+containers, for example. So is one whose only foreign processes have no entry in /proc.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def judge(
         percent=max(percents),
         vram_gb=max(sizes),
         foreign=len(foreign),
-        foreign_names=tuple(called(pid, names.get(pid, Name())) for pid in foreign),
+        foreign_names=tuple(called(pid, names[pid]) + _where(pid, gpus) for pid in foreign),
         held=", ".join(it.text for it in left if it.ago_s >= VRAM_RELEASE_S),
     )
     own = TaskUse(
@@ -235,9 +235,21 @@ def judge(
         unlisted=unlisted if any(task.values()) else {},
         stray=stray,
     )
-    if not foreign and (unknown := "; ".join(filter(None, (_nobodys(gpu, known, owners) for gpu in gpus)))):
+    unknown = ""
+    if foreign and all(names[pid].gone for pid in foreign):
+        who = f"pid {', '.join(map(str, foreign[:3]))}{', …' if len(foreign) > 3 else ''}"
+        unknown = f"{who} has the GPU open and cannot be looked into: it is in another container, or hidden by /proc's hidepid"
+    elif not foreign:
+        unknown = "; ".join(filter(None, (_nobodys(gpu, known, owners) for gpu in gpus)))
+    if unknown:
         return GpuUse(None, unknown, own=own, unlisted=unlisted)
     return GpuUse(others, own=own, unlisted=unlisted)
+
+
+def _where(pid: int, gpus: Sequence[LentGpu]) -> str:
+    """On which of several GPUs a process is."""
+    on = [gpu.id for gpu in gpus if any(p.pid == pid for p in gpu.processes)]
+    return f" on {on[0]}" if len(gpus) > 1 else ""
 
 
 def _nobody(gpu: LentGpu) -> str:

@@ -17,15 +17,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.drm_rig import AMD, INTEL, DrmMachine, context, world
 
+from states.observation import Gpu
+from supervisor.config.schema import GpuSettings
 from supervisor.linux import helper_main, small_files
+from supervisor.linux.proc import Name
 from supervisor.sensors.gpu import drm_helper as agent
 from supervisor.sensors.gpu import pci_gpus
+from supervisor.sensors.gpu.drm_usage import Look, judge
+from supervisor.sensors.gpu.ownership import Known
 
 __all__ = ["world"]  # a fixture
 
@@ -120,6 +126,9 @@ def test_another_users_process_is_hidden_from_who_is_not_root(nobody: int, open_
         assert run.stderr == ""
         (card,) = json.loads(run.stdout)["devices"]
         assert other.pid in card["hidden"]
+        (seen,) = msgspec.json.decode(run.stdout, type=Look).devices
+        use = judge([seen], [AMD], {AMD: 0.0}, Known(GpuSettings(), lambda pid: Name("ssh-agent")))
+        assert use.gpu == Gpu(), "that it could have the card open is no sign that it has"
         assert not [pid for pid in card["hidden"] if _uid(pid) == 0]
     finally:
         other.send_signal(signal.SIGKILL)

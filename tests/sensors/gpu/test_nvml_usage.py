@@ -69,7 +69,10 @@ SHELL = Process(21, "g", gib(0.5))
             seen(gpu(Process(30, "g", gib(6)), percent=80, used=6)), 80, 6, ("game (pid 30)",), id="a game is type G"
         ),
         pytest.param(seen(gpu(Process(31, "c", gib(2)), used=2)), 0, 2, ("python3 (pid 31)",), id="another's CUDA job"),
-        pytest.param(seen(gpu(Process(99, "c", gib(2)), used=2)), 0, 2, ("pid 99",), id="a pid that is nobody"),
+        pytest.param(
+            seen(gpu(Process(99, "c", gib(2)), Process(30, "g", gib(1)), used=3)), 0, 3, ("game (pid 30)", "pid 99"),
+            id="a pid that is nobody, beside somebody",
+        ),
         pytest.param(seen(gpu(XORG, SHELL, used=1.5, percent=3)), 3, 1.5, (), id="what draws a desktop, under the cap"),
         pytest.param(
             seen(gpu(XORG, Process(21, "g", gib(1.5)), used=2.5)), 0, 2.5, ("Xorg (pid 20)", "gnome-shell (pid 21)"),
@@ -94,6 +97,10 @@ SHELL = Process(21, "g", gib(0.5))
         pytest.param(
             seen(gpu(Process(77, "c", gib(10)), used=10), lately=frozenset({77})), 0, 10, (),
             id="what the task left behind is memory, not a person",
+        ),
+        pytest.param(
+            seen(gpu(), gpu(Process(30, "g", gib(1)), used=1, uuid="GPU-b")), 0, 1, ("game (pid 30) on GPU-b",),
+            id="on one of several",
         ),
         pytest.param(
             seen(gpu(percent=5, used=1), gpu(percent=20, used=0.5, uuid="GPU-b")), 20, 1, (),
@@ -367,6 +374,13 @@ def test_what_belongs_to_nobody_makes_the_gpu_unknown(use: GpuUse, error: str) -
     assert use.error.startswith(error)
     assert bool(use.error) is bool(error) is (use.gpu is None)
     assert bool(error) is ("sudo fuser -v /dev/nvidia*" in use.error)
+
+
+def test_a_pid_without_an_entry_in_proc_makes_the_gpu_unknown() -> None:
+    """In another container, or hidden: whether it is a person's cannot be said."""
+    use = seen(gpu(XORG, *(Process(pid, "c", gib(0.1)) for pid in (96, 97, 98, 99)), used=1.5))
+    assert use.gpu is None
+    assert use.error.startswith("pid 96, 97, 98, … has the GPU open and cannot be looked into: ")
 
 
 def test_the_load_of_a_task_that_has_just_ended_is_nobodys_for_a_moment() -> None:
