@@ -164,6 +164,19 @@ def _key_on_a_pty(node: Watched, undo: ExitStack) -> Act:
     return type_line
 
 
+def _bytes_without_a_terminal(node: Watched, undo: ExitStack) -> Act:
+    send = undo.enter_context(desk.remote_login(node.box, "bert"))
+    until(lambda: "from 127.0.0.7" in node.why(), lambda: f"the login, which is a sign too; {node.why()}", DEADLINE_S)
+    return send
+
+
+def _x_of_no_session(node: Watched, undo: ExitStack) -> Act:
+    """A desktop whose login logind has missed."""
+    node.box.add_user("bert")
+    undo.callback(node.box.run, "script", "-qfc", "true", "/dev/null")  # no event tells of its end: the next look sees it
+    return lambda: undo.enter_context(desk.xvfb(node.box, "bert", {"HOME": "/home/bert"}))
+
+
 def _game(node: Watched, undo: ExitStack) -> Act:
     def act() -> None:
         pid = node.box.run("sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!").stdout.strip()
@@ -228,10 +241,16 @@ CASES = {
     "a key on another's pty": Case(_key_on_a_pty, "user-returned", " active on pts/", again=True, why="bert active on pts/"),
     "a new graphical session": Case(_session, "user-returned", "of bert on seat0, idle time unknown"),
     "a login on a terminal, as over SSH": Case(_ssh, "user-returned", "pts/"),
+    "bytes over SSH without a terminal": Case(
+        _bytes_without_a_terminal, "user-returned", "bert active from 127.0.0.7 (bytes over the connection)", again=True
+    ),
+    "a display that no session owns": Case(
+        _x_of_no_session, "user-returned", "display :7 of ", ("Xvfb",), why="(Xvfb), which no session owns"
+    ),
     "a new terminal": Case(_terminal, "user-returned", "pts/", again=True),
     "a touch that only idle_detect saw": Case(_idle_detect, "user-returned", "user active by idle_detect", again=True),
     "a game on the GPU": Case(_game, "user-returned", "GPU used by"),
-    "VRAM above its limit": Case(lambda n, undo: gpu(n, undo, "0.mem_used=16106127360"), "gpu-taken", "VRAM 15 GiB"),
+    "VRAM above its limit": Case(lambda n, undo: gpu(n, undo, "0.mem_used=16106127360"), "gpu-taken", "15 GiB of VRAM"),
     "an NVML call that hangs": Case(lambda n, undo: gpu(n, undo, *HANG), "gpu-taken", "GPU unknown"),
     "a GPU that fell off the bus": Case(lambda n, undo: gpu(n, undo, "0.err=15"), "gpu-taken", "the GPU is lost"),
     "the bus goes": Case(_bus_gone, "user-returned", "user unknown: "),

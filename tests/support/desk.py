@@ -88,3 +88,47 @@ def pty_login(box: SysBox, user: str) -> Iterator[Callable[[], object]]:
         yield type_line
     finally:
         login.communicate(b"exit\n")
+
+
+# A login as sshd makes one without a terminal: PAM with the remote host, a session for the user, and a connection whose bytes
+# it answers. It runs as root, as sshd's own part of a login does. Arguments: user, host, port.
+REMOTE = """
+import ctypes, socket, sys
+user, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+pam, handle = ctypes.CDLL("libpam.so.0"), ctypes.c_void_p()
+nobody_asks = (ctypes.c_void_p * 2)()
+assert pam.pam_start(b"login", user.encode(), nobody_asks, ctypes.byref(handle)) == 0
+for item, value in ((3, b"ssh"), (4, host.encode())):  # PAM_TTY, PAM_RHOST
+    assert pam.pam_set_item(handle, item, ctypes.c_char_p(value)) == 0
+server = socket.create_server(("127.0.0.1", port))
+client = socket.create_connection(("127.0.0.1", port), source_address=(host, 0))
+end, _ = server.accept()
+assert pam.pam_open_session(handle, 0) == 0
+print("open", flush=True)
+for line in sys.stdin:
+    client.sendall(line.encode())
+    end.sendall(end.recv(4096))
+pam.pam_close_session(handle, 0)
+"""
+
+
+@contextlib.contextmanager
+def remote_login(box: SysBox, user: str, host: str = "127.0.0.7", port: int = 2022) -> Iterator[Callable[[], object]]:
+    """A remote login without a terminal, as `ssh -T` has one; what is yielded sends a line over its connection."""
+    box.add_user(user)
+    login = box.popen("/usr/bin/python3", "-c", REMOTE, user, host, str(port), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert login.stdin
+    assert login.stdout
+    keys = login.stdin
+
+    def send() -> None:
+        keys.write(b"a line\n")
+        keys.flush()
+
+    try:
+        assert login.stdout.readline() == b"open\n"
+        yield send
+    finally:
+        keys.close()
+        login.wait(30)
+        login.stdout.close()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.box_probe import Probe
+from support.desk import remote_login
 from support.sysbox import SysBox
 from support.waiting import eventually, until
 
@@ -40,12 +43,12 @@ class Seen:
         return self.now
 
 
-def watch(box: SysBox, story: Callable[[Seen], Awaitable[None]], *, strict: bool = False) -> None:
-    """Run a story beside the sensor."""
+def watch(box: SysBox, story: Callable[[Seen], Awaitable[None]], **options: Any) -> None:
+    """Run a story beside the sensor. `options`: of node.yaml's `presence`."""
 
     async def run() -> None:
         bus = SystemBus(box.bus_address, backoff_s=(0.01, 0.1))
-        settings = PresenceSettings(strict=strict)
+        settings = PresenceSettings(**options)
         sensor = Sessions(bus, CLOCK, settings, max_age_s=80.0, delay_locks=False, start_is_sign=False)
         await sensor.start(lambda: None)
         try:
@@ -197,6 +200,36 @@ def test_a_login_on_a_terminal_is_a_sign_at_its_time(box: SysBox) -> None:
     watch(box, story)
 
 
+def test_who_monitors_is_no_person_where_node_yaml_says_so(box: SysBox) -> None:
+    """R3: a login every few seconds, day and night. Neither its coming nor its going is a sign; a person's is."""
+    box.add_user("monitor")
+
+    async def story(seen: Seen) -> None:
+        for _ in range(2):
+            with session(box, "monitor", kind="tty", seat="") as number:
+                await eventually(lambda number=number: number in str(seen.sensor.details()), "the session known")
+                (line,) = [line for line in seen.sensor.details()["sessions"] if f"session {number} " in line]
+                assert line == f"session {number} (tty, user, active): not counted: presence.ignore_users"
+            await eventually(lambda: seen.sensor.details()["sessions"] == ["no session"], "the session gone, and no sign of it")
+            assert (seen.now.present, seen.now.sign) == ("", "")
+        with session(box, "anna", kind="tty", seat=""):
+            await seen.until(lambda p: "of anna without a seat, without a terminal" in p.present, "a person")
+
+    watch(box, story, ignore_users=["monitor"])
+
+
+def test_a_remote_login_without_a_terminal_that_is_not_seen_is_there(box: SysBox) -> None:
+    """This sensor runs outside of the box, where its connection is not."""
+
+    async def story(seen: Seen) -> None:
+        with remote_login(box, "anna"):
+            now = await seen.until(lambda p: bool(p.present), "the login")
+            assert " of anna from 127.0.0.7, without a terminal, and its connection is not found: end it (log" in now.present
+        await seen.until(lambda p: p.sign == "anna logged out from 127.0.0.7", "its end")
+
+    watch(box, story)
+
+
 def test_a_film_is_a_sign_until_it_ends(box: SysBox) -> None:
     async def story(seen: Seen) -> None:
         hold = ["systemd-inhibit", "--what=idle", "--who=Film", "--why=secret title", "cat"]
@@ -282,5 +315,5 @@ def test_the_doctor_sees_what_the_real_loginctl_sees(box: SysBox) -> None:
     checks = {check["name"]: check for check in json.loads(output)}
     assert (checks["loginctl"]["ok"], checks["loginctl"]["reason"]) == (True, "sees 2 sessions, the same as the node"), output
     assert "session" in checks["sessions"]["reason"]
-    assert "graphical session" in checks["presence: logind"]["reason"]
+    assert re.search("idle time unknown|without a terminal", checks["presence: logind"]["reason"])
     assert checks["presence: logind"]["reading"]["quality"] == "inferred"  # no agent is there to ask

@@ -28,12 +28,14 @@ from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Presence
 from supervisor.sensors.presence.agent_reports import INSTALL_AGENT, AgentReports, SessionOwners
 from supervisor.sensors.presence.logind import Sessions
-from supervisor.sensors.session_agent.agent import Agent
+from supervisor.sensors.session_agent.agent import Agent, OwnSession
+from supervisor.sensors.session_agent.session_bus import BusIdle
+from supervisor.sensors.session_agent.source import Lacking
 
 QUIET_S = 0.3
 ME = os.getuid()
 CLOCK = SystemClock()
-S3 = "/org/freedesktop/login1/session/_33"
+S3, S5 = "/org/freedesktop/login1/session/_33", "/org/freedesktop/login1/session/_35"
 
 
 @pytest.fixture
@@ -112,13 +114,17 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(folder: Path, max_age_s: float = 60.0, **changes: Any) -> AsyncIterator[World]:
+async def world(
+    folder: Path, max_age_s: float = 60.0, second: dict[str, Any] | None = None, **changes: Any
+) -> AsyncIterator[World]:
     (folder / "run").mkdir()
     (folder / "X11").mkdir()  # not the machine's, where other tests' servers are
     with PrivateBus(folder) as bus:
         login1 = await FakeLogin1(bus.address).start()
         if changes:
             login1.sessions[S3] = session(**{"User": (ME, "/u"), **changes})
+        if second:
+            login1.sessions[S5] = second
         node = await Node(folder, bus.address, max_age_s).start()
         made = World(folder, bus, login1, node)
         try:
@@ -219,6 +225,122 @@ async def test_x_is_asked_for_x11_sessions_alone(folder: Path) -> None:
     async with world(folder, Type="wayland", Display=":0") as seen:
         seen.start_agent()
         await seen.node.here("finds no display")
+
+
+def x_socket(seen: World, display: str) -> None:
+    """The display is in the folder where the agent looks for X servers."""
+    (seen.folder / "X11" / f"X{display[1:]}").touch()
+
+
+@needs_x
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"Type": "tty", "TTY": ""}, "on seat0"),
+        ({"Type": "unspecified", "Seat": ("", "/")}, "without a seat"),
+        ({"Type": "x11"}, "on seat0"),
+        ({"Type": "novel"}, "on seat0"),
+    ],
+)
+def test_an_x_display_is_seen_whatever_its_sessions_type(folder: Path, changes: dict[str, Any], place: str) -> None:
+    """R3: startx, VNC from a shell, X2Go. logind knows no display of theirs, and the display comes later."""
+
+    async def story() -> None:
+        with Xvfb() as x:
+            async with world(folder, **changes) as seen:
+                seen.start_agent()
+                await seen.node.until(lambda p: bool(p.present), "nothing is proven yet")
+                x_socket(seen, x.name)
+                await seen.node.away("XSync IDLETIME")
+                await asyncio.to_thread(x.touch)
+                await seen.node.here(f"session 3 of anna active {place} (XSync IDLETIME of display {x.name})")
+                await seen.node.away("XSync IDLETIME")
+
+    asyncio.run(asyncio.wait_for(story(), 60))
+
+
+@needs_x
+@in_loop
+async def test_a_touch_at_a_login_screen_is_a_sign(folder: Path) -> None:
+    """A greeter is nobody; who types a password there is somebody. One that hangs is not known."""
+    with Xvfb() as x:
+        async with world(folder, 1.5, Type="x11", Class="greeter", Name="sddm", Display=x.name) as seen:
+            await seen.node.until(lambda p: not p.present and not p.sign, "nobody, without an agent too")
+            seen.start_agent()
+            await seen.node.until(lambda p: not p.present and "login screen used on seat0 (XSync" in p.sign, "untouched")
+            await asyncio.to_thread(x.touch)
+            await seen.node.here("login screen, session 3 of sddm active on seat0 (XSync")
+            await seen.node.until(lambda p: not p.present, "untouched again")
+            x.hang()
+            await seen.node.here("login screen, session 3 of sddm on seat0, idle time unknown: display")
+
+
+@needs_x
+@in_loop
+async def test_two_desktops_of_one_user(folder: Path) -> None:
+    """A desktop at the seat, and a VNC session that was left open: each is seen by its own display."""
+    with Xvfb() as x:
+        vnc = session(Id="5", User=(ME, "/u"), Type="x11", Display=x.name, Seat=("", "/"))
+        async with world(folder, second=vnc, Type="wayland") as seen:
+            with IdleServer(seen.runtime / "wayland-0", 2) as server:
+                seen.start_agent()
+                await seen.node.until(lambda p: not p.present and bool(p.sign), "both away")
+                server.touch()
+                await seen.node.here("session 3 of anna active on seat0 (input notifications")
+                await seen.node.until(lambda p: not p.present, "away again")
+                await asyncio.to_thread(x.touch)
+                await seen.node.here("session 5 of anna active without a seat (XSync")
+                await seen.node.until(lambda p: not p.present, "away again")
+
+
+@needs_x
+@in_loop
+async def test_a_display_of_no_session_is_reported_by_itself(folder: Path) -> None:
+    """An X server that a closed session has left, beside an SSH session with its terminal."""
+    with Xvfb() as x:
+        async with world(folder, Type="tty", TTY="pts/3") as seen:
+            x_socket(seen, x.name)
+            seen.start_agent()
+
+            def proof() -> Any:
+                return seen.node.agent_reports.display_proof(x.name, ME, CLOCK.now_s())
+
+            await eventually(lambda: proof().source and not proof().active, lambda: f"idle; {proof()}")
+            await asyncio.to_thread(x.touch)
+            await eventually(lambda: proof().active, lambda: f"a touch; {proof()}")
+            assert seen.node.agent_reports.other_displays() == [(x.name, ME)]
+            assert not seen.node.now.present
+
+
+class Source:
+    """A compositor that offers nothing, and its process."""
+
+    pid = os.getpid()
+    reading = None
+
+
+class Watched:
+    source, reading, fault = Source(), None, Lacking("wayland-0 offers neither")
+
+
+def test_a_hung_gnome_is_named_and_not_what_it_lacks(folder: Path) -> None:
+    """GNOME's shell speaks on the bus, and offers no other way."""
+
+    async def story() -> None:
+        agent = Agent(folder / "node", runtime=folder, x_folder=folder)
+        agent._displays = {("wayland", "wayland-0"): Watched()}  # type: ignore[dict-item]
+        own = OwnSession("3", "wayland", "")
+        agent._sessions = {"3": own}
+        (entry,) = agent.report()["sessions"]
+        assert (entry["why"], entry["hung"], entry["displays"]) == ("wayland-0 offers neither", False, ["wayland-0"])
+        bus = BusIdle(f"unix:path={folder}/no-bus")
+        bus.pid = Source.pid
+        agent._desktop = (bus, Watched())  # type: ignore[assignment]
+        (entry,) = agent.report()["sessions"]
+        comm = Path("/proc/self/comm").read_text().strip()
+        assert (entry["why"], entry["hung"]) == (f"{comm} (pid {os.getpid()}) does not answer", True)
+
+    asyncio.run(story())
 
 
 @in_loop
