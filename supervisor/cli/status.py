@@ -88,7 +88,8 @@ def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [("task", f"{task['type']} {task['id']}, {task['phase']}" if task else "none")]
     if answer["task_usage"]:
         facts.append(("it uses", _usage(answer["task_usage"])))
-    link = f"{source['url']}: {source['link']} since {source['since']}"
+    dialect = f" (dialect {source['dialect']})" if source["dialect"] else ""
+    link = f"{source['url']}{dialect}: {source['link']} since {source['since']}"
     if source["reason"]:
         link += f", {source['reason']}"
     if source["next_try_s"] is not None:
@@ -96,6 +97,8 @@ def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("control node", link))
     if source["error"] and source["error"] != source["reason"]:
         facts.append(("last trouble", f"{source['error_at']}: {source['error']}"))
+    if source["lost_polls"]:
+        facts.append(("lost polls", lost_polls(source)))
     if source["outbox"]:
         facts.append(("to deliver", f"{source['outbox']} outcomes"))
     if answer["paused_until"]:
@@ -103,6 +106,12 @@ def _facts(answer: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("inhibitor", answer["inhibitor"]))
     facts += [("note", note) for note in answer["notes"]]
     return [*facts, ("version", answer["version"])]
+
+
+def lost_polls(source: dict[str, Any]) -> str:
+    """How many, and what each may have cost."""
+    count = f"{source['lost_polls']} since the start, the last at {source['lost_poll_at']}"
+    return f"{count}: with each, the control node may have handed out a task that nobody has"
 
 
 def _usage(use: dict[str, Any]) -> str:

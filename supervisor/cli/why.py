@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from supervisor.cli.common import ConfigOption, JsonOption, ask_daemon, print_json, print_lines
-from supervisor.cli.status import MARK
+from supervisor.cli.status import MARK, lost_polls
 
 # Values of an ok guard that its reason already shows.
 _SELF_EVIDENT = (True, "none", "ended", "failed", "gone", "claimed", None)
@@ -39,6 +39,8 @@ def why(config: ConfigOption = None, json: JsonOption = False) -> None:
     lines += [f"      {text}" for text in answer["contradictions"]]
     if not answer["presence"]:
         lines.append("  only root, the node's user and members of its group may see them")
+    if answer["source"]["lost_polls"]:
+        lines += ["", f"Lost polls: {lost_polls(answer['source'])}"]
     print_lines([*lines, "", f"To unblock it: {answer['unblock']}"])
 
 

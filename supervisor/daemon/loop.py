@@ -84,6 +84,7 @@ class Daemon:
         self._inbox = inbox
         self._go_first = go_first
         self._next_poll_s = 0.0
+        self._poll_refused = False
         self._vetoes = 0
         self._leave_by_s = 0.0
         self._reloading = False
@@ -250,11 +251,14 @@ class Daemon:
 
     def _ask(self, fired: str, memory: Memory, now_s: float) -> None:
         """Poll when READY and the interval is over, and once more after task-settled."""
-        node = self.node
+        node, self._poll_refused = self.node, False
         if fired == "task-settled" and node.may_ask:
             node.source.ask()
-        elif self._poll_is_due(memory, now_s) and node.source.ask():
-            self._next_poll_s = now_s + node.config.runtime.execution.poll_interval_sec
+        elif self._poll_is_due(memory, now_s):
+            if node.source.ask():
+                self._next_poll_s = now_s + node.config.runtime.execution.poll_interval_sec
+            else:
+                self._poll_refused = True
         node.source.announce(Availability.ONLINE if memory.state is State.READY else Availability.BUSY)
         node.demand(memory.state, gpu_free.judge(node.last, memory, self.lifecycle.limits) is True)
 
@@ -288,7 +292,8 @@ class Daemon:
             wait_s = min(wait_s, left_s)
         if (due_s := self.node.sensors.observer.due_s(self._clock.now_s())) is not None:
             wait_s = min(wait_s, due_s)
-        if memory.state is State.READY and observation.link is Link.UP:
+        may_poll = memory.state is State.READY and observation.link is Link.UP and not self._poll_refused
+        if may_poll:  # a source that refuses a poll wakes the loop when it takes one
             wait_s = min(wait_s, max(0.0, self._next_poll_s - self._clock.now_s()))
         if self._notifier.watchdog_interval_s is not None:
             wait_s = min(wait_s, self._notifier.watchdog_interval_s)
@@ -328,6 +333,8 @@ class Daemon:
                 "next_try_s": None if link.next_try_s is None else max(0.0, round(link.next_try_s - now_s, 1)),
                 "dialect": link.dialect,
                 "outbox": link.outbox,
+                "lost_polls": link.lost_polls,
+                "lost_poll_at": None if link.lost_poll_s is None else when(link.lost_poll_s),
                 "error": link.error,
                 "error_at": None if link.error_s is None else when(link.error_s),
             },

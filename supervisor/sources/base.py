@@ -53,6 +53,8 @@ class LinkStatus:
     dialect: str = ""
     url: str = ""
     outbox: int = 0  # results and hand-backs not delivered yet
+    lost_polls: int = 0  # polls without an answer that could be used: each may have cost the control node a task
+    lost_poll_s: float | None = None  # the last of them
     error: str = ""  # the last error of the link, also while it is up again
     error_s: float | None = None
 

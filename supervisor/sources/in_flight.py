@@ -31,12 +31,14 @@ UNKNOWN: Final = ""  # a re-post whose answer was not read: the server may have 
 
 class InFlightTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A task in flight. `node`: the server's id of this node. `repost`: None, UNKNOWN, or the id of the task posted again.
-    `lost`: attempts at it that ended with their node. `over`: this attempt is over, or is counted in `lost`."""
+    `posts`: how often it was posted again without an answer that was read. `lost`: attempts at it that ended with their node.
+    `over`: this attempt is over, or is counted in `lost`."""
 
     id: str
     type: str
     node: str = ""
     repost: str | None = None
+    posts: int = 0
     lost: int = 0
     over: bool = False
 
@@ -76,10 +78,14 @@ class InFlightRecord:
         """Record a task."""
         await self._change((*self._tasks.values(), task))
 
-    async def repost(self, task_id: str, new_id: str) -> None:
-        """Record that the task was posted again; UNKNOWN before the answer is read."""
+    async def repost(self, task_id: str, new_id: str, posts: int = 0) -> None:
+        """Record that the task was posted again; UNKNOWN before the answer is read. `posts`: see InFlightTask."""
         replace = msgspec.structs.replace
-        await self._change(replace(t, repost=new_id) if t.id == task_id else t for t in self._tasks.values())
+        await self._change(replace(t, repost=new_id, posts=posts) if t.id == task_id else t for t in self._tasks.values())
+
+    def node_of(self, task_id: str) -> str:
+        """The server's id of this node when it claimed the task; empty where that is not known."""
+        return task.node if (task := self._tasks.get(task_id)) is not None else ""
 
     async def close(self, *task_ids: str) -> None:
         """Record that the attempts at these tasks are over; without an id, all of them. A node that ends now loses none."""

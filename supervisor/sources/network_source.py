@@ -53,6 +53,8 @@ class NetworkSource(ABC):
         self._claim: Claim | None = None
         self._poll: asyncio.Task[None] | None = None
         self._work: list[asyncio.Task[None]] = []
+        self._lost_polls = 0
+        self._lost_poll_s: float | None = None
 
     # --- the protocol
 
@@ -110,7 +112,11 @@ class NetworkSource(ABC):
 
     @property
     def status(self) -> LinkStatus:
-        return replace(self._link.status, dialect=self._dialect, url=self._url, outbox=len(self._outbox))
+        status = self._link.status
+        return replace(
+            status, dialect=self._dialect, url=self._url, outbox=len(self._outbox),
+            lost_polls=self._lost_polls, lost_poll_s=self._lost_poll_s,
+        )  # fmt: skip
 
     async def _close_notes(self) -> None:
         """What is not delivered was over before the node ended."""
@@ -179,6 +185,12 @@ class NetworkSource(ABC):
         """No poll is in flight, no claim waits, and the outbox does not fill the memory."""
         free = self._poll is None and self._claim is None and len(self._outbox) < MAX_WAITING
         return free and self._link.up and not self._link.stopping
+
+    def _poll_lost(self, reason: str) -> None:
+        """Say that a poll was lost: the other side may have handed out a task with its answer."""
+        self._lost_polls += 1
+        self._lost_poll_s = self._clock.now_s()
+        self._log("poll-lost", reason=f"{reason}; a task may have been handed out with that answer")
 
     async def _ask(self) -> None:
         try:

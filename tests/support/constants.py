@@ -19,6 +19,8 @@ WHERE = {
     "connect_timeout_s": "supervisor.sources.rae.transport.CONNECT_TIMEOUT_S",
     "read_timeout_s": "supervisor.sources.rae.transport.READ_TIMEOUT_S",
     "total_timeout_s": "supervisor.sources.rae.transport.TOTAL_TIMEOUT_S",
+    "patient_s": "supervisor.sources.rae.transport.PATIENT_S",
+    "lost_poll_first_s": "supervisor.sources.rae.source.LOST_POLL_FIRST_S",
     "max_answer_bytes": "supervisor.sources.rae.transport.MAX_ANSWER_BYTES",
     "max_requests_per_sec": "supervisor.sources.rae.transport.MAX_REQUESTS_PER_SEC",
     "backoff_longest_s": "supervisor.sources.backoff.LONGEST_S",

@@ -23,7 +23,8 @@ from supervisor.sources.base import Claim, SourceSettings
 from supervisor.sources.rae.source import RaeSource
 
 NODE_ID = "node-1"
-UNHURRIED = {"read_timeout_s": 5, "total_timeout_s": 10}  # a machine that is busy is not silent
+# a machine that is busy is not silent
+UNHURRIED = {"read_timeout_s": 5, "total_timeout_s": 10, "patient_s": 10, "lost_poll_first_s": 0.02}
 
 
 class MadeTime(MadeLoop):

@@ -113,6 +113,18 @@ async def silent(x: Exchange) -> None:
     await x.reader.read()
 
 
+def late(seconds: float) -> Fault:
+    """The request is acted on at once, whether or not somebody still waits; the answer comes late."""
+
+    async def fault(x: Exchange) -> None:
+        answer = x.genuine()
+        await asyncio.sleep(seconds)
+        x.writer.write(answer)
+        await x.writer.drain()
+
+    return fault
+
+
 async def huge(x: Exchange) -> None:
     """40 MB without a length, and sound JSON at that."""
     x.writer.write(b"HTTP/1.1 200 X\r\ncontent-type: application/json\r\n\r\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections import defaultdict
@@ -118,7 +119,7 @@ class RaeApi:
         """Ask for a task; None: there is none. The server has handed it out even if the answer is lost or too large."""
         paths = await self._paths()
         try:
-            value = await self._call("poll", Request("GET", paths.poll, query={"node_id": self._node_id}))
+            value = await self._call("poll", Request("GET", paths.poll, query={"node_id": self._node_id}, patient=True))
         except AnswerTooLarge as answer:
             raise _task_too_large(answer) or answer from None
         if value is not None and (not isinstance(value, dict) or not is_id(value.get("id"))):
@@ -131,7 +132,7 @@ class RaeApi:
         if not paths.lookup:
             return None
         try:
-            value = await self._call("task", Request("GET", f"{paths.prefix}/tasks/{task_id}"))
+            value = await self._call("task", Request("GET", f"{paths.prefix}/tasks/{task_id}", patient=True))
         except AnswerTooLarge as answer:
             large = _task_too_large(answer)
             raise large if large is not None and same_id(large.task_id, task_id) else answer from None
@@ -139,10 +140,25 @@ class RaeApi:
             raise self._malformed("task")
         return value
 
+    async def answers(self) -> None:
+        """Ask something that changes nothing, and that needs the server's list of tasks as a poll does.
+
+        Raises:
+            RequestError: no good answer.
+        """
+        paths = await self._paths()
+        if paths.lookup:
+            with contextlib.suppress(NotFound):
+                await self.task(NIL_ID)
+        else:
+            with contextlib.suppress(AnswerTooLarge):
+                await self._call("node list", Request("GET", f"{paths.prefix}/nodes", max_bytes=SMALL_BYTES))
+
     async def create(self, body: bytes) -> str:
         """Post a task (JSON object with type, payload, priority); its id."""
         paths = await self._paths()
-        value = await self._call("task post", Request("POST", f"{paths.prefix}/tasks", content=body, enough=TASK_BEGINS))
+        request = Request("POST", f"{paths.prefix}/tasks", content=body, enough=TASK_BEGINS, patient=True)
+        value = await self._call("task post", request)
         if not isinstance(value, dict) or not is_id(value.get("id")):
             raise self._malformed("task post")
         return str(value["id"])
@@ -150,7 +166,7 @@ class RaeApi:
     async def result(self, task_id: str, body: bytes) -> None:
         """Post an outcome (JSON object with task_id, result, error)."""
         paths = await self._paths()
-        request = Request("POST", f"{paths.prefix}/tasks/{task_id}/result", content=body, enough=TASK_BEGINS)
+        request = Request("POST", f"{paths.prefix}/tasks/{task_id}/result", content=body, enough=TASK_BEGINS, patient=True)
         value = await self._call("result", request)
         if not isinstance(value, dict) or not same_id(value.get("id"), task_id):
             raise self._malformed("result")

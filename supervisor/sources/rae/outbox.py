@@ -21,6 +21,7 @@ from supervisor.sources.rae.api import BAD_GATEWAY, NotFound, RaeApi, TaskTooLar
 
 MAX_BODY_BYTES: Final = 64 * MIB  # the largest body that the real server was seen to take
 REFUSALS: Final = 5  # after so many 500s from a server that takes heartbeats, it is the result that it cannot take
+MAX_REPOSTS: Final = 2  # of one task without an answer that was read: each may be one more task at the server
 LOST_PATHS: Final = 3  # after so many unknown paths, this release has no way to post a task
 OVER: Final = ("COMPLETED", "FAILED")
 NOT_FINAL: Final = (401, 403, 405, 408, 421, 425, 429)  # 4xx that say nothing about the outcome: it is tried again
@@ -50,6 +51,8 @@ class Item:
     left_by_crash: bool = False
     node: str = ""
     repost: str | None = None
+    posts: int = 0  # posted again without an answer that was read
+    given_back: bool = False
     body: bytes | None = field(default=None, repr=False)
     bare: bool = False  # it holds only a reason
     blind: bool = False  # it was posted, and the answer was lost
@@ -67,7 +70,7 @@ class Item:
         """A task given back unrun or preempted."""
         payload = claim.payload if ending.saved_state is None else {**claim.payload, STATE_KEY: ending.saved_state}
         reason = sanitize.reason(ending.error)
-        item = cls(claim.id, claim.type, Step.REPOST, payload, claim.priority, claim.lost, reason=reason)
+        item = cls(claim.id, claim.type, Step.REPOST, payload, claim.priority, claim.lost, reason=reason, given_back=True)
         if on_preempt != RESUBMIT:
             item.fail_preempted()
         return item
@@ -76,10 +79,11 @@ class Item:
     def left(cls, task: InFlightTask) -> Item:
         """A task that a crash left."""
         reason = "node restarted while it had the task"
-        node, repost, lost = task.node, task.repost, task.lost
+        posts = max(task.posts, task.repost == UNKNOWN)
         return cls(
-            task.id, task.type, Step.RECOVER, lost=lost, left_by_crash=True, node=node, repost=repost, reason=reason
-        )
+            task.id, task.type, Step.RECOVER, lost=task.lost, left_by_crash=True, node=task.node, repost=task.repost,
+            posts=posts, reason=reason,
+        )  # fmt: skip
 
     def fail(self, error: str) -> None:
         """Make it a failure with this reason and no result."""
@@ -186,7 +190,10 @@ class RaeOutbox(Outbox[Item]):
         return any(item.left_by_crash for item in self)
 
     async def _deliver(self, item: Item) -> None:
-        if item.step is Step.RECOVER and not await self._recover(item):
+        if item.step is Step.RECOVER:
+            if not await self._recover(item):
+                return
+        elif item.given_back and not (item.repost or item.blind) and not await self._is_ours(item):
             return
         if item.step is Step.REPOST:
             await self._repost(item)
@@ -199,22 +206,13 @@ class RaeOutbox(Outbox[Item]):
     async def _recover(self, item: Item) -> bool:
         """Decide about a task that a crash left; False when there is nothing to settle."""
         try:
-            task = await self._api.task(item.id)
+            task = await self._look(item)
         except NotFound:
             return self._nothing_to_settle(item, "the control node does not know the task")
-        except RequestError as error:
-            if isinstance(error, TaskTooLarge) and error.state in OVER:
-                return self._nothing_to_settle(item, f"it is {error.state} already")
-            item.refusals += await self._poster.is_refusal(error)
-            if not (isinstance(error, TaskTooLarge) or is_final(error) or item.refusals >= REFUSALS):
-                raise
-            item.refusals, task = 0, None  # what cannot be looked at cannot be posted again
-        payload, task_type = None, item.type
+        payload, task_type = None, item.type  # what cannot be looked at cannot be posted again
         if task is not None:
-            whose = task.get("assigned_node_id")
-            ours = isinstance(whose, str) and whose in {self._api.compute_id, item.node} - {""}
-            if task.get("status") != "PROCESSING" or not ours:
-                return self._nothing_to_settle(item, "the task is settled or with another node")
+            if not self._checked(item, task):
+                return False
             payload, task_type = task.get("payload"), task.get("type", item.type)
         if item.repost:
             item.fail_preempted()
@@ -225,8 +223,49 @@ class RaeOutbox(Outbox[Item]):
             priority = task.get("priority") if task else 0
             item.type, item.payload, item.step = task_type, payload, Step.REPOST
             item.priority = priority if type(priority) is int else 0
+            item.given_back = True
         else:
             item.fail_preempted()
+        return True
+
+    async def _is_ours(self, item: Item) -> bool:
+        """Whether a task that is given back still is this node's. One that cannot be looked at counts as ours: nothing else
+        would bring it back."""
+        item.node = item.node or self._record.node_of(item.id)
+        try:
+            task = await self._look(item)
+        except NotFound:
+            return True
+        return task is None or self._checked(item, task)
+
+    async def _look(self, item: Item) -> Mapping[str, Any] | None:
+        """The task as the control node has it; None: it cannot be looked at.
+
+        Raises:
+            NotFound: the control node does not know the task.
+            RequestError: try again.
+        """
+        try:
+            return await self._api.task(item.id)
+        except NotFound:
+            raise
+        except TaskTooLarge as large:
+            return {"status": large.state} if large.state in OVER else None
+        except RequestError as error:
+            item.refusals += await self._poster.is_refusal(error)
+            item.lost_paths += isinstance(error, UnknownPath)
+            if not is_final(error) and item.refusals < REFUSALS and item.lost_paths < LOST_PATHS:
+                raise
+            item.refusals = item.lost_paths = 0
+            return None
+
+    def _checked(self, item: Item, task: Mapping[str, Any]) -> bool:
+        """The task is still this node's to settle."""
+        status, whose = task.get("status"), task.get("assigned_node_id")
+        if status in OVER:
+            return self._nothing_to_settle(item, f"it is {status} already")
+        if status != "PROCESSING" or not isinstance(whose, str) or whose not in {self._api.compute_id, item.node} - {""}:
+            return self._nothing_to_settle(item, "it is with another node, or waits for one")
         return True
 
     def _nothing_to_settle(self, item: Item, reason: str) -> bool:
@@ -234,17 +273,25 @@ class RaeOutbox(Outbox[Item]):
         return False
 
     async def _repost(self, item: Item) -> None:
-        """Post the task again, at least once; the record and the journal say when it may have been twice."""
+        """Post the task again; the record and the journal say when it may have been twice. No third time: who posts without
+        an end fills the server."""
         before = item.repost
+        if item.posts >= MAX_REPOSTS:
+            self._log("repost-refused", item, reason=f"{item.posts} re-posts were not answered")
+            item.repost = None
+            item.fail_preempted(f"; posted again {item.posts} times without an answer, so it may wait under other ids")
+            return
         if before == UNKNOWN:
             reason = "the answer to an earlier re-post was lost: the task may now exist twice"
             self._log("repost-repeated", item, reason=reason)
+        item.posts += 1
         await self._record_repost(item, UNKNOWN)
         try:
             new_id = await self._api.create(await asyncio.to_thread(item.encode_task))
         except RequestError as error:
-            if before is None and surely_not_created(error):
-                item.repost = None
+            if surely_not_created(error):
+                item.posts -= 1
+                item.repost = before
             item.lost_paths += isinstance(error, UnknownPath)
             item.refusals += await self._poster.is_refusal(error)
             if not is_final(error) and item.lost_paths < LOST_PATHS and item.refusals < REFUSALS:
@@ -253,6 +300,7 @@ class RaeOutbox(Outbox[Item]):
             self._log("repost-refused", item, reason=error.reason)
             item.fail_preempted(f"; could not be resubmitted (status {error.status})")
             return
+        item.posts = 0
         await self._record_repost(item, new_id)
         self._log("reposted", item, new_task=new_id)
         item.fail_preempted()
@@ -260,7 +308,7 @@ class RaeOutbox(Outbox[Item]):
     async def _record_repost(self, item: Item, new_id: str) -> None:
         item.repost = new_id
         try:
-            await self._record.repost(item.id, new_id)
+            await self._record.repost(item.id, new_id, item.posts)
         except OSError as error:
             self._log("note-not-kept", item, reason=str(error))
 

@@ -21,6 +21,9 @@ from supervisor.sources.rae.outbox import OVER, Item, RaeOutbox
 from supervisor.sources.rae.transport import Transport
 
 MAX_TYPE_CHARS: Final = 200
+# The pause after a lost poll, doubled with each in a row: each may cost the control node one more task.
+LOST_POLL_FIRST_S: Final = 30.0
+LOST_POLL_LONGEST_S: Final = 1800.0
 
 
 class RaeSource(NetworkSource):
@@ -34,7 +37,9 @@ class RaeSource(NetworkSource):
         self._transport = Transport(settings.control, clock, settings.token)
         self._api = RaeApi(self._transport, settings)
         self._outbox = RaeOutbox(self._api, settings, self._link, self._record, self._log)
-        self._poll_lost = False  # the server may have handed out a task that this node does not know of
+        self._run_over = False  # the server may have handed out a task to this run of which the node does not know
+        self._lost_in_a_row = 0
+        self._ask_after_s, self._lost_reason = 0.0, ""
         self._record_failed = False
         self._connecting = asyncio.Lock()
 
@@ -49,6 +54,7 @@ class RaeSource(NetworkSource):
     def resume(self) -> None:
         """See Source; a wait that the server asked for ends as well."""
         self._transport.lift()
+        self._ask_after_s = 0.0
         super().resume()
 
     # --- start and stop
@@ -72,8 +78,7 @@ class RaeSource(NetworkSource):
 
     async def _end(self) -> None:
         if self._poll is not None:
-            reason = "the node stopped before its answer came; a task may have been handed out with that answer"
-            self._log("poll-lost", reason=reason)
+            self._poll_lost("the node stopped before its answer came")
         await super()._end()
         await self._transport.close()
 
@@ -96,14 +101,22 @@ class RaeSource(NetworkSource):
     async def _connect(self) -> None:
         """Find the dialect if need be, register, and report the availability.
 
+        After a lost poll there is a pause. Then the server must answer a question that changes nothing, before it is asked
+        for a task again.
+
         After a lost poll the node registers as another run, once each task that it knows of is settled: a server that looks
         at runs takes back what else it handed to the earlier run.
         """
         async with self._connecting:
-            if self._poll_lost and not self._record:
+            if (left_s := self._ask_after_s - self._clock.now_s()) > 0:
+                reason = f"a poll was lost: {self._lost_reason}"
+                raise RequestError(reason, sent=False, retry_after_s=left_s)
+            if self._run_over and not self._record:
                 self._api.new_run()
-                self._poll_lost = False
+                self._run_over = False
             await self._api.introduce(self._availability)
+            if self._lost_in_a_row:
+                await self._api.answers()
 
     def _changed(self, link: Link, reason: str) -> None:
         if link is Link.UP:
@@ -116,13 +129,13 @@ class RaeSource(NetworkSource):
 
     def _may_ask(self) -> bool:
         """What a crash left must be settled first; after a lost poll, each known task (see `_connect`)."""
-        unsettled = self._outbox.recovering or (self._poll_lost and self._record)
+        unsettled = self._outbox.recovering or (self._run_over and self._record)
         return super()._may_ask() and not unsettled
 
     async def _poll_once(self) -> None:
         if self._record_failed and not await self._can_record():
             return
-        if self._poll_lost:  # the link was made again while a task was not settled yet
+        if self._run_over:  # the link was made again while a task was not settled yet
             await self._connect()
         try:
             await self._fetch()
@@ -130,6 +143,7 @@ class RaeSource(NetworkSource):
             await self._connect()
             await self._fetch()
         self._link.proven = True
+        self._lost_in_a_row = 0
 
     async def _fetch(self) -> None:
         try:
@@ -138,8 +152,11 @@ class RaeSource(NetworkSource):
             await self._accept({"id": large.task_id}, f"it is larger than this node reads: {large.reason}")
         except RequestError as error:
             if error.sent and (error.status is None or error.status >= BAD_GATEWAY):
-                self._poll_lost = True
-                self._log("poll-lost", reason=f"{error.reason}; a task may have been handed out with that answer")
+                self._run_over = True
+                self._lost_reason = error.reason
+                self._ask_after_s = self._clock.now_s() + min(LOST_POLL_FIRST_S * 2**self._lost_in_a_row, LOST_POLL_LONGEST_S)
+                self._lost_in_a_row += 1
+                self._poll_lost(error.reason)
             raise
         else:
             if raw is not None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import re
+import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
@@ -29,6 +30,16 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 5.0  # a machine on the same network answers in far less
 READ_TIMEOUT_S: Final = 15.0  # between two pieces of an answer: a busy server may need a while
 TOTAL_TIMEOUT_S: Final = 30.0  # for one request: a trickling answer must not occupy the link
+# For the first byte of an answer to a request that the server acts on. It acts on it also when nobody waits any more: a poll
+# that is given up costs a task, and a post that is given up is made twice. A peer that is gone is told by PEER_GONE instead.
+PATIENT_S: Final = 600.0
+PEER_GONE: Final = (  # 45 s without any sign of the peer's kernel: it is off, or the network is
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 45_000),
+)
 MAX_ANSWER_BYTES: Final = 16 * MIB  # no server may fill the memory
 # Requests within any second, of all kinds. Intervals and back-off stay far below; this also bounds short tasks in a row, which
 # need two requests each.
@@ -58,6 +69,7 @@ class Request:
 
     `enough`: of a good answer that is long and begins with this pattern, the rest is not read; its value is then the
     pattern's named groups. `max_bytes`: the most that is read of an answer, and never more than MAX_ANSWER_BYTES.
+    `patient`: the server may answer late; see PATIENT_S.
     """
 
     method: str
@@ -66,6 +78,7 @@ class Request:
     content: bytes | None = field(default=None, repr=False)
     enough: re.Pattern[bytes] | None = None
     max_bytes: int | None = None
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +133,16 @@ class Transport:
         """
         await self._turn()
         client = self._client or await self._open()
+        limit_s = PATIENT_S if request.patient else TOTAL_TIMEOUT_S
         try:
-            async with asyncio.timeout(TOTAL_TIMEOUT_S):
-                return await self._exchange(client, request)
+            async with asyncio.timeout(limit_s) as limit:
+                return await self._exchange(client, request, limit)
         except RequestError:
             raise
         except TimeoutError:
-            raise RequestError(f"no whole answer from {self.url} within {TOTAL_TIMEOUT_S:g} s") from None
+            raise RequestError(f"no whole answer from {self.url} within {limit_s:g} s") from None
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is an error of the request
-            raise self._request_error(error) from None
+            raise self._request_error(error, request) from None
 
     async def _turn(self) -> None:
         """Wait until MAX_REQUESTS_PER_SEC allows one more request.
@@ -164,22 +178,23 @@ class Transport:
         context = tls_context(self._ca_file) if self._parts.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         limits = httpx2.Limits(max_connections=8, max_keepalive_connections=0)
         return httpx2.AsyncClient(
-            transport=paced(httpx2.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False)),
-            timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            transport=paced(
+                httpx2.AsyncHTTPTransport(verify=context, limits=limits, trust_env=False, socket_options=PEER_GONE)
+            ),
             trust_env=False,
             follow_redirects=False,
             headers=self._headers,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each would make all requests longer
         )
 
-    async def _exchange(self, client: httpx2.AsyncClient, request: Request) -> Answer:
+    async def _exchange(self, client: httpx2.AsyncClient, request: Request, limit: asyncio.Timeout) -> Answer:
         import httpx2
 
         bases = await self._bases()
         for base in bases[:-1]:
             with contextlib.suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
-                return await self._send_to(base, client, request)
-        return await self._send_to(bases[-1], client, request)
+                return await self._send_to(base, client, request, limit)
+        return await self._send_to(bases[-1], client, request, limit)
 
     async def _bases(self) -> list[str]:
         """The URL with an address in place of the host, for each address that the host has."""
@@ -195,14 +210,20 @@ class Transport:
         hosts = (f"[{address}]" if ":" in address else address for address in found)
         return [self._parts._replace(netloc=f"{host}{port}").geturl() for host in hosts]
 
-    async def _send_to(self, base: str, client: httpx2.AsyncClient, request: Request) -> Answer:
+    async def _send_to(self, base: str, client: httpx2.AsyncClient, request: Request, limit: asyncio.Timeout) -> Answer:
+        import httpx2
+
         headers = {"content-type": "application/json"} if request.content is not None else None
         name = {"sni_hostname": self._parts.hostname}  # the certificate is checked against the name, not the address
-        limit = min(request.max_bytes or MAX_ANSWER_BYTES, MAX_ANSWER_BYTES)
+        max_bytes = min(request.max_bytes or MAX_ANSWER_BYTES, MAX_ANSWER_BYTES)
+        silence_s = PATIENT_S if request.patient else READ_TIMEOUT_S
         async with client.stream(
             request.method, base + request.path,
             params=request.query, content=request.content, headers=headers, extensions=name,
+            timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=silence_s),
         ) as response:
+            if request.patient:  # from here on, as all answers
+                limit.reschedule(asyncio.get_running_loop().time() + TOTAL_TIMEOUT_S)
             status = response.status_code
             if response.headers.get("content-encoding", "identity").lower() != "identity":
                 raise RequestError(f"{self.url} sent an encoded answer that was not asked for")
@@ -215,8 +236,8 @@ class Transport:
                     raise RequestError(f"{self.url} sent an answer in {pieces} pieces of a few bytes")
                 if enough is not None and len(body) > ENOUGH_BYTES and (begin := enough.match(body)):
                     return Answer(status, {name: text.decode() for name, text in begin.groupdict().items()})
-                if len(body) > limit:
-                    reason = f"{self.url} sent an answer of more than {limit / MIB:g} MiB"
+                if len(body) > max_bytes:
+                    reason = f"{self.url} sent an answer of more than {max_bytes / MIB:g} MiB"
                     raise AnswerTooLarge(reason, status, bytes(body[:1024]))
             content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
             wait_s = self._retry_after_s(response.headers.get("retry-after"))
@@ -241,14 +262,14 @@ class Transport:
         except (ValueError, OverflowError):
             return None
 
-    def _request_error(self, error: Exception) -> RequestError:
+    def _request_error(self, error: Exception, request: Request) -> RequestError:
         import httpx2
 
         never_sent = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.InvalidURL)
         if isinstance(error, httpx2.ConnectTimeout):
             what = f"no connection within {CONNECT_TIMEOUT_S:g} s"
         elif isinstance(error, httpx2.TimeoutException):
-            what = f"silent for {READ_TIMEOUT_S:g} s"
+            what = f"silent for {PATIENT_S if request.patient else READ_TIMEOUT_S:g} s"
         elif isinstance(error, httpx2.RemoteProtocolError):
             what = "the answer broke off or is not HTTP"
         else:

@@ -27,7 +27,7 @@ from supervisor.sources.base import Availability
 from supervisor.sources.errors import MIB
 
 ROOT = Path(__file__).resolve().parents[3]
-SHORT = {"max_answer_bytes": MIB, "total_timeout_s": 0.4, "read_timeout_s": 0.2}
+SHORT = {"max_answer_bytes": MIB, "total_timeout_s": 0.4, "read_timeout_s": 0.2, "patient_s": 0.4}
 
 BAD = pytest.mark.parametrize("bad", TABLE.values(), ids=TABLE.keys())
 

@@ -7,6 +7,7 @@ import json
 import threading
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from support import rae_server as s
@@ -399,6 +400,72 @@ async def test_a_task_that_the_server_cannot_take_again_holds_up_no_other(tmp_pa
         assert server.task(first)["error"] == "preempted: user returned; could not be resubmitted (status 500)"
         assert server.task(second)["result"] == {"x": 1}
         assert len(server.of("create")) == outbox.REFUSALS
+
+
+@pytest.mark.parametrize("dialect", "ABCD")
+@pytest.mark.parametrize("on_preempt", ["resubmit", "fail"])
+@pytest.mark.parametrize("how", ["COMPLETED", "FAILED", "PENDING", "with another node"])
+@in_loop
+async def test_a_task_that_is_no_longer_ours_is_left_as_it_is(
+    tmp_path: Path, dialect: str, on_preempt: str, how: str
+) -> None:
+    """Somebody has settled it, or queued it again. Only the oldest release cannot say so."""
+    async with RaeServer(dialect).listening() as server, running(server, tmp_path) as rig:
+        await rig.up()
+        old = server.add()
+        claim = await rig.claim()
+        task = server.node._tasks[UUID(old)]
+        change = {"status": how} if how != "with another node" else {"assigned_node_id": uuid4()}
+        for name, value in change.items():
+            setattr(task, name, value)
+        before = server.task(old)
+        rig.source.hand_back(claim, handed_back("user returned"), on_preempt)
+        await rig.delivered()
+        if dialect == "A":
+            assert server.task(old)["status"] == "FAILED"
+            return
+        assert server.of("create") == server.of("result") == []
+        assert server.task(old) == before
+        assert "note-removed" in rig.names()
+        assert rig.note == []
+
+
+@pytest.mark.parametrize("fault", [s.acted_then_closed, s.half, s.late(700)], ids=["lost", "half", "late"])
+@pytest.mark.parametrize("crash", [False, True])
+@in_made_time
+async def test_no_task_is_posted_again_a_third_time(tmp_path: Path, fault: s.Fault, crash: bool) -> None:
+    async with RaeServer(always={"create": fault}).listening() as server:
+        async with running(server, tmp_path, patient_s=600, stop_s=None if crash else 2.0) as rig:
+            await rig.up()
+            old = server.add()
+            rig.source.hand_back(await rig.claim(), handed_back("user returned"), "resubmit")
+            await until(lambda: server.of("create"))
+            await asyncio.sleep(0 if crash else 1500)
+        async with running(server, tmp_path, patient_s=600) as rig:
+            await asyncio.sleep(1500)
+            assert rig.source.status.outbox == 0
+        assert len(server.of("create")) == 2
+        assert server.task(old)["status"] == "FAILED"
+        assert server.task(old)["error"].startswith("preempted: ")
+        assert "posted again 2 times" in server.task(old)["error"]
+
+
+@pytest.mark.parametrize("late_s", [20, 200, 500])
+@in_made_time
+async def test_a_slow_server_gets_each_outcome_once(tmp_path: Path, late_s: int) -> None:
+    slow = s.late(late_s)
+    always = {"create": slow, "result": slow, "task": slow}
+    async with RaeServer(always=always).listening() as server, running(server, tmp_path, patient_s=600) as rig:
+        await rig.up()
+        done, back = server.add(), server.add()
+        rig.source.settle(await rig.claim(), succeeded({"x": 1}))
+        rig.source.hand_back(await rig.claim(), handed_back("user returned"), "resubmit")
+        await asyncio.sleep(5 * late_s)
+        assert rig.source.status.outbox == 0
+        assert (len(server.of("result")), len(server.of("create"))) == (2, 1)
+        assert server.task(done)["status"] == "COMPLETED"
+        assert "resubmitted as" in server.task(back)["error"]
+        assert rig.source.status.error == ""
 
 
 # --- stopping

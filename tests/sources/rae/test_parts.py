@@ -334,6 +334,14 @@ def test_a_key_or_a_password_is_in_no_text() -> None:
             ["control node http://h: down since S, e, next try in 2.5 s", "to deliver 3 outcomes"],
         ),
         (
+            {"dialect": "B", "lost_polls": 2, "lost_poll_at": "T"},
+            [
+                "control node http://h (dialect B): up since S",
+                "lost polls 2 since the start, the last at T: with each, the control node may have handed out a task that"
+                " nobody has",
+            ],
+        ),
+        (
             {"link": "down", "reason": "connecting", "error": "e", "error_at": "T"},
             ["control node http://h: down since S, connecting", "last trouble T: e"],
         ),
@@ -341,8 +349,9 @@ def test_a_key_or_a_password_is_in_no_text() -> None:
 )
 def test_status_shows_the_link(source: dict[str, Any], lines: list[str]) -> None:
     link = {"url": "http://h", "link": "up", "since": "S", "reason": "", "next_try_s": None, "outbox": 0}
-    shown_source = {**link, "error": "", "error_at": None, **source}
+    none = {"dialect": "", "lost_polls": 0, "lost_poll_at": None, "error": "", "error_at": None}
+    shown_source = {**link, **none, **source}
     rest = {"task": None, "task_usage": None, "paused_until": None, "inhibitor": "i", "notes": [], "version": "v"}
     answer = {**rest, "source": shown_source}
     shown = [f"{name} {text}" for name, text in _facts(answer)]
-    assert [line for line in shown if line.startswith(("control", "last", "to deliver"))] == lines
+    assert [line for line in shown if line.startswith(("control", "last", "to deliver", "lost"))] == lines

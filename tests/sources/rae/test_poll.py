@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
+import pytest
 from support import rae_server as s
-from support.rae_rig import running
+from support.rae_rig import clock, in_made_time, running
 from support.rae_server import RaeServer, in_loop, until
 
 from states.ending import handed_back, succeeded
@@ -89,3 +91,63 @@ async def test_a_poll_that_is_cut_by_the_end_of_the_node_is_said(tmp_path: Path)
             assert rig.source.ask()
             await until(lambda: server.of("poll"))
         assert rig.names().count("poll-lost") == 1
+
+
+@pytest.mark.parametrize("dialect", "ABCD")
+@pytest.mark.parametrize("late_s", [20, 60, 200])
+@in_made_time
+async def test_a_poll_that_the_server_may_still_answer_is_not_given_up(tmp_path: Path, dialect: str, late_s: int) -> None:
+    """A lock on the server's table: it hands the task out all the same."""
+    slow = RaeServer(dialect, always={"poll": s.late(late_s)})
+    async with slow.listening() as server, running(server, tmp_path, patient_s=600) as rig:
+        await rig.up()
+        ids = [server.add() for _ in range(3)]
+        for task_id in ids:
+            assert rig.source.ask()
+            await asyncio.sleep(late_s + 1)
+            claim = rig.source.take()
+            assert claim is not None
+            assert claim.id == task_id
+        assert rig.source.status.lost_polls == 0
+        assert len(server.of("poll")) == 3
+
+
+@pytest.mark.parametrize("dialect", "ABCD")
+@in_made_time
+async def test_after_a_lost_poll_the_server_must_answer_a_harmless_question_first(tmp_path: Path, dialect: str) -> None:
+    harmless = "nodes" if dialect == "A" else "task"
+    deaf = RaeServer(dialect, always={harmless: s.closed})
+    async with deaf.listening() as server, running(server, tmp_path, lost_poll_first_s=30) as rig:
+        await rig.up()
+        before = len(server.of(harmless))
+        server.faults["poll"].append(s.acted_then_closed)
+        assert await rig.poll() is None
+        await asyncio.sleep(29)
+        assert len(server.of(harmless)) == before
+        await until(lambda: len(server.of(harmless)) > before + 2)
+        assert not rig.source.ask()
+        assert rig.source.status.lost_polls == 1
+        server.always.clear()
+        task_id = server.add()
+        assert (await rig.claim()).id == task_id
+        assert len(server.of("poll")) == 2
+
+
+@in_made_time
+async def test_polls_that_are_lost_in_a_row_become_rare(tmp_path: Path) -> None:
+    """Each may cost the control node a task. The operator's word ends the pause."""
+    losing = RaeServer(always={"poll": s.acted_then_closed})
+    async with losing.listening() as server, running(server, tmp_path, lost_poll_first_s=30) as rig:
+        await rig.up()
+        end_s = clock().now_s() + 3 * 3600
+        while clock().now_s() < end_s:
+            rig.source.ask()
+            await asyncio.sleep(10)
+        lost = rig.source.status.lost_polls
+        assert len(server.of("poll")) == lost == rig.names().count("poll-lost")
+        assert 7 < lost < 14
+        server.always.clear()
+        began_s = clock().now_s()
+        rig.source.resume()
+        assert await rig.poll() is None
+        assert clock().now_s() - began_s < 1
