@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from states.guards import gpu_free
+from states.guards import cpu_free, gpu_free, host_fit
 from states.memory import Memory, State
 from states.observation import NO_TASK, Automation, Observation
 from supervisor.config.daemon_clients import daemon_client
@@ -86,8 +86,10 @@ def presence(sources: list[SourceReading], config: Config) -> Iterator[Check]:
     if len(sources) == 1:  # the GPU's processes are always there
         yield Check("presence", PERSON, False, "no source is switched on", "set presence.sessions to true in node.yaml")
     for source in sources:
-        blind = None if source is sources[-1] else False  # where the GPU cannot be seen, its guard says so
-        ok, fix = blind if source.present is None else True, "until then the person counts as active"
+        fix = "until then the person counts as active"
+        ok: bool | None = source.present is not None
+        if source.quality is Quality.UNKNOWN and (ok or source is sources[-1]):
+            ok = None  # nothing is there to ask; where the GPU cannot be seen, its guard says so
         yield Check(f"presence: {source.source}", PERSON, ok, source.line(), fix, source.as_dict())
 
 
@@ -106,17 +108,18 @@ def contradictions(found: list[str]) -> Check:
 
 
 def readings(seen: Observation, config: Config) -> Iterator[Check]:
-    """GPU, CPU and host were read; their values do not matter here."""
-    verdict = gpu_free.explain(seen, Memory(), config.limits)
+    """GPU, CPU and host were read. That one of them blocks at this moment is no fault."""
     gpu = seen.gpu.value
-    blind = gpu is None or (not gpu.present and config.limits.gpu_required)
+    absent = gpu is not None and not gpu.present
     fix = "do what the reason says, repair the driver, or set gpu.presence in node.yaml if this machine has no GPU to lend"
-    yield Check("GPU guard", GPU, not blind, verdict.reason, fix)
-    cpu, host = seen.cpu, seen.host
-    load = cpu.error if cpu.value is None else f"CPU of others at {cpu.value.percent:.0f} %"
-    yield Check("CPU guard", UNATTENDED, cpu.value is not None, load, f"see {cpu.source}")
-    fit = host.error if host.value is None else "fit" if host.value.fit else host.value.reason
-    yield Check("host guard", UNATTENDED, host.value is not None, fit, f"see {host.source}")
+    for name, line, guard, read, todo in (
+        ("GPU guard", GPU, gpu_free, gpu is not None and not (absent and config.limits.gpu_required), fix),
+        ("CPU guard", UNATTENDED, cpu_free, seen.cpu.value is not None, f"see {seen.cpu.source}"),
+        ("host guard", UNATTENDED, host_fit, seen.host.value is not None, f"see {seen.host.source}"),
+    ):
+        verdict = guard.explain(seen, Memory(), config.limits)
+        blocks = read and verdict.ok is not True
+        yield Check(name, line, read, f"works; it would block now: {verdict.reason}" if blocks else verdict.reason, todo)
 
 
 def other_gpus(sys_root: Path = Path("/sys")) -> Check:

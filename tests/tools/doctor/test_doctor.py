@@ -8,11 +8,15 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.running import RUNTIME, NodeFolder
 
+from states.observation import Automation, Cpu, Gpu, Host, Observation, Reading
 from supervisor.config.load import load
+from supervisor.sensors.base import Quality
+from supervisor.sensors.observer import SourceReading
 from supervisor.tools.doctor import doctor, external, in_service
 from supervisor.tools.doctor.account import roots_equal
 from supervisor.tools.doctor.doctor import REQUIRED
@@ -181,6 +185,31 @@ def test_programs_and_keys(tmp_path: Path) -> None:
     (tmp_path / "key").chmod(0o600)
     assert in_service.key(config).ok is True
     assert "s3cret" not in in_service.key(config).reason
+
+
+def test_what_blocks_now_is_no_fault_and_what_is_not_there_is_not_sound(tmp_path: Path) -> None:
+    """Each line says no more than what was seen."""
+    config = load(NodeFolder.make(tmp_path / "n", {"safety": {"max_cpu_percent": 80}}, {"gpu": {"presence": "none"}}).path)
+
+    def reading(value: Any) -> Reading[Any]:
+        return Reading(value, "", "a test", 0.0)
+
+    host = reading(Host(False, "hot"))
+    seen = Observation(0.0, Automation(True), gpu=reading(Gpu(present=False)), cpu=reading(Cpu(99)), host=host)
+    said = {check.name: (check.result, check.reason) for check in in_service.readings(seen, config)}
+    assert said["CPU guard"][0] == said["host guard"][0] == said["GPU guard"][0] == "passed"
+    assert said["CPU guard"][1].startswith("works; it would block now: CPU of others at 99 %, limit ")
+    assert "works; it would block now: " in said["host guard"][1]
+    assert "would block" not in said["GPU guard"][1]
+    sources = [
+        SourceReading("input", "no source: no device can be read", False, None, 0.0, Quality.UNKNOWN),
+        SourceReading("logind", "no system bus", None, None, 0.0, Quality.UNKNOWN),
+        SourceReading("terminals", "no sign of the person", False, 9.0, 0.0, Quality.POLLED),
+        SourceReading("gpu processes", "unknown", None, None, 0.0, Quality.UNKNOWN),
+    ]
+    results = {check.name: check.result for check in in_service.presence(sources, config)}
+    expected = ["not applicable", "failed", "passed", "not applicable"]
+    assert [results[f"presence: {source.source}"] for source in sources] == expected
 
 
 def test_shell_commands_and_sandboxes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
