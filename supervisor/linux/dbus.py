@@ -110,6 +110,7 @@ class SystemBus:
         self._watches: list[tuple[str, Callable[[str], None]]] = []
         self._subscriptions: list[_Subscription] = []
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
+        self._ends: dict[str, Callable[[], None]] = {}
         self.error = f"the {name} has not been asked for yet"
 
     def owner(self, name: str) -> str:
@@ -133,6 +134,28 @@ class SystemBus:
         interface, an empty `path` every object."""
         assert self._task is None, "subscriptions are made before start"
         self._subscriptions.append(_Subscription(sender, interface, member, path, handler))
+
+    async def watch_end(self, owner: str, on_end: Callable[[], None]) -> None:
+        """Call `on_end` once, when the connection `owner` has left the bus, or this one has. At any time.
+
+        Raises:
+            BusError: as `call`.
+        """
+        known = owner in self._ends
+        self._ends[owner] = on_end
+        if known:
+            return
+        await self.call(BUS, BUS_PATH, BUS, "AddMatch", _end_rule(owner), signature="s")
+        (there,) = await self.call(BUS, BUS_PATH, BUS, "NameHasOwner", owner, signature="s", expect="b")
+        if not there:
+            self._ended(owner)
+
+    def _ended(self, owner: str) -> None:
+        if (on_end := self._ends.pop(owner, None)) is not None:
+            on_end()
+            if self._bus is not None:
+                with contextlib.suppress(OSError):
+                    self._bus.send(_bus_call("RemoveMatch", _end_rule(owner)))
 
     async def start(self) -> None:
         """Connect, and reconnect from now on; returns after the first attempt, successful or not."""
@@ -270,6 +293,8 @@ class SystemBus:
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(EOFError("it closed the connection"))
+        for owner in list(self._ends):
+            self._ended(owner)
         if was_connected:
             self._notify()
 
@@ -294,6 +319,8 @@ class SystemBus:
         if message.sender == BUS:
             if message.member == "NameOwnerChanged" and message.signature == "sss":
                 name, _, owner = message.body
+                if not owner:
+                    self._ended(name)
                 self._owners[name] = owner
                 if self._bus is not None:
                     self._notify(name)
@@ -364,6 +391,10 @@ async def _disconnected(bus: _Connection, timeout_s: float | None = None) -> Non
     over = asyncio.ensure_future(bus.wait_for_disconnect())  # type: ignore[no-untyped-call]
     over.add_done_callback(_read_error)
     await asyncio.wait([over], timeout=timeout_s)
+
+
+def _end_rule(owner: str) -> str:
+    return f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{owner}'"
 
 
 def _bus_call(member: str, *argument: str) -> Message:

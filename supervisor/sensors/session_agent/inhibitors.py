@@ -81,7 +81,7 @@ class Inhibitors:
         self._mirrored: set[Holder] = set()  # KDE's, that are logind's to tell
         self._not_screen: Counter[Holder] = Counter()  # KDE's, that were there while nothing kept the screen on
         self._saver_lists = self._saver_forwards = False
-        self._calls = SaverCalls(address, SAVERS, self._calls_changed)
+        self._calls = SaverCalls(bus, address, SAVERS, self._calls_changed)
         self._watching_calls: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._again: dict[str, asyncio.TimerHandle] = {}
@@ -108,7 +108,7 @@ class Inhibitors:
         for name in SAVERS:
             if self._bus.owner(name):
                 self._ask(name)
-        await asyncio.gather(*self._asking.values(), self._calls.drop_gone(self._bus), return_exceptions=True)
+        await asyncio.gather(*self._asking.values(), return_exceptions=True)
 
     async def stop(self) -> None:
         for timer in self._again.values():

@@ -1,7 +1,7 @@
 """Who keeps the screen on by a screen saver that lists nobody: seen by the calls that are made to it.
 
 The session bus shows its own user each call (BecomeMonitor). Only the program's name is kept, never its reason. What was held
-before this began is not seen; a program that ends without a word is dropped at the next proof.
+before this began is not seen.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import contextlib
 from collections.abc import Callable, Collection
 from typing import Final
 
-from supervisor.linux.dbus import BUS, BUS_PATH, BusError, Call, SystemBus, monitor_calls
+from supervisor.linux.dbus import BusError, Call, SystemBus, monitor_calls
 
 AGAIN_S: Final = 60.0
 MAX_HOLDERS: Final = 64
 
 
 class SaverCalls:
-    """Watches from `run` on. `interfaces`: the screen savers'. `changed`: called when `held` changes."""
+    """Watches from `run` on. `bus`: the same bus; it tells when a holder leaves. `interfaces`: the screen savers'. `changed`:
+    called when `held` changes."""
 
-    def __init__(self, address: str, interfaces: Collection[str], changed: Callable[[], None]) -> None:
-        self._address, self._changed = address, changed
+    def __init__(self, bus: SystemBus, address: str, interfaces: Collection[str], changed: Callable[[], None]) -> None:
+        self._bus, self._address, self._changed = bus, address, changed
+        self._following: set[asyncio.Task[None]] = set()
         members = ("Inhibit", "UnInhibit")
         self._rules = [f"type='method_call',interface='{name}',member='{member}'" for name in interfaces for member in members]
         self._held: dict[str, list[str]] = {}  # by connection: the names that it gave
@@ -47,20 +49,14 @@ class SaverCalls:
         self._held.clear()
         self._changed()
 
-    async def drop_gone(self, bus: SystemBus) -> None:
-        """Drop who has left the bus."""
-        for sender in list(self._held):
-            try:
-                (there,) = await bus.call(BUS, BUS_PATH, BUS, "NameHasOwner", sender, signature="s", expect="b")
-            except BusError:
-                return
-            if not there and self._held.pop(sender, None) is not None:
-                self._changed()
-
     def _called(self, call: Call) -> None:
         names = self._held.get(call.sender, [])
         if call.member == "Inhibit" and len(call.body) == 2 and len(self.held) < MAX_HOLDERS:
             self._held[call.sender] = [*names, str(call.body[0])]
+            if not names:
+                task = asyncio.ensure_future(self._follow(call.sender))
+                self._following.add(task)
+                task.add_done_callback(self._following.discard)
         elif call.member == "UnInhibit" and names:
             self._held[call.sender] = names[1:]
             if not names[1:]:
@@ -68,3 +64,11 @@ class SaverCalls:
         else:
             return
         self._changed()
+
+    async def _follow(self, sender: str) -> None:
+        with contextlib.suppress(BusError):
+            await self._bus.watch_end(sender, lambda: self._left(sender))
+
+    def _left(self, sender: str) -> None:
+        if self._held.pop(sender, None) is not None:
+            self._changed()

@@ -476,11 +476,8 @@ def test_who_inhibits_a_saver_that_lists_nobody_is_seen_by_the_calls(tmp_path: P
         film.disconnect()
         await asyncio.gather(film.wait_for_disconnect(), return_exceptions=True)
 
-        async def gone() -> None:
-            while source.inhibitors:
-                await source.prove_inhibitors()
-
-        await asyncio.wait_for(gone(), 20)
+        await eventually(lambda: source.inhibitors == (), "a program that ended without a word")
+        assert not source._bus._ends
         await locker.stop()
         await eventually(lambda: source._inhibitors._watching_calls is None, "nothing is watched without need")
 
