@@ -22,6 +22,7 @@ from supervisor.tools.doctor.account import roots_equal
 from supervisor.tools.doctor.doctor import REQUIRED
 from supervisor.tools.doctor.report import Check
 
+CPU_80 = {"safety": {"max_cpu_percent": 80}}
 UNIT_TEXT = "[Service]\nWatchdogSec=30\nProtectHome=yes\n"
 
 
@@ -189,7 +190,7 @@ def test_programs_and_keys(tmp_path: Path) -> None:
 
 def test_what_blocks_now_is_no_fault_and_what_is_not_there_is_not_sound(tmp_path: Path) -> None:
     """Each line says no more than what was seen."""
-    config = load(NodeFolder.make(tmp_path / "n", {"safety": {"max_cpu_percent": 80}}, {"gpu": {"presence": "none"}}).path)
+    config = load(NodeFolder.make(tmp_path / "n", runtime=CPU_80, node={"gpu": {"presence": "none"}}).path)
 
     def reading(value: Any) -> Reading[Any]:
         return Reading(value, "", "a test", 0.0)
