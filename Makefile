@@ -6,7 +6,7 @@ SPEED ?= 1
 WORKERS ?= 4
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo check test nightly install lint type layers unit quick diagrams schemas bench wheels deb clean
+.PHONY: help demo check test nightly desktops install lint type layers unit quick diagrams schemas bench wheels deb clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,13 +23,18 @@ test: ## Minutes: the same, and all tests but those of `make nightly`
 	@deploy/setup test
 	@$(MAKE) --no-print-directory lint type layers unit
 
-nightly: ## An hour: the tests that try everything, kill 500 times and meet 10,000 faults (tests/README.md)
+nightly: ## Hours: the tests that try everything, kill 500 times, meet 10,000 faults, and `make desktops` (tests/README.md)
 	@deploy/setup test
 	RAE_DEEP=1 $(PYTEST) -m "nightly or deep or hypothesis"
 	RAE_DEEP=1 $(PYTEST) tests/states
 	$(BIN)/python tests/bench/crashes.py --kills 500
 	$(BIN)/python tests/bench/unit_crashes.py --kills 120
 	$(BIN)/python tests/bench/faults.py
+	@$(MAKE) --no-print-directory desktops
+
+desktops: ## As root, an hour and more: real desktops and ways in, each with the installed node beside it (ARGS="Plasma --cells film")
+	@deploy/setup test
+	$(BIN)/python tests/desktops/table.py --out build/desktops.md $(ARGS)
 
 lint:
 	$(BIN)/ruff check .

@@ -26,4 +26,4 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 def test_tests_mirror_the_rooms() -> None:
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == {"bench", "deploy", "e2e", "replays", "states", "support", *ROOMS}
+    assert folders == {"bench", "deploy", "desktops", "e2e", "replays", "states", "support", *ROOMS}

@@ -8,7 +8,8 @@ nothing of the machine around it:
         box.run(box.python, "-c", "print(1)", user="anna").stdout
 
 /tmp and /run are empty inside; files go in by `box.share` (/mnt/share inside) or `binds`. The checkout and the virtual
-environment are where they are outside, and any user inside may read them. Resource limits (MemoryMax=, CPUQuota=) have
+environment are where they are outside, and any user inside may read them. `layer` is an ext4 image with more packages
+(tests/desktops/layer.sh): its folder `up` lies over / in this box alone. Resource limits (MemoryMax=, CPUQuota=) have
 no effect where the machine around it holds the controllers.
 """
 
@@ -105,14 +106,15 @@ class SysBox:
     """One system. `base` is a scratch folder; `binds` are "src:dst[:ro]"; `logind_conf` goes into [Login]."""
 
     def __init__(
-        self, base: Path, *, binds: Sequence[str] = (), net: bool = False, suspend: bool = True, logind_conf: str = ""
+        self, base: Path, *, binds: Sequence[str] = (), net: bool = False, suspend: bool = True, logind_conf: str = "",
+        layer: Path | None = None,
     ) -> None:
         self.base, self.share = Path(base), Path(base) / "share"
         for folder in (self.base / "m", self.share):
             folder.mkdir(parents=True, exist_ok=True)
         self.share.chmod(0o777)
         (self.base / "logind.conf").write_text(f"[Login]\n{logind_conf}\n" if logind_conf else "")
-        self.net, self.suspend = net, suspend
+        self.net, self.suspend, self.layer = net, suspend, layer
         self.pid = 0
         self.state = ""
         self.python = sys.executable
@@ -145,11 +147,16 @@ class SysBox:
             "BOX_BINDS": "\n".join(self.binds),
             "BOX_OPEN": "\n".join(self.open),
             "BOX_SUSPEND": "1" if self.suspend else "",
+            "BOX_LAYER": str(self.base / "layer/up") if self.layer else "",
         }
         unshare = "unshare --mount --propagation private --pid --fork --kill-child=KILL --uts --ipc --cgroup"
         inner = f"{unshare} {'' if self.net else '--net'} bash {shlex.quote(str(HERE / 'sysbox_inner.sh'))}"
         # What is written inside lives as long as this outer process: 129, by SIGHUP, is how a reboot ends.
         disk = f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(self.base / 'm'))}"
+        if self.layer:
+            below = self.base / "layer"
+            below.mkdir(exist_ok=True)
+            disk += f" && mount -o loop,ro {shlex.quote(str(self.layer))} {shlex.quote(str(below))}"
         loop = f"{disk} && while {inner}; [ $? = 129 ]; do :; done"
         outer = f"unshare --mount --propagation private sh -c {shlex.quote(loop)}"
         enter = f'echo $$ > "$0/cgroup.procs" && exec setpriv --pdeathsig KILL {outer}'

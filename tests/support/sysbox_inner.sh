@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs as pid 1 of fresh pid, mount, uts, ipc, cgroup (and net) namespaces: builds a throw-away root and execs systemd.
 # BOX_BASE: scratch folder outside; BOX_BINDS: "src:dst[:ro]" a line; BOX_OPEN: folders to make passable, one a line;
-# BOX_BASE/m is a tmpfs that outlives a reboot of the box.
+# BOX_LAYER: a folder that lies over / of the machine around it, if any; BOX_BASE/m is a tmpfs that outlives a reboot of the box.
 # BOX_SUSPEND=1: a writable stand-in for /sys/power/state, so that logind believes that this machine can suspend.
 set -eu
 mnt=$BOX_BASE/m
@@ -9,7 +9,7 @@ first=
 mkdir "$mnt"/{up,wk,root} 2>/dev/null && first=1 # else a reboot: the disk is as it was left
 chmod 755 "$mnt/up"
 root=$mnt/root
-mount -t overlay -o "lowerdir=/,upperdir=$mnt/up,workdir=$mnt/wk" overlay "$root"
+mount -t overlay -o "lowerdir=${BOX_LAYER:+$BOX_LAYER:}/,upperdir=$mnt/up,workdir=$mnt/wk" overlay "$root"
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
 mount -t sysfs -o nosuid,nodev,noexec sysfs "$root/sys"
 mount -t cgroup2 -o nosuid,nodev,noexec,nsdelegate cgroup2 "$root/sys/fs/cgroup" # shows our own subtree only

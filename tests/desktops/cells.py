@@ -1,0 +1,192 @@
+"""What a cell of the table does on a stage. Each returns what was seen, or raises `Fails` with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from desktops.stage import IDLE_S, SESSIONS, TASK_S, Fails, Stage, reasons
+from support.waiting import until
+
+Cell = Callable[[Stage], str]
+FILM = "filmplayer"  # what a film's lock calls itself in all scripts
+HUNG_S = 75.0  # an idle desktop is asked every half minute, and given time to answer; then ever more seldom
+HELD_S = IDLE_S + 8  # a film, or somebody who types: long enough to see that the node would work without
+
+
+def ready(play: Stage) -> str:
+    """Untouched, it becomes READY, and works."""
+    return f"{play.works():.0f} s"
+
+
+def touch(play: Stage) -> str:
+    """A touch ends RUNNING; the slowest of three."""
+    seen = [play.leaves(lambda: play.act("touch")) for _ in range(3)]
+    return f"{max(ms for ms, _ in seen):.0f} ms"
+
+
+def quiet(play: Stage, seconds: float) -> str:
+    """Minutes of nothing are nobody."""
+    play.works()
+    play.goes_on(seconds)
+    return f"{seconds:g} s"
+
+
+def film(play: Stage, verbs: tuple[str, ...]) -> str:
+    """A film holds it off and is named, whichever way its player says so; over, it works again."""
+    told: list[str] = []
+    wrong: list[str] = []
+    evidence = ""
+    for verb in verbs:
+        try:
+            told.append(_one_film(play, verb))
+        except Fails as error:
+            wrong.append(f"{verb}: {error}")
+            evidence += f"  {verb}:\n{play.evidence()}"
+        play.end()
+        play.box.run("pkill", "-f", "saver_hold.py|systemd-inhibit|session-inhibit", check=False)
+    if wrong:
+        raise Fails("; ".join(wrong), evidence)
+    return ", ".join(told)
+
+
+def _one_film(play: Stage, verb: str) -> str:
+    playing = []
+
+    def start() -> None:
+        playing.append(play.begin(verb))
+
+    try:
+        ms, _ = play.leaves(start, during="a film")
+    except Fails:
+        if playing and playing[0].poll() is not None:
+            assert playing[0].stderr
+            said = playing[0].stderr.read().strip().splitlines()
+            return f"{verb} is not offered ({said[-1][-80:] if said else '?'})"
+        raise
+    play.stays_away(HELD_S, "a film")
+    if FILM not in play.node.cli("why").stdout:
+        raise Fails(f"a film, not named: {play.said()}")
+    play.end()
+    play.works()
+    return f"{ms / 1e3:.1f} s"
+
+
+def whole_tasks(play: Stage, count: int = 3) -> str:
+    """With shipped settings: tasks of a minute run to their end, in one stay."""
+    tasks = [play.node.add("minute") for _ in range(count)]
+    until(play.runs, lambda: f"RUNNING, not {play.said()}", 800)
+    before = len(play.decisions())
+
+    def settled() -> bool:
+        return all(play.node.task(task)["status"] in ("COMPLETED", "FAILED") for task in tasks)
+
+    until(lambda: settled() or play.left_by(before), "the tasks' end", count * (TASK_S + 90))
+    ended = [play.node.task(task)["status"] for task in tasks]
+    if ended != ["COMPLETED"] * count:
+        left = play.left_by(before)
+        raise Fails(f"{', '.join(ended)}; {left['row'] if left else ''}: {reasons(left) if left else play.said()}")
+    return f"{count} of {count} ran for {TASK_S} s"
+
+
+def locked(play: Stage) -> str:
+    """Locked and untouched, it becomes READY; a touch of the locked screen ends that."""
+    play.works()
+    play.act("lock")
+    time.sleep(3)
+    s = play.works()
+    hint = "locked" if "LockedHint=yes" in play.box.sh(SESSIONS) else "asked to lock"
+    ms, _ = play.leaves(lambda: play.act("touch-locked"), during="locked")
+    play.act("unlock")
+    play.works()
+    return f"{hint}: {s:.0f} s, {ms:.0f} ms"
+
+
+def hang(play: Stage) -> str:
+    """A desktop that hangs is told, and counts as somebody; it goes on, and the node works again."""
+    try:
+        ms, why = play.leaves(lambda: play.act("hang"), HUNG_S, during="hung")
+    finally:
+        play.act("go-on")
+    if "unknown" not in why:
+        raise Fails(f"hung, but: {why}")
+    play.works(2 * HUNG_S)
+    return f"{ms / 1e3:.1f} s: {why}"
+
+
+def logout(play: Stage) -> str:
+    """A logout is a sign; then there is nobody."""
+    ms, _ = play.leaves(lambda: play.act("logout"), during="logout")
+    play.works()
+    return f"{ms / 1e3:.1f} s"
+
+
+def kill(play: Stage) -> str:
+    """A desktop that is killed is told; afterwards there is nobody, or the reason says which session is left."""
+    play.act("start", check=False)
+    ms, why = play.leaves(lambda: play.act("kill"), during="killed")
+    try:
+        play.works()
+    except Fails as error:
+        if "session" not in str(error):
+            raise
+        return f"{ms / 1e3:.1f} s, then held: {play.said()}"
+    return f"{ms / 1e3:.1f} s: {why}"
+
+
+def held(play: Stage) -> str:
+    """Nothing can see this desktop's person: it counts as somebody, and the reason says which session and what to do."""
+    play.stays_away(2 * IDLE_S + 8, "unseen")
+    said = play.said()
+    if "session" not in said:
+        raise Fails(f"held, but no session named: {said}")
+    return said
+
+
+def over(play: Stage, verb: str) -> str:
+    """Its end is the end of that somebody."""
+    play.act("start", check=False)
+    play.stays_away(3, "unseen")
+    play.act(verb)
+    try:
+        return f"{play.works():.0f} s"
+    except Fails:
+        if verb != "kill" or "session" not in play.said():
+            raise
+        return f"held: {play.said()}"
+
+
+# --- ways in without a desktop: a variant of remote-shells.sh
+
+
+def typed(play: Stage, variant: str, seconds: int) -> str:
+    """Somebody comes in that way and works there: that ends RUNNING, and as long as they work, nothing begins."""
+    ms, why = play.leaves(lambda: play.begin(variant, str(seconds)) and None, during=variant)
+    play.stays_away(seconds - 6, f"while somebody works ({variant})")
+    return f"{ms / 1e3:.1f} s: {why}"
+
+
+def gone(play: Stage) -> str:
+    """They have left."""
+    play.end()
+    return f"{play.works():.0f} s"
+
+
+def open_but_quiet(play: Stage, variant: str) -> str:
+    """Somebody came in that way and touches nothing any more."""
+    process = play.begin(variant, "90")
+    time.sleep(3)
+    if process.poll() is not None:
+        raise Fails(f"{variant} ended: {process.stderr.read()[-200:] if process.stderr else ''}")
+    return f"{play.works():.0f} s"
+
+
+def nobody(play: Stage, variant: str, seconds: float) -> str:
+    """What goes on by itself is nobody."""
+    play.works()
+    process = play.begin(variant, str(int(seconds) + 30))
+    until(lambda: process.poll() is None, variant)
+    play.goes_on(seconds, variant)
+    if process.poll() is not None:
+        raise Fails(f"{variant} ended: {process.stderr.read()[-200:] if process.stderr else ''}")
+    return f"{seconds:g} s"
