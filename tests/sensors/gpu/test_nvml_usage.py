@@ -407,3 +407,19 @@ def test_a_task_on_a_gpu_that_is_not_lent_is_a_stray() -> None:
     assert seen(there, lent, own=OWN, settings=settings).own.stray == "GPU GPU-a, which is not lent (gpu.lend)"
     assert seen(there, lent, settings=settings).own.stray == ""
     assert seen(there, lent, own=OWN).own.stray == ""
+
+
+@given(processes, st.integers(0, 100), st.integers(0, gib(24)), st.frozensets(pids))
+def test_a_gpu_that_is_free_is_accounted_for(there: list[Process], percent: int, used: int, own: frozenset[int]) -> None:
+    """Whatever else is there: no process is foreign, and what belongs to nobody is no more than a driver keeps for itself."""
+    device = Device(uuid="GPU-a", total=gib(24), used=used, reserved=0, percent=percent, processes=tuple(there))
+    use = seen(device, own=own)
+    if use.gpu is None or use.gpu.foreign:
+        return
+    whose = {row["pid"]: row["whose"] for row in use.rows[0]["processes"]}
+    assert set(whose.values()) <= {Whose.OWN, Whose.DESKTOP}
+    assert there or percent <= 20
+    if not own & whose.keys():
+        assert used <= gib(1) + sum(p.used or 0 for p in there)
+    assert sum(p.used or 0 for p in there if whose[p.pid] is Whose.DESKTOP) <= gib(2)
+    assert all(p.kind != "c" for p in there if whose[p.pid] is Whose.DESKTOP)
