@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Final
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, stop_never
 
@@ -17,6 +18,8 @@ from supervisor.sources.errors import RequestError, own_faults
 
 Work = Callable[[], Awaitable[None]]
 
+BUSY: Final = (429, 500, 503)  # the other side may have too much to do. RAE's own rate limit answers 500, without Retry-After
+
 
 async def nothing() -> None:
     """The `close` of a link that has nothing to clean up."""
@@ -27,7 +30,7 @@ class RetryingLink:
 
     `connect` and `keep` raise `RequestError` when the link has failed; then `close` is called. A link that had worked
     (`keep` returned once, or its owner set `proven`) is made again at once. Any other waits, longer each time; after an
-    answer with Retry-After it always waits. `changed(link, reason)` is called after each change.
+    answer with Retry-After, or with a status of BUSY, it always waits. `changed(link, reason)` is called after each change.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class RetryingLink:
         while True:
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(RequestError),
-                wait=backoff_s,
+                wait=self._backoff_s,
                 stop=stop_never if self._retry else stop_after_attempt(1),
                 sleep=self._pause,
                 before_sleep=self._before_pause,
@@ -141,11 +144,16 @@ class RetryingLink:
                     await self._keep()
                 self.proven = True
         except RequestError as error:
-            if not self._retry or not self.proven or error.retry_after_s is not None:
+            if not self._retry or not self.proven or error.retry_after_s is not None or error.status in BUSY:
                 raise
             self._down(error)
         finally:
             await self._close()
+
+    def _backoff_s(self, state: RetryCallState) -> float:
+        if self.proven:  # the failures before were another story
+            state.attempt_number = 1
+        return backoff_s(state)
 
     async def _pause(self, seconds: float) -> None:
         self._resumed.clear()

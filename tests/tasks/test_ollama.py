@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import subprocess
@@ -91,8 +92,35 @@ FAILURES = [
     pytest.param({"prompt": SECRET, "model": "Big:120B-Cloud "}, 200, [], "model refused: ", id="cloud-in-capitals"),
     pytest.param({"prompt": SECRET}, 200, [b'{"n": %b}\n' % (b"9" * 5000)], "stream broken: ", id="a-huge-number"),
     pytest.param({"prompt": SECRET}, 200, [b"[" * 100_000 + b"\n"], "stream broken: ", id="nested-without-end"),
-    pytest.param({"prompt": SECRET}, 200, [b'{"response": "\xff"}\n'], "stream broken: ", id="not-utf-8"),
+    *(
+        pytest.param({"prompt": SECRET, name: value}, 200, [], f"bad payload: its {name} is not a ", id=f"{name}-{value}")
+        for name, values in {
+            "temperature": ("hot", True, -0.1, math.nan, math.inf, [0]), "max_tokens": (0, -1, 1.5, True, "9", 2**31)
+        }.items()
+        for value in values
+    ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ({}, None),
+        ({"temperature": None, "max_tokens": None}, None),
+        ({"temperature": 0}, {"temperature": 0}),
+        ({"temperature": 0.7, "max_tokens": 4000}, {"temperature": 0.7, "num_predict": 4000}),
+    ],
+)
+def test_temperature_and_max_tokens_are_passed_on(given: dict[str, Any], options: dict[str, Any] | None) -> None:
+    for kind, asked in (("llm_inference", 1), ("quality_loop", 2)):
+        error, _, server = run(kind, {"prompt": "p", **given}, lambda _: answer("x"))
+        assert error is None
+        assert [order.get("options") for order in server.asked] == [options] * asked
+
+
+def test_a_byte_that_is_no_text_costs_one_character() -> None:
+    error, result, _ = run("llm_inference", {"prompt": "p"}, lambda _: [b'{"response": "a\xff", "n": NaN, "done": true}\n'])
+    assert (error, result["response"]) == (None, "a\ufffd")
 
 
 @pytest.mark.parametrize(("payload", "status", "stream", "said"), FAILURES)

@@ -42,6 +42,8 @@ PROCESSES_S: Final = 2.0  # how long a list of Ollama's processes is used
 EXTRA_BYTES: Final = 4 << 20  # of a line, beside its text: the last one has the numbers of the whole conversation
 SMALL_BYTES: Final = 1 << 20  # of an answer about loading
 KEEP_ALIVE: Final = "1m"  # if the daemon is killed, Ollama unloads the model by itself
+MAX_TEMPERATURE: Final = 100.0  # models make no sense above 2; NaN and infinities are none
+MAX_TOKENS: Final = 2**31 - 1  # Ollama has 32 bits for it
 _PASSED: Final = re.compile(r"\bPASSED\b")  # anywhere in the review
 _MIB: Final = 1 << 20
 
@@ -154,7 +156,7 @@ class OllamaTask:
                 result = await self._work(client)
             self.error, self.result = None, {"status": "success", **result}
         except Exception as error:  # noqa: BLE001 - whatever a server does to the library is a failure of the task
-            failed = error if isinstance(error, OllamaFailed) else _failure(error)
+            failed = error if isinstance(error, OllamaFailed) else _failure(error, self._claim.type)
             self.error, self.result = str(failed), {"status": "error", "kind": failed.kind, "error": str(failed)}
         await self._unload()
         self._finish()
@@ -192,8 +194,12 @@ class OllamaTask:
         if model.strip().lower().endswith(("-cloud", ":cloud")):
             raise OllamaFailed("model refused", "a cloud model would send the task's data out of this machine")
         self._used.add(model)
-        order = {"model": model, "prompt": prompt, "stream": True, "keep_alive": KEEP_ALIVE}
-        body = json.dumps({**order, "system": system} if system else order).encode()
+        order: dict[str, Any] = {"model": model, "prompt": prompt, "stream": True, "keep_alive": KEEP_ALIVE}
+        if system:
+            order["system"] = system
+        if options := _options(self._claim.payload):
+            order["options"] = options
+        body = json.dumps(order).encode()
         texts: list[str] = []
         size, rest = 0, bytearray()
         async with client.stream("POST", f"{self._url}/api/generate", content=body) as response:
@@ -221,7 +227,7 @@ class OllamaTask:
     def _read_line(self, line: bytes, texts: list[str]) -> bool:
         """Add the text of one line of the stream; returns whether it was the last line."""
         try:
-            message = json.loads(line)
+            message = json.loads(line.decode(errors="replace"))  # a byte that is no text costs one character
         except (ValueError, RecursionError):
             raise OllamaFailed("stream broken", "a line of Ollama's answer is not JSON") from None
         if not isinstance(message, dict):
@@ -293,12 +299,12 @@ async def _read_small(client: httpx2.AsyncClient, method: str, url: str, content
     return bytes(body)
 
 
-def _failure(error: Exception) -> OllamaFailed:
+def _failure(error: Exception, task_type: str) -> OllamaFailed:
     """The failure that an exception of the HTTP library means."""
     import httpx2
 
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return OllamaFailed("not reachable", "no Ollama answers at tasks.<type>.ollama_url; is its service running?")
+        return OllamaFailed("not reachable", f"no Ollama answers at tasks.{task_type}.ollama_url; is its service running?")
     if isinstance(error, httpx2.TimeoutException):
         return OllamaFailed("silent", f"Ollama sent nothing for {SILENCE_S:g} s")
     if isinstance(error, httpx2.TransportError):
@@ -313,6 +319,20 @@ def _text(payload: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise OllamaFailed("bad payload", f"its {name} is not a text")
     return value
+
+
+def _options(payload: Mapping[str, Any]) -> dict[str, float]:
+    """Ollama's options, from the names that RAE gives them. Without them Ollama uses the model's own."""
+    options: dict[str, float] = {}
+    if (temperature := payload.get("temperature")) is not None:
+        if type(temperature) not in (int, float) or not 0 <= temperature <= MAX_TEMPERATURE:
+            raise OllamaFailed("bad payload", f"its temperature is not a number from 0 to {MAX_TEMPERATURE:g}")
+        options["temperature"] = temperature
+    if (tokens := payload.get("max_tokens")) is not None:
+        if type(tokens) is not int or not 0 < tokens <= MAX_TOKENS:
+            raise OllamaFailed("bad payload", f"its max_tokens is not a whole number from 1 to {MAX_TOKENS}")
+        options["num_predict"] = tokens
+    return options
 
 
 def _required(payload: Mapping[str, Any], name: str) -> str:

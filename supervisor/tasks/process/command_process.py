@@ -24,7 +24,7 @@ from supervisor.tasks.executors.base import FreezeFailed, NodeFault, Rung, Start
 from supervisor.tasks.process import containment, process_tree
 from supervisor.tasks.process.pipes import Pipes
 from supervisor.tasks.process.process_tree import ProcessTree
-from supervisor.tasks.process.result import CommandResult, FailureKind, Judge
+from supervisor.tasks.process.result import CommandResult, FailureKind, Judge, read_json
 from supervisor.tasks.process.rungs import RungName
 
 START_LIMIT_S = 10.0  # for the shim, and again for what it starts
@@ -334,8 +334,8 @@ class CommandTask:
                 self._rungs = self._all_rungs(_rungs(rungs))
                 if state is not None:
                     try:
-                        self.state = msgspec.json.decode(state)
-                    except (msgspec.DecodeError, RecursionError):
+                        self.state = read_json(state)
+                    except ValueError:
                         self._rungs += (Rung(RungName.STATE_NOT_JSON),)
                 self._ended(status, out_of_memory)
 

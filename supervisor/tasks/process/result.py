@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -74,18 +76,39 @@ def _decode(out: bytes) -> CommandResult:
     if not out.strip():
         return CommandResult()
     try:
-        value = msgspec.json.decode(out)
-    except UnicodeDecodeError:
-        problem = "it is not UTF-8"
-    except msgspec.DecodeError as error:
+        value = read_json(out)
+    except ValueError as error:
         problem = str(error)
-    except RecursionError:
-        problem = "nested too deep"
     else:
         if isinstance(value, dict):
             return CommandResult(value)
         problem = f"it is JSON of another type ({type(value).__name__})"
     return CommandResult({}, FailureKind.RESULT, f"not a JSON object: {problem}")
+
+
+def read_json(data: bytes | str) -> Any:
+    """The JSON that a task has written, with what JSON does not have and programs write all the same: NaN and infinities, half
+    characters, bytes that are not UTF-8, control characters, numbers without end. The sender cleans it (`sources/sanitize.py`).
+
+    Raises:
+        ValueError: it is no JSON even so.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except ValueError as error:  # of msgspec and of UTF-8
+        problem = str(error) if isinstance(error, msgspec.DecodeError) else "it is not UTF-8"
+    try:
+        text = data.decode(errors="replace") if isinstance(data, bytes) else data
+        return json.loads(text, strict=False, parse_int=_whole)
+    except (ValueError, RecursionError):
+        raise ValueError(problem) from None
+
+
+def _whole(digits: str) -> int | str:
+    """Python reads no integer of more digits."""
+    return int(digits) if len(digits) < sys.int_info.default_max_str_digits else f"<integer of {len(digits)} digits>"
 
 
 def _signal_name(number: int) -> str:

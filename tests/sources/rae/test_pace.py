@@ -126,3 +126,39 @@ async def test_a_dead_server_is_not_hammered(tmp_path: Path) -> None:
         server.always.clear()
         rig.source.resume()
         await rig.up()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@in_made_time
+async def test_a_rate_limit_without_retry_after_is_backed_off_from(tmp_path: Path, status: int) -> None:
+    """RAE's own answers 500 to all requests of a node. Nothing is lost by it, and nothing hammers."""
+    async with RaeServer().listening() as server, running(server, tmp_path, backoff_longest_s=300) as rig:
+        await rig.up()
+        server.add()
+        claim = await rig.claim()
+        server.always = dict.fromkeys(("register", "heartbeat", "poll", "result", "create", "task"), s.status(status))
+        rig.source.settle(claim, succeeded({"x": 1}))
+        calls = len(server.calls)
+        for _ in range(90):
+            rig.source.ask()
+            await asyncio.sleep(20)
+        assert len(server.calls) - calls < 120
+        server.always.clear()
+        rig.source.resume()
+        await rig.up()
+        await asyncio.sleep(300)
+        assert server.task(claim.id)["result"] == {"x": 1}
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@in_made_time
+async def test_a_poll_that_comes_too_often_is_not_followed_by_more_requests_at_once(tmp_path: Path, status: int) -> None:
+    settings = {"backoff_longest_s": 300, "heartbeat_s": 3600, "lost_poll_first_s": 30}
+    limited = RaeServer(always={"poll": s.status(status)})
+    async with limited.listening() as server, running(server, tmp_path, **settings) as rig:
+        await rig.up()
+        end_s, calls = clock().now_s() + 1800, len(server.calls)
+        while clock().now_s() < end_s:
+            rig.source.ask()
+            await asyncio.sleep(1)
+        assert len(server.calls) - calls < 90
