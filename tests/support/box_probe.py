@@ -82,7 +82,7 @@ async def _serve() -> None:
         answer |= {
             "pid": os.getpid(), "held": inhibitor.held, "lost": inhibitor.lost, "going_down": sessions.going_down,
             "delay_error": sessions.delay_error, "delay_max_s": sessions.delay_max_s,
-            "error": seen.error, "present": seen.present,
+            "error": seen.error, "present": seen.present, "sign": seen.sign,
         }
         print(json.dumps(answer), flush=True)
     await sessions.stop()

@@ -21,7 +21,7 @@ from support.waiting import eventually, until
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import SystemBus
-from supervisor.sensors.base import Presence
+from supervisor.sensors.base import RESUME_SIGN, Presence
 from supervisor.sensors.presence.logind import Sessions
 
 CLOCK = SystemClock()
@@ -298,6 +298,7 @@ def test_sleep_waits_for_the_delay_lock_and_twice_in_a_row(box: SysBox) -> None:
             until(lambda: power.read_text().strip() == "mem", "the sleep")
             assert time.monotonic() - begun < 9, "it waited for the lock to time out"
             until(lambda: not probe.state()["going_down"], "the resume")
+            assert probe.state()["sign"] == RESUME_SIGN, "the key that woke it reaches nobody"
             until(lambda: kinds() == ["shutdown", "sleep"], "both locks again")
             suspend.wait(60)
         assert probe.state()["delay_error"] == ""
