@@ -81,7 +81,7 @@ class Inhibitors:
         self._mirrored: set[Holder] = set()  # KDE's, that are logind's to tell
         self._not_screen: Counter[Holder] = Counter()  # KDE's, that were there while nothing kept the screen on
         self._saver_lists = self._saver_forwards = False
-        self._calls = SaverCalls(bus, address, SAVERS, self._calls_changed)
+        self._calls = SaverCalls(bus, address, SAVERS, self._calls_changed, {POWER_INHIBIT: lambda: self._ask(POWER)})
         self._watching_calls: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._again: dict[str, asyncio.TimerHandle] = {}
@@ -105,7 +105,7 @@ class Inhibitors:
 
     async def prove(self) -> None:
         """Ask again those that have no signal; never raises."""
-        for name in SAVERS:
+        for name in (*SAVERS, POWER):
             if self._bus.owner(name):
                 self._ask(name)
         await asyncio.gather(*self._asking.values(), return_exceptions=True)
@@ -124,6 +124,8 @@ class Inhibitors:
         self._ask(name)
         if name == SAVER:
             self._calls.forget()
+        if name == KDE:
+            self._watch_calls()
         if name in (GNOME, KDE, POWER, SAVER):  # they decide whether a media player counts
             self._ask(PLAYERS)
 
@@ -248,6 +250,7 @@ class Inhibitors:
                     found = [name or UNNAMED for name in found] or [UNNAMED]
             except BusError as error:
                 found = found or self._unanswered(POWER, error)
+        self._watch_calls()
         self._set(POWER, found)
 
     # --- screen savers
@@ -268,7 +271,7 @@ class Inhibitors:
                 self._saver_lists, self._saver_forwards = lists, await self._forwards()
                 if before != (self._saver_lists, self._saver_forwards):
                     self._ask(PLAYERS)
-                self._watch_calls(bool(self._bus.owner(SAVER)) and not (lists or self._saver_forwards or self._bus.owner(KDE)))
+                self._watch_calls()
             self._set(name, found)
 
         return ask
@@ -285,7 +288,10 @@ class Inhibitors:
         except (BusError, OSError):
             return False
 
-    def _watch_calls(self, wanted: bool) -> None:
+    def _watch_calls(self) -> None:
+        """Where somebody lists nobody, or has no signal, as Xfce's power manager."""
+        silent = self._bus.owner(SAVER) and not (self._saver_lists or self._saver_forwards)
+        wanted = bool(silent or self._bus.owner(POWER)) and not self._bus.owner(KDE)
         if wanted and self._watching_calls is None:
             self._watching_calls = asyncio.ensure_future(self._calls.run())
         elif not wanted and self._watching_calls is not None:

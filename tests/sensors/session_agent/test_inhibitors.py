@@ -438,11 +438,12 @@ def test_a_saver_that_passes_its_holders_on_leaves_players_alone(tmp_path: Path,
     beside(tmp_path, story)
 
 
-async def call(bus: MessageBus, member: str, signature: str, *body: Any) -> None:
+async def call(bus: MessageBus, member: str, signature: str, *body: Any, name: str = SAVER, interface: str = SAVER) -> None:
+    path = "/" + interface.replace(".", "/")
     reply = await bus.call(
         Message(
-            destination=SAVER, path="/org/freedesktop/ScreenSaver", interface=SAVER, member=member, signature=signature,
-            body=list(body), flags=MessageFlag.NO_AUTOSTART,
+            destination=name, path=path, interface=interface, member=member, signature=signature, body=list(body),
+            flags=MessageFlag.NO_AUTOSTART,
         )
     )  # fmt: skip
     assert reply is not None
@@ -480,5 +481,46 @@ def test_who_inhibits_a_saver_that_lists_nobody_is_seen_by_the_calls(tmp_path: P
         assert not source._bus._ends
         await locker.stop()
         await eventually(lambda: source._inhibitors._watching_calls is None, "nothing is watched without need")
+
+    beside(tmp_path, story)
+
+
+def test_a_power_manager_without_signals_is_asked_when_somebody_calls_it(tmp_path: Path) -> None:
+    """Xfce's lists its holders, and sends no signal when they change."""
+
+    async def story(address: str, source: BusIdle) -> None:
+        power, held = Service(address, POWER), list[str]()
+
+        def inhibit(message: Message) -> tuple[str, list[Any]]:
+            held.append(message.body[0])
+            return "u", [7]
+
+        def let_go(_: Message) -> tuple[str, list[Any]]:
+            held.clear()
+            return "", []
+
+        power.answers = {"Inhibit": inhibit, "UnInhibit": let_go, "GetInhibitors": lambda _: ("as", [held])}
+        power.answers["HasInhibit"] = lambda _: ("b", [bool(held)])
+        await power.start()
+        await eventually(lambda: source._inhibitors._watching_calls, "the watch")
+        film = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect()
+        where = {"name": POWER, "interface": POWER_INHIBIT}
+
+        async def seen() -> None:  # the watch may begin a moment later
+            while source.inhibitors != ("filmplayer",):
+                held.clear()
+                await call(film, "Inhibit", "ss", "filmplayer", "a secret title", **where)
+                await asyncio.sleep(0.05)
+
+        await asyncio.wait_for(seen(), 20)
+        await call(film, "UnInhibit", "u", 7, **where)
+        await eventually(lambda: source.inhibitors == (), "its end")
+        await call(film, "Inhibit", "ss", "filmplayer", "a secret title", **where)
+        await eventually(lambda: source.inhibitors == ("filmplayer",), "another film")
+        held.clear()  # as the power manager does when its caller leaves
+        film.disconnect()
+        await asyncio.gather(film.wait_for_disconnect(), return_exceptions=True)
+        await eventually(lambda: source.inhibitors == (), "a program that ended without a word")
+        await power.stop()
 
     beside(tmp_path, story)
