@@ -2,8 +2,8 @@
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 SPEED ?= 1
-# Most tests wait more than they compute: twice as many as the two cores that a machine has at least.
-WORKERS ?= 4
+# Most tests wait more than they compute: more than twice the two cores that a machine has at least.
+WORKERS ?= 5
 PYTEST = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS)
 
 .PHONY: help demo check test nightly desktops install lint type layers unit quick diagrams schemas bench wheels deb clean

@@ -58,19 +58,31 @@ def site(wheels: Path) -> Path:
     return shared.once("site", lambda folder: make_site(folder, wheels))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses a box, and what may start whole programs."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what uses a box, and what may start whole programs. On several workers the dearest begin first, so that no
+    worker is left with one of them at the end."""
     for item in items:
-        if PROGRAMS.search(_text(item.path)):
+        if _starts_programs(item.path):
             item.add_marker(pytest.mark.slow)
         if {"box", "wheels"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.box)
+    if hasattr(config, "workerinput"):
+        items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    """Boxes; files that make something for all their tests; whole programs and deep tests; anything else."""
+    if item.get_closest_marker("box"):
+        return 0
+    if _shares_fixtures(item.path):
+        return 1
+    return 2 if item.get_closest_marker("slow") or item.get_closest_marker("deep") else 3
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Tests of a file that makes something for all of them run on one worker, in their order, and such files begin first.
-    Any other test runs wherever a worker is free."""
+    """Tests of a file that makes something for all of them run on one worker, in their order. Any other test runs wherever a
+    worker is free."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFixture(LoadScopeScheduling):  # type: ignore[misc]
@@ -78,13 +90,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             return file if _shares_fixtures(config.rootpath / file) else nodeid
 
+    config.option.loadscopereorder = False  # the order of the items holds
     return ByFixture(config, log)
 
 
+@functools.cache
 def _shares_fixtures(file: Path) -> bool:
-    return '@pytest.fixture(scope="module")' in _text(file)
+    return '@pytest.fixture(scope="module")' in file.read_text()
 
 
 @functools.cache
-def _text(file: Path) -> str:
-    return file.read_text()
+def _starts_programs(file: Path) -> bool:
+    return bool(PROGRAMS.search(file.read_text()))

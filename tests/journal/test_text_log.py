@@ -302,13 +302,22 @@ def past(logs: Path) -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("tear", TEARS)
-def test_every_reader_leaves_a_torn_last_line_out(tmp_path: Path, tear: str) -> None:
+@pytest.fixture(scope="module")
+def whole() -> tuple[Path, tuple[Any, ...]]:
+    """A day's journal, and what every reader makes of it."""
     with zone():
-        whole = weeks.lived("office", 2)
-        expected = past(whole)
+        logs = weeks.lived("office", 1)
+        return logs, past(logs)
+
+
+@pytest.mark.parametrize("tear", TEARS)
+def test_every_reader_leaves_a_torn_last_line_out(
+    tmp_path: Path, whole: tuple[Path, tuple[Any, ...]], tear: str
+) -> None:
+    journal, expected = whole
+    with zone():
         logs = tmp_path / "logs"
         logs.mkdir()
-        for path in whole.iterdir():
+        for path in journal.iterdir():
             (logs / path.name).write_bytes(path.read_bytes() + TEARS[tear])
         assert past(logs) == expected

@@ -51,12 +51,12 @@ def make_wheels(folder: Path) -> Path:
 
 
 def make_site(folder: Path, wheels: Path) -> None:
-    """The packages that an installation has, for `Installed.without_pip`. Each installation compiles them, so what takes
-    the longest and is never used is left out."""
+    """The packages that an installation has, for `Installed.without_pip`. Each installation compiles them, so what no test
+    in a box uses is left out: pictures as PNG, colours of source text, fleets."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-compile"]
     subprocess.run([*pip, "--find-links", str(wheels), "--target", str(folder), "rae-node"], check=True, capture_output=True)
-    for lexer in (folder / "pygments/lexers").glob("[!_]*.py"):
-        lexer.unlink()
+    for unused in ("pygments", "markdown_it", "mdurl", "nats", "resvg_py"):
+        shutil.rmtree(folder / unused)
 
 
 class Installed:

@@ -42,7 +42,7 @@ from supervisor.daemon import loop as loop_module  # noqa: E402
 from supervisor.journal.decision_log import Journal, files  # noqa: E402
 from supervisor.linux.sd_notify import Notifier  # noqa: E402
 
-DAYS: Final = 30 if DEEP else 10  # of a life that tests read
+DAYS: Final = 30 if DEEP else 7  # of a life that tests read
 BUSY_S: Final = 30.0  # between looks with a task in hand; the product takes 1 s
 UP_S: Final = 40.0  # since boot, when the daemon starts
 

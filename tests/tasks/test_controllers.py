@@ -56,7 +56,8 @@ def test_an_idle_tree_is_frozen_beside_a_busy_person(inside: dict[str, Any]) -> 
     """No figure is asserted: an emulated processor is no measure. It is printed beside the freeze alone."""
     found = inside["freeze"]
     print(f"{PROCESSES} processes, frozen beside a burner: {found['lifted']} ms, by cgroup.freeze alone {found['alone']} ms")
-    assert len(found["lifted"]) == len(found["alone"]) == 3  # each was
+    assert found["lifted"] > 0  # both were
+    assert found["alone"] > 0
 
 
 FILES = [

@@ -107,7 +107,7 @@ def test_the_answer_is_what_living_the_month_again_gives(
     tmp_path: Path, kind: str, name: str, value: float, limits: dict[str, float]
 ) -> None:
     """A span is lived as shipped and asked what `name` would have meant; then it is lived with it."""
-    days = 30 if DEEP else 5
+    days = 30 if DEEP else 4
     past = load([weeks.lived(kind, days, TASK_S)])
     asked = live(past, replace(past.limits, **limits), TASK_S)
     with weeks.zone():
