@@ -131,7 +131,7 @@ def test_a_task_on_a_gpu_that_is_not_lent(tmp_path: Path, standin: StandIn) -> N
             task = control.add("sleep")
             pid = node.wait_for_task()
             told = dict(entry.split("=", 1) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in entry)
-            assert (told["CUDA_VISIBLE_DEVICES"], told["ROCR_VISIBLE_DEVICES"]) == ("GPU-fake-1", "")
+            assert (told["CUDA_VISIBLE_DEVICES"], told["NVIDIA_VISIBLE_DEVICES"]) == ("GPU-fake-1", "GPU-fake-1")
             standin.shows("count=2", f"0.proc={pid}:{20 * GIB}:c", f"0.mem_used={20 * GIB}", "0.util=99")
             assert failed(control, task) == ("limit: GPU GPU-fake-0, which is not lent (gpu.lend)", {"status": -9})
             standin.shows("count=2")

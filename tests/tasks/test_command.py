@@ -20,7 +20,7 @@ from support.task_bench import Bench, contained, py, run
 from support.trees import alive, command, marked_with, pids_in, until_async
 
 from supervisor.config.daemon_clients import daemon_client
-from supervisor.sensors.gpu.grant import NO_CUDA, NO_ROCM
+from supervisor.sensors.gpu.grant import NO_CUDA
 from supervisor.tasks.executors.base import FreezeFailed, Rung, StartFailed, StopFailed, describe
 from supervisor.tasks.process import command_process, shim
 from supervisor.tasks.process.command_process import CommandTask
@@ -148,7 +148,7 @@ print(json.dumps({
         assert env == {
             "PATH": os.environ["PATH"], "LANG": os.environ.get("LANG", "C.UTF-8"), "HOME": folder, "TMPDIR": folder,
             "RAE_TASK_ID": "id-1", "RAE_TASK_TYPE": "kind", "TYPE": "t", "USER": "rae-task", "LOGNAME": "rae-task",
-            **NO_CUDA, **NO_ROCM,
+            **NO_CUDA,
         }  # fmt: skip
         assert born == {
             "cwd": folder, "nice": 19, "umask": 0o077, "nnp": "1", "idle": os.geteuid() == 0, "oom": "1000",

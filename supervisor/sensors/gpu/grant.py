@@ -42,7 +42,7 @@ class Grant:
         return tuple(path for path in self.closed if GPU.search(path))
 
 
-NOTHING: Final = Grant(variables=NO_CUDA | NO_ROCM, open_variables=NO_CUDA | NO_ROCM)
+NOTHING: Final = Grant(variables=NO_CUDA, open_variables=NO_CUDA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,11 @@ def grant(dev_root: str, nvidia: Nvidia | None, others: Sequence[Other]) -> Gran
     if any(gpu.driver == "amdgpu" for gpu in lent):
         nodes.append(f"{dev_root}/kfd")
     there = sorted(path for pattern in PATTERNS for path in glob.glob(f"{glob.escape(dev_root)}/{pattern}") if _is_node(path))
+    if any(gpu.driver == "amdgpu" for gpu in lent) and not any("nvidia" in path or path.endswith("/dxg") for path in there):
+        cuda = {}  # ROCm's libraries read these variables too
     mine = tuple(path for path in there if path in nodes)
     closed = tuple(path for path in there if path not in nodes)
-    return Grant(mine, closed, cuda | _variables(lent, lent), cuda | _variables(lent, others))
+    return Grant(mine, closed, cuda | _variables(lent, lent, others), cuda | _variables(lent, others, others))
 
 
 def render_nodes(dev_root: str, folder: str) -> list[str]:
@@ -101,10 +103,11 @@ def _is_node(path: str) -> bool:
     return not path.endswith("/by-path")
 
 
-def _variables(lent: Sequence[Other], seen: Sequence[Other]) -> dict[str, str]:
-    """For ROCm and Level Zero, where a task sees these GPUs."""
+def _variables(lent: Sequence[Other], seen: Sequence[Other], others: Sequence[Other]) -> dict[str, str]:
+    """For ROCm and Level Zero, where a task sees these GPUs. Only where there is such a GPU: some programs refuse ROCm's beside
+    CUDA."""
     amd, intel = ([gpu for gpu in seen if (gpu.driver == "amdgpu") is is_amd] for is_amd in (True, False))
-    found = dict(NO_ROCM)
+    found = dict(NO_ROCM) if any(gpu.driver == "amdgpu" for gpu in others) else {}
     if mine := [gpu for gpu in amd if gpu in lent]:
         ids = [_unique_id(gpu) for gpu in mine]
         indexes = [str(amd.index(gpu)) for gpu in mine]

@@ -4,8 +4,8 @@ A process on a lent GPU is one of four:
 - own: a process of the node's task, or one that `gpu.own_processes` or `gpu.own_units` lists. Its memory is not counted.
 - desktop: it draws, holds little, and does nothing else. It is known by what it is, never by its name: its unit is the
   desktop's own part of a session, a login screen, or what starts those; or it has run for SETTLED_S, holds at most SMALL_GB,
-  and is not busy, like a browser that a person has left open. All of them together hold at most DESKTOP_GB, or else they
-  are foreign. Their memory counts as used by others.
+  and takes at most DRAWN_PERCENT, like a browser that a person has left open. All of them together hold at most DESKTOP_GB,
+  or else they are foreign. Their memory counts as used by others.
 - remnant: it was the task's a moment ago and has ended. It is no sign of a person. What it still holds counts as used, and is
   reported as `held` after VRAM_RELEASE_S. The same holds for what an own model server keeps for a finished task, and
   for memory that no listed process explains any more (a driver that leaks).
@@ -34,8 +34,7 @@ GIB: Final = 2**30
 DESKTOP_GB: Final = 2.0  # GiB up to which all that draws a desktop only draws a desktop
 SMALL_GB: Final = 0.5  # of one program that is known only by its age
 SETTLED_S: Final = 300.0
-QUIET_PERCENT: Final = 5  # the load of a program that does nothing
-DRAWN_PERCENT: Final = 30  # the load of a GPU on which programs only draw, and are not measured one by one
+DRAWN_PERCENT: Final = 30  # the load of what only draws a desktop: at its lowest clock a GPU is soon that busy
 NOBODYS_GB: Final = 1.0  # more than a driver keeps for itself
 NOBODYS_PERCENT: Final = 20
 NOBODYS_LAG_S: Final = 3.0  # so long a driver reports the load of a process that has ended
@@ -177,7 +176,7 @@ class Known:
             ours = self.on_gpu_s <= NOBODYS_LAG_S or any(p.pid in self.own for p in gpu.processes)
             quiet = ours or gpu.percent <= DRAWN_PERCENT
         else:
-            quiet = process.percent <= QUIET_PERCENT
+            quiet = process.percent <= DRAWN_PERCENT
         settled = process.used <= SMALL_GB * GIB and self.age_s(pid) >= SETTLED_S
         return Whose.DESKTOP if quiet and settled else Whose.FOREIGN
 

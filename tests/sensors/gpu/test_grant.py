@@ -73,7 +73,7 @@ ALL = {"nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvi
         ),
         pytest.param(
             [AMD], {"kfd", "dri/renderD130"},
-            {**NO_CUDA, "ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0"}, id="AMD's",
+            {**NO_CUDA, "ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0"}, id="AMD's beside NVIDIA's",
         ),
     ],
 )  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_gpu_that_has_slept_since_the_start_is_known_by_the_drivers_own_files(
         async def scene(lend: list[str] = lend, visible: dict[str, str] = visible) -> None:
             async with nvidia.watched(LentGpus(nvidia.setup(GpuSettings(lend=lend)))) as sensor:
                 assert now(sensor).value == Gpu()
-                assert sensor.grant() == Grant((f"{nvidia.dev}/nvidia3",), (), visible | NO_ROCM, visible | NO_ROCM)
+                assert sensor.grant() == Grant((f"{nvidia.dev}/nvidia3",), (), visible, visible)
 
         play(scene())
 
@@ -134,8 +134,10 @@ def test_libraries_count_what_they_see(tmp_path: Path) -> None:
     known = grant("/nowhere", None, [other("a", "amdgpu", False, "1"), other("b", "amdgpu", True, "4f3c2b1a00112233")])
     assert known.variables["ROCR_VISIBLE_DEVICES"] == known.open_variables["ROCR_VISIBLE_DEVICES"] == "GPU-4f3c2b1a00112233"
     assert known.variables["HIP_VISIBLE_DEVICES"] == "0"
+    assert "CUDA_VISIBLE_DEVICES" not in known.variables, "HIP reads it too"
     counted = grant("/nowhere", None, [other("a", "amdgpu", False), other("b", "amdgpu", True)])
     assert (counted.variables["ROCR_VISIBLE_DEVICES"], counted.open_variables["ROCR_VISIBLE_DEVICES"]) == ("0", "1")
     intel = grant("/nowhere", Nvidia(("GPU-a",), ()), [other("c", "i915", False), other("d", "xe", True)])
     assert (intel.variables["ZE_AFFINITY_MASK"], intel.open_variables["ZE_AFFINITY_MASK"]) == ("0", "1")
     assert intel.variables["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    assert "ROCR_VISIBLE_DEVICES" not in intel.variables, "some programs refuse it beside CUDA"
