@@ -108,7 +108,7 @@ def on_the_bus(tmp_path: Path, url: str, there: Logind) -> NodeFolder:
     """A node that watches sessions and wants its lock."""
     folder = NodeFolder.make(
         tmp_path / "n", url, {"safety": {"detect_active_user": True}},
-        {"host": {"inhibitor": "required"}, "presence": {"terminals": False}}, max_age_person_s=4,
+        {"host": {"inhibitor": "required"}, "presence": {"terminals": False, "ignore_commands": ["Xvfb"]}}, max_age_person_s=4,
     )
     folder.environment["DBUS_SYSTEM_BUS_ADDRESS"] = there.bus.address
     return folder

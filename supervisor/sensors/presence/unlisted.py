@@ -34,6 +34,7 @@ from supervisor.sensors.presence.session_policy import Session, SessionSign, exc
 LOOK_S: Final = 3.0  # a look takes 0.3 ms
 X_SOCKET: Final = re.compile(r"@?/tmp/\.X11-unix/X([0-9]+)")
 WAYLAND_SOCKET: Final = re.compile(r"/run/user/([0-9]+)/(wayland-[^/]+)")
+WAYLAND_ELSEWHERE: Final = re.compile(r"(?!/run/user/).*/wayland-[0-9]+")  # where logind made no folder for the user
 XWAYLAND: Final = "xwayland"  # how the names of programs begin that show X windows in a Wayland desktop
 SSHD: Final = ("sshd", "sshd-session")
 DROPBEAR: Final = "dropbear"
@@ -49,7 +50,8 @@ END_IT: Final = "end it, or except it (presence.ignore_users, presence.ignore_co
 
 @dataclass(frozen=True, slots=True)
 class Display:
-    """A display server's socket: ":7" or "wayland-0". `uid`: whose it is. `server`: its process, if it is found."""
+    """A display server's socket: ":7", "wayland-0", or its whole path in an unusual place. `uid`: whose it is. `server`: its
+    process, with its `pid`, if it is found."""
 
     name: str
     uid: int
@@ -134,6 +136,8 @@ class Unlisted(PresenceSensor):
                 found.setdefault((f":{x[1]}", uid), Display(f":{x[1]}", uid))
             elif wayland := WAYLAND_SOCKET.fullmatch(path):
                 found[wayland[2], int(wayland[1])] = Display(wayland[2], int(wayland[1]))
+            elif uid >= PEOPLE and WAYLAND_ELSEWHERE.fullmatch(path):
+                found[path, uid] = Display(path, uid)
         if new := [display for key, display in found.items() if key not in self._displays]:
             servers = list(self._x_servers())
             for display in new:

@@ -37,6 +37,7 @@ from supervisor.linux.small_files import read_small
 from supervisor.sensors.presence.logind_session import TERMINAL_TYPES, is_nobody, session_properties
 from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.session_bus import BusIdle
+from supervisor.sensors.session_agent.socket_source import program
 from supervisor.sensors.session_agent.source import QUIET_S, Absent, Gone, Hung, Idle, IdleSource, Lacking, boot_s
 from supervisor.sensors.session_agent.terminals import OwnTerminals
 from supervisor.sensors.session_agent.wayland import WaylandIdle, compositor, sockets
@@ -379,7 +380,7 @@ class Agent:
             if (reading := watched.reading) is not None:
                 readings[key] = reading
             elif isinstance(watched.fault, Lacking) and self._is_mute(watched.source.pid):
-                faults[key] = Hung(f"{_program(watched.source.pid)} does not answer")
+                faults[key] = Hung(f"the desktop does not answer ({program(watched.source.pid)})")
             elif not isinstance(watched.fault, Absent):
                 faults[key] = watched.fault or Gone(f"{_short(key)} has not answered yet")
         return readings, faults
@@ -460,10 +461,6 @@ class Agent:
 def _short(key: Key) -> str:
     """A display for people: ":7", "wayland-0"."""
     return os.path.basename(key[1])
-
-
-def _program(pid: int) -> str:
-    return f"{read_small(f'/proc/{pid}/comm') or 'the compositor'} (pid {pid})"
 
 
 def _is_ours(name: str, uid: int) -> bool:

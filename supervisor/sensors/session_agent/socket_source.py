@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from supervisor.linux.small_files import read_small
 from supervisor.sensors.session_agent.source import ANSWER_S, Gone, Hung, Idle, IdleSource
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class SocketSource(IdleSource):
                 async with asyncio.timeout(ANSWER_S):
                     reader = await self._connect()
             except TimeoutError as error:
-                raise Hung(f"{self._label} does not answer") from error
+                raise self._hung() from error
             self._listening = asyncio.ensure_future(self._listen(reader))
             try:
                 await self._begin()
@@ -82,13 +83,16 @@ class SocketSource(IdleSource):
         if self._listening.done():
             self._listening.result()
         if not answer.done():
-            raise Hung(f"{self._label} does not answer")
+            raise self._hung()
         return answer.result()
 
     def _send(self, message: bytes) -> None:
         if self._writer is None:
             raise Gone(f"{self._label} has gone")
         self._writer.write(message)
+
+    def _hung(self) -> Hung:
+        return Hung(f"{self._label} does not answer" + (f" ({program(self.pid)})" if self.pid else ""))
 
     def _note_peer(self) -> None:
         """Whose display it is."""
@@ -100,6 +104,11 @@ class SocketSource(IdleSource):
         if (reading := self.reading) != self._reported:
             self._reported = reading
             self._changed()
+
+
+def program(pid: int) -> str:
+    """A process, for people."""
+    return f"{read_small(f'/proc/{pid}/comm') or 'unknown'}, pid {pid}"
 
 
 def peer_pid(peer: socket.socket) -> int:

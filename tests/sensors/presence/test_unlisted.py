@@ -83,6 +83,7 @@ GREETER = {"Id": "c1", "Name": "gdm", "User": (GDM, "/u"), "Class": "greeter"}
         pytest.param([], [], {}, "", id="no display"),
         pytest.param([(X7, ANNA)], [], {}, UNOWNED.format(":7", "uid 1000") + "end it, or", id="logind missed its login"),
         pytest.param([(WAYLAND, ANNA)], [], {}, UNOWNED.format("wayland-0", "uid 1000"), id="a compositor without a session"),
+        pytest.param([("/tmp/rt/wayland-1", ANNA)], [], {}, UNOWNED.format("/tmp/rt/wayland-1", "uid 1000"), id="nor a folder"),
         pytest.param([(X7, 0)], [], {}, UNOWNED.format(":7", "root"), id="root's server without a session"),
         pytest.param([(X7, ANNA)], [{**ANNAS, **NONE}], {}, "display :7 of anna, which no session owns", id="VNC from a shell"),
         pytest.param([(X7, ANNA)], [{**ANNAS, **NONE}], {}, "install the session agent", id="what to do: the agent"),
@@ -100,7 +101,7 @@ GREETER = {"Id": "c1", "Name": "gdm", "User": (GDM, "/u"), "Class": "greeter"}
         pytest.param([(X7, TASK)], [], {}, "", id="a task's user"),
         pytest.param([(X7, ANNA)], [{**ANNAS, **NONE}], {"ignore_users": ["anna"]}, "", id="excepted user"),
         pytest.param([(X7, ANNA)], [], {"ignore_users": ["anna"]}, "display :7", id="excepted by a name that nobody knows"),
-        pytest.param([("/tmp/.ICE-unix/7", ANNA), ("/run/user/1000/bus", ANNA)], [], {}, "", id="no displays"),
+        pytest.param([("/tmp/.ICE-unix/7", ANNA), ("/run/user/1000/.flatpak/wayland-1", ANNA)], [], {}, "", id="no displays"),
     ],
 )
 def test_each_display_is_accounted_for(

@@ -338,7 +338,7 @@ def test_a_hung_gnome_is_named_and_not_what_it_lacks(folder: Path) -> None:
         agent._desktop = (bus, Watched())  # type: ignore[assignment]
         (entry,) = agent.report()["sessions"]
         comm = Path("/proc/self/comm").read_text().strip()
-        assert (entry["why"], entry["hung"]) == (f"{comm} (pid {os.getpid()}) does not answer", True)
+        assert (entry["why"], entry["hung"]) == (f"the desktop does not answer ({comm}, pid {os.getpid()})", True)
 
     asyncio.run(story())
 

@@ -155,7 +155,7 @@ async def test_a_display_that_hangs_holds_nothing_up(desk: tuple[Display, IdleSo
                 assert source.reading is None
                 fault = await seen.gone()
                 assert not isinstance(fault, Absent | Lacking)
-                assert str(fault).endswith(("does not answer", "hangs"))
+                assert "does not answer" in str(fault) or str(fault).endswith("hangs")
         display.go_on()
         async with watching(source) as seen:
             await seen.until(lambda: seen.idle, "idle again")
