@@ -173,10 +173,13 @@ def _explain_gpu_free(o: Observation, m: Memory, lim: Limits) -> Verdict:
     if gpu.held:
         return Verdict(name, ok, _still_held(gpu.held), "held", None, "", r.source, age_s)
     if not gpu.percent <= lim.max_gpu_percent:
-        reason = f"GPU at {number(gpu.percent)} %, limit {number(lim.max_gpu_percent)} % (safety.max_gpu_percent)"
+        on = f" {gpu.busiest}" if gpu.busiest else ""
+        reason = f"GPU{on} at {number(gpu.percent)} %, limit {number(lim.max_gpu_percent)} % (safety.max_gpu_percent)"
         return Verdict(name, ok, reason, gpu.percent, lim.max_gpu_percent, "%", r.source, age_s)
     if not gpu.vram_gb <= lim.max_vram_gb:
-        reason = f"VRAM {number(gpu.vram_gb)} GiB in use by others, limit {number(lim.max_vram_gb)} GiB (safety.max_vram_gb)"
+        on = f" of {gpu.fullest}" if gpu.fullest else ""
+        limit = f"limit {number(lim.max_vram_gb)} GiB (safety.max_vram_gb)"
+        reason = f"VRAM{on} {number(gpu.vram_gb)} GiB in use by others, {limit}"
         return Verdict(name, ok, reason, gpu.vram_gb, lim.max_vram_gb, "GiB", r.source, age_s)
     reason = (
         f"GPU at {number(gpu.percent)} % of {number(lim.max_gpu_percent)} %, "

@@ -65,6 +65,8 @@ class Gpu:
     foreign_names: tuple[str, ...] = ()
     held: str = ""  # text: the memory that an ended task has not given back in time
     pinned: bool = False  # the own task uses GPU memory, and would keep it while it is frozen
+    busiest: str = ""  # of several lent GPUs, the one that `percent` is of
+    fullest: str = ""  # … and the one that `vram_gb` is of
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,7 +231,8 @@ def _most_of_gpus(one: Gpu, other: Gpu) -> Gpu:
     """`one`, with the higher load and the higher use of VRAM of both; a GPU that is gone has none."""
     if not one.present:
         return one
-    return replace(one, percent=max(one.percent, other.percent), vram_gb=max(one.vram_gb, other.vram_gb))
+    busy, full = (other if other.percent > one.percent else one), (other if other.vram_gb > one.vram_gb else one)
+    return replace(one, percent=busy.percent, busiest=busy.busiest, vram_gb=full.vram_gb, fullest=full.fullest)
 
 
 def _most_of_cpus(one: Cpu, other: Cpu) -> Cpu:

@@ -145,12 +145,15 @@ def combine(readings: Sequence[Reading[Gpu]]) -> Reading[Gpu]:
     if errors := [reading.error for reading in readings if reading.value is None]:
         return Reading(None, "; ".join(errors), source, read_at_s)
     values = [reading.value for reading in readings if reading.value is not None]
+    busiest, fullest = max(values, key=lambda value: value.percent), max(values, key=lambda value: value.vram_gb)
     gpu = Gpu(
-        percent=max(value.percent for value in values),
-        vram_gb=max(value.vram_gb for value in values),
+        percent=busiest.percent,
+        vram_gb=fullest.vram_gb,
         foreign=sum(value.foreign for value in values),
         present=all(value.present for value in values),
         foreign_names=tuple(name for value in values for name in value.foreign_names),
         held=", ".join(value.held for value in values if value.held),
+        busiest=busiest.busiest,
+        fullest=fullest.fullest,
     )
     return Reading(gpu, "", source, read_at_s)

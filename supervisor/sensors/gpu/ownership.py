@@ -224,6 +224,8 @@ def judge(
         foreign=len(foreign),
         foreign_names=tuple(called(pid, names[pid]) + _where(pid, gpus) for pid in foreign),
         held=", ".join(it.text for it in left if it.ago_s >= VRAM_RELEASE_S),
+        busiest=gpus[percents.index(max(percents))].id if len(gpus) > 1 and max(percents) > 0 else "",
+        fullest=gpus[sizes.index(max(sizes))].id if len(gpus) > 1 and max(sizes) > 0 else "",
     )
     own = TaskUse(
         processes=len({p.pid for processes in task.values() for p in processes}),

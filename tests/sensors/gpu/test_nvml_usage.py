@@ -7,6 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from states.guards import gpu_free
+from states.limits import Limits
+from states.memory import Memory
+from states.observation import Automation, Observation, Reading
 from supervisor.config.schema import GpuSettings
 from supervisor.linux.proc import Name, listed
 from supervisor.sensors.gpu.nvml_usage import Device, judge
@@ -167,6 +171,19 @@ def test_what_the_task_itself_does(there: list[Process], percent: int, own: tupl
     """Its processes, its VRAM, and how busy it keeps the GPU (R4)."""
     use = seen(gpu(*there, used=12, percent=percent), own=frozenset({10, 12}))
     assert (use.own.processes, use.own.vram_gb, use.own.percent) == own
+
+
+def test_of_several_gpus_the_worst_is_named() -> None:
+    """Each is held to the limits; the reason says which one is over."""
+    use = seen(gpu(XORG, percent=5, used=1.5), gpu(percent=15, used=0.5, uuid="GPU-b"))
+    assert use.gpu is not None
+    assert (use.gpu.percent, use.gpu.busiest, use.gpu.vram_gb, use.gpu.fullest) == (15, "GPU-b", 1.5, "GPU-a")
+    found = Observation(0.0, Automation(True), gpu=Reading(use.gpu, "", "NVML", 0.0))
+    for limits, reason in (
+        (Limits(max_gpu_percent=10), "GPU GPU-b at 15 %, limit 10 % (safety.max_gpu_percent)"),
+        (Limits(max_vram_gb=1), "VRAM of GPU-a 1.5 GiB in use by others, limit 1 GiB (safety.max_vram_gb)"),
+    ):
+        assert gpu_free.explain(found, Memory(), limits).reason == reason
 
 
 def test_only_the_lent_gpu_is_judged() -> None:
