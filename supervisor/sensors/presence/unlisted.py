@@ -263,7 +263,8 @@ class Unlisted(PresenceSensor):
             return None
         known = [proof for proof in proofs if proof is not None]
         best = next((proof for proof in known if proof.source), known[0] if known else Proof())
-        if best.source or display.uid in self._reports.users or self._owners.name_of(display.uid) is not None:
+        has_session = any(session.counts and session.uid == display.uid for session in self._sessions())
+        if best.source or display.uid in self._reports.users or has_session:
             return best
         return Proof(why=END_IT)
 

@@ -152,6 +152,7 @@ class Agent:
         self._sessions: dict[str, OwnSession] = {}
         self._displays: dict[Key, WatchedSource] = {}
         self._xwayland: set[str] = set()
+        self._guessed: set[str] = set()
         self._found: dict[int, str | None] = {}  # sessions of processes, since the last look
         self._desktop: tuple[BusIdle, WatchedSource] | None = None
         self._environment: dict[str, str] = {}
@@ -237,14 +238,18 @@ class Agent:
         named = {own.display for own in self._sessions.values() if own.display and own.type != "wayland"}
         nameless = any(own.type == "x11" and not own.display for own in self._sessions.values())
         mine = {name for name, uid in servers.items() if uid == self._uid}
-        if nameless or any(uid == 0 for name, uid in servers.items() if name not in named | mine):
+        roots = {name for name, uid in servers.items() if uid == 0} - named - mine
+        self._guessed = set()
+        if nameless or roots:
             environment = await self._x_display()  # root's server may show our session
-            if nameless or servers.get(environment) == 0:
-                named |= {environment} - {""}
+            if environment and (nameless or environment in roots):
+                named.add(environment)
+            elif nameless:
+                self._guessed = roots  # whose it is, nobody tells us (a login screen): it lets us in, or it is another's
         self._xwayland = {name for name in mine - named if self._is_xwayland(name)}
-        for name in sorted((named | mine) - self._xwayland):
+        for name in sorted((named | mine | self._guessed) - self._xwayland):
             wanted["x11", name] = partial(X11Idle, name, self._cookies, self._quiet_s)
-        self._look_again((nameless and not named | mine) or self._logind_failed or self._no_events)
+        self._look_again((nameless and not named | mine | self._guessed) or self._logind_failed or self._no_events)
         for key in self._displays.keys() - wanted.keys():
             await self._displays.pop(key).stop()
             self._reporter.changed()
@@ -381,7 +386,7 @@ class Agent:
                 readings[key] = reading
             elif isinstance(watched.fault, Lacking) and self._is_mute(watched.source.pid):
                 faults[key] = Hung(f"the desktop does not answer ({program(watched.source.pid)})")
-            elif not isinstance(watched.fault, Absent):
+            elif isinstance(watched.fault, Hung) or not (_short(key) in self._guessed or isinstance(watched.fault, Absent)):
                 faults[key] = watched.fault or Gone(f"{_short(key)} has not answered yet")
         return readings, faults
 
