@@ -27,7 +27,7 @@ def pause(
 
     Examples: `rae-node pause`, `rae-node pause 2h`, `rae-node pause until 18:00`, `rae-node pause --after-task`.
 
-    For root, the node's user and members of its group.
+    For root, the node's user and members of its group. The person at the machine may pause too, and end their own pause.
 
     Exit codes: 0 done. 1 refused. 2 wrong usage. 3 the daemon is not running. 4 it does not answer, or is another version.
     """
@@ -40,7 +40,7 @@ def resume(config: ConfigOption = None) -> None:
     """End a pause.
 
     Also tries the control node again at once, even if it was given up (execution.retry_on_disconnect: false) or asked the
-    node to wait. For root, the node's user and members of its group.
+    node to wait. For root, the node's user and members of its group; who sits at this machine ends their own pause.
 
     Exit codes: 0 done. 1 refused. 3 the daemon is not running. 4 it does not answer, or is another version.
     """

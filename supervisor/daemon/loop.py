@@ -106,35 +106,48 @@ class Daemon:
         self._reloading = True
         self.node.reload()
 
-    def pause(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The operator's command: lend nothing until `until` (seconds since the epoch), for `for_s` seconds, or until resumed
-        (both None). With `after_task`, from the end of the task in hand on.
+    def pause(self, request: dict[str, Any], by: str = "") -> dict[str, Any]:
+        """Lend nothing until `until` (seconds since the epoch), for `for_s` seconds, or until resumed (both None). With
+        `after_task`, from the end of the task in hand on. `by`: who at the desk says so; empty: the operator.
 
         Raises:
-            ValueError: the end is not in the future.
+            ValueError: the end is not in the future, or somebody else has paused the node.
         """
+        self._check_pauser(by)
         after_task = request.get("after_task", False)
         until = _number(request, "until", "seconds since the epoch")
         for_s = _number(request, "for_s", "seconds")
         if not isinstance(after_task, bool):
             raise ValueError(f"after_task: found {after_task!r:.40}, allowed: true or false")
         more = {"after_task": True} if after_task else {}
-        return self._obey("pause", lambda: self.node.automation.pause(until, "", for_s=for_s, after_task=after_task), more)
+        return self._obey("pause", by, lambda: self.node.automation.pause(until, by, for_s=for_s, after_task=after_task), more)
 
-    def resume(self, _request: dict[str, Any]) -> dict[str, Any]:
-        """The operator's command: the pause is over, and what was given up is tried again."""
+    def resume(self, by: str = "") -> dict[str, Any]:
+        """The pause is over, and what was given up is tried again. `by`: as for `pause`.
+
+        Raises:
+            ValueError: somebody else has paused the node.
+        """
+        self._check_pauser(by)
         self.node.source.resume()
         self.node.try_again()
         self._poll_soon()
-        return self._obey("resume", self.node.automation.resume, {})
+        return self._obey("resume", by, self.node.automation.resume, {})
 
-    def _obey(self, command: str, action: Callable[[], None], more: dict[str, Any]) -> dict[str, Any]:
+    def _check_pauser(self, by: str) -> None:
+        """Who sits at the machine may end or change their own pause only."""
+        automation = self.node.automation
+        if by and automation.paused and automation.paused_by != by:
+            raise ValueError(f"{automation.paused_by or 'the operator'} has paused the node; it stays paused")
+
+    def _obey(self, command: str, by: str, action: Callable[[], None], more: dict[str, Any]) -> dict[str, Any]:
         try:
             action()
         except OSError as error:
             more = {**more, "trouble": f"not kept over a restart: {error.filename}: {error.strerror}"}
         switch = self.node.automation
-        self.journal.write("operator", word=command, until=switch.paused_end(), **more)
+        who = {"by": by} if by else {}
+        self.journal.write("operator", word=command, until=switch.paused_end(), **who, **more)
         self._inbox.wake()
         reading = switch.reading(self._clock.now_s(), task_in_hand=self.node.attempts.current is not None)
         status = (switch.note or "the node is on") if reading.on else reading.reason

@@ -259,11 +259,18 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
 
     handlers: dict[str, Handler] = {
         "status": lambda _, peer: daemon.status(presence=peer.permitted),
-        "pause": lambda request, _: daemon.pause(request),
-        "resume": lambda request, _: daemon.resume(request),
+        "pause": lambda request, peer: daemon.pause(request, name_at_desk(peer)),
+        "resume": lambda _, peer: daemon.resume(name_at_desk(peer)),
         "desktop": desktop,
     }
     streams = {"presence": lambda uid, hang_up: node.sensors.agent_reports.connect(uid, hang_up)}
+
+    def name_at_desk(peer: Peer) -> str:
+        """Whose word it is, where it is not the operator's."""
+        return "" if peer.permitted else at_desk(peer.uid)
+
+    def at_desk(uid: int) -> str:
+        return node.sensors.sessions.at_desk(uid)
 
     def is_task(pid: int) -> bool:
         """The process may belong to our task: it descends from us, or has ended since it connected."""
@@ -277,7 +284,7 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
 
     locks: list[int] = []
     path = config.paths.runtime / SOCKET_NAME
-    return ControlServer(path, handlers, frozenset({"pause", "resume"}), streams, is_task, on_repair)
+    return ControlServer(path, handlers, frozenset({"pause", "resume"}), streams, is_task, on_repair, at_desk)
 
 
 async def _listen(server: ControlServer, runtime: Path) -> None:

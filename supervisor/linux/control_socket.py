@@ -46,7 +46,7 @@ QUEUE: Final = 256
 MAX_STREAMS: Final = 64
 REPORT_GAP_S: Final = 0.02  # between two reports of a stream: 50 a second
 NOT_A_TASK: Final = "a task may not say that"
-NOT_PERMITTED: Final = "only root, the node's user and members of its group may say that"
+NOT_PERMITTED: Final = "only root, the node's user and members of its group, and who sits at this machine, may say that"
 MODE: Final = 0o666  # connecting needs the right to write; who may ask what is decided here
 MADE_AGAIN_S: Final = 5.0  # between two times that the socket is made again
 UNWATCHED_S: Final = 60.0  # between two looks at the socket where the kernel grants no inotify watch
@@ -93,10 +93,11 @@ class ControlServer:
     Args:
         path: the socket.
         handlers: by the name in `ask`.
-        restricted: names of handlers that change something, and so need a permitted peer.
+        restricted: names of handlers that change something, and so need a permitted peer, or one at the desk.
         streams: by the name in `tell`.
         is_task: whether a pid may belong to a task, which then may use neither restricted handlers nor streams.
         on_repair: gets a sentence when the socket had to be made again.
+        at_desk: whether the user with this uid sits at this machine.
     """
 
     def __init__(
@@ -107,10 +108,11 @@ class ControlServer:
         streams: Mapping[str, OpenStream] | None = None,
         is_task: Callable[[int], bool] = lambda _: False,
         on_repair: Callable[[str], None] = lambda _: None,
+        at_desk: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._path = path
         self._handlers, self._restricted, self._streams = handlers, restricted, streams or {}
-        self._is_task, self._on_repair = is_task, on_repair
+        self._is_task, self._on_repair, self._at_desk = is_task, on_repair, at_desk
         self._identity = (0, 0)  # of the socket's file
         self._watcher = Watcher(self._on_events)
         self._next_look: asyncio.TimerHandle | None = None
@@ -333,7 +335,7 @@ class ControlServer:
         if handler is None:
             return _envelope(False, error=f"unknown question {name!r}")
         peer = self._peer(writer.get_extra_info("socket"))
-        if name in self._restricted and not peer.permitted:
+        if name in self._restricted and not (peer.permitted or self._at_desk(peer.uid)):
             return _envelope(False, error=NOT_A_TASK if peer.uid < 0 else NOT_PERMITTED)
         try:
             return _envelope(True, **handler(request, peer))

@@ -89,3 +89,27 @@ def test_a_journald_that_hangs_or_is_gone_stops_nothing(box: SysBox) -> None:
     assert cli(box, "bob", "resume")[0] == 0
     until(lambda: cli(box, "carl", "status")[1].startswith("READY:"), "READY again", 30)
     until(lambda: "operator: resume" in box.sh("journalctl -b -o cat -n 50"), "journald is back, and hears us")
+
+
+def test_who_sits_at_the_machine_pauses_it_and_ends_that_pause_and_no_other(box: SysBox) -> None:
+    """carl is in no group. At the desk he may; over the network, and once he has left, he may not."""
+    unit, number = box.open_session("carl", kind="x11")
+    remote, far = box.open_session("dora", kind="tty", seat="")
+    try:
+        until(lambda: cli(box, "carl", "pause", "2h")[0] == 0, "the node has seen his session", 30)
+        assert "paused by carl until " in cli(box, "anna", "status")[1]
+        assert "only root, the node's user and members of its group" in cli(box, "dora", "resume")[2]
+        assert cli(box, "carl", "pause", "1h")[0] == 0
+        assert cli(box, "carl", "resume")[0] == 0
+        assert cli(box, "bob", "pause")[0] == 0
+        for words in (("resume",), ("pause", "1m")):
+            code, _, errors = cli(box, "carl", *words)
+            assert (code, "the operator has paused the node; it stays paused" in errors) == (1, True)
+        assert cli(box, "bob", "resume")[0] == 0
+        said = [json.loads(line) for line in box.sh(f"cat {CONFIG}/logs/decisions-*.jsonl").splitlines()]
+        assert [line.get("by") for line in said if line["kind"] == "operator"][-5:] == ["carl", "carl", "carl", None, None]
+    finally:
+        box.close_session(unit, number)
+        box.close_session(remote, far)
+    until(lambda: cli(box, "carl", "pause")[0] == 1, "he has left", 30)
+    assert cli(box, "bob", "resume")[0] == 0

@@ -182,6 +182,11 @@ class Sessions(PresenceSensor):
             away=tuple(absence for absences in away_from for absence in absences),
         )
 
+    def at_desk(self, uid: int) -> str:
+        """The name of the user with this uid, if an active session of theirs is at a seat of this machine; else empty."""
+        sessions = (s for s in self._sessions.values() if s.uid == uid and s.active and s.seat and not s.remote)
+        return next((s.user for s in sessions if s.kind == "user"), "")
+
     @property
     def known(self) -> tuple[Session, ...]:
         """The sessions as of the last look; for the doctor's cross-check."""
