@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from supervisor.linux.dbus import BUS, BUS_PATH, OTHER_FORM, PROPERTIES, BusError, Inhibition, Signal, SystemBus
 from supervisor.sensors.base import OWN_LOCK
-from supervisor.sensors.session_agent.saver_calls import SaverCalls
+from supervisor.sensors.session_agent.saver_calls import InhibitCalls
 from supervisor.sensors.session_agent.source import ANSWER_S
 
 GNOME: Final = "org.gnome.SessionManager"
@@ -81,7 +81,8 @@ class Inhibitors:
         self._mirrored: set[Holder] = set()  # KDE's, that are logind's to tell
         self._not_screen: Counter[Holder] = Counter()  # KDE's, that were there while nothing kept the screen on
         self._saver_lists = self._saver_forwards = False
-        self._calls = SaverCalls(bus, address, SAVERS, self._calls_changed, {POWER_INHIBIT: lambda: self._ask(POWER)})
+        self._kinds_known = False  # KDE says what each of its holders holds
+        self._calls = InhibitCalls(bus, address, (*SAVERS, POWER_INHIBIT), self._called)
         self._watching_calls: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._again: dict[str, asyncio.TimerHandle] = {}
@@ -122,10 +123,10 @@ class Inhibitors:
 
     def _owner_changed(self, name: str) -> None:
         self._ask(name)
-        if name == SAVER:
-            self._calls.forget()
-        if name == KDE:
-            self._watch_calls()
+        if name in SAVERS:
+            self._calls.forget(name)
+        if name == POWER:
+            self._calls.forget(POWER_INHIBIT)
         if name in (GNOME, KDE, POWER, SAVER):  # they decide whether a media player counts
             self._ask(PLAYERS)
 
@@ -196,6 +197,7 @@ class Inhibitors:
             found: Sequence[str] = await self._kde_holders() if self._bus.owner(KDE) else ()
         except BusError as error:
             found = self._unanswered(KDE, error)
+        self._watch_calls()
         self._set(KDE, found)
 
     async def _kde_holders(self) -> list[str]:
@@ -204,6 +206,7 @@ class Inhibitors:
             active = await self._property(KDE, KDE_PATH, KDE, "ActiveInhibitions")  # from Plasma 6.5 on, with kinds
             listed = [(str(who), str(why)) for _, who, why, *_ in active]
             screen = [holder for holder, (what, *_) in zip(listed, active, strict=True) if "idle" in str(what).split(":")]
+            self._kinds_known = True
             await self._find_mirrored(listed)
             return [name or UNNAMED for name, _ in _without(screen, self._mirrored)]
         except (TypeError, ValueError) as error:
@@ -211,6 +214,7 @@ class Inhibitors:
         except BusError as error:
             if not error.name or error.name == OTHER_FORM:
                 raise
+        self._kinds_known = False
         inhibited = await self._call(KDE, KDE_PATH, "HasInhibition", KDE_SCREEN, signature="u", expect="b")
         try:
             listed = [(name, why) for name, why in await self._call(KDE, KDE_PATH, "ListInhibitions", expect="a(ss)")]
@@ -223,7 +227,8 @@ class Inhibitors:
             self._not_screen = Counter(listed)
             return []
         own = _without(listed, self._mirrored)
-        counted = list((Counter(own) - self._not_screen).elements())
+        asleep = self._not_screen | Counter(self._calls.held(POWER_INHIBIT))  # KDE answers there for sleep alone
+        counted = list((Counter(own) - asleep).elements())
         self._not_screen &= Counter(listed)
         if not counted and not self._mirrored:
             counted = own or [("", "")]  # one of these keeps the screen on after all
@@ -288,18 +293,27 @@ class Inhibitors:
         except (BusError, OSError):
             return False
 
+    @property
+    def _saver_is_silent(self) -> bool:
+        """Whether the screen saver's holders are in no list."""
+        listed = self._saver_lists or self._saver_forwards or self._bus.owner(KDE)
+        return bool(self._bus.owner(SAVER)) and not listed
+
     def _watch_calls(self) -> None:
-        """Where somebody lists nobody, or has no signal, as Xfce's power manager."""
-        silent = self._bus.owner(SAVER) and not (self._saver_lists or self._saver_forwards)
-        wanted = bool(silent or self._bus.owner(POWER)) and not self._bus.owner(KDE)
+        """Where somebody lists nobody, has no signal (Xfce's power manager), or does not tell screen from sleep (KDE)."""
+        wanted = self._saver_is_silent or bool(self._bus.owner(POWER) and not (self._bus.owner(KDE) and self._kinds_known))
         if wanted and self._watching_calls is None:
             self._watching_calls = asyncio.ensure_future(self._calls.run())
         elif not wanted and self._watching_calls is not None:
             self._watching_calls.cancel()
             self._watching_calls = None
 
-    def _calls_changed(self) -> None:
-        self._set("calls", [name or UNNAMED for name in self._calls.held])
+    def _called(self, interface: str) -> None:
+        if interface == POWER_INHIBIT:
+            self._ask(KDE if self._bus.owner(KDE) else POWER)
+        else:
+            found = [name or UNNAMED for at in SAVERS for name, _ in self._calls.held(at)]
+            self._set("calls", found if self._saver_is_silent else ())
 
     # --- gamemode
 

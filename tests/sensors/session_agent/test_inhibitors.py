@@ -524,3 +524,41 @@ def test_a_power_manager_without_signals_is_asked_when_somebody_calls_it(tmp_pat
         await power.stop()
 
     beside(tmp_path, story)
+
+
+def test_who_blocks_sleep_alone_while_the_node_s_own_lock_is_mirrored_is_no_film(tmp_path: Path) -> None:
+    """Before Plasma 6.5 KDE does not say what a holder holds; the call that it made does."""
+
+    async def story(address: str, source: BusIdle) -> None:
+        kde, power = PowerDevil(address, kinds=False), Service(address, POWER)
+        power.answers = {"Inhibit": ("u", [7]), "UnInhibit": ("", [])}
+        await kde.start()
+        await power.start()
+        await eventually(lambda: source._inhibitors._watching_calls, "the watch")
+        await kde.hold({OWN: "sleep:idle"})
+        loads, where = await MessageBus(bus_address=address, bus_type=BusType.SYSTEM).connect(), {
+            "name": POWER, "interface": POWER_INHIBIT,
+        }  # fmt: skip
+        calls = source._inhibitors._calls
+
+        async def seen() -> None:  # the watch may begin a moment later
+            while not calls.held(POWER_INHIBIT):
+                await call(loads, "Inhibit", "ss", *BURN, **where)
+                await asyncio.sleep(0.05)
+
+        await asyncio.wait_for(seen(), 20)
+        await kde.hold({OWN: "sleep:idle", BURN: "sleep"})
+        await eventually(lambda: not source._inhibitors._asking, "the answer")
+        assert source.inhibitors == ()
+        await kde.hold({OWN: "sleep:idle", BURN: "sleep", FILM: "idle"})
+        await eventually(lambda: source.inhibitors == ("firefox",), "a film")
+        await kde.hold({OWN: "sleep:idle", BURN: "sleep"})
+        await eventually(lambda: source.inhibitors == (), "its end")
+        await call(loads, "UnInhibit", "u", 7, **where)
+        await eventually(lambda: source.inhibitors == ("k3b",), "it holds something else by now")
+        loads.disconnect()
+        await asyncio.gather(loads.wait_for_disconnect(), return_exceptions=True)
+        await kde.stop()
+        await power.stop()
+
+    beside(tmp_path, story)
