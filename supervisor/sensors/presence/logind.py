@@ -33,7 +33,8 @@ from supervisor.linux.dbus import (
     inhibit,
     inhibitions,
 )
-from supervisor.linux.proc import name_of
+from supervisor.linux.proc import Name, name_of
+from supervisor.linux.small_files import read_small
 from supervisor.linux.text import one_line
 from supervisor.sensors.base import OWN_LOCK, RESUME_SIGN, Presence, PresenceSensor, Quality, Wake, inhibitor_line
 from supervisor.sensors.presence.agent_reports import Proof, SessionOwners
@@ -62,7 +63,18 @@ LID_AGAIN_S: Final = 1.0  # logind reads the lid's switch too, and may be later 
 BACK_SIGN: Final = "logind could not be asked until just now; who left meanwhile is not known"
 FIRST_LOOK_S: Final = 2.0
 PROC: Final = Path("/proc")
+CGROUPS: Final = "/sys/fs/cgroup"
+DECIDE_S: Final = 1.0  # a remote login starts its program within this time
+UNDECIDED: Final = "presence.ignore_commands, until it has started a program"
 RETRY_S: Final = 2.0
+
+
+def _programs_beside(leader: Name) -> list[Name]:
+    """The programs in the session's control group that are not the leader's own."""
+    if "/session-" not in leader.cgroup:
+        return []
+    pids = read_small(f"{CGROUPS}{leader.cgroup}/cgroup.procs").split()
+    return [name for pid in pids if not (name := name_of(PROC, int(pid))).gone and name.comm != leader.comm]
 
 
 def _uids(names: list[str]) -> set[int]:
@@ -273,7 +285,7 @@ class Sessions(PresenceSensor):
             if known is None:
                 continue  # it ended between the two calls
             session = Session.read(path, known, self._clock.now_s(), self._boot_offset_s())
-            seen[path] = replace(session, ignored=exception(session, name_of(PROC, session.leader), self._settings))
+            seen[path] = replace(session, ignored=self._exception(session, self._sessions.get(path)))
         held = []
         if "idle" in str(manager.get("BlockInhibited", "idle")).split(":"):
             held = [lock for lock in await inhibitions(self._bus) if self._is_others(lock)]
@@ -290,6 +302,20 @@ class Sessions(PresenceSensor):
         self._owners.ignored_terminals = frozenset(s.tty for s in seen.values() if s.ignored and s.tty)
         self._answered_at_s = self._clock.now_s()
         self._blocked_since = {lock: self._blocked_since.get(lock, self._answered_at_s) for lock in held}
+
+    def _exception(self, session: Session, before: Session | None) -> str:
+        """The setting by which a session is no person's. `before`: the session as of the last look."""
+        leader = name_of(PROC, session.leader)
+        programs = _programs_beside(leader) if self._settings.ignore_commands else []
+        if found := exception(session, leader, programs, self._settings):
+            return found
+        if before is not None and before.ignored and before.ignored != UNDECIDED and not programs:
+            return before.ignored  # it is about to end
+        young = self._clock.now_s() - session.created_s < DECIDE_S
+        if self._settings.ignore_commands and young and not programs and not session.graphical and not session.tty:
+            asyncio.get_running_loop().call_later(DECIDE_S, self._look_now.set)
+            return UNDECIDED
+        return ""
 
     def _is_others(self, lock: Inhibition) -> bool:
         """Whether it is another program's block lock on idle: a film, a talk, a call."""

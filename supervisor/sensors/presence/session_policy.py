@@ -15,7 +15,7 @@ sign, and one that hangs is not known.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -224,12 +224,15 @@ def _last_sign(session: Session, proof: Proof, way: Way) -> SessionSign:
     return last
 
 
-def exception(session: Session, leader: Name, settings: PresenceSettings) -> str:
-    """The setting of node.yaml by which a session is no person's; empty: none. `leader`: the process that has opened it."""
+def exception(session: Session, leader: Name, programs: Sequence[Name], settings: PresenceSettings) -> str:
+    """The setting of node.yaml by which a session is no person's; empty: none. `leader`: the process that has opened it.
+    `programs`: what runs in it beside the leader's own program."""
     if session.user in settings.ignore_users:
         return "presence.ignore_users"
     if session.host and is_host(session.host, settings.ignore_hosts):
         return "presence.ignore_hosts"
+    if programs and settings.ignore_commands and all(listed(program, settings.ignore_commands) for program in programs):
+        return "presence.ignore_commands"
     return excepted(leader, settings)
 
 

@@ -23,9 +23,10 @@ from states.observation import NEVER
 from supervisor.config.schema import PresenceSettings
 from supervisor.linux.clock import SystemClock
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibit
+from supervisor.linux.proc import Name
 from supervisor.sensors.base import RESUME_SIGN, Presence
 from supervisor.sensors.presence import logind as sessions_module
-from supervisor.sensors.presence.logind import BACK_SIGN, LID_SIGN, START_SIGN, UPOWER, Sessions
+from supervisor.sensors.presence.logind import BACK_SIGN, LID_SIGN, START_SIGN, UNDECIDED, UPOWER, Sessions
 from supervisor.sensors.presence.session_policy import LID_CLOSED
 
 CLOCK = SystemClock()
@@ -45,7 +46,7 @@ class Watched:
 
     def __init__(self, address: str, **options: Any) -> None:
         self.bus = SystemBus(address, backoff_s=QUICK)
-        names = ("strict", "ignore_inhibitors")
+        names = ("strict", "ignore_inhibitors", "ignore_commands")
         settings = PresenceSettings(**{k: options.pop(k) for k in names if k in options})
         self.sensor = Sessions(self.bus, CLOCK, settings, boot_offset_s=lambda: 0.0, **{"max_age_s": 80.0, **options})
         self.wakes = 0
@@ -529,5 +530,40 @@ def test_at_rest_logind_is_asked_one_short_question_an_interval(private_bus: Pri
                 await eventually(lambda: len(fake.calls) >= 3, "three intervals")
                 assert set(fake.calls) == {"GetAll"}
                 assert watched.wakes == wakes
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("programs", "ignored"),
+    [([], False), (["cat"], True), (["cat", "cat"], True), (["cat", "bash"], False), (["bash"], False)],
+)
+def test_what_a_login_runs_shows_a_moment_after_it(
+    private_bus: PrivateBus, monkeypatch: pytest.MonkeyPatch, programs: list[str], ignored: bool
+) -> None:
+    """A backup's session runs one program. Until that has started, its login is nobody's; what is excepted stays so."""
+    running: list[Name] = []
+    monkeypatch.setattr(sessions_module, "_programs_beside", lambda _: list(running))
+    monkeypatch.setattr(sessions_module, "DECIDE_S", 0.3)
+
+    async def story() -> None:
+        async with logind(private_bus.address) as fake, Watched(private_bus.address, ignore_commands=["cat"]) as watched:
+            await eventually(lambda: not watched.now.error, "a look")
+            young = {"Type": "tty", "Seat": ("", "/"), "TimestampMonotonic": int(CLOCK.now_s() * 1e6)}
+            fake.sessions[ONE] = session(**young)
+            watched.sensor._look_now.set()
+            await eventually(lambda: UNDECIDED in str(watched.sensor.details()), "the login, not decided yet")
+            before = watched.now
+            running.extend(map(Name, programs))
+            await eventually(lambda: UNDECIDED not in str(watched.sensor.details()), "a decision")
+            assert bool(watched.now.present) == (not ignored)
+            running.clear()
+            watched.sensor._look_now.set()
+            await asyncio.sleep(0.1)
+            assert bool(watched.now.present) == (not ignored), "its program has ended first"
+            del fake.sessions[ONE]
+            watched.sensor._look_now.set()
+            await eventually(lambda: not watched.sensor.known, "its end")
+            await eventually(lambda: (watched.now.sign == before.sign) == ignored, "a logout, or nothing")
 
     asyncio.run(story())

@@ -147,6 +147,15 @@ def test_each_session_has_a_source_or_counts_as_somebody(
         assert verdict.last_sign_at_s == last_sign_s
 
 
+def test_a_session_that_runs_an_excepted_program_alone() -> None:
+    """As a backup's does; with a shell beside it, it is somebody's."""
+    rsync, shell, sshd = Name("rsync"), Name("bash"), Name("sshd")
+    settings = PresenceSettings(ignore_commands=["rsync"])
+    assert exception(read(**SSH), sshd, [rsync, rsync], settings) == "presence.ignore_commands"
+    for programs in ([], [shell], [rsync, shell]):
+        assert exception(read(**SSH), sshd, programs, settings) == ""
+
+
 @pytest.mark.parametrize(
     ("settings", "setting"),
     [
@@ -162,7 +171,7 @@ def test_each_session_has_a_source_or_counts_as_somebody(
 def test_who_is_no_person_by_node_yaml(settings: dict[str, list[str]], setting: str) -> None:
     seen = read(**SSH)
     leader = Name("sshd", "/usr/sbin/sshd", "/user.slice/user-1000.slice/session-3.scope")
-    assert exception(seen, leader, PresenceSettings(**settings)) == setting
+    assert exception(seen, leader, [], PresenceSettings(**settings)) == setting
     left_out = dataclasses.replace(seen, ignored=setting)
     assert left_out.counts is (setting == "")
     for proof in (NO_PROOF, HERE, HUNG, GONE):

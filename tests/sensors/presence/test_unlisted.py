@@ -42,7 +42,7 @@ class World:
         self.own: frozenset[int] = frozenset()
         settings_ = PresenceSettings(**settings)
         listed = [Session.read("/p", session(**changes), 1000.0, 0.0) for changes in sessions]
-        self.sessions = [replace(seen, ignored=exception(seen, Name(), settings_)) for seen in listed]
+        self.sessions = [replace(seen, ignored=exception(seen, Name(), [], settings_)) for seen in listed]
         self.owners = SessionOwners({seen.id: (seen.uid, seen.user) for seen in listed})
         self.owners.ignored_uids = {seen.uid for seen in listed if seen.user in settings_.ignore_users}
         self.reports = AgentReports(self.clock, settings_, self.owners, 60.0)
