@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from states.lifecycle import Lifecycle, blocked_by
 from states.limits import Limits
 from states.memory import State
-from states.observation import Observation, TaskPhase
+from states.observation import Link, Observation, TaskPhase
 from supervisor.config.executor_names import NoExecutor
 from supervisor.config.load import Config, ConfigErrors, fingerprint, load
 from supervisor.config.schema import TaskType
@@ -26,7 +25,6 @@ from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu.poller import NEVER_LOOK
 from supervisor.sensors.sensor_set import SensorSet
-from supervisor.sources.api_key import TokenError, token
 from supervisor.sources.base import Source
 from supervisor.sources.factory import make_source
 from supervisor.tasks.attempt import Attempt, Attempts
@@ -69,8 +67,8 @@ class Node:
     """Everything that the loop drives. `refresh` keeps it in step with the configuration files.
 
     Limits and task types change at once. Parts whose settings changed are made again when no task is in hand and no lock is
-    held; the source, unless the control node's own settings changed, also not before every outcome is delivered. Folders
-    (`paths`) change at the next start only.
+    held; the source also not while a poll is in flight. What the control node cannot be given now moves over to the new source.
+    Folders (`paths`) change at the next start only.
 
     Args:
         extend: asks systemd for so many seconds more.
@@ -116,12 +114,7 @@ class Node:
         self._build_performer()
 
     def _build_source(self, config: Config) -> None:
-        key, self.automation.blockers["key"] = None, ""
-        try:
-            key = token(config.control, os.environ)
-        except TokenError as error:
-            self.automation.blockers["key"] = str(error)
-        self.source: Source = make_source(config, self.clock, key, self)
+        self.source: Source = make_source(config, self.clock, None, self)
 
     def _build_sensors(self, config: Config) -> None:
         bus = SystemBus()
@@ -278,6 +271,8 @@ class Node:
             self._journal.config(None, problems[0])
             return
         self.config = new
+        if self.source.status.link is Link.DOWN:  # a key file may be right now; a link that was given up waits for `resume`
+            self.source.resume()
         self.attempts.context.settings = self._task_settings()
         self.automation.configure(new.runtime.automation.enabled)
         self._journal.config(new.limits, "")
@@ -286,25 +281,33 @@ class Node:
             self._trying = asyncio.ensure_future(self._try_sandboxes(self.containment))
 
     def _changed(self) -> set[str]:
-        """The parts that were made from other settings: `source`, `control` (its own section), `sensors`."""
+        """The parts that were made from other settings: `source`, `control` (its own section), `fleet`, `sensors`."""
         old, new = self._made_from, self.config
-        changed = {name for name, settings_of in _PARTS.items() if settings_of(old) != settings_of(new)}
-        return changed | ({"source", "control"} if self.automation.blockers["key"] else set())
+        return {name for name, settings_of in _PARTS.items() if settings_of(old) != settings_of(new)}
 
     @property
     def _free(self) -> bool:
         """Nothing is in hand or held that a change of the parts would lose."""
         changed = self._changed()
-        delivered = "source" not in changed or "control" in changed or not self.source.status.outbox
-        return self.attempts.empty and not self.performer.inhibitor.held and delivered
+        if not self.attempts.empty or self.performer.inhibitor.held:
+            return False
+        if "source" not in changed:
+            return True
+        link = self.source.status
+        if self._made_from.node.control.source == "nats":
+            return "control" in changed or not link.outbox
+        moves = link.link is not Link.UP and "fleet" not in changed  # while the link is up, it is being delivered
+        return not self.source.asking and (moves or not link.outbox)
 
     async def _rebuild(self, config: Config) -> None:
         changed = self._changed()
         self._made_from, self._pending = config, False
         if "source" in changed:
-            if self._connected:
-                await self.source.stop(1.0)
+            old = self.source
             self._build_source(config)
+            await self.source.take_over(old)
+            if self._connected:
+                await old.stop(1.0)
         if "sensors" in changed:
             reports = self.sensors.agent_reports.snapshot()["desktop"]
             await self._stop_sensors()
@@ -392,7 +395,7 @@ class Node:
     def notes(self) -> list[str]:
         """What the operator should know and no guard says."""
         later = [
-            (self._pending, "the new configuration takes effect when no task is in hand and every outcome is delivered"),
+            (self._pending, "the new configuration takes effect when no task, no poll and no delivery is under way"),
             (self._paths_at_start != self.config.paths, "other folders (paths in node.yaml) take effect at the next start"),
         ]
         notes = [*self.config.notes, self.automation.note]
@@ -406,6 +409,7 @@ class Node:
 # The settings that parts are made from. Limits and task types are read at every use.
 _PARTS: Final[dict[str, Callable[[Config], object]]] = {
     "control": lambda c: (c.node_id, c.node.control),
+    "fleet": lambda c: c.node.control.source == "nats",
     "source": lambda c: (
         (c.node_id, c.node.control, c.node.gpu.presence, sorted(c.node.tasks)),
         (c.runtime.execution.heartbeat_interval_sec, c.runtime.execution.retry_on_disconnect),

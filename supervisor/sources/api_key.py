@@ -40,6 +40,16 @@ def token(settings: Control, environ: Mapping[str, str]) -> str | None:
     return None
 
 
+def advice(settings: Control, key: str | None) -> str:
+    """What to do when the other side refuses the key that was read, or refuses a node without one."""
+    source = settings.token
+    for name in ("file", "credential", "env"):
+        if (place := getattr(source, name)) is not None:
+            again = "it is read again at each try" if name == "file" else "then restart the service, which gets it anew"
+            return f"correct the key that control.token.{name} names ({place}); {again}"
+    return "set control.token" if key is None else "check control.token"
+
+
 def private_file(path: Path, setting: str) -> str:
     """The key in a file that nobody else can read. `setting`: what names the file.
 

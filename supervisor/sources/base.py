@@ -6,6 +6,8 @@ goes into an outbox in memory at once; delivery goes on beside the daemon and ho
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,6 +17,8 @@ from typing import Any, Final, Protocol
 from states.ending import Ending
 from states.observation import Link
 from supervisor.config.schema import Control
+from supervisor.sources.api_key import TokenError, token
+from supervisor.sources.errors import RequestError
 
 Wake = Callable[[], None]
 
@@ -71,7 +75,18 @@ class SourceSettings:
     retry_on_disconnect: bool  # False: the first failure of the link is final until `resume`
     on_preempt: Mapping[str, str]  # each task type of this node, and how it is given back: RESUBMIT or FAIL
     capabilities: Mapping[str, Any] = field(default_factory=dict)
-    token: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)  # where `control.token` names none
+
+    async def key(self) -> str | None:
+        """The key to send, read now: it may have been corrected.
+
+        Raises:
+            RequestError: one is configured and cannot be read.
+        """
+        try:
+            return await asyncio.to_thread(token, self.control, os.environ) or self.token
+        except TokenError as error:
+            raise RequestError(str(error), sent=False) from None
 
     def preempted(self, task_type: str) -> str:
         """How a task of this type is given back."""
@@ -96,6 +111,9 @@ class Source(Protocol):
 
         `wake` is called in the loop's thread when an answer or a change of the link is there.
         """
+
+    async def take_over(self, old: Source) -> None:
+        """Before the start: take what `old` has not delivered. `old` is stopped next, and delivers nothing more."""
 
     async def stop(self, deadline_s: float) -> None:
         """Report OFFLINE and deliver what the outbox holds, for at most `deadline_s` seconds."""

@@ -13,7 +13,7 @@ from states.ending import Ending, handed_back
 from states.observation import Link
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock
-from supervisor.sources.base import Availability, Claim, LinkStatus, SourceEvents, SourceSettings, Wake
+from supervisor.sources.base import Availability, Claim, LinkStatus, Source, SourceEvents, SourceSettings, Wake
 from supervisor.sources.errors import RequestError, own_faults
 from supervisor.sources.events import EventLog
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
@@ -64,9 +64,13 @@ class NetworkSource(ABC):
         if problem:
             self._log("note-unreadable", reason=problem)
         for task in left:
-            await self._recover(task)
+            if task.id not in self._outbox:  # taken over from another source
+                await self._recover(task)
         jobs = (self._link.run(), self._outbox.run(wake), *self._jobs())
         self._work = [asyncio.create_task(job) for job in jobs]
+
+    async def take_over(self, old: Source) -> None:  # noqa: B027  not each source can
+        """See Source. Nothing here: another node gets what a fleet's node does not deliver."""
 
     async def stop(self, deadline_s: float) -> None:
         """See Source. A claim not taken is given back. Takes `deadline_s` at most."""

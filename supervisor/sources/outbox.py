@@ -62,6 +62,14 @@ class Outbox(ABC, Generic[ItemT]):
         self._filled.set()
         self._emptied.clear()
 
+    def take(self, other: Outbox[ItemT]) -> None:
+        """Take all items of another outbox, whose worker has ended."""
+        for item in other._items:
+            self.put(item)
+        other._items.clear()
+        other._filled.clear()
+        other._emptied.set()
+
     def open(self) -> None:
         """Try now."""
         self._opened.set()

@@ -129,7 +129,6 @@ class MemberNode(SimulatedNode):
         super().__init__(config, clock, wake, journal, lifecycle, Story(0, 0), supply)  # type: ignore[arg-type]
 
     def _build_source(self, config: Config) -> None:
-        self.automation.blockers["key"] = ""
         source = make_source(config, self.clock, None, self)
         assert isinstance(source, NatsSource)
         source.__class__ = Lasting

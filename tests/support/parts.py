@@ -35,6 +35,9 @@ class Unlinked:
     async def start(self, wake: Wake) -> None:
         """Nothing to start."""
 
+    async def take_over(self, old: Any) -> None:
+        """It has nothing to deliver."""
+
     async def stop(self, deadline_s: float) -> None:
         """Nothing to stop."""
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from support.rae_server import RaeServer, until
 from support.recorded_events import Recorded
 
 from states.observation import Link
-from supervisor.config.schema import Control
+from supervisor.config.schema import Control, Token
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Claim, SourceSettings
@@ -103,6 +104,7 @@ async def running(
     stop_s: float | None = 2.0,
     retry: bool = True,
     token: str | None = None,
+    token_from: Token | None = None,
     heartbeat_s: float = 30.0,
     on_preempt: str = "resubmit",
     node_id: str = NODE_ID,
@@ -114,7 +116,7 @@ async def running(
     others, control = split({**UNHURRIED, "backoff_longest_s": 0.02, "max_requests_per_sec": 1000, **control})
     with constants(others):
         settings = SourceSettings(
-            control=Control(**{"url": url, **control}),
+            control=Control(**{"url": url, "token": token_from or Token(), **control}),
             node_id=node_id,
             state_dir=state_dir,
             heartbeat_interval_s=heartbeat_s,
@@ -134,3 +136,20 @@ async def running(
                 await end(*source._work)
             else:
                 await source.stop(stop_s)
+
+
+@contextlib.asynccontextmanager
+async def taken_over(rig: Rig, url: str, capabilities: dict[str, Any] | None = None, **control: Any) -> AsyncIterator[Rig]:
+    """The rig's source replaced by one with other settings, as the daemon does it; stopped at the end."""
+    old, events = rig.source, Recorded()
+    settings = replace(old._settings, control=Control(**{"url": url, **control}))
+    if capabilities is not None:
+        settings = replace(settings, capabilities=capabilities)
+    new = RaeSource(settings, clock(), events)
+    await new.take_over(old)
+    await old.stop(1.0)
+    await new.start(lambda: None)
+    try:
+        yield Rig(new, events.events, rig.state_dir)
+    finally:
+        await new.stop(2.0)

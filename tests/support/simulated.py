@@ -228,7 +228,6 @@ class SimulatedNode(Node):
         self.automation.blockers["leftovers"] = ""
 
     def _build_source(self, config: Config) -> None:
-        self.automation.blockers["key"] = ""
         self.source = SimulatedSource(self._story, self._story_clock, self._supply, lambda: self._wake())
 
     def _build_sensors(self, config: Config) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import ssl
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.linux.bounded import wait_for_event, within
@@ -83,6 +83,10 @@ class Connection:
         self._over = asyncio.Event()
         self._error = ""
         self.url = server.url  # for people: without a password; once it was open, the server that it was connected to
+
+    def use_password(self, password: str | None) -> None:
+        """Log in with this one from now on."""
+        self._server = replace(self._server, password=password)
 
     async def open(self) -> None:
         """Connect to one of the servers. Raises Refused when the server does not take the user's key."""

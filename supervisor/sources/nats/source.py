@@ -62,7 +62,7 @@ class NatsSource(NetworkSource):
         self._node_id = settings.node_id
         control = settings.control
         self._consumer = control.nats.consumer
-        server = Server(control.url, self._node_id, settings.token, control.ca_file)
+        server = Server(control.url, self._node_id, ca_file=control.ca_file)
         self._connection = Connection(server, name=self._node_id, on_lost=self._link.fail)
         self._max_deliver = 0
         self._stop_poll = asyncio.Event()
@@ -167,6 +167,7 @@ class NatsSource(NetworkSource):
         return self._connection.url
 
     async def _connect(self) -> None:
+        self._connection.use_password(await self._settings.key())
         await self._connection.open()
         try:
             info = await self._connection.api(f"CONSUMER.INFO.{subjects.TASKS}.{self._consumer}")

@@ -10,6 +10,7 @@ from collections import defaultdict
 from typing import Any, Final
 from uuid import UUID
 
+from supervisor.sources.api_key import advice
 from supervisor.sources.base import Availability, SourceSettings
 from supervisor.sources.errors import RequestError
 from supervisor.sources.ids import is_id, same_id
@@ -54,7 +55,8 @@ class RaeApi:
     def __init__(self, transport: Transport, settings: SourceSettings) -> None:
         self._transport = transport
         self._node_id = settings.node_id
-        self._token = settings.token
+        self._settings = settings
+        self._key: str | None = None
         self._capabilities = settings.capabilities
         self._dialect = DIALECTS.get(settings.control.dialect)  # None: to be found
         self._fixed = self._dialect is not None
@@ -80,7 +82,9 @@ class RaeApi:
             self._capabilities = {**self._capabilities, "life": os.urandom(8).hex()}
 
     async def introduce(self, availability: Availability) -> None:
-        """Register, then send a heartbeat: register makes each node ONLINE at the server."""
+        """Register with the key as it is now, then send a heartbeat: register makes each node ONLINE at the server."""
+        self._key = await self._settings.key()
+        self._transport.use_key(self._key)
         try:
             await self.register()
         except UnknownPath:
@@ -90,7 +94,7 @@ class RaeApi:
     async def register(self) -> None:
         """Make this node known; a heartbeat with the real availability must follow."""
         paths = await self._paths()
-        body = {"node_id": self._node_id, "api_key": self._token or NO_KEY, "capabilities": self._capabilities}
+        body = {"node_id": self._node_id, "api_key": self._key or NO_KEY, "capabilities": self._capabilities}
         request = Request("POST", f"{paths.prefix}/nodes/register", content=encode(body), max_bytes=SMALL_BYTES)
         value = await self._call("register", request)
         compute_id = value.get("id") if isinstance(value, dict) else None
@@ -191,8 +195,9 @@ class RaeApi:
                 raise RequestError(f"{url} answered {what} with {status} and {content_type} that is not JSON")
             return answer.value
         if status in (401, 403):
-            advice = "set control.token" if self._token is None else "check control.token"
-            raise RequestError(f"{url} refuses this node's key ({status}): {advice}", status=status)
+            whose = "a node without a key" if self._key is None else "this node's key"
+            reason = f"{url} refuses {whose} ({status}): {advice(self._settings.control, self._key)}"
+            raise RequestError(reason, status=status)
         if status == 405 or (status == 404 and not _knows_route(answer.value)):
             where = "another path" if self._fixed else "another path than before"
             reason = f"{url} wants {what} at {where} ({status}); see control.dialect"

@@ -133,6 +133,9 @@ class ResultPoster:
             try:
                 await self._api.result(item.id, item.body)
                 break
+            except asyncio.CancelledError:
+                item.blind = True  # it may be on its way still
+                raise
             except RequestError as error:
                 item.blind = item.blind or (error.sent and (error.status is None or error.status >= BAD_GATEWAY))
                 final = is_final(error)

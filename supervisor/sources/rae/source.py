@@ -11,7 +11,7 @@ from states.ending import Ending, failed, handed_back
 from states.observation import Link
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock
-from supervisor.sources.base import Availability, Claim, SourceEvents, SourceSettings
+from supervisor.sources.base import Availability, Claim, Source, SourceEvents, SourceSettings
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightTask
 from supervisor.sources.lost_attempts import GIVEN_UP, MAX_LOST, read_count
@@ -34,7 +34,7 @@ class RaeSource(NetworkSource):
 
     def __init__(self, settings: SourceSettings, clock: Clock, events: SourceEvents) -> None:
         super().__init__(settings, clock, events)
-        self._transport = Transport(settings.control, clock, settings.token)
+        self._transport = Transport(settings.control, clock)
         self._api = RaeApi(self._transport, settings)
         self._outbox = RaeOutbox(self._api, settings, self._link, self._record, self._log)
         self._run_over = False  # the server may have handed out a task to this run of which the node does not know
@@ -58,6 +58,15 @@ class RaeSource(NetworkSource):
         super().resume()
 
     # --- start and stop
+
+    async def take_over(self, old: Source) -> None:
+        """See Source; a server that lost polls may be the same one."""
+        if not isinstance(old, RaeSource):
+            return
+        await end(*old._work[1:2])  # its outbox's worker
+        self._outbox.take(old._outbox)
+        self._lost_polls, self._lost_poll_s = old._lost_polls, old._lost_poll_s
+        self._run_over, self._lost_in_a_row, self._lost_reason = old._run_over, old._lost_in_a_row, old._lost_reason
 
     async def _recover(self, task: InFlightTask) -> None:
         self._log("note-found", task, reason="the node stopped while it had this task")

@@ -94,7 +94,7 @@ class Answer:
 class Transport:
     """Uses a new connection for each request, so that no late byte can be taken for the next answer."""
 
-    def __init__(self, settings: Control, clock: Clock, token: str | None) -> None:
+    def __init__(self, settings: Control, clock: Clock, token: str | None = None) -> None:
         self._ca_file = settings.ca_file
         self._clock = clock
         parts = _split(settings.url)
@@ -109,11 +109,16 @@ class Transport:
             "connection": "close",
             "user-agent": f"rae-node/{VERSION}",
         }
-        if token is not None:
-            self._headers["x-api-key"] = token
+        self.use_key(token)
         self._client: httpx2.AsyncClient | None = None
         self._sent_s: deque[float] = deque(maxlen=MAX_REQUESTS_PER_SEC)
         self._not_before_s = 0.0
+
+    def use_key(self, key: str | None) -> None:
+        """Send this key from now on."""
+        self._headers.pop("x-api-key", None)
+        if key is not None:
+            self._headers["x-api-key"] = key
 
     def lift(self) -> None:
         """Do not wait any longer for the time that the server asked for: the operator resumes, or the node stops."""
@@ -183,7 +188,6 @@ class Transport:
             ),
             trust_env=False,
             follow_redirects=False,
-            headers=self._headers,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none: each would make all requests longer
         )
 
@@ -213,7 +217,7 @@ class Transport:
     async def _send_to(self, base: str, client: httpx2.AsyncClient, request: Request, limit: asyncio.Timeout) -> Answer:
         import httpx2
 
-        headers = {"content-type": "application/json"} if request.content is not None else None
+        headers = self._headers if request.content is None else {**self._headers, "content-type": "application/json"}
         name = {"sni_hostname": self._parts.hostname}  # the certificate is checked against the name, not the address
         max_bytes = min(request.max_bytes or MAX_ANSWER_BYTES, MAX_ANSWER_BYTES)
         silence_s = PATIENT_S if request.patient else READ_TIMEOUT_S

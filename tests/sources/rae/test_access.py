@@ -15,6 +15,9 @@ from support.clock import ManualClock
 from support.rae_rig import NODE_ID, running
 from support.rae_server import RaeServer, in_loop, until
 
+from states.ending import succeeded
+from states.observation import Link
+from supervisor.config.schema import Token
 from supervisor.tools.demo.control_node.api import Api
 from supervisor.tools.demo.control_node.server import listen
 from supervisor.tools.demo.control_node.store import ControlNode
@@ -39,6 +42,56 @@ async def test_a_refused_key_is_a_clear_reason(tmp_path: Path, token: str | None
         assert "control.token" in reason
         assert "401" in reason
         assert not rig.source.ask()
+
+
+@pytest.mark.parametrize("at_first", ["wrong", "", None], ids=["wrong", "empty", "not there"])
+@in_loop
+async def test_a_key_that_is_corrected_is_taken_without_a_restart(tmp_path: Path, at_first: str | None) -> None:
+    """Whatever waits is not lost with it: the reason names the file, and each try reads it again."""
+    key = tmp_path / "key"
+
+    def write(text: str) -> None:
+        key.touch(0o600)
+        key.write_text(text)
+
+    if at_first is not None:
+        write(at_first)
+    token = Token(file=str(key))
+    async with RaeServer("B", key="right").listening() as server, running(server, tmp_path / "s", token_from=token) as rig:
+        reason = await rig.down()
+        assert "control.token.file" in reason
+        assert at_first is None or str(key) in reason
+        assert ("401" in reason) == (at_first == "wrong")
+        write("right")
+        await rig.up()
+        server.add()
+        claim = await rig.claim()
+        server.key = "newer"
+        rig.source.settle(claim, succeeded({"x": 1}))
+        await until(lambda: rig.source.status.link is Link.DOWN)
+        write("newer")
+        await rig.delivered()
+        assert server.task(claim.id)["status"] == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("token", "names"),
+    [(Token(env="RAE_TEST_KEY"), "RAE_TEST_KEY"), (Token(credential="rae-key"), "control.token.credential names (rae-key)")],
+    ids=["env", "credential"],
+)
+@in_loop
+async def test_a_refused_key_is_named_by_where_it_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: Token, names: str
+) -> None:
+    (tmp_path / "rae-key").touch(0o600)
+    (tmp_path / "rae-key").write_text(SENTINEL)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("RAE_TEST_KEY", SENTINEL)
+    async with RaeServer("A", key="right").listening() as server, running(server, tmp_path / "s", token_from=token) as rig:
+        reason = await rig.down()
+        assert names in reason
+        assert "restart the service" in reason
+        assert SENTINEL not in repr(rig.events)
 
 
 @in_loop

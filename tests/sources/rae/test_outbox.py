@@ -11,11 +11,12 @@ from uuid import UUID, uuid4
 
 import pytest
 from support import rae_server as s
-from support.rae_rig import clock, in_made_time, running
+from support.rae_rig import clock, in_made_time, running, taken_over
 from support.rae_server import RaeServer, in_loop, until
 
 from states.ending import failed, handed_back, succeeded
 from states.observation import Link
+from supervisor.config.schema import Token
 from supervisor.sources import sanitize
 from supervisor.sources.base import Claim
 from supervisor.sources.errors import MIB
@@ -532,3 +533,52 @@ async def test_a_journal_that_fails_ends_nothing(tmp_path: Path) -> None:
         await rig.up()
         rig.source.settle(Claim("7bc3cfb7-7654-4c30-a856-0f28b426b085", "t"), succeeded({}))
         await asyncio.wait_for(until(lambda: rig.source.status.outbox == 0), 10)
+
+
+# --- other settings
+
+
+@pytest.mark.parametrize(
+    "changed", ["nothing", "url", "dialect", "ca_file", "token", "source", "capabilities"], ids=lambda name: f"other {name}"
+)
+@pytest.mark.parametrize("step", ["result", "create", "task"])
+@in_loop
+async def test_what_is_not_delivered_moves_over_to_a_link_with_other_settings(
+    tmp_path: Path, changed: str, step: str
+) -> None:
+    """With the server away, in each state in which an outcome may be: not tried, in its post, its answer lost."""
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_text("right")
+    other: dict[str, Any] = {
+        "dialect": {"dialect": "B"}, "ca_file": {"ca_file": __file__}, "source": {"source": "embedded"},
+        "token": {"token": Token(file=str(key))}, "capabilities": {"capabilities": {"gpu": False}},
+    }.get(changed, {})  # fmt: skip
+    state = tmp_path / "state"
+    server = RaeServer()
+    async with server.listening(), running(server, state) as rig:
+        await rig.up()
+        done, back = server.add(), server.add()
+        claims = [await rig.claim(), await rig.claim()]
+        server.always = {step: s.acted_then_closed if step == "result" else s.silent, "heartbeat": s.closed}
+        outcomes = [(rig.source.settle, (claims[0], succeeded({"x": 1})))]
+        outcomes.append((rig.source.hand_back, (claims[1], handed_back("user returned"), "resubmit")))
+        for put, arguments in outcomes if step == "result" else outcomes[::-1]:
+            put(*arguments)  # type: ignore[operator]
+        await until(lambda: server.of(step))
+        server.always = dict.fromkeys(("result", "create", "task", "heartbeat", "register"), s.closed)
+        async with taken_over(rig, server.url + ("/" if changed == "url" else ""), **other) as new:
+            assert new.source.status.outbox == 2
+            assert rig.source.status.outbox == 0
+            await new.down()
+            if changed == "token":
+                server.key = "right"
+            server.always.clear()
+            await new.delivered()
+            assert "undelivered" not in rig.names()
+            assert new.names().count("delivered") == 2
+            assert "note-found" not in new.names()
+        assert (server.task(done)["status"], server.task(done)["result"]) == ("COMPLETED", {"x": 1})
+        assert "resubmitted as" in server.task(back)["error"]
+        assert len(server.of("create")) <= 2
+        assert new.note == []
