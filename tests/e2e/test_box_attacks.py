@@ -55,8 +55,9 @@ class Scene:
 
 
 def settings_of(node: Installed, pid: int) -> str:
-    """What an attack on another process would change."""
-    return node.box.sh(f"cat /proc/{pid}/limits; grep Cpus_allowed: /proc/{pid}/status; ps -o ni=,cls= -p {pid}")
+    """What an attack on another process would change. The node itself sets the time of its real-time priority."""
+    limits = f"grep -v 'realtime timeout' /proc/{pid}/limits"
+    return node.box.sh(f"{limits}; grep Cpus_allowed: /proc/{pid}/status; ps -o ni=,cls= -p {pid}")
 
 
 def files_of(node: Installed) -> str:
