@@ -7,6 +7,7 @@ a missing tool is a report with `error`, never an exception out of `latest`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -78,7 +79,7 @@ def inhibitor_line(blocked: str, held_s: float, counts: bool) -> str:
     return f"{blocked}, for {elapsed(max(0.0, held_s))} at least ({counted}presence.ignore_inhibitors)"
 
 
-class PresenceSensor:
+class PresenceSensor(ABC):
     """One source of signs of the person. A new one is a subclass in its own file, and a line in `sensor_set.py`.
 
     name: the `source` of its reports, as status, journal and doctor show it.
@@ -86,16 +87,16 @@ class PresenceSensor:
 
     name: str
 
-    async def start(self, wake: Wake) -> None:
+    async def start(self, wake: Wake) -> None:  # noqa: B027 - not every source has something to open
         """Begin to watch. `wake` is called in the loop's thread when something may have changed. Returns when the first
         report is there or known to be unavailable, within two seconds."""
 
-    async def stop(self) -> None:
+    async def stop(self) -> None:  # noqa: B027
         """Stop watching and close everything."""
 
+    @abstractmethod
     def latest(self, now_s: float) -> Presence:
         """What is known now; cheap, never raises."""
-        raise NotImplementedError
 
     def details(self) -> dict[str, list[str]]:
         """What the source looks at, one line each, by heading. Each heading is a line of `doctor`."""

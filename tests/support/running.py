@@ -196,8 +196,10 @@ class NodeFolder:
 
     def replays_clean(self) -> None:
         """Today's lifecycle decides as the journal says."""
-        done = self.cli("replay", str(self.path / "logs"))
-        assert done.returncode == 0, done.stdout + done.stderr
+        from supervisor.tools.history.replay import answer, errors, exit_code, replay_files
+
+        reports = replay_files([self.path / "logs"])
+        assert exit_code(reports) == 0, "\n".join([*answer(reports), *errors(reports)])
 
 
 @dataclass

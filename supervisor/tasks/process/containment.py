@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -75,7 +76,7 @@ def task_mark(workdir: Path) -> str:
     return f"{node_mark(workdir.parent)}.{workdir.name}"
 
 
-class Containment:
+class Containment(ABC):
     """How tasks are contained."""
 
     def __init__(self, base: str | None) -> None:
@@ -88,9 +89,9 @@ class Containment:
         self.gpus = NOTHING
         """What tasks that start from now on get of the GPUs."""
 
+    @abstractmethod
     def summary(self) -> str:
         """One line for `doctor`: what contains tasks, and what that cannot do."""
-        raise NotImplementedError
 
     def place(self, mark: str, bounds: Bounds = Bounds()) -> str | None:
         """Make the cgroup of the task with this mark, see `task_mark`; returns its path, or None where tasks have none. Raises
