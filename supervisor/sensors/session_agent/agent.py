@@ -7,10 +7,9 @@ its user, whatever logind calls the session: each Wayland compositor's idle noti
 X server's idle counter, but not XWayland's, which sees X windows only. The screen saver's answer must do where there is
 nothing else. It wakes at their events, and to report that nothing has changed, after it has asked each source again.
 
-A display belongs to the session that logind names with it, or in whose control group or environment its server runs, or to
-the only session that lacks one. A session is reported `active` if one of its sources says so; idle if all say so, since the
-latest time; and unproven, with the reason, if one of its displays cannot be seen. Displays that belong to no session are
-reported by themselves. The daemon counts what is unproven as active.
+A session is reported `active` if one of its displays (`homes.py`) says so; idle if all say so, since the latest time; and
+unproven, with the reason, if one of them cannot be seen. Displays that belong to no session are reported by themselves. The
+daemon counts what is unproven as active.
 """
 
 from __future__ import annotations
@@ -20,11 +19,9 @@ import asyncio
 import contextlib
 import glob
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +31,8 @@ from supervisor.linux.bounded import wait_for_event
 from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIES, BusError, SystemBus, inhibitions
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.linux.small_files import read_small
-from supervisor.sensors.presence.logind_session import TERMINAL_TYPES, is_nobody, session_properties
+from supervisor.sensors.presence.logind_session import is_nobody, session_properties
+from supervisor.sensors.session_agent.homes import Homes, Key, OwnSession
 from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.session_bus import BusIdle
 from supervisor.sensors.session_agent.socket_source import program
@@ -48,24 +46,8 @@ RETRY_S: Final = (1.0, 300.0)
 MAX_OTHERS: Final = 16
 TYPED_GAP_S: Final = 1.0  # typing is reported about once a second
 XWAYLAND: Final = "xwayland"  # how the names of programs begin that show X windows in a Wayland desktop
-SCOPE: Final = re.compile(r"/session-([^/]+)\.scope")
-Key = tuple[str, str]  # "wayland" and the socket's path, or "x11" and the display
 Readings = dict[Key, Idle]
 Faults = dict[Key, Gone]
-
-
-@dataclass(frozen=True, slots=True)
-class OwnSession:
-    """A session of this user, by logind."""
-
-    id: str
-    type: str
-    display: str
-    terminal: bool = False  # it has one, or is a remote login
-
-    @property
-    def graphical(self) -> bool:
-        return self.type not in TERMINAL_TYPES
 
 
 class WatchedSource:
@@ -153,7 +135,7 @@ class Agent:
         self._displays: dict[Key, WatchedSource] = {}
         self._xwayland: set[str] = set()
         self._guessed: set[str] = set()
-        self._found: dict[int, str | None] = {}  # sessions of processes, since the last look
+        self._homes = Homes({})
         self._desktop: tuple[BusIdle, WatchedSource] | None = None
         self._environment: dict[str, str] = {}
         self._look_now = asyncio.Event()
@@ -206,7 +188,7 @@ class Agent:
             sessions, self._logind_failed = {}, True  # nothing is proven of a session that cannot be seen
         changed = sessions != self._sessions
         self._sessions = sessions
-        self._found.clear()
+        self._homes = Homes(sessions)
         self._terminals.look()
         await self._find_displays()
         if changed:
@@ -312,7 +294,7 @@ class Agent:
 
     def report(self) -> dict[str, Any]:
         now_s = boot_s()
-        homes = self._homes()
+        homes = self._homes.of({key: watched.source.pid for key, watched in self._displays.items()})
         sessions = [entry for own in self._sessions.values() if (entry := self._session(own, homes, now_s)) is not None]
         others = [entry for key, home in homes.items() if not home and (entry := self._other(key, now_s)) is not None]
         for entry in [*sessions, *others]:
@@ -410,52 +392,16 @@ class Agent:
         reading = self._desktop[0].reading
         return reading is None or reading.pid != pid
 
-    # --- which session a display belongs to
-
-    def _homes(self) -> dict[Key, str]:
-        """The session of each display; empty: none of ours."""
-        known = {key: self._home(key, watched.source.pid) for key, watched in self._displays.items()}
-        taken = {home for home in known.values() if home}
-        return {key: self._only_session(key[0], taken) if home is None else home for key, home in known.items()}
-
-    def _home(self, key: Key, pid: int) -> str | None:
-        """The session of a display by evidence of its own; None: there is none."""
-        for own in self._sessions.values():
-            if key == ("x11", own.display) and own.type != "wayland":
-                return own.id
-        return self._evidence(pid)
-
-    def _evidence(self, pid: int) -> str | None:
-        """The session in which a process runs, by its control group or its environment; None: they do not say."""
-        if pid not in self._found:
-            self._found[pid] = self._find_evidence(pid)
-        return self._found[pid]
-
-    def _find_evidence(self, pid: int) -> str | None:
-        if pid and (scope := SCOPE.search(read_small(f"/proc/{pid}/cgroup"))):
-            return scope[1] if scope[1] in self._sessions else ""
-        variables = read_small(f"/proc/{pid}/environ").split("\0") if pid else []
-        number = next((value.partition("=")[2] for value in variables if value.startswith("XDG_SESSION_ID=")), "")
-        return number if number in self._sessions else None
-
-    def _only_session(self, kind: str, taken: set[str]) -> str:
-        """The only session that lacks a display of this kind; empty: there is none, or more than one."""
-        foreign = {"wayland": "x11", "x11": "wayland"}.get(kind, "")
-        free = [own for own in self._sessions.values() if own.id not in taken]
-        graphical = [own.id for own in free if own.graphical and own.type != foreign]
-        found = graphical or [own.id for own in free if not own.graphical and not own.terminal]
-        return found[0] if len(found) == 1 else ""
-
     def _desktop_home(self, pid: int, homes: dict[Key, str]) -> str:
         """The session of the desktop that speaks on the user's bus, from a process; 0: not known."""
         for key, home in homes.items():
             if pid and self._displays[key].source.pid == pid:
                 return home
-        if (of_process := self._evidence(pid)) is not None:
-            return of_process
-        seen = {home for key, home in homes.items() if home and self._displays[key].reading is not None}
+        if (home_of_process := self._homes.of_process(pid)) is not None:
+            return home_of_process
         graphical = [own.id for own in self._sessions.values() if own.graphical]
-        return graphical[0] if len(graphical) == 1 else self._only_session("desktop", seen)
+        seen = {home for key, home in homes.items() if home and self._displays[key].reading is not None}
+        return graphical[0] if len(graphical) == 1 else self._homes.only("desktop", seen)
 
     def _log_once(self, what: str, text: str) -> None:
         if self._logged.get(what) != text:

@@ -28,7 +28,8 @@ from supervisor.linux.dbus import SystemBus
 from supervisor.sensors.base import Presence
 from supervisor.sensors.presence.agent_reports import INSTALL_AGENT, AgentReports, SessionOwners
 from supervisor.sensors.presence.logind import Sessions
-from supervisor.sensors.session_agent.agent import Agent, OwnSession
+from supervisor.sensors.session_agent.agent import Agent
+from supervisor.sensors.session_agent.homes import Homes, OwnSession
 from supervisor.sensors.session_agent.session_bus import BusIdle
 from supervisor.sensors.session_agent.source import Lacking
 
@@ -331,6 +332,7 @@ def test_a_hung_gnome_is_named_and_not_what_it_lacks(folder: Path) -> None:
         agent._displays = {("wayland", "wayland-0"): Watched()}  # type: ignore[dict-item]
         own = OwnSession("3", "wayland", "")
         agent._sessions = {"3": own}
+        agent._homes = Homes(agent._sessions)
         (entry,) = agent.report()["sessions"]
         assert (entry["why"], entry["hung"], entry["displays"]) == ("wayland-0 offers neither", False, ["wayland-0"])
         bus = BusIdle(f"unix:path={folder}/no-bus")
