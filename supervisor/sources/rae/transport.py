@@ -226,6 +226,7 @@ class Transport:
             params=request.query, content=request.content, headers=headers, extensions=name,
             timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=silence_s),
         ) as response:
+            response.extensions["network_stream"].answered()
             if request.patient:  # from here on, as all answers
                 limit.reschedule(asyncio.get_running_loop().time() + TOTAL_TIMEOUT_S)
             status = response.status_code

@@ -203,6 +203,7 @@ class OllamaTask:
         texts: list[str] = []
         size, rest = 0, bytearray()
         async with client.stream("POST", f"{self._url}/api/generate", content=body) as response:
+            response.extensions["network_stream"].answered()
             if response.status_code == 404:
                 raise OllamaFailed("model missing", "Ollama does not have the model; `ollama list` shows what it has")
             if response.status_code != 200:
@@ -292,6 +293,7 @@ async def _read_small(client: httpx2.AsyncClient, method: str, url: str, content
     """An answer, or the beginning of one that is longer than SMALL_BYTES."""
     body = bytearray()
     async with client.stream(method, url, content=content) as response:
+        response.extensions["network_stream"].answered()
         async for chunk in response.aiter_raw():
             body += chunk
             if len(body) > SMALL_BYTES:
