@@ -65,12 +65,11 @@ class Display:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A remote login that has a process here. `user`: its name, or uid; empty: not known. `session`: by its control group."""
+    """A remote login without a session, by the process that serves it. `user`: its name, or uid; empty: not known."""
 
     pid: int
     server: Name
     user: str
-    session: str
 
 
 class Unlisted(PresenceSensor):
@@ -165,19 +164,19 @@ class Unlisted(PresenceSensor):
         self._logins = [login for pid in sorted(self._servers) if (login := self._login(pid)) is not None]
 
     def _login(self, pid: int) -> Login | None:
-        """The login that a process serves; None: it waits for one, or nobody has logged in yet."""
+        """The login that a process serves; None: it waits for one, nobody has logged in yet, or logind knows it."""
         server = name_of(self._proc, pid)
         argv = read_small(f"{self._proc}/{pid}/cmdline").split("\0")
-        scope = SCOPE.search(server.cgroup)
-        session = scope[1] if scope else ""
+        if SCOPE.search(server.cgroup):
+            return None
         if server.comm in SSHD:
             title = LOGGED_IN.fullmatch(argv[0].strip())
-            return Login(pid, server, one_line(title[1], 32), session) if title else None
+            return Login(pid, server, one_line(title[1], 32)) if title else None
         parent = self._status(pid, "PPid")
         if server.comm == DROPBEAR and ("-i" in argv or read_small(f"{self._proc}/{parent}/comm") == DROPBEAR):
             children = read_small(f"{self._proc}/{pid}/task/{pid}/children").split()
             uid = self._uid_of(int(children[0])) if children else -1
-            return Login(pid, server, self._user(uid) if uid > 0 else "", session)
+            return Login(pid, server, self._user(uid) if uid > 0 else "")
         return None
 
     def _all_pids(self) -> list[int]:
@@ -204,10 +203,8 @@ class Unlisted(PresenceSensor):
         for display in displays:
             if (sign := self._display_sign(display, now_s)) is not None:
                 yield self._display_name(display), sign
-        listed = {session.id for session in self._sessions()}
         for login in self._logins:
-            if login.session not in listed:
-                yield self._login_name(login), self._login_sign(login, now_s)
+            yield self._login_name(login), self._login_sign(login, now_s)
 
     def _display_sign(self, display: Display, now_s: float) -> SessionSign | None:
         """What a display says; None: it is a session's, whose own source speaks for it."""

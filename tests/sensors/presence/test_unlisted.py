@@ -190,7 +190,7 @@ def test_remote_logins_without_a_session(tmp_path: Path, processes: list[tuple[s
     for number, (comm, *argv) in enumerate(processes):
         scope = "/user.slice/user-1000.slice/session-3.scope"
         line = argv if argv and argv[0].startswith("sshd") else [comm, *argv]
-        world.process(10 + number, comm, *line, parent=9 + number, cgroup=scope if number else SSHD)
+        world.process(10 + number, comm, *line, parent=9 + number, cgroup=scope if number and listed else SSHD)
     assert bool(world.now.present) == bool(login)
     assert login in world.now.present
     world.tcp = Tcp((Connection(2222, PEER, 30.0, 0),), frozenset({2222}))
