@@ -275,7 +275,7 @@ def _explain_task_claimed(o: Observation, m: Memory, lim: Limits) -> Verdict:
         reason = "asking the control node for a task"
     elif phase is TaskPhase.NONE:
         down = o.link is Link.DOWN and o.link_reason
-        reason = "no task is here" + (f": control node unreachable ({o.link_reason})" if down else "")
+        reason = "no task is here" + (f": no link to the control node ({o.link_reason})" if down else "")
     else:
         reason = f"the task is {phase}"
     return Verdict("task_claimed", ok, reason, str(phase), "claimed", "", "source", 0.0, 0.0 if ok else None)

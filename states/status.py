@@ -59,7 +59,7 @@ def reason(o: Observation, m: Memory, lim: Limits) -> str:
         if m.veto:
             return f"safe, but no task can start: {m.veto}"
         if o.link is not Link.UP:
-            return f"safe, but the control node cannot be reached: {o.link_reason or 'no answer yet'}"
+            return f"safe, but no link to the control node: {o.link_reason or 'no answer yet'}"
         return "safe, waiting for a task"
     if m.state is State.DISABLED:
         gone = task_gone.explain(o, m, lim)

@@ -9,9 +9,9 @@ from typing import Final
 from states.effects import VETOING, Effect
 from states.ending import Ending, StopReport
 from states.formatting import elapsed
-from states.lifecycle import EffectResult, Outcome, Plan
+from states.lifecycle import EffectResult, Outcome, Plan, blocked_by
 from states.memory import State
-from states.observation import TaskPhase
+from states.observation import Link, Observation, TaskPhase
 from supervisor.config.schema import TaskType
 from supervisor.daemon.inhibitor import Inhibitor, InhibitRefused, LockReport
 from supervisor.linux.clock import Clock
@@ -44,12 +44,40 @@ HAND_BACK_REASONS: Final[Mapping[str, str]] = {
     "task-claimed": "the sleep inhibitor was refused",
 }
 
+# The same where no such row fired, by the first guard that is not ok.
+BLOCKED_REASONS: Final[Mapping[str, str]] = {
+    "user_away": "somebody is at the machine",
+    "gpu_free": "the GPU is needed",
+    "cpu_free": "the CPU is needed",
+    "host_fit": "the machine is not fit to work",
+    "cooldown_over": "the node rests after its last task",
+    "task_gone": "its last task is not gone yet",
+}
+
 # At these rows the task may have filled the machine's memory: then it is not fit to work, and busy with swapping.
 SHORT_OF_MEMORY: Final = ("host-unfit", "cpu-taken")
 
 FREEZING: Final = (Effect.STOP, Effect.FREEZE)
 
 Report = Ending | StopReport | LockReport | None
+
+
+def _why_off(o: Observation) -> str:
+    """Why automation is off, for a submitter."""
+    if o.automation.on and o.link is Link.LOST:
+        return "the control node was given up"
+    if o.automation.on or not o.automation.reason:
+        return HAND_BACK_REASONS["switched-off"]
+    # of an operator: a pause, with who asked for it, or a stop
+    return "the node's configuration is broken" if o.automation.source == "configuration" else o.automation.reason
+
+
+def _blocked(plan: Plan) -> str:
+    """What the state of the plan waits for; empty: nothing."""
+    first = next(iter(blocked_by(plan.observation, plan.memory, plan.limits)), None)
+    if first is None:
+        return ""
+    return _why_off(plan.observation) if first.name == "automation_on" else BLOCKED_REASONS.get(first.name, "")
 
 
 class Performer:
@@ -177,8 +205,11 @@ class Performer:
         return self._deliver(attempt.ending())
 
     async def _hand_back(self, plan: Plan) -> Ending:
-        reason = "" if plan.row is None else HAND_BACK_REASONS.get(plan.row.id, "")
-        return self._deliver(self._attempts.take().ending_for(reason))
+        row = "" if plan.row is None else plan.row.id
+        reason = _why_off(plan.observation) if row == "switched-off" else HAND_BACK_REASONS.get(row, "")
+        blocked = _blocked(plan) if row in ("", "unsafe") else ""
+        reason = blocked if row == "unsafe" and blocked else reason
+        return self._deliver(self._attempts.take().ending_for(reason, blocked))
 
     def _deliver(self, ending: Ending) -> Ending:
         self._attempts.deliver(ending)

@@ -304,10 +304,10 @@ class Attempt:
             return failed(process_error, self.process.result, self._stop)
         return succeeded(self.process.result, self._stop)
 
-    def ending_for(self, reason: str) -> Ending:
-        """The ending of an attempt that the node gives up for `reason` (empty: the reason of the last try). A task that has
-        passed a limit of its own fails instead: it would fail elsewhere as well."""
-        self._hand_back_reason = self._node_fault or reason or self._hand_back_reason or "no task can run here now"
+    def ending_for(self, reason: str, otherwise: str = "") -> Ending:
+        """The ending of an attempt that the node gives up for `reason` (empty: that of the last try, else `otherwise`). A task
+        that has passed a limit of its own fails instead: it would fail elsewhere as well."""
+        self._hand_back_reason = self._node_fault or reason or self._hand_back_reason or otherwise or "no task can run here now"
         return self.ending() if self._limit else self._handed_back(self._hand_back_reason)
 
     def _handed_back(self, reason: str) -> Ending:

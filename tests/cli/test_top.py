@@ -104,7 +104,7 @@ def test_top_in_a_terminal(tmp_path: Path) -> None:
     with daemon(folder) as node:
         node.wait_for("READY")
         with terminal(tmp_path, argv) as window:
-            away = "READY: safe, but the control node cannot be reached"
+            away = "READY: safe, but no link to the control node"
             shown = window.wait(lambda text: KEYS in text and text.startswith(away), "top")
             assert "ok user_away" in shown
             window.press("2")

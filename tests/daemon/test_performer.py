@@ -17,7 +17,7 @@ from states.effects import Effect
 from states.lifecycle import Outcome, Plan
 from states.limits import Limits
 from states.memory import Memory, State
-from states.observation import Observation
+from states.observation import Automation, Link, Observation
 from states.table import BY_ID
 from supervisor.config.schema import TaskType
 from supervisor.daemon import performer as performing
@@ -49,8 +49,11 @@ class Rig:
         """(effect, ok, the journal's text) of each."""
         return [(str(r.effect), r.ok, effect_detail(r)) for r in self.outcome(row, *effects, memory=memory).results]
 
-    def outcome(self, row: str | None, *effects: Effect, memory: Memory | None = None) -> Outcome:
-        plan = Plan(BY_ID[row] if row else None, effects, Observation(1000.0), memory or Memory(State.RUNNING), Limits())
+    def outcome(
+        self, row: str | None, *effects: Effect, memory: Memory | None = None, seen: Observation | None = None
+    ) -> Outcome:
+        seen = seen or Observation(1000.0)
+        plan = Plan(BY_ID[row] if row else None, effects, seen, memory or Memory(State.RUNNING), Limits())
         return asyncio.run(self.performer.perform(plan))
 
 
@@ -114,10 +117,35 @@ def test_a_refused_lock_puts_the_hand_back_in_the_place_of_the_rest(rig: Rig) ->
     assert rig.attempts.empty
 
 
-@pytest.mark.parametrize(("row", "why"), [(row, why) for row, why in HAND_BACK_REASONS.items() if row != "unsafe"])
+@pytest.mark.parametrize(("row", "why"), [r for r in HAND_BACK_REASONS.items() if r[0] not in ("unsafe", "switched-off")])
 def test_the_task_goes_back_with_the_reason_of_the_row(rig: Rig, row: str, why: str) -> None:
     running(rig)
     assert all(ok for _, ok, _ in rig.do(row, STOP, BACK, WIPE, RELEASE))
+    assert rig.source.outbox == [("handed back", ID, why, "resubmit")]
+
+
+def off(reason: str, source: str) -> Observation:
+    return Observation(1000.0, Automation(False, reason, source))
+
+
+@pytest.mark.parametrize(
+    ("row", "state", "seen", "why"),
+    [
+        ("switched-off", State.RUNNING, off("paused by bob until 18:00", "operator"), "paused by bob until 18:00"),
+        ("switched-off", State.RUNNING, off("the node is stopping (SIGTERM)", "operator"), "the node is stopping (SIGTERM)"),
+        ("switched-off", State.RUNNING, off("runtime.yaml:1:1: x", "configuration"), "the node's configuration is broken"),
+        ("switched-off", State.RUNNING, off("automation.enabled is false", "runtime.yaml"), "automation.enabled is false"),
+        ("switched-off", State.RUNNING, Observation(1000.0, Automation(True), link=Link.LOST), "the control node was given up"),
+        (None, State.DISABLED, off("paused by bob until 18:00", "operator"), "paused by bob until 18:00"),
+        ("unsafe", State.READY, Observation(1000.0, Automation(True)), "somebody is at the machine"),
+        (None, State.IDLE_WAIT, Observation(1000.0, Automation(True)), "somebody is at the machine"),
+    ],
+)
+def test_the_submitter_is_told_the_true_reason(rig: Rig, row: str | None, state: State, seen: Observation, why: str) -> None:
+    """Also for a claim whose answer came late, when the node no longer wanted one."""
+    if state is State.RUNNING:
+        running(rig)
+    rig.outcome(row, BACK, memory=Memory(state), seen=seen)
     assert rig.source.outbox == [("handed back", ID, why, "resubmit")]
 
 

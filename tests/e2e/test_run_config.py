@@ -35,7 +35,7 @@ def test_a_file_that_breaks_stops_the_task_and_mended_the_node_goes_on(tmp_path:
         node.wait_for("DISABLED")
         reason = node.ask()["reason"]
         assert reason.startswith("runtime.yaml:1:"), reason
-        assert control.settled(task)["error"].startswith("preempted: automation was switched off")
+        assert control.settled(task)["error"].startswith("preempted: the node's configuration is broken")
         (tmp_path / "runtime.yaml").unlink()
         until(lambda: "not found" in node.ask()["reason"], "a missing file is said")
         node.folder.write(runtime={}, node={})
@@ -65,7 +65,7 @@ def test_parts_wait_for_the_task_in_hand(tmp_path: Path) -> None:
 def test_it_changes_while_paused_and_while_the_control_node_is_away(tmp_path: Path) -> None:
     with daemon(NodeFolder.make(tmp_path)) as node:
         until(lambda: "cannot be reached" in node.look().get("reason", ""), lambda: f"no link: {node.look()}")
-        assert node.folder.cli("status").stdout.startswith("READY: safe, but the control node cannot be reached: ")
+        assert node.folder.cli("status").stdout.startswith("READY: safe, but no link to the control node: ")
         node.folder.cli("pause")
         node.wait_for("DISABLED")
         with control_node() as control:

@@ -22,6 +22,7 @@ NO_KEY: Final = "none"  # register wants an api_key; the server only stores its 
 NIL_ID: Final = str(UUID(int=0))
 BAD_GATEWAY: Final = 502
 MAX_ID_CHARS: Final = 200  # of the server's id of this node: it goes into the record of the tasks in flight
+WRONG_DIALECT_S: Final = 60.0  # the pause where only a setting can help
 MISREAD: Final = 422  # dialect A's poll, which B to D read as a look at a task without an id
 SMALL_BYTES: Final = 256 * 1024  # of an answer about this node: parsing it holds up the loop for a moment
 # The answers to a result and to a task's post hold the whole task, whatever its size; its id comes first and is enough.
@@ -182,9 +183,14 @@ class RaeApi:
             return self._good(what, answer)
         except RequestError as error:
             wrong_dialect = isinstance(error, UnknownPath) or (what == "poll" and error.status == MISREAD)
-            if wrong_dialect and not self._fixed:
+            if not wrong_dialect:
+                raise
+            if not self._fixed:
                 self._dialect = None  # to be found again
-            raise
+                raise
+            reason = f"{self._transport.url} has no path for {what} as control.dialect: {self.dialect} has it ({error.status})"
+            advice = "set control.dialect to auto, which finds the right one"
+            raise UnknownPath(f"{reason}; {advice}", status=error.status, retry_after_s=WRONG_DIALECT_S) from None
 
     def _good(self, what: str, answer: Answer) -> Any:
         """The value of a good answer; each other answer is an error, by its status."""
@@ -199,9 +205,7 @@ class RaeApi:
             reason = f"{url} refuses {whose} ({status}): {advice(self._settings.control, self._key)}"
             raise RequestError(reason, status=status)
         if status == 405 or (status == 404 and not _knows_route(answer.value)):
-            where = "another path" if self._fixed else "another path than before"
-            reason = f"{url} wants {what} at {where} ({status}); see control.dialect"
-            raise UnknownPath(reason, status=status)
+            raise UnknownPath(f"{url} wants {what} at another path than before ({status})", status=status)
         if status == 404:
             raise NotFound(f"{url} does not know it: {what} answered with 404", status=status)
         if 300 <= status < 400:

@@ -206,10 +206,10 @@ class Transport:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 found = await self._resolver.addresses(self._parts.hostname or "")
         except TimeoutError:
-            reason = f"{self.url}: its name was not resolved within {CONNECT_TIMEOUT_S:g} s"
+            reason = f"{self.url} cannot be reached: its name was not resolved within {CONNECT_TIMEOUT_S:g} s"
             raise RequestError(reason, sent=False) from None
         except OSError:
-            raise RequestError(f"{self.url}: its name cannot be resolved", sent=False) from None
+            raise RequestError(f"{self.url} cannot be reached: its name cannot be resolved", sent=False) from None
         port = f":{self._parts.port}" if self._parts.port is not None else ""
         hosts = (f"[{address}]" if ":" in address else address for address in found)
         return [self._parts._replace(netloc=f"{host}{port}").geturl() for host in hosts]
@@ -279,7 +279,9 @@ class Transport:
             what = "the answer broke off or is not HTTP"
         else:
             what = describe_error(error)
-        return RequestError(f"{self.url}: {what}", sent=not isinstance(error, never_sent))
+        if isinstance(error, never_sent):
+            return RequestError(f"{self.url} cannot be reached: {what}", sent=False)
+        return RequestError(f"{self.url}: {what}")
 
 
 def _split(url: str) -> SplitResult:

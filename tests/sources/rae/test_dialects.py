@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,18 @@ async def test_something_else_at_the_url_is_said(tmp_path: Path) -> None:
     always = {kind: s.status(404, {"detail": "Not Found"}) for kind in ("openapi", "nodes")}
     async with RaeServer(always=always).listening() as server, running(server, tmp_path) as rig:
         assert "check control.url" in await rig.down()
+
+
+@pytest.mark.parametrize(("configured", "real"), [(a, b) for a in "ABCD" for b in "ABCD" if a != b])
+@in_made_time
+async def test_a_wrong_dialect_names_the_setting(tmp_path: Path, configured: str, real: str) -> None:
+    async with RaeServer(real).listening() as server, running(server, tmp_path, dialect=configured) as rig:
+        await asyncio.sleep(0.2)
+        for _ in range(60):
+            rig.source.ask()
+            await asyncio.sleep(10)
+        assert rig.names().count("up") <= 11
+        status = rig.source.status
+        assert f"control.dialect: {configured}" in status.error
+        assert "auto" in status.error
+        assert rig.names().count("poll-lost") == 0

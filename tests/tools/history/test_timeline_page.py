@@ -122,13 +122,13 @@ def test_text_is_large_enough_on_a_phone(opened: Open) -> None:
 
 def test_pointing_at_a_part_says_why(opened: Open) -> None:
     page = opened()
-    part = page.locator('.seg[aria-label^="READY, "][aria-label*="control node cannot be reached"]').first
+    part = page.locator('.seg[aria-label^="READY, "][aria-label*="no link to the control node"]').first
     part.scroll_into_view_if_needed()
     part.locator(".body").hover()
     words = page.locator("#tip").inner_text()
     assert re.match(r"READY, \d\d:\d\d to \d\d:\d\d \(", words)
     assert "because safe: nobody is there and the machine is free" in words
-    assert "the control node cannot be reached" in words
+    assert "no link to the control node" in words
     gap = page.locator('.seg[aria-label*="went off without notice"]')
     gap.locator(".body").hover()
     assert "no record" in page.locator("#tip").inner_text()
