@@ -176,11 +176,12 @@ class Daemon:
             self._inbox.clear()
 
     def _may_leave(self, fired: bool) -> bool:
-        """The node must stop, is DISABLED, and nothing is left to stop, hand back or wait for; or the time for that is over."""
+        """The node must stop, is DISABLED, and nothing is left to stop or hand back; or the time for that is over. A poll in
+        flight is for the source to end."""
         if not self.node.automation.stopping or fired or self.lifecycle.state is not State.DISABLED:
             return False
         self._leave_by_s = self._leave_by_s or self._clock.now_s() + LEAVE_S
-        return (self.node.attempts.empty and not self.lifecycle.memory.owed) or self._clock.now_s() >= self._leave_by_s
+        return (not self.node.attempts.in_hand and not self.lifecycle.memory.owed) or self._clock.now_s() >= self._leave_by_s
 
     async def tick(self) -> bool:
         """One whole tick. True: a row fired, so the next tick follows at once."""

@@ -289,15 +289,17 @@ class Node:
     def _free(self) -> bool:
         """Nothing is in hand or held that a change of the parts would lose."""
         changed = self._changed()
-        if not self.attempts.empty or self.performer.inhibitor.held:
+        if self.attempts.in_hand or self.performer.inhibitor.held:
             return False
         if "source" not in changed:
             return True
         link = self.source.status
+        if self.source.asking:
+            return False
         if self._made_from.node.control.source == "nats":
             return "control" in changed or not link.outbox
         moves = link.link is not Link.UP and "fleet" not in changed  # while the link is up, it is being delivered
-        return not self.source.asking and (moves or not link.outbox)
+        return moves or not link.outbox
 
     async def _rebuild(self, config: Config) -> None:
         changed = self._changed()
