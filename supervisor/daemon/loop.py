@@ -309,6 +309,8 @@ class Daemon:
         may_poll = memory.state is State.READY and observation.link is Link.UP and not self._poll_refused
         if may_poll:  # a source that refuses a poll wakes the loop when it takes one
             wait_s = min(wait_s, max(0.0, self._next_poll_s - self._clock.now_s()))
+        if self._leave_by_s:
+            wait_s = min(wait_s, self._leave_by_s - self._clock.now_s())
         if self._notifier.watchdog_interval_s is not None:
             wait_s = min(wait_s, self._notifier.watchdog_interval_s)
         return max(wait_s, 0.01)
