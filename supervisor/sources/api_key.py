@@ -76,7 +76,8 @@ def _credential(name: str, environ: Mapping[str, str]) -> str:
     where = f"control.token.credential: {name}"
     folder = environ.get("CREDENTIALS_DIRECTORY")
     missing = "control.token.credential: systemd gave no such credential; the unit needs LoadCredential=NAME:PATH"
-    if folder is None or not (Path(folder) / name).exists():  # what is written there may be the key itself, so it is not told
+    # Not there, or not to be looked at. What is written as its name may be the key itself, so it is not told.
+    if folder is None or not os.path.exists(f"{folder}/{name}"):
         raise TokenError(missing)
     if "/" in name or name in ("", ".", ".."):
         raise TokenError("control.token.credential: this is not the name of a credential")

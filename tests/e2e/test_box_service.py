@@ -222,20 +222,20 @@ def test_a_task_runs_in_the_sandbox_and_leaves_nothing(node: Installed) -> None:
 
 def test_gpu_and_input_devices_can_be_opened_and_disks_cannot(node: Installed) -> None:
     """Stand-ins: a driver that opens without hardware, under the names, groups and modes of the real nodes. A task gets
-    the GPU's; the keyboard's is the service's alone."""
+    the lent GPU's; another GPU's is closed to it, and the keyboard's is the service's alone."""
     names = "nvidia-uvm dri/renderD128 input/event0"
     node.box.sh(
         f"mkdir -p /dev/input /dev/dri; for d in {names}; do mknod -m 660 /dev/$d c 10 229; done; mknod -m 666 /dev/disk b 7 0;"
         "chmod 666 /dev/nvidia-uvm; chgrp input /dev/input/event0; chgrp render /dev/dri/renderD128"
     )
-    probe = f"cat > /dev/null; n=; for d in {names}; do (: < /dev/$d) && n=$n+; done; (: < /dev/disk) 2>/dev/null && n=disk; "
+    probe = f"cat > /dev/null; n=; for d in {names}; do (: < /dev/$d) && n=$n+$d; done; (: < /dev/disk) 2>/dev/null && n=disk; "
     argv = ["/bin/bash", "-c", probe + "echo '{\"opened\": \"'$n'\"}'"]
     node.configure(node={"tasks": {"probe": {"argv": argv}}})
     node.put("/etc/systemd/system/rae-task@.service.d/gpu.conf", "[Service]\nDeviceAllow=char-misc rw\n")  # as char-nvidia*
     node.box.run("systemctl", "daemon-reload")
     node.wait_for("READY")
     opened = settled(node, node.add("probe"))["result"]["opened"]
-    assert opened == "++"
+    assert opened == "+nvidia-uvm"
     unit = node.show("SupplementaryGroups", "DevicePolicy", "DeviceAllow")
     again = [f"-p{name}={value}" for name, value in unit.items()]
     node.box.run("systemd-run", "-q", "--wait", f"-pUser={USER}", *again, "sh", "-c", ": < /dev/input/event0")
@@ -341,13 +341,13 @@ def test_a_stop_hands_the_task_back_in_order(node: Installed) -> None:
 
 def test_a_stop_waits_for_the_grace_of_a_task_however_short_its_own_time(node: Installed) -> None:
     argv = ["/bin/bash", "-c", "trap '' TERM; touch up; while :; do sleep 0.1; done"]
-    node.configure(node={"tasks": {"stubborn": {"argv": argv, "grace_sec": 3, "on_preempt": "fail"}}})
-    node.drop_in("hasty", "[Service]\nTimeoutStopSec=1\n")
+    node.configure(node={"tasks": {"stubborn": {"argv": argv, "grace_sec": 6, "on_preempt": "fail"}}})
+    node.drop_in("hasty", "[Service]\nTimeoutStopSec=4\n")
     running_task(node, "stubborn")
     until(lambda: node.box.sh("ls /var/tmp/systemd-private-*/tmp/task/up || true"), "a task that ignores SIGTERM")
     began_s = time.monotonic()
     node.box.run("systemctl", "stop", UNIT)
-    assert time.monotonic() - began_s > 2.9
+    assert time.monotonic() - began_s > 5.9
     assert node.show("Result") == {"Result": "success"}, "EXTEND_TIMEOUT_USEC was heard"
     gone(node)
     node.box.run("rm", f"/etc/systemd/system/{UNIT}.d/hasty.conf")
@@ -429,7 +429,8 @@ def test_a_reboot_brings_back_what_was_and_nothing_more(node: Installed) -> None
 def test_a_key_from_the_credential_store(node: Installed) -> None:
     node.configure(node={"control": {"token": {"credential": "rae-node-token"}}})
     node.box.run("systemctl", "restart", UNIT)
-    until(lambda: "rae-node-token" in node.status_text(), "missing: the service runs and says so")
+    missing = "systemd gave no such credential"  # the service runs, and says so
+    until(lambda: missing in json.dumps(node.status()), lambda: f"{missing}: {node.status_text()}")
     node.box.sh("mkdir -p /etc/credstore; (umask 077; echo s3cret > /etc/credstore/rae-node-token)")
     read = ["sh", "-c", 'cat "$CREDENTIALS_DIRECTORY/rae-node-token"']
     probe = ["systemd-run", "-q", "--pipe", "--wait", "-pLoadCredential=rae-node-token", "-pUser=daemon", *read]
@@ -437,7 +438,7 @@ def test_a_key_from_the_credential_store(node: Installed) -> None:
         node.configure()
         pytest.skip("no unit of an ordinary user can read a credential here: this kernel's tmpfs keeps no ACLs")
     node.box.run("systemctl", "restart", UNIT)
-    until(lambda: not node.status_text().startswith("DISABLED:"), node.status_text)
+    until(lambda: missing not in json.dumps(node.status()), node.status_text)
     checks = {check["name"]: check for check in json.loads(node.cli("doctor", "--json").stdout)}
     assert checks["control node's key"]["result"] == "passed"
     assert "s3cret" not in node.box.run("journalctl", "--no-pager").stdout
