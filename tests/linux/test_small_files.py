@@ -31,7 +31,6 @@ OPENS = {
     "sensors/host": "/proc and sysfs",
     "sensors/presence/evdev.py": "sysfs",
     "sensors/presence/input.py": "input devices",
-    "sensors/session_agent/agent.py": "/proc",
     "sources/in_flight.py": "the record, which it checks, synced with its folder",
     "sources/nats/admin/credentials.py": "new keys, never over a file that is there",
     "config/generate.py": "writes this repository's own files",

@@ -19,10 +19,10 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from supervisor.linux.dbus import BUS, BUS_PATH, OTHER_FORM, PROPERTIES, BusError, Inhibition, Signal, SystemBus
+from supervisor.linux.small_files import read_small
 from supervisor.sensors.base import OWN_LOCK
 from supervisor.sensors.session_agent.saver_calls import InhibitCalls
 from supervisor.sensors.session_agent.source import ANSWER_S
@@ -289,8 +289,8 @@ class Inhibitors:
             (pid,) = await self._bus.call(
                 BUS, BUS_PATH, BUS, "GetConnectionUnixProcessID", SAVER, signature="s", expect="u", timeout_s=ANSWER_S
             )
-            return Path(f"/proc/{pid}/comm").read_text().startswith(FORWARDERS)
-        except (BusError, OSError):
+            return read_small(f"/proc/{pid}/comm").startswith(FORWARDERS)
+        except BusError:
             return False
 
     @property
