@@ -30,5 +30,6 @@ case $verb in
   lock) loginctl lock-session "$(session)" ;; unlock) loginctl unlock-session "$(session)" ;;
   hang) kill -STOP $(pgrep -u "$uid" -x Xtigervnc\|Xorg) ;; go-on) kill -CONT $(pgrep -u "$uid" -x Xtigervnc\|Xorg) ;;
   kill) kill -KILL $(pgrep -u "$uid" -x Xtigervnc\|Xorg) ;;
-  logout) systemctl stop vnc-box rdp-client screen9 xrdp-box sesman-box wayvnc-box "$unit" 2>/dev/null; loginctl terminate-user "$who" ;;
+  logout) [ "$KIND" != vncserver ] || as vncserver -kill :3 >/dev/null 2>&1
+    systemctl stop vnc-box rdp-client screen9 xrdp-box sesman-box wayvnc-box "$unit" 2>/dev/null; loginctl terminate-user "$who" ;;
 esac
