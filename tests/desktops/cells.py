@@ -161,8 +161,11 @@ def over(play: Stage, verb: str) -> str:
 
 def typed(play: Stage, variant: str, seconds: int) -> str:
     """Somebody comes in that way and works there: that ends RUNNING, and as long as they work, nothing begins."""
-    ms, why = play.leaves(lambda: play.begin(variant, str(seconds)) and None, during=variant)
-    play.stays_away(seconds - 6, f"while somebody works ({variant})")
+    came = []
+    ms, why = play.leaves(lambda: came.append(play.begin(variant, str(seconds))), during=variant)
+    play.stays_away(seconds - 8, f"while somebody works ({variant})")
+    if came[0].poll() is not None:
+        raise Fails(f"{variant} ended: {came[0].stderr.read()[-200:] if came[0].stderr else ''}")
     return f"{ms / 1e3:.1f} s: {why}"
 
 

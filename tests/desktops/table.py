@@ -97,7 +97,6 @@ def rows() -> dict[str, Row]:
         "dropbear, no terminal": Row("remote-shells", way_in("dropbear-no-pty")),
         "tmux": Row("remote-shells", way_in("tmux") | by_itself("tmux-left")),
         "screen": Row("remote-shells", way_in("screen")),
-        "machinectl": Row("remote-shells", way_in("machinectl")),
         "cron": Row("remote-shells", by_itself("cron")),
         "linger": Row("remote-shells", by_itself("linger")),
         "runuser": Row("remote-shells", by_itself("runuser-job")),

@@ -35,7 +35,7 @@ case $verb in
   lock) loginctl lock-session "$(session)" ;;
   touch-locked) exec "$0" touch "$who" ;;
   unlock) loginctl unlock-session "$(session)" ;;
-  inhibit) x python3 "$here/saver_hold.py" --player ;;
+  inhibit) x python3 "$here/saver_hold.py" ;;
   inhibit2) x python3 "$here/saver_hold.py" org.freedesktop.PowerManagement /org/freedesktop/PowerManagement/Inhibit org.freedesktop.PowerManagement.Inhibit ;;
   inhibit3) x python3 "$here/saver_hold.py" org.gnome.SessionManager /org/gnome/SessionManager ;;
   inhibit4) x systemd-inhibit --what=idle --who=filmplayer --why=film sleep 1000 ;;
