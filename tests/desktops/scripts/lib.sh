@@ -32,6 +32,6 @@ alone() { # NAME: what other desktops of the layer have for D-Bus to start is no
   done
   case $1 in xfce | lxqt) ;; *) rm -f /etc/xdg/autostart/light-locker.desktop ;; esac; }
 end_user() { systemctl stop "$unit" 2>/dev/null; s=$(session); [ -z "$s" ] || loginctl terminate-session "$s"; }
-xvfb() { # DISPLAY number: a screenless X server, root's and outside of every session: the "hardware" of a nested compositor
-  systemd-run -q --unit="screen$1" --collect Xvfb ":$1" -screen 0 1280x800x24 -nolisten tcp -ac -noreset
+xvfb() { # DISPLAY number: an X server of a system account's, which is nobody's: the "hardware" of a nested compositor or of a client
+  systemd-run -q --unit="screen$1" --collect -pUser=daemon Xvfb ":$1" -screen 0 1280x800x24 -nolisten tcp -ac -noreset
   until_ 50 test -S "/tmp/.X11-unix/X$1"; }
