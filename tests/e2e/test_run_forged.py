@@ -102,7 +102,10 @@ def test_no_answer_of_a_daemon_commands_a_terminal(
     lived: tuple[NodeFolder, dict[str, Any]], command: str
 ) -> None:
     folder, answer = lived
-    with liar(folder.path / "run", {**forged(answer), "v": 1, "ok": True}):
+    lie = {**forged(answer), "v": 1, "ok": True}
+    if command == "check-user":  # it reads this guard alone
+        lie["guards"] = [{"name": "user_away", "ok": None, "reason": EVIL}]
+    with liar(folder.path / "run", lie):
         done = folder.cli(*command.split())
         assert "owned" in done.stdout, "the lie was shown"
         assert not OBEYED.search(done.stdout + done.stderr)
