@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from desktops.stage import IDLE_S, SESSIONS, TASK_S, Fails, Stage, reasons
+from desktops.stage import IDLE_S, READY_S, SESSIONS, TASK_S, Fails, Stage, reasons
 from support.waiting import until
 
 Cell = Callable[[Stage], str]
@@ -186,10 +186,10 @@ def open_but_quiet(play: Stage, variant: str) -> str:
 
 
 def nobody(play: Stage, variant: str, seconds: float) -> str:
-    """What goes on by itself is nobody."""
+    """What goes on by itself is nobody; that it was begun may be a sign."""
+    process = play.begin(variant, str(int(seconds + READY_S) + 5))
+    time.sleep(3)
     play.works()
-    process = play.begin(variant, str(int(seconds) + 30))
-    until(lambda: process.poll() is None, variant)
     play.goes_on(seconds, variant)
     if process.poll() is not None:
         raise Fails(f"{variant} ended: {process.stderr.read()[-200:] if process.stderr else ''}")
