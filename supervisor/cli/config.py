@@ -10,19 +10,25 @@ from supervisor.cli.common import ConfigOption, Exit, JsonOption, print_error, p
 
 if TYPE_CHECKING:
     from supervisor.config.load import Config
+    from supervisor.tools.doctor.report import Check
 
 app = typer.Typer(help="Check the configuration, or print its schema.", no_args_is_help=True)
 
 
 @app.command()
-def check(config: ConfigOption = None, json: JsonOption = False) -> None:
+def check(
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    online: Annotated[bool, typer.Option("--online", help="Also ask the control node; nothing changes there.")] = False,
+) -> None:
     """Check both files.
 
     All errors at once, one line each: file:line:column, what was found, what is allowed. A task type whose command only
     asks another daemon for its work (docker, systemd-run, tmux) is an error too. Also says which programs are missing, and
     whether there is a GPU.
 
-    Exit codes: 0 correct. 1 correct, but the node can never become READY here, or run none of its task types. 2 an error.
+    Exit codes: 0 correct. 1 correct, but the node can never become READY here, or run none of its task types, or (--online)
+    the control node does not take it. 2 an error.
     """
     from supervisor.config.feasibility import missing_programs, never_ready, no_program, refused_types
     from supervisor.config.load import ConfigErrors, find_folder, load
@@ -37,6 +43,10 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
         refused, missing = refused_types(found.node), missing_programs(found.node)
         never = [*never_ready(found.runtime, found.node), *_no_gpu(found), *no_program(found.node, missing)]
         notes = [*found.notes, *missing]
+        if online:
+            asked = _ask(found)
+            never += [check.failure for check in asked if check.ok is False]
+            notes += [f"{check.name}: {check.reason}" for check in asked if check.ok is not False]
     for line in refused:
         print_error(line)
     if json:
@@ -48,6 +58,14 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
         for note in notes:
             print(f"  note: {note}")
     raise typer.Exit(Exit.WRONG if refused else Exit.NO if never else Exit.YES)
+
+
+def _ask(config: Config) -> list[Check]:
+    import asyncio
+
+    from supervisor.tools.doctor.control_node import control_node, task_types
+
+    return [asyncio.run(control_node(config)), task_types(config)]
 
 
 def _no_gpu(config: Config) -> list[str]:

@@ -64,6 +64,7 @@ def test_installed_offline_it_starts_nothing_and_is_ready(node: Installed, packa
         "ActiveState": "inactive", "UnitFileState": "enabled", "User": USER,
     }
     node.drop_in("nvml", f"[Service]\nEnvironment=FAKE_NVML_FILE={NVML}\n")
+    node.make_ready()
     report = node.cli("report")
     assert report.returncode == 0, report.stdout
     node.box.run("rae-node", "disable", env={"PATH": "/usr/local/bin:/usr/bin:/bin"})
@@ -93,6 +94,7 @@ def test_without_anybody_to_name_it_gets_an_account_of_its_own(node: Installed, 
     assert node.box.sh("getent passwd rae-node").strip().endswith(":/usr/sbin/nologin")
     assert node.box.sh("stat -c %U /opt/rae-node/workdir") == "rae-node\n"
     node.drop_in("nvml", f"[Service]\nEnvironment=FAKE_NVML_FILE={NVML}\n")
+    node.make_ready()
     report = node.cli("report")
     assert report.returncode == 0, report.stdout
     apt(node, "purge", "rae-node")

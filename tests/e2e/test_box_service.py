@@ -78,7 +78,14 @@ def test_installed_and_ready_but_not_started(node: Installed, site: Path) -> Non
         node.install()
     assert node.show("UnitFileState", "ActiveState") == {"UnitFileState": "enabled", "ActiveState": "inactive"}
     report = node.cli("report")
-    assert (report.returncode, report.stdout, report.stderr) == (0, REPORT, "")
+    assert report.returncode == 1, "it knows no control node and no task type yet"
+    assert "\ntask types: node.yaml names no task type; name one below tasks in node.yaml" in report.stdout
+    assert "\ncontrol node: http://127.0.0.1:8000 cannot be reached: connection refused; control.url is as" in report.stdout
+    assert report.stdout.endswith("\n\nNOT READY\n")
+    node.make_ready()
+    report = node.cli("report")
+    assert report.returncode == 0, report.stdout
+    assert (report.stdout, report.stderr) == (REPORT, "")
     assert node.show("ActiveState") == {"ActiveState": "inactive"}, "a report starts nothing (R24)"
 
 

@@ -133,6 +133,12 @@ class Installed:
         self.put("/opt/rae-node/agent/node.yaml", yaml.safe_dump(running.merge(base, node or {})))
         self.put("/opt/rae-node/agent/runtime.yaml", yaml.safe_dump(running.merge(running.RUNTIME, runtime or {})))
 
+    def make_ready(self) -> None:
+        """What an operator does after the install: name a task type and the control node. The rest stays as shipped."""
+        self.box.sh("sed -i 's|^tasks: {}|tasks: {llm_inference: {executor: ollama_api}}|' /opt/rae-node/agent/node.yaml")
+        self.box.sh(f"sed -i 's|^  url: .*|  url: {CONTROL}|' /opt/rae-node/agent/node.yaml")
+        self.start_control()
+
     def show(self, *names: str) -> dict[str, str]:
         """Properties of the unit."""
         return self.box.show(UNIT, *names)
@@ -152,6 +158,8 @@ class Installed:
 
     def start_control(self) -> None:
         """A control node in the box."""
+        if self.box.run("systemctl", "is-active", "-q", "control-node", check=False).returncode == 0:
+            return
         self.box.run(
             "systemd-run", "-q", "--unit=control-node", "-pRestart=always", RAE_NODE, "control", "--listen", CONTROL[7:]
         )

@@ -84,13 +84,35 @@ class RaeApi:
 
     async def introduce(self, availability: Availability) -> None:
         """Register with the key as it is now, then send a heartbeat: register makes each node ONLINE at the server."""
-        self._key = await self._settings.key()
-        self._transport.use_key(self._key)
+        await self._read_key()
         try:
             await self.register()
         except UnknownPath:
             await self.register()  # the dialect is looked for again, unless the configuration names it
         await self.heartbeat(availability)
+
+    async def look(self) -> None:
+        """Find out whether this control node would take this node, by requests that change nothing.
+
+        Raises:
+            RequestError: it would not, or does not answer; the reason names what to correct.
+        """
+        await self._read_key()
+        found = await self._from_openapi()
+        if self._fixed and found is not None and found.name != self.dialect:
+            reason = f"{self._transport.url} speaks dialect {found.name}, and control.dialect is {self.dialect}"
+            raise RequestError(f"{reason}; set control.dialect to auto")
+        self._dialect = self._dialect or found
+        await self.answers()
+
+    @property
+    def has_key(self) -> bool:
+        """A key is sent."""
+        return self._key is not None
+
+    async def _read_key(self) -> None:
+        self._key = await self._settings.key()
+        self._transport.use_key(self._key)
 
     async def register(self) -> None:
         """Make this node known; a heartbeat with the real availability must follow."""

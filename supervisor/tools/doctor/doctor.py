@@ -67,10 +67,14 @@ async def examine(folder: Path) -> list[Check]:
         checks += [Check("configuration", AUTOMATION, False, str(problem), fix) for problem in errors.problems]
         return [*checks, *unit(await unit_properties()), *await scripts()]
     properties, verified = await asyncio.gather(unit_properties(), unit_verified())
-    found, called, tasks, programs, user = await asyncio.gather(
-        inside(config, properties), scripts(), task_units.checks(properties, INSTALL),
-        task_units.programs(config, properties), asyncio.to_thread(account, properties),
-    )  # fmt: skip
+
+    async def in_units() -> tuple[list[Check], list[Check]]:
+        """One after the other: the second makes the state folder, and the first would see it half made."""
+        return await inside(config, properties), await task_units.programs(config, properties)
+
+    (found, programs), called, tasks, user = await asyncio.gather(
+        in_units(), scripts(), task_units.checks(properties, INSTALL), asyncio.to_thread(account, properties)
+    )
     return [
         *checks, *settings(config), *unit(properties), *tasks, user, boot(config, properties), verified, session_agent(),
         *called, rehearsal(config), *found, *programs, *ollama(config), checkpoint(config), listeners(properties),

@@ -37,6 +37,7 @@ from supervisor.sources import api_key
 from supervisor.sources.api_key import TokenError
 from supervisor.tasks.process import sandbox
 from supervisor.tasks.process.containment import detect
+from supervisor.tools.doctor.control_node import control_node, task_types
 from supervisor.tools.doctor.doctor import user_name
 from supervisor.tools.doctor.one_look import watching
 from supervisor.tools.doctor.report import GPU, PERSON, UNATTENDED, Check
@@ -51,8 +52,9 @@ TASK_SOCKET = Path("/etc/systemd/system/rae-task.socket")
 
 
 async def checks(config: Config) -> list[Check]:
-    sensors, lock = await asyncio.gather(_sensors(config), sleep_lock(config))
-    return [*sensors, lock, *folders(config), rotation(config), containment(), key(config), *await programs(config)]
+    sensors, lock, control = await asyncio.gather(_sensors(config), sleep_lock(config), control_node(config))
+    own = [*folders(config), rotation(config), containment(), key(config), control, task_types(config)]
+    return [*sensors, lock, *own, *await programs(config)]
 
 
 async def _sensors(config: Config) -> list[Check]:
@@ -230,8 +232,6 @@ def program(name: str, task: TaskType) -> Iterator[Check]:
 
 async def programs(config: Config) -> list[Check]:
     """The service's user can run each task type's program, and its sandbox works. Types that run any command are named."""
-    if not config.node.tasks:
-        return [Check("task programs", UNATTENDED, None, "node.yaml names no task type yet (tasks)")]
     offer = await asyncio.to_thread(sandbox.look, sandbox.own_paths(config))
     if offer.units_only and TASK_SOCKET.exists():
         offer = replace(offer, unit="")  # the sockets come with the service
