@@ -46,7 +46,7 @@ def node(
 
 def apt(node: Installed, *words: str, env: dict[str, str] | None = None) -> str:
     """apt-get in the box."""
-    done = node.box.run("apt-get", "-y", "-qq", "-o", "Dpkg::Use-Pty=0", *words, env={**QUIET, **(env or {})})
+    done = node.box.run("apt-get", "-y", "-qq", "-o", "Dpkg::Use-Pty=0", *words, env={**QUIET, **(env or {})}, timeout_s=240)
     return done.stdout + done.stderr
 
 

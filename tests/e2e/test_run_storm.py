@@ -20,7 +20,9 @@ from support.waiting import until
 
 TASKS = 12
 LIMIT_S = 120.0
-QUICK = {"connect_timeout_s": 2, "read_timeout_s": 0.3, "total_timeout_s": 0.6, "backoff_longest_s": 0.2}
+QUICK = {
+    "connect_timeout_s": 2, "read_timeout_s": 0.3, "total_timeout_s": 0.6, "backoff_longest_s": 0.2, "lost_poll_first_s": 0.1,
+}  # fmt: skip
 
 
 @contextmanager

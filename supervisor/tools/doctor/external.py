@@ -14,8 +14,8 @@ LEFT_S: Final = 1.0  # the most that a killed program is waited for
 
 # How the settings of a unit begin that make up its sandbox, for `sandboxed`.
 _SANDBOX: Final = (
-    "Ambient", "Bind", "Capability", "Device", "DynamicUser", "Environment", "Inaccessible", "Keyring", "Limit",
-    "LoadCredential", "Lock", "MemoryDeny", "NoNewPrivileges", "Private", "ProcSubset", "Protect", "Read", "RemoveIPC",
+    "Ambient", "BindPaths", "BindReadOnly", "Capability", "Device", "DynamicUser", "Environment", "Inaccessible", "Keyring",
+    "Limit", "LoadCredential", "Lock", "MemoryDeny", "NoNewPrivileges", "Private", "ProcSubset", "Protect", "Read", "RemoveIPC",
     "Restrict", "Supplementary", "SystemCall", "TemporaryFileSystem", "UMask",
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ import pytest
 from support.running import ROOT
 
 from supervisor.tools.doctor import task_units
+from supervisor.tools.doctor.external import sandboxed
 from supervisor.tools.doctor.task_units import REQUIRED, SERVICES, SLICE, SOCKET_UNITS, closed, faults
 
 Says = dict[str, dict[str, str]]
@@ -32,6 +33,13 @@ def shipped() -> Says:
         says[SOCKET_UNITS[network]] = {**listener, "Listen": f"{task_units.SOCKETS[network]} (Stream)"}
     says[SERVICES[True]]["PrivateNetwork"] = "no"
     return says
+
+
+def test_a_program_is_tried_in_the_tasks_sandbox_alone() -> None:
+    """With BindsTo= the try would start a node that somebody has stopped."""
+    words = sandboxed({"FragmentPath": str(ROOT / "deploy/rae-task@.service")})
+    assert {"--property=DynamicUser=yes", "--property=ProtectHome=yes"} <= set(words)
+    assert not [word for word in words if word.startswith(("--property=BindsTo", "--property=Exec", "--property=Standard"))]
 
 
 def test_what_ships_is_as_required() -> None:
