@@ -248,9 +248,8 @@ class Sessions(PresenceSensor):
             await wait_for_event(self._look_now, min(interval_s, RETRY_S) if self._error else interval_s)
             before = self._state()
             try:
-                # A login over SSH may get its terminal later, and no signal tells.
-                whole = any(session.needs_connection for session in self._sessions.values())
-                if self._error or whole or self._look_now.is_set() or await self._ask_manager() != self._manager:
+                whole = self._error or self._may_have_ended() or self._look_now.is_set()
+                if whole or await self._ask_manager() != self._manager:
                     self._look_now.clear()
                     await self._look()
             except BusError as error:
@@ -260,6 +259,13 @@ class Sessions(PresenceSensor):
             self._looked.set()
             if self._state() != before:
                 self._wake()
+
+    def _may_have_ended(self) -> bool:
+        """No signal tells that a login gets its terminal later, or has ended while its programs go on. Where a display is
+        seen, its end is."""
+        now_s = self._clock.now_s()
+        sessions = [session for session in self._sessions.values() if session.counts]
+        return any(not session.graphical or self._judge(session, now_s).present for session in sessions)
 
     def _state(self) -> tuple[object, ...]:
         return (self._error, self._sessions, self._blockers, self._event, self.going_down)

@@ -26,6 +26,7 @@ from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIE
 from supervisor.linux.proc import Name
 from supervisor.sensors.base import RESUME_SIGN, Presence
 from supervisor.sensors.presence import logind as sessions_module
+from supervisor.sensors.presence.agent_reports import Proof
 from supervisor.sensors.presence.logind import BACK_SIGN, LID_SIGN, START_SIGN, UNDECIDED, UPOWER, Sessions
 from supervisor.sensors.presence.session_policy import LID_CLOSED
 
@@ -523,13 +524,29 @@ def test_at_rest_logind_is_asked_one_short_question_an_interval(private_bus: Pri
     async def story() -> None:
         async with logind(private_bus.address) as fake:
             fake.sessions[ONE] = session()
-            async with Watched(private_bus.address, max_age_s=0.3) as watched:
+            seen = Proof("X11", idle_since_s=1.0)
+            async with Watched(private_bus.address, max_age_s=0.3, proof=lambda *_: seen) as watched:
                 await eventually(lambda: len(fake.locks()) == 2, "the delay locks")
                 fake.calls.clear()
                 wakes = watched.wakes
                 await eventually(lambda: len(fake.calls) >= 3, "three intervals")
                 assert set(fake.calls) == {"GetAll"}
                 assert watched.wakes == wakes
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("kind", ["tty", "x11"])
+def test_a_login_that_has_ended_while_its_programs_go_on_is_left(private_bus: PrivateBus, kind: str) -> None:
+    """logind sends no signal of a session's State; here somebody logs out and leaves a program behind."""
+
+    async def story() -> None:
+        async with logind(private_bus.address) as fake:
+            fake.sessions[ONE] = session(Type=kind, State="opening")
+            async with Watched(private_bus.address, max_age_s=0.3) as watched:
+                await eventually(lambda: bool(watched.now.present), "held by a session that nothing sees")
+                fake.sessions[ONE]["State"] = "closing"
+                await eventually(lambda: not watched.now.present, "it is left")
 
     asyncio.run(story())
 
