@@ -173,7 +173,7 @@ def test_held_vram_keeps_the_node_from_working_until_it_is_free(tmp_path: Path, 
         if how == "killed":
             folder.cli("pause")
             error, _ = failed(control, task)
-            assert error.startswith("preempted: paused by ")
+            assert error.startswith("preempted: paused")
             folder.cli("resume")
         else:
             if how == "leaked":  # the driver forgets the process, and keeps its memory
