@@ -11,7 +11,7 @@ import signal
 from typing import Any, Final
 
 # CPU seconds without a wait, after which the loop waits like all others until its next tick: the processor is the person's.
-LONGEST_S: Final = 0.2
+LONGEST_S: Final = 0.5
 
 
 class Precedence:
