@@ -154,6 +154,8 @@ class Node:
         await self.sensors.start(self._wake, FIRST_TICK_S)
 
     def _begin_sweep(self) -> None:
+        if self._sweeping is not None and not self._sweeping.done():
+            return  # it may take longer; a second one at once could meet a task that has started meanwhile
         self._sweep_again_s = self.clock.now_s() + SWEEP_AGAIN_S
         self._sweeping = asyncio.ensure_future(self._sweep())
 

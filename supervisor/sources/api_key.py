@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -13,6 +14,7 @@ from supervisor.config.schema import Control
 from supervisor.linux.small_files import open_plain
 
 MAX_BYTES: Final = 8192
+NO_FILE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class TokenError(Exception):
@@ -66,9 +68,9 @@ def private_file(path: Path, setting: str) -> str:
             if status.st_uid not in (0, os.geteuid()):
                 raise TokenError(f"{where} belongs to another user (uid {status.st_uid}), who can read it; chown it")
             return _decoded(file.read(MAX_BYTES + 1), where)
-    except FileNotFoundError:  # what is written there may be the key itself, so it is not told
-        raise TokenError(f"{setting}: this file is not there; write the key into it, or change control.token") from None
     except OSError as error:
+        if error.errno in NO_FILE:  # what is written there may be the key itself, so it is not told
+            raise TokenError(f"{setting}: this file is not there; write the key into it, or change control.token") from None
         raise TokenError(f"{where} cannot be read: {error.strerror}") from None
 
 

@@ -71,7 +71,7 @@ class NvmlSensor(GpuPoller[Answer]):
         dev, pci = self._setup.dev_root, f"{self._setup.sys_root}/bus/pci/devices"
         nodes = []
         for uuid, (minor, address) in known.items():
-            if not named or uuid in named or len(known) == 1:
+            if not named or uuid in named or (len(known) == 1 and uuid == address):  # the only one, not opened yet
                 nodes += [f"{dev}/nvidia{minor}", *render_nodes(str(dev), f"{pci}/{address}")]
                 nodes += [f"{dev}/nvidia-caps"] if uuid in seen and seen[uuid].mig else []
         return Nvidia(named or tuple(seen) or None, tuple(nodes))
@@ -166,11 +166,12 @@ class NvmlSensor(GpuPoller[Answer]):
 
 def numbers(proc_root: Path) -> dict[str, tuple[int | None, str]]:
     """By UUID the number of each GPU's node and its PCI address, as the driver's own files tell without waking one. A GPU that
-    nobody has opened yet has question marks for a UUID."""
+    nobody has opened yet has question marks for a UUID; it stands by its address."""
     found: dict[str, tuple[int | None, str]] = {}
     for folder in glob.glob(f"{proc_root}/driver/nvidia/gpus/*"):
         lines = read_small(f"{folder}/information").splitlines()
         known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         if known.get("Device Minor", "").isdecimal():
-            found[known.get("GPU UUID", "")] = int(known["Device Minor"]), os.path.basename(folder)
+            pci, uuid = os.path.basename(folder), known.get("GPU UUID", "?")
+            found[pci if "?" in uuid else uuid] = int(known["Device Minor"]), pci
     return found

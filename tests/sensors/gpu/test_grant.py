@@ -123,6 +123,15 @@ def test_the_drivers_own_files(tmp_path: Path) -> None:
     assert numbers(tmp_path) == {"GPU-a": (1, "0000:01:00.0")}
 
 
+def test_gpus_that_nobody_has_opened_yet_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Both have the same question marks for a UUID. Which of them is lent is not known, so no task gets either."""
+    folder = tmp_path / "driver/nvidia/gpus"
+    for minor, pci in enumerate(("0000:01:00.0", "0000:02:00.0")):
+        (folder / pci).mkdir(parents=True)
+        (folder / pci / "information").write_text(f"GPU UUID: GPU-????????-????\nDevice Minor: {minor}\n")
+    assert sorted(numbers(tmp_path)) == ["0000:01:00.0", "0000:02:00.0"]
+
+
 def test_libraries_count_what_they_see(tmp_path: Path) -> None:
     """ROCr knows a GPU by its own number, or else counts; HIP counts what ROCr has left; Level Zero counts by address."""
 

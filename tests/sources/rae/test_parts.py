@@ -161,6 +161,8 @@ def test_the_key_comes_from_a_private_file_a_credential_or_the_environment(tmp_p
         (Token(file="{}/key"), {}, 0o600, "s3cret" * 5000),
         (Token(file="{}/none"), {}, 0o600, "s3cret"),
         (Token(file="{}"), {}, 0o600, "s3cret"),
+        (Token(file="s3cret" * 50), {}, 0o600, ""),  # the key itself, too long for a name
+        (Token(file="{}/key/s3cret"), {}, 0o600, ""),
         (Token(credential="key"), {}, 0o600, "s3cret"),
         (Token(credential="../key"), {"CREDENTIALS_DIRECTORY": "{}"}, 0o600, "s3cret"),
         (Token(credential="none"), {"CREDENTIALS_DIRECTORY": "{}"}, 0o600, "s3cret"),
