@@ -69,7 +69,7 @@ def files_of(node: Installed) -> str:
 def came_of(node: Installed, kind: str, world: dict[str, Any]) -> Any:
     """The result of one task."""
     task = node.add(kind, world)
-    until(lambda: node.task(task)["status"] in ("FAILED", "COMPLETED"), lambda: str(node.task(task)), 60)
+    until(lambda: node.task(task)["status"] in ("FAILED", "COMPLETED"), lambda: str(node.task(task)), 180)
     assert node.task(task)["status"] == "COMPLETED", node.task(task)
     return node.task(task)["result"]
 

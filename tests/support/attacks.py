@@ -25,7 +25,7 @@ from typing import Any
 Outcome = dict[str, str]
 ATTACKS: dict[str, Callable[[dict[str, Any]], Outcome]] = {}
 DONE = "DONE"
-LIMIT_S = 10
+LIMIT_S = 40  # a task at idle priority beside busy processors reads all files that it sees
 LEFT = "rae-left-4711"  # the name of whatever is left behind
 KEY = 0x4711_2026
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -66,7 +66,8 @@ def test_a_person_returns_to_one_of_three_and_its_task_goes_on_elsewhere_long_be
             async with operator(server.url, lease_s=600) as boss, fleet(members):
                 await until(lambda: all(m.state is State.READY for m in members), lambda: str([m.state for m in members]))
                 task = await boss.submit(KIND, {"seconds": 3})
-                busy = await until(lambda: next((m for m in members if m.task == task), None), "it runs")
+                await until(lambda: any(m.task == task and m.state is State.RUNNING for m in members), "it runs")
+                busy = next(m for m in members if m.task == task)
                 busy.person_comes()
                 await until(lambda: len(log.starts[task]) == 2, "it runs elsewhere")
                 (gap,) = log.gaps()
