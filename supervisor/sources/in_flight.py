@@ -1,5 +1,5 @@
-"""The record of the tasks in flight, so that a power cut leaves no task hanging. It holds ids, types and a count of lost
-attempts, nothing else.
+"""The record of the tasks in flight, so that a power cut leaves no task hanging. It holds ids, types, a count of lost
+attempts and the address of a lease, nothing else.
 
 A task is recorded as soon as its claim has been read and until its outcome is delivered. Mostly it is one task; for a moment
 two: one that runs and one whose outcome is on its way.
@@ -23,7 +23,7 @@ from supervisor.sources.ids import is_id
 NAME: Final = "task.json"
 SET_ASIDE: Final = "task.json.unreadable"
 VERSION: Final = 1
-MAX_BYTES: Final = 2 << 20  # a bridge may have 301 tasks on the way, each with a type and a name of the longest
+MAX_BYTES: Final = 2 << 20  # a bridge may have 2,301 tasks, each with a type and a name of the longest
 WRITE_DEADLINE_S: Final = 10.0
 
 UNKNOWN: Final = ""  # a re-post whose answer was not read: the server may have taken it
@@ -32,7 +32,7 @@ UNKNOWN: Final = ""  # a re-post whose answer was not read: the server may have 
 class InFlightTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A task in flight. `node`: the server's id of this node. `repost`: None, UNKNOWN, or the id of the task posted again.
     `posts`: how often it was posted again without an answer that was read. `lost`: attempts at it that ended with their node.
-    `over`: this attempt is over, or is counted in `lost`."""
+    `over`: this attempt is over, or is counted in `lost`. `lease`: where a fleet takes word of it."""
 
     id: str
     type: str
@@ -41,6 +41,7 @@ class InFlightTask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     posts: int = 0
     lost: int = 0
     over: bool = False
+    lease: str = ""
 
 
 class _Document(msgspec.Struct):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,7 +70,7 @@ class NatsServer:
         if self.config is None:
             config.write_text(
                 f'server_name: "{self.name}"\nlisten: "{self.host}:{self.port}"\nmax_payload: 8MB\n{self.more}\n'
-                f'jetstream {{ store_dir: "{self.folder / self.name}", max_memory_store: 256MB, max_file_store: 4GB }}\n'
+                f'jetstream {{ store_dir: "{self.folder / self.name}", max_memory_store: 256MB, max_file_store: 20GB }}\n'
             )
         log = (self.folder / f"{self.name}.log").open("ab")
         self.process = subprocess.Popen(
@@ -116,6 +117,32 @@ def nats_server(folder: Path, **more: Any) -> Iterator[NatsServer]:
         yield server.start()
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def gate_of(url: str, keys: Path, *options: str) -> Iterator[None]:
+    """The fleet's gate as deploy/fleet/README.md starts it, with the streams made."""
+    tool = Path(__file__).resolve().parents[2] / "deploy/fleet/gate"
+    password, ca = str(keys / "passwords/gate"), str(keys / "ca.pem")
+    access = ["--server", url, "--user", "gate", "--password-file", password, "--ca-file", ca]
+    with subprocess.Popen(
+        [str(tool), *access, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_die_with_us
+    ) as process:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.lower().startswith("gate: up"):
+                break
+        else:
+            raise AssertionError("".join(said))
+        drain = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
+        drain.start()
+        try:
+            yield
+        finally:
+            process.terminate()
+            assert process.wait(DEADLINE_S) == 0, "".join(said)
 
 
 @pytest.fixture

@@ -19,8 +19,18 @@ from typing import TYPE_CHECKING, Any, Final
 from supervisor.linux.bounded import wait_for_event, within
 from supervisor.linux.text import one_line
 from supervisor.sources.errors import MIB, RequestError, describe_error, tls_context
-from supervisor.sources.nats.errors import MAX_TEXT, NOTHING, TOO_LARGE, Delivery, Refused, family, read_answer, read_delivery
-from supervisor.sources.nats.subjects import inbox, next_subject
+from supervisor.sources.nats.errors import (
+    MAX_TEXT,
+    NOTHING,
+    TOO_LARGE,
+    Delivery,
+    Message,
+    Refused,
+    family,
+    read_answer,
+    read_delivery,
+)
+from supervisor.sources.nats.subjects import GATE, GATE_USER, LEASE_HEADER, inbox, next_subject, token
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -65,6 +75,12 @@ class Server:
     connect_timeout_s: float = 5.0
     names: SettingNames = field(default=SettingNames(), compare=False)
 
+    @property
+    def gate(self) -> str:
+        """What stands before each subject that is asked for: a user with a key reaches JetStream through the gate alone."""
+        gated = self.password is not None and self.user not in ("", GATE_USER)
+        return f"{GATE}.{token(self.user)}." if gated else ""
+
 
 class Connection:
     """A connection that can be opened again after it was closed. `on_lost` is called once when the server ends it.
@@ -94,6 +110,7 @@ class Connection:
         from nats.errors import Error
 
         logging.getLogger("nats").setLevel(logging.CRITICAL + 1)  # it logs tracebacks that quote what was sent
+        logging.getLogger("asyncio").addFilter(_not_about_eof)
         server = self._server
         urls = [url.strip() for url in server.url.split(",")]
         tls = any(url.startswith("tls:") for url in urls)
@@ -185,7 +202,7 @@ class Connection:
         client = self._connected()
         if why := self.too_large(data, headers or {}):
             raise Refused(why, status=TOO_LARGE)
-        asking = client.request(subject, data, timeout=timeout_s, headers=dict(headers) if headers else None)
+        asking = client.request(self._path(subject), data, timeout=timeout_s, headers=dict(headers) if headers else None)
         try:
             # nats-py would wait on for an answer that cannot come any more
             answer = await _first(asking, self._over)
@@ -193,7 +210,8 @@ class Connection:
                 raise ConnectionResetError
             return answer
         except NoRespondersError:
-            reason = f"{self.url} has no stream for {family(subject)}: set it up (deploy/fleet), or wait for its leader"
+            missing = "no gate (deploy/fleet/gate) answers there" if self._server.gate else f"{self.url} has no stream for it"
+            reason = f"{family(subject)}: {missing}: set it up (deploy/fleet), or wait for its leader"
             raise RequestError(reason, sent=False) from None
         except Exception as error:  # noqa: BLE001  whatever a peer does to the library is an error of the request
             denied = f" ({self._error})" if self._error else ""
@@ -206,19 +224,32 @@ class Connection:
         msg = await self.request(f"$JS.API.{name}", b"" if body is None else json.dumps(body).encode())
         return read_answer(msg.data, name)
 
-    async def store(self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None = None) -> bool:
-        """Have a message stored once. False: this very message, by its id, was stored before.
+    def _path(self, subject: str) -> str:
+        """Where a subject is asked for; the address of a lease is a whole one."""
+        return subject if subject.startswith(f"{GATE}.") else self._server.gate + subject
+
+    def _with(self, lease: str) -> dict[str, str]:
+        return {LEASE_HEADER: lease} if lease and self._server.gate else {}
+
+    async def store(
+        self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None = None, *, lease: str = ""
+    ) -> bool:
+        """Have a message stored once. False: this very message, by its id, was stored before. `lease`: of the task that it is
+        about.
 
         Raises Exists when another message lies there. After another error, the same call again finds out.
         """
-        msg = await self.request(subject, data, headers={**self.msg_id(msg_id), **(headers or {})})
+        msg = await self.request(subject, data, headers={**self.msg_id(msg_id), **self._with(lease), **(headers or {})})
         return not read_answer(msg.data, family(subject)).get("duplicate", False)
 
-    async def last(self, stream: str, subject: str) -> bytes | None:
-        """The last message there; None when there is none."""
-        msg = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
-        status = (msg.headers or {}).get("Status")
+    async def last(self, stream: str, subject: str, *, lease: str = "") -> bytes | None:
+        """The last message there; None when there is none. `lease`: of the task that it is about."""
+        msg = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", headers=self._with(lease))
+        headers = msg.headers or {}
+        status = headers.get("Status")
         if status in (None, NOTHING):
+            if status is None and self._server.gate and "Nats-Sequence" not in headers:
+                read_answer(msg.data, family(subject))  # the gate's own refusal
             return msg.data if status is None else None
         raise self._unreadable(stream)
 
@@ -238,18 +269,48 @@ class Connection:
                 raise self._unreadable(stream)
             found[headers.get("Nats-Subject", "")] = msg.data
 
-    async def acknowledge(self, reply: str, what: bytes, timeout_s: float = ANSWER_S) -> None:
-        """Acknowledge (ACK), renew (IN_PROGRESS), give back (`nak`) or end (TERM) a delivery, and be sure of it."""
-        await self.request(reply, what, timeout_s=min(ANSWER_S, timeout_s))
+    async def acknowledge(self, reply: str, what: bytes, timeout_s: float = ANSWER_S) -> str:
+        """Acknowledge (ACK), renew (IN_PROGRESS), give back (`nak`) or end (TERM) a delivery, and be sure of it; where it is
+        acknowledged from now on."""
+        answer = await self.request(reply, what, timeout_s=min(ANSWER_S, timeout_s))
+        if answer.data:
+            read_answer(answer.data, "an acknowledgement")
+        return (answer.headers or {}).get(LEASE_HEADER, reply)
 
-    async def listen(self, subject: str, on_message: Callable[[bytes], None]) -> None:
-        """Call `on_message` with each message there, as long as the connection lasts."""
+    async def listen(self, subject: str, on_message: Callable[[Message], None], *, queue: str = "") -> None:
+        """Call `on_message` with each message there, as long as the connection lasts. Each message goes to one of those who
+        listen with the same `queue`."""
 
         async def hear(msg: Msg) -> None:
-            on_message(msg.data)
+            on_message(_message(msg))
 
         with self._request_errors():
-            await self._connected().subscribe(subject, cb=hear)
+            await self._connected().subscribe(subject, queue=queue, cb=hear)
+
+    async def send(self, message: Message) -> None:
+        """Publish a message. One that is larger than the server takes is refused: the server would hang up."""
+        if why := self.too_large(message.data, message.headers):
+            raise Refused(why, status=TOO_LARGE)
+        with self._request_errors():
+            headers = dict(message.headers) or None
+            await self._connected().publish(message.subject, message.data, reply=message.reply, headers=headers)
+
+    async def first(self, subject: str, data: bytes, wait_s: float) -> Message | None:
+        """The first answer to a request that the server may answer after `wait_s` seconds only; None: there was none."""
+        answers: asyncio.Queue[Msg] = asyncio.Queue()
+        with self._request_errors():
+            client = self._connected()
+            box = client.new_inbox()
+            sub = await client.subscribe(box, cb=answers.put, max_msgs=1)
+            try:
+                await client.publish(subject, data, reply=box)
+                msg = await _first(answers.get(), self._over, timeout_s=wait_s + ANSWER_S)
+            except TimeoutError:
+                msg = None
+            finally:
+                with contextlib.suppress(Exception):
+                    await sub.unsubscribe()
+        return None if msg is None else _message(msg)
 
     async def pull(
         self, stream: str, consumer: str, *, linger_s: Callable[[], float], stop: asyncio.Event | None = None
@@ -264,7 +325,7 @@ class Connection:
         loop = asyncio.get_running_loop()
 
         async def ask(wanted: Mapping[str, Any], wait_s: float) -> Delivery | None:
-            await client.publish(next_subject(stream, consumer), json.dumps(wanted).encode(), reply=box)
+            await client.publish(self._path(next_subject(stream, consumer)), json.dumps(wanted).encode(), reply=box)
             msg = await _first(answers.get(), over, stop, timeout_s=wait_s)
             return None if msg is None else _as_delivery(msg)
 
@@ -395,6 +456,15 @@ def _end(client: Client) -> None:
             task.cancel()
     if client._transport is not None:
         client._transport.close()  # type: ignore[no-untyped-call]
+
+
+def _not_about_eof(record: logging.LogRecord) -> bool:
+    """asyncio warns at each end of a TLS connection of how nats-py answers it, which changes nothing."""
+    return "eof_received" not in str(record.msg)
+
+
+def _message(msg: Msg) -> Message:
+    return Message(msg.subject, msg.reply, msg.data, msg.headers or {})
 
 
 def _as_delivery(msg: Msg) -> Delivery | None:

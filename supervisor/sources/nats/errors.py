@@ -27,6 +27,16 @@ class Exists(Refused):
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it travels. `reply`: where an answer is expected; empty: nowhere."""
+
+    subject: str
+    reply: str
+    data: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """A message that is ours for as long as its lease. `reply`: where it is acknowledged; `count`: deliveries so far."""
 
@@ -73,9 +83,10 @@ def read_delivery(data: bytes, reply: str, headers: Mapping[str, str]) -> Delive
             return None
         status = one_line(f"{status} {headers.get('Description', '')}", MAX_TEXT)
         raise RequestError(f"the fleet hands out no work now: its server says {status}")
-    # $JS.ACK.<stream>.<consumer>.<count>.<sequence>..., or with domain and account before the stream
+    # $JS.ACK.<stream>.<consumer>.<count>.<sequence>..., or with domain and account before the stream; or a lease of the gate:
+    # rae.gate.<user>.lease.<count>.<sequence>...
     tokens = reply.split(".")
-    at = 4 if len(tokens) == 9 else 6
+    at = 4 if len(tokens) == 9 or tokens[0] == "rae" else 6
     try:
         return Delivery(data, reply, int(tokens[at]), int(tokens[at + 1]))
     except (IndexError, ValueError):
@@ -84,6 +95,6 @@ def read_delivery(data: bytes, reply: str, headers: Mapping[str, str]) -> Delive
 
 def family(subject: str) -> str:
     """The subject without what belongs to one task."""
-    if subject.startswith("$JS.ACK"):
+    if subject.startswith("$JS.ACK") or ".lease." in subject:
         return "an acknowledgement"
     return ".".join(subject.split(".")[: 5 if subject.startswith("$JS") else 2])

@@ -92,7 +92,8 @@ class Leases:
             return  # a lapsed lease may be another node's by now
         try:
             with own_faults("a lease could not be renewed"):
-                await self._connection.acknowledge(lease.reply, IN_PROGRESS, timeout_s=self.length_s / RENEWALS)
+                answered = self._connection.acknowledge(lease.reply, IN_PROGRESS, timeout_s=self.length_s / RENEWALS)
+                lease.reply = await answered
             lease.ends_s = sent_s + self.length_s
         except RequestError as error:
             self._link.fail(error)

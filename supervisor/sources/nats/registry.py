@@ -20,19 +20,20 @@ REASONS: Final[Mapping[str, str]] = {
     "task_gone": "the last task is not gone yet",
     "cooldown_over": "rests after work",
 }
+BRIDGE: Final = "BRIDGE"  # the state of a bridge, which has an entry beside those of the nodes
 COUNTS: Final = frozenset({"done", "failed", "handed_back", "second"})
 MAX_CHARS: Final = 300
 FIELDS: Final = ("node", "availability", "state", "reason", "since", "done", "failed", "handed_back", "second", "types",
                  "version", "time")
 
 
-def entry(known: Mapping[str, Any], described: Mapping[str, Any], wall_s: float) -> bytes:
-    """A node's entry. `described`: state, since, blocked_by, from the daemon."""
+def entry(known: Mapping[str, Any], described: Mapping[str, Any], wall_s: float, reason: str = "") -> bytes:
+    """A node's entry. `described`: state, since, blocked_by, from the daemon. `reason` is one of a bridge's."""
     return encode({
         **known,
         "state": str(described.get("state", "")),
         "since": str(described.get("since", "")),
-        "reason": ", ".join(REASONS.get(name, name) for name in described.get("blocked_by", ())),
+        "reason": reason or ", ".join(REASONS.get(name, name) for name in described.get("blocked_by", ())),
         "version": VERSION,
         "time": iso(wall_s),
     })

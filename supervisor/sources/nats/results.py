@@ -78,7 +78,8 @@ class ResultOutbox(Outbox[Outcome]):
         if not item.stored:
             try:
                 # the message id names the node: the same result sent again is the same message, another node's is not
-                await self._connection.store(result_subject(item.id), item.body, f"{item.id}.{token(result.node)}")
+                subject, msg_id = result_subject(item.id), f"{item.id}.{token(result.node)}"
+                await self._connection.store(subject, item.body, msg_id, lease=item.lease.reply)
                 item.stored = True
             except Exists:
                 first = False

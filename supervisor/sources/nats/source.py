@@ -133,12 +133,12 @@ class NatsSource(NetworkSource):
         """Store the count of lost attempts beside what each task has saved. What fails is tried with the next link."""
         for task in list(self._lost.values()):
             try:
-                data = await self._connection.last(subjects.PLACES, subjects.place_subject(task.id))
+                data = await self._connection.last(subjects.PLACES, subjects.place_subject(task.id), lease=task.lease)
                 saved = {} if data is None else decode_saved(data)
                 lost = max(task.lost, lost_in(saved) + 1)
                 msg_id = f"{task.id}.{subjects.token(self._node_id)}.lost.{task.lost}"  # counted once, if it is sent twice
                 body = await asyncio.to_thread(sanitize.encode, with_count(saved, lost))
-                await self._connection.store(subjects.place_subject(task.id), body, msg_id)
+                await self._connection.store(subjects.place_subject(task.id), body, msg_id, lease=task.lease)
             except (RequestError, Poison) as error:
                 self._log("lost-not-told", task, reason=str(error))
                 continue
@@ -251,14 +251,14 @@ class NatsSource(NetworkSource):
             return
         lease = self._leases.take(claim, delivery)
         if delivery.count > 1:
-            claim = await self._with_saved(claim)
+            claim = await self._with_saved(claim, delivery.reply)
         lease.claim = claim = self._with_lost(read_count(claim))
         if claim.lost >= MAX_LOST:
             self._log("given-up", claim, reason=GIVEN_UP)
             self.settle(claim, failed(GIVEN_UP))
             return
         try:
-            await self._record.put(InFlightTask(claim.id, claim.type, lost=claim.lost))
+            await self._record.put(InFlightTask(claim.id, claim.type, lost=claim.lost, lease=delivery.reply))
         except OSError as error:
             self._log("note-not-kept", claim, reason=str(error))
         self._claim = claim
@@ -268,10 +268,10 @@ class NatsSource(NetworkSource):
         left = self._lost.pop(claim.id, None)
         return claim if left is None else replace(claim, lost=max(claim.lost, left.lost))
 
-    async def _with_saved(self, claim: Claim) -> Claim:
+    async def _with_saved(self, claim: Claim, lease: str) -> Claim:
         """The task with what it had saved when it was given back. Without it, it starts from the beginning: always right."""
         try:
-            data = await self._connection.last(subjects.PLACES, subjects.place_subject(claim.id))
+            data = await self._connection.last(subjects.PLACES, subjects.place_subject(claim.id), lease=lease)
             return claim if data is None else replace(claim, payload={**claim.payload, **decode_saved(data)})
         except (RequestError, Poison):
             return claim
@@ -281,14 +281,16 @@ class NatsSource(NetworkSource):
         name = task_id or f"sequence-{delivery.sequence}"
         subject, msg_id = subjects.dead_subject(name), f"dead-{delivery.sequence}"
         try:
-            await self._connection.store(subject, delivery.data, msg_id, {subjects.REASON_HEADER: reason})
+            why = {subjects.REASON_HEADER: reason}
+            await self._connection.store(subject, delivery.data, msg_id, why, lease=delivery.reply)
         except Refused as refused:  # in the queue it would fail each node's poll: keep it without its content
             reason = f"{reason}; its content is not kept: {refused.reason}"
-            await self._connection.store(subject, b"", msg_id, {subjects.REASON_HEADER: reason})
+            await self._connection.store(subject, b"", msg_id, {subjects.REASON_HEADER: reason}, lease=delivery.reply)
         if task_id:
             result = Result(task_id, task_type, self._node_id, {}, f"dead: {reason}")
             with contextlib.suppress(Exists):
-                await self._connection.store(subjects.result_subject(task_id), result.encode(), f"{task_id}.dead")
+                subject, msg_id = subjects.result_subject(task_id), f"{task_id}.dead"
+                await self._connection.store(subject, result.encode(), msg_id, lease=delivery.reply)
         await self._connection.acknowledge(delivery.reply, TERM)
         self._log("dead-letter", task=name, type=task_type, reason=reason)
 
@@ -302,7 +304,7 @@ class NatsSource(NetworkSource):
         try:
             self._check_ours(lease)
             if saved != kept or claim.lost > lease.claim.lost:
-                await self._save(claim, saved, lease.count)
+                await self._save(claim, saved, lease)
                 self._check_ours(lease)
             await self._connection.acknowledge(lease.reply, nak())
         except Exception as error:  # noqa: BLE001  the end of the lease does the same
@@ -316,11 +318,11 @@ class NatsSource(NetworkSource):
         if not self._leases.surely_ours(lease):
             raise RequestError("its lease has ended")
 
-    async def _save(self, claim: Claim, saved: Any, count: int) -> None:
+    async def _save(self, claim: Claim, saved: Any, lease: Lease) -> None:
         body = await asyncio.to_thread(sanitize.encode, with_count({} if saved is None else {STATE_KEY: saved}, claim.lost))
         try:
-            msg_id = f"{claim.id}.{subjects.token(self._node_id)}.{count}"
-            await self._connection.store(subjects.place_subject(claim.id), body, msg_id)
+            msg_id = f"{claim.id}.{subjects.token(self._node_id)}.{lease.count}"
+            await self._connection.store(subjects.place_subject(claim.id), body, msg_id, lease=lease.reply)
         except RequestError as error:
             self._log("place-lost", claim, reason=f"it starts from the beginning: {error.reason}")
 

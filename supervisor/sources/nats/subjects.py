@@ -14,8 +14,12 @@ NODES_STREAM: Final = f"KV_{NODES}"
 CONSUMER: Final = "nodes"  # all nodes pull from it, unless control.nats.consumer says otherwise
 BRIDGE: Final = "bridge"  # a bridge reads results from it
 
+GATE: Final = "rae.gate"  # requests through the gate: rae.gate.USER.SUBJECT
+GATE_USER: Final = "gate"
+
 ANY_RESULT: Final = "rae.results.*"
 REASON_HEADER: Final = "Rae-Reason"
+LEASE_HEADER: Final = "Rae-Lease"  # the address of a task's lease, where it is asked for what needs one
 
 _PLAIN: Final = re.compile(r"[^A-Za-z0-9_-]")
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.nats_rig import NatsServer, Operator, needs_server, node, operator, until
+from support.nats_rig import NatsServer, Operator, gate_of, needs_server, node, operator, until
 from support.ports import free_port
 
 from states.ending import failed, handed_back, succeeded
 from states.observation import Link
 from supervisor.sources.errors import RequestError
-from supervisor.sources.nats import subjects
-from supervisor.sources.nats.admin import credentials, setup
+from supervisor.sources.nats.admin import credentials, gate
 from supervisor.sources.nats.admin.access import AccessError, server_of
 from supervisor.sources.nats.connection import Connection, Server
 
@@ -60,12 +58,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     server = NatsServer(folder, name="configured", port=port, config=conf, prefix=("env", "-C", str(folder / "keys"))).start()
     one = Fleet(server, folder / "keys")
 
-    async def prepared() -> None:
-        async with operator("", server=one.as_user("admin")):
-            pass
-
-    asyncio.run(prepared())
-    yield one
+    with gate_of(one.url, one.keys):
+        yield one
     server.kill()
 
 
@@ -83,6 +77,25 @@ def test_private_files_are_private_and_running_again_keeps_keys(fleet: Fleet, tm
     assert set(after) - set(before) == {"b", "routes"}
     assert (folder / "y.conf").read_text().count("nats-route://") == 3
     assert '"a"' in (folder / "users.conf").read_text()
+
+
+def test_a_key_is_renewed_or_taken_away_by_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "k"
+    assert credentials.main([str(folder), "--node", "a", "--node", "b"]) == 0
+    old = {name: (folder / "passwords" / name).read_text() for name in ("a", "b", "gate")}
+    assert credentials.main([str(folder), "--rotate", "a"]) == 0
+    assert credentials.main([str(folder), "--rotate", "gate"]) == 0
+    assert credentials.main([str(folder), "--revoke", "b"]) == 0
+    users = (folder / "users.conf").read_text()
+    for name, key in old.items():
+        assert key.strip() not in users, name
+    assert (folder / "passwords/a").read_text().strip() in users
+    assert '"b"' not in users
+    assert not (folder / "passwords/b").exists()
+    capsys.readouterr()
+    for wrong, why in (("b", "no such user; there are: a, bridge, gate, operator"), ("gate", "cannot do without it")):
+        assert credentials.main([str(folder), "--revoke", wrong]) == 1
+        assert why in capsys.readouterr().err
 
 
 def test_keys_that_could_not_be_made_are_made_the_next_time(
@@ -133,7 +146,7 @@ def test_a_file_without_definitions_is_named(
     file = tmp_path / "streams.json"
     if content is not None:
         file.write_text(content)
-    assert setup.main(["--server", "nats://127.0.0.1:9", "--file", str(file)]) == 1
+    assert gate.main(["--server", "nats://127.0.0.1:9", "--file", str(file)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"--file: {file}: ")
 
@@ -166,60 +179,6 @@ def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
             seen = await overview(boss.connection)
             assert [n["node"] for n in seen["nodes"]] == ["desk.2"]
             assert seen["tasks"]["waiting"] == seen["tasks"]["running"] == 0
-
-    asyncio.run(asyncio.wait_for(work(), 90))
-
-
-FORBIDDEN = {
-    "post a task": "rae.tasks.echo.x",
-    "write the entry of another node": subjects.node_subject("desk.2"),
-    "take from the registry": f"$JS.API.DIRECT.GET.{subjects.NODES_STREAM}.{subjects.node_subject('desk.2')}",
-    "read results": f"$JS.API.DIRECT.GET.{subjects.RESULTS}.rae.results.x",
-    "list places": f"$JS.API.DIRECT.GET.{subjects.PLACES}",
-    "read the queue": f"$JS.API.STREAM.MSG.GET.{subjects.TASKS}",
-    "purge the queue": f"$JS.API.STREAM.PURGE.{subjects.TASKS}",
-    "delete a stream": f"$JS.API.STREAM.DELETE.{subjects.RESULTS}",
-    "change a consumer": f"$JS.API.CONSUMER.DURABLE.CREATE.{subjects.TASKS}.nodes",
-    "make a consumer": f"$JS.API.CONSUMER.CREATE.{subjects.RESULTS}",
-    "pull what is a bridge's": subjects.next_subject(subjects.RESULTS, subjects.BRIDGE),
-    "acknowledge for a bridge": f"$JS.ACK.{subjects.RESULTS}.bridge.1.1.1.1.0",
-    "list streams": "$JS.API.STREAM.NAMES",
-    "anything else": "x.y",
-}
-
-
-def test_a_node_can_do_no_more(fleet: Fleet) -> None:
-    """Each is refused by the server, and nothing of it has happened."""
-    refusals: list[str] = []
-
-    class Listening(Connection):
-        async def _record(self, error: Exception) -> None:
-            refusals.append(str(error))
-            await super()._record(error)
-
-    async def work() -> None:
-        connection = Listening(fleet.as_user("desk-1"), name="desk-1")
-        await connection.open()
-        async with operator("", server=fleet.as_user("admin"), made=True) as boss:
-            before = {name: await boss.stream(name) for name in (subjects.TASKS, subjects.RESULTS, subjects.NODES_STREAM)}
-            for what, subject in FORBIDDEN.items():
-                with pytest.raises(RequestError):
-                    await connection.request(subject, b"{}", timeout_s=0.1)
-                refusal = f'permissions violation for publish to "{subject}"'.lower()
-                await until(lambda r=refusal: any(r in text.lower() for text in refusals), f"{what}: refused, not {refusals}")
-            heard: list[bytes] = []
-            for subject in ("_INBOX.>", "_INBOX.desk=2E2.>", ">", "rae.results.*", "rae.tasks.>", "$KV.>"):
-                await connection.listen(subject, heard.append)
-            await boss.submit("none")
-            await boss.connection.api(f"STREAM.PURGE.{subjects.TASKS}")
-            await asyncio.sleep(0.3)
-            assert heard == []
-            after = {name: await boss.stream(name) for name in before}
-            for name in before:
-                assert (before[name]["last_seq"], before[name]["messages"]) == (
-                    after[name]["last_seq"] - (name == subjects.TASKS), after[name]["messages"],
-                ), name
-        await connection.close()
 
     asyncio.run(asyncio.wait_for(work(), 90))
 
@@ -339,15 +298,6 @@ def test_three_servers_start_from_the_tools_own_files_as_the_readme_says(tmp_pat
         for server in servers:
             server.start()
         url = ",".join(f"tls://{host}:{ports[0]}" for host in hosts)
-        admin = ["--server", url, "--user", "admin", "--password-file", str(keys / "passwords/admin"), "--ca-file",
-                 str(keys / "ca.pem"), "--replicas", "3"]
-        for _ in range(60):  # leaders are elected first
-            done = subprocess.run([str(root / "deploy" / "fleet" / "setup"), *admin], capture_output=True, text=True)
-            if done.returncode == 0:
-                break
-            time.sleep(0.5)
-        assert "stream RAE_TASKS, 3 replica(s)" in done.stdout, done.stderr + "\n".join(s.log()[-2000:] for s in servers)
-
         async def work() -> None:
             def secret(name: str) -> str:
                 return (keys / "passwords" / name).read_text().strip()
@@ -364,7 +314,8 @@ def test_three_servers_start_from_the_tools_own_files_as_the_readme_says(tmp_pat
                 rig.source.settle(await rig.claim(), succeeded({"n": 3}))
                 assert (await fleet.settled(task)).result == {"n": 3}
 
-        asyncio.run(asyncio.wait_for(work(), 90))
+        with gate_of(url, keys, "--replicas", "3"):
+            asyncio.run(asyncio.wait_for(work(), 90))
     finally:
         for server in servers:
             server.kill()

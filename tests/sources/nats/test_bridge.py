@@ -24,20 +24,33 @@ from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.lost_attempts import GIVEN_UP, LOST_KEY
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.bridge import Bridge
-from supervisor.sources.nats.connection import Server
+from supervisor.sources.nats.admin.overview import overview
+from supervisor.sources.nats.connection import Connection, Server
 from supervisor.sources.nats.messages import Result, decode_task
+from supervisor.sources.nats.registry import BRIDGE, entry
 from supervisor.sources.rae.outbox import REFUSALS
 
 __all__ = ["server"]  # a fixture
 pytestmark = needs_server
 NAME = "the-fleet"
+RUN = ("echo", "échó")
+
+
+async def registered(server: NatsServer, *types: str) -> None:
+    """A node that runs these types writes its entry."""
+    connection = Connection(Server(server.url), name="one")
+    await connection.open()
+    known = {"node": "one", "availability": "ONLINE", "types": types}
+    await connection.request(subjects.node_subject("one"), entry(known, {"state": "READY"}, 0.0))
+    await connection.close()
 
 
 @contextlib.asynccontextmanager
 async def bridge(
-    server: NatsServer, control: RaeServer, folder: Path, heartbeat_interval_s: float = 0.1, **others: Any
+    server: NatsServer, control: RaeServer, folder: Path, heartbeat_interval_s: float = 0.1, runs: Any = RUN, **others: Any
 ) -> AsyncIterator[tuple[Bridge, list[str]]]:
-    """A bridge that runs, and its messages."""
+    """A bridge that runs, and its messages. A node of the fleet runs these types."""
+    await registered(server, *runs)
     with constants({"max_requests_per_sec": 1000, "backoff_longest_s": 0.3, **others}):
         settings = SourceSettings(
             control=Control(url=control.url), node_id=NAME, state_dir=folder, heartbeat_interval_s=heartbeat_interval_s,
@@ -275,13 +288,13 @@ async def test_a_type_that_no_node_can_have_is_refused_and_bursts_neither_note_n
 
 @in_loop
 async def test_a_full_note_is_read_again(tmp_path: Path) -> None:
-    """As many tasks as a bridge may have on the way, with the longest types."""
+    """As many tasks as a bridge may have on the way and aside, with the longest types."""
     record = InFlightRecord(tmp_path)
     await record.load()
-    record._tasks = {e.id: e for e in (InFlightTask(str(uuid4()), "\U0001f600" * 128, "n" * 200) for _ in range(300))}
+    record._tasks = {e.id: e for e in (InFlightTask(str(uuid4()), "\U0001f600" * 128, "n" * 200) for _ in range(2300))}
     await record.put(InFlightTask(str(uuid4()), "t"))
     left, problem = await InFlightRecord(tmp_path).load()
-    assert (len(left), problem) == (301, "")
+    assert (len(left), problem) == (2301, "")
 
 
 @in_loop
@@ -302,3 +315,40 @@ async def test_attempts_that_ended_with_their_node_are_counted_on_both_sides_of_
                 await until(lambda: rig.source.ask() and "given-up" in rig.names())
                 await until(lambda: over(control, task_id), lambda: f"settled, not {lines}")
         assert control.task(task_id)["error"] == GIVEN_UP
+
+
+@in_loop
+async def test_tasks_that_no_node_runs_stand_in_the_way_of_none(server: NatsServer, tmp_path: Path) -> None:
+    """Many of two types that nobody runs beside some that one runs (R21); they wait, it is said since when, and a node that
+    comes gets them."""
+    async with RaeServer().listening() as control, operator(server.url) as fleet:
+        unknown = [control.add(f"render-{n % 2}", {"n": n}) for n in range(200)]
+        known = [control.add("echo") for _ in range(20)]
+        async with bridge(server, control, tmp_path) as (one, lines):
+            done: set[str] = set()
+            while len(done) < len(known):
+                delivery = await fleet.connection.pull(subjects.TASKS, subjects.CONSUMER, linger_s=lambda: 10.0)
+                assert delivery is not None, lines[-5:]
+                task = decode_task(delivery.data)
+                assert task.type == "echo"
+                result = Result(task.id, task.type, "one", {}, None)
+                await fleet.connection.store(subjects.result_subject(task.id), result.encode(), task.id)
+                await fleet.connection.acknowledge(delivery.reply, b"+ACK")
+                done.add(task.id)
+            assert done == set(known)
+            await until(lambda: all(over(control, task_id) for task_id in known))
+            assert sum(len(ids) for ids in one.aside.values()) == len(unknown)
+            assert lines.count("render-0: no node of the fleet runs it; its tasks wait") == 1
+
+            async def shown() -> str:
+                nodes = (await overview(fleet.connection))["nodes"]
+                return next((node["reason"] for node in nodes if node["state"] == BRIDGE), "")
+
+            while "render-0 (" not in (reason := await shown()):
+                await asyncio.sleep(0.05)
+            assert reason.startswith("no node runs: render-")
+            assert " since 2" in reason
+            await registered(server, *RUN, "render-1")
+            await until(lambda: f"{unknown[1]}: queued" in lines, lambda: f"queued, not {lines[-5:]}")
+            assert control.task(unknown[0])["status"] == "PROCESSING"
+        assert f"{unknown[0]}: queued" not in lines

@@ -143,9 +143,9 @@ async def test_a_lease_is_renewed_from_the_moment_that_the_task_is_here(
         await one.saw("handed-back")
         genuine, free = two.source._with_saved, asyncio.Event()
 
-        async def slow(claim: Claim) -> Claim:
+        async def slow(claim: Claim, lease: str) -> Claim:
             await free.wait()
-            return await genuine(claim)
+            return await genuine(claim, lease)
 
         monkeypatch.setattr(two.source, "_with_saved", slow)
         assert two.source.ask()

@@ -36,11 +36,11 @@ async def test_a_result_whose_acknowledgement_fails_is_not_taken_for_another_nod
 ) -> None:
     genuine, failed, free = Connection.acknowledge, asyncio.Event(), asyncio.Event()
 
-    async def acknowledge(self: Connection, reply: str, what: bytes, timeout_s: float = 5.0) -> None:
+    async def acknowledge(self: Connection, reply: str, what: bytes, timeout_s: float = 5.0) -> str:
         if what == ACK and not free.is_set():
             failed.set()
             raise RequestError("the connection failed")
-        await genuine(self, reply, what, timeout_s)
+        return await genuine(self, reply, what, timeout_s)
 
     async with operator(server.url) as fleet, node(server.url, tmp_path) as rig:
         await forgetful(fleet)
@@ -66,8 +66,8 @@ async def test_a_result_whose_answer_was_lost_may_be_the_one_that_is_there(
     genuine = Connection.store
     tries: list[str] = []
 
-    async def store(self: Connection, subject: str, *of: Any) -> bool:
-        new = await genuine(self, subject, *of)
+    async def store(self: Connection, subject: str, *of: Any, **more: Any) -> bool:
+        new = await genuine(self, subject, *of, **more)
         if subject.startswith("rae.results"):
             tries.append(subject)
             if len(tries) == 1:
@@ -93,11 +93,11 @@ async def test_a_fleet_that_refuses_each_time_with_another_text_is_no_busy_loop(
     genuine = Connection.store
     refusals: list[str] = []
 
-    async def store(self: Connection, subject: str, *of: Any) -> bool:
+    async def store(self: Connection, subject: str, *of: Any, **more: Any) -> bool:
         if subject.startswith("rae.results") and len(refusals) < 100:
             refusals.append(subject)
             raise Refused(f"no, for the {len(refusals)}th time", status=400)
-        return await genuine(self, subject, *of)
+        return await genuine(self, subject, *of, **more)
 
     async with operator(server.url) as fleet, node(server.url, tmp_path, backoff_longest_s=60) as rig:
         await fleet.submit()

@@ -2,6 +2,9 @@
 
 A task is recorded (id and type, nothing else) before it is queued, until the control node has its result. The fleet keeps the
 payload and the result. A bridge that was killed asks both sides what is missing, and goes on.
+
+The control node hands out tasks of all types, to any node that asks. One that no node of the fleet runs is set aside until
+a node does; its payload stays at the control node. It takes no place of those that can run.
 """
 
 from __future__ import annotations
@@ -17,15 +20,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from tenacity import AsyncRetrying, retry_if_exception_type
 
 from states.observation import Link
-from supervisor.linux.bounded import end
-from supervisor.linux.clock import Clock, SystemClock
+from supervisor.linux.bounded import end, wait_for_event
+from supervisor.linux.clock import Clock, SystemClock, iso
+from supervisor.linux.text import one_line
 from supervisor.sources.backoff import backoff_s
 from supervisor.sources.base import Availability, Claim, SourceSettings
 from supervisor.sources.errors import RequestError
 from supervisor.sources.events import EventLog
 from supervisor.sources.in_flight import InFlightRecord, InFlightTask
 from supervisor.sources.link import RetryingLink, Work, nothing
-from supervisor.sources.nats import subjects
+from supervisor.sources.nats import registry, subjects
 from supervisor.sources.nats.connection import ACK, Connection, Server
 from supervisor.sources.nats.errors import Delivery, Exists, Refused
 from supervisor.sources.nats.messages import Poison, Result, decode_result, encode_task, is_type, no_result, stored_result
@@ -42,6 +46,9 @@ LINGER_S: Final = 20.0
 AGAIN_S: Final = 1.0  # between tries to read results
 LAST_S: Final = 3.0
 PROCESSING: Final = "PROCESSING"
+MAX_ASIDE: Final = 2000  # tasks that no node runs
+LOOK_S: Final = 2.0  # between looks at what the nodes run
+BEAT_S: Final = 30.0
 NO_TASK: Final = "it is no task"
 
 
@@ -60,6 +67,12 @@ class Bridge:
         self._record = InFlightRecord(settings.state_dir)
         self._not_yet = ""
         self.pending: dict[str, str] = {}  # id → type: taken from the control node, which has no result yet
+        self.aside: dict[str, dict[str, None]] = {}  # type → ids of its tasks: no node of the fleet runs it
+        self._aside_since: dict[str, float] = {}  # type → seconds of the wall clock
+        self._aside_changed = asyncio.Event()
+        self._clock = clock
+        self._types: frozenset[str] = frozenset()
+        self._looked_s = float("-inf")
         self._link_changed = asyncio.Event()
 
         def link(name: str, connect: Work, keep: Work, close: Work) -> RetryingLink:
@@ -79,6 +92,7 @@ class Bridge:
         if problem:
             self._say(problem)
         jobs = [self.control.run(), self.fleet.run(), self._forward_results(), self._forward_tasks(left)]
+        jobs += [self._take_up(), self._beat()]
         work: list[asyncio.Task[Any]] = [asyncio.create_task(job) for job in jobs]
         work.append(asyncio.create_task(stop.wait()))
         try:
@@ -110,10 +124,16 @@ class Bridge:
 
     @property
     def _availability(self) -> Availability:
-        welcome = self.fleet.up and len(self.pending) < self._ahead
+        welcome = self.fleet.up and self._runnable < self._ahead
         return Availability.ONLINE if welcome else Availability.BUSY
 
+    @property
+    def _runnable(self) -> int:
+        """Tasks on the way that a node runs."""
+        return len(self.pending) - sum(map(len, self.aside.values()))
+
     async def _open(self) -> None:
+        self._looked_s = float("-inf")
         await self._connection.open()
         try:
             await self._connection.api(f"CONSUMER.INFO.{subjects.RESULTS}.{subjects.BRIDGE}")
@@ -142,7 +162,7 @@ class Bridge:
         while True:
             await self._both_up()
             task = None
-            if len(self.pending) < self._ahead:
+            if self._runnable < self._ahead:
                 try:
                     task = await self._api.poll()
                 except TaskTooLarge as large:
@@ -162,6 +182,9 @@ class Bridge:
             await self._fail(str(task["id"]).lower(), f"refused: {NO_TASK}")
             return
         self.pending[claim.id] = claim.type
+        if sum(map(len, self.aside.values())) >= MAX_ASIDE and claim.type not in self._types:
+            await self._fail(claim.id, f"no node of the fleet runs {claim.type}, and {MAX_ASIDE} tasks like it wait already")
+            return
         try:
             await self._record.put(InFlightTask(claim.id, claim.type, over=True))  # it runs elsewhere
         except OSError as error:
@@ -169,6 +192,9 @@ class Bridge:
         await self._retry(lambda: self._queue(claim))
 
     async def _queue(self, claim: Claim) -> None:
+        if claim.type not in await self._look():
+            self._set_aside(claim)
+            return
         if await self._post_stored(claim.id):  # it was handed out again, while its result waited
             return
         try:
@@ -179,6 +205,55 @@ class Bridge:
             await self._fail(claim.id, f"the fleet does not take this task: {refused.reason}")
             return
         self._say(f"{claim.id}: queued")
+
+    # --- tasks that no node runs
+
+    async def _look(self) -> frozenset[str]:
+        """The types that a node runs which is there now."""
+        if self._clock.now_s() >= self._looked_s + LOOK_S:
+            nodes = registry.read(await self._connection.last_of_each(subjects.NODES_STREAM))
+            there = (node for node in nodes if node["availability"] != Availability.OFFLINE)
+            self._types, self._looked_s = frozenset(kind for node in there for kind in node["types"]), self._clock.now_s()
+        return self._types
+
+    def _set_aside(self, claim: Claim) -> None:
+        if claim.type not in self.aside:
+            self._aside_since[claim.type] = self._clock.wall_s()
+            self._aside_changed.set()
+            self._say(f"{one_line(claim.type, 80)}: no node of the fleet runs it; its tasks wait")
+        self.aside.setdefault(claim.type, {})[claim.id] = None
+
+    async def _take_up(self) -> None:
+        """Queue what was set aside as soon as a node runs it."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if not self.aside:
+                continue
+            await self._both_up()
+            with contextlib.suppress(RequestError):
+                for kind in self.aside.keys() & await self._look():
+                    self._say(f"{one_line(kind, 80)}: a node of the fleet runs it now")
+                    self._aside_since.pop(kind, None)
+                    self._aside_changed.set()
+                    for noted in [InFlightTask(task_id, kind) for task_id in self.aside.pop(kind)]:
+                        await self._retry(lambda noted=noted: self._recover(noted))  # type: ignore[misc]
+
+    async def _beat(self) -> None:
+        """Write into the registry what the bridge does; an operator sees it beside the nodes."""
+        while True:
+            await self._both_up()
+            kinds = sorted(self.aside, key=lambda kind: -len(self.aside[kind]))
+            waits = [
+                f"{one_line(kind, 40)} ({len(self.aside[kind])} since {iso(self._aside_since[kind])})" for kind in kinds[:5]
+            ]
+            more = f" and {len(kinds) - 5} more types" if len(kinds) > 5 else ""
+            reason = f"no node runs: {', '.join(waits)}{more}" if waits else ""
+            known = {"node": subjects.BRIDGE, "availability": self._availability, "types": []}
+            body = registry.entry(known, {"state": registry.BRIDGE}, self._clock.wall_s(), reason)
+            with contextlib.suppress(RequestError):
+                await self._connection.request(subjects.node_subject(subjects.BRIDGE), body)
+            self._aside_changed.clear()
+            await wait_for_event(self._aside_changed, BEAT_S)
 
     async def _recover(self, noted: InFlightTask) -> None:
         """A task that was on the way when the bridge ended: post its result, or make sure that it is queued."""
@@ -244,7 +319,9 @@ class Bridge:
         await self._forget(result.id)
 
     async def _forget(self, task_id: str) -> None:
-        self.pending.pop(task_id, None)
+        kind = self.pending.pop(task_id, None)
+        if kind in self.aside:
+            self.aside[kind].pop(task_id, None)
         if task_id not in self._record:
             return
         try:

@@ -1,8 +1,9 @@
 """Keys for a fleet: `python -m supervisor.sources.nats.admin.credentials DIR --server HOST... --node ID...` (needs openssl).
 
-It writes into DIR what each machine needs and no more: for a server its configuration, certificate and `users.conf`; for a
-node, an operator or a bridge one file with its password; `ca.pem` for all. It may run again to add servers or nodes: what is
-there stays. `rights` lists all that a user may do.
+It writes into DIR what each machine needs and no more: for a server its configuration, certificate and `users.conf`; for the
+gate, a node, an operator or a bridge one file with its password; `ca.pem` for all. It may run again to add servers or nodes:
+what is there stays. `--rotate USER` makes a new password, `--revoke ID` takes a node's away. `rights` lists all that a user may
+do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from supervisor.linux.small_files import read_plain
 from supervisor.sources.errors import MIB
 from supervisor.sources.nats import subjects
 
-ADMIN: Final = "admin"
+GATE: Final = subjects.GATE_USER
 OPERATOR: Final = "operator"
 BRIDGE: Final = "bridge"
 ROUTES: Final = "routes"  # for the connections between servers
@@ -55,8 +56,8 @@ subjectAltName={names}
 
 
 def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str, Any]:
-    """What a user of this role may send and receive; the server refuses everything else."""
-    if role == ADMIN:
+    """What a user of this role may send and receive; the server refuses everything else. Only the gate reaches JetStream."""
+    if role == GATE:
         return {"publish": ">", "subscribe": ">"}
     api, receive = "$JS.API", [f"{subjects.inbox(user)}.>"]
     if role == OPERATOR:
@@ -73,21 +74,24 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             "rae.tasks.*.*",
             f"{api}.CONSUMER.INFO.{subjects.RESULTS}.{subjects.BRIDGE}",
             subjects.next_subject(subjects.RESULTS, subjects.BRIDGE),
-            f"$JS.ACK.{subjects.RESULTS}.{subjects.BRIDGE}.>",
+            "lease.>",
             f"{api}.DIRECT.GET.{subjects.RESULTS}.>",
+            f"{api}.DIRECT.GET.{subjects.NODES_STREAM}",
+            subjects.node_subject(subjects.BRIDGE),
         ]
     else:
         send = [
             f"{api}.CONSUMER.INFO.{subjects.TASKS}.{consumer}",
             subjects.next_subject(subjects.TASKS, consumer),
-            f"$JS.ACK.{subjects.TASKS}.{consumer}.>",
             subjects.ANY_RESULT,
             "rae.dead.*",
             subjects.place_subject("*"),
             f"{api}.DIRECT.GET.{subjects.PLACES}.{subjects.place_subject('*')}",
             subjects.node_subject(user),
+            "lease.>",
         ]
-    return {"publish": {"allow": send}, "subscribe": {"allow": receive}}
+    through = [f"{subjects.GATE}.{subjects.token(user)}.{subject}" for subject in send]
+    return {"publish": {"allow": through}, "subscribe": {"allow": receive}}
 
 
 class KeysError(Exception):
@@ -126,17 +130,40 @@ class Keys:
         """
         before, known = set(self._files()), self.users()
         self._authority()
-        all_users = known | {name: {"role": role, "consumer": consumer} for name, role, consumer in users}
-        _private(self._users_file, json.dumps(all_users, indent=1))
+        self._write(known | {name: {"role": role, "consumer": consumer} for name, role, consumer in users})
+        for host in servers:
+            self._server(host, servers, store)
+        return sorted(set(self._files()) - before)
+
+    def rotate(self, name: str) -> None:
+        """Replace a user's password. Raises KeysError when there is no such user."""
+        users = self._with(name)
+        (self.folder / "passwords" / name).unlink(missing_ok=True)
+        self._write(users)
+
+    def revoke(self, name: str) -> None:
+        """Take a node's password away. Raises KeysError when there is no such node."""
+        users = self._with(name)
+        if users.pop(name)["role"] != "node":
+            raise KeysError(f"{name}: a fleet cannot do without it; --rotate gives it a new password")
+        (self.folder / "passwords" / name).unlink(missing_ok=True)
+        self._write(users)
+
+    def _with(self, name: str) -> dict[str, dict[str, str]]:
+        users = self.users()
+        if name not in users:
+            raise KeysError(f"{name}: no such user; there are: {', '.join(sorted(users)) or 'none'}")
+        return users
+
+    def _write(self, users: Mapping[str, Mapping[str, str]]) -> None:
+        """The list of users, and what the servers read of it."""
+        _private(self._users_file, json.dumps(users, indent=1))
         accounts = []
-        for name, one in all_users.items():
+        for name, one in users.items():
             grants = json.dumps(rights(one["role"], name, one["consumer"]))
             key = json.dumps(self.password(name))
             accounts.append(f"  {{ user: {json.dumps(name)}, password: {key}, permissions: {grants} }}\n")
         _private(self.folder / "users.conf", f"authorization {{\n users: [\n{''.join(accounts)} ]\n}}\n")
-        for host in servers:
-            self._server(host, servers, store)
-        return sorted(set(self._files()) - before)
 
     def password(self, name: str) -> str:
         """A user's password, made at the first call."""
@@ -235,19 +262,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--server", action="append", default=[], metavar="HOST", help="name or address of a server; 1 or 3")
     parser.add_argument("--node", action="append", default=[], metavar="ID", help="id of a node: node.id in its node.yaml")
     parser.add_argument("--consumer", default=subjects.CONSUMER, help="consumer of these nodes (control.nats.consumer)")
+    parser.add_argument("--rotate", metavar="USER", help="give this user a new password")
+    parser.add_argument("--revoke", metavar="ID", help="take this node's password away")
     parser.add_argument("--store", default="/var/lib/nats/jetstream", metavar="DIR", help="where servers keep their streams")
     given = parser.parse_args(argv)
-    reserved = {ADMIN, OPERATOR, BRIDGE, ROUTES}
+    reserved = {GATE, OPERATOR, BRIDGE, ROUTES}
     for name in given.node:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) or name in reserved:
             parser.error(f"--node: found {name}, allowed: an id as in node.yaml, none of {', '.join(sorted(reserved))}")
     for host in given.server:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}", host):
             parser.error(f"--server: found {host}, allowed: a host name or an address")
-    users = [(role, role, "") for role in (ADMIN, OPERATOR, BRIDGE)]
+    users = [(role, role, "") for role in (GATE, OPERATOR, BRIDGE)]
     users += [(name, "node", given.consumer) for name in given.node]
     try:
-        new = Keys(given.folder).add(given.server, users, given.store)
+        keys = Keys(given.folder)
+        if given.rotate:
+            keys.rotate(given.rotate)
+        elif given.revoke:
+            keys.revoke(given.revoke)
+        new = [str(given.folder / "users.conf")] if given.rotate or given.revoke else keys.add(given.server, users, given.store)
     except (OSError, KeysError) as error:
         sys.stderr.write(f"{error.filename}: {error.strerror}\n" if isinstance(error, OSError) else f"{error}\n")
         return 1

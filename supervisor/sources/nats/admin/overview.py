@@ -47,4 +47,5 @@ def screen(seen: dict[str, Any]) -> list[str]:
     lines = ["  ".join([*(f"{row[n]!s:<{widths[n]}}" for n in range(6)), str(row[6])]).rstrip() for row in rows]
     tasks = seen["tasks"]
     summary = ", ".join(f"{tasks[name]} {name}" for name in ("waiting", "running", "results", "dead"))
-    return [*lines, "", f"{len(seen['nodes'])} nodes; tasks: {summary}"]
+    nodes = sum(node["state"] != registry.BRIDGE for node in seen["nodes"])
+    return [*lines, "", f"{nodes} nodes; tasks: {summary}"]

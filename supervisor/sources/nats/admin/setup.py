@@ -1,20 +1,14 @@
-"""Makes or updates a fleet's streams and consumers from streams.json (`deploy/fleet/setup`).
-
-It may run again at any time and deletes nothing. It needs the rights of the user `admin`.
-"""
+"""Makes or updates a fleet's streams and consumers from streams.json. It may run again at any time and deletes nothing."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from supervisor.linux import console
 from supervisor.linux.small_files import read_plain
-from supervisor.sources.errors import MIB, RequestError
+from supervisor.sources.errors import MIB
 from supervisor.sources.nats.connection import Connection
 from supervisor.sources.nats.errors import Refused
 
@@ -76,42 +70,3 @@ async def _stream(connection: Connection, settings: Mapping[str, Any]) -> str:
         verb = "CREATE"
     await connection.api(f"STREAM.{verb}.{name}", settings)
     return f"stream {name}, {settings['num_replicas']} replica(s)"
-
-
-def main(argv: Sequence[str]) -> int:
-    """`python -m supervisor.sources.nats.admin.setup --server URL [--replicas 3]`."""
-    import argparse
-
-    from supervisor.sources.nats.admin.access import AccessError, add_arguments, server_of
-
-    parser = argparse.ArgumentParser(prog="deploy/fleet/setup", description="Make a fleet's streams and consumers.")
-    add_arguments(parser)
-    parser.add_argument("--replicas", type=int, choices=(1, 3, 5), default=1, help="copies of each stream; 3 for three servers")
-    parser.add_argument("--file", type=Path, default=DEFINITIONS, help="the definitions")
-    given = parser.parse_args(argv)
-
-    async def work() -> list[str]:
-        wanted = read(given.file)
-        server = server_of(given.server, given.user, given.password_file, given.ca_file)
-        connection = Connection(server, name="rae-node fleet setup")
-        await connection.open()
-        try:
-            return await set_up(connection, given.replicas, wanted=wanted)
-        finally:
-            await connection.close()
-
-    try:
-        lines = asyncio.run(work())
-    except NoDefinitions as wrong:
-        sys.stderr.write(f"--file: {wrong}\n")
-        return 1
-    except (RequestError, AccessError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write("".join(f"{line}\n" for line in lines))
-    return 0
-
-
-if __name__ == "__main__":
-    console.prepare()
-    sys.exit(main(sys.argv[1:]))

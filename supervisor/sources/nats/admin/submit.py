@@ -16,7 +16,7 @@ from supervisor.sources.base import Claim
 from supervisor.sources.ids import is_id
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.connection import Connection
-from supervisor.sources.nats.errors import TOO_LARGE, Exists, Refused
+from supervisor.sources.nats.errors import TOO_LARGE, Exists, Message, Refused
 from supervisor.sources.nats.messages import MAX_TYPE_CHARS, Poison, Result, decode_result, encode_task, is_type, stored_result
 
 FIELDS: Final = frozenset({"id", "type", "payload", "priority"})
@@ -114,9 +114,9 @@ async def wait(
             if not missing:
                 complete.set()
 
-    def heard(data: bytes) -> None:
+    def heard(message: Message) -> None:
         with contextlib.suppress(Poison):  # what lies there is looked up, too
-            take(decode_result(data))
+            take(decode_result(message.data))
 
     await connection.listen(subjects.ANY_RESULT, heard)
     end_s = float("inf") if timeout_s is None else time.monotonic() + timeout_s
