@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
+import shutil
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -80,8 +82,8 @@ def fleet(
 ) -> None:
     """Show the nodes of a fleet on NATS.
 
-    For each node: its state, since when, tasks done, and what it waits for. A node that was silent for two minutes is not
-    shown.
+    For each node, on one line: its state, for how long, tasks done, failed and given back, polls lost, and what it waits
+    for, or who has paused it. A node that was silent for two minutes is not shown.
 
     Exit codes: 0 shown. 1 the server refuses. 2 wrong usage. 3 no server can be reached. 4 it does not answer.
     """
@@ -94,7 +96,8 @@ def fleet(
 
             with Live(Text(""), console=terminal(), auto_refresh=False, screen=True) as view:
                 while True:
-                    view.update(Text("\n".join(screen(await overview(connection)))), refresh=True)
+                    shown = screen(await overview(connection), time.time(), shutil.get_terminal_size().columns)
+                    view.update(Text("\n".join(shown)), refresh=True)
                     await asyncio.sleep(WATCH_S)
         while True:
             seen = await overview(connection)
@@ -103,7 +106,8 @@ def fleet(
             elif json:
                 print_json(seen)
             else:
-                print("\n".join(screen(seen)), flush=True)
+                width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+                print("\n".join(screen(seen, time.time(), width)), flush=True)
             if not watch:
                 return
             await asyncio.sleep(WATCH_S)

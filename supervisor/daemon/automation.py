@@ -121,6 +121,13 @@ class AutomationSwitch:
         left_s = self._left_s()
         return "until resumed" if left_s is None else iso(self._clock.wall_s() + left_s)
 
+    def for_the_fleet(self) -> dict[str, str]:
+        """Whose pause this is, and when it ends; nothing without a pause. The fleet does not get the person's name."""
+        if not self.paused:
+            return {}
+        end = "" if self._left_s() is None else self.paused_end() or ""
+        return {"paused_by": "person" if self.paused_by else "operator", "paused_until": end}
+
     def configure(self, enabled: bool, problems: Sequence[str] = ()) -> None:
         """The files were read. `problems`: what is wrong with them."""
         self.problems = tuple(problems)

@@ -139,11 +139,12 @@ class Node:
         self._journal.write("link", event=event, **fields)
 
     def describe(self) -> dict[str, Any]:
-        """What a fleet's operator may know: state, since when, which guards block. Nothing about the person."""
+        """See SourceEvents. Nothing about the person but that it was they who paused the node: no name."""
         memory = self._lifecycle.memory
         since = iso(self.clock.wall_s() - (self.clock.now_s() - memory.since_s))
         blocking = [verdict.name for verdict in blocked_by(self.last_now(), memory, self.limits_now())]
-        return {"state": memory.state, "since": since, "blocked_by": blocking}
+        seen: dict[str, Any] = {"state": memory.state, "since": since, "blocked_by": blocking}
+        return seen | self.automation.for_the_fleet()
 
     # --- start and stop
 

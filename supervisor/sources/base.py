@@ -100,7 +100,8 @@ class SourceEvents(Protocol):
         """Write a line of the kind `link` to the journal. `fields` never hold a payload or a result."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What a fleet may know about this node: `state`, `since`, `blocked_by`."""
+        """What a fleet may know about this node: `state`, `since`, `blocked_by`; of a pause `paused_by` (`person`,
+        `operator`) and `paused_until` (ISO 8601; empty without an end)."""
 
 
 class Source(Protocol):

@@ -72,7 +72,7 @@ def test_submit_wait_and_see_the_nodes(server: NatsServer, tmp_path: Path) -> No
 
         until(lambda: "READY" in screen() or "IDLE_WAIT" in screen(), screen)
         lines = screen().splitlines()
-        assert lines[0].split() == ["NODE", "STATE", "SINCE", "DONE", "FAILED", "BACK", "WHY"]
+        assert lines[0].split() == ["NODE", "STATE", "FOR", "DONE", "FAILED", "BACK", "LOST", "WHY"]
         assert lines[-1] == "2 nodes; tasks: 0 waiting, 0 running, 5 results, 0 dead"
 
 

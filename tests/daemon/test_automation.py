@@ -206,3 +206,15 @@ def test_a_pause_after_the_task_in_hand(tmp_path: Path) -> None:
     switch.pause(None, "", after_task=True)
     switch.resume()
     assert not switch.finishing
+
+
+def test_the_fleet_hears_whose_pause_it_is_and_no_name(tmp_path: Path) -> None:
+    switch = made(tmp_path)
+    assert switch.for_the_fleet() == {}
+    switch.pause(None, "mia")
+    assert switch.for_the_fleet() == {"paused_by": "person", "paused_until": ""}
+    switch.pause(None, "", for_s=7200)
+    told = switch.for_the_fleet()
+    assert told == {"paused_by": "operator", "paused_until": switch.paused_end()}
+    switch.resume()
+    assert switch.for_the_fleet() == {}

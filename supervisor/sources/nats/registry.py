@@ -21,19 +21,22 @@ REASONS: Final[Mapping[str, str]] = {
     "cooldown_over": "rests after work",
 }
 BRIDGE: Final = "BRIDGE"  # the state of a bridge, which has an entry beside those of the nodes
-COUNTS: Final = frozenset({"done", "failed", "handed_back", "second"})
+COUNTS: Final = frozenset({"done", "failed", "handed_back", "second", "lost_polls"})
+PAUSERS: Final = frozenset({"person", "operator"})  # who may have paused a node, in its entry
 MAX_CHARS: Final = 300
-FIELDS: Final = ("node", "availability", "state", "reason", "since", "done", "failed", "handed_back", "second", "types",
-                 "version", "time")
+FIELDS: Final = ("node", "availability", "state", "reason", "since", "done", "failed", "handed_back", "second", "lost_polls",
+                 "paused_by", "paused_until", "types", "version", "time")
 
 
 def entry(known: Mapping[str, Any], described: Mapping[str, Any], wall_s: float, reason: str = "") -> bytes:
-    """A node's entry. `described`: state, since, blocked_by, from the daemon. `reason` is one of a bridge's."""
+    """A node's entry. `described`: see SourceEvents. `reason` is one of a bridge's."""
     return encode({
         **known,
         "state": str(described.get("state", "")),
         "since": str(described.get("since", "")),
         "reason": reason or ", ".join(REASONS.get(name, name) for name in described.get("blocked_by", ())),
+        "paused_by": str(described.get("paused_by", "")),
+        "paused_until": str(described.get("paused_until", "")),
         "version": VERSION,
         "time": iso(wall_s),
     })

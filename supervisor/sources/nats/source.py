@@ -196,6 +196,7 @@ class NatsSource(NetworkSource):
             "types": sorted(self._settings.on_preempt),
             **self.counts,
             "second": self._outbox.second,
+            "lost_polls": self._lost_polls,
         }
         body = entry(known, self._events.describe(), self._clock.wall_s())
         answer = await self._connection.request(subjects.node_subject(self._node_id), body)
@@ -216,11 +217,18 @@ class NatsSource(NetworkSource):
     # --- the poll
 
     async def _poll_once(self) -> None:
-        delivery = await self._connection.pull(
-            subjects.TASKS, self._consumer, linger_s=self._linger_s, stop=self._stop_poll
-        )
+        try:
+            delivery = await self._connection.pull(
+                subjects.TASKS, self._consumer, linger_s=self._linger_s, stop=self._stop_poll
+            )
+        except RequestError as error:
+            if error.sent and not isinstance(error, Refused):
+                self._poll_lost(error.reason)
+            raise
         if delivery is not None:
             await self._accept(delivery)
+        elif not self._connection.up and not self._link.stopping:
+            self._poll_lost("the connection was lost before an answer came")
 
     def _linger_s(self) -> float:
         """The poll waits only in READY: elsewhere the answer is wanted at once."""

@@ -27,9 +27,28 @@ async def test_given_up_after_the_first_failure_until_resumed(server: NatsServer
         server.kill()
         await until(lambda: rig.source.status.link is Link.LOST, "given up")
         assert "retry_on_disconnect" in rig.source.status.reason
+        assert rig.source.status.lost_polls == 0
         server.start()
         rig.source.resume()
         await rig.up()
+
+
+@in_loop
+async def test_a_poll_that_the_server_took_and_did_not_answer_is_counted_and_the_fleet_sees_it(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    async with operator(server.url) as fleet, node(server.url, tmp_path, poll_s=600) as rig:
+        await rig.up()
+        assert rig.source.ask()
+        await fleet.asked_for()
+        server.kill()
+        await rig.saw("poll-lost")
+        assert rig.source.status.lost_polls == 1
+        server.start()
+        await rig.up()
+        async with operator(server.url, made=True) as again:
+            entry = json.loads(await again.connection.last(subjects.NODES_STREAM, subjects.node_subject("node-1")) or b"")
+        assert entry["lost_polls"] == 1
 
 
 @in_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 from support.nats_rig import NatsServer, needs_server, node, operator, server
@@ -10,7 +11,7 @@ from support.rae_server import in_loop
 
 from states.ending import succeeded
 from supervisor.config.schema import Nats
-from supervisor.sources.nats import subjects
+from supervisor.sources.nats import registry, subjects
 from supervisor.sources.nats.admin.overview import overview, screen
 
 __all__ = ["server"]  # a fixture
@@ -53,7 +54,9 @@ async def test_a_bad_entry_does_not_break_the_overview(server: NatsServer, tmp_p
             await fleet.connection.store(subjects.node_subject(f"odd-{n}"), data, f"odd-{n}")
         seen = await overview(fleet.connection)
         assert [one["node"] for one in seen["nodes"]] == ["long", "node-1", "red", "seven"]
-        for line in screen(seen):
+        for line in screen(seen, 1e9, 80):
+            assert len(line) <= 80
+        for line in screen(seen, 1e9):
             assert line.isprintable()
             assert len(line) < 2000
         assert {type(one[name]) for one in seen["nodes"] for name in ("done", "failed", "handed_back", "second")} == {int}
@@ -77,3 +80,27 @@ async def test_a_fleet_parted_by_kind_is_seen_whole(server: NatsServer, tmp_path
             assert (await one.claim()).type == "echo"
             assert (await two.claim()).type == "sleep"
             assert (await overview(fleet.connection))["tasks"] == {"waiting": 1, "running": 2, "results": 0, "dead": 0}
+
+
+def test_a_node_is_one_line_of_80_columns_with_times_that_are_relative() -> None:
+    now = datetime.fromisoformat("2026-11-24T12:05:00+00:00").timestamp()
+
+    def line(**fields: object) -> str:
+        known = {"node": "desk-2", "availability": "BUSY", "done": 12, "failed": 1, "handed_back": 3, "lost_polls": 4}
+        described = {"state": "DISABLED", "since": "2026-11-24T10:00:00+00:00", "blocked_by": ["automation_on"]}
+        nodes = registry.read([registry.entry({**known, **fields}, {**described, **fields}, now)])
+        lines = screen({"nodes": nodes, "tasks": dict.fromkeys(("waiting", "running", "results", "dead"), 0)}, now, 80)
+        assert len(lines) == 4
+        assert max(map(len, lines)) <= 80
+        return " ".join(lines[1].split())
+
+    counted = "desk-2 DISABLED 2 h 5 min 12 1 3 4"
+    assert line() == f"{counted} switched off there"
+    assert line(paused_by="operator") == f"{counted} paused by its operator"
+    until = "2026-11-24T15:05:00+02:00"
+    assert line(paused_by="person", paused_until=until).startswith(f"{counted} paused by its person, 1 h")
+    assert line(paused_by="person", paused_until="2026-11-24T11:00:00+00:00").startswith(f"{counted} paused by its person, 0 s")
+    assert line(paused_by="eve") == f"{counted} switched off there"
+    broken = line(since="no time", paused_by="operator", paused_until="1e999")
+    assert broken == "desk-2 DISABLED 12 1 3 4 paused by its operator"
+    assert line(node="n" * 200, done=2**52, state="S" * 200, since="1970-01-01T00:00:00+00:00").startswith("n" * 10)

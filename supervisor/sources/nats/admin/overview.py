@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
 
+from states.formatting import duration, elapsed
+from supervisor.linux.text import one_line
 from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import registry, subjects
 from supervisor.sources.nats.connection import Connection
+
+MAX_STATE: Final = 9
+MIN_NAME: Final = 8
+OTHERS: Final = 56  # columns that all but the name get, with a few for the reason
 
 
 async def overview(connection: Connection) -> dict[str, Any]:
@@ -35,17 +43,41 @@ async def _running(connection: Connection) -> int:
             return running
 
 
-def screen(seen: dict[str, Any]) -> list[str]:
-    """The overview in lines."""
-    rows = [("NODE", "STATE", "SINCE", "DONE", "FAILED", "BACK", "WHY")]
+def screen(seen: dict[str, Any], wall_s: float, width: int | None = None) -> list[str]:
+    """The overview in lines, one a node; none is wider than `width`. Times are relative to `wall_s`."""
+    rows: list[tuple[str, ...]] = [("NODE", "STATE", "FOR", "DONE", "FAILED", "BACK", "LOST", "WHY")]
     for node in seen["nodes"]:
         state = node["state"] or node["availability"]
         shown = "OFFLINE" if node["availability"] == "OFFLINE" else state
-        counts = (str(node[name]) for name in ("done", "failed", "handed_back"))
-        rows.append((node["node"], shown, node["since"], *counts, node["reason"]))
-    widths = [max(len(str(row[n])) for row in rows) for n in range(6)]
-    lines = ["  ".join([*(f"{row[n]!s:<{widths[n]}}" for n in range(6)), str(row[6])]).rstrip() for row in rows]
+        name = node["node"] if width is None else one_line(node["node"], max(MIN_NAME, width - OTHERS))
+        counts = (str(node[count]) for count in ("done", "failed", "handed_back", "lost_polls"))
+        rows.append((name, one_line(shown, MAX_STATE), _since(node["since"], wall_s), *counts, _why(node, wall_s)))
+    widths = [max(len(row[n]) for row in rows) for n in range(7)]
+    lines = [" ".join([*(f"{row[n]:<{widths[n]}}" for n in range(7)), row[7]]).rstrip() for row in rows]
     tasks = seen["tasks"]
     summary = ", ".join(f"{tasks[name]} {name}" for name in ("waiting", "running", "results", "dead"))
     nodes = sum(node["state"] != registry.BRIDGE for node in seen["nodes"])
-    return [*lines, "", f"{nodes} nodes; tasks: {summary}"]
+    lines += ["", f"{nodes} nodes; tasks: {summary}"]
+    return lines if width is None else [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
+
+
+def _why(node: Mapping[str, Any], wall_s: float) -> str:
+    """What a node waits for. Of a pause: whose it is, and how long it lasts yet."""
+    if node["paused_by"] not in registry.PAUSERS:
+        return str(node["reason"])
+    end_s = _wall_s(node["paused_until"])
+    left = "" if end_s is None else f", {duration(max(0.0, end_s - wall_s))} to go"
+    return f"paused by its {node['paused_by']}{left}"
+
+
+def _since(time: str, wall_s: float) -> str:
+    start_s = _wall_s(time)
+    return "" if start_s is None else elapsed(max(0.0, wall_s - start_s))
+
+
+def _wall_s(time: str) -> float | None:
+    """A node's time stamp, in seconds since the epoch; None: it is none."""
+    try:
+        return datetime.fromisoformat(time).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
