@@ -3,11 +3,11 @@
     python tests/bench/fleet.py --nodes 10,100,1000                # 20 tasks a node, three servers, one of them killed
     python tests/bench/fleet.py --nodes 100 --tasks 20000 --task-seconds 0.2
 
-Real are the loop, the mind, the performer, the link, its protocol and the servers; simulated are the signs and what a task
-does (it lasts). People come back (each machine twice a minute, for three seconds), 1 % of the nodes a minute die as by a
-power cut (at least one), and one server of three is killed when a third of the tasks is done and started again at two
-thirds; what people's returns cost in the 20 s after that is told apart. Exit 1 when a task was lost, or done twice without
-the engine knowing it.
+Real are the loop, the mind, the performer, the link, its protocol, the servers and the gates (one beside each server, as
+deploy/fleet/README.md says); simulated are the signs and what a task does (it lasts). People come back (each machine twice a
+minute, for three seconds), 1 % of the nodes a minute die as by a power cut (at least one), and one server of three is killed
+when a third of the tasks is done and started again at two thirds; what people's returns cost in the 20 s after that is told
+apart. Exit 1 when a task was lost, or done twice without the engine knowing it.
 
 All of it shares this machine: at 1,000 nodes the processes that simulate them are what is measured, not the servers.
 """
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -34,17 +34,20 @@ from uuid import uuid4
 ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import msgspec
 from support.constants import constants
 from support.fleet_rig import KIND, Log, Member, configs
-from support.nats_rig import NatsServer, nats_cluster, nats_server, operator
+from support.nats_rig import NatsServer, gate_of, nats_cluster, nats_server, operator, processor_s
 
+from supervisor.config.schema import Token
 from supervisor.daemon import loop as loop_module
 from supervisor.sources.base import Claim
 from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects
+from supervisor.sources.nats.admin.credentials import Keys
 from supervisor.sources.nats.admin.overview import overview
 from supervisor.sources.nats.admin.submit import submit
-from supervisor.sources.nats.connection import Connection
+from supervisor.sources.nats.connection import Connection, Server
 
 LEASE_S: Final = 10.0  # as shipped
 AWAY_S: Final = 27.0  # on average, between two visits of a person
@@ -62,11 +65,15 @@ BUSY_S: Final = 10.0
 # --- a process full of nodes
 
 
-async def worker(names: list[str], url: str, folder: Path, seed: int) -> None:
+async def worker(names: list[str], url: str, folder: Path, keys: Path, seed: int) -> None:
     """Live until stdin says so; then print what happened."""
     loop_module.BUSY_S = BUSY_S  # type: ignore[misc]
     rng, log = random.Random(seed), Log()
-    members = [Member(config, log) for config in configs(folder, names, url)]
+    replaced = msgspec.structs.replace
+    members = []
+    for config in configs(folder, names, url):
+        control = replaced(config.node.control, token=Token(file=str(keys / "passwords" / config.node_id)))
+        members.append(Member(replace(config, node=replaced(config.node, control=control)), log))
     deaths = 0
     over = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin.fileno(), over.set)
@@ -129,6 +136,7 @@ class Measured:
     server_rss_mib: float
     nodes_cpu: float
     killed_s: float
+    gates_cpu: float
 
     @property
     def lost(self) -> int:
@@ -146,13 +154,13 @@ class Measured:
             str(self.twice_unknown), str(self.twice_known),
             *percentiles(returns), percentiles(meanwhile)[2], *percentiles(deaths),
             f"{self.server_cpu / self.wall_s:.2f}", f"{1000 * self.server_cpu / self.tasks:.1f}", f"{self.server_rss_mib:.0f}",
-            f"{self.nodes_cpu / self.wall_s:.2f}",
+            f"{self.gates_cpu / self.wall_s:.2f}", f"{self.nodes_cpu / self.wall_s:.2f}",
         ]
 
 
 HEADS: Final = (
     "nodes", "tasks", "s", "tasks/s", "lost", "twice, unknown", "twice, known", "returns", "p50 s", "p99 s", "p99 s, outage",
-    "deaths", "p50 s", "p99 s", "servers' cores", "ms a task", "servers' MiB", "nodes' cores",
+    "deaths", "p50 s", "p99 s", "servers' cores", "ms a task", "servers' MiB", "gates' cores", "nodes' cores",
 )
 
 
@@ -188,16 +196,25 @@ async def measure(
         if not quiet:
             print(f"[{nodes} nodes] {text}", file=sys.stderr, flush=True)
 
-    cluster = nats_cluster(folder / "nats") if servers == 3 else contextlib.closing(_One(folder / "nats"))
+    names, keys = [f"n{n}" for n in range(nodes)], folder / "keys"
+    users = [("gate", "gate", ""), *((name, "node", subjects.CONSUMER) for name in names)]
+    Keys(keys).add([], users, "")
+    also = (keys / "users.conf").read_text()
+    cluster = nats_cluster(folder / "nats", also=also) if servers == 3 else contextlib.closing(_One(folder / "nats", also))
     with contextlib.ExitStack() as stack:
         made: Any = stack.enter_context(cluster)
         machines: list[NatsServer] = made if isinstance(made, list) else made.servers
         url = ",".join(machine.url for machine in machines)
-        async with operator(url, replicas=servers, lease_s=LEASE_S) as boss:
-            names = [f"n{n}" for n in range(nodes)]
+        everything = Server(url, "gate", (keys / "passwords/gate").read_text().strip())
+        async with operator(url, replicas=servers, lease_s=LEASE_S, server=everything) as boss:
+            gates = []
+            for n in range(len(machines)):
+                own = ",".join(machine.url for machine in (*machines[n:], *machines[:n]))
+                gates.append(stack.enter_context(gate_of(own, keys, "--replicas", str(servers), tls=False)))
             workers = []
             for n in range(processes):
-                share = json.dumps({"names": names[n::processes], "url": url, "folder": str(folder / f"w{n}"), "seed": n})
+                share = json.dumps({"names": names[n::processes], "url": url, "folder": str(folder / f"w{n}"),
+                                    "keys": str(keys), "seed": n})
                 process = subprocess.Popen(
                     [sys.executable, __file__, "--worker", share], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
                 )
@@ -273,7 +290,7 @@ async def measure(
             twice_unknown = sum(count - 1 for count in log.delivered.values() if count > 1)
             return Measured(
                 nodes, tasks, wall_s, queue[2], queue[0], twice_unknown, log.events["done-twice"], log, deaths, cpu_s, rss_mib,
-                nodes_cpu, killed_s,
+                nodes_cpu, killed_s, sum(processor_s(gate.pid) for gate in gates),
             )
 
 
@@ -291,8 +308,8 @@ async def _submit(connection: Connection, claims: list[Claim], rate: float | Non
 class _One:
     """One server, in the place of a cluster."""
 
-    def __init__(self, folder: Path) -> None:
-        self._context = nats_server(folder)
+    def __init__(self, folder: Path, also: str) -> None:
+        self._context = nats_server(folder, more=also)
         self.servers = [self._context.__enter__()]
 
     def close(self) -> None:
@@ -321,7 +338,7 @@ def main() -> int:
     if given.worker:
         share = json.loads(given.worker)
         with constants({"backoff_longest_s": 2.0}):
-            asyncio.run(worker(share["names"], share["url"], Path(share["folder"]), share["seed"]))
+            asyncio.run(worker(share["names"], share["url"], Path(share["folder"]), Path(share["keys"]), share["seed"]))
         return 0
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

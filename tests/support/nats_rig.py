@@ -105,8 +105,13 @@ class NatsServer:
     def cpu_s(self) -> float:
         """CPU seconds that it has used."""
         assert self.process is not None
-        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(words[11]) + int(words[12])) / 100
+        return processor_s(self.process.pid)
+
+
+def processor_s(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / 100
 
 
 @contextlib.contextmanager
@@ -120,11 +125,11 @@ def nats_server(folder: Path, **more: Any) -> Iterator[NatsServer]:
 
 
 @contextlib.contextmanager
-def gate_of(url: str, keys: Path, *options: str) -> Iterator[None]:
+def gate_of(url: str, keys: Path, *options: str, tls: bool = True) -> Iterator[subprocess.Popen[str]]:
     """The fleet's gate as deploy/fleet/README.md starts it, with the streams made."""
     tool = Path(__file__).resolve().parents[2] / "deploy/fleet/gate"
     password, ca = str(keys / "passwords/gate"), str(keys / "ca.pem")
-    access = ["--server", url, "--user", "gate", "--password-file", password, "--ca-file", ca]
+    access = ["--server", url, "--user", "gate", "--password-file", password, *(["--ca-file", ca] if tls else [])]
     with subprocess.Popen(
         [str(tool), *access, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_die_with_us
     ) as process:
@@ -139,7 +144,7 @@ def gate_of(url: str, keys: Path, *options: str) -> Iterator[None]:
         drain = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
         drain.start()
         try:
-            yield
+            yield process
         finally:
             process.terminate()
             assert process.wait(DEADLINE_S) == 0, "".join(said)
@@ -153,14 +158,16 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 @contextlib.contextmanager
-def nats_cluster(folder: Path, hosts: Sequence[str] = ("127.0.0.1",) * 3, **more: Any) -> Iterator[list[NatsServer]]:
-    """Three servers that are one."""
+def nats_cluster(
+    folder: Path, hosts: Sequence[str] = ("127.0.0.1",) * 3, also: str = "", **more: Any
+) -> Iterator[list[NatsServer]]:
+    """Three servers that are one; `also` stands in each one's configuration."""
     routes = [(host, free_port()) for host in hosts]
     urls = ", ".join(f'"nats-route://{host}:{port}"' for host, port in routes)
     servers = [
         NatsServer(
             folder, name=f"n{n + 1}", host=host,
-            more=f'cluster {{ name: fleet, listen: "{host}:{port}", routes: [ {urls} ], no_advertise: true }}\n', **more,
+            more=f'cluster {{ name: fleet, listen: "{host}:{port}", routes: [ {urls} ], no_advertise: true }}\n{also}', **more,
         )
         for n, (host, port) in enumerate(routes)
     ]

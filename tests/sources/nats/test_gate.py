@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,6 @@ from support.nats_rig import NatsServer, gate_of, needs_server, node, operator, 
 from support.ports import free_port
 
 from states.ending import succeeded
-from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin import credentials
 from supervisor.sources.nats.admin.gate import Gate
@@ -300,8 +301,6 @@ def test_a_node_works_through_two_gates_and_when_one_ends(fleet: Fleet, tmp_path
             rig.source.settle(await rig.claim(), succeeded({"n": 2}))
             assert {(await boss.settled(task)).node for task in (first, second)} == {"desk-2"}
 
-    import threading
-
     begun, ended = threading.Event(), threading.Event()
     with gate_of(fleet.url, fleet.keys):
         thread = threading.Thread(target=lambda: asyncio.run(asyncio.wait_for(work(), 90)))
@@ -312,16 +311,29 @@ def test_a_node_works_through_two_gates_and_when_one_ends(fleet: Fleet, tmp_path
     assert not thread.is_alive()
 
 
-def test_without_a_gate_the_node_says_so(fleet: Fleet, tmp_path: Path) -> None:
-    """The server is there, nobody answers: no task, and the one thing that would help."""
+def test_a_task_for_a_node_that_waits_no_more_goes_to_the_next_one_at_once(fleet: Fleet) -> None:
+    """Its poll still stands at the server when its person comes back."""
 
     async def work() -> None:
-        connection = Connection(fleet.server("desk-1"), name="desk-1")
-        await connection.open()
-        connection._server = Server(connection._server.url, "desk-1", "x", connection._server.ca_file)
-        with pytest.raises(RequestError) as caught:
-            await Attacker.request(connection, "rae.gate.desk-1.nobody")
-        await connection.close()
-        assert caught.value.reason
+        gone, there = (Connection(fleet.server(name), name=name) for name in ("desk-1", "desk-2"))
+        await gone.open()
+        await there.open()
+        async with operator("", server=fleet.server("operator"), made=True) as boss:
+            stop = asyncio.Event()
+            poll = asyncio.create_task(gone.pull(subjects.TASKS, subjects.CONSUMER, linger_s=lambda: 60.0, stop=stop))
+            async with operator("", server=fleet.server("gate"), made=True) as all_seeing:
+                await all_seeing.asked_for(1)
+            stop.set()
+            assert await poll is None
+            task = await boss.submit()
+            began_s = time.monotonic()
+            delivery = await there.pull(subjects.TASKS, subjects.CONSUMER, linger_s=lambda: 60.0)
+            assert delivery is not None
+            assert time.monotonic() - began_s < 5, "not only at the end of a lease of 10 s"
+            body = json.dumps({"id": task, "type": "echo", "node": "desk-2", "result": {}, "error": None}).encode()
+            await there.store(subjects.result_subject(task), body, "z", lease=delivery.reply)
+            await there.acknowledge(delivery.reply, ACK)
+        await gone.close()
+        await there.close()
 
-    asyncio.run(asyncio.wait_for(work(), 60))
+    asyncio.run(asyncio.wait_for(work(), 90))

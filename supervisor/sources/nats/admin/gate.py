@@ -34,18 +34,19 @@ from supervisor.sources.errors import RequestError
 from supervisor.sources.link import RetryingLink
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.setup import DEFINITIONS, NoDefinitions, read, set_up
-from supervisor.sources.nats.connection import ACK, IN_PROGRESS, TERM, Connection, Server
+from supervisor.sources.nats.connection import ACK, IN_PROGRESS, TERM, Connection, Server, nak
 from supervisor.sources.nats.errors import NOTHING, Message, Refused
 from supervisor.sources.sanitize import decode
 
 ID: Final = r"[0-9a-f-]{36}"
 NAME: Final = r"[A-Za-z0-9_=-]+"
-MAX_PULLS: Final = 4  # of one user at a time
+MAX_PULLS: Final = 8  # of one user at a time
 MAX_REQUESTS: Final = 256
 MAX_WAIT_S: Final = 60.0
 NAK: Final = re.compile(rb'-NAK( \{"delay": \d{1,15}\})?')
 KEPT: Final = frozenset({"Nats-Msg-Id", subjects.REASON_HEADER})  # others change what JetStream does
 MAX_BODY: Final = 1024
+NO_RESPONDERS: Final = "503"
 
 PULL: Final = re.compile(rf"\$JS\.API\.CONSUMER\.MSG\.NEXT\.({subjects.TASKS}|{subjects.RESULTS})\.({NAME})")
 LEASE: Final = re.compile(r"lease\.\d+\.\d+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -91,10 +92,24 @@ class Gate:
     async def open(self) -> None:
         """Hear all requests from now on."""
         await self._connection.listen(f"{subjects.GATE}.*.>", self._hear, queue="gates")
+        await self._connection.listen(f"{subjects.GATE}.*.lease.>", self._not_taken)
 
     async def close(self) -> None:
         """End what is under way."""
         await end(*self._jobs)
+
+    def _not_taken(self, message: Message) -> None:
+        """The server says that nobody hears the answer with this lease any more: the next node gets the task at once."""
+        if message.headers.get("Status") != NO_RESPONDERS:
+            return
+        user = message.subject.split(".")[2]
+        job = asyncio.create_task(self._safely(self._give_back(user, message.subject), ""))
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    async def _give_back(self, user: str, address: str) -> None:
+        held, _ = self._held(user, address)
+        await self._connection.request(held.ack, nak())
 
     def _hear(self, message: Message) -> None:
         user, _, subject = message.subject.removeprefix(f"{subjects.GATE}.").partition(".")
@@ -131,6 +146,8 @@ class Gate:
             await self._say(reply, 400, f"the request cannot be read ({type(error).__name__})")
 
     async def _say(self, reply: str, code: int, why: str) -> None:
+        if not reply:
+            return
         body = json.dumps({"error": {"code": code, "description": why}}).encode()
         try:
             await self._connection.send(Message(reply, "", body, {}))
