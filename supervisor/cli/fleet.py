@@ -72,6 +72,7 @@ def connected(server: Server, work: Callable[[Connection], Awaitable[T]]) -> T:
 
 
 def fleet(
+    context: typer.Context,
     server: ServerOption = None,
     user: UserOption = None,
     password_file: PasswordOption = None,
@@ -80,13 +81,16 @@ def fleet(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every two seconds, until Ctrl-C.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Show the nodes of a fleet on NATS.
+    """Show the nodes of a fleet on NATS, or ask one of them to lend less.
 
     For each node, on one line: its state, for how long, tasks done, failed and given back, polls lost, and what it waits
     for, or who has paused it. A node that was silent for two minutes is not shown.
 
     Exit codes: 0 shown. 1 the server refuses. 2 wrong usage. 3 no server can be reached. 4 it does not answer.
     """
+    context.obj = fleet_server(server, user, password_file, ca_file)
+    if context.invoked_subcommand is not None:
+        return
     from supervisor.sources.nats.admin.overview import overview, screen
 
     async def look(connection: Connection) -> None:
@@ -112,4 +116,4 @@ def fleet(
                 return
             await asyncio.sleep(WATCH_S)
 
-    connected(fleet_server(server, user, password_file, ca_file), look)
+    connected(context.obj, look)

@@ -20,6 +20,7 @@ if sys.excepthook is sys.__excepthook__:
 import typer  # noqa: E402
 
 from supervisor import VERSION  # noqa: E402
+from supervisor.cli import fleet_orders  # noqa: E402
 from supervisor.cli.bridge import bridge  # noqa: E402
 from supervisor.cli.check import check_gpu, check_user  # noqa: E402
 from supervisor.cli.common import ConfigOption, Exit, print_error  # noqa: E402
@@ -82,11 +83,15 @@ def _root(
 
 
 live = (run, demo, control, status, why, top, pause, resume, check_user, check_gpu)
-fleets = (submit, fleet, bridge)
+fleets = (submit, bridge)
 installed = (report, verify, doctor, enable, disable)
 for command in (*live, *fleets, *installed, dry_run, replay, record, timeline, whatif, diagram):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
+fleet_app = typer.Typer(callback=fleet, invoke_without_command=True, no_args_is_help=False)
+for order in fleet_orders.COMMANDS:
+    fleet_app.command(order.__name__.replace("_", "-"))(order)
+app.add_typer(fleet_app, name="fleet")
 
 
 def main() -> None:

@@ -51,10 +51,11 @@ def _commands(group: Any, context: Any, prefix: str = "") -> list[tuple[str, Any
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         inner = typer.Context(command, info_name=name, parent=context)
-        if hasattr(command, "list_commands"):
-            found += _commands(command, inner, f"{prefix}{name} ")
-        else:
+        is_group = hasattr(command, "list_commands")
+        if not is_group or command.invoke_without_command:
             found.append((prefix + name, command, inner))
+        if is_group:
+            found += _commands(command, inner, f"{prefix}{name} ")
     return found
 
 

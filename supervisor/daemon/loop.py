@@ -339,7 +339,7 @@ class Daemon:
             "unblock": unblock(observation, memory, limits),
             "task": task_of(observation.task),
             "task_usage": None if attempt is None else attempt.usage(),
-            "paused_until": node.automation.paused_end(),
+            "paused_until": node.automation.first.paused_end(),
             "source": {
                 "kind": node.config.node.control.source,
                 "url": link.url,

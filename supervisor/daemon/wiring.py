@@ -26,6 +26,7 @@ from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu.poller import NEVER_LOOK
 from supervisor.sensors.sensor_set import SensorSet
 from supervisor.sources.base import Source
+from supervisor.sources.desired import Order
 from supervisor.sources.factory import make_source
 from supervisor.tasks.attempt import Attempt, Attempts
 from supervisor.tasks.context import TaskContext, TaskSettings
@@ -145,6 +146,19 @@ class Node:
         blocking = [verdict.name for verdict in blocked_by(self.last_now(), memory, self.limits_now())]
         seen: dict[str, Any] = {"state": memory.state, "since": since, "blocked_by": blocking}
         return seen | self.automation.for_the_fleet()
+
+    def obey(self, order: Order) -> None:
+        """See SourceEvents."""
+        pause, more = self.automation.fleet, {}
+        try:
+            if not pause.obey(order):
+                return
+        except OSError as error:
+            more = {"trouble": f"not kept over a restart: {error.filename}: {error.strerror}"}
+        if order.after_task:
+            more["after_task"] = "true"
+        self._journal.write("operator", word=f"fleet {order.want}", until=pause.paused_end(), by=order.by, **more)
+        self._wake()
 
     # --- start and stop
 
@@ -333,7 +347,7 @@ class Node:
     @property
     def may_ask(self) -> bool:
         """Nothing is in hand, and no change of the parts waits for that."""
-        return not self._pending and self.attempts.empty and not self.automation.paused
+        return not self._pending and self.attempts.empty and not self.automation.first.paused
 
     def look(self, now_s: float) -> Observation:
         """One whole look. Reads no file and waits for nothing."""
@@ -403,7 +417,7 @@ class Node:
             (self._pending, "the new configuration takes effect when no task, no poll and no delivery is under way"),
             (self._paths_at_start != self.config.paths, "other folders (paths in node.yaml) take effect at the next start"),
         ]
-        notes = [*self.config.notes, self.automation.note]
+        notes = [*self.config.notes, self.automation.first.note]
         if (contained := self.containment) is not None:
             parted = contained.summary() if contained.offer.unit else "each task is a systemd unit, with a user of its own"
             notes += [parted, *sandbox.notes(self.config.node.tasks, contained.offer)]

@@ -18,6 +18,7 @@ from states.ending import Ending
 from states.observation import Link
 from supervisor.config.schema import Control
 from supervisor.sources.api_key import TokenError, token
+from supervisor.sources.desired import Order
 from supervisor.sources.errors import RequestError
 
 Wake = Callable[[], None]
@@ -102,6 +103,9 @@ class SourceEvents(Protocol):
     def describe(self) -> Mapping[str, Any]:
         """What a fleet may know about this node: `state`, `since`, `blocked_by`; of a pause `paused_by` (`person`,
         `operator`) and `paused_until` (ISO 8601; empty without an end)."""
+
+    def obey(self, order: Order) -> None:
+        """A fleet's operator asks this node to lend less, or takes that back. A word that was obeyed before changes nothing."""
 
 
 class Source(Protocol):

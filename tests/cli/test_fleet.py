@@ -191,3 +191,35 @@ def test_a_bridge_needs_a_control_node_on_its_other_side(server: NatsServer, tmp
     failed = folder.cli("bridge", "--server", server.url)
     assert failed.returncode == 2
     assert "control.source: found nats" in failed.stderr
+
+
+def test_the_operator_pauses_a_node_from_afar_and_its_person_is_not_overruled(server: NatsServer, tmp_path: Path) -> None:
+    folder = member(tmp_path, server, "one")
+    with daemon(folder) as one:
+        one.wait_for("READY")
+        done = cli(server, "fleet", "pause", "one", "2h")
+        assert (done.returncode, done.stdout) == (0, "one: stored\n"), done.stderr
+        one.wait_for("DISABLED")
+        status = one.ask()
+        assert "over the fleet until" in status["reason"]
+        assert status["source"]["link"] == "up"
+        lines = [line for line in folder.journal() if line["kind"] == "operator"]
+        assert lines[-1]["word"] == "fleet pause"
+        assert "@" in lines[-1]["by"]
+        until(lambda: "paused by its operator" in cli(server, "fleet").stdout, "an operator sees it", 60)
+        wrong = cli(server, "fleet", "enable", "one")
+        assert (wrong.returncode, "nothing to take back" in wrong.stderr) == (1, True), wrong
+        nobody = cli(server, "fleet", "drain", "two")
+        assert nobody.returncode == 1
+        assert "no node two is there now; there are: one" in nobody.stderr
+    with daemon(folder) as one:
+        one.wait_up()
+        until(lambda: "over the fleet until" in one.ask()["reason"], "it stays off", 60)
+        assert cli(server, "fleet", "resume", "one", "--away").returncode == 0
+        one.wait_for("READY")
+        assert folder.cli("pause").returncode == 0
+        one.wait_for("DISABLED")
+        for words in (("drain",), ("resume",), ("disable-until-told",), ("enable",)):
+            assert cli(server, "fleet", *words, "one", "--away").returncode == 0, words
+        until(lambda: sum(line["kind"] == "operator" for line in folder.journal()) >= 7, "all were heard", 30)
+        assert one.state() == "DISABLED"

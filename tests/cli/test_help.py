@@ -21,6 +21,7 @@ EXITS = {
     "check-gpu": "01", "dry-run": "01", "replay": "012", "diagram": "01234", "config check": "012", "config schema": "0",
     "report": "01", "verify": "01", "doctor": "01", "enable": "013", "disable": "01", "pause": "0134", "resume": "0134",
     "timeline": "02", "whatif": "02", "record": "02", "submit": "0134", "fleet": "0134", "bridge": "01",
+    **dict.fromkeys(("fleet pause", "fleet resume", "fleet drain", "fleet disable-until-told", "fleet enable"), "0134"),
 }  # fmt: skip
 
 

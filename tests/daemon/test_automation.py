@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.clock import ManualClock
 
-from supervisor.daemon.automation import BOOT_ID, LONGEST_S, PAUSE_FILE, AutomationSwitch
+from supervisor.daemon.automation import BOOT_ID, FLEET_FILE, LONGEST_S, PAUSE_FILE, AutomationSwitch, FleetPause
 from supervisor.linux.clock import iso
+from supervisor.sources.desired import Order, Want
 
 
 def made(tmp_path: Path, clock: ManualClock | None = None) -> AutomationSwitch:
@@ -218,3 +221,80 @@ def test_the_fleet_hears_whose_pause_it_is_and_no_name(tmp_path: Path) -> None:
     assert told == {"paused_by": "operator", "paused_until": switch.paused_end()}
     switch.resume()
     assert switch.for_the_fleet() == {}
+
+
+ORDERS_OF_THE_FLEET = [
+    Order(want, 0.0, "ops@far", until, after_task)
+    for want, until, after_task in (
+        (Want.PAUSE, None, False), (Want.PAUSE, 1e10, False), (Want.PAUSE, 5.0, False), (Want.PAUSE, None, True),
+        (Want.OFF, None, False), (Want.RUN, None, False),
+    )
+]
+
+
+@given(
+    orders=st.lists(st.tuples(st.sampled_from(ORDERS_OF_THE_FLEET), st.floats(1, 100)), max_size=8),
+    person=st.sampled_from(["", "paused", "switched off", "broken", "blocked"]),
+    restarts=st.booleans(),
+)
+def test_no_word_of_the_fleet_makes_a_node_lend_more(orders: list[tuple[Order, float]], person: str, restarts: bool) -> None:
+    """Whatever comes in whatever order: without any it would lend at least as much (R1)."""
+    with tempfile.TemporaryDirectory() as folder:
+        clock = ManualClock()
+        switch = AutomationSwitch(Path(folder), clock)
+        switch.configure(person != "switched off", ["broken"] if person == "broken" else [])
+        switch.blockers["tasks"] = "blocked" if person == "blocked" else ""
+        if person == "paused":
+            switch.pause(None, "anna")
+        alone = switch.reading(clock.now, task_in_hand=False)
+        newest, last = 0.0, None
+        for order, at in orders:
+            if switch.fleet.obey(replace(order, at=at)):
+                assert at > newest
+                newest, last = at, order
+            else:
+                assert at <= newest
+        if restarts:
+            switch.fleet = FleetPause(Path(folder) / FLEET_FILE, clock)
+        seen = switch.reading(clock.now, task_in_hand=False)
+        assert seen.on <= alone.on
+        if person in ("paused", "broken"):
+            assert (seen.on, seen.reason) == (alone.on, alone.reason)
+        ended = last is None or last.want is Want.RUN or (last.until is not None and last.until <= clock.wall)
+        assert seen.on == (alone.on and ended)
+
+
+def test_the_fleets_pause_says_whose_it_is_and_what_ends_it(tmp_path: Path) -> None:
+    clock = ManualClock()
+    switch = AutomationSwitch(tmp_path, clock)
+    switch.configure(True)
+
+    def reason() -> str:
+        return switch.reading(clock.now, task_in_hand=False).reason
+
+    assert switch.fleet.obey(Order(Want.PAUSE, 1.0, "ops@far"))
+    assert reason() == "paused by ops@far over the fleet, until `rae-node fleet resume`"
+    assert switch.for_the_fleet()["paused_by"] == "operator"
+    assert switch.fleet.obey(Order(Want.OFF, 2.0, "ops@far"))
+    assert reason() == "paused by ops@far over the fleet, until `rae-node fleet enable`"
+    switch.resume()  # the machine's own
+    assert reason().startswith("paused by ops@far")
+    assert switch.fleet.obey(Order(Want.RUN, 3.0, "ops@far"))
+    assert reason() == ""
+    switch.pause(None, "anna")
+    assert switch.fleet.obey(Order(Want.PAUSE, 4.0, "ops@far", after_task=True))
+    assert switch.for_the_fleet()["paused_by"] == "person"
+    assert reason().startswith("paused by anna")
+    switch.resume()
+    assert switch.reading(clock.now, task_in_hand=True).on
+    assert switch.first.note == "finishes the task in hand, takes no other, then pauses until `rae-node fleet resume`"
+    assert not switch.reading(clock.now, task_in_hand=False).on
+
+
+def test_a_damaged_note_of_the_fleets_word_pauses_until_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / FLEET_FILE).write_text("{")
+    switch = AutomationSwitch(tmp_path, ManualClock())
+    switch.configure(True)
+    assert not switch.reading(0, task_in_hand=False).on
+    assert switch.fleet.obey(Order(Want.RUN, 1.0, "ops@far"))
+    assert switch.reading(0, task_in_hand=False).on

@@ -266,9 +266,10 @@ async def operator(
 class Rig:
     """A source under test."""
 
-    def __init__(self, source: NatsSource, events: list[dict[str, Any]]) -> None:
+    def __init__(self, source: NatsSource, recorded: Recorded) -> None:
         self.source = source
-        self.events = events
+        self.recorded = recorded
+        self.events = recorded.events
 
     def names(self) -> list[str]:
         """The events so far."""
@@ -333,7 +334,7 @@ async def node(
         events = Recorded(describe)
         source = NatsSource(settings, SystemClock(), events)
         await source.start(lambda: None)
-        rig = Rig(source, events.events)
+        rig = Rig(source, events)
         if ready:
             source.announce(Availability.ONLINE)
         try:

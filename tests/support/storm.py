@@ -233,6 +233,9 @@ class Storm:
         """No fleet asks."""
         return {}
 
+    def obey(self, order: object) -> None:
+        """No fleet asks."""
+
     # --- the run
 
     def run(self) -> None:

@@ -29,6 +29,7 @@ from supervisor.sources.base import (
     SourceEvents,
     SourceSettings,
 )
+from supervisor.sources.desired import BadOrder, read_order
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightTask
 from supervisor.sources.lost_attempts import GIVEN_UP, MAX_LOST, lost_in, read_count, with_count
@@ -184,9 +185,23 @@ class NatsSource(NetworkSource):
             raise RequestError(reason) from None
         except (KeyError, TypeError, ValueError, OverflowError):
             raise RequestError(f"{self._url} describes its consumer {self._consumer} in an unknown form") from None
+        await self._hear_operator()
         await self._report_lost()
         await self._beat()
         self._leases.renew_now()
+
+    async def _hear_operator(self) -> None:
+        """Obey the operator's last word, and each one from now on."""
+        subject = subjects.desired_subject(self._node_id)
+        await self._connection.listen(subject, lambda message: self._obey(message.data))
+        if (data := await self._connection.last(subjects.DESIRED_STREAM, subject)) is not None:
+            self._obey(data)
+
+    def _obey(self, data: bytes) -> None:
+        try:
+            self._events.obey(read_order(data, self._clock.wall_s()))
+        except BadOrder as bad:
+            self._log("order-refused", reason=f"what the fleet's operator asks for cannot be read: {bad}")
 
     async def _beat(self) -> None:
         """Write this node's entry into the registry."""

@@ -18,9 +18,11 @@ from support.nats_rig import NatsServer, gate_of, needs_server, node, operator, 
 from support.ports import free_port
 
 from states.ending import succeeded
+from supervisor.sources.desired import Order, Want
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin import credentials
 from supervisor.sources.nats.admin.gate import Gate
+from supervisor.sources.nats.admin.order import NotSaid, place
 from supervisor.sources.nats.connection import ACK, IN_PROGRESS, TERM, Connection, Server, nak
 from supervisor.sources.nats.errors import Message, Refused
 
@@ -98,6 +100,11 @@ NOT_SENT: dict[str, str] = {
     "take what is a bridge's": gate("{me}", subjects.next_subject(subjects.RESULTS, subjects.BRIDGE)),
     "acknowledge by a guessed address": f"$JS.ACK.{subjects.TASKS}.{subjects.CONSUMER}.1.1.1.1.0",
     "acknowledge for a bridge": f"$JS.ACK.{subjects.RESULTS}.bridge.1.1.1.1.0",
+    "tell itself to lend more": gate("{me}", subjects.desired_subject("desk-1")),
+    "tell another node": subjects.desired_subject("desk-2"),
+    "read the word to another node": gate(
+        "{me}", f"{API}.DIRECT.GET.{subjects.DESIRED_STREAM}.{subjects.desired_subject('desk-2')}"
+    ),
     "read the queue": f"{API}.STREAM.MSG.GET.{subjects.TASKS}",
     "read results": gate("{me}", f"{API}.DIRECT.GET.{subjects.RESULTS}.rae.results.{ID}"),
     "read the registry": gate("{me}", f"{API}.DIRECT.GET.{subjects.NODES_STREAM}"),
@@ -309,6 +316,38 @@ def test_a_node_works_through_two_gates_and_when_one_ends(fleet: Fleet, tmp_path
     ended.set()
     thread.join(90)
     assert not thread.is_alive()
+
+
+def test_the_operators_word_reaches_its_node_and_no_other(fleet: Fleet, tmp_path: Path) -> None:
+    """At once where the node is there, at its next connection where it was not."""
+
+    async def work() -> None:
+        keys = {name: fleet.server(name).password for name in ("desk-1", "desk-2")}
+        ca = str(fleet.keys / "ca.pem")
+        boss = Connection(fleet.server("operator"), name="operator")
+        await boss.open()
+        async with node(fleet.url, tmp_path, node_id="desk-1", token=keys["desk-1"], ca_file=ca) as one:
+            await one.up()
+            assert await place(boss, "desk-1", Order(Want.PAUSE, 1.0, "ops@far", after_task=True))
+            await until(lambda: one.recorded.orders, "the word")
+            assert one.recorded.orders == [Order(Want.PAUSE, 1.0, "ops@far", None, True)]
+            with pytest.raises(NotSaid, match=r"no node desk-9 is there now; there are: .*desk-1"):
+                await place(boss, "desk-9", Order(Want.OFF, 1.0, "ops@far"))
+            with pytest.raises(NotSaid, match="nothing to take back"):
+                await place(boss, "desk-1", Order(Want.RUN, 1.0, "ops@far"), takes_back=Want.OFF)
+            assert await place(boss, "desk-1", Order(Want.RUN, 1.0, "ops@far"), takes_back=Want.PAUSE)
+            await until(lambda: len(one.recorded.orders) == 2, "the other word")
+            assert one.recorded.orders[1].at > 1.0, "a word is newer than the one before, whatever the clock says"
+            await boss.request(subjects.desired_subject("desk-1"), b'{"want": "lend more"}')
+            assert "cannot be read" in (await one.saw("order-refused"))["reason"]
+            assert len(one.recorded.orders) == 2
+        await place(boss, "desk-2", Order(Want.OFF, 5.0, "ops@far"), away=True)
+        async with node(fleet.url, tmp_path, node_id="desk-2", token=keys["desk-2"], ca_file=ca) as two:
+            await two.up()
+            assert [order.want for order in two.recorded.orders] == [Want.OFF]
+        await boss.close()
+
+    asyncio.run(asyncio.wait_for(work(), 90))
 
 
 def test_a_task_for_a_node_that_waits_no_more_goes_to_the_next_one_at_once(fleet: Fleet) -> None:

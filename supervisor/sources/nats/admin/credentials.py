@@ -68,6 +68,8 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             f"{api}.CONSUMER.LIST.{subjects.TASKS}",
             f"{api}.DIRECT.GET.{subjects.RESULTS}.>",
             f"{api}.DIRECT.GET.{subjects.NODES_STREAM}",
+            f"$KV.{subjects.DESIRED}.*",
+            f"{api}.DIRECT.GET.{subjects.DESIRED_STREAM}.>",
         ]
     elif role == BRIDGE:
         send = [
@@ -80,6 +82,7 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             subjects.node_subject(subjects.BRIDGE),
         ]
     else:
+        receive.append(subjects.desired_subject(user))
         send = [
             f"{api}.CONSUMER.INFO.{subjects.TASKS}.{consumer}",
             subjects.next_subject(subjects.TASKS, consumer),
@@ -88,6 +91,7 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             subjects.place_subject("*"),
             f"{api}.DIRECT.GET.{subjects.PLACES}.{subjects.place_subject('*')}",
             subjects.node_subject(user),
+            f"{api}.DIRECT.GET.{subjects.DESIRED_STREAM}.{subjects.desired_subject(user)}",
             "lease.>",
         ]
     through = [f"{subjects.GATE}.{subjects.token(user)}.{subject}" for subject in send]

@@ -59,7 +59,8 @@ FREE: Final = re.compile("|".join((
     rf"\$JS\.API\.CONSUMER\.INFO\.(?:{subjects.TASKS}|{subjects.RESULTS})\.{NAME}",
     rf"\$JS\.API\.STREAM\.INFO\.{NAME}",
     rf"\$JS\.API\.DIRECT\.GET\.{subjects.RESULTS}\.rae\.results\.{ID}",
-    rf"\$KV\.{subjects.NODES}\.{NAME}",
+    rf"\$KV\.(?:{subjects.NODES}|{subjects.DESIRED})\.{NAME}",
+    rf"\$JS\.API\.DIRECT\.GET\.{subjects.DESIRED_STREAM}\.\$KV\.{subjects.DESIRED}\.{NAME}",
 )))  # fmt: skip
 WITH_BODY: Final = re.compile(rf"\$JS\.API\.(?:CONSUMER\.LIST\.{subjects.TASKS}|DIRECT\.GET\.{subjects.NODES_STREAM})")
 
