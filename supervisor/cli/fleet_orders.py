@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -54,7 +54,7 @@ def drain(context: typer.Context, node: NodeArgument, away: AwayOption = False, 
     _say(context, node, _want().PAUSE, after_task=True, away=away)
 
 
-def disable_until_told(
+def switch_off(
     context: typer.Context, node: NodeArgument, away: AwayOption = False, config: ConfigOption = None
 ) -> None:
     """Let a node lend nothing until `fleet enable`."""
@@ -66,8 +66,10 @@ def enable(context: typer.Context, node: NodeArgument, away: AwayOption = False,
     _say(context, node, _want().RUN, takes_back=_want().OFF, away=away)
 
 
-COMMANDS: Final[tuple[Callable[..., None], ...]] = (pause, resume, drain, disable_until_told, enable)
-for _command in COMMANDS:
+COMMANDS: Final[Mapping[str, Callable[..., None]]] = {
+    "pause": pause, "resume": resume, "drain": drain, "disable-until-told": switch_off, "enable": enable
+}  # fmt: skip
+for _command in COMMANDS.values():
     _command.__doc__ = f"{(_command.__doc__ or '').rstrip()}\n\n    {CODES}\n    "
 
 

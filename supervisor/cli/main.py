@@ -89,8 +89,8 @@ for command in (*live, *fleets, *installed, dry_run, replay, record, timeline, w
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 fleet_app = typer.Typer(callback=fleet, invoke_without_command=True, no_args_is_help=False)
-for order in fleet_orders.COMMANDS:
-    fleet_app.command(order.__name__.replace("_", "-"))(order)
+for name, order in fleet_orders.COMMANDS.items():
+    fleet_app.command(name)(order)
 app.add_typer(fleet_app, name="fleet")
 
 

@@ -258,10 +258,10 @@ async def test_a_fleet_that_keeps_no_count_does_not_make_a_node_forget_its_own(
 ) -> None:
     genuine = Connection.last
 
-    async def last(self: Connection, stream: str, subject: str) -> bytes | None:
+    async def last(self: Connection, stream: str, subject: str, **more: Any) -> bytes | None:
         if stream == subjects.PLACES:
             raise RequestError("the stream is gone")
-        return await genuine(self, stream, subject)
+        return await genuine(self, stream, subject, **more)
 
     monkeypatch.setattr(Connection, "last", last)
     async with operator(server.url, lease_s=LEASE_S) as fleet:
