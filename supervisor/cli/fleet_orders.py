@@ -1,4 +1,4 @@
-"""`rae-node fleet pause`, `resume`, `drain`, `disable-until-told` and `enable`: the operator's word to one node."""
+"""`rae-node fleet pause`, `resume`, `drain`, `disable-until-told` and `enable`: the operator's order to one node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Its name, as `rae-node fleet` shows it.")]
 AwayOption = Annotated[bool, typer.Option("--away", help="Also for a node that is not there now: it reads this later.")]
 AfterTaskOption = Annotated[bool, typer.Option("--after-task", help="Let the current task finish first; take no other.")]
-CODES = """A node obeys only what makes it lend less, or what takes such a word back. A pause of its person stays.
+CODES = """A node obeys only what makes it lend less, or what takes such an order back. A pause of its person stays.
 
     Exit codes: 0 stored. 1 refused. 2 wrong usage. 3 no server can be reached. 4 it does not answer."""
 

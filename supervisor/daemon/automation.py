@@ -1,4 +1,4 @@
-"""What switches automation on or off: a pause, the fleet's word, runtime.yaml, a broken configuration, a fault of the node."""
+"""What switches automation on or off: a pause, the fleet's order, runtime.yaml, a broken configuration, a fault of the node."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Pause:
             with contextlib.suppress(OSError):  # the file says when the pause ended, so it may stay
                 self.resume()
             return None
-        if self._after_task:
+        if self.finishing:
             return None
         if left_s is None:
             why = f" ({self._unreadable})" if self._unreadable else ""
@@ -162,16 +162,16 @@ class Pause:
 
 
 class FleetPause(Pause):
-    """The pause that the fleet's operator asked for. Its file also says when the last word was given, for none is obeyed twice,
-    and none that is older."""
+    """The pause that the fleet's operator asked for. Its file also says when the last order was given, for none is obeyed
+    twice, and none that is older."""
 
     def __init__(self, path: Path, clock: Clock) -> None:
-        self.at = 0.0  # of the last word, in seconds since the epoch
+        self.at = 0.0  # of the last order, in seconds since the epoch
         self.off = False  # until `fleet enable`, not `fleet resume`
         super().__init__(path, clock, "rae-node fleet resume")
 
     def obey(self, order: Order) -> bool:
-        """Do what the word asks for. False: it was obeyed before, or is older than one that was. Raises OSError as `pause`."""
+        """Do what is asked for. False: it was obeyed before, or is older than one that was. Raises OSError as `pause`."""
         if order.at <= self.at:
             return False
         self.at, self.off = order.at, order.want is Want.OFF
@@ -180,14 +180,17 @@ class FleetPause(Pause):
             self.resume()
         else:
             until = None if order.until is None else min(order.until, self._clock.wall_s() + LONGEST_S)
-            self.pause(until, f"{order.by} over the fleet", after_task=order.after_task)
+            self.pause(until, order.by, after_task=order.after_task)
         return True
+
+    def _by(self) -> str:
+        return f"{super()._by()} over the fleet"
 
     def _kept(self) -> dict[str, Any]:
         return {"at": self.at, "off": self.off, "paused": self.paused}
 
     def resume(self) -> None:
-        """End the pause, and remember the word. Raises OSError as `pause`."""
+        """End the pause, and remember the order. Raises OSError as `pause`."""
         self._forget()
         self._write({"v": 1, "until": None, "by": ""})
 

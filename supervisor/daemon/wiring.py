@@ -149,14 +149,13 @@ class Node:
 
     def obey(self, order: Order) -> None:
         """See SourceEvents."""
-        pause, more = self.automation.fleet, {}
+        pause = self.automation.fleet
+        more: dict[str, Any] = {"after_task": True} if order.after_task else {}
         try:
             if not pause.obey(order):
                 return
         except OSError as error:
-            more = {"trouble": f"not kept over a restart: {error.filename}: {error.strerror}"}
-        if order.after_task:
-            more["after_task"] = "true"
+            more["trouble"] = f"not kept over a restart: {error.filename}: {error.strerror}"
         self._journal.write("operator", word=f"fleet {order.want}", until=pause.paused_end(), by=order.by, **more)
         self._wake()
 

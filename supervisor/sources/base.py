@@ -105,7 +105,7 @@ class SourceEvents(Protocol):
         `operator`) and `paused_until` (ISO 8601; empty without an end)."""
 
     def obey(self, order: Order) -> None:
-        """A fleet's operator asks this node to lend less, or takes that back. A word that was obeyed before changes nothing."""
+        """A fleet's operator asks this node to lend less, or takes that back. One that was obeyed before changes nothing."""
 
 
 class Source(Protocol):

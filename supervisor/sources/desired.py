@@ -1,6 +1,6 @@
-"""What the fleet's operator asks of one node: the last word to it in the bucket RAE_DESIRED, encoded and read strictly.
+"""What the fleet's operator asks of one node: the last order to it in the bucket RAE_DESIRED, encoded and read strictly.
 
-A word may only make a node lend less, or take back such a word. A node obeys each word once, and none that is older than
+An order may only make a node lend less, or take back such an order. A node obeys each order once, and none that is older than
 the last one that it obeyed.
 """
 
@@ -17,7 +17,7 @@ from supervisor.sources.sanitize import decode, encode
 VERSION: Final = 1
 MAX_BYTES: Final = 4096
 MAX_BY: Final = 100
-AHEAD_S: Final = 600.0  # how far the operator's clock may be ahead: a word from far in the future would outdo all later ones
+AHEAD_S: Final = 600.0  # how far the operator's clock may be ahead: an order from far in the future would outdo all later ones
 MAX_WALL_S: Final = 1e11
 FIELDS: Final = frozenset({"v", "want", "until", "after_task", "by", "at"})
 
@@ -31,7 +31,7 @@ class Want(StrEnum):
 
 
 class BadOrder(Exception):
-    """It is no word of the fleet's; one line."""
+    """It is no order of the fleet's; one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Order:
 
 
 def read_order(data: bytes, wall_s: float) -> Order:
-    """The word in these bytes. Raises BadOrder for all else: then nothing changes."""
+    """The order in these bytes. Raises BadOrder for all else: then nothing changes."""
     if len(data) > MAX_BYTES:
         raise BadOrder(f"it has {len(data)} bytes, allowed: {MAX_BYTES}")
     try:

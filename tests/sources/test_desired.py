@@ -15,11 +15,11 @@ NOW = 1.8e9
 GOOD: dict[str, Any] = {"v": 1, "want": "pause", "until": NOW + 60, "after_task": False, "by": "ops@control", "at": NOW}
 
 
-@pytest.mark.parametrize("word", [
+@pytest.mark.parametrize("order", [
     Order(Want.PAUSE, NOW, "ops@control", NOW + 60, True), Order(Want.OFF, NOW, "ops@control"), Order(Want.RUN, NOW, "a@b"),
 ])  # fmt: skip
-def test_a_word_is_read_as_it_was_written(word: Order) -> None:
-    assert read_order(word.encode(), NOW) == word
+def test_an_order_is_read_as_it_was_written(order: Order) -> None:
+    assert read_order(order.encode(), NOW) == order
 
 
 @pytest.mark.parametrize("wrong", [
@@ -27,7 +27,7 @@ def test_a_word_is_read_as_it_was_written(word: Order) -> None:
     {"after_task": 1}, {"by": ""}, {"by": 7}, {"by": "\x1b[0m"}, {"at": None}, {"at": NOW + AHEAD_S + 1}, {"more": 1},
     {"want": "run"}, {"want": "disable-until-told"}, {"by": "x" * 5000},
 ])  # fmt: skip
-def test_what_is_no_word_is_refused(wrong: dict[str, Any]) -> None:
+def test_what_is_no_order_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadOrder):
         read_order(json.dumps({**GOOD, **wrong}).encode(), NOW)
 

@@ -31,6 +31,7 @@ from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Availability, Claim, SourceSettings
 from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects
+from supervisor.sources.nats.admin import credentials
 from supervisor.sources.nats.admin.setup import set_up
 from supervisor.sources.nats.connection import Connection, Server
 from supervisor.sources.nats.messages import Result, decode_result, encode_task
@@ -148,6 +149,39 @@ def gate_of(url: str, keys: Path, *options: str, tls: bool = True) -> Iterator[s
         finally:
             process.terminate()
             assert process.wait(DEADLINE_S) == 0, "".join(said)
+
+
+@dataclass
+class KeyedFleet:
+    """A server with TLS and users, and its gate, as our own tools set them up."""
+
+    server: NatsServer
+    keys: Path
+
+    @property
+    def url(self) -> str:
+        """For clients."""
+        return f"tls://127.0.0.1:{self.server.port}"
+
+    def as_user(self, name: str, **changes: Any) -> Server:
+        """The way in for a user."""
+        password = (self.keys / "passwords" / name).read_text().strip()
+        return Server(**{"url": self.url, "user": name, "password": password, "ca_file": str(self.keys / "ca.pem"), **changes})
+
+
+@contextlib.contextmanager
+def keyed_fleet(folder: Path, *nodes: str) -> Iterator[KeyedFleet]:
+    """A fleet with keys for these nodes while the context lasts."""
+    keys, port = folder / "keys", free_port()
+    names = [word for name in nodes for word in ("--node", name)]
+    assert credentials.main([str(keys), "--server", "127.0.0.1", *names]) == 0
+    conf = keys / "127.0.0.1.conf"
+    text = conf.read_text().replace("0.0.0.0:4222", f"127.0.0.1:{port}")
+    conf.write_text(text.replace("/var/lib/nats/jetstream", str(folder / "js")))
+    with nats_server(folder, name="keyed", port=port, config=conf, prefix=("env", "-C", str(keys))) as server:
+        fleet = KeyedFleet(server, keys)
+        with gate_of(fleet.url, keys):
+            yield fleet
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ class NatsSource(NetworkSource):
         self._leases.renew_now()
 
     async def _hear_operator(self) -> None:
-        """Obey the operator's last word, and each one from now on."""
+        """Obey the operator's last order, and each one from now on."""
         subject = subjects.desired_subject(self._node_id)
         await self._connection.listen(subject, lambda message: self._obey(message.data))
         if (data := await self._connection.last(subjects.DESIRED_STREAM, subject)) is not None:

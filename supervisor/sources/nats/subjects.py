@@ -11,7 +11,7 @@ DEAD: Final = "RAE_DEAD"  # tasks that no node can run, as they came, with the r
 PLACES: Final = "RAE_PLACES"  # what a task had saved when it was given back; the last of each task
 NODES: Final = "RAE_NODES"  # the bucket of the nodes' entries; an entry that is not renewed in time is gone
 NODES_STREAM: Final = f"KV_{NODES}"
-DESIRED: Final = "RAE_DESIRED"  # the bucket of the operator's last word to each node
+DESIRED: Final = "RAE_DESIRED"  # the bucket of the operator's last order to each node
 DESIRED_STREAM: Final = f"KV_{DESIRED}"
 CONSUMER: Final = "nodes"  # all nodes pull from it, unless control.nats.consumer says otherwise
 BRIDGE: Final = "bridge"  # a bridge reads results from it
@@ -57,7 +57,7 @@ def node_subject(node_id: str) -> str:
 
 
 def desired_subject(node_id: str) -> str:
-    """Where the operator's last word to a node lies."""
+    """Where the operator's last order to a node lies."""
     return f"$KV.{DESIRED}.{token(node_id)}"
 
 

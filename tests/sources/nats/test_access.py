@@ -9,13 +9,12 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.nats_rig import NatsServer, Operator, gate_of, needs_server, node, operator, until
+from support.nats_rig import KeyedFleet, NatsServer, Operator, gate_of, keyed_fleet, needs_server, node, operator, until
 from support.ports import free_port
 
 from states.ending import failed, handed_back, succeeded
@@ -28,42 +27,13 @@ from supervisor.sources.nats.connection import Connection, Server
 pytestmark = [needs_server, pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")]
 
 
-@dataclass
-class Fleet:
-    """A server with TLS and users."""
-
-    server: NatsServer
-    keys: Path
-
-    @property
-    def url(self) -> str:
-        return f"tls://127.0.0.1:{self.server.port}"
-
-    def as_user(self, name: str, **changes: Any) -> Server:
-        """The way in for a user."""
-        password = (self.keys / "passwords" / name).read_text().strip()
-        return Server(**{"url": self.url, "user": name, "password": password, "ca_file": str(self.keys / "ca.pem"), **changes})
-
-
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder = tmp_path_factory.mktemp("fleet")
-    assert credentials.main([str(folder / "keys"), "--server", "127.0.0.1", "--node", "desk-1", "--node", "desk.2"]) == 0
-    port = free_port()
-    conf = folder / "keys" / "127.0.0.1.conf"
-    conf.write_text(
-        conf.read_text().replace("0.0.0.0:4222", f"127.0.0.1:{port}").replace("/var/lib/nats/jetstream", str(folder / "js"))
-    )
-
-    server = NatsServer(folder, name="configured", port=port, config=conf, prefix=("env", "-C", str(folder / "keys"))).start()
-    one = Fleet(server, folder / "keys")
-
-    with gate_of(one.url, one.keys):
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedFleet]:
+    with keyed_fleet(tmp_path_factory.mktemp("fleet"), "desk-1", "desk.2") as one:
         yield one
-    server.kill()
 
 
-def test_private_files_are_private_and_running_again_keeps_keys(fleet: Fleet, tmp_path: Path) -> None:
+def test_private_files_are_private_and_running_again_keeps_keys(fleet: KeyedFleet, tmp_path: Path) -> None:
     for path in fleet.keys.rglob("*"):
         secret = path.suffix == ".key" or path.parent.name == "passwords" or path.name in ("users.conf", "users.json")
         if path.is_file() and secret:
@@ -151,7 +121,7 @@ def test_a_file_without_definitions_is_named(
     assert line.startswith(f"--file: {file}: ")
 
 
-def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_node_works_with_its_own_rights(fleet: KeyedFleet, tmp_path: Path) -> None:
     async def work() -> None:
         key = fleet.as_user("desk.2").password
         async with (
@@ -193,7 +163,7 @@ def test_a_node_works_with_its_own_rights(fleet: Fleet, tmp_path: Path) -> None:
         ({"url": "tls://localhost:%PORT%"}, "cannot be reached: its certificate is not trusted: Hostname mismatch"),
     ],
 )
-def test_an_unknown_user_is_refused(fleet: Fleet, changes: dict[str, Any], why: str) -> None:
+def test_an_unknown_user_is_refused(fleet: KeyedFleet, changes: dict[str, Any], why: str) -> None:
     given = {k: v.replace("%PORT%", str(fleet.server.port)) if isinstance(v, str) else v for k, v in changes.items()}
 
     async def work() -> None:
@@ -213,7 +183,7 @@ def test_an_unknown_user_is_refused(fleet: Fleet, changes: dict[str, Any], why: 
     ids=["wrong", "none", "no CA"],
 )
 def test_a_message_to_an_operator_names_options_not_settings(
-    fleet: Fleet, tmp_path: Path, changes: dict[str, Any], why: str
+    fleet: KeyedFleet, tmp_path: Path, changes: dict[str, Any], why: str
 ) -> None:
     file = tmp_path / "key"
     file.write_text("wrong\n")

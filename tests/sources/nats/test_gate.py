@@ -8,19 +8,17 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.nats_rig import NatsServer, gate_of, needs_server, node, operator, until
-from support.ports import free_port
+from support.nats_rig import KeyedFleet, gate_of, keyed_fleet, nats_server, needs_server, node, operator, until
 
 from states.ending import succeeded
 from supervisor.sources.desired import Order, Want
+from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects
-from supervisor.sources.nats.admin import credentials
 from supervisor.sources.nats.admin.gate import Gate
 from supervisor.sources.nats.admin.order import NotSaid, place
 from supervisor.sources.nats.connection import ACK, IN_PROGRESS, TERM, Connection, Server, nak
@@ -33,32 +31,10 @@ API = "$JS.API"
 STREAMS = (subjects.TASKS, subjects.RESULTS, subjects.DEAD, subjects.PLACES, subjects.NODES_STREAM)
 
 
-@dataclass
-class Fleet:
-    """A server with users, and its gate."""
-
-    url: str
-    keys: Path
-
-    def server(self, user: str) -> Server:
-        """The way in."""
-        return Server(self.url, user, (self.keys / "passwords" / user).read_text().strip(), str(self.keys / "ca.pem"))
-
-
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    folder, port = tmp_path_factory.mktemp("walls"), free_port()
-    keys = folder / "keys"
-    assert credentials.main([str(keys), "--server", "127.0.0.1", "--node", "desk-1", "--node", "desk-2"]) == 0
-    conf = keys / "127.0.0.1.conf"
-    conf.write_text(
-        conf.read_text().replace("0.0.0.0:4222", f"127.0.0.1:{port}").replace("/var/lib/nats/jetstream", str(folder / "js"))
-    )
-    server = NatsServer(folder, name="walls", port=port, config=conf, prefix=("env", "-C", str(keys))).start()
-    one = Fleet(f"tls://127.0.0.1:{port}", keys)
-    with gate_of(one.url, keys):
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KeyedFleet]:
+    with keyed_fleet(tmp_path_factory.mktemp("fleet"), "desk-1", "desk-2") as one:
         yield one
-    server.kill()
 
 
 class Attacker(Connection):
@@ -74,8 +50,8 @@ class Attacker(Connection):
         return subject
 
 
-async def attacker(fleet: Fleet, user: str) -> Attacker:
-    connection = Attacker(fleet.server(user), name=user)
+async def attacker(fleet: KeyedFleet, user: str) -> Attacker:
+    connection = Attacker(fleet.as_user(user), name=user)
     connection.refusals = []
     await connection.open()
     return connection
@@ -102,7 +78,7 @@ NOT_SENT: dict[str, str] = {
     "acknowledge for a bridge": f"$JS.ACK.{subjects.RESULTS}.bridge.1.1.1.1.0",
     "tell itself to lend more": gate("{me}", subjects.desired_subject("desk-1")),
     "tell another node": subjects.desired_subject("desk-2"),
-    "read the word to another node": gate(
+    "read the order to another node": gate(
         "{me}", f"{API}.DIRECT.GET.{subjects.DESIRED_STREAM}.{subjects.desired_subject('desk-2')}"
     ),
     "read the queue": f"{API}.STREAM.MSG.GET.{subjects.TASKS}",
@@ -131,10 +107,10 @@ HEARD = (
 )  # fmt: skip
 
 
-def test_a_nodes_key_sends_and_hears_nothing_but_its_own(fleet: Fleet) -> None:
+def test_a_nodes_key_sends_and_hears_nothing_but_its_own(fleet: KeyedFleet) -> None:
     async def work() -> None:
         node_1 = await attacker(fleet, "desk-1")
-        async with operator("", server=fleet.server("gate"), made=True) as boss:
+        async with operator("", server=fleet.as_user("gate"), made=True) as boss:
             before = {name: await boss.stream(name) for name in STREAMS}
             for what, form in NOT_SENT.items():
                 subject = form.format(me="desk-1")
@@ -173,12 +149,12 @@ ASKED = {
 
 
 @pytest.mark.parametrize("user", ASKED)
-def test_the_place_of_an_answer_is_no_order(fleet: Fleet, user: str) -> None:
+def test_the_place_of_an_answer_is_no_order(fleet: KeyedFleet, user: str) -> None:
     """Each request is allowed; its answer would be an order of the server's own."""
 
     async def work() -> None:
         one = await attacker(fleet, user)
-        async with operator("", server=fleet.server("gate"), made=True) as boss:
+        async with operator("", server=fleet.as_user("gate"), made=True) as boss:
             heard: list[Message] = []
             await boss.connection.listen("_INBOX.desk-2.>", heard.append)
             before = {name: await boss.stream(name) for name in (subjects.TASKS, subjects.RESULTS, subjects.DEAD)}
@@ -201,7 +177,7 @@ def test_the_place_of_an_answer_is_no_order(fleet: Fleet, user: str) -> None:
      f"{API}.CONSUMER.CREATE.{subjects.TASKS}", f"rae.results.{ID}", f"rae.places.{ID}", subjects.node_subject("desk-1"),
      subjects.next_subject(subjects.TASKS, "nodes")],
 )  # fmt: skip
-def test_operators_and_bridges_have_their_own_rights_alone(fleet: Fleet, user: str, subject: str) -> None:
+def test_operators_and_bridges_have_their_own_rights_alone(fleet: KeyedFleet, user: str, subject: str) -> None:
     async def work() -> None:
         one = await attacker(fleet, user)
         for path in (subject, gate(user, subject), gate("gate", subject)):
@@ -213,12 +189,12 @@ def test_operators_and_bridges_have_their_own_rights_alone(fleet: Fleet, user: s
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
-def test_only_the_task_that_a_node_holds_is_its_own(fleet: Fleet) -> None:
+def test_only_the_task_that_a_node_holds_is_its_own(fleet: KeyedFleet) -> None:
     """Two nodes with a task each: no lease serves the other, none can be made up, and none loses a task."""
 
     async def work() -> None:
-        ones = {name: Connection(fleet.server(name), name=name) for name in ("desk-1", "desk-2")}
-        async with operator("", server=fleet.server("operator"), made=True) as boss:
+        ones = {name: Connection(fleet.as_user(name), name=name) for name in ("desk-1", "desk-2")}
+        async with operator("", server=fleet.as_user("operator"), made=True) as boss:
             tasks = [await boss.submit(), await boss.submit()]
             leases = {}
             for name, connection in ones.items():
@@ -273,30 +249,30 @@ def test_only_the_task_that_a_node_holds_is_its_own(fleet: Fleet) -> None:
     asyncio.run(asyncio.wait_for(work(), 120))
 
 
-def test_a_lease_that_has_ended_gives_nothing_back(fleet: Fleet) -> None:
+def test_a_lease_that_has_ended_gives_nothing_back(fleet: KeyedFleet) -> None:
     """Its task may be another node's by then. A result of it is still stored: the first one counts."""
 
     async def work() -> None:
         now = [1000.0]
-        connection = Connection(fleet.server("gate"), name="gate")
-        keeper = Gate(connection, "secret", lambda: now[0])
+        connection = Connection(fleet.as_user("gate"), name="gate")
+        one_gate = Gate(connection, "secret", lambda: now[0])
         ack = f"$JS.ACK.{subjects.TASKS}.{subjects.CONSUMER}.1.7.1.1.0"
-        address = keeper._lease("desk-1", Message(f"rae.tasks.echo.{ID}", ack, b"", {}), 10.0)
-        assert keeper._held("desk-1", address)[0].names == (ID, "sequence-7")
+        address = one_gate._lease("desk-1", Message(f"rae.tasks.echo.{ID}", ack, b"", {}), 10.0)
+        assert one_gate._held("desk-1", address).names == [ID, "sequence-7"]
         now[0] += 11
-        await keeper._give_back("desk-1", address)  # else it would fail: there is no connection
+        await one_gate._give_back("desk-1", address)  # else it would fail: there is no connection
         for what in (nak(), IN_PROGRESS, TERM):
             with pytest.raises(Exception, match="the lease has ended"):
-                await keeper._acknowledge("desk-1", Message(address, "_INBOX.desk-1.x", what, {}))
+                await one_gate._acknowledge("desk-1", Message(address, "_INBOX.desk-1.x", what, {}))
 
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
-def test_a_node_works_through_two_gates_and_when_one_ends(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_node_works_through_two_gates_and_when_one_ends(fleet: KeyedFleet, tmp_path: Path) -> None:
     async def work() -> None:
-        key = fleet.server("desk-2").password
+        key = fleet.as_user("desk-2").password
         async with (
-            operator("", server=fleet.server("operator"), made=True) as boss,
+            operator("", server=fleet.as_user("operator"), made=True) as boss,
             node(fleet.url, tmp_path, node_id="desk-2", token=key, ca_file=str(fleet.keys / "ca.pem")) as rig,
         ):
             await rig.up()
@@ -319,26 +295,26 @@ def test_a_node_works_through_two_gates_and_when_one_ends(fleet: Fleet, tmp_path
     assert not thread.is_alive()
 
 
-def test_the_operators_word_reaches_its_node_and_no_other(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_operators_order_reaches_its_node_and_no_other(fleet: KeyedFleet, tmp_path: Path) -> None:
     """At once where the node is there, at its next connection where it was not."""
 
     async def work() -> None:
-        keys = {name: fleet.server(name).password for name in ("desk-1", "desk-2")}
+        keys = {name: fleet.as_user(name).password for name in ("desk-1", "desk-2")}
         ca = str(fleet.keys / "ca.pem")
-        boss = Connection(fleet.server("operator"), name="operator")
+        boss = Connection(fleet.as_user("operator"), name="operator")
         await boss.open()
         async with node(fleet.url, tmp_path, node_id="desk-1", token=keys["desk-1"], ca_file=ca) as one:
             await one.up()
             assert await place(boss, "desk-1", Order(Want.PAUSE, 1.0, "ops@far", after_task=True))
-            await until(lambda: one.recorded.orders, "the word")
+            await until(lambda: one.recorded.orders, "the order")
             assert one.recorded.orders == [Order(Want.PAUSE, 1.0, "ops@far", None, True)]
             with pytest.raises(NotSaid, match=r"no node desk-9 is there now; there are: .*desk-1"):
                 await place(boss, "desk-9", Order(Want.OFF, 1.0, "ops@far"))
             with pytest.raises(NotSaid, match="nothing to take back"):
                 await place(boss, "desk-1", Order(Want.RUN, 1.0, "ops@far"), takes_back=Want.OFF)
             assert await place(boss, "desk-1", Order(Want.RUN, 1.0, "ops@far"), takes_back=Want.PAUSE)
-            await until(lambda: len(one.recorded.orders) == 2, "the other word")
-            assert one.recorded.orders[1].at > 1.0, "a word is newer than the one before, whatever the clock says"
+            await until(lambda: len(one.recorded.orders) == 2, "the other order")
+            assert one.recorded.orders[1].at > 1.0, "an order is newer than the one before, whatever the clock says"
             await boss.request(subjects.desired_subject("desk-1"), b'{"want": "lend more"}')
             assert "cannot be read" in (await one.saw("order-refused"))["reason"]
             assert len(one.recorded.orders) == 2
@@ -351,18 +327,18 @@ def test_the_operators_word_reaches_its_node_and_no_other(fleet: Fleet, tmp_path
     asyncio.run(asyncio.wait_for(work(), 90))
 
 
-def test_a_task_for_a_node_that_waits_no_more_goes_to_the_next_one_at_once(fleet: Fleet) -> None:
+def test_a_task_for_a_node_that_waits_no_more_goes_to_the_next_one_at_once(fleet: KeyedFleet) -> None:
     """Its poll still stands at the server when its person comes back."""
 
     async def work() -> None:
-        gone, there = (Connection(fleet.server(name), name=name) for name in ("desk-1", "desk-2"))
+        gone, there = (Connection(fleet.as_user(name), name=name) for name in ("desk-1", "desk-2"))
         await gone.open()
         await there.open()
-        async with operator("", server=fleet.server("operator"), made=True) as boss:
+        async with operator("", server=fleet.as_user("operator"), made=True) as boss:
             stop = asyncio.Event()
             poll = asyncio.create_task(gone.pull(subjects.TASKS, subjects.CONSUMER, linger_s=lambda: 60.0, stop=stop))
-            async with operator("", server=fleet.server("gate"), made=True) as all_seeing:
-                await all_seeing.asked_for(1)
+            async with operator("", server=fleet.as_user("gate"), made=True) as everything:
+                await everything.asked_for(1)
             stop.set()
             assert await poll is None
             task = await boss.submit()
@@ -377,3 +353,41 @@ def test_a_task_for_a_node_that_waits_no_more_goes_to_the_next_one_at_once(fleet
         await there.close()
 
     asyncio.run(asyncio.wait_for(work(), 90))
+
+
+def test_a_full_stream_of_results_loses_no_task_and_the_node_says_so(fleet: KeyedFleet, tmp_path: Path) -> None:
+    """The result waits at its node, its lease is renewed meanwhile, and it is delivered when there is room."""
+
+    async def work() -> None:
+        key = fleet.as_user("desk-1").password
+        async with (
+            operator("", server=fleet.as_user("gate"), made=True) as boss,
+            node(fleet.url, tmp_path, node_id="desk-1", token=key, ca_file=str(fleet.keys / "ca.pem")) as rig,
+        ):
+            settings = (await boss.ask(f"STREAM.INFO.{subjects.RESULTS}"))["config"]
+            await rig.up()
+            task = await boss.submit()
+            claim = await rig.claim()
+            await boss.connection.api(f"STREAM.UPDATE.{subjects.RESULTS}", {**settings, "max_bytes": 1})
+            rig.source.settle(claim, succeeded({"n": 1}))
+            await until(lambda: "maximum bytes exceeded" in rig.source.status.reason, lambda: rig.source.status.reason)
+            assert rig.source.status.outbox == 1
+            await boss.connection.api(f"STREAM.UPDATE.{subjects.RESULTS}", settings)
+            await rig.delivered()
+            assert (await boss.settled(task)).result == {"n": 1}
+
+    asyncio.run(asyncio.wait_for(work(), 90))
+
+
+def test_a_fleet_without_a_gate_is_named(fleet: KeyedFleet, tmp_path: Path) -> None:
+    """The server is there and takes the key, and nobody answers."""
+
+    async def work() -> None:
+        with nats_server(tmp_path / "bare") as bare:
+            connection = Connection(Server(bare.url, "desk-1", "no server asks for it"), name="desk-1")
+            await connection.open()
+            with pytest.raises(RequestError, match=r"no gate \(deploy/fleet/gate\) answers there"):
+                await connection.api(f"CONSUMER.INFO.{subjects.TASKS}.{subjects.CONSUMER}")
+            await connection.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))

@@ -322,6 +322,9 @@ class Bridge:
         kind = self.pending.pop(task_id, None)
         if kind in self.aside:
             self.aside[kind].pop(task_id, None)
+            if not self.aside[kind]:
+                del self.aside[kind], self._aside_since[kind]
+                self._aside_changed.set()
         if task_id not in self._record:
             return
         try:

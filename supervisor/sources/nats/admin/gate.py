@@ -22,7 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,8 +75,9 @@ class Held:
 
     user: str
     ack: str  # where JetStream takes the acknowledgement
-    names: tuple[str, ...]  # the task's id, and its place in the stream
+    names: Sequence[str]  # the task's id, and its place in the stream
     until_s: float  # on the wall clock; the gates of a fleet share it better than they share any other
+    length_s: float  # of each renewal
 
 
 class Gate:
@@ -109,7 +110,7 @@ class Gate:
         job.add_done_callback(self._jobs.discard)
 
     async def _give_back(self, user: str, address: str) -> None:
-        held, _ = self._held(user, address)
+        held = self._held(user, address)
         if self._wall_s() <= held.until_s:  # later the task may be another node's, and a node may say this, too
             await self._connection.request(held.ack, nak())
 
@@ -177,30 +178,30 @@ class Gate:
         return known
 
     def _lease(self, user: str, found: Message, length_s: float) -> str:
-        count, sequence = found.reply.split(".")[-5:-3]
-        names = (found.subject.rpartition(".")[2], f"sequence-{sequence}")
-        return self._address(Held(user, found.reply, names, self._wall_s() + length_s), f"{count}.{sequence}", length_s)
+        names = (found.subject.rpartition(".")[2], f"sequence-{found.reply.split('.')[-4]}")
+        return self._address(Held(user, found.reply, names, self._wall_s() + length_s, length_s))
 
-    def _address(self, held: Held, counts: str, length_s: float) -> str:
-        text = json.dumps([held.user, held.ack, held.names, held.until_s, length_s], separators=(",", ":")).encode()
+    def _address(self, held: Held) -> str:
+        text = json.dumps(astuple(held), separators=(",", ":")).encode()
+        counts = ".".join(held.ack.split(".")[-5:-3])  # of deliveries, and in the stream, for the node to read
         return f"{subjects.GATE}.{held.user}.lease.{counts}.{_text(text)}.{_text(self._sign(text))}"
 
     def _sign(self, text: bytes) -> bytes:
         return hmac.digest(self._key, text, "sha256")[:16]
 
-    def _held(self, user: str, address: str) -> tuple[Held, float]:
-        """What the lease at this address says, and its length in seconds."""
+    def _held(self, user: str, address: str) -> Held:
+        """What the lease at this address says. Raises Denied when it is not this user's."""
         text, signature = address.split(".")[-2:] if address.count(".") > 1 else ("", "")
         body = _bytes(text)
         if not hmac.compare_digest(self._sign(body), _bytes(signature)):
             raise Denied("this lease is none of this fleet's")
-        owner, ack, names, until_s, length_s = json.loads(body)
-        if owner != user:
+        held = Held(*json.loads(body))
+        if held.user != user:
             raise Denied("this lease is another node's")
-        return Held(owner, ack, tuple(names), until_s), length_s
+        return held
 
     async def _acknowledge(self, user: str, message: Message) -> None:
-        held, length_s = self._held(user, message.subject)
+        held = self._held(user, message.subject)
         lapsed = self._wall_s() > held.until_s
         what, headers = message.data, {}
         if what in (ACK, TERM):
@@ -211,9 +212,7 @@ class Gate:
         elif lapsed:
             raise Denied("the lease has ended")
         elif what == IN_PROGRESS:
-            counts = ".".join(message.subject.split(".")[4:6])
-            renewed = Held(held.user, held.ack, held.names, self._wall_s() + length_s)
-            headers = {subjects.LEASE_HEADER: self._address(renewed, counts, length_s)}
+            headers = {subjects.LEASE_HEADER: self._address(replace(held, until_s=self._wall_s() + held.length_s))}
         elif not NAK.fullmatch(what):
             raise Denied("this is no acknowledgement")
         await self._connection.request(held.ack, what)
@@ -238,7 +237,7 @@ class Gate:
             if len(body) > MAX_BODY:
                 raise Denied("the request is too long")
         elif (task := OF_A_TASK.fullmatch(subject)) is not None:
-            held, _ = self._held(user, message.headers.get(subjects.LEASE_HEADER, ""))
+            held = self._held(user, message.headers.get(subjects.LEASE_HEADER, ""))
             if task["name"] not in held.names:
                 raise Denied("the lease is another task's")
         elif not FREE.fullmatch(subject):

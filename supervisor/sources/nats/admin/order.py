@@ -1,4 +1,4 @@
-"""The operator's word to a node, stored where the node reads it."""
+"""The operator's order to a node, stored where the node reads it."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ async def place(connection: Connection, node: str, order: Order, *, takes_back: 
         raise NotSaid(f"{node}: {hint}")
     if before is not None and order.at <= before.at:
         order = Order(order.want, before.at + 0.001, order.by, order.until, order.after_task)
-    read_answer((await connection.request(subject, order.encode())).data, "the word")
+    read_answer((await connection.request(subject, order.encode())).data, "the order")
     return node in there
