@@ -20,7 +20,7 @@ if sys.excepthook is sys.__excepthook__:
 import typer  # noqa: E402
 
 from supervisor import VERSION  # noqa: E402
-from supervisor.cli import fleet_orders  # noqa: E402
+from supervisor.cli import fleet_asks, fleet_orders  # noqa: E402
 from supervisor.cli.bridge import bridge  # noqa: E402
 from supervisor.cli.check import check_gpu, check_user  # noqa: E402
 from supervisor.cli.common import ConfigOption, Exit, print_error  # noqa: E402
@@ -89,8 +89,8 @@ for command in (*live, *fleets, *installed, dry_run, replay, record, timeline, w
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 fleet_app = typer.Typer(callback=fleet, invoke_without_command=True, no_args_is_help=False)
-for name, order in fleet_orders.COMMANDS.items():
-    fleet_app.command(name)(order)
+for name, of_one_node in {**fleet_asks.COMMANDS, **fleet_orders.COMMANDS}.items():
+    fleet_app.command(name)(of_one_node)
 app.add_typer(fleet_app, name="fleet")
 
 

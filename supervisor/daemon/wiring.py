@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from states.lifecycle import Lifecycle, blocked_by
+from states.formatting import elapsed
+from states.lifecycle import Lifecycle, blocked_by, verdicts
 from states.limits import Limits
 from states.memory import State
 from states.observation import Link, Observation, TaskPhase
+from supervisor import VERSION
 from supervisor.config.executor_names import NoExecutor
 from supervisor.config.load import Config, ConfigErrors, fingerprint, load
 from supervisor.config.schema import TaskType
 from supervisor.daemon.automation import AutomationSwitch
+from supervisor.daemon.fleet_view import guard_for_fleet, log_for_fleet
 from supervisor.daemon.inhibitor import Inhibitor, ReleaseFailed
 from supervisor.daemon.performer import Performer
 from supervisor.journal.decision_log import Journal
@@ -146,6 +149,21 @@ class Node:
         blocking = [verdict.name for verdict in blocked_by(self.last_now(), memory, self.limits_now())]
         seen: dict[str, Any] = {"state": memory.state, "since": since, "blocked_by": blocking}
         return seen | self.automation.for_the_fleet()
+
+    async def answer(self, question: str, lines: int) -> dict[str, Any]:
+        """See SourceEvents."""
+        if question == "log":
+            return {"lines": await asyncio.to_thread(log_for_fleet, self.config.paths.logs, lines)}
+        seen, link, now_s = self.describe(), self.source.status, self.clock.now_s()
+        of_its_person = seen.get("paused_by") == "person"
+        judged = verdicts(self.last_now(), self._lifecycle.memory, self.limits_now())
+        return {
+            **seen,
+            "guards": [guard_for_fleet(verdict, of_its_person=of_its_person) for verdict in judged],
+            "link": f"{link.link} for {elapsed(now_s - link.since_s)}",
+            "trouble": self._journal.trouble,
+            "version": VERSION,
+        }
 
     def obey(self, order: Order) -> None:
         """See SourceEvents."""

@@ -233,6 +233,31 @@ def files(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
+def tail(folder: Path, most: int, days: int = 3) -> Iterator[dict[str, Any]]:
+    """The entries of the newest `days` files, newest first; of each file those in its last `most` bytes.
+
+    Raises:
+        OSError: a file cannot be read, or is none.
+    """
+    for path in reversed(files([folder])[-days:]):
+        with os.fdopen(open_plain(path), "rb") as file:
+            start = max(0, os.fstat(file.fileno()).st_size - most)
+            file.seek(start)
+            lines = file.read(most).split(b"\n")
+        for raw in reversed(lines[1:] if start else lines):
+            if (entry := _entry(raw)) is not None:
+                yield entry
+
+
+def _entry(raw: bytes) -> dict[str, Any] | None:
+    """The entry in a line; None for a torn one, and for one of another form."""
+    try:
+        entry = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) and entry.get("v") == FORMAT and isinstance(entry.get("kind"), str) else None
+
+
 def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, entry) of a journal file. Torn lines and lines of another form are left out.
 
@@ -243,9 +268,5 @@ def read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if os.fstat(file.fileno()).st_size > MAX_FILE:
             raise TooLarge(MAX_FILE, path)
         for number, raw in enumerate(iter(partial(file.readline, MAX_LINE), b""), 1):
-            try:
-                entry = json.loads(raw)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(entry, dict) and entry.get("v") == FORMAT and isinstance(entry.get("kind"), str):
+            if (entry := _entry(raw)) is not None:
                 yield number, entry

@@ -104,6 +104,10 @@ class SourceEvents(Protocol):
         """What a fleet may know about this node: `state`, `since`, `blocked_by`; of a pause `paused_by` (`person`,
         `operator`) and `paused_until` (ISO 8601; empty without an end)."""
 
+    async def answer(self, question: str, lines: int) -> Mapping[str, Any]:
+        """What a fleet's operator asks this node: one of `QUESTIONS`. `lines`: how many of its log at most. Nothing about its
+        person but that they are there. Raises OSError: the log cannot be read."""
+
     def obey(self, order: Order) -> None:
         """A fleet's operator asks this node to lend less, or takes that back. One that was obeyed before changes nothing."""
 

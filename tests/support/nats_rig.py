@@ -161,7 +161,7 @@ class KeyedFleet:
     @property
     def url(self) -> str:
         """For clients."""
-        return f"tls://127.0.0.1:{self.server.port}"
+        return f"tls://{self.server.host}:{self.server.port}"
 
     def as_user(self, name: str, **changes: Any) -> Server:
         """The way in for a user."""
@@ -170,15 +170,15 @@ class KeyedFleet:
 
 
 @contextlib.contextmanager
-def keyed_fleet(folder: Path, *nodes: str) -> Iterator[KeyedFleet]:
-    """A fleet with keys for these nodes while the context lasts."""
+def keyed_fleet(folder: Path, *nodes: str, host: str = "127.0.0.1") -> Iterator[KeyedFleet]:
+    """A fleet with keys for these nodes while the context lasts; its server is at this address of ours."""
     keys, port = folder / "keys", free_port()
     names = [word for name in nodes for word in ("--node", name)]
-    assert credentials.main([str(keys), "--server", "127.0.0.1", *names]) == 0
-    conf = keys / "127.0.0.1.conf"
-    text = conf.read_text().replace("0.0.0.0:4222", f"127.0.0.1:{port}")
+    assert credentials.main([str(keys), "--server", host, *names]) == 0
+    conf = keys / f"{host}.conf"
+    text = conf.read_text().replace("0.0.0.0:4222", f"{host}:{port}")
     conf.write_text(text.replace("/var/lib/nats/jetstream", str(folder / "js")))
-    with nats_server(folder, name="keyed", port=port, config=conf, prefix=("env", "-C", str(keys))) as server:
+    with nats_server(folder, name="keyed", host=host, port=port, config=conf, prefix=("env", "-C", str(keys))) as server:
         fleet = KeyedFleet(server, keys)
         with gate_of(fleet.url, keys):
             yield fleet

@@ -16,6 +16,10 @@ class Recorded:
         self.describe = describe
         self.orders: list[Order] = []
 
+    async def answer(self, question: str, lines: int) -> Mapping[str, Any]:
+        """What was asked."""
+        return {"asked": question, "wanted": lines}
+
     def obey(self, order: Order) -> None:
         """See SourceEvents."""
         self.orders.append(order)

@@ -233,6 +233,10 @@ class Storm:
         """No fleet asks."""
         return {}
 
+    async def answer(self, question: str, lines: int) -> Mapping[str, Any]:
+        """No fleet asks."""
+        return {}
+
     def obey(self, order: object) -> None:
         """No fleet asks."""
 

@@ -295,12 +295,13 @@ class Connection:
             headers = dict(message.headers) or None
             await self._connected().publish(message.subject, message.data, reply=message.reply, headers=headers)
 
-    async def first(self, subject: str, data: bytes, wait_s: float) -> Message | None:
-        """The first answer to a request that the server may answer after `wait_s` seconds only; None: there was none."""
+    async def first(self, subject: str, data: bytes, wait_s: float, *, box: str = "") -> Message | None:
+        """The first answer to a request that the server may answer after `wait_s` seconds only; None: there was none. `box`:
+        where it is expected; empty: in an inbox of ours."""
         answers: asyncio.Queue[Msg] = asyncio.Queue()
         with self._request_errors():
             client = self._connected()
-            box = client.new_inbox()
+            box = box or client.new_inbox()
             sub = await client.subscribe(box, cb=answers.put, max_msgs=1)
             try:
                 await client.publish(subject, data, reply=box)

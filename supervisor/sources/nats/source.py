@@ -19,6 +19,7 @@ from states.ending import Ending, failed
 from states.observation import Link
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock
+from supervisor.linux.text import error_text
 from supervisor.sources import sanitize
 from supervisor.sources.base import (
     FAIL,
@@ -29,23 +30,25 @@ from supervisor.sources.base import (
     SourceEvents,
     SourceSettings,
 )
-from supervisor.sources.desired import BadOrder, read_order
+from supervisor.sources.desired import MAX_LINES, BadOrder, read_order
 from supervisor.sources.errors import RequestError
 from supervisor.sources.in_flight import InFlightTask
 from supervisor.sources.lost_attempts import GIVEN_UP, MAX_LOST, lost_in, read_count, with_count
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.connection import ACK, TERM, Connection, Server, nak
-from supervisor.sources.nats.errors import Delivery, Exists, Refused
+from supervisor.sources.nats.errors import Delivery, Exists, Message, Refused
 from supervisor.sources.nats.leases import Lease, Leases
 from supervisor.sources.nats.messages import Poison, Result, decode_saved, decode_task
 from supervisor.sources.nats.registry import entry
 from supervisor.sources.nats.results import Outcome, ResultOutbox
 from supervisor.sources.network_source import NetworkSource
+from supervisor.sources.sanitize import decode
 
 PASS_ON_S: Final = 2  # until a task that this node does not run is handed out again; twice as long each time,
 PASS_ON_SOON: Final = 5  # once it was handed out so often,
 PASS_ON_MAX_S: Final = 300  # up to this
 FOREVER_S: Final = 1e9  # no lease lasts so long
+MAX_ANSWERS: Final = 4  # to the operator, at a time
 POLL_MARGIN_S: Final = 0.05  # a lingering poll ends before the next one is due
 
 
@@ -71,6 +74,7 @@ class NatsSource(NetworkSource):
         self._leases = Leases(clock, self._connection, self._link, self._log)
         self._outbox = ResultOutbox(self._connection, self._leases, self._link, self._record, self._log)
         self._hand_backs: set[asyncio.Task[None]] = set()
+        self._answers: set[asyncio.Task[None]] = set()
         self._lost: dict[str, InFlightTask] = {}  # tasks whose attempt ended with this node; the fleet does not know it yet
         self.counts = {"done": 0, "failed": 0, "handed_back": 0}
 
@@ -158,7 +162,7 @@ class NatsSource(NetworkSource):
             await asyncio.gather(self._outbox.deliver_all(), self._beat(), return_exceptions=True)
 
     async def _end(self) -> None:
-        await end(*self._hand_backs)
+        await end(*self._hand_backs, *self._answers)
         await super()._end()
 
     # --- the link
@@ -194,6 +198,7 @@ class NatsSource(NetworkSource):
         """Obey the operator's last order, and each one from now on."""
         subject = subjects.desired_subject(self._node_id)
         await self._connection.listen(subject, lambda message: self._obey(message.data))
+        await self._connection.listen(subjects.ask_subject(self._node_id, "*"), self._asked)
         if (data := await self._connection.last(subjects.DESIRED_STREAM, subject)) is not None:
             self._obey(data)
 
@@ -202,6 +207,25 @@ class NatsSource(NetworkSource):
             self._events.obey(read_order(data, self._clock.wall_s()))
         except BadOrder as bad:
             self._log("order-refused", reason=f"what the fleet's operator asks for cannot be read: {bad}")
+
+    def _asked(self, message: Message) -> None:
+        """The operator asks something; of many questions at once most get no answer."""
+        if len(self._answers) < MAX_ANSWERS:
+            self._answers.add(task := asyncio.create_task(self._answer(message)))
+            task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, message: Message) -> None:
+        question, wanted = message.subject.rpartition(".")[2], 0
+        try:
+            asked = decode(message.data) if message.data else {}
+            wanted = min(MAX_LINES, max(1, int(asked.get("lines", 1))))
+            answer = dict(await self._events.answer(question, wanted))
+        except OSError as error:
+            answer = {"error": error_text(error)}
+        except (ValueError, TypeError, AttributeError, OverflowError):
+            answer = {"error": "the question cannot be read"}
+        with contextlib.suppress(RequestError):  # the operator's own time limit ends the wait
+            await self._connection.send(Message(message.reply, "", sanitize.encode(answer), {}))
 
     async def _beat(self) -> None:
         """Write this node's entry into the registry."""

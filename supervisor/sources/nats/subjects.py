@@ -61,6 +61,11 @@ def desired_subject(node_id: str) -> str:
     return f"$KV.{DESIRED}.{token(node_id)}"
 
 
+def ask_subject(node_id: str, question: str) -> str:
+    """Where a node is asked something, and answers at once."""
+    return f"rae.ask.{token(node_id)}.{question}"
+
+
 def next_subject(stream: str, consumer: str) -> str:
     """Where the next message is asked for."""
     return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from support.constants import constants
 from support.fleet_rig import KIND, Log, Member, configs
+from support.namespaces import namespace
 from support.nats_rig import Operator, nats_cluster, nats_server, needs_server, operator, until
 
 from states.memory import State
@@ -136,47 +133,13 @@ def test_one_of_three_servers_dies_in_the_middle_of_work_and_nothing_is_lost(tmp
     run(work())
 
 
-@pytest.fixture
-def cut_network() -> Iterator[tuple[list[str], str, list[str]]]:
-    """A namespace for the server with two cables to us: how to run there, its name, and the server's two addresses."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and iproute2")
-    name, hosts = f"rae{os.getpid()}", []
-    taken = subprocess.run(["ip", "-o", "-4", "addr"], capture_output=True, text=True).stdout
-    order = [200 + (os.getpid() + n) % 50 for n in range(50)]  # another run's is passed over
-    ten = next(f"10.{n}" for n in order if f" 10.{n}." not in taken)
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-    try:
-        ip("netns", "add", name)
-    except subprocess.CalledProcessError as refused:
-        pytest.skip(f"no network namespace can be made here: {refused.stderr.decode().strip()}")
-    try:
-        ip("-n", name, "link", "set", "lo", "up")
-        for side in (0, 1):
-            ours, theirs, net = f"ra{os.getpid() % 100000}{side}", f"cable{side}", f"{ten}.{side}"
-            ip("link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name)
-            ip("addr", "add", f"{net}.1/24", "dev", ours)
-            ip("link", "set", ours, "up")
-            ip("-n", name, "addr", "add", f"{net}.2/24", "dev", theirs)
-            ip("-n", name, "link", "set", theirs, "up")
-            hosts.append(f"{net}.2")
-        yield ["ip", "netns", "exec", name], name, hosts
-    finally:
-        subprocess.run(["ip", "netns", "del", name], capture_output=True)
-
-
 def test_cut_off_from_half_of_the_nodes_in_the_middle_of_work_nothing_is_lost(
-    tmp_path: Path, cut_network: tuple[list[str], str, list[str]]
+    tmp_path: Path,
 ) -> None:
-    prefix, namespace, hosts = cut_network
-
     async def work() -> None:
-        with nats_server(tmp_path / "nats", host="0.0.0.0", prefix=prefix) as server:
+        with namespace(cables=2) as apart, nats_server(tmp_path / "nats", host="0.0.0.0", prefix=apart.prefix) as server:
             log = Log()
-            urls = [f"nats://{host}:{server.port}" for host in hosts]
+            urls = [f"nats://{host}:{server.port}" for host in apart.theirs]
             halves = [
                 [Member(c, log) for c in configs(tmp_path / side, [f"{side}{n}" for n in range(3)], url)]
                 for side, url in zip("ab", urls, strict=True)
@@ -185,12 +148,11 @@ def test_cut_off_from_half_of_the_nodes_in_the_middle_of_work_nothing_is_lost(
                 tasks = [await boss.submit(KIND, {"seconds": 1.5}) for _ in range(18)]
                 await until(lambda: all(m.task for m in halves[1]), "the other half works")
                 on_the_other_side = {m.task for m in halves[1]}
-                cable = ["ip", "-n", namespace, "link", "set", "cable1"]
-                subprocess.run([*cable, "down"], check=True)
+                apart.ip("link", "set", "cable1", "down")
                 # their tasks go on there, unheard, and start again on our side
                 await until(lambda: all(len(log.starts[t]) >= 2 for t in on_the_other_side), "they run here as well", 60)
                 await until(lambda: all(m.node.source.status.link is Link.DOWN for m in halves[1]), "they know", 60)
-                subprocess.run([*cable, "up"], check=True)
+                apart.ip("link", "set", "cable1", "up")
                 await all_done(boss, tasks, log)
                 await until(lambda: all(m.node.source.status.link is Link.UP for m in halves[1]), "they are back", 60)
                 await until(lambda: all(m.node.source.status.outbox == 0 for m in halves[1]), "all is delivered", 60)

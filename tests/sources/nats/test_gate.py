@@ -19,6 +19,7 @@ from states.ending import succeeded
 from supervisor.sources.desired import Order, Want
 from supervisor.sources.errors import RequestError
 from supervisor.sources.nats import subjects
+from supervisor.sources.nats.admin import ask
 from supervisor.sources.nats.admin.gate import Gate
 from supervisor.sources.nats.admin.order import NotSaid, place
 from supervisor.sources.nats.connection import ACK, IN_PROGRESS, TERM, Connection, Server, nak
@@ -76,6 +77,10 @@ NOT_SENT: dict[str, str] = {
     "take what is a bridge's": gate("{me}", subjects.next_subject(subjects.RESULTS, subjects.BRIDGE)),
     "acknowledge by a guessed address": f"$JS.ACK.{subjects.TASKS}.{subjects.CONSUMER}.1.1.1.1.0",
     "acknowledge for a bridge": f"$JS.ACK.{subjects.RESULTS}.bridge.1.1.1.1.0",
+    "ask another node": subjects.ask_subject("desk-2", "why"),
+    "ask another node through the gate": gate("{me}", subjects.ask_subject("desk-2", "log")),
+    "ask itself": gate("{me}", subjects.ask_subject("desk-1", "why")),
+    "answer for another node": gate("desk-2", "answer.0123456789abcdef0123456789abcdef"),
     "tell itself to lend more": gate("{me}", subjects.desired_subject("desk-1")),
     "tell another node": subjects.desired_subject("desk-2"),
     "read the order to another node": gate(
@@ -103,7 +108,8 @@ NOT_SENT: dict[str, str] = {
     "anything else": "x.y",
 }
 HEARD = (
-    "_INBOX.>", "_INBOX.desk-2.>", ">", "*", "rae.>", "rae.results.*", "rae.tasks.>", "rae.gate.>", "$KV.>", "$JS.>", "$SYS.>",
+    "_INBOX.>", "_INBOX.desk-2.>", ">", "*", "rae.>", "rae.results.*", "rae.tasks.>", "rae.gate.>", "rae.ask.>",
+    "rae.ask.desk-2.*", "rae.gate.desk-1.answer.*", "$KV.>", "$JS.>", "$SYS.>",
 )  # fmt: skip
 
 
@@ -389,5 +395,55 @@ def test_a_fleet_without_a_gate_is_named(fleet: KeyedFleet, tmp_path: Path) -> N
             with pytest.raises(RequestError, match=r"no gate \(deploy/fleet/gate\) answers there"):
                 await connection.api(f"CONSUMER.INFO.{subjects.TASKS}.{subjects.CONSUMER}")
             await connection.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+# What a node may answer: only what it was asked, in time, and short enough reaches the operator.
+ANSWERS: dict[str, tuple[bytes, str]] = {
+    "a good one": (b'{"lines": [{"time": "2026-01-01T00:00:00+00:00", "text": "a"}]}', ""),
+    "no JSON": (b"\xff", "is no answer"),
+    "too long": (b" " * (1 << 20) + b"{}", "too long"),
+    "an error": (b'{"error": {"code": 400, "description": "no\\nlog"}}', "no log"),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_a_node_answers_what_it_is_asked_and_nothing_else(fleet: KeyedFleet, kind: str) -> None:
+    async def work() -> None:
+        node_1, asked = await attacker(fleet, "desk-1"), asyncio.Queue[Message]()
+        entry = b'{"node": "desk-1", "state": "READY"}'
+        await Connection.request(node_1, gate("desk-1", subjects.node_subject("desk-1")), entry)
+        await node_1.listen(subjects.ask_subject("desk-1", "*"), asked.put_nowait)
+        async with operator("", server=fleet.as_user("operator"), made=True) as boss:
+            answer = asyncio.create_task(ask.log(boss.connection, "desk-1", 5))
+            question = await asked.get()
+            assert (question.subject, question.data) == ("rae.ask.desk-1.log", b'{"lines": 5}')
+            place = gate("desk-1", "answer.")
+            assert question.reply.startswith(place)
+            await node_1.send(Message(place + "0" * 32, f"{API}.STREAM.PURGE.{subjects.TASKS}", b'{"lines": []}', {}))
+            await node_1.send(Message(question.reply, "_INBOX.desk-2.x", ANSWERS[kind][0], {}))
+            await node_1.send(Message(question.reply, "", b'{"lines": []}', {}))  # a second one comes too late
+            if why := ANSWERS[kind][1]:
+                with pytest.raises(RequestError, match=why):
+                    await answer
+            else:
+                assert await answer == [{"time": "2026-01-01T00:00:00+00:00", "text": "a"}]
+        await node_1.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_a_node_that_does_not_listen_is_no_riddle(fleet: KeyedFleet) -> None:
+    async def work() -> None:
+        node_1 = await attacker(fleet, "desk-1")
+        entry = b'{"node": "desk-1", "state": "READY"}'
+        await Connection.request(node_1, gate("desk-1", subjects.node_subject("desk-1")), entry)
+        await node_1.close()
+        async with operator("", server=fleet.as_user("operator"), made=True) as boss:
+            with pytest.raises(RequestError, match="desk-1: why: the node gives no answer"):
+                await ask.why(boss.connection, "desk-1")
+            with pytest.raises(NotSaid, match="no node desk-9 is there now"):
+                await ask.why(boss.connection, "desk-9")
 
     asyncio.run(asyncio.wait_for(work(), 60))

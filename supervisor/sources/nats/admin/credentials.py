@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from supervisor.linux import console
 from supervisor.linux.small_files import read_plain
+from supervisor.sources.desired import QUESTIONS
 from supervisor.sources.errors import MIB
 from supervisor.sources.nats import subjects
 
@@ -70,6 +71,7 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             f"{api}.DIRECT.GET.{subjects.NODES_STREAM}",
             f"$KV.{subjects.DESIRED}.*",
             f"{api}.DIRECT.GET.{subjects.DESIRED_STREAM}.>",
+            *(f"rae.ask.*.{question}" for question in QUESTIONS),
         ]
     elif role == BRIDGE:
         send = [
@@ -82,7 +84,7 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             subjects.node_subject(subjects.BRIDGE),
         ]
     else:
-        receive.append(subjects.desired_subject(user))
+        receive += [subjects.desired_subject(user), subjects.ask_subject(user, "*")]
         send = [
             f"{api}.CONSUMER.INFO.{subjects.TASKS}.{consumer}",
             subjects.next_subject(subjects.TASKS, consumer),
@@ -93,6 +95,7 @@ def rights(role: str, user: str, consumer: str = subjects.CONSUMER) -> dict[str,
             subjects.node_subject(user),
             f"{api}.DIRECT.GET.{subjects.DESIRED_STREAM}.{subjects.desired_subject(user)}",
             "lease.>",
+            "answer.*",
         ]
     through = [f"{subjects.GATE}.{subjects.token(user)}.{subject}" for subject in send]
     return {"publish": {"allow": through}, "subscribe": {"allow": receive}}

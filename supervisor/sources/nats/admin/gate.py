@@ -17,6 +17,7 @@ import hashlib
 import hmac
 import json
 import re
+import secrets
 import signal
 import sys
 import time
@@ -30,7 +31,8 @@ from states.observation import Link
 from supervisor.linux import console
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import SystemClock
-from supervisor.sources.errors import RequestError
+from supervisor.sources.desired import QUESTIONS
+from supervisor.sources.errors import MIB, RequestError
 from supervisor.sources.link import RetryingLink
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.setup import DEFINITIONS, NoDefinitions, read, set_up
@@ -46,6 +48,8 @@ MAX_WAIT_S: Final = 60.0
 NAK: Final = re.compile(rb'-NAK( \{"delay": \d{1,15}\})?')
 KEPT: Final = frozenset({"Nats-Msg-Id", subjects.REASON_HEADER})  # others change what JetStream does
 MAX_BODY: Final = 1024
+SILENT: Final = "the node gives no answer"
+MAX_ANSWER: Final = MIB  # of a node
 NO_RESPONDERS: Final = "503"
 
 PULL: Final = re.compile(rf"\$JS\.API\.CONSUMER\.MSG\.NEXT\.({subjects.TASKS}|{subjects.RESULTS})\.({NAME})")
@@ -62,6 +66,7 @@ FREE: Final = re.compile("|".join((
     rf"\$KV\.(?:{subjects.NODES}|{subjects.DESIRED})\.{NAME}",
     rf"\$JS\.API\.DIRECT\.GET\.{subjects.DESIRED_STREAM}\.\$KV\.{subjects.DESIRED}\.{NAME}",
 )))  # fmt: skip
+ASK: Final = re.compile(rf"rae\.ask\.({NAME})\.(?:{'|'.join(QUESTIONS)})")
 WITH_BODY: Final = re.compile(rf"\$JS\.API\.(?:CONSUMER\.LIST\.{subjects.TASKS}|DIRECT\.GET\.{subjects.NODES_STREAM})")
 
 
@@ -233,9 +238,13 @@ class Gate:
             await self._acknowledge(user, message)
             return
         body = message.data
-        if WITH_BODY.fullmatch(subject):
+        asked = ASK.fullmatch(subject)
+        if asked is not None or WITH_BODY.fullmatch(subject):
             if len(body) > MAX_BODY:
                 raise Denied("the request is too long")
+            if asked is not None:
+                await self._ask(asked[1], subject, message)
+                return
         elif (task := OF_A_TASK.fullmatch(subject)) is not None:
             held = self._held(user, message.headers.get(subjects.LEASE_HEADER, ""))
             if task["name"] not in held.names:
@@ -247,6 +256,17 @@ class Gate:
         headers = {name: text for name, text in message.headers.items() if name in KEPT}
         answer = await self._connection.request(subject, body, headers=headers)
         await self._connection.send(Message(message.reply, "", answer.data, answer.headers or {}))
+
+
+    async def _ask(self, node: str, subject: str, message: Message) -> None:
+        """Pass a question on. Only this node may send to the place of its answer, and nobody can guess that."""
+        box = f"{subjects.GATE}.{node}.answer.{secrets.token_hex(16)}"
+        found = await self._connection.first(subject, message.data, 0.0, box=box)
+        if found is None or found.headers.get("Status") == NO_RESPONDERS:
+            raise RequestError(SILENT)
+        if len(found.data) > MAX_ANSWER:
+            raise Denied("the node's answer is too long")
+        await self._connection.send(Message(message.reply, "", found.data, {}))
 
 
 def _text(data: bytes) -> str:

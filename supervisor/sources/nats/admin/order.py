@@ -14,6 +14,15 @@ class NotSaid(Exception):
     """The order is not stored; one line says why."""
 
 
+async def must_be_there(connection: Connection, node: str) -> None:
+    """Raises NotSaid when no such node has an entry now, RequestError when the fleet does not say."""
+    nodes = registry.read(await connection.last_of_each(subjects.NODES_STREAM))
+    there = [str(one["node"]) for one in nodes if one["state"] != registry.BRIDGE]
+    if node not in there:
+        names = f"there are: {', '.join(there)}" if there else "there is none"
+        raise NotSaid(f"no node {node} is there now; {names}")
+
+
 async def place(connection: Connection, node: str, order: Order, *, takes_back: Want | None = None, away: bool = False) -> bool:
     """Store the order. Whether the node is there now; one that is not reads it when it connects. `takes_back`: what a RUN ends.
 
@@ -21,11 +30,13 @@ async def place(connection: Connection, node: str, order: Order, *, takes_back: 
         NotSaid: no such node is there and `away` is not set, or there is nothing to take back.
         RequestError: the fleet does not take it.
     """
-    nodes = registry.read(await connection.last_of_each(subjects.NODES_STREAM))
-    there = [str(one["node"]) for one in nodes if one["state"] != registry.BRIDGE]
-    if node not in there and not away:
-        names = f"there are: {', '.join(there)}" if there else "there is none"
-        raise NotSaid(f"no node {node} is there now; {names}. With --away it reads this when it connects")
+    try:
+        await must_be_there(connection, node)
+        there = True
+    except NotSaid as absent:
+        if not away:
+            raise NotSaid(f"{absent}. With --away it reads this when it connects") from None
+        there = False
     subject, before = subjects.desired_subject(node), None
     data = await connection.last(subjects.DESIRED_STREAM, subject)
     if data is not None and len(data) <= MAX_BYTES:
@@ -40,4 +51,4 @@ async def place(connection: Connection, node: str, order: Order, *, takes_back: 
     if before is not None and order.at <= before.at:
         order = Order(order.want, before.at + 0.001, order.by, order.until, order.after_task)
     read_answer((await connection.request(subject, order.encode())).data, "the order")
-    return node in there
+    return there

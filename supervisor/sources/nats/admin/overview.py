@@ -51,7 +51,7 @@ def screen(seen: dict[str, Any], wall_s: float, width: int | None = None) -> lis
         shown = "OFFLINE" if node["availability"] == "OFFLINE" else state
         name = node["node"] if width is None else one_line(node["node"], max(MIN_NAME, width - OTHERS))
         counts = (str(node[count]) for count in ("done", "failed", "handed_back", "lost_polls"))
-        rows.append((name, one_line(shown, MAX_STATE), _since(node["since"], wall_s), *counts, _why(node, wall_s)))
+        rows.append((name, one_line(shown, MAX_STATE), since(node["since"], wall_s), *counts, _why(node, wall_s)))
     widths = [max(len(row[n]) for row in rows) for n in range(7)]
     lines = [" ".join([*(f"{row[n]:<{widths[n]}}" for n in range(7)), row[7]]).rstrip() for row in rows]
     tasks = seen["tasks"]
@@ -63,14 +63,20 @@ def screen(seen: dict[str, Any], wall_s: float, width: int | None = None) -> lis
 
 def _why(node: Mapping[str, Any], wall_s: float) -> str:
     """What a node waits for. Of a pause: whose it is, and how long it lasts yet."""
+    return paused(node, wall_s) or str(node["reason"])
+
+
+def paused(node: Mapping[str, Any], wall_s: float) -> str:
+    """Whose the pause of a node is, and how long it lasts yet; empty without one."""
     if node["paused_by"] not in registry.PAUSERS:
-        return str(node["reason"])
+        return ""
     end_s = _wall_s(node["paused_until"])
     left = "" if end_s is None else f", {duration(max(0.0, end_s - wall_s))} to go"
     return f"paused by its {node['paused_by']}{left}"
 
 
-def _since(time: str, wall_s: float) -> str:
+def since(time: str, wall_s: float) -> str:
+    """How long ago a node's time stamp is; empty when it is none."""
     start_s = _wall_s(time)
     return "" if start_s is None else elapsed(max(0.0, wall_s - start_s))
 
