@@ -34,12 +34,12 @@ def _reading(verdict: Verdict) -> str:
     """What stands in place of a private text."""
     if verdict.ok is None:
         return "cannot be told: `rae-node why` at that machine says more"
-    words = "" if verdict.ok else REASONS[verdict.name]
+    general = "" if verdict.ok else REASONS[verdict.name]
     value, limit = verdict.value, verdict.limit
     if verdict.name != gpu_free.name or not isinstance(value, float | int) or not isinstance(limit, float | int):
-        return words
+        return general
     figures = f"{number(value)} {verdict.unit}" + (f", limit {number(limit)} {verdict.unit}" if limit else "")
-    return f"{words}: {figures}" if words else figures
+    return f"{general}: {figures}" if general else figures
 
 
 def log_for_fleet(folder: Path, lines: int) -> list[dict[str, str]]:

@@ -330,10 +330,9 @@ class Node:
         link = self.source.status
         if self.source.asking:
             return False
-        if self._made_from.node.control.source == "nats":
-            return "control" in changed or not link.outbox
         moves = link.link is not Link.UP and "fleet" not in changed  # while the link is up, it is being delivered
-        return moves or not link.outbox
+        left_to_others = self._made_from.node.control.source == "nats" and "control" in changed  # another node gets the task
+        return moves or left_to_others or not link.outbox
 
     async def _rebuild(self, config: Config) -> None:
         changed = self._changed()

@@ -69,8 +69,8 @@ class NetworkSource(ABC):
         jobs = (self._link.run(), self._outbox.run(wake), *self._jobs())
         self._work = [asyncio.create_task(job) for job in jobs]
 
-    async def take_over(self, old: Source) -> None:  # noqa: B027  not each source can
-        """See Source. Nothing here: another node gets what a fleet's node does not deliver."""
+    @abstractmethod
+    async def take_over(self, old: Source) -> None: ...
 
     async def stop(self, deadline_s: float) -> None:
         """See Source. A claim not taken is given back. Takes `deadline_s` at most."""

@@ -36,6 +36,7 @@ class Outbox(ABC, Generic[ItemT]):
         self._record = record
         self._log = log
         self._items: deque[ItemT] = deque()
+        self._over: ItemT | None = None  # delivered or dropped, and on its way out
         self._faults = 0
         self._filled = asyncio.Event()
         self._emptied = asyncio.Event()
@@ -65,7 +66,8 @@ class Outbox(ABC, Generic[ItemT]):
     def take(self, other: Outbox[ItemT]) -> None:
         """Take all items of another outbox, whose worker has ended."""
         for item in other._items:
-            self.put(item)
+            if item is not other._over:
+                self.put(item)
         other._items.clear()
         other._filled.clear()
         other._emptied.set()
@@ -95,6 +97,7 @@ class Outbox(ABC, Generic[ItemT]):
                 retry=retry_if_exception_type(RequestError), wait=backoff_s, sleep=self._pause, before_sleep=self._report
             )
             await retrying(self._try, item)
+            self._over = item
             self._finished(item)
             await self.forget(item.id)
             self._items.popleft()

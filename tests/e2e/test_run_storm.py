@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import random
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.running import RAE_NODE, NodeFolder, control_node, daemon
-from support.storm import Proxy, RealTime
+from support.storm import QUICK, stormy
 from support.waiting import until
 
 TASKS = 12
 LIMIT_S = 120.0
-QUICK = {
-    "connect_timeout_s": 2, "read_timeout_s": 0.3, "total_timeout_s": 0.6, "backoff_longest_s": 0.2, "lost_poll_first_s": 0.1,
-}  # fmt: skip
-
-
-@contextmanager
-def stormy(port: int, seed: int) -> Iterator[tuple[str, Proxy]]:
-    """A proxy before the control node at `port`, in a thread and a loop of its own; its URL."""
-    proxy, loop = Proxy(port, RealTime(), random.Random(seed), later_s=0.5), asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(proxy.accept, "127.0.0.1", 0))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", proxy
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-        server.close()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0.1))  # for what was cancelled to end
-        loop.close()
 
 
 def test_a_daemon_in_a_storm_does_its_tasks_and_stops_in_order(tmp_path: Path) -> None:

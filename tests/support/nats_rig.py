@@ -25,7 +25,7 @@ from support.waiting import DEADLINE_S
 from support.waiting import eventually as until
 
 from states.observation import Link
-from supervisor.config.schema import Control
+from supervisor.config.schema import Control, Token
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import SystemClock
 from supervisor.sources.base import Availability, Claim, SourceSettings
@@ -342,7 +342,7 @@ async def node(
     folder: Path,
     *,
     node_id: str = "node-1",
-    token: str | None = None,
+    token: str | Token | None = None,
     types: Sequence[str] = ("echo", "sleep"),
     heartbeat_s: float = 0.5,
     poll_s: float = 1.0,
@@ -356,14 +356,14 @@ async def node(
     others, control = split({"backoff_longest_s": 0.2, **control})
     with constants(others):
         settings = SourceSettings(
-            control=Control(**{"source": "nats", "url": url, **control}),
+            control=Control(**{"source": "nats", "url": url, **control}, token=token if isinstance(token, Token) else Token()),
             node_id=node_id,
             state_dir=folder / node_id,
             heartbeat_interval_s=heartbeat_s,
             poll_interval_s=poll_s,
             retry_on_disconnect=retry,
             on_preempt=dict.fromkeys(types, "resubmit"),
-            token=token,
+            token=token if isinstance(token, str) else None,
         )
         events = Recorded(describe)
         source = NatsSource(settings, SystemClock(), events)

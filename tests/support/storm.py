@@ -20,9 +20,10 @@ import socket
 import struct
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -48,6 +49,13 @@ PER_SEC: Final = 3  # MAX_REQUESTS_PER_SEC of the node in the storm: low enough 
 QUEUE: Final = 4  # tasks that wait at the control node
 RARE: Final = {"40 MB": 0.2}  # weights; 1 otherwise
 CALM_S: Final = 12 * 3600.0  # for the rest, once the storm is over
+QUICK: Final = {  # constants of a daemon in real time, in step with the proxy's waits
+    "connect_timeout_s": 2, "read_timeout_s": 0.3, "total_timeout_s": 0.6, "patient_s": 1.0, "backoff_longest_s": 0.2,
+    "lost_poll_first_s": 0.1,
+}  # fmt: skip
+LATER_S: Final = 120.0
+LIMITED: Final = "500 for a rate limit"  # for a minute, whatever is asked
+LATE_CALM_S: Final = 3600.0
 BIG: Final = 300_000  # bytes of some results, so that a request can be cut in its middle
 
 
@@ -84,6 +92,25 @@ async def _slow(x: s.Exchange) -> None:
         await asyncio.sleep(1)
 
 
+async def _in_bytes(x: s.Exchange) -> None:
+    """The genuine answer, each byte a chunk of its own."""
+    head, _, body = x.genuine().partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length")]
+    x.writer.write(b"\r\n".join([*lines, b"transfer-encoding: chunked", b"", b""]))
+    for at in range(len(body)):
+        x.writer.write(b"1\r\n" + body[at : at + 1] + b"\r\n")
+        await x.writer.drain()
+    x.writer.write(b"0\r\n\r\n")
+
+
+async def _interim(x: s.Exchange) -> None:
+    """Interim answers without end."""
+    while not x.writer.is_closing():
+        x.writer.write(b"HTTP/1.1 102 Processing\r\n\r\n" * 2000)
+        await x.writer.drain()
+        await asyncio.sleep(0.05)
+
+
 async def _cut(x: s.Exchange) -> None:
     """Reset while the request is still being read; see `Proxy`."""
     x.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -94,7 +121,7 @@ class Proxy:
     """Passes requests on to the control node at `port`; a share of them meets a fault. It keeps the books of what the
     control node was really told."""
 
-    def __init__(self, port: int, clock: ManualClock | RealTime, rng: random.Random, later_s: float = 120.0) -> None:
+    def __init__(self, port: int, clock: ManualClock | RealTime, rng: random.Random, later_s: float = LATER_S) -> None:
         self.port = port
         self.calm = False
         self.requests = 0
@@ -105,7 +132,9 @@ class Proxy:
         self.posted: set[str] = set()  # tasks that the node posted anew
         self._clock = clock
         self._rng = rng
-        self._later_s = later_s  # the most that a Retry-After asks for
+        self._later_s = later_s  # the most that a Retry-After asks for; other waits are shorter or longer with it
+        self._limited_until_s = 0.0
+        self.late_s = 0.0  # answers that touch a task come so late, and there is no other fault
         self._faults = self._all()
         self._weights = [RARE.get(name, 1.0) for name in self._faults]
 
@@ -118,8 +147,21 @@ class Proxy:
 
             return fault
 
+        async def late(x: s.Exchange) -> None:
+            """What a lock on the server's table does: 20, 60, 200 s, and more than a node waits."""
+            await s.late(self._rng.choice((20.0, 60.0, 200.0, 900.0)) * self._later_s / LATER_S)(x)
+
+        async def limited(x: s.Exchange) -> None:
+            if self._clock.now_s() >= self._limited_until_s:
+                self._limited_until_s = self._clock.now_s() + self._later_s / 2
+            await TABLE["500"].fault(x)
+
         return {
             **TABLE,
+            "a late answer": Bad(late, acts=True),
+            "a good answer in chunks of one byte": Bad(_in_bytes, acts=True),
+            "interim answers without end": Bad(_interim),
+            LIMITED: Bad(limited),
             "slow loris": Bad(_slow),
             "429, later": Bad(later(429, False)),
             "429, later by date": Bad(later(429, True)),
@@ -133,7 +175,7 @@ class Proxy:
         self.requests += 1
         self.per_second.count(self._clock.now_s())
         self.per_minute.count(self._clock.now_s())
-        if self.calm or (drawn := self._rng.random()) >= SHARE / 20:
+        if self.calm or self.late_s or (drawn := self._rng.random()) >= SHARE / 20:
             return ["127.0.0.1"]
         if drawn < SHARE / 40:
             self.faults["no name"] += 1
@@ -143,8 +185,10 @@ class Proxy:
 
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, one request."""
-        hit = not self.calm and self._rng.random() < SHARE
+        hit = not self.calm and not self.late_s and self._rng.random() < SHARE
         fault = self._rng.choices(list(self._faults), self._weights)[0] if hit else ""
+        if not self.calm and self._clock.now_s() < self._limited_until_s:
+            fault = LIMITED
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             try:
                 await self._serve(reader, writer, fault)
@@ -161,13 +205,20 @@ class Proxy:
         method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
         self.kinds[_kind(method, target)] += 1
         if not fault:
-            writer.write(await self.forward(method, target, body))
+            answer = await self.forward(method, target, body)
+            if self.late_s and not self.calm and self._touches_a_task(method, target):
+                await asyncio.sleep(self.late_s)
+            writer.write(answer)
             await writer.drain()
             return
         self.faults[fault] += 1
         bad = self._faults[fault]
         answer = await self.forward(method, target, body) if bad.acts else b""
         await bad.fault(s.Exchange(reader, writer, lambda: answer))
+
+    @staticmethod
+    def _touches_a_task(method: str, target: str) -> bool:
+        return _kind(method, target) in ("poll", "result", "post anew", "look up")
 
     async def forward(self, method: str, target: str, body: bytes = b"") -> bytes:
         """The control node's whole answer, and a line in the books."""
@@ -201,10 +252,13 @@ def _json(answer: bytes) -> Any:
 class Storm:
     """One run: the node's side of the books, and the verdict."""
 
-    def __init__(self, requests: int, seed: int, port: int, state: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, requests: int, seed: int, port: int, state: Path, say: Callable[[str], None], late_s: float = 0.0
+    ) -> None:
         self.rng = random.Random(seed)
         self.clock = ManualClock(wall=time.time())
         self.proxy = Proxy(port, self.clock, random.Random(f"proxy {seed}"))
+        self.proxy.late_s = late_s
         self.target = requests
         self.events: Counter[str] = Counter()
         self.lost: set[str] = set()  # tasks whose outcome was reported as undeliverable
@@ -218,6 +272,7 @@ class Storm:
         self.say = say
         self.source: RaeSource
         self.left: list[str] = []
+        self.given_back = 0
 
     # --- what the node tells
 
@@ -264,7 +319,7 @@ class Storm:
             control=Control(url=f"http://{HOST}:{server.sockets[0].getsockname()[1]}"),
             node_id="storm", state_dir=self.state, heartbeat_interval_s=execution.heartbeat_interval_sec,
             poll_interval_s=execution.poll_interval_sec, retry_on_disconnect=True, on_preempt={},
-            capabilities={"life": "first"},
+            capabilities={} if self.proxy.late_s else {"life": "first"},  # RAE's own control node looks at no run
         )  # fmt: skip
         self.source = RaeSource(settings, self.clock, self)
         await self.source.start(lambda: None)
@@ -272,7 +327,7 @@ class Storm:
             while self.proxy.requests < self.target:
                 await self._come_and_go(execution.poll_interval_sec)
             self.proxy.calm = True
-            end_s = self.clock.now_s() + CALM_S
+            end_s = self.clock.now_s() + (LATE_CALM_S if self.proxy.late_s else CALM_S)
             while await self._waiting() and self.clock.now_s() < end_s:
                 await self._come_and_go(execution.poll_interval_sec)
         finally:
@@ -308,6 +363,7 @@ class Storm:
         await asyncio.sleep(self.rng.expovariate(1 / 60))
         how = self.rng.random()
         if how < 0.15:
+            self.given_back += how < 0.1
             self.source.hand_back(claim, handed_back("user returned"), "resubmit" if how < 0.1 else "fail")
         else:
             result = {"n": claim.payload["n"], "stdout": "x" * (BIG if how > 0.9 else 10)}
@@ -384,6 +440,21 @@ class Storm:
             (len(self.faults()), "faults in all"),
         ]
 
+    def late_figures(self) -> tuple[float, ...]:
+        """With a late server: requests, lost polls, tasks lost, tasks given back, posted again, requests in a minute."""
+        lost = sum("PROCESSING" in line for line in self.left)
+        return (
+            self.proxy.requests, self.events["poll-lost"], lost, self.given_back, len(self.proxy.posted),
+            self.proxy.per_minute.most,
+        )  # fmt: skip
+
+    def late_faults(self) -> list[str]:
+        """What is more than docs/control-node.md promises of a late server."""
+        _, polls, lost, back, posted, _ = self.late_figures()
+        found = [*self.unsound, *(f"reached the loop: {what}" for what in self.escaped)]
+        found += [f"{lost:g} tasks lost with {polls:g} lost polls"] * (lost > polls)
+        return found + [f"{posted:g} posts of {back:g} tasks"] * (posted > 2 * back)
+
     @property
     def growth_mib(self) -> float:
         """MiB."""
@@ -420,10 +491,29 @@ class _Alarm(logging.Handler):
         self._told.append(record.getMessage())
 
 
-def storm(requests: int, seed: int, say: Callable[[str], None] = lambda _line: None) -> Storm:
-    """That many requests in a storm, then calm until all is settled."""
+@contextlib.contextmanager
+def stormy(port: int, seed: int) -> Iterator[tuple[str, Proxy]]:
+    """A proxy before the control node at `port` in real time, in a thread and a loop of its own; its URL."""
+    proxy, loop = Proxy(port, RealTime(), random.Random(seed), later_s=0.5), asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(proxy.accept, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", proxy
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        server.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0.1))  # for what was cancelled to end
+        loop.close()
+
+
+def storm(requests: int, seed: int, say: Callable[[str], None] = lambda _line: None, *, late_s: float = 0.0) -> Storm:
+    """That many requests in a storm, then calm until all is settled. `late_s`: see Proxy."""
     with control_node() as control, tempfile.TemporaryDirectory(prefix="storm-") as state:
-        run = Storm(requests, seed, int(control.url.rpartition(":")[2]), Path(state), say)
+        run = Storm(requests, seed, int(control.url.rpartition(":")[2]), Path(state), say, late_s)
         run.run()
     return run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,7 +52,13 @@ class Leases:
         """The lease of a task that is settled or goes back: it is not renewed any more."""
         return self._by_id.pop(task_id, None)
 
-    def take(self, claim: Claim, delivery: Delivery) -> Lease:
+    def take(self, other: Leases, task_ids: Iterable[str]) -> None:
+        """Renew these tasks' leases in the place of `other`."""
+        self._by_id |= {task_id: lease for task_id in task_ids if (lease := other.pop(task_id)) is not None}
+        self.length_s = other.length_s
+        self._filled.set()
+
+    def begin(self, claim: Claim, delivery: Delivery) -> Lease:
         """Renew the lease of this delivery from now on."""
         lease = Lease(claim, delivery.reply, delivery.count, self._clock.now_s() + self.length_s)
         self._by_id[claim.id] = lease

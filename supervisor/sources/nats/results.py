@@ -18,6 +18,7 @@ from supervisor.sources.nats.messages import Result
 from supervisor.sources.nats.subjects import result_subject, token
 from supervisor.sources.outbox import Outbox
 
+NOT_OURS: Final = 403  # the gate's: the lease is not this node's, or not of this fleet
 REMEMBERED: Final = 512  # tasks whose results are stored, in case one is delivered once more
 
 
@@ -57,6 +58,12 @@ class ResultOutbox(Outbox[Outcome]):
         """This node has stored the task's result, as far as it remembers."""
         return task_id in self._stored
 
+    def take(self, other: Outbox[Outcome]) -> None:
+        """See Outbox."""
+        super().take(other)
+        if isinstance(other, ResultOutbox):
+            self._stored, self.second = other._stored, other.second
+
     def _finished(self, item: Outcome) -> None:
         self._leases.pop(item.id)
 
@@ -64,6 +71,9 @@ class ResultOutbox(Outbox[Outcome]):
         try:
             await self._store(item)
         except Refused as refused:
+            if refused.status == NOT_OURS:  # after a change of control.url it may be another fleet's
+                self._log("outcome-lost", item, reason=refused.reason)
+                return
             if item.replaced:
                 raise
             self._replace(item, refused)

@@ -27,6 +27,7 @@ from supervisor.sources.base import (
     STATE_KEY,
     Availability,
     Claim,
+    Source,
     SourceEvents,
     SourceSettings,
 )
@@ -125,6 +126,15 @@ class NatsSource(NetworkSource):
         return lease
 
     # --- start and stop
+
+    async def take_over(self, old: Source) -> None:
+        """See Source. The leases are this node's own, by whichever way it reaches the fleet."""
+        if not isinstance(old, NatsSource) or old._node_id != self._node_id:
+            return
+        await end(*old._work[1:2])  # its outbox's worker
+        self._outbox.take(old._outbox)
+        self._leases.take(old._leases, [item.id for item in self._outbox])
+        self.counts, self._lost_polls, self._lost_poll_s = old.counts, old._lost_polls, old._lost_poll_s
 
     async def _recover(self, task: InFlightTask) -> None:
         """The lease has lapsed, or it will soon. The next node must know of a lost attempt."""
@@ -296,7 +306,7 @@ class NatsSource(NetworkSource):
             await self._connection.acknowledge(delivery.reply, pass_on(delivery.count))
             self._log("claim-passed-on", claim, reason="this node does not run this type")
             return
-        lease = self._leases.take(claim, delivery)
+        lease = self._leases.begin(claim, delivery)
         if delivery.count > 1:
             claim = await self._with_saved(claim, delivery.reply)
         lease.claim = claim = self._with_lost(read_count(claim))

@@ -67,6 +67,7 @@ class RaeSource(NetworkSource):
         self._outbox.take(old._outbox)
         self._lost_polls, self._lost_poll_s = old._lost_polls, old._lost_poll_s
         self._run_over, self._lost_in_a_row, self._lost_reason = old._run_over, old._lost_in_a_row, old._lost_reason
+        self._ask_after_s = old._ask_after_s
 
     async def _recover(self, task: InFlightTask) -> None:
         self._log("note-found", task, reason="the node stopped while it had this task")

@@ -9,20 +9,26 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 from support.nats_rig import KeyedFleet, NatsServer, Operator, gate_of, keyed_fleet, needs_server, node, operator, until
 from support.ports import free_port
+from support.recorded_events import Recorded
 
 from states.ending import failed, handed_back, succeeded
 from states.observation import Link
+from supervisor.config.schema import Token
+from supervisor.linux.clock import SystemClock
 from supervisor.sources.errors import RequestError
 from supervisor.sources.nats.admin import credentials, gate
 from supervisor.sources.nats.admin.access import AccessError, server_of
 from supervisor.sources.nats.connection import Connection, Server
+from supervisor.sources.nats.source import NatsSource
 
 pytestmark = [needs_server, pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")]
 
@@ -305,3 +311,55 @@ async def _persist(fleet: Operator) -> str:
         except RequestError:
             await asyncio.sleep(0.2)
     raise AssertionError("no server took the task")
+
+
+AWAY = {
+    "nothing": {}, "url": {"url": "{url}/"}, "servers": {"url": "tls://127.0.0.1:9,{url}"}, "ca_file": {"ca_file": "{copy}"},
+    "token": {"token": "right"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", AWAY, ids=lambda name: f"other {name}")
+def test_what_is_not_delivered_moves_over_to_a_link_with_other_settings(
+    fleet: KeyedFleet, tmp_path: Path, changed: str
+) -> None:
+    """With the server away, or the key refused. The task runs once: its lease moves over, too."""
+
+    async def work() -> None:
+        key = tmp_path / "key"
+        key.touch(0o600)
+        key.write_text((fleet.keys / "passwords/desk-1").read_text())
+        (copy := tmp_path / "ca.pem").write_bytes((fleet.keys / "ca.pem").read_bytes())
+        control = {"ca_file": str(fleet.keys / "ca.pem"), "token": Token(file=str(key))}
+        async with (
+            operator("", server=fleet.as_user("operator"), made=True) as boss,
+            node(fleet.url, tmp_path, node_id="desk-1", **control) as rig,
+        ):
+            task = await boss.submit()
+            claim = await rig.claim()
+            old = rig.source
+            await old._connection.close()
+            old._link.fail(RequestError("it is away"))
+            if changed == "token":
+                key.write_text("wrong")
+            old.settle(claim, succeeded({"x": 1}))
+            other = {name: value.format(url=fleet.url, copy=copy) for name, value in AWAY[changed].items() if name != "token"}
+            settings = replace(old._settings, control=msgspec.structs.replace(old._settings.control, **other))
+            new = NatsSource(settings, SystemClock(), Recorded())
+            await new.take_over(old)
+            assert [len(source._outbox) for source in (old, new)] == [0, 1]
+            await old.stop(1.0)
+            await new.start(lambda: None)
+            try:
+                if changed == "token":
+                    await until(lambda: "refuses" in new.status.reason, lambda: str(new.status))
+                    key.write_text((fleet.keys / "passwords/desk-1").read_text())
+                    new.resume()
+                assert (await boss.settled(task)).result == {"x": 1}
+                await until(lambda: new.status.outbox == 0, lambda: str(new.status))
+                assert "undelivered" not in rig.names()
+                assert new.counts["done"] == 1
+            finally:
+                await new.stop(2.0)
+
+    asyncio.run(asyncio.wait_for(work(), 60))

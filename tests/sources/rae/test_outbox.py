@@ -582,3 +582,26 @@ async def test_what_is_not_delivered_moves_over_to_a_link_with_other_settings(
         assert "resubmitted as" in server.task(back)["error"]
         assert len(server.of("create")) <= 2
         assert new.note == []
+
+
+@in_loop
+async def test_what_is_delivered_is_not_delivered_again_by_the_link_that_takes_over(tmp_path: Path) -> None:
+    """The change comes while the note of a delivered outcome is being removed, which a slow disk makes long."""
+    async with RaeServer().listening() as server, running(server, tmp_path / "state") as rig:
+        await rig.up()
+        task = server.add()
+        claim = await rig.claim()
+        removing = asyncio.Event()
+
+        async def slow(_task_id: str) -> None:
+            removing.set()
+            await asyncio.Event().wait()
+
+        rig.source._outbox.forget = slow  # type: ignore[method-assign]
+        rig.source.settle(claim, succeeded({"x": 1}))
+        await removing.wait()
+        async with taken_over(rig, server.url) as new:  # it finds the note, and looks at the task
+            await new.up()
+            await new.delivered()
+        assert server.task(task)["status"] == "COMPLETED"
+        assert len(server.of("result")) == 1
