@@ -1,4 +1,4 @@
-"""`rae-node fleet why` and `fleet log`: what one node says of itself."""
+"""`rae-node fleet why`, `fleet log` and `fleet wake`: what one node says of itself, and waking one that says nothing."""
 
 from __future__ import annotations
 
@@ -78,6 +78,20 @@ def log(
         print_lines([f"{_clock(line['time'])}  {line['text']}" for line in found] or [f"{node}: its log has no lines yet"])
 
 
+def wake(context: typer.Context, node: NodeArgument, config: ConfigOption = None) -> None:
+    """Wake a node that sleeps, by Wake-on-LAN from another node in its network.
+
+    Both need work.wake: true in their node.yaml.
+
+    Exit codes: 0 the packet was sent. 1 it cannot be woken, or refused. 2 wrong usage. 3 no server can be reached. 4 no
+    answer comes.
+    """
+    from supervisor.sources.nats.admin import waking
+
+    by = _asked(context, lambda connection: waking.wake(connection, node))
+    print(f"{by} has sent the packet that wakes {node}; `rae-node fleet` shows when it is there")
+
+
 def _clock(time: str) -> str:
     """A node's time stamp by the clock of this machine."""
     try:
@@ -95,4 +109,4 @@ def _asked(context: typer.Context, work: Callable[[Connection], Awaitable[T]]) -
         exit_with(Exit.NO, str(absent))
 
 
-COMMANDS: Final[Mapping[str, Callable[..., None]]] = {"why": why, "log": log}
+COMMANDS: Final[Mapping[str, Callable[..., None]]] = {"why": why, "log": log, "wake": wake}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import isfinite
 from typing import Final
 
 from supervisor.config.schema import Work
@@ -33,6 +34,15 @@ def in_hours(work: Work, local: time.struct_time) -> tuple[bool, float]:
     if until_s is not None:
         return True, float("inf") if until_s - now_s > 7 * _DAY_S else until_s - now_s
     return False, min((opens_s - now_s for opens_s, _ in spans if opens_s > now_s), default=float("inf"))
+
+
+def opens_at_s(work: Work, wall_s: float) -> float | None:
+    """When the next window opens, in seconds since the epoch; None: there is none, or work is always allowed. See in_hours."""
+    inside, change_s = in_hours(work, time.localtime(wall_s))
+    if inside and isfinite(change_s):
+        wall_s += change_s + 1
+        inside, change_s = in_hours(work, time.localtime(wall_s))
+    return None if inside or not isfinite(change_s) else wall_s + change_s
 
 
 def windows(work: Work) -> list[tuple[int, int]]:

@@ -381,6 +381,13 @@ class Work(Struct, frozen=True, forbid_unknown_fields=True):
     days: Annotated[list[Day], doc("Days of the week on which a window may begin.")] = field(
         default_factory=lambda: ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
     )
+    wake: Annotated[
+        bool,
+        doc(
+            "Wake this machine from sleep a minute before a window of `hours` opens; with source: nats also for `rae-node "
+            "fleet wake`, and wake others in its network for that. It goes to sleep again as its own settings say."
+        ),
+    ] = False
 
 
 class Paths(Struct, frozen=True, forbid_unknown_fields=True):

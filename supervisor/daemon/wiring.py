@@ -17,6 +17,7 @@ from states.observation import Link, Observation, TaskPhase
 from supervisor import VERSION
 from supervisor.config.executor_names import NoExecutor
 from supervisor.config.load import Config, ConfigErrors, fingerprint, load
+from supervisor.config.schedule import opens_at_s
 from supervisor.config.schema import TaskType
 from supervisor.daemon.automation import AutomationSwitch
 from supervisor.daemon.fleet_view import guard_for_fleet, log_for_fleet
@@ -25,6 +26,7 @@ from supervisor.daemon.performer import Performer
 from supervisor.journal.decision_log import Journal
 from supervisor.linux.clock import Clock, iso
 from supervisor.linux.dbus import SystemBus
+from supervisor.linux.wake import WakeAlarm
 from supervisor.sensors.base import Wake
 from supervisor.sensors.gpu.poller import NEVER_LOOK
 from supervisor.sensors.sensor_set import SensorSet
@@ -51,6 +53,7 @@ LOOK_INTERVAL_S: Final = 2.0  # between two looks at a GPU that works for us
 GPU_CHECK_S: Final = 2.0
 # How long a sweep that failed is left alone; longer than one may take, so that two never run at once.
 SWEEP_AGAIN_S: Final = 10.0
+WAKE_LEAD_S: Final = 60.0
 REPAIRS: Final = 3  # how many `status` shows
 
 
@@ -100,6 +103,7 @@ class Node:
         self._trying: asyncio.Task[None] | None = None
         self._sweep_again_s = 0.0
         self.look_due_s = 0.0  # when the loop looks next, at the latest
+        self._wake_alarm = WakeAlarm()
         self._repairs: deque[str] = deque(maxlen=REPAIRS)
         self._news: deque[str] = deque(maxlen=REPAIRS)
         self._metrics: Metrics | None = None
@@ -250,6 +254,7 @@ class Node:
             await asyncio.wait([self._sweeping], timeout=deadline_s)
         if self._connected:
             await self.source.stop(deadline_s)
+        self._wake_alarm.close()
         await self._stop_sensors()
 
     async def _stop_sensors(self) -> None:
@@ -292,6 +297,8 @@ class Node:
             self._begin_sweep()
         if self.attempts.observe().phase is TaskPhase.CLAIMED:
             await self._check_gpu()
+        if self.config.node.work.wake or self._wake_alarm.wanted:
+            self._wake_alarm.set(self._wake_at_s())
         await self.performer.check_end()
         if self._pending and self._free:
             await self._rebuild(self.config)
@@ -333,6 +340,12 @@ class Node:
         moves = link.link is not Link.UP and "fleet" not in changed  # while the link is up, it is being delivered
         left_to_others = self._made_from.node.control.source == "nats" and "control" in changed  # another node gets the task
         return moves or left_to_others or not link.outbox
+
+    def _wake_at_s(self) -> float | None:
+        """When the machine should be woken, in seconds since the epoch; None: not at all."""
+        work = self.config.node.work
+        opens_s = opens_at_s(work, self.clock.wall_s()) if work.wake else None
+        return None if opens_s is None else opens_s - WAKE_LEAD_S
 
     async def _rebuild(self, config: Config) -> None:
         changed = self._changed()
@@ -437,6 +450,7 @@ class Node:
         if (contained := self.containment) is not None:
             parted = contained.summary() if contained.offer.unit else "each task is a systemd unit, with a user of its own"
             notes += [parted, *sandbox.notes(self.config.node.tasks, contained.offer)]
+        notes.append(self._wake_alarm.trouble)
         notes += [*(text for true, text in later if true), self.task_note(), *self._repairs]
         return [note for note in notes if note]
 
@@ -446,7 +460,7 @@ _PARTS: Final[dict[str, Callable[[Config], object]]] = {
     "control": lambda c: (c.node_id, c.node.control),
     "fleet": lambda c: c.node.control.source == "nats",
     "source": lambda c: (
-        (c.node_id, c.node.control, c.node.gpu.presence, sorted(c.node.tasks)),
+        (c.node_id, c.node.control, c.node.gpu.presence, c.node.work.wake, sorted(c.node.tasks)),
         (c.runtime.execution.heartbeat_interval_sec, c.runtime.execution.retry_on_disconnect),
         c.runtime.execution.poll_interval_sec if c.node.control.source == "nats" else None,
     ),

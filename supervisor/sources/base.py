@@ -76,6 +76,7 @@ class SourceSettings:
     retry_on_disconnect: bool  # False: the first failure of the link is final until `resume`
     on_preempt: Mapping[str, str]  # each task type of this node, and how it is given back: RESUBMIT or FAIL
     capabilities: Mapping[str, Any] = field(default_factory=dict)
+    wake: bool = False  # a fleet may wake this machine, and have it wake others
     token: str | None = field(default=None, repr=False)  # where `control.token` names none
 
     async def key(self) -> str | None:

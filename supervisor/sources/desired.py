@@ -19,7 +19,7 @@ MAX_BYTES: Final = 4096
 MAX_BY: Final = 100
 AHEAD_S: Final = 600.0  # how far the operator's clock may be ahead: an order from far in the future would outdo all later ones
 MAX_WALL_S: Final = 1e11
-QUESTIONS: Final = ("why", "log")  # what the operator may ask a node, beside its orders
+QUESTIONS: Final = ("why", "log", "wake")  # what the operator may ask a node beside its orders; wake: another node
 MAX_LINES: Final = 200  # of a log at once
 FIELDS: Final = frozenset({"v", "want", "until", "after_task", "by", "at"})
 

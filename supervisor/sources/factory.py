@@ -26,6 +26,7 @@ def make_source(config: Config, clock: Clock, token: str | None, events: SourceE
         on_preempt={name: task_type.on_preempt for name, task_type in config.node.tasks.items()},
         capabilities=capabilities(config),
         token=token,
+        wake=config.node.work.wake,
     )
     if config.node.control.source == "nats":
         from supervisor.sources.nats.source import NatsSource

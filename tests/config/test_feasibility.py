@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from support.stories import zone
 
 from supervisor.config.feasibility import never_ready
 from supervisor.config.load import load
-from supervisor.config.schedule import in_hours
+from supervisor.config.schedule import in_hours, opens_at_s
 from supervisor.config.schema import Work
 from supervisor.sensors.sensor_set import SensorSet
 
@@ -64,6 +65,28 @@ HOURS = [
 def test_working_hours(hours: list[str], days: list[str], now: tuple[str, str], is_open: bool, change_s: float) -> None:
     """A window past midnight belongs to the day on which it begins."""
     assert in_hours(Work(hours=hours, days=days), local(*now)) == (is_open, change_s)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("hours", "days", "now", "opens_in_s"),
+    [
+        (["22:00-06:00"], DAYS, ("mon", "21:00"), 1 * H),
+        (["22:00-06:00"], DAYS, ("mon", "23:00"), 23 * H),  # it is open: the next one
+        (["22:00-06:00"], ["fri"], ("fri", "23:00"), 7 * 24 * H - 1 * H),
+        ([], DAYS, ("mon", "10:00"), None),
+        (["10:00-10:00"], DAYS, ("mon", "10:00"), None),
+    ],
+)
+def test_the_next_window_opens(
+    hours: list[str], days: list[str], now: tuple[str, str], opens_in_s: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    wall_s = float(calendar.timegm(local(*now)))
+    opens_s = opens_at_s(Work(hours=hours, days=days), wall_s)  # type: ignore[arg-type]
+    assert (None if opens_s is None else opens_s - wall_s) == opens_in_s
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_a_machine_that_travels_works_by_the_hours_of_where_it_is(tmp_path: Path) -> None:

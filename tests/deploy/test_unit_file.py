@@ -72,7 +72,7 @@ def installed(folder: Path, *names: str) -> list[Path]:
     return paths
 
 
-UNITS = ["rae-node.service", "rae-task.socket", "rae-task@.service", "rae.slice"]
+UNITS = ["rae-node.service", "rae-task.socket", "rae-task@.service", "rae.slice", "rae-wake.socket", "rae-wake@.service"]
 
 
 def test_systemd_finds_no_fault(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_systemd_finds_no_fault(tmp_path: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
-@pytest.mark.parametrize(("name", "most"), [("rae-node.service", 2.5), ("rae-task@.service", 2.0)])
+@pytest.mark.parametrize(("name", "most"), [("rae-node.service", 2.5), ("rae-task@.service", 2.0), ("rae-wake@.service", 1.5)])
 def test_it_is_locked_up(tmp_path: Path, name: str, most: float) -> None:
     (path,) = installed(tmp_path, name)
     done = subprocess.run(

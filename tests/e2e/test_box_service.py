@@ -301,6 +301,26 @@ def test_a_false_alarm_moves_the_vram_of_a_unit_out_and_back(node: Installed, cu
     box.run("systemctl", "restart", UNIT)
 
 
+def test_an_alarm_of_the_clock_is_set_for_as_long_as_it_is_wanted(node: Installed) -> None:
+    """The kernel shows the timer. One hour of the day is open, and it is another one."""
+    hour = (time.localtime().tm_hour + 6) % 24
+    window = f"{hour:02}:00-{hour:02}:30"
+    node.configure(node={"work": {"run_minutes": 0, "wake": True, "hours": [window]}})
+
+    def timer() -> str:
+        pids = node.box.run("pgrep", "-f", "supervisor.linux.wake", check=False).stdout.split()
+        return "".join(node.box.sh(f"cat /proc/{pid}/fdinfo/* 2>/dev/null || true") for pid in pids)
+
+    until(lambda: "clockid: 8" in timer(), lambda: f"{timer()} {node.status_text()}", 60)
+    left_s = int(re.search(r"it_value: \((\d+),", timer())[1])  # type: ignore[index]
+    assert 4 * 3600 < left_s < 7 * 3600
+    assert "CapBnd:\t0000000800000000" in node.box.sh("cat /proc/$(pgrep -of supervisor.linux.wake)/status")  # CAP_WAKE_ALARM
+    until(lambda: "outside work.hours" in node.status_text(), node.status_text)
+    node.configure()
+    until(lambda: not timer(), timer, 60)
+    assert "not woken" not in node.status_text()
+
+
 def test_a_hanging_daemon_is_killed_by_the_watchdog(node: Installed) -> None:
     task = running_task(node)
     before = int(node.show("NRestarts")["NRestarts"])

@@ -17,9 +17,10 @@ _COUNT = itertools.count()
 
 @dataclass
 class Namespace:
-    """A network of its own. Cable n joins `ours[n]` to `theirs[n]`, which is its interface `cablen`."""
+    """A network of its own. Cable n joins `ours[n]` at our interface `cards[n]` to `theirs[n]` at its interface `cablen`."""
 
     name: str
+    cards: list[str] = field(default_factory=list)
     ours: list[str] = field(default_factory=list)
     theirs: list[str] = field(default_factory=list)
 
@@ -60,6 +61,7 @@ def namespace(cables: int = 1) -> Iterator[Namespace]:
             _ip("link", "set", ours, "up")
             one.ip("addr", "add", f"{net}.2/24", "dev", theirs)
             one.ip("link", "set", theirs, "up")
+            one.cards.append(ours)
             one.ours.append(f"{net}.1")
             one.theirs.append(f"{net}.2")
         yield one

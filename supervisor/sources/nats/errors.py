@@ -13,6 +13,7 @@ from supervisor.sources.sanitize import decode
 LIMIT_OF_STREAM: Final = 10077  # JetStream's error code where a limit of the stream keeps a message out
 PER_SUBJECT: Final = "per subject"
 NOTHING: Final = "404"
+NO_RESPONDERS: Final = "503"
 TIME_OVER: Final = "408"
 TOO_LARGE: Final = 413
 MAX_TEXT: Final = 200

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from states.ending import Ending, failed
 from states.observation import Link
+from supervisor.linux import wake
 from supervisor.linux.bounded import end
 from supervisor.linux.clock import Clock
 from supervisor.linux.text import error_text
@@ -200,6 +201,7 @@ class NatsSource(NetworkSource):
         except (KeyError, TypeError, ValueError, OverflowError):
             raise RequestError(f"{self._url} describes its consumer {self._consumer} in an unknown form") from None
         await self._hear_operator()
+        self._beside(self._say_how_to_wake())
         await self._report_lost()
         await self._beat()
         self._leases.renew_now()
@@ -221,21 +223,42 @@ class NatsSource(NetworkSource):
     def _asked(self, message: Message) -> None:
         """The operator asks something; of many questions at once most get no answer."""
         if len(self._answers) < MAX_ANSWERS:
-            self._answers.add(task := asyncio.create_task(self._answer(message)))
-            task.add_done_callback(self._answers.discard)
+            self._beside(self._answer(message))
+
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        self._answers.add(task := asyncio.create_task(work))
+        task.add_done_callback(self._answers.discard)
+
+    async def _say_how_to_wake(self) -> None:
+        """Write this machine's cards where they stay while it sleeps; none, where it does not want to be woken."""
+        cards = await asyncio.to_thread(wake.addresses) if self._settings.wake else []
+        known = {"node": self._node_id, "types": sorted(self._settings.on_preempt), "cards": cards}
+        with contextlib.suppress(RequestError):  # a fleet of an earlier version has no place for it
+            await self._connection.request(subjects.wake_subject(self._node_id), sanitize.encode(known))
 
     async def _answer(self, message: Message) -> None:
-        question, wanted = message.subject.rpartition(".")[2], 0
+        question = message.subject.rpartition(".")[2]
         try:
             asked = decode(message.data) if message.data else {}
-            wanted = min(MAX_LINES, max(1, int(asked.get("lines", 1))))
-            answer = dict(await self._events.answer(question, wanted))
+            if question == "wake":
+                answer = await self._wake_other(str(asked["mac"]), str(asked["network"]))
+            else:
+                lines = min(MAX_LINES, max(1, int(asked.get("lines", 1))))
+                answer = dict(await self._events.answer(question, lines))
         except OSError as error:
-            answer = {"error": error_text(error)}
-        except (ValueError, TypeError, AttributeError, OverflowError):
-            answer = {"error": "the question cannot be read"}
+            answer = _error(error_text(error))
+        except (ValueError, TypeError, AttributeError, OverflowError, KeyError):
+            answer = _error("the question cannot be read")
         with contextlib.suppress(RequestError):  # the operator's own time limit ends the wait
             await self._connection.send(Message(message.reply, "", sanitize.encode(answer), {}))
+
+    async def _wake_other(self, mac: str, network: str) -> dict[str, Any]:
+        """Send the packet that wakes another machine in a network of this one."""
+        if not self._settings.wake:
+            return _error("work.wake is off there")
+        sent = await asyncio.to_thread(wake.send, mac, network)
+        self._log("woke", reason=f"the packet for {mac} was sent to {network}" if sent else f"not in {network}")
+        return {"sent": sent}
 
     async def _beat(self) -> None:
         """Write this node's entry into the registry."""
@@ -390,3 +413,8 @@ def pass_on(count: int) -> bytes:
     The fleet hands each task out a limited number of times (max_deliver): these must last until a node that runs it is free.
     """
     return nak(min(PASS_ON_S << min(max(0, count - PASS_ON_SOON), 10), PASS_ON_MAX_S))
+
+
+def _error(text: str) -> dict[str, Any]:
+    """An answer that says why there is none, in JetStream's form."""
+    return {"error": {"code": 400, "description": text}}

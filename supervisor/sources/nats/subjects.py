@@ -13,6 +13,8 @@ NODES: Final = "RAE_NODES"  # the bucket of the nodes' entries; an entry that is
 NODES_STREAM: Final = f"KV_{NODES}"
 DESIRED: Final = "RAE_DESIRED"  # the bucket of the operator's last order to each node
 DESIRED_STREAM: Final = f"KV_{DESIRED}"
+WAKE: Final = "RAE_WAKE"  # the bucket of how each node can be woken; it stays while the node sleeps
+WAKE_STREAM: Final = f"KV_{WAKE}"
 CONSUMER: Final = "nodes"  # all nodes pull from it, unless control.nats.consumer says otherwise
 BRIDGE: Final = "bridge"  # a bridge reads results from it
 
@@ -59,6 +61,11 @@ def node_subject(node_id: str) -> str:
 def desired_subject(node_id: str) -> str:
     """Where the operator's last order to a node lies."""
     return f"$KV.{DESIRED}.{token(node_id)}"
+
+
+def wake_subject(node_id: str) -> str:
+    """Where a node writes how it can be woken."""
+    return f"$KV.{WAKE}.{token(node_id)}"
 
 
 def ask_subject(node_id: str, question: str) -> str:

@@ -23,7 +23,7 @@ async def control_node(config: Config) -> Check:
     """The control node answers this node. Nothing is registered, polled for or changed."""
     control = config.control
     if control.source == "nats":
-        return Check(NAME, UNATTENDED, None, "a fleet (control.source: nats): `rae-node fleet` asks it")
+        return await fleet(config)
     fix = "correct what the reason names in node.yaml, or start the control node"
     if control.url == Control().url:
         fix = f"control.url is as shipped ({control.url}): set it to your control node's address"
@@ -40,6 +40,28 @@ async def control_node(config: Config) -> Check:
         await transport.close()
     key = "takes this node's key" if api.has_key else "asks for no key"
     return Check(NAME, UNATTENDED, True, f"{transport.url} answers (dialect {api.dialect}), and {key}")
+
+
+async def fleet(config: Config) -> Check:
+    """The fleet takes this node's key and has its consumer. No task is asked for, no entry written."""
+    from supervisor.sources.nats import subjects
+    from supervisor.sources.nats.connection import Connection, Server
+
+    settings, control = _settings(config), config.control
+    fix = "correct what the reason names in node.yaml, or see to the fleet (deploy/fleet/README.md)"
+    connection = Connection(Server(control.url, config.node_id, ca_file=control.ca_file), name=f"{config.node_id} doctor")
+    try:
+        async with asyncio.timeout(ASK_S):
+            connection.use_password(await settings.key())
+            await connection.open()
+            await connection.api(f"CONSUMER.INFO.{subjects.TASKS}.{control.nats.consumer}")
+    except RequestError as error:
+        return Check(NAME, UNATTENDED, False, error.reason, fix)
+    except TimeoutError:
+        return Check(NAME, UNATTENDED, False, f"{connection.url} has not answered within {ASK_S:g} s", fix)
+    finally:
+        await connection.close()
+    return Check(NAME, UNATTENDED, True, f"{connection.url} answers as a fleet, and has the consumer {control.nats.consumer}")
 
 
 def task_types(config: Config) -> Check:

@@ -77,7 +77,8 @@ async def examine(folder: Path) -> list[Check]:
     )
     return [
         *checks, *settings(config), *unit(properties), *tasks, user, boot(config, properties), verified, session_agent(),
-        *called, rehearsal(config), *found, *programs, *ollama(config), checkpoint(config), listeners(properties),
+        *called, rehearsal(config), *found, *programs, *ollama(config), checkpoint(config), waking(config, properties),
+        listeners(properties),
         daemon(config, properties),
     ]
 
@@ -260,6 +261,23 @@ async def inside(config: Config, says: Mapping[str, str]) -> list[Check]:
         last = (err.strip().splitlines() or [f"exit {code}"])[-1]
         fix = f"see `journalctl -u {UNIT}`, or run it again with sudo"
         return [Check("service's user", UNATTENDED, False, f"the checks could not run as {user}: {last}", fix)]
+
+
+def waking(config: Config, says: Mapping[str, str], sys_root: Path = Path("/sys")) -> Check:
+    """This machine can be woken, where work.wake asks for that."""
+    from supervisor.linux import wake
+
+    name, found = "waking", wake.able(sys_root)
+    cards = f"network cards that can wake it: {', '.join(found['cards']) or 'none'} (ethtool -s CARD wol g)"
+    if not config.node.work.wake:
+        able = "its clock can wake it" if found["clock"] else "no clock can wake it"
+        return Check(name, UNATTENDED, None, f"work.wake is off; {able}, {cards}")
+    wrong = []
+    if not found["clock"]:
+        wrong.append("no real-time clock may wake this machine (/sys/class/rtc/*/device/power/wakeup)")
+    if says.get("LoadState") == "loaded" and not wake.SOCKET.exists():
+        wrong.append(f"{wake.SOCKET} is missing: {INSTALL}")
+    return Check(name, UNATTENDED, not wrong, "; ".join(wrong) or f"its clock wakes it; {cards}", "see docs/host.md")
 
 
 def user_name() -> str:

@@ -42,8 +42,8 @@ async def log(connection: Connection, node: str, lines: int) -> list[dict[str, s
 
 async def _ask(connection: Connection, node: str, question: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
     await must_be_there(connection, node)
-    asked = connection.request(subjects.ask_subject(node, question), json.dumps(wanted).encode(), timeout_s=WAIT_S)
-    return read_answer((await asked).data, f"{node}: {question}")
+    answer = await connection.ask(subjects.ask_subject(node, question), json.dumps(wanted).encode(), WAIT_S)
+    return read_answer(answer, f"{node}: {question}")
 
 
 def _guard(one: Mapping[str, Any]) -> dict[str, Any]:

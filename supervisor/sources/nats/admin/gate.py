@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import re
-import secrets
 import signal
 import sys
 import time
@@ -36,8 +36,9 @@ from supervisor.sources.errors import MIB, RequestError
 from supervisor.sources.link import RetryingLink
 from supervisor.sources.nats import subjects
 from supervisor.sources.nats.admin.setup import DEFINITIONS, NoDefinitions, read, set_up
-from supervisor.sources.nats.connection import ACK, IN_PROGRESS, TERM, Connection, Server, nak
-from supervisor.sources.nats.errors import NOTHING, Message, Refused
+from supervisor.sources.nats.admin.waking import LOOK_S, Waker
+from supervisor.sources.nats.connection import ACK, ANSWER_S, IN_PROGRESS, TERM, Connection, Server, nak
+from supervisor.sources.nats.errors import NO_RESPONDERS, NOTHING, Message, Refused
 from supervisor.sources.sanitize import decode
 
 ID: Final = r"[0-9a-f-]{36}"
@@ -48,9 +49,7 @@ MAX_WAIT_S: Final = 60.0
 NAK: Final = re.compile(rb'-NAK( \{"delay": \d{1,15}\})?')
 KEPT: Final = frozenset({"Nats-Msg-Id", subjects.REASON_HEADER})  # others change what JetStream does
 MAX_BODY: Final = 1024
-SILENT: Final = "the node gives no answer"
 MAX_ANSWER: Final = MIB  # of a node
-NO_RESPONDERS: Final = "503"
 
 PULL: Final = re.compile(rf"\$JS\.API\.CONSUMER\.MSG\.NEXT\.({subjects.TASKS}|{subjects.RESULTS})\.({NAME})")
 LEASE: Final = re.compile(r"lease\.\d+\.\d+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -63,11 +62,12 @@ FREE: Final = re.compile("|".join((
     rf"\$JS\.API\.CONSUMER\.INFO\.(?:{subjects.TASKS}|{subjects.RESULTS})\.{NAME}",
     rf"\$JS\.API\.STREAM\.INFO\.{NAME}",
     rf"\$JS\.API\.DIRECT\.GET\.{subjects.RESULTS}\.rae\.results\.{ID}",
-    rf"\$KV\.(?:{subjects.NODES}|{subjects.DESIRED})\.{NAME}",
+    rf"\$KV\.(?:{subjects.NODES}|{subjects.DESIRED}|{subjects.WAKE})\.{NAME}",
     rf"\$JS\.API\.DIRECT\.GET\.{subjects.DESIRED_STREAM}\.\$KV\.{subjects.DESIRED}\.{NAME}",
 )))  # fmt: skip
-ASK: Final = re.compile(rf"rae\.ask\.({NAME})\.(?:{'|'.join(QUESTIONS)})")
-WITH_BODY: Final = re.compile(rf"\$JS\.API\.(?:CONSUMER\.LIST\.{subjects.TASKS}|DIRECT\.GET\.{subjects.NODES_STREAM})")
+ASK: Final = re.compile(rf"rae\.ask\.{NAME}\.(?:{'|'.join(QUESTIONS)})")
+BUCKETS: Final = f"{subjects.NODES_STREAM}|{subjects.WAKE_STREAM}"
+WITH_BODY: Final = re.compile(rf"\$JS\.API\.(?:CONSUMER\.LIST\.{subjects.TASKS}|DIRECT\.GET\.(?:{BUCKETS}))")
 
 
 class Denied(Exception):
@@ -238,12 +238,12 @@ class Gate:
             await self._acknowledge(user, message)
             return
         body = message.data
-        asked = ASK.fullmatch(subject)
-        if asked is not None or WITH_BODY.fullmatch(subject):
+        is_question = ASK.fullmatch(subject) is not None
+        if is_question or WITH_BODY.fullmatch(subject):
             if len(body) > MAX_BODY:
                 raise Denied("the request is too long")
-            if asked is not None:
-                await self._ask(asked[1], subject, message)
+            if is_question:
+                await self._ask(subject, message)
                 return
         elif (task := OF_A_TASK.fullmatch(subject)) is not None:
             held = self._held(user, message.headers.get(subjects.LEASE_HEADER, ""))
@@ -258,15 +258,12 @@ class Gate:
         await self._connection.send(Message(message.reply, "", answer.data, answer.headers or {}))
 
 
-    async def _ask(self, node: str, subject: str, message: Message) -> None:
-        """Pass a question on. Only this node may send to the place of its answer, and nobody can guess that."""
-        box = f"{subjects.GATE}.{node}.answer.{secrets.token_hex(16)}"
-        found = await self._connection.first(subject, message.data, 0.0, box=box)
-        if found is None or found.headers.get("Status") == NO_RESPONDERS:
-            raise RequestError(SILENT)
-        if len(found.data) > MAX_ANSWER:
+    async def _ask(self, subject: str, message: Message) -> None:
+        """Pass a question to a node on."""
+        answer = await self._connection.ask(subject, message.data, ANSWER_S)
+        if len(answer) > MAX_ANSWER:
             raise Denied("the node's answer is too long")
-        await self._connection.send(Message(message.reply, "", found.data, {}))
+        await self._connection.send(Message(message.reply, "", answer, {}))
 
 
 def _text(data: bytes) -> str:
@@ -285,6 +282,7 @@ async def serve(
 ) -> None:
     """Make or update the streams, then answer until `stop` is set. A lost connection is made again."""
     connection = Connection(server, name="rae-node gate", on_lost=lambda error: link.fail(error))
+    waker = Waker(connection, say)
     gate: Gate | None = None
 
     async def connect() -> None:
@@ -296,7 +294,9 @@ async def serve(
         await gate.open()
 
     async def keep() -> None:
-        await link.rest(None)
+        await link.rest(LOOK_S)
+        with contextlib.suppress(RequestError, KeyError, TypeError, AttributeError):  # this wakes nobody, and ends nothing
+            await waker.look(time.monotonic())
 
     async def close() -> None:
         if gate is not None:

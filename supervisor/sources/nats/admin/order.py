@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from supervisor.sources.base import Availability
 from supervisor.sources.desired import MAX_BYTES, BadOrder, Order, Want, read_order
 from supervisor.sources.nats import registry, subjects
 from supervisor.sources.nats.connection import Connection
@@ -14,10 +15,16 @@ class NotSaid(Exception):
     """The order is not stored; one line says why."""
 
 
+async def nodes_there(connection: Connection) -> list[str]:
+    """Nodes that have an entry now. Raises RequestError when the fleet does not say."""
+    nodes = registry.read(await connection.last_of_each(subjects.NODES_STREAM))
+    there = (one for one in nodes if one["state"] != registry.BRIDGE and one["availability"] != Availability.OFFLINE)
+    return [str(one["node"]) for one in there]
+
+
 async def must_be_there(connection: Connection, node: str) -> None:
     """Raises NotSaid when no such node has an entry now, RequestError when the fleet does not say."""
-    nodes = registry.read(await connection.last_of_each(subjects.NODES_STREAM))
-    there = [str(one["node"]) for one in nodes if one["state"] != registry.BRIDGE]
+    there = await nodes_there(connection)
     if node not in there:
         names = f"there are: {', '.join(there)}" if there else "there is none"
         raise NotSaid(f"no node {node} is there now; {names}")
