@@ -67,6 +67,47 @@ def reason(o: Observation, m: Memory, lim: Limits) -> str:
     return "about to go on"
 
 
+def cause(o: Observation, m: Memory, lim: Limits) -> str:
+    """Why the node is in its state, without the time to go."""
+    blocked = blocked_by(o, m, lim)
+    if m.state is State.RUNNING and o.task.phase is TaskPhase.RUNNING:
+        task = f"{o.task.type} {o.task.id[:8]}…" if o.task.id else "a task"
+        on_hold = hold_left_s(o, m, lim) is not None
+        return task + (" is on hold" + (f": {blocked[0].reason}" if blocked else "") if on_hold else "")
+    if m.state is State.RUNNING or not blocked:
+        return reason(o, m, lim)
+    if m.state is State.COOLDOWN and m.last_row in _AFTER:
+        return _AFTER[m.last_row]
+    first = blocked[0]
+    if first.name == "user_away" and first.ok is False and o.person.value is not None:
+        idle_s = o.now_s - o.person.value.last_sign_at_s
+        return o.person.value.sign if idle_s < 1.0 else f"{o.person.value.sign} {elapsed(idle_s)} ago"
+    return first.reason
+
+
+def next_step(o: Observation, m: Memory, lim: Limits) -> str:
+    """What happens next if nothing else comes between, and when."""
+    blocked = blocked_by(o, m, lim)
+    if m.state is State.RUNNING:
+        if (left_s := hold_left_s(o, m, lim)) is not None:
+            return f"the task is stopped in {duration(left_s)}, or goes on if it was a false alarm"
+        if o.task.phase is TaskPhase.RUNNING and m.started_at_s is not None:
+            left_s = max(0.0, m.started_at_s + lim.timeout_s(o.task.type) - o.now_s)
+            return f"it ends within {duration(left_s)}, or at once when somebody comes back"
+        return "takes one more task, or rests"
+    if not blocked:
+        free = m.state is State.READY and not m.veto and o.link is Link.UP
+        return "works as soon as the control node has a task" if free else unblock(o, m, lim)
+    if (to_go := time_to_go(blocked)) is None:
+        return unblock(o, m, lim)
+    names = {verdict.name for verdict in blocked}
+    if "automation_on" in names:
+        return f"goes on in {duration(to_go)}, or after `rae-node resume`"
+    if m.state is State.COOLDOWN:
+        return f"looks in {duration(to_go)} whether it may work again"
+    return f"may work in {duration(to_go)}" + (" if nobody comes back" if "user_away" in names else "")
+
+
 def status_text(o: Observation, m: Memory, lim: Limits) -> str:
     """`STATUS=` for systemd and the first line of `status`."""
     return f"{m.state}: {reason(o, m, lim)}"

@@ -48,6 +48,7 @@ ConfigOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document with stable keys.")]
+AllOption = Annotated[bool, typer.Option("--all", "-a", help="Show every guard and source, not only those that matter now.")]
 LogsArgument = Annotated[
     list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals, or folders of journals. Default: paths.logs.")
 ]
@@ -80,11 +81,17 @@ def print_json(value: Any) -> None:
     print(console.document(value))
 
 
-def print_lines(lines: list[str], *, one_screen: bool = False) -> None:
-    """Lines on stdout. A terminal gets them wrapped; with `one_screen` also cut to its height."""
+def print_lines(lines: list[str], *, one_screen: bool = False, headed: bool = False) -> None:
+    """Lines on stdout. A terminal gets them wrapped; with `one_screen` also cut to its height; `headed`: the first in bold, in
+    the colour of its state."""
     if sys.stdout.isatty():
         size = shutil.get_terminal_size()
         lines = fit(lines, size.columns, size.lines - 1 if one_screen else None)
+        if headed and size.columns >= len(lines[0]):
+            from supervisor.cli.headline import style_of
+
+            first = lines.pop(0)
+            terminal().print(first, style=style_of(first), markup=False)
     print("\n".join(lines))
 
 

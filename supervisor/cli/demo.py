@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, exit_with, not_nan, terminal
-from supervisor.cli.status import MARK
+from supervisor.cli.headline import MARK
 
 if TYPE_CHECKING:
     from supervisor.daemon.loop import Daemon
@@ -89,16 +89,17 @@ class _Live:
 
     def _picture(self) -> Any:
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        status = self._status
+        status, height = self._status, self._live.console.size.height
         path = Text("  ")
         for state in ("DISABLED", "IDLE_WAIT", "READY", "RUNNING", "COOLDOWN"):
             path.append(f" {state} ", "bold reverse" if state == status.get("state") else "dim")
             path.append("→" if state != "COOLDOWN" else "", "dim")
-        guards = Table(box=None, padding=(0, 1), show_header=False)
-        for guard in status.get("guards", ()):
-            guards.add_row(MARK[guard["ok"]], guard["name"], guard["reason"])
-        first = Text(f"\n  {status.get('status', 'starting')}\n", "bold")
-        return Group(path, first, guards, Text(), *map(Text, self._lines[-16:]))
+        guards = [Text(f" {MARK[one['ok']]}  {one['name']:<14} {one['reason']}") for one in status.get("guards", ())]
+        first = Text(f"  {status.get('status', 'starting')}", "bold")
+        room = height - len(guards) - 6  # a line each: the newest of the story stay in sight
+        picture = [path, Text(), first, Text(), *guards, Text(), *map(Text, self._lines[-max(1, room) :])]
+        for line in picture:
+            line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(*picture)

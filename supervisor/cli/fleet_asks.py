@@ -12,7 +12,7 @@ import typer
 from supervisor.cli.common import ConfigOption, Exit, JsonOption, exit_with, print_json, print_lines
 from supervisor.cli.fleet import connected
 from supervisor.cli.fleet_orders import NodeArgument
-from supervisor.cli.status import MARK
+from supervisor.cli.headline import MARK
 
 if TYPE_CHECKING:
     from supervisor.sources.nats.connection import Connection

@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,8 @@ TWO_HOURS_S: Final = 7200.0
 def top(config: ConfigOption = None) -> None:
     """Watch the node live, and pause it by a key.
 
-    State, guards, task, link, last decisions. A bar shows a reading as a part of its limit. Keys: `p` pause, `a` pause
+    What it does and what comes next, guards, task, link, curves of the last ten minutes, last decisions. Bars and curves show
+    a reading as a part of the limit at which it blocks. Keys: `p` pause, `a` pause
     after the current task, `2` pause for two hours, `r` resume, `q` quit. Without a terminal it is printed once;
     `rae-node status --watch` goes on.
 
@@ -46,7 +48,8 @@ def _once(answer: dict[str, Any]) -> None:
 
     size = shutil.get_terminal_size()
     plain = "utf" not in (sys.stdout.encoding or "").lower()
-    lines = [line.plain.rstrip() for line in screen(LastAnswer(answer), "", size.columns, size.lines, plain=plain)[:-1]]
+    drawn = screen(LastAnswer(answer, wall_s=time.time()), "", size.columns, size.lines, plain=plain)
+    lines = [line.plain.rstrip() for line in drawn[:-1]]
     print("\n".join(lines).rstrip())
 
 
@@ -59,9 +62,10 @@ class _Client(threading.Thread):
         self._commands: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self.news, self._news = os.pipe()
         self.answer: dict[str, Any] = first
-        self.answered_s = time.monotonic()
+        self.answered_s = self.sampled_s = time.monotonic()
         self.trouble, self.code = "", Exit.YES
         self.message, self.message_s = "", 0.0
+        self.history: deque[dict[str, tuple[float, float]]] = deque(maxlen=600)  # ten minutes
 
     def send(self, command: str, **fields: Any) -> None:
         """Send a command to the daemon, then ask for its new status."""
@@ -71,6 +75,8 @@ class _Client(threading.Thread):
 
     def run(self) -> None:
         """See Thread."""
+        from supervisor.cli.top_view import samples
+
         while True:
             try:
                 command, fields = self._commands.get(timeout=INTERVAL_S)
@@ -78,6 +84,9 @@ class _Client(threading.Thread):
                 command, fields = "status", {}
             answer = self._ask(command, **fields)
             if answer is not None and command == "status":
+                if not self.history or time.monotonic() - self.sampled_s >= INTERVAL_S / 2:
+                    self.history.append(samples(answer))
+                    self.sampled_s = time.monotonic()
                 self.answer, self.answered_s = answer, time.monotonic()
             elif answer is not None:
                 self._show(str(answer.get("status", "")))
@@ -112,7 +121,7 @@ def _show(runtime: Path, first: dict[str, Any]) -> tuple[Exit, str]:
     with _keys() as keyboard, Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             now_s = time.monotonic()
-            last = LastAnswer(client.answer, now_s - client.answered_s, client.trouble)
+            last = LastAnswer(client.answer, now_s - client.answered_s, client.trouble, time.time(), list(client.history))
             message = client.message if now_s - client.message_s < MESSAGE_S else ""
             size, plain = console.size, console.options.ascii_only
             live.update(Group(*screen(last, message, size.width, size.height, plain=plain)), refresh=True)

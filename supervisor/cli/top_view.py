@@ -6,27 +6,33 @@ alone, and nothing is red: a waiting node is normal.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any, Final
 
 from rich.text import Text
 
-from states.formatting import duration, elapsed
-from supervisor.cli.status import MARK
+from states.formatting import duration, elapsed, number
+from supervisor.cli.headline import MARK, ago, headline, style_of
+from supervisor.cli.status import usage
 
 BAR: Final = 12
+SAMPLES: Final = 600  # ten minutes
+CURVE: Final = 40
 NAME: Final = 9
 KEYS: Final = "p pause  a after the task  2 two hours  r resume  q quit"
 
 
 @dataclass(frozen=True, slots=True)
 class LastAnswer:
-    """The daemon's last answer (None: none yet), its age in seconds, and why there is no newer one."""
+    """The daemon's last answer (None: none yet), its age in seconds, why there is no newer one, and when this is shown."""
 
     answer: dict[str, Any] | None
     age_s: float = 0.0
     trouble: str = ""
+    wall_s: float = 0.0  # now, in seconds since the epoch
+    history: Sequence[Mapping[str, tuple[float, float]]] = ()  # `samples` of the last answers, one a second
 
 
 def screen(last: LastAnswer, message: str, width: int, height: int, *, plain: bool = False) -> list[Text]:
@@ -41,15 +47,15 @@ def screen(last: LastAnswer, message: str, width: int, height: int, *, plain: bo
 
 
 def _body(answer: dict[str, Any], last: LastAnswer, width: int, height: int, plain: bool) -> list[Text]:
-    since = f"since {_clock(answer['since'])}"
-    if answer["paused_until"]:
-        since += f"   paused: {answer['paused_until']}"
-    head = [Text(answer["status"], "bold"), Text(since, "dim"), Text()]
+    first, *others = headline(answer, last.wall_s, plain=False)
+    head = [Text(first, style_of(first)), *(Text(line, "dim") for line in others), Text()]
     if last.trouble:  # the rest is old
         head = [Text(last.trouble, "bold"), Text(f"{elapsed(last.age_s)} ago it was {answer['status']}"), Text()]
     blocked = set(answer["blocked_by"])
     guards = [_guard(guard, guard["name"] in blocked, width, plain) for guard in answer["guards"]]
-    facts = [Text(), *_facts(answer, width)]
+    facts = [Text(), *_facts(answer, width, last.wall_s)]
+    curves = _curves(last.history, plain)
+    facts += curves if height - len(head) - len(guards) - len(facts) >= len(curves) else []
     room = height - len(head) - len(guards) - len(facts) - 2
     recent = answer.get("recent", [])[-max(0, room) :] if room > 0 else []
     decisions = [Text(), Text("last decisions", "dim"), *map(_recent, recent)] if recent else []
@@ -80,18 +86,56 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _facts(answer: dict[str, Any], width: int) -> list[Text]:
+def _facts(answer: dict[str, Any], width: int, wall_s: float) -> list[Text]:
     task, source = answer["task"], answer["source"]
-    link = f"{source['link']} since {_clock(source['since'])}, {source['url']}"
+    link = f"{source['link']} for {ago(source['since'], wall_s)}, {source['url']}"
     if source["reason"]:
         link += f": {source['reason']}"
     if source["outbox"]:
         link += f"; {source['outbox']} outcomes to deliver"
-    facts = [("task", f"{task['type']} {task['id']}, {task['phase']}" if task else "none"), ("link", link)]
-    advice = wrap(answer["unblock"], max(10, width - NAME), max_lines=2, placeholder=" …")
-    facts += [("unblock" if n == 0 else "", line) for n, line in enumerate(advice)]
+    facts = [("task", f"{task['type']} {task['id']}, {task['phase']}" if task else "none")]
+    if answer["task_usage"]:
+        used = wrap(usage(answer["task_usage"]), max(10, width - NAME), max_lines=2, placeholder=" …")
+        facts += [("uses" if n == 0 else "", line) for n, line in enumerate(used)]
+    facts.append(("link", link))
     facts += [("note", note) for note in answer["notes"][-1:]]
     return [Text.assemble((f"{name:<{NAME}}", "dim"), text) for name, text in facts]
+
+
+def samples(answer: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """The readings of an answer that are drawn as curves: (value, the value at which it blocks or is stopped)."""
+    found = {}
+    for guard in answer["guards"]:
+        name = {"cpu_free": "CPU", "gpu_free": "GPU"}.get(guard["name"])
+        if name and guard["unit"] == "%" and _number(guard["value"]) and _number(guard["limit"]):
+            found[f"{name} %"] = (guard["value"], guard["limit"])
+    for key, name in (("memory_gb", "GiB"), ("vram_gb", "VRAM GiB")):
+        use = answer["task_usage"] or {}
+        if _number(use.get(key)) and _number(use.get(f"max_{key}")):
+            found[name] = (use[key], use[f"max_{key}"])
+    return found
+
+
+def _curves(history: Sequence[Mapping[str, tuple[float, float]]], plain: bool) -> list[Text]:
+    """A line for each reading: the last ten minutes, as parts of its limit. Nothing until there are two samples."""
+    names = list(history[-1]) if len(history) > 1 else []
+    lines = []
+    for name in names:
+        drawn = curve([one.get(name) for one in history], plain)
+        value, limit = history[-1][name]
+        lines.append(Text.assemble((f"{name:<{NAME}}", "dim"), (drawn, "cyan"), f" {number(value)} of {number(limit)}"))
+    return lines
+
+
+def curve(values: Sequence[tuple[float, float] | None], plain: bool = False) -> str:
+    """CURVE characters for as many seconds as SAMPLES, the newest on the right; a space where nothing is known."""
+    levels, each = (".:-=+*#@" if plain else "▁▂▃▄▅▆▇█"), SAMPLES // CURVE
+    padded = [*[None] * (SAMPLES - len(values)), *values[-SAMPLES:]]
+    text = ""
+    for start in range(0, SAMPLES, each):
+        parts = [min(1.0, max(0.0, one[0] / one[1])) for one in padded[start : start + each] if one and one[1] > 0]
+        text += levels[min(len(levels) - 1, int(max(parts) * len(levels)))] if parts else " "
+    return text
 
 
 def _recent(line: dict[str, str]) -> Text:

@@ -17,7 +17,7 @@ from states.guards import gpu_free, hold_left_s, user_away
 from states.lifecycle import Lifecycle, Outcome, Plan, blocked_by, verdicts
 from states.memory import Memory, State
 from states.observation import Link
-from states.status import reason, status_text, unblock
+from states.status import cause, next_step, reason, status_text, unblock
 from supervisor import VERSION
 from supervisor.daemon.performer import HAND_BACK_REASONS
 from supervisor.daemon.wiring import Node
@@ -334,6 +334,9 @@ class Daemon:
             "state": memory.state,
             "since": when(memory.since_s),
             "reason": reason(observation, memory, limits),
+            "cause": cause(observation, memory, limits),
+            "next": next_step(observation, memory, limits),
+            "last": self._last(when),
             "guards": [v.as_dict() for v in verdicts(observation, memory, limits)],
             "blocked_by": [v.name for v in blocked_by(observation, memory, limits)],
             "unblock": unblock(observation, memory, limits),
@@ -364,6 +367,11 @@ class Daemon:
             "notes": [*node.notes(), *filter(None, troubles), *conflicts],
             "status": self.status_line(),
         }
+
+    def _last(self, when: Callable[[float], str]) -> dict[str, str] | None:
+        if (last := self.node.attempts.last) is None:
+            return None
+        return {"id": last.id, "type": last.type, "ending": last.kind, "reason": last.reason, "at": when(last.at_s)}
 
 
 def _number(request: dict[str, Any], name: str, what: str) -> float | None:

@@ -362,7 +362,9 @@ class Node:
             self._build_sensors(config)
             self.sensors.agent_reports.restore(reports)  # the agents reconnect in a moment
             await self.sensors.start(self._wake, FIRST_TICK_S)
+        last = self.attempts.last
         self._build_performer()
+        self.attempts.last = last
         if "source" in changed and self._connected:
             await self.source.start(self._wake)
 

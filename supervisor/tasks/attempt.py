@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -328,12 +328,25 @@ class Attempt:
         return "" if self._pause is None else self._pause.note
 
 
+@dataclass(frozen=True, slots=True)
+class LastAttempt:
+    """What became of the attempt that ended last, for `status`; nothing of the task's own. `reason`: of a hand-back; `at_s`:
+    seconds of CLOCK_BOOTTIME."""
+
+    id: str
+    type: str
+    kind: EndingKind
+    reason: str
+    at_s: float
+
+
 class Attempts:
     """The attempts of a node: at most one at a time, and the processes that an earlier one has left."""
 
     def __init__(self, source: Source, context: TaskContext, attempt_type: type[Attempt] = Attempt) -> None:
         self.source, self.context, self._attempt_type = source, context, attempt_type
         self.current: Attempt | None = None
+        self.last: LastAttempt | None = None
         self._survivor: Attempt | None = None  # its ending is with the source, but its processes would not stop
 
     def observe(self) -> Task:
@@ -381,6 +394,8 @@ class Attempts:
             self.source.hand_back(attempt.claim, ending, attempt.type.on_preempt if attempt.type else "resubmit")
         else:
             self.source.settle(attempt.claim, ending)
+        reason = (ending.error or "") if ending.kind is EndingKind.HANDED_BACK else ""
+        self.last = LastAttempt(attempt.claim.id, attempt.claim.type, ending.kind, reason, self.context.clock.now_s())
         attempt.close()
         self.current = None
         if attempt.process is not None and attempt.process.alive:

@@ -33,7 +33,9 @@ def answer(**changes: Any) -> dict[str, Any]:
         for name in GUARDS
     ]
     status: dict[str, Any] = {
-        "status": "IDLE_WAIT: user active on seat0, 7 min to go", "since": "2026-11-24T18:00:00+00:00", "guards": guards,
+        "state": "IDLE_WAIT", "cause": "user active on seat0", "next": "may work in 7 min if nobody comes back", "last": None,
+        "task_usage": None, "status": "IDLE_WAIT: user active on seat0, 7 min to go",
+        "since": "2026-11-24T18:00:00+00:00", "guards": guards,
         "blocked_by": ["user_away"], "unblock": "wait 7 min (safety.idle_required_minutes)", "task": None,
         "paused_until": None, "notes": ["a note"], "recent": [
             {"time": f"2026-11-24T17:00:{n:02}+00:00", "text": f"IDLE_WAIT → READY: safe {n}"} for n in range(12)
@@ -54,12 +56,14 @@ def test_it_fits_at_every_size(width: int, height: int) -> None:
 
 def test_at_80_by_24_everything_has_its_place() -> None:
     text = [line.plain for line in screen(LastAnswer(answer()), "", 80, 24)]
-    assert text[0] == "IDLE_WAIT: user active on seat0, 7 min to go"
+    assert text[0].startswith("WAITING (IDLE_WAIT) for ")
+    assert text[0].endswith(": user active on seat0")
+    assert text[1:3] == ["Next: may work in 7 min if nobody comes back", "Last: no task since the start"]
     (away,) = [line for line in text if "user_away" in line]
     assert away.startswith("> no user_away     ████░░░░░░░░ user_away is as")
     assert away.endswith("…  7 min to go")
     assert {name for name in GUARDS if any(f"{name} " in line for line in text)} == set(GUARDS)
-    for word in ("task     none", "link     up since", "unblock  wait 7 min (safety.idle_required_minutes)", "last decisions"):
+    for word in ("task     none", "link     up for", "last decisions"):
         assert any(line.startswith(word) for line in text), word
     assert text[-2].endswith("IDLE_WAIT → READY: safe 11"), "the last ones, where not all fit"
 
@@ -104,11 +108,10 @@ def test_top_in_a_terminal(tmp_path: Path) -> None:
     with daemon(folder) as node:
         node.wait_for("READY")
         with terminal(tmp_path, argv) as window:
-            away = "READY: safe, but no link to the control node"
-            shown = window.wait(lambda text: KEYS in text and text.startswith(away), "top")
+            shown = window.wait(lambda text: KEYS in text and text.startswith("READY for ") and "no link to" in text, "top")
             assert "ok user_away" in shown
             window.press("2")
-            window.wait(lambda text: text.startswith("DISABLED: paused until"), "a pause of two hours")
+            window.wait(lambda text: text.startswith("OFF (DISABLED)") and ": paused until" in text, "a pause of two hours")
             window.press("a")
             window.wait(lambda text: "until `rae-node resume`" in text.splitlines()[0], "after the task, and there is none")
             window.press("p")
@@ -148,9 +151,9 @@ def test_status_and_why_fit_a_screen(tmp_path: Path) -> None:
         node.wait_up()
         with terminal(tmp_path, [*RAE_NODE, "status", "--config", str(folder.path)]) as window:
             shown = window.wait(lambda text: "exit 0" in text, "status")
-            assert shown.startswith("IDLE_WAIT: "), "one screen: the first line is still there"
+            assert shown.startswith("WAITING (IDLE_WAIT) for "), "one screen: the first line is still there"
         with terminal(tmp_path, [*RAE_NODE, "status", "--watch", "--config", str(folder.path)]) as window:
-            window.wait(lambda text: text.startswith("IDLE_WAIT: ") and "version  " in text, "status --watch, whole")
+            window.wait(lambda text: text.startswith("WAITING (IDLE_WAIT)") and "version  " in text, "status --watch, whole")
         with terminal(tmp_path, [*RAE_NODE, "why", "--config", str(folder.path)], height=60) as window:
             shown = window.wait(lambda text: "exit 0" in text, "why")
             assert "To unblock it: " in shown
@@ -192,7 +195,7 @@ def test_without_a_terminal_it_is_shown_once(tmp_path: Path) -> None:
         node.wait_for("READY")
         done = folder.cli("top")
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith("READY: ")
+        assert done.stdout.startswith("READY for ")
         assert len(done.stdout.splitlines()) < 24
         assert "\x1b" not in done.stdout
         assert KEYS not in done.stdout

@@ -66,7 +66,7 @@ def _one_film(play: Stage, verb: str) -> str:
                 return NOT_OFFERED
         raise
     play.stays_away(HELD_S, "a film")
-    if FILM not in play.node.cli("why").stdout:
+    if FILM not in play.node.cli("why", "--all").stdout:
         raise Fails(f"a film, not named: {play.said()}")
     play.end()
     play.works()

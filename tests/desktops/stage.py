@@ -177,7 +177,7 @@ class Stage:
     def evidence(self) -> str:
         """What helps whoever looks into a cell that fails."""
         parts = {
-            "why": self.node.cli("why").stdout,
+            "why": self.node.cli("why", "--all").stdout,
             "sessions": self.box.sh(SESSIONS),
             "agents": self.box.run(
                 "journalctl", "--no-pager", "-o", "short-monotonic", f"_SYSTEMD_USER_UNIT={AGENT}", "-n", "12", check=False

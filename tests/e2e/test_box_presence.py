@@ -74,7 +74,7 @@ class Watched:
 
     def why(self) -> str:
         """`rae-node why`, as people read it."""
-        return self.node.cli("why").stdout
+        return self.node.cli("why", "--all").stdout
 
     def leaves(self, act: Act, row: str, words: str, why: str = "", again: bool = False) -> str:
         """It works; then `act`: it must leave RUNNING by that row for that reason, and `why` must say so, or `why`.

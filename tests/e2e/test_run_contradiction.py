@@ -86,7 +86,7 @@ def test_a_game_runs_while_the_desktop_is_idle(tmp_path: Path, standin: StandIn)
                 until(lambda: MUTTER in str(node.ask()["presence"]), "the agent's word")
                 until(lambda: node.ask()["contradictions"], "the contradiction")
                 until(lambda: told(folder), "its line")
-                why = " ".join(folder.cli("why").stdout.split())
+                why = " ".join(folder.cli("why", "--all").stdout.split())
                 assert f"session agent ({MUTTER}) says nobody at graphical session 3 of anna for 1 h, but NVML says" in why
                 assert f"GPU used by sleep (pid {game.pid})" in why
                 assert "idle blocked by Film of anna (session 3), for" in why

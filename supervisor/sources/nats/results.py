@@ -71,7 +71,7 @@ class ResultOutbox(Outbox[Outcome]):
         try:
             await self._store(item)
         except Refused as refused:
-            if refused.status == NOT_OURS:  # after a change of control.url it may be another fleet's
+            if refused.status == NOT_OURS and not item.stored:  # after a change of control.url it may be another fleet's
                 self._log("outcome-lost", item, reason=refused.reason)
                 return
             if item.replaced:

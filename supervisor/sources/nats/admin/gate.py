@@ -49,6 +49,7 @@ MAX_WAIT_S: Final = 60.0
 NAK: Final = re.compile(rb'-NAK( \{"delay": \d{1,15}\})?')
 KEPT: Final = frozenset({"Nats-Msg-Id", subjects.REASON_HEADER})  # others change what JetStream does
 MAX_BODY: Final = 1024
+LAGS_S: Final = (0.0, 0.2, 1.0)
 MAX_ANSWER: Final = MIB  # of a node
 
 PULL: Final = re.compile(rf"\$JS\.API\.CONSUMER\.MSG\.NEXT\.({subjects.TASKS}|{subjects.RESULTS})\.({NAME})")
@@ -224,11 +225,13 @@ class Gate:
         await self._connection.send(Message(message.reply, "", b"", headers))
 
     async def _ended(self, held: Held) -> bool:
-        """Its outcome is stored, so nothing is lost with it."""
-        for stream, kind in ((subjects.RESULTS, "results"), (subjects.DEAD, "dead")):
-            for name in held.names if kind == "dead" else held.names[:1]:
-                if await self._connection.last(stream, f"rae.{kind}.{name}") is not None:
-                    return True
+        """Its outcome is stored, so nothing is lost with it. A copy that lags behind is asked again."""
+        for wait_s in LAGS_S:
+            await asyncio.sleep(wait_s)
+            for stream, kind in ((subjects.RESULTS, "results"), (subjects.DEAD, "dead")):
+                for name in held.names if kind == "dead" else held.names[:1]:
+                    if await self._connection.last(stream, f"rae.{kind}.{name}") is not None:
+                        return True
         return False
 
     # --- all else
