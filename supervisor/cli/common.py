@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from math import isnan
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from supervisor.config.load import Config
 
+MAX_ERRORS = 20
 # The mark and the name at the start of a line; the text follows.
 _NAME = re.compile(r"^.{0,24} {2,}(?=\S)")
 
@@ -69,10 +70,17 @@ def print_error(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def print_errors(lines: Sequence[str]) -> None:
+    """At most MAX_ERRORS lines on stderr, then how many more."""
+    for line in lines[:MAX_ERRORS]:
+        print_error(line)
+    if len(lines) > MAX_ERRORS:
+        print_error(f"... and {len(lines) - MAX_ERRORS} more")
+
+
 def exit_with(code: Exit, *lines: str) -> NoReturn:
     """Print the reason on stderr and exit."""
-    for line in lines:
-        print_error(line)
+    print_errors(lines)
     raise typer.Exit(code)
 
 

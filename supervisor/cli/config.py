@@ -1,4 +1,4 @@
-"""`rae-node config check` and `rae-node config schema`."""
+"""`rae-node config check`, `config show` and `config schema`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, JsonOption, print_error, print_json
+from supervisor.cli.common import ConfigOption, Exit, JsonOption, load_config, print_errors, print_json
 
 if TYPE_CHECKING:
     from supervisor.config.load import Config
     from supervisor.tools.doctor.report import Check
 
-app = typer.Typer(help="Check the configuration, or print its schema.", no_args_is_help=True)
+app = typer.Typer(help="Check the configuration, show it, or print its schema.", no_args_is_help=True)
 
 
 @app.command()
@@ -47,8 +47,7 @@ def check(
             asked = _ask(found)
             never += [check.failure for check in asked if check.ok is False]
             notes += [f"{check.name}: {check.reason}" for check in asked if check.ok is not False]
-    for line in refused:
-        print_error(line)
+    print_errors(refused)
     if json:
         print_json({"sound": not refused, "reachable": not (refused or never), "reasons": [*refused, *never], "notes": notes})
     elif not refused:
@@ -76,6 +75,31 @@ def _no_gpu(config: Config) -> list[str]:
         return []
     why = "this machine has none that can be lent; set it to optional or none to work without one"
     return [f"node.yaml: gpu.presence is required: {why}"]
+
+
+@app.command()
+def show(
+    every: Annotated[bool, typer.Option("--all", "-a", help="Also those that are as shipped.")] = False,
+    json: JsonOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Print the settings as they are understood.
+
+    Never a secret: what stands in the place of one is shown as (hidden).
+
+    Exit codes: 0 printed. 2 an error in a file.
+    """
+    import yaml
+
+    from supervisor.config.redact import shown
+
+    settings = shown(load_config(config), every=every)
+    if json:
+        print_json(settings)
+        return
+    for name, values in settings.items():
+        print(f"# {name}" + ("" if values else ": as shipped"))
+        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else "", end="")
 
 
 @app.command()

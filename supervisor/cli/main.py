@@ -18,10 +18,12 @@ if sys.excepthook is sys.__excepthook__:
     sys.excepthook = _quiet
 
 import typer  # noqa: E402
+import typer.core  # noqa: E402
 
 from supervisor import VERSION  # noqa: E402
 from supervisor.cli import fleet_asks, fleet_orders  # noqa: E402
 from supervisor.cli.bridge import bridge  # noqa: E402
+from supervisor.cli.bugreport import bugreport  # noqa: E402
 from supervisor.cli.check import check_gpu, check_user  # noqa: E402
 from supervisor.cli.common import ConfigOption, Exit, print_error  # noqa: E402
 from supervisor.cli.config import app as config_app  # noqa: E402
@@ -32,6 +34,8 @@ from supervisor.cli.doctor import doctor, report, verify  # noqa: E402
 from supervisor.cli.dry_run import dry_run  # noqa: E402
 from supervisor.cli.enable import disable, enable  # noqa: E402
 from supervisor.cli.fleet import fleet  # noqa: E402
+from supervisor.cli.init import init  # noqa: E402
+from supervisor.cli.log import log  # noqa: E402
 from supervisor.cli.pause import pause, resume  # noqa: E402
 from supervisor.cli.record import record  # noqa: E402
 from supervisor.cli.replay import replay  # noqa: E402
@@ -50,7 +54,22 @@ UsageError: Any = typer.BadParameter.__base__
 CHECKS = frozenset({"check-user", "check-gpu"})
 ENDLESS = frozenset({"demo", "top", "--watch", "-w"})  # they end when their reader goes
 
+class Grouped(typer.core.TyperGroup):
+    """The commands in groups, in place of one long list."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """See click."""
+        groups = {title: [one.__name__.replace("_", "-") for one in group] for title, group in GROUPS.items()}
+        groups["Set up"].append("config")
+        groups["A fleet"].insert(0, "fleet")
+        for title, names in groups.items():
+            with formatter.section(title):
+                found = ((name, self.get_command(ctx, name)) for name in names)
+                formatter.write_dl([(name, one.get_short_help_str(60)) for name, one in found if one is not None])
+
+
 app = typer.Typer(
+    cls=Grouped,
     name="rae-node",
     help=(
         "Lends this machine to a RAE control node while nobody uses it, and stops at once when somebody does.\n\n"
@@ -82,10 +101,13 @@ def _root(
         os.environ["RAE_NODE_CONFIG"] = str(config)
 
 
-live = (run, demo, control, status, why, top, pause, resume, check_user, check_gpu)
-fleets = (submit, bridge)
-installed = (report, verify, doctor, enable, disable)
-for command in (*live, *fleets, *installed, dry_run, replay, record, timeline, whatif, diagram):
+GROUPS: dict[str, tuple[Any, ...]] = {
+    "Everyday": (status, why, top, pause, resume, log, demo),
+    "Look into": (check_user, check_gpu, timeline, whatif, replay, record, dry_run, diagram, bugreport),
+    "Set up": (init, doctor, report, verify, enable, disable, run, control),
+    "A fleet": (submit, bridge),
+}
+for command in (one for group in GROUPS.values() for one in group):
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(config_app, name="config")
 fleet_app = typer.Typer(callback=fleet, invoke_without_command=True, no_args_is_help=False)

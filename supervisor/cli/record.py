@@ -39,7 +39,10 @@ def record(
         exit_with(Exit.WRONG, f"--to: found {until!r}, allowed: a time after --from ({since})")
     try:
         text, note = cut(journals(logs, config), begin, end)
-        file.write_text(text, encoding="utf-8")
+        with file.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        exit_with(Exit.WRONG, f"{file} is there already; name another file")
     except RecordError as error:
         exit_with(Exit.WRONG, str(error))
     except OSError as error:

@@ -22,6 +22,7 @@ EXITS = {
     "report": "01", "verify": "01", "doctor": "01", "enable": "013", "disable": "01", "pause": "0134", "resume": "0134",
     "timeline": "02", "whatif": "02", "record": "02", "submit": "0134", "fleet": "0134", "bridge": "01",
     **dict.fromkeys(("fleet pause", "fleet resume", "fleet drain", "fleet disable-until-told", "fleet enable"), "0134"),
+    "init": "012", "log": "012", "bugreport": "012", "config show": "02",
     "fleet why": "0134", "fleet log": "0134", "fleet wake": "0134",
 }  # fmt: skip
 
