@@ -117,6 +117,11 @@ class Pause:
         end = f"until `{self._ends_it}`" if self._until is None else f"until {self._end()}"
         return f"finishes the task in hand, takes no other, then pauses {end}"
 
+    @property
+    def until(self) -> float | None:
+        """When it ends, by the wall clock that it was given by (seconds since the epoch); None: no end, or no pause."""
+        return self._until
+
     def paused_end(self) -> str | None:
         """When the pause ends (ISO 8601); `until resumed` without an end; None without a pause."""
         if not self.paused:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from transitions import MachineError
@@ -19,6 +19,7 @@ from states.memory import Memory, State
 from states.observation import Link
 from states.status import cause, next_step, reason, status_text, unblock
 from supervisor import VERSION
+from supervisor.daemon.desk_view import DeskView
 from supervisor.daemon.performer import HAND_BACK_REASONS
 from supervisor.daemon.wiring import Node
 from supervisor.journal.decision_log import Journal, task_of
@@ -64,6 +65,7 @@ class Daemon:
 
     Args:
         go_first: told whether a person may have to be answered before all other programs, see Precedence.request.
+        announce: gets what the people at the desk see, after each tick.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Daemon:
         notifier: Notifier,
         inbox: Inbox,
         go_first: Callable[[bool], object] = bool,
+        announce: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
         self.node = node
         self.lifecycle = lifecycle
@@ -83,6 +86,8 @@ class Daemon:
         self._notifier = notifier
         self._inbox = inbox
         self._go_first = go_first
+        self._announce = announce
+        self._desk_view = DeskView(clock.now_s())
         self._next_poll_s = 0.0
         self._poll_refused = False
         self._vetoes = 0
@@ -293,6 +298,7 @@ class Daemon:
             self.journal.note(memory.state, status, text)
         text = "; ".join(filter(None, (status, self.node.task_note())))
         self.journal.alive(memory.state, text, self.node.last, self.lifecycle.limits)
+        self._announce(self._desk_view.fields(self.node, memory, self._clock.now_s()))
 
     def _wait_s(self) -> float:
         """Seconds until the next look is due."""

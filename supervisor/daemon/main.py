@@ -25,7 +25,7 @@ from supervisor.linux import console
 if TYPE_CHECKING:
     from supervisor.daemon.loop import Daemon
     from supervisor.daemon.wiring import Node
-    from supervisor.linux.control_socket import ControlServer
+    from supervisor.linux.control_socket import Broadcast, ControlServer
 
 DELIVER_S: Final = 5.0  # at the end of the node, for what the outbox holds
 # While modules are loaded there is no garbage, and looking for it costs a twentieth of the start.
@@ -172,6 +172,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     from supervisor.journal.journald import of_service
     from supervisor.journal.text_log import TextLog
     from supervisor.linux.clock import SystemClock
+    from supervisor.linux.control_socket import Broadcast
     from supervisor.linux.inotify import Watcher, flags
     from supervisor.linux.precedence import Precedence
     from supervisor.linux.sd_notify import Notifier
@@ -186,7 +187,8 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     node = Node(config, clock, inbox.wake, notifier.grant, journal, lifecycle)
     node.automation.configure(config.runtime.automation.enabled, problems)
     node.automation.blockers["folders"] = obstacles[0] if obstacles else ""
-    daemon = Daemon(node, lifecycle, journal, clock, notifier, inbox, Precedence().request)
+    broadcast = Broadcast()
+    daemon = Daemon(node, lifecycle, journal, clock, notifier, inbox, Precedence().request, broadcast.announce)
     journal.start(VERSION, config.limits, memory)
     loop = asyncio.get_running_loop()
     loop.call_later(COLLECT_AFTER_S, _collect)
@@ -194,7 +196,7 @@ async def _run(config: Config, problems: tuple[str, ...], obstacles: list[str]) 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, daemon.stop, f"the node is stopping ({signal.Signals(number).name})")
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
-    server = _server(daemon, config)
+    server = _server(daemon, config, broadcast)
     await _listen(server, config.paths.runtime)
     retry = asyncio.ensure_future(_retry_folders(node, server, inbox.wake)) if obstacles else None
     # Without inotify, every tick looks at the files anyway.
@@ -246,7 +248,7 @@ def _unexpected(context: dict[str, Any]) -> str:
     return str(context.get("message", "")) + (f" ({type(error).__name__}: {error})" if error is not None else "")
 
 
-def _server(daemon: Daemon, config: Config) -> ControlServer:
+def _server(daemon: Daemon, config: Config, broadcast: Broadcast) -> ControlServer:
     from supervisor.linux.control_socket import SOCKET_NAME, ControlServer, Handler, Peer
     from supervisor.tasks.process import process_tree
 
@@ -284,7 +286,7 @@ def _server(daemon: Daemon, config: Config) -> ControlServer:
 
     locks: list[int] = []
     path = config.paths.runtime / SOCKET_NAME
-    return ControlServer(path, handlers, frozenset({"pause", "resume"}), streams, is_task, on_repair, at_desk)
+    return ControlServer(path, handlers, frozenset({"pause", "resume"}), streams, is_task, on_repair, at_desk, broadcast)
 
 
 async def _listen(server: ControlServer, runtime: Path) -> None:

@@ -6,7 +6,8 @@ everything. A task may run as the node's user, but is a stranger here, and may n
 
 A first line with `tell` in place of `ask` opens a stream of reports: the server takes each further line and answers only the
 first. Each user has one stream, the newest. Its rate is limited, and a report goes to its receiver as soon as it is read:
-no disk access and no other peer can delay it.
+no disk access and no other peer can delay it. A stream whose first line says `listen` also gets a line of news whenever
+the daemon's view for people at the desk changes (`Broadcast`).
 
 A socket that somebody removes or replaces is made again at once, and that is told.
 """
@@ -44,6 +45,7 @@ MAX_PEERS: Final = 16
 PATIENCE_S: Final = 0.05
 QUEUE: Final = 256
 MAX_STREAMS: Final = 64
+MAX_UNREAD: Final = 1 << 14  # bytes of news that a peer has not read
 REPORT_GAP_S: Final = 0.02  # between two reports of a stream: 50 a second
 NOT_A_TASK: Final = "a task may not say that"
 NOT_PERMITTED: Final = "only root, the node's user and members of its group, and who sits at this machine, may say that"
@@ -87,6 +89,37 @@ class DaemonUnresponsive(Exception):
     """A daemon is there and does not answer in time, or has another version (exit 4)."""
 
 
+class Broadcast:
+    """News for the streams that listen: each gets the latest line, and then each change. A peer that does not read misses
+    news; it never delays the daemon."""
+
+    def __init__(self) -> None:
+        self._line = b""
+        self._listeners: set[asyncio.StreamWriter] = set()
+
+    def announce(self, news: Mapping[str, Any]) -> None:
+        """Send `news` if it is not what was sent last."""
+        line = json.dumps({"v": PROTOCOL, "news": news}, allow_nan=False).encode() + b"\n"
+        if line != self._line:
+            self._line = line
+            for writer in self._listeners:
+                self._send(writer)
+
+    def add(self, writer: asyncio.StreamWriter) -> None:
+        """This stream listens from now on."""
+        self._listeners.add(writer)
+        if self._line:
+            self._send(writer)
+
+    def discard(self, writer: asyncio.StreamWriter) -> None:
+        """The stream is over."""
+        self._listeners.discard(writer)
+
+    def _send(self, writer: asyncio.StreamWriter) -> None:
+        if not writer.is_closing() and writer.transport.get_write_buffer_size() < MAX_UNREAD:
+            writer.write(self._line)
+
+
 class ControlServer:
     """Serves requests and report streams.
 
@@ -98,6 +131,7 @@ class ControlServer:
         is_task: whether a pid may belong to a task, which then may use neither restricted handlers nor streams.
         on_repair: gets a sentence when the socket had to be made again.
         at_desk: whether the user with this uid sits at this machine.
+        broadcast: the news for streams that listen.
     """
 
     def __init__(
@@ -109,10 +143,12 @@ class ControlServer:
         is_task: Callable[[int], bool] = lambda _: False,
         on_repair: Callable[[str], None] = lambda _: None,
         at_desk: Callable[[int], object] = lambda _: None,
+        broadcast: Broadcast | None = None,
     ) -> None:
         self._path = path
         self._handlers, self._restricted, self._streams = handlers, restricted, streams or {}
         self._is_task, self._on_repair, self._at_desk = is_task, on_repair, at_desk
+        self._broadcast = broadcast or Broadcast()
         self._identity = (0, 0)  # of the socket's file
         self._watcher = Watcher(self._on_events)
         self._next_look: asyncio.TimerHandle | None = None
@@ -318,6 +354,8 @@ class ControlServer:
             receiver.receive(message)
             async with asyncio.timeout(PEER_DEADLINE_S):
                 await _send(writer, _envelope(True, **answer))
+            if message.get("listen") is True:
+                self._broadcast.add(writer)
             while True:
                 await asyncio.sleep(REPORT_GAP_S)  # what comes faster waits in the peer's own socket
                 receiver.receive(await _read_request(reader))
@@ -325,6 +363,7 @@ class ControlServer:
             if not reader.at_eof():
                 await _send(writer, _envelope(False, error=str(error)))
         finally:
+            self._broadcast.discard(writer)
             receiver.closed()
             if self._open_streams.get(uid) is writer:
                 del self._open_streams[uid]

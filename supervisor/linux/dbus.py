@@ -1,4 +1,4 @@
-"""The system bus, the only file that knows dbus-fast: calls with a deadline, signals, and reconnection.
+"""The system bus, the only file that knows dbus-fast: calls with a deadline, signals, objects of ours, and reconnection.
 
 A call ends with an answer of the expected signature or with BusError; it never hangs. When the bus dies, this connects again,
 with back-off, and renews every subscription and watched name. A signal counts only if it comes from the current owner of the
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from dbus_fast import BusType, Message, MessageFlag, MessageType
+from dbus_fast import Variant as Variant  # for those who serve objects
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import DBusFastError
 
@@ -38,6 +39,8 @@ OTHER_FORM: Final = f"{BUS}.Error.InvalidSignature"
 ANY: Final = ".*"  # the end of a watched name that stands for all names below it
 _FAILURES: Final = (DBusFastError, OSError, EOFError, ValueError, TypeError, TimeoutError)
 _ABSENT: Final = (f"{BUS}.Error.ServiceUnknown", f"{BUS}.Error.NameHasNoOwner")
+# A method of ours: gets a call, returns the answer's signature and body; None: there is no such method.
+Serve = Callable[["Call"], tuple[str, list[Any]] | None]
 _Answer = tuple[Message, list[int]]  # a reply, and its descriptors
 _NAMES: Final = {LOGIN1: "logind", BUS: "the system bus"}
 
@@ -111,6 +114,7 @@ class SystemBus:
         self._subscriptions: list[_Subscription] = []
         self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self._ends: dict[str, Callable[[], None]] = {}
+        self._objects: dict[str, Serve] = {}
         self.error = f"the {name} has not been asked for yet"
 
     def owner(self, name: str) -> str:
@@ -134,6 +138,16 @@ class SystemBus:
         interface, an empty `path` every object."""
         assert self._task is None, "subscriptions are made before start"
         self._subscriptions.append(_Subscription(sender, interface, member, path, handler))
+
+    def serve(self, path: str, answer: Serve) -> None:
+        """Answer calls to an object of ours. A ValueError of `answer` is an error's text for the caller."""
+        self._objects[path] = answer
+
+    def emit(self, path: str, interface: str, member: str, signature: str = "", *body: Any) -> None:
+        """Send a signal of an object of ours, if there is a bus."""
+        if self._bus is not None:
+            with contextlib.suppress(OSError):
+                self._bus.send(Message.new_signal(path, interface, member, signature, list(body)))
 
     async def watch_end(self, owner: str, on_end: Callable[[], None]) -> None:
         """Call `on_end` once, when the connection `owner` has left the bus, or this one has. At any time.
@@ -180,8 +194,10 @@ class SystemBus:
         signature: str = "",
         expect: str = "",
         timeout_s: float = CALL_TIMEOUT_S,
+        may_start: bool = False,
     ) -> list[Any]:
         """Call a method; returns the answer's body, whose signature is `expect`. The caller closes a descriptor in it.
+        `may_start`: the bus may start the service.
 
         Raises:
             BusError: no bus, no answer within `timeout_s` seconds, an error, or another signature.
@@ -190,7 +206,7 @@ class SystemBus:
             raise BusError(self.error)
         message = Message(
             destination=destination, path=path, interface=interface, member=member, signature=signature,
-            body=list(body), flags=MessageFlag.NO_AUTOSTART,
+            body=list(body), flags=MessageFlag.NONE if may_start else MessageFlag.NO_AUTOSTART,
         )  # fmt: skip
         return await self._send(self._bus, message, expect, timeout_s)
 
@@ -303,8 +319,8 @@ class SystemBus:
             if not only or name == only or _is_in(only, name):
                 on_owner(self.owner(only or name))
 
-    def _receive(self, message: Message) -> None:
-        """Gets every incoming message before dbus-fast handles it."""
+    def _receive(self, message: Message) -> Message | bool:
+        """Gets every incoming message before dbus-fast handles it. Returns the answer to a call; True: none is to be sent."""
         fds = list(message.unix_fds)  # a copy: in dbus-fast a message without descriptors shares its list with the next one
         for fd in fds:
             os.set_inheritable(fd, False)  # a task must not inherit a lock
@@ -312,10 +328,12 @@ class SystemBus:
             answer = self._waiting.get(message.reply_serial)
             if answer is not None and not answer.done():
                 answer.set_result((message, fds))
-                return
+                return False
         _close_all(fds)  # nobody waits for them
+        if message.message_type is MessageType.METHOD_CALL and (serve := self._objects.get(message.path or "")) is not None:
+            return _served(serve, message)
         if message.message_type is not MessageType.SIGNAL:
-            return
+            return False
         if message.sender == BUS:
             if message.member == "NameOwnerChanged" and message.signature == "sss":
                 name, _, owner = message.body
@@ -324,7 +342,7 @@ class SystemBus:
                 self._owners[name] = owner
                 if self._bus is not None:
                     self._notify(name)
-            return
+            return False
         for wanted in self._subscriptions:
             if (
                 message.interface == wanted.interface
@@ -333,6 +351,7 @@ class SystemBus:
                 and self._is_from(message.sender or "", wanted.sender)
             ):
                 wanted.handler(Signal(message.path or "", message.interface, message.member or "", list(message.body)))
+        return False
 
     def _is_from(self, owner: str, sender: str) -> bool:
         """Whether the connection owns the subscribed name, or one below it."""
@@ -347,12 +366,28 @@ def _is_in(name: str, space: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A method call between two other programs."""
+    """A method call, to an object of ours or between two other programs."""
 
     sender: str
     interface: str
     member: str
     body: list[Any]
+    signature: str = ""
+
+
+def _served(serve: Serve, message: Message) -> Message | bool:
+    """The answer of an object of ours."""
+    call = Call(message.sender or "", message.interface or "", message.member or "", list(message.body), message.signature)
+    try:
+        found = serve(call)
+    except ValueError as error:
+        answer = Message.new_error(message, f"{BUS}.Error.InvalidArgs", one_line(str(error), 200))
+    else:
+        if found is None:
+            answer = Message.new_error(message, f"{BUS}.Error.UnknownMethod", f"no method {call.member} here")
+        else:
+            answer = Message.new_method_return(message, found[0], found[1])
+    return True if message.flags & MessageFlag.NO_REPLY_EXPECTED else answer
 
 
 async def monitor_calls(address: str, rules: list[str], handler: Callable[[Call], None]) -> None:

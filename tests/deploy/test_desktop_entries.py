@@ -14,7 +14,7 @@ import pytest
 from support.running import RAE_NODE, NodeFolder, daemon
 
 FOLDER = Path(__file__).parents[2] / "deploy/desktop"
-ENTRIES = sorted(path.name for path in FOLDER.iterdir())
+ENTRIES = sorted(path.name for path in FOLDER.glob("*.desktop"))
 ANSWERS = {
     ("rae-node-pause.desktop", "Desktop Entry"): "until `rae-node resume`",
     ("rae-node-pause.desktop", "Desktop Action two-hours"): "paused until ",
@@ -47,6 +47,13 @@ def test_the_validator_has_nothing_to_say(name: str) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", ENTRIES)
+def test_its_icon_is_shipped(name: str) -> None:
+    icon = re.search(r"^Icon=(.+)$", (FOLDER / name).read_text(), re.MULTILINE)
+    assert icon
+    assert (FOLDER / "icons" / f"{icon[1]}.svg").exists()
+
+
 def test_every_command_is_tried_below() -> None:
     assert {(name, section) for name in ENTRIES for section in commands(name)} == set(ANSWERS)
 
@@ -58,7 +65,7 @@ def test_a_click_says_the_word_and_shows_the_answer(tmp_path: Path) -> None:
     tools.mkdir()
     for name, script in (
         ("rae-node", f'exec {shlex.join(RAE_NODE)} "$@" --config {folder.path}'),
-        ("notify-send", f'printf "%s|" "$@" >> {tmp_path}/shown'),
+        ("busctl", f'printf "%s|" "$@" >> {tmp_path}/shown'),
     ):
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)
@@ -69,7 +76,7 @@ def test_a_click_says_the_word_and_shows_the_answer(tmp_path: Path) -> None:
         for (name, section), answer in ANSWERS.items():
             shown.unlink(missing_ok=True)
             subprocess.run(commands(name)[section], env=env, check=True, timeout=60, cwd="/")
-            _, _, title, text, _ = shown.read_text().split("|")
+            *_, title, text, _, _, _, _ = shown.read_text().split("|")
             assert title == "rae-node"
             assert answer in text
             node.wait_for("DISABLED" if "pause" in name else "READY")

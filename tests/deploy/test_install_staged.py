@@ -83,6 +83,8 @@ def test_staged_it_writes_there_and_nowhere_else_and_takes_it_back(tmp_path: Pat
     assert os.readlink(home / "venv").startswith("versions/venv-")
     entries = {path.name for path in (root / "usr/local/share/applications").iterdir()}
     assert entries == {"rae-node-pause.desktop", "rae-node-resume.desktop"}
+    icons = {path.stem for path in (root / "usr/local/share/icons/hicolor/scalable/apps").iterdir()}
+    assert icons == {"rae-node", "rae-node-lent", "rae-node-paused", "rae-node-yours"}
     script = (home / "venv/bin/rae-node").read_text()
     assert str(tmp_path) not in script, "it runs where it will be, not where it was staged"
     assert here_too.exists() is before

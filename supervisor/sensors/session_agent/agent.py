@@ -10,6 +10,8 @@ nothing else. It wakes at their events, and to report that nothing has changed, 
 A session is reported `active` if one of its displays (`homes.py`) says so; idle if all say so, since the latest time; and
 unproven, with the reason, if one of them cannot be seen. Displays that belong to no session are reported by themselves. The
 daemon counts what is unproven as active.
+
+To a person who sits at this machine the agent also shows what the node does (`desk.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from supervisor.linux.dbus import LOGIN1, LOGIN1_MANAGER, LOGIN1_PATH, PROPERTIE
 from supervisor.linux.inotify import Event, Watcher, flags
 from supervisor.linux.small_files import read_small
 from supervisor.sensors.presence.logind_session import is_nobody, session_properties
+from supervisor.sensors.session_agent.desk import Desk
 from supervisor.sensors.session_agent.homes import Homes, Key, OwnSession
 from supervisor.sensors.session_agent.reporter import Reporter
 from supervisor.sensors.session_agent.session_bus import BusIdle
@@ -114,7 +117,7 @@ def _gone(error: Exception) -> Gone:
 
 class Agent:
     """The whole agent. `socket`: the daemon's control socket. `quiet_s`: how long a desktop must be untouched to be idle.
-    `x_folder`: where X servers listen."""
+    `x_folder`: where X servers listen. `choices`: the file with what the person wants to see."""
 
     def __init__(
         self,
@@ -125,6 +128,7 @@ class Agent:
         runtime: Path | None = None,
         x_folder: Path = Path(FOLDER),
         quiet_s: float = QUIET_S,
+        choices: Path | None = None,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._uid = os.getuid()
@@ -144,7 +148,9 @@ class Agent:
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = RETRY_S[0]
         self._logged: dict[str, str] = {}
-        self._reporter = Reporter(socket, self.report, self.prove, log)
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+        self._desk = Desk(socket, self._session_bus, choices or config / "rae-node/desk.json", log)
+        self._reporter = Reporter(socket, self.report, self.prove, log, self._desk.news)
         self._terminals = OwnTerminals(self._typed)
         self._typed_due_s = 0.0  # by the loop's time
         self._bus = SystemBus(bus_address)
@@ -173,6 +179,7 @@ class Agent:
                 await asyncio.gather(reporting, return_exceptions=True)
             await asyncio.gather(*(watched.stop() for watched in self._all()), return_exceptions=True)
             self._terminals.stop()
+            await self._desk.stop()
             await self._bus.stop()
 
     def _all(self) -> list[WatchedSource]:
@@ -199,6 +206,7 @@ class Agent:
     async def _own_sessions(self) -> dict[str, OwnSession]:
         (listed,) = await self._bus.call(LOGIN1, LOGIN1_PATH, LOGIN1_MANAGER, "ListSessions", expect="a(susso)")
         found: dict[str, OwnSession] = {}
+        seated = unlocked = False
         for number, uid, _, _, path in listed:
             if uid != self._uid:
                 continue
@@ -206,7 +214,12 @@ class Agent:
             if known is None or known.get("State") == "closing" or is_nobody(str(known.get("Class", ""))):
                 continue  # None: it ended between the two calls
             display, terminal = str(known.get("Display", "")), bool(known.get("TTY") or known.get("Remote"))
-            found[number] = OwnSession(number, str(known.get("Type", "")), plain_name(display) or display, terminal)
+            found[number] = own = OwnSession(number, str(known.get("Type", "")), plain_name(display) or display, terminal)
+            at_seat = not known.get("Remote") and bool(known.get("Seat", [""])[0])
+            if own.graphical and at_seat and known.get("Class") == "user":
+                seated = True
+                unlocked = unlocked or bool(known.get("Active") and not known.get("LockedHint"))
+        self._desk.seat(seated, unlocked)
         return found
 
     async def _find_displays(self) -> None:

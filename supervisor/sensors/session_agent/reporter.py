@@ -1,7 +1,8 @@
 """The lasting connection from a session agent to the daemon, and the reports over it.
 
 A report goes out at once when something has changed, and otherwise often enough to stay young (`every_s`, which the daemon
-says). While no daemon listens, the agent does not try: inotify watches the folder of the daemon's socket.
+says). The daemon's news for the person come back over it. While no daemon listens, the agent does not try: inotify watches
+the folder of the daemon's socket.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LAST_RETRY_S: Final = 60.0
 
 class Reporter:
     """Sends `report()` to the daemon at `path`. `prove` asks every source again; called when nothing has changed for a while.
-    `log` takes a line about the connection."""
+    `log` takes a line about the connection; `news` what the daemon says of itself, and None when the connection ends."""
 
     def __init__(
         self,
@@ -35,8 +36,9 @@ class Reporter:
         report: Callable[[], dict[str, Any]],
         prove: Callable[[], Awaitable[None]],
         log: Callable[[str], None],
+        news: Callable[[dict[str, Any] | None], None] = lambda _: None,
     ) -> None:
-        self._path, self._report, self._prove, self._log = path, report, prove, log
+        self._path, self._report, self._prove, self._log, self._news = path, report, prove, log, news
         self._writer: asyncio.StreamWriter | None = None
         self._sent_s = 0.0  # by the loop's time
         self._next: asyncio.TimerHandle | None = None
@@ -82,7 +84,7 @@ class Reporter:
             reader, writer = await asyncio.open_unix_connection(name)
         tasks: list[asyncio.Future[Any]] = []
         try:
-            self._send(writer)
+            self._send(writer, listen=True)
             self._writer = writer
             async with asyncio.timeout(DEADLINE_S):
                 answer = json.loads(await reader.readline() or b"null")
@@ -93,21 +95,28 @@ class Reporter:
             if not isinstance(every_s := answer.get("every_s"), int | float):
                 raise ValueError("it does not say how often it wants one; are agent and node of the same version?")
             self._wait_s, self._logged = FIRST_RETRY_S, ""  # the next fault is a new one
-            over, aging = asyncio.ensure_future(reader.readline()), asyncio.ensure_future(self._stay_young(writer, every_s))
+            over, aging = asyncio.ensure_future(self._listen(reader)), asyncio.ensure_future(self._stay_young(writer, every_s))
             tasks = [over, aging]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if aging.done():
                 aging.result()
-            if not (line := over.result()):
-                raise EOFError
-            raise ValueError(str(json.loads(line).get("error")))
+            over.result()
+            raise EOFError
         finally:
             self._writer = None
+            self._news(None)
             self._cancel_next()
             writer.transport.abort()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Take news until the daemon closes the connection, or refuses a report (ValueError)."""
+        while line := await reader.readline():
+            if "news" not in (message := json.loads(line)):
+                raise ValueError(str(message.get("error")))
+            self._news(message["news"])
 
     async def _stay_young(self, writer: asyncio.StreamWriter, every_s: float) -> NoReturn:
         """Send a proven report when the last one is `every_s` old. A change during the proof does not wait for it."""
@@ -125,13 +134,14 @@ class Reporter:
         except Exception:  # noqa: BLE001 - the first report of the next connection meets the fault again, and `run` logs it
             writer.transport.abort()
 
-    def _send(self, writer: asyncio.StreamWriter) -> None:
+    def _send(self, writer: asyncio.StreamWriter, *, listen: bool = False) -> None:
         self._cancel_next()
         self._sent_s = asyncio.get_running_loop().time()
         if writer.transport.get_write_buffer_size() > MAX_UNREAD:
             writer.transport.abort()
         else:
-            writer.write(_line({"v": PROTOCOL, "tell": "presence", **self._report()}))
+            more = {"listen": True} if listen else {}
+            writer.write(_line({"v": PROTOCOL, "tell": "presence", **more, **self._report()}))
 
     def _cancel_next(self) -> None:
         if self._next is not None:
