@@ -35,10 +35,10 @@ def bugreport(
     """
     from supervisor import VERSION
     from supervisor.config.load import ConfigErrors, find_folder, load
-    from supervisor.config.redact import scrub, secrets_of, shown
     from supervisor.linux import console
     from supervisor.tools.doctor import report
     from supervisor.tools.doctor.doctor import examine
+    from supervisor.tools.redact import scrub, secrets_of, shown
 
     path = file or Path(f"rae-node-{socket.gethostname()}-{time.strftime('%Y%m%dT%H%M%S')}.tar.gz")
     folder, secrets = find_folder(config).absolute(), set()

@@ -91,7 +91,7 @@ def show(
     """
     import yaml
 
-    from supervisor.config.redact import shown
+    from supervisor.tools.redact import shown
 
     settings = shown(load_config(config), every=every)
     if json:

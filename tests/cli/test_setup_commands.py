@@ -18,7 +18,7 @@ from support.running import RAE_NODE, NodeFolder, daemon
 
 from supervisor.cli.pause import end_of
 from supervisor.config.load import load
-from supervisor.config.redact import HIDDEN, scrub, secrets_of, shown
+from supervisor.tools.redact import HIDDEN, scrub, secrets_of, shown
 
 SECRET = "sentinel-4711-secret"
 
