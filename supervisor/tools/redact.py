@@ -16,6 +16,7 @@ import msgspec
 
 from supervisor.config.load import Config
 from supervisor.config.schema import SHIPPED_RUNTIME, NodeSettings
+from supervisor.sources.api_key import TokenError, token
 
 HIDDEN: Final = "(hidden)"
 LEAST: Final = 6  # characters: a shorter text stands in many places by chance
@@ -69,8 +70,6 @@ def _arguments(argv: list[str]) -> Iterator[str]:
 
 def secrets_of(config: Config) -> set[str]:
     """Texts that are secret wherever they stand: the key, and what stands in the places of secrets."""
-    from supervisor.sources.api_key import TokenError, token
-
     found: set[str] = set()
     with contextlib.suppress(TokenError):
         found.add(token(config.control, os.environ) or "")
