@@ -15,6 +15,7 @@ from typing import Annotated, Final
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, NoAnswer, exit_with, query, runtime_folder
+from supervisor.linux.small_files import open_plain
 
 MAX_JOURNAL: Final = 16 << 20  # the end of each file
 
@@ -77,8 +78,8 @@ def _journal(folder: Path) -> dict[str, str]:
     found = {}
     try:
         for path in files([folder])[-2:]:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - MAX_JOURNAL))
+            with os.fdopen(open_plain(path), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - MAX_JOURNAL))
                 found[path.name] = file.read(MAX_JOURNAL).decode(errors="replace")
     except OSError as error:
         found["journal.txt"] = f"{error.filename}: {error.strerror}; run it with sudo"

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, exit_with
+from supervisor.linux.small_files import read_plain
 
 KEY_FILE: Final = "control-node.key"
 
@@ -101,7 +102,7 @@ def _key(file: Path | None) -> str:
             return ""
         return str(typer.prompt("Its key (nothing: none)", default="", hide_input=True, show_default=False)).strip()
     try:
-        return (sys.stdin.read() if str(file) == "-" else file.read_text()).strip()
+        return (sys.stdin.read() if str(file) == "-" else read_plain(file, follow=True).decode()).strip()
     except (OSError, UnicodeDecodeError) as error:
         exit_with(Exit.NO, f"{file}: {error.strerror if isinstance(error, OSError) else 'it is no text'}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ import typer
 
 from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config
 from supervisor.cli.pause import CLOCK, clock_s, length_s
+from supervisor.linux.small_files import open_plain, read_plain
 
 POLL_S: Final = 0.5
 LINES: Final = 30
+MAX_BYTES: Final = 1 << 30  # of one day; a quiet one has less than 1 MB
 
 
 def log(
@@ -61,7 +64,7 @@ def _lines(folder: Path, from_s: float | None) -> list[str]:
     """The lines since then (seconds since the epoch); None: those of the last two days."""
     found: list[str] = []
     for path in _files(folder)[-2:] if from_s is None else _files(folder):
-        lines = path.read_text(errors="replace").splitlines()
+        lines = read_plain(path, MAX_BYTES).decode(errors="replace").splitlines()
         found += [line for line in lines if from_s is None or (_when(line) or 0.0) >= from_s]
     return found
 
@@ -83,7 +86,7 @@ def _following(folder: Path) -> Iterator[str]:
         for path in files[files.index(newest[0]) :] if newest and newest[0] in files else files:
             if [path] != newest:
                 newest, at = [path], 0
-            with path.open("rb") as file:
+            with os.fdopen(open_plain(path), "rb") as file:
                 file.seek(at)
                 whole, _, _ = file.read().rpartition(b"\n")
             if whole:

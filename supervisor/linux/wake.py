@@ -8,7 +8,6 @@ there; it uses the standard library alone.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
@@ -18,6 +17,8 @@ from collections.abc import Mapping
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Final
+
+from supervisor.linux.small_files import read_small
 
 SOCKET: Final = Path("/run/rae-wake.sock")
 CLOCK_REALTIME_ALARM: Final = 8
@@ -154,9 +155,7 @@ def able(sys_root: Path = Path("/sys")) -> Mapping[str, Any]:
     """What can wake this machine, by the kernel: `clock` True or False, `cards` by name."""
 
     def enabled(path: Path) -> bool:
-        with contextlib.suppress(OSError):
-            return path.read_text().strip() == ABLE
-        return False
+        return read_small(str(path)) == ABLE
 
     clocks = any(enabled(clock / "device/power/wakeup") for clock in (sys_root / "class/rtc").glob("rtc*"))
     cards = [card.name for card in (sys_root / "class/net").glob("*") if enabled(card / "device/power/wakeup")]

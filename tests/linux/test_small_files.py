@@ -34,6 +34,7 @@ OPENS = {
     "sources/in_flight.py": "the record, which it checks, synced with its folder",
     "sources/nats/admin/credentials.py": "new keys, never over a file that is there",
     "config/generate.py": "writes this repository's own files",
+    "cli/bugreport.py": "a new file where the person says, never over one that is there",
     "cli/diagram.py": "writes where the person says, a pipe too",
     "cli/picture.py": "writes where the person says, a pipe too",
     "cli/record.py": "writes where the person says, a pipe too",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.answers import WALL_S, at
 from support.constants import constants
 from support.rae_server import PATHS
 from tenacity import Future, RetryCallState, Retrying
@@ -329,31 +330,31 @@ def test_a_key_or_a_password_is_in_no_text() -> None:
 @pytest.mark.parametrize(
     ("source", "lines"),
     [
-        ({}, ["control node http://h: up since S"]),
-        ({"error": "e", "error_at": "T"}, ["control node http://h: up since S", "last trouble T: e"]),
+        ({}, ["control node http://h: up for 3 h"]),
+        ({"error": "e", "error_at": at(120)}, ["control node http://h: up for 3 h", "last trouble 2 min ago: e"]),
         (
-            {"link": "down", "reason": "e", "error": "e", "error_at": "T", "next_try_s": 2.5, "outbox": 3},
-            ["control node http://h: down since S, e, next try in 2.5 s", "to deliver 3 outcomes"],
+            {"link": "down", "reason": "e", "error": "e", "error_at": at(120), "next_try_s": 2.5, "outbox": 3},
+            ["control node http://h: down for 3 h, e, next try in 2.5 s", "to deliver 3 outcomes"],
         ),
         (
-            {"dialect": "B", "lost_polls": 2, "lost_poll_at": "T"},
+            {"dialect": "B", "lost_polls": 2, "lost_poll_at": at(120)},
             [
-                "control node http://h (dialect B): up since S",
-                "lost polls 2 since the start, the last at T: with each, the control node may have handed out a task that"
+                "control node http://h (dialect B): up for 3 h",
+                "lost polls 2 since the start, the last 2 min ago: with each, the control node may have handed out a task that"
                 " nobody has",
             ],
         ),
         (
-            {"link": "down", "reason": "connecting", "error": "e", "error_at": "T"},
-            ["control node http://h: down since S, connecting", "last trouble T: e"],
+            {"link": "down", "reason": "connecting", "error": "e", "error_at": at(120)},
+            ["control node http://h: down for 3 h, connecting", "last trouble 2 min ago: e"],
         ),
     ],
 )
 def test_status_shows_the_link(source: dict[str, Any], lines: list[str]) -> None:
-    link = {"url": "http://h", "link": "up", "since": "S", "reason": "", "next_try_s": None, "outbox": 0}
+    link = {"url": "http://h", "link": "up", "since": at(10_800), "reason": "", "next_try_s": None, "outbox": 0}
     none = {"dialect": "", "lost_polls": 0, "lost_poll_at": None, "error": "", "error_at": None}
     shown_source = {**link, **none, **source}
     rest = {"task": None, "task_usage": None, "paused_until": None, "inhibitor": "i", "notes": [], "version": "v"}
     answer = {**rest, "source": shown_source}
-    shown = [f"{name} {text}" for name, text in _facts(answer)]
+    shown = [f"{name} {text}" for name, text in _facts(answer, WALL_S)]
     assert [line for line in shown if line.startswith(("control", "last", "to deliver", "lost"))] == lines
