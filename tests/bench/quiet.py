@@ -2,7 +2,7 @@
 
     python tests/bench/quiet.py [--seconds 60]
 
-The stage is that of footprint.py, with the session's own agent beside it (an ext-idle-notify compositor of ours).
+The stage is that of footprint.py, with the session's own agent beside it (an ext-idle-notify compositor and a tray of ours).
 Exit 1 when anything polls (more than 0.3 wake-ups a second, or 20 in one second), or when a process is started, or one is
 there that is no agent.
 """
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/bench")]
 from footprint import running, stage, tree
 from support.bench import Row, verdict
+from support.desktop_panel import MessageService, TrayHost
 from support.displays import IdleServer
 from support.login1 import PrivateBus, session
 
@@ -98,17 +99,20 @@ async def watch(seconds: float, settled_s: float = SETTLED_S) -> tuple[dict[str,
         idle.logind.sessions["/org/freedesktop/login1/session/_3"] = session(User=(os.getuid(), "/u"))
         alone = by_itself()
         agent = [*alone, sys.executable, "-I", "-m", "supervisor.sensors.session_agent.agent", "--config", str(idle.folder)]
-        env = {**idle.env, "XDG_RUNTIME_DIR": str(runtime)}
+        env = {**idle.env, "XDG_RUNTIME_DIR": str(runtime), "XDG_CONFIG_HOME": str(idle.folder)}
         with (
             PrivateBus(runtime) as bus,
             running([*alone, *idle.daemon], idle.env, idle.folder / "ours.log") as daemon,
             IdleServer(runtime / "wayland-0", 2),
             running(agent, env | {"DBUS_SESSION_BUS_ADDRESS": bus.address}, idle.folder / "agent.log") as beside,
         ):
+            tray, messages = await TrayHost(bus.address).start(), await MessageService(bus.address).start()
             async with asyncio.timeout(60):
                 while b"link: up" not in (idle.folder / "ours.log").read_bytes() or not tree(daemon.pid)[1:]:
                     await asyncio.sleep(0.05)
             await asyncio.sleep(settled_s)
+            shown = (await tray.icon())["IconName"] if tray.item else "no icon"
+            print(f"in the tray: {shown}; messages: {len(messages.shown)}")
             watched = [*tree(daemon.pid), beside.pid]
             threads = {int(task.name): program(pid) for pid in watched for task in Path(f"/proc/{pid}/task").iterdir()}
             log = idle.folder / "strace"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import configparser
 import os
 import re
@@ -11,6 +12,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.desktop_panel import MessageService
+from support.login1 import PrivateBus
 from support.running import RAE_NODE, NodeFolder, daemon
 
 FOLDER = Path(__file__).parents[2] / "deploy/desktop"
@@ -60,27 +63,33 @@ def test_every_command_is_tried_below() -> None:
 
 @pytest.mark.slow
 def test_a_click_says_the_word_and_shows_the_answer(tmp_path: Path) -> None:
+    """By the real busctl, on a real bus."""
     folder = NodeFolder.make(tmp_path / "n")
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, script in (
-        ("rae-node", f'exec {shlex.join(RAE_NODE)} "$@" --config {folder.path}'),
-        ("busctl", f'printf "%s|" "$@" >> {tmp_path}/shown'),
-    ):
-        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tools / name).chmod(0o755)
-    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
-    shown = tmp_path / "shown"
-    with daemon(folder) as node:
-        node.wait_for("READY")
-        for (name, section), answer in ANSWERS.items():
-            shown.unlink(missing_ok=True)
-            subprocess.run(commands(name)[section], env=env, check=True, timeout=60, cwd="/")
-            *_, title, text, _, _, _, _ = shown.read_text().split("|")
-            assert title == "rae-node"
-            assert answer in text
-            node.wait_for("DISABLED" if "pause" in name else "READY")
-        node.kill()
-    shown.unlink()
-    subprocess.run(commands("rae-node-pause.desktop")["Desktop Entry"], env=env, check=True, timeout=60, cwd="/")
-    assert "the daemon is not running" in shown.read_text()
+    (tools / "rae-node").write_text(f'#!/bin/sh\nexec {shlex.join(RAE_NODE)} "$@" --config {folder.path}\n')
+    (tools / "rae-node").chmod(0o755)
+
+    async def click(name: str, section: str, env: dict[str, str]) -> None:
+        clicked = await asyncio.create_subprocess_exec(*commands(name)[section], env=env, cwd="/")
+        assert await asyncio.wait_for(clicked.wait(), 60) == 0
+
+    async def story(address: str) -> None:
+        messages = await MessageService(address).start()
+        env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "DBUS_SESSION_BUS_ADDRESS": address}
+        env["XDG_RUNTIME_DIR"] = str(tmp_path)
+        with daemon(folder) as node:
+            node.wait_for("READY")
+            for (name, section), answer in ANSWERS.items():
+                await click(name, section, env)
+                title, text, _ = messages.shown[-1]
+                assert title == "rae-node"
+                assert answer in text
+                node.wait_for("DISABLED" if "pause" in name else "READY")
+            node.kill()
+        await click("rae-node-pause.desktop", "Desktop Entry", env)
+        assert "the daemon is not running" in messages.shown[-1][1]
+        await messages.stop()
+
+    with PrivateBus(tmp_path) as bus:
+        asyncio.run(story(bus.address))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
-from desktops.stage import IDLE_S, READY_S, SESSIONS, TASK_S, Fails, Stage, reasons
+from desktops.stage import IDLE_S, PERSON, READY_S, SESSIONS, TASK_S, Fails, Stage, reasons
 from support.waiting import until
 
 Cell = Callable[[Stage], str]
 FILM = "filmplayer"  # what a film's lock calls itself in all scripts
 HUNG_S = 75.0  # an idle desktop is asked every half minute, and given time to answer; then ever more seldom
+NO_TRAY = "ServiceUnknown"
 NOT_OFFERED = "not offered"  # nobody has that name on this desktop's bus
 HELD_S = IDLE_S + 8  # a film, or somebody who types: long enough to see that the node would work without
 
@@ -155,6 +157,23 @@ def over(play: Stage, verb: str) -> str:
         if verb != "kill" or "session" not in play.said():
             raise
         return f"held: {play.said()}"
+
+
+def tray(play: Stage) -> str:
+    """The icon follows the state, and its menu pauses and resumes. Without a tray, the message of the first login was shown."""
+    play.works()
+    with contextlib.suppress(AssertionError):
+        until(lambda: NO_TRAY not in play.tray("show"), "a tray", 10)
+    if NO_TRAY in (seen := play.tray("show")):
+        choices = play.box.root / f"home/{PERSON}/.config/rae-node/desk.json"
+        until(choices.exists, "the message of the first login", READY_S)
+        return "none: a message"
+    until(lambda: play.tray("show").startswith("True|Active|rae-node-lent|Lent"), lambda: f"lent, not {seen}", 15)
+    for entry, icon in (("Pause for 2 hours", "rae-node-paused|Paused by bert"), ("Resume", "rae-node-yours|Yours")):
+        play.tray("click", entry)
+        until(lambda icon=icon: f"|{icon}" in play.tray("show"), lambda icon=icon: f"{icon}, not {play.tray('show')}", 15)
+    play.works()
+    return "lent, paused, yours"
 
 
 # --- ways in without a desktop: a variant of remote-shells.sh

@@ -89,6 +89,14 @@ class Stage:
         self._running.append(process)
         return process
 
+    def tray(self, *words: str) -> str:
+        """A verb of tray_click.py, as the person on their own bus; what it printed, or its error."""
+        runtime = f"/run/user/{self.box.run('id', '-u', PERSON).stdout.strip()}"
+        env = [f"XDG_RUNTIME_DIR={runtime}", f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"]
+        argv = ["runuser", "-u", PERSON, "--", "env", *env, "python3", "/mnt/desktops/tray_click.py", *words]
+        done = self.box.run(*argv, check=False)
+        return done.stdout.strip() or done.stderr.strip()
+
     def end(self) -> None:
         """What runs in the background has ended, with all that it started."""
         for process in self._running:

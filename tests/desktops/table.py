@@ -25,7 +25,7 @@ from desktops import cells
 from desktops.cells import Cell
 from desktops.stage import Fails, Stage, stage
 
-COLUMNS = ("ready", "touch", "quiet", "film", "locked", "hang", "logout", "kill", "tasks")
+COLUMNS = ("ready", "touch", "tray", "quiet", "film", "locked", "hang", "logout", "kill", "tasks")
 LIGHTDM_FILMS = ("inhibit", "inhibit2", "inhibit4")
 
 
@@ -42,7 +42,7 @@ class Row:
 def desktop(films: tuple[str, ...] = ("inhibit",)) -> dict[str, Cell]:
     """What a desktop is asked."""
     return {
-        "ready": cells.ready, "touch": cells.touch, "quiet": partial(cells.quiet, seconds=QUIET_S),
+        "ready": cells.ready, "touch": cells.touch, "tray": cells.tray, "quiet": partial(cells.quiet, seconds=QUIET_S),
         "film": partial(cells.film, verbs=films), "locked": cells.locked, "hang": cells.hang, "logout": cells.logout,
         "kill": cells.kill, "tasks": cells.whole_tasks,
     }  # fmt: skip
@@ -79,7 +79,7 @@ def rows() -> dict[str, Row]:
         "LXQt": Row("lightdm", desktop(LIGHTDM_FILMS), {"DESK": "lxqt"}),
     }
     return table | {
-        "sway": Row("sway", desktop()),
+        "sway": Row("sway", {name: cell for name, cell in desktop().items() if name != "tray"}),
         "weston": Row("weston", {"ready": cells.held, **{v: partial(cells.over, verb=v) for v in ("logout", "kill")}}),
         "GDM's greeter": Row("greeters", some(*QUIETLY), {"KIND": "gdm"}),
         "SDDM's greeter": Row("greeters", some(*QUIETLY), {"KIND": "sddm"}),

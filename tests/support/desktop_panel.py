@@ -77,12 +77,13 @@ class MessageService(Service):
         super().__init__(address, NOTIFICATIONS)
         self.may_be_started = True
         self.shown: list[tuple[str, str, list[str]]] = []
+        self.quiet = False
         self.answers["Notify"] = self._notify
 
     def _notify(self, message: Message) -> tuple[str, list[Any]]:
         name, _, _, title, text, buttons, hints, _ = message.body
         assert name == "rae-node"
-        assert hints["suppress-sound"].value is True
+        self.quiet = "suppress-sound" in hints
         self.shown.append((title, text, buttons[::2]))
         return "u", [len(self.shown)]
 

@@ -1,7 +1,8 @@
 """What the person who sits at this machine sees of the node: an icon with a menu, and a few messages.
 
-Only for a user with a graphical session at a seat. The daemon's news change it, and the person; it has no timer, so it costs no
-wake-ups while nothing changes. Nothing here can delay a report: it may lag, or fail, and the node yields all the same.
+Only for a user with a graphical session at a seat. The daemon's news change it, and the person. One timer runs, once, after a
+first login, so it costs no wake-ups while nothing changes. Nothing here can delay a report: it may lag, or fail, and the node
+yields all the same.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ SAVERS: Final = {
 }  # fmt: skip
 BACKOFF_S: Final = (1.0, 300.0)
 LOGIN_S: Final = 120.0  # so long after a login or an unlock the person may be told what this is
+SETTLE_S: Final = 20.0  # and not sooner: the desktop still starts, and the bus might start another one's service of messages
 LEAST_LENT_S: Final = 60.0  # less is not worth a message
 PAUSE_S: Final = 7200.0
 MORNING_H: Final = 8
@@ -101,6 +103,7 @@ class Desk:
         self._came_back = False
         self._tasks: set[asyncio.Task[object]] = set()
         self._introducing = False
+        self._settled: asyncio.TimerHandle | None = None
         self._unlocked = False
 
     # --- what happens
@@ -128,6 +131,8 @@ class Desk:
         self._consider()
 
     async def stop(self) -> None:
+        if self._settled is not None:
+            self._settled.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -144,6 +149,8 @@ class Desk:
         if present and not self._present:
             self._arrived_s = boot_s()
             self._came_back = self._before is not None
+            if not self._choices.introduced:
+                self._settled = asyncio.get_running_loop().call_later(SETTLE_S, self._consider)
         self._present = present
         self._consider()
 
@@ -211,12 +218,12 @@ class Desk:
         view = self._view
         if view is None or not self._present:
             return
-        fresh = boot_s() - self._arrived_s < LOGIN_S
+        here_s = boot_s() - self._arrived_s
         if self._came_back and not view.lent:
             self._came_back = False
-            if fresh:
+            if here_s < LOGIN_S:
                 self._welcome(view)
-        elif fresh and not self._choices.introduced and not self._introducing and view.state != "DISABLED":
+        elif not (self._choices.introduced or self._introducing or view.state == "DISABLED") and SETTLE_S <= here_s < LOGIN_S:
             self._introducing = True
             self._do(self._introduce(view))
         if not view.lent:

@@ -28,7 +28,7 @@ pids() { pgrep -u "$uid" -x "$1"; }
 alone() { # NAME: what other desktops of the layer have for D-Bus to start is not installed where this one alone is
   local other
   for other in gnome kde cinnamon mate xfce lxqt; do
-    [ "$other" = "$1" ] || rm -f /usr/share/dbus-1/services/org."$other".* /usr/share/dbus-1/services/*portal.desktop."$other".service
+    [ "$other" = "$1" ] || rm -f /usr/share/dbus-1/services/org.{,freedesktop.}"$other".* /usr/share/dbus-1/services/*portal.desktop."$other".service
   done
   case $1 in xfce | lxqt) ;; *) rm -f /etc/xdg/autostart/light-locker.desktop ;; esac; }
 end_user() { systemctl stop "$unit" 2>/dev/null; s=$(session); [ -z "$s" ] || loginctl terminate-session "$s"; }

@@ -18,6 +18,7 @@ from support.login1 import FakeLogin1, PrivateBus, session
 from support.waiting import eventually
 
 from supervisor.linux.control_socket import Broadcast, ControlServer, Peer
+from supervisor.sensors.session_agent import desk
 from supervisor.sensors.session_agent.agent import Agent
 from supervisor.sensors.session_agent.desk import View, face, next_morning
 from supervisor.sensors.session_agent.source import boot_s
@@ -247,7 +248,9 @@ def test_no_message_while_a_person_works() -> None:
     play(story, INTRODUCED)
 
 
-def test_one_message_at_the_first_login_without_a_tray_it_has_a_button_to_pause() -> None:
+def test_one_message_at_the_first_login_without_a_tray_it_has_a_button_to_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "SETTLE_S", 0.1)
+
     async def story(room: Room) -> None:
         room.broadcast.announce(news())
         await asyncio.sleep(0.2)
@@ -255,6 +258,7 @@ def test_one_message_at_the_first_login_without_a_tray_it_has_a_button_to_pause(
         await room.messages.start()
         await eventually(lambda: room.choices.exists(), "the message")
         ((title, text, buttons),) = room.messages.shown
+        assert room.messages.quiet
         assert (title, buttons) == (HELLO, ["pause-2h", "never"])
         assert "lent to rae.example" in text
         await room.messages.press("pause-2h")
