@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, LogsArgument, journals, reading_journals, terminal
+from supervisor.cli.common import ConfigOption, LogsArgument, journals, load_config, reading_journals, terminal
 from supervisor.cli.picture import check_name, write_file, write_picture
 
 
@@ -41,7 +41,7 @@ def timeline(
     elif out.suffix.lower() == ".html":
         from supervisor.tools.history.timeline.html import page
 
-        write_file(out, page(drawn).encode())
+        write_file(out, page(drawn, "the node" if logs else load_config(config).node_id).encode())
     else:
         from supervisor.tools.history.timeline.svg import picture
 

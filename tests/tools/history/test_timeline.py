@@ -22,6 +22,7 @@ from states.limits import Limits
 from states.memory import State
 from states.observation import Automation, Cpu, Gpu, Host, Observation, Person, Reading
 from supervisor.journal.decision_log import Journal
+from supervisor.linux.clock import iso
 from supervisor.tools.history.svg_to_png import rasterise
 from supervisor.tools.history.timeline.endings import ending_of
 from supervisor.tools.history.timeline.html import page
@@ -30,7 +31,7 @@ from supervisor.tools.history.timeline.spans import GAP, PersonState, Timeline
 from supervisor.tools.history.timeline.sums import summary
 from supervisor.tools.history.timeline.svg import picture
 from supervisor.tools.history.timeline.terminal import lines
-from supervisor.tools.history.timeline.words import hours, quick, span_text, summary_rows
+from supervisor.tools.history.timeline.words import day_lines, hours, kept_rows, quick, span_text, summary_rows
 
 CLI = (sys.executable, "-m", "supervisor.cli.main", "timeline")
 UTC_DAY = 1_799_971_200.0  # 2027-01-15T00:00:00Z
@@ -373,3 +374,30 @@ def test_readings_of_the_page_are_the_journal_s() -> None:
     assert len(data["at"]) == len(data["cpu"]) == len(data["gpu"]) == len(data["vram"]) == len(timeline.points)
     assert max(v for v in data["vram"] if v is not None) > 4
     assert data["limits"]["vram"][-1][1] == 14
+
+
+def test_what_kept_it_from_working_adds_up(tmp_path: Path) -> None:
+    """A cause holds from the line that shows it to the next one, and not over a silence."""
+    free = {"automation": "on", "user": {"idle": 9999.0}, "gpu": {"percent": 1.0, "vram_gb": 0.5, "foreign": 0}, "cpu": 3.0,
+            "host": "fit", "task": "none", "link": "up"}  # fmt: skip
+    lines = [
+        ("IDLE_WAIT", {**free, "user": {"idle": 0.0}}, 60), ("IDLE_WAIT", {**free, "user": {"idle": 60.0}, "cpu": 99.0}, 60),
+        ("READY", free, 60), ("READY", {**free, "link": "down"}, 60), ("COOLDOWN", free, 60), ("DISABLED", free, 600),
+        ("RUNNING", free, 60), ("RUNNING", free, 60),
+    ]  # fmt: skip
+    at, text = 1_800_000_000.0, ""
+    for state, seen, lasts in lines:
+        entry = {"v": 1, "time": iso(at), "boot_s": at - 1.7e9, "kind": "alive", "state": state, "reason": ""}
+        text += json.dumps({**entry, "observation": seen}) + "\n"
+        at += lasts
+    path = tmp_path / "decisions-2027-01-15.jsonl"
+    path.write_text(text)
+    shown = load([path], 3)
+    spent_s = {str(cause): round(spent_h * 3600) for cause, spent_h in summary(shown).kept_h.items()}
+    assert spent_s == {"the person": 120, "the CPU": 60, "no task to do": 60, "no link": 60, "rest after work": 60}
+    assert kept_rows(shown)[0] == (
+        "the person", "2 min", "safety.idle_required_minutes", "rae-node whatif --set safety.idle_required_minutes=5",
+    )  # fmt: skip
+    assert [line.partition(": ")[2] for line in day_lines(shown, 100)] == ["IDLE_WAIT, kept by the person 2 min, the CPU 60 s",
+                                                                         "READY, kept by no task to do 60 s, no link 60 s",
+                                                                         "no record: asleep, or hung"]

@@ -154,7 +154,7 @@ def test_everything_is_reached_by_keyboard(opened: Open) -> None:
     for _ in range(60):
         page.keyboard.press("Tab")
         stops.append(page.evaluate("document.activeElement.tagName.toLowerCase()"))
-        if stops[-1] == "summary":
+        if stops[-1] == "summary" and "Tasks that did not" in page.evaluate("document.activeElement.textContent"):
             break
     assert stops.count("g") == 8  # one stop a day
     assert stops.count("button") == 8 + 5
@@ -232,3 +232,20 @@ def test_without_scripts_the_bands_and_their_words_are_there(browser: Any, file:
     assert page.locator("svg.day title").count() > 100
     assert page.locator("svg.day").count() == 8
     context.close()
+
+
+def test_why_it_did_not_work_is_answered_by_text_alone(opened: Open) -> None:
+    """The newest day first and open, each day in words, and each cause with its hours, its setting and a command."""
+    page = opened()
+    days = page.locator("article h3").all_text_contents()
+    assert len(days) == 8
+    assert page.locator("article").first.locator("details").get_attribute("open") is not None
+    told = [page.locator("article").nth(n).locator("li").all_text_contents() for n in range(8)]
+    assert all(told)
+    assert any("IDLE_WAIT, kept by the person" in line for lines in told for line in lines)
+    rows = page.locator(".cards tbody tr").all_text_contents()
+    assert any(row.startswith("the person") and "rae-node whatif --set safety.idle_required_minutes=" in row for row in rows)
+    narrow = opened(400)
+    shown = narrow.evaluate("getComputedStyle(document.querySelector('.cards tr')).display")
+    assert shown == "block"
+    assert narrow.evaluate("document.documentElement.scrollWidth") <= 400

@@ -18,14 +18,25 @@ from xml.sax.saxutils import escape
 from supervisor import VERSION
 from supervisor.tools.history.timeline.spans import Timeline
 from supervisor.tools.history.timeline.svg import CURVES, HEIGHT, LEGEND, day, patterns, style, swatch, tops_of
-from supervisor.tools.history.timeline.words import clock, date, day_text, hours, quick, short, summary_rows
+from supervisor.tools.history.timeline.words import (
+    clock,
+    date,
+    day_lines,
+    day_text,
+    hours,
+    kept_rows,
+    quick,
+    short,
+    summary_rows,
+)
 
 ASSETS: Final = Path(__file__).parent / "page"
 MOST_ROWS: Final = 1000
 _ACTS: Final = (("back", "◀ earlier"), ("on", "later ▶"), ("near", "zoom in"), ("far", "zoom out"), ("whole", "everything"))
 
 
-def page(timeline: Timeline) -> str:
+def page(timeline: Timeline, name: str = "the node") -> str:
+    """`name`: of the node, where it is known."""
     scripts = [_asset("uplot.js"), _asset("timeline.js")]
     styles = [_asset("uplot.css") + _asset("timeline.css") + style()]
     policy = (
@@ -39,15 +50,17 @@ def page(timeline: Timeline) -> str:
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">',
-            f"<title>rae-node timeline, {span}</title>",
+            f"<title>{escape(name)}: rae-node timeline, {span}</title>",
             *(f"<style>{rules}</style>" for rules in styles),
-            f"</head><body><header><h1>What the node did</h1><p>{about}</p></header><main>",
+            f"</head><body><header><h1>What {escape(name)} did</h1><p>{about}</p></header><main>",
             '<section aria-label="Summary"><dl>',
             *(f"<div><dt>{escape(n)}</dt><dd>{escape(v)}</dd></div>" for n, v in summary_rows(timeline)),
             "</dl></section>",
+            *_kept(timeline),
             f'<svg class="defs" width="0" height="0" aria-hidden="true">{patterns()}</svg>',
-            "<section><h2>Days</h2><p>Each day from top to bottom: states, tasks, the person as the node saw them, the load of "
-            "others as a share of its limit. Point at a part, or Tab to a day and use the arrow keys.</p>",
+            "<section><h2>Days</h2><p>The newest first. Each from top to bottom: states, tasks, the person as the node saw "
+            "them, the load of others as a share of its limit; then in words. Point at a part, or Tab to a day and use the "
+            "arrow keys.</p>",
             '<ul class="legend">',
             *(f"<li>{swatch('', kind)}{escape(label)}</li>" for kind, label in LEGEND),
             "</ul>",
@@ -75,14 +88,32 @@ def _digest(text: str) -> str:
 def _days(timeline: Timeline) -> Iterator[str]:
     days = timeline.days()
     longest_s = max(b - a for a, b in days)
-    for begin, end in days:
+    for begin, end in reversed(days):  # today first
         part = timeline.between(begin, end)
         yield (
             f"<article><div><h3>{date(begin)}</h3><p>{escape(day_text(part))}</p>"
             f'<button data-act="day" data-from="{begin:.0f}" data-to="{end:.0f}" aria-label="Readings of {date(begin)}">'
             "readings</button></div>"
         )
-        yield day(part, begin, end, longest_s, f'class="day" height="{HEIGHT}"') + "</article>"
+        yield day(part, begin, end, longest_s, f'class="day" height="{HEIGHT}"')
+        yield f"<details{' open' if end >= timeline.end else ''}><summary>{date(begin)} in words</summary><ul class=\"lines\">"
+        yield from (f"<li>{escape(line)}</li>" for line in day_lines(part))
+        yield "</ul></details></article>"
+
+
+def _kept(timeline: Timeline) -> Iterator[str]:
+    rows = kept_rows(timeline)
+    if not rows:
+        return
+    yield "<section><h2>What kept it from working</h2><p>Several may at a time. The commands show what another limit would "
+    yield 'have meant for these days.</p><div class="scroll cards"><table><thead><tr>'
+    heads = ("Kept by", "For", "Setting", "Try")
+    yield "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead><tbody>"
+    for row in rows:
+        *cells, command = map(escape, row)
+        shown = zip(heads, (*cells, f"<code>{command}</code>" if command else ""), strict=True)
+        yield "<tr>" + "".join(f'<td data-head="{head}">{cell}</td>' for head, cell in shown) + "</tr>"
+    yield "</tbody></table></div></section>"
 
 
 def _readings(timeline: Timeline) -> Iterator[str]:

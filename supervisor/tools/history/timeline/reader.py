@@ -19,14 +19,26 @@ import msgspec
 
 from states.ending import EndingKind
 from states.formatting import elapsed
+from states.guards import SAFE
 from states.limits import Limits
-from states.memory import State
+from states.memory import Memory, State
 from states.table import BY_ID
 from supervisor.journal import decision_log
-from supervisor.journal.codec import EVER_S
+from supervisor.journal.codec import EVER_S, observation_of
 from supervisor.linux.text import one_line
 from supervisor.tools.history.timeline.endings import ending_of
-from supervisor.tools.history.timeline.spans import GAP, PersonSpan, PersonState, Point, Span, TaskOutcome, TaskSpan, Timeline
+from supervisor.tools.history.timeline.spans import (
+    GAP,
+    Cause,
+    KeptSpan,
+    PersonSpan,
+    PersonState,
+    Point,
+    Span,
+    TaskOutcome,
+    TaskSpan,
+    Timeline,
+)
 
 MAX_TEXT: Final = 1000
 SILENT_S: Final = 180.0
@@ -38,6 +50,8 @@ _OUTCOMES: Final = {
     EndingKind.TIMED_OUT: TaskOutcome.FAILED,
     EndingKind.HANDED_BACK: TaskOutcome.HANDED_BACK,
 }
+_BY_STATE: Final = {State.DISABLED: Cause.OFF, State.COOLDOWN: Cause.COOLDOWN}
+_BY_GUARD: Final = {"user_away": Cause.PERSON, "gpu_free": Cause.GPU, "cpu_free": Cause.CPU, "host_fit": Cause.HOST}
 _TO_GO = re.compile(r", [^,]* to go$")
 _DIGITS = re.compile(r"\d[\d.]*")
 
@@ -81,6 +95,9 @@ class _Reader:
         self._task: TaskSpan | None = None
         self._decision: dict[str, Any] = {}
         self._took_s = 0.0
+        self._causes: tuple[Cause, ...] = ()
+        self._kept_from = 0.0
+        self._kept: dict[Cause, KeptSpan] = {}  # the last of each
         self._sign: tuple[float, float | None] | None = None  # (moment of the look, the last sign); None: nothing seen
 
     def take(self, entry: Mapping[str, Any]) -> None:
@@ -94,6 +111,7 @@ class _Reader:
             self._zero = at - boot_s
         at = self._zero + boot_s
         self._pass(at, boot_s, entry)
+        self._keep(at)
         self._at, self._boot_s, self._kind = at, boot_s, entry["kind"]
         try:
             if not self.timeline.limits and "carried" in entry:
@@ -128,7 +146,7 @@ class _Reader:
             self._task.end = self._at
             t.tasks.append(self._task)
         self._close(self._at)
-        for spans in (t.spans, t.tasks, t.person):
+        for spans in (t.spans, t.tasks, t.person, t.kept):
             spans.sort(key=lambda s: s.begin)
         t.points.sort(key=lambda p: p.at)
         t.marks.sort(key=lambda m: m.at)
@@ -168,6 +186,8 @@ class _Reader:
 
     def _close(self, at: float) -> None:
         """Nothing is known from here on."""
+        self._keep(at)
+        self._causes = ()
         self._enter(at, "", "")
         self._look(at, None)
         self._sign = None
@@ -270,9 +290,37 @@ class _Reader:
         user, gpu, cpu, stale = seen.get("user"), seen.get("gpu"), seen.get("cpu"), seen.get("stale", ())
         idle = _number(user.get("idle")) if isinstance(user, dict) and "user" not in stale else None
         self._look(at, None if idle is None else at - min(idle, EVER_S))
+        self._causes = self._causes_now(float(entry["boot_s"]), entry)
         reading = gpu if isinstance(gpu, dict) and "gpu" not in stale else {}
         values = (None if "cpu" in stale else cpu, reading.get("percent"), reading.get("vram_gb"))
         self.timeline.points.append(Point(at, *map(_number, values)))
+
+    def _causes_now(self, boot_s: float, entry: Mapping[str, Any]) -> tuple[Cause, ...]:
+        """What keeps the node from working from this line on."""
+        state = _text(entry.get("state") or entry.get("to") or "")
+        if state in _BY_STATE:
+            return (_BY_STATE[State(state)],)
+        if state == State.READY:
+            return (Cause.NO_TASK if entry["observation"].get("link") == "up" else Cause.LINK,)
+        if state != State.IDLE_WAIT:
+            return ()
+        limits = self.timeline.limits[-1][1] if self.timeline.limits else Limits()
+        try:
+            observation = observation_of(entry["observation"], boot_s)
+        except ValueError:
+            return ()
+        return tuple(_BY_GUARD[guard.name] for guard in SAFE if guard.judge(observation, Memory(), limits) is not True)
+
+    def _keep(self, at: float) -> None:
+        """The causes have held up to now."""
+        before, self._kept_from = self._kept_from, at
+        for cause in self._causes:
+            last = self._kept.get(cause)
+            if last is not None and abs(last.end - before) < 1e-3:
+                last.end = at
+            elif at > before:
+                self._kept[cause] = last = KeptSpan(before, at, cause)
+                self.timeline.kept.append(last)
 
     def _look(self, at: float, sign: float | None) -> None:
         """From the last look to this one the person's last sign ages; a newer sign began somewhere in between."""

@@ -68,6 +68,28 @@ class PersonSpan:
     state: PersonState
 
 
+class Cause(StrEnum):
+    """What kept the node from working for a while; several may hold at a time."""
+
+    PERSON = "the person"
+    GPU = "the GPU"
+    CPU = "the CPU"
+    HOST = "the machine"  # power, heat, memory, hours
+    COOLDOWN = "rest after work"
+    OFF = "switched off, or paused"
+    LINK = "no link"
+    NO_TASK = "no task to do"
+
+
+@dataclass(slots=True)
+class KeptSpan:
+    """A time in which one cause kept the node from working."""
+
+    begin: float
+    end: float
+    cause: Cause
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """Readings at a moment: percent, percent, GiB; None: unknown, absent, or the end of a stretch."""
@@ -97,6 +119,7 @@ class Timeline:
     spans: list[Span] = field(default_factory=list)
     tasks: list[TaskSpan] = field(default_factory=list)
     person: list[PersonSpan] = field(default_factory=list)
+    kept: list[KeptSpan] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     limits: list[tuple[float, Limits]] = field(default_factory=list)
@@ -141,6 +164,7 @@ class Timeline:
             spans=cut(self.spans),
             tasks=cut(self.tasks),
             person=cut(self.person),
+            kept=cut(self.kept),
             points=inside(self.points),
             marks=inside(self.marks),
             limits=[  # the first ones hold before the first line too

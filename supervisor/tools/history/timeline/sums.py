@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from supervisor.tools.history.timeline.spans import GAP, PersonState, TaskOutcome, Timeline
+from supervisor.tools.history.timeline.spans import GAP, Cause, PersonState, TaskOutcome, Timeline
 
 
 @dataclass(slots=True)
@@ -21,6 +21,7 @@ class Summary:
     failed: int = 0
     lost: int = 0
     handed_back: dict[str, int] = field(default_factory=dict)
+    kept_h: dict[Cause, float] = field(default_factory=dict)
     reactions_s: list[float] = field(default_factory=list)
 
     @property
@@ -43,6 +44,8 @@ def summary(timeline: Timeline) -> Summary:
         hours = (person.end - person.begin) / 3600
         s.here_h += hours * (person.state in (PersonState.HERE, PersonState.LEFT))
         s.away_h += hours * (person.state is PersonState.AWAY)
+    for kept in timeline.kept:
+        s.kept_h[kept.cause] = s.kept_h.get(kept.cause, 0.0) + (kept.end - kept.begin) / 3600
     for task in timeline.tasks:
         s.given_h += (task.end - task.begin) / 3600
         if task.end >= timeline.end:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from states.memory import State
 from supervisor.tools.history.timeline.spans import GAP, PersonState, TaskOutcome, Timeline
-from supervisor.tools.history.timeline.words import date, day_text, summary_rows
+from supervisor.tools.history.timeline.words import date, day_text, kept_rows, summary_rows
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -68,6 +68,12 @@ def lines(timeline: Timeline, width: int) -> Iterator[Text]:
         yield Text("")
     for name, value in summary_rows(timeline):
         yield Text(f"{name:<25} {value}")
+    kept = kept_rows(timeline)
+    if kept:
+        yield Text("")
+        yield Text("What kept it from working (several may at a time):")
+    for cause, spent, setting, command in kept:
+        yield Text(f"  {cause:<23} {spent:<12} {command or setting}")
 
 
 def _cells(spans: Iterable[tuple[float, float, str]], begin: float, per_s: float, count: int) -> list[str]:

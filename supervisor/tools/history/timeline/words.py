@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import groupby
 from statistics import median
+from typing import Final
 
-from states.formatting import elapsed
+from states.formatting import elapsed, number
 from states.memory import State
-from supervisor.tools.history.timeline.spans import GAP, PersonSpan, PersonState, Span, TaskSpan, Timeline
+from supervisor.tools.history.timeline.spans import GAP, Cause, PersonSpan, PersonState, Span, TaskSpan, Timeline
 from supervisor.tools.history.timeline.sums import summary
 
 
@@ -100,6 +102,71 @@ def summary_rows(timeline: Timeline) -> list[tuple[str, str]]:
     if timeline.left_out:
         rows.append(("Lines left out", f"{timeline.left_out}: torn, or of another version or form"))
     return rows
+
+
+# The setting that each cause depends on; with `=`, one that `whatif` can try.
+_SETTINGS: Final[Mapping[Cause, tuple[str, str]]] = {
+    Cause.PERSON: ("safety.idle_required_minutes", "idle_required_s"),
+    Cause.GPU: ("safety.max_gpu_percent", "max_gpu_percent"),
+    Cause.CPU: ("safety.max_cpu_percent", "max_cpu_percent"),
+    Cause.HOST: ("host.*, work.hours", ""),
+    Cause.COOLDOWN: ("safety.cooldown_minutes", "cooldown_s"),
+    Cause.OFF: ("automation.enabled, `rae-node pause`", ""),
+    Cause.LINK: ("control.url", ""),
+    Cause.NO_TASK: ("", ""),
+}
+
+
+def kept_rows(timeline: Timeline) -> list[tuple[str, str, str, str]]:
+    """What kept the node from working, the longest first: (cause, how long, its setting, a command that tries another)."""
+    kept_h, limits = summary(timeline).kept_h, timeline.limits[-1][1]
+    rows = []
+    for cause, spent_h in sorted(kept_h.items(), key=lambda pair: -pair[1]):
+        setting, field = _SETTINGS[cause]
+        command = ""
+        if field:
+            value = getattr(limits, field) / (60 if field.endswith("_s") else 1)
+            other = value / 2 if field.endswith("_s") else min(100.0, value + (100.0 - value) / 2)
+            command = f"rae-node whatif --set {setting}={number(other)}"
+        if spent_h >= 0.01:
+            rows.append((str(cause), hours(spent_h), setting, command))
+    return rows
+
+
+def day_lines(part: Timeline, least_s: float = 300.0) -> list[str]:
+    """A day in sentences: from when to when, what, and why. Work and the rests between are one sentence; what is shorter than
+    `least_s` seconds is left out."""
+    lines = []
+    for worked, spans in groupby(part.spans, lambda span: span.state in (State.RUNNING, State.COOLDOWN)):
+        if worked:
+            lines += _work_line(part, list(spans), least_s)
+            continue
+        for span in spans:
+            if span.end - span.begin >= least_s:
+                what = span.why if span.state == GAP else f"{span.state}{_kept_by(part, span)}"
+                lines.append(f"{_from_to(span)}: {what}")
+    return lines
+
+
+def _work_line(part: Timeline, spans: list[Span], least_s: float) -> list[str]:
+    """One stay after the other in RUNNING and COOLDOWN."""
+    whole = Span(spans[0].begin, spans[-1].end, State.RUNNING)
+    if whole.end - whole.begin < least_s:
+        return []
+    counts = Counter(t.outcome for t in part.tasks if t.begin < whole.end and whole.begin < t.end <= whole.end)
+    rests_s = sum(span.end - span.begin for span in spans if span.state == State.COOLDOWN)
+    tasks = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+    parts = [f"worked: {tasks}" if tasks else "worked"] + [f"{elapsed(rests_s)} of rest between and after"] * (rests_s >= 60)
+    return [f"{_from_to(whole)}: {', '.join(parts)}"]
+
+
+def _kept_by(part: Timeline, span: Span) -> str:
+    """What kept the node from working in this stay, the longest first, and the reason that it gave."""
+    causes = Counter[str]()
+    for kept in part.kept:
+        causes[str(kept.cause)] += max(0, round(min(kept.end, span.end) - max(kept.begin, span.begin)))
+    shown = ", ".join(f"{cause} {elapsed(seconds)}" for cause, seconds in causes.most_common(3) if seconds >= 60)
+    return (f", kept by {shown}" if shown else "") + (f" ({span.reasons[0]})" if span.reasons else "")
 
 
 def _reactions(reactions_s: list[float]) -> str:
