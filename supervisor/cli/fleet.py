@@ -100,7 +100,7 @@ def fleet(
 
             with Live(Text(""), console=terminal(), auto_refresh=False, screen=True) as view:
                 while True:
-                    shown = screen(await overview(connection), time.time(), shutil.get_terminal_size().columns)
+                    shown = screen(await overview(connection), time.time(), *shutil.get_terminal_size())
                     view.update(Text("\n".join(shown)), refresh=True)
                     await asyncio.sleep(WATCH_S)
         while True:

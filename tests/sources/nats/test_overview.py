@@ -104,3 +104,15 @@ def test_a_node_is_one_line_of_80_columns_with_times_that_are_relative() -> None
     broken = line(since="no time", paused_by="operator", paused_until="1e999")
     assert broken == "desk-2 DISABLED 12 1 3 4 paused by its operator"
     assert line(node="n" * 200, done=2**52, state="S" * 200, since="1970-01-01T00:00:00+00:00").startswith("n" * 10)
+
+
+def test_of_a_large_fleet_a_screen_shows_who_waits_first_and_never_loses_the_sums() -> None:
+    blank = dict.fromkeys(registry.FIELDS, "") | dict.fromkeys(registry.COUNTS, 0) | {"types": []}
+    nodes = [{**blank, "node": f"n{n:03}", "state": "READY", "availability": "ONLINE"} for n in range(100)]
+    nodes[70]["reason"], nodes[90]["paused_by"] = "its GPU is in use", "person"
+    tasks = {"waiting": 1, "running": 2, "results": 3, "dead": 4}
+    lines = screen({"nodes": nodes, "tasks": tasks}, 0.0, 80, 24)
+    assert len(lines) == 23
+    assert [line.split()[0] for line in lines[1:4]] == ["n070", "n090", "n000"]
+    assert lines[-3:] == ["… and 81 more", "", "100 nodes; tasks: 1 waiting, 2 running, 3 results, 4 dead"]
+    assert len(screen({"nodes": nodes, "tasks": tasks}, 0.0, 80)) == 103

@@ -43,10 +43,14 @@ async def _running(connection: Connection) -> int:
             return running
 
 
-def screen(seen: dict[str, Any], wall_s: float, width: int | None = None) -> list[str]:
-    """The overview in lines, one a node; none is wider than `width`. Times are relative to `wall_s`."""
+def screen(seen: dict[str, Any], wall_s: float, width: int | None = None, height: int | None = None) -> list[str]:
+    """The overview in lines, one a node; none is wider than `width`. Of more nodes than `height` has room for, those that wait
+    for something or are paused come first, and the others are a number. Times are relative to `wall_s`."""
     rows: list[tuple[str, ...]] = [("NODE", "STATE", "FOR", "DONE", "FAILED", "BACK", "LOST", "WHY")]
-    for node in seen["nodes"]:
+    shown_nodes = list(seen["nodes"])
+    if height is not None and len(shown_nodes) > (room := max(1, height - 5)):
+        shown_nodes = sorted(shown_nodes, key=lambda node: (not node["reason"] and not node["paused_by"], node["node"]))[:room]
+    for node in shown_nodes:
         state = node["state"] or node["availability"]
         shown = "OFFLINE" if node["availability"] == "OFFLINE" else state
         name = node["node"] if width is None else one_line(node["node"], max(MIN_NAME, width - OTHERS))
@@ -57,7 +61,8 @@ def screen(seen: dict[str, Any], wall_s: float, width: int | None = None) -> lis
     tasks = seen["tasks"]
     summary = ", ".join(f"{tasks[name]} {name}" for name in ("waiting", "running", "results", "dead"))
     nodes = sum(node["state"] != registry.BRIDGE for node in seen["nodes"])
-    lines += ["", f"{nodes} nodes; tasks: {summary}"]
+    left_out = len(seen["nodes"]) - len(shown_nodes)
+    lines += [f"… and {left_out} more"] * bool(left_out) + ["", f"{nodes} nodes; tasks: {summary}"]
     return lines if width is None else [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
 
 
