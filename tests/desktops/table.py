@@ -48,6 +48,11 @@ def desktop(films: tuple[str, ...] = ("inhibit",)) -> dict[str, Cell]:
     }  # fmt: skip
 
 
+def without_tray(asked: dict[str, Cell]) -> dict[str, Cell]:
+    """The layer has neither tray nor service of messages for it."""
+    return {name: cell for name, cell in asked.items() if name != "tray"}
+
+
 def some(*names: str, films: tuple[str, ...] = ("inhibit",)) -> dict[str, Cell]:
     """Some of it."""
     return {name: cell for name, cell in desktop(films).items() if name in names}
@@ -76,10 +81,10 @@ def rows() -> dict[str, Row]:
         "Xfce": Row("lightdm", desktop(LIGHTDM_FILMS), {"DESK": "xfce"}),
         "MATE": Row("lightdm", desktop((*LIGHTDM_FILMS, "inhibit3")), {"DESK": "mate"}),
         "Cinnamon": Row("lightdm", desktop((*LIGHTDM_FILMS, "inhibit3")), {"DESK": "cinnamon"}),
-        "LXQt": Row("lightdm", desktop(LIGHTDM_FILMS), {"DESK": "lxqt"}),
+        "LXQt": Row("lightdm", without_tray(desktop(LIGHTDM_FILMS)), {"DESK": "lxqt"}),
     }
     return table | {
-        "sway": Row("sway", {name: cell for name, cell in desktop().items() if name != "tray"}),
+        "sway": Row("sway", without_tray(desktop())),
         "weston": Row("weston", {"ready": cells.held, **{v: partial(cells.over, verb=v) for v in ("logout", "kill")}}),
         "GDM's greeter": Row("greeters", some(*QUIETLY), {"KIND": "gdm"}),
         "SDDM's greeter": Row("greeters", some(*QUIETLY), {"KIND": "sddm"}),

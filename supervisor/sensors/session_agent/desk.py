@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -175,6 +175,9 @@ class Desk:
                 self._show()
             case "page":
                 await self._open_page()
+            case "activate" if self._view is not None:  # a tray that opens no menu at a click
+                button = {"resume": "Resume"} if self._view.paused else {"pause-2h": "Pause for 2 hours"}
+                await self._message(ANSWER, NAME, _text(self._view), button)
             case "resume":
                 await self._command("resume")
             case "pause-2h":
@@ -241,10 +244,11 @@ class Desk:
 
     async def _introduce(self, view: View) -> None:
         to = f" to {_name(view.lent_to)}" if view.lent_to else ""
+        by_icon = self._panel is not None and self._panel.tray.shown
         text = (
-            f"While nobody uses it, this computer is lent{to}. It is yours again at once when you return. "
-            "To know when, it notes the times of keys, mouse and logins, never which keys, and never what the screen shows. "
-            "To pause it: the icon in the panel, or “Stop lending this computer” among the programs."
+            f"While nobody uses it, it is lent{to}; when you return, it is yours at once. To know when, it notes the times of "
+            f"keys, mouse and logins, never which keys. To pause: {'the icon' if by_icon else 'the entry'} "
+            f"“{NAME if by_icon else 'Stop lending this computer'}”."
         )
         try:
             if not self._choices.wants(LOGIN) or await self._message(LOGIN, "This computer is lent", text):
@@ -252,13 +256,13 @@ class Desk:
         finally:
             self._introducing = False
 
-    async def _message(self, kind: str, title: str, text: str) -> bool:
+    async def _message(self, kind: str, title: str, text: str, buttons: Mapping[str, str] | None = None) -> bool:
         if (panel := self._panel) is None or not self._choices.wants(kind):
             return False
-        actions = {} if kind == ANSWER else {NEVER: "Do not show this again"}
-        if kind != ANSWER and not panel.tray.shown:
-            actions = {"pause-2h": "Pause for 2 hours", **actions}
-        return await panel.messages.show(kind, title, text, actions, "rae-node")
+        if kind != ANSWER:
+            pause = {} if panel.tray.shown else {"pause-2h": "Pause for 2 hours"}
+            buttons = {**pause, NEVER: "Do not show this again"}
+        return await panel.messages.show(kind, title, text, buttons or {}, "rae-node")
 
 
 class _Panel:

@@ -46,7 +46,7 @@ class Face:
 
 
 class Tray:
-    """The icon. `clicked` gets the action of an entry. Make it before the bus starts."""
+    """The icon. `clicked` gets the action of an entry, or "activate" for a click on the icon. Make it before the bus starts."""
 
     def __init__(self, bus: SystemBus, name: str, clicked: Callable[[str], None]) -> None:
         self._bus, self._name, self._clicked = bus, name, clicked
@@ -98,8 +98,11 @@ class Tray:
     def _item(self, call: Call) -> tuple[str, list[Any]] | None:
         if call.interface == PROPERTIES:
             return _properties(call, self._item_properties())
-        # No Activate: a tray whose call fails opens the menu.
-        return ("", []) if call.interface == ITEM and call.member in ("Scroll", "ProvideXdgActivationToken") else None
+        if call.interface != ITEM or call.member not in ("Activate", "Scroll", "ProvideXdgActivationToken"):
+            return None
+        if call.member == "Activate":  # MATE's tray opens the menu by the right button alone
+            self._clicked("activate")
+        return "", []
 
     def _item_properties(self) -> dict[str, Variant]:
         face = self._face

@@ -22,6 +22,7 @@ from supervisor.sensors.session_agent import desk
 from supervisor.sensors.session_agent.agent import Agent
 from supervisor.sensors.session_agent.desk import View, face, next_morning
 from supervisor.sensors.session_agent.source import boot_s
+from supervisor.sensors.session_agent.tray import ITEM, ITEM_PATH
 
 S3 = "/org/freedesktop/login1/session/_33"
 INTRODUCED = {"off": [], "introduced": True}
@@ -181,6 +182,19 @@ def test_a_click_is_a_command_and_a_refusal_is_shown(label: str, asked: dict[str
         await eventually(lambda: room.messages.shown, "the refusal")
         assert room.messages.shown[0][0].startswith("Could not ")
         assert room.messages.shown[0][1] == room.refuses
+
+    play(story, INTRODUCED)
+
+
+def test_a_click_on_the_icon_itself_says_what_the_node_does() -> None:
+    async def story(room: Room) -> None:
+        room.broadcast.announce(LENT)
+        await room.icon_is("rae-node-lent")
+        await room.tray.ask(ITEM_PATH, ITEM, "Activate", "ii", 0, 0)
+        await eventually(lambda: room.messages.shown, "an answer")
+        assert room.messages.shown[0][1:] == ((await room.tray.icon())["ToolTip"][3], ["pause-2h"])
+        await room.messages.press("pause-2h")
+        await eventually(lambda: room.asked, "a command")
 
     play(story, INTRODUCED)
 
