@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -21,7 +22,8 @@ def init(
     key_file: Annotated[
         Path | None, typer.Option("--key-file", metavar="FILE", help="Read its key from here; - is standard input.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", metavar="required|optional|none", show_default=False)] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", metavar="required|optional|none", show_default=False, autocompletion=lambda: ["required", "optional", "none"]
+    )] = None,
     task: Annotated[
         str | None, typer.Option("--task", metavar="'NAME: COMMAND'", help="A type and its command.", show_default=False)
     ] = None,
@@ -57,10 +59,11 @@ def init(
         "gpu": {"presence": gpu},
         "tasks": {name.strip(): {"argv": argv}},
     }
-    written = []
     try:
+        with tempfile.TemporaryDirectory() as trial:  # what is wrong is never written
+            _write(Path(trial), settings, key)
+            load(Path(trial))
         written = _write(folder, settings, key)
-        load(folder)
     except OSError as error:
         exit_with(Exit.NO, f"{error.filename}: {error.strerror}")
     except ConfigErrors as errors:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, LogsArgument, exit_with, journals, print_error
+from supervisor.cli.common import ConfigOption, Exit, LogsArgument, exit_with, journals
 
 
 def _time(text: str, name: str) -> datetime:
@@ -25,10 +25,12 @@ def record(
     logs: LogsArgument = None,
     config: ConfigOption = None,
 ) -> None:
-    """Cut a part of the journal out as a scripted replay.
+    """Cut a part of the journal out as a scripted replay, into a new file.
 
     Example: `rae-node record --from 2026-11-24T18:00 --to 2026-11-24T19:00 evening.yaml`, then `rae-node replay evening.yaml`.
     Name journals from the node's last start on: what happened before --from sets the state of the machine.
+
+    Says what it covers: it ends early where the node was restarted, its limits changed or lines were lost.
 
     Exit codes: 0 written. 2 no decision in this time, a journal cannot be read, or FILE cannot be written.
     """
@@ -38,7 +40,7 @@ def record(
     if end < begin:
         exit_with(Exit.WRONG, f"--to: found {until!r}, allowed: a time after --from ({since})")
     try:
-        text, note = cut(journals(logs, config), begin, end)
+        text, covers = cut(journals(logs, config), begin, end)
         with file.open("x", encoding="utf-8") as out:
             out.write(text)
     except FileExistsError:
@@ -47,5 +49,4 @@ def record(
         exit_with(Exit.WRONG, str(error))
     except OSError as error:
         exit_with(Exit.WRONG, f"{error.filename}: {error.strerror}; name journals (decisions-*.jsonl), and a FILE to write")
-    if note:
-        print_error(f"{file}: {note}")
+    print(f"{file}: {covers}")

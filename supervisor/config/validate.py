@@ -25,6 +25,7 @@ from supervisor.config.yaml_reader import (
     YamlNode,
     found,
     is_null,
+    like_a_key,
     printable,
     resolved,
 )
@@ -84,7 +85,9 @@ class Validator:
         """A value as an error at this field shows it."""
         no_url = path == "control.url" and isinstance(node, Scalar) and not re.fullmatch(r"[a-z]+://[^?#@]*", node.text)
         section = _SECTION.fullmatch(path) is not None and (path or self.file == NODE_FILE)
-        return found(node, secret=bool(no_url or section or _of_secrets(path)))
+        word = isinstance(node, Scalar) and resolved(node.text) == "str"  # no number, which lacks its quotes
+        command = word and re.fullmatch(r"tasks\.[^.]*\.argv\b.*|host\.checks\b.*", path)
+        return found(node, secret=bool(no_url or section or command or _of_secrets(path)))
 
     def section(self, cls: type[Any], node: YamlNode, path: str, key: YamlNode) -> Any:
         """A mapping with fixed fields; a missing one is reported at `key`."""
@@ -101,7 +104,7 @@ class Validator:
                 place = f"{self.file}:{name_node.line}:{name_node.column}"
                 self.notes.append(f"{place}: {join(path, name)} was removed: {why}; delete the line")
             else:
-                shown = path if _of_secrets(path) else join(path, name)
+                shown = path if _of_secrets(path) or like_a_key(name) else join(path, name)
                 self.refuse(name_node, shown, "an unknown field", _names(fields, name, len(self.problems)))
         for name, f in fields.items():
             if f.required and name not in values:
@@ -136,8 +139,9 @@ class Validator:
             if _sound(name, key_type):
                 values[name] = self._value(value_type, value_node, join(path, name), name_node)
             else:
-                shown = f"the name {printable(name) or repr(name)}"
-                self.refuse(name_node, path, NOT_SHOWN if _of_secrets(path) else shown, allowed(key_type))
+                hide = _of_secrets(path) or like_a_key(name)
+                shown = NOT_SHOWN if hide else f"the name {printable(name) or repr(name)}"
+                self.refuse(name_node, path, shown, allowed(key_type))
         return _BAD if _BAD in values.values() else values
 
     def _list(self, annotation: Any, node: YamlNode, path: str) -> Any:
@@ -180,7 +184,7 @@ class Validator:
 
 
 # A text in place of such a section may be a key that was written a level too high.
-_SECTION: Final = re.compile(r"(control|tasks(\.[^.]*)?)?")
+_SECTION: Final = re.compile(r"(control(\.nats)?|tasks(\.[^.]*(\.notice)?)?)?")
 
 
 def _of_secrets(path: str) -> bool:

@@ -108,10 +108,17 @@ def is_null(node: YamlNode) -> bool:
 
 
 NOT_SHOWN: Final = "a text that is not shown here, because it may be a secret"
+_KEY: Final = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])[^\s/]{12,}")
+
+
+def like_a_key(text: str) -> bool:
+    """Whether a text looks like a key or password: long, letters and digits, no blank and no slash."""
+    return _KEY.fullmatch(text) is not None
 
 
 def found(node: YamlNode, *, secret: bool = False) -> str:
-    """A value as an error shows it: as written in the file, quoted if it was quoted. `secret`: it may be one."""
+    """A value as an error shows it: as written in the file, quoted if it was quoted. `secret`: it may be one, as may
+    what looks like a key in any place."""
     if isinstance(node, Sequence):
         return "a list"
     if isinstance(node, Mapping):
@@ -120,7 +127,7 @@ def found(node: YamlNode, *, secret: bool = False) -> str:
         return "something refused"
     if is_null(node):
         return "nothing"
-    if secret and node.text:
+    if node.text and (secret or like_a_key(node.text)):
         return NOT_SHOWN
     if not node.plain:
         return repr(node.text if len(node.text) <= SHOWN else node.text[: SHOWN - 1] + "…")

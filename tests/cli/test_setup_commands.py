@@ -62,6 +62,7 @@ def test_init_says_what_is_wrong(tmp_path: Path, more: tuple[str, ...], said: st
     gpu = () if "--gpu" in more else ("--gpu", "none")
     done = cli("init", "--url", "http://127.0.0.1:8000", *gpu, *more, "--config", str(tmp_path))
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def everywhere(folder: NodeFolder) -> None:
@@ -101,15 +102,26 @@ def test_no_secret_leaves_the_machine(tmp_path: Path) -> None:
     assert json.loads(parts["rae-node/settings.json"])["node.yaml"]["tasks"]["t"]["env"] == {"API_KEY": HIDDEN, "PLAIN": HIDDEN}
 
 
-def test_a_broken_file_hides_the_key_that_was_written_into_it(tmp_path: Path) -> None:
-    folder = NodeFolder.make(tmp_path / "n", node={"control": {"token": SECRET}})
+@pytest.mark.parametrize(
+    ("node", "runtime"),
+    [
+        ({"control": {"token": SECRET}}, {}),
+        ({"control": {"token": {"file": SECRET}}}, {}),
+        ({"control": {"url": f"http://op:{SECRET}@127.0.0.1:1"}}, {}),
+        ({"control": {"source": SECRET}, SECRET: 1, "tasks": {"t": {"argv": f"curl -H {SECRET}"}}}, {}),
+        ({}, {"automation": {"enabled": SECRET, SECRET: 1}}),
+    ],
+)
+def test_a_key_in_a_wrong_place_is_in_no_report(tmp_path: Path, node: dict[str, Any], runtime: dict[str, Any]) -> None:
+    folder = NodeFolder.make(tmp_path / "n", node=node, runtime=runtime)
     out = tmp_path / "report.tar.gz"
     done = folder.cli("bugreport", str(out), timeout_s=120)
     assert done.returncode == 0, done.stderr
     with tarfile.open(out) as tar:
         text = "".join(tar.extractfile(name).read().decode() for name in tar.getnames())  # type: ignore[union-attr]
-    assert SECRET not in text + done.stdout + done.stderr
-    assert "node.yaml" in text
+    said = [folder.cli(*words) for words in (("config", "check"), ("config", "show", "--all"), ("why",))]
+    assert SECRET not in text + "".join(one.stdout + one.stderr for one in (done, *said))
+    assert "node.yaml" in text or "runtime.yaml" in text
 
 
 @pytest.mark.parametrize(

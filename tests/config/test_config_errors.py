@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
+import msgspec
 import pytest
 from support.config_folder import SEED, errors, gpu, write
+
+from supervisor.config.schema import NodeSettings, Runtime
+from supervisor.config.validate import unwrap, validate
+from supervisor.config.yaml_reader import Problem
 
 SAFETY = "detect_active_user, idle_required_minutes, max_cpu_percent, max_gpu_percent, max_vram_gb, cooldown_minutes"
 EXECUTION = "poll_interval_sec, heartbeat_interval_sec, task_timeout_minutes, retry_on_disconnect"
@@ -193,9 +201,9 @@ NODE = [
     ("tasks: {x: {argv: ['']}}", "node.yaml:1:20: tasks.x.argv[0]: found '', allowed: the program to run"),
     ("host: {checks: [[]]}", "node.yaml:1:17: host.checks[0]: found an empty list, allowed: a list with the program first"),
     ("host: {checks: [[a], ['', b]]}", "node.yaml:1:22: host.checks[1]: found '', allowed: a list with the program first"),
-    ("host: {checks: [a]}", "node.yaml:1:17: host.checks[0]: found a, allowed: a list, each item a text"),
+    ("host: {checks: [a]}", f"node.yaml:1:17: host.checks[0]: found {HIDDEN}, allowed: a list, each item a text"),
     ("tasks: {x: {argv: [sleep, 10]}}", "node.yaml:1:27: tasks.x.argv[1]: found 10, allowed: a text (in quotes)"),
-    ("tasks: {x: {argv: sleep 10}}", "node.yaml:1:19: tasks.x.argv: found sleep 10, allowed: a list, each item a text"),
+    ("tasks: {x: {argv: sleep 10}}", f"node.yaml:1:19: tasks.x.argv: found {HIDDEN}, allowed: a list, each item a text"),
     ("tasks: {x: {executor: bad}}", "node.yaml:1:23: tasks.x.executor: found bad, allowed: command, ollama_api, shell_command"),
     ("tasks: {1: {argv: [a]}}", f"node.yaml:1:9: tasks: found 1 as a name, {TEXT_NAME}"),
     ("tasks: {'': {argv: [a]}}", "node.yaml:1:9: tasks: found the name '', allowed: a task type of 1 to 128 characters"),
@@ -280,10 +288,43 @@ def test_a_file_full_of_errors_is_cut_short(tmp_path: Path) -> None:
     "control: {url: 'http://u:S@10.0.0.1'}", "control: {url: 'http://10.0.0.1/?key=S'}", "control: {url: 'http://10.0.0.1/#S'}",
     "control: {source: nats, url: 'nats://u:S@10.0.0.1'}", "tasks: S", "tasks: {x: S}", "tasks: {x: {argv: [a], env: S}}",
     "tasks: {x: {argv: [a], env: {A: [S]}}}", "tasks: {x: {argv: [a], env: {S=: b}}}", "tasks: {x: {argv: [a], secret: S}}",
-    "secret: S",
+    "secret: S", "control: {nats: S}", "tasks: {x: {argv: S}}", "tasks: {x: {argv: [[S], {S: 1}]}}",
+    "tasks: {x: {argv: [a], notice: S}}", "host: {checks: [S]}",
 ])  # fmt: skip
 def test_a_secret_in_the_wrong_place_is_in_no_error(tmp_path: Path, node: str) -> None:
     write(tmp_path, node=node.replace("S", "hunter2"))
     lines = errors(tmp_path)
     assert lines
     assert "hunter2" not in "\n".join(lines)
+
+
+def fields(cls: type[Any]) -> Iterator[tuple[str, ...]]:
+    """The path of each section and field of a file."""
+    for one in msgspec.structs.fields(cls):
+        inner = unwrap(one.type)[0]
+        yield (one.name,)
+        if get_origin(inner) is dict:
+            inner = get_args(inner)[1]
+            below: tuple[str, ...] = (one.name, "x")
+            yield below
+        else:
+            below = (one.name,)
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            yield from (below + rest for rest in fields(inner))
+
+
+def test_what_looks_like_a_key_is_in_no_error_wherever_it_stands() -> None:
+    key, refused = "sk-4711-Zq8rT2", 0
+    for cls, file in ((NodeSettings, "node"), (Runtime, "runtime")):
+        for path in ((), *fields(cls)):
+            for wrong in (key, [key], {key: 1}, {"x": key}):
+                if path == ("tasks",) and isinstance(wrong, dict):
+                    continue  # the name of a task type is public
+                value: Any = wrong
+                for name in reversed(path):
+                    value = {name: value}
+                problems: list[Problem] = []
+                validate(cls, json.dumps(value), f"{file}.yaml", problems, [])
+                refused += bool(problems)
+                assert key not in "\n".join(map(str, problems)), (path, wrong)
+    assert refused > 300

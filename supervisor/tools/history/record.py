@@ -55,7 +55,7 @@ class _Span:
 
 
 def cut(paths: Iterable[Path], since: datetime, until: datetime) -> tuple[str, str]:
-    """(the script, a note on why it ends before `until`, or ""); both times are inclusive.
+    """(the script, what it covers, and why it ends before `until`); both times are inclusive.
 
     Raises:
         RecordError: no decision lies in the span, or the script would not replay.
@@ -64,7 +64,9 @@ def cut(paths: Iterable[Path], since: datetime, until: datetime) -> tuple[str, s
     try:
         span = _read(paths, since, until)
         if span.decisions:
-            return _checked(_script(span)), span.note
+            first, last = span.decisions[0].time, span.decisions[-1].time
+            covers = f"{len(span.decisions)} decisions from {first} to {last}"
+            return _checked(_script(span)), covers + (f"; it {span.note}" if span.note else "")
     except Unreadable as error:
         raise RecordError(f"{error}: this line is not of the journal's form") from None
     dates = f"{since.isoformat(timespec='seconds')} to {until.isoformat(timespec='seconds')}"
