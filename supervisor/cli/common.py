@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from math import isnan
 from pathlib import Path
@@ -53,6 +53,11 @@ AllOption = Annotated[bool, typer.Option("--all", "-a", help="Show every guard a
 LogsArgument = Annotated[
     list[Path] | None, typer.Argument(metavar="[LOGS]...", help="Journals, or folders of journals. Default: paths.logs.")
 ]
+
+
+def values(*found: str) -> Callable[[str], list[str]]:
+    """An option's completion by these values."""
+    return lambda incomplete: [value for value in found if value.startswith(incomplete)]
 
 
 def not_nan(value: float | None) -> float | None:

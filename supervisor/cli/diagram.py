@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, ask_daemon, exit_with
+from supervisor.cli.common import ConfigOption, Exit, ask_daemon, exit_with, values
 
 if TYPE_CHECKING:
     from states.memory import State
@@ -17,12 +17,20 @@ if TYPE_CHECKING:
 Format = Literal["mermaid", "dot", "svg", "png"]
 
 
+def _states(incomplete: str) -> list[str]:
+    from states.memory import State
+
+    return values(*State)(incomplete)
+
+
 def diagram(
     form: Annotated[Format, typer.Option("--format", help="mermaid, dot and svg are text; png is a picture.")] = "mermaid",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: stdout.")] = None,
     small: Annotated[bool, typer.Option("--small", help="svg and png: without the tables, 830 pixels wide.")] = False,
     highlight: Annotated[bool, typer.Option("--highlight", help="Mark STATE, or the state of the running daemon.")] = False,
-    state: Annotated[str, typer.Argument(metavar="[STATE]", help="With --highlight: mark this state.")] = "",
+    state: Annotated[
+        str, typer.Argument(metavar="[STATE]", help="With --highlight: mark this state.", autocompletion=_states)
+    ] = "",
     logs: Annotated[list[Path] | None, typer.Option("--from", metavar="LOGS", help="Count journals; repeatable.")] = None,
     config: ConfigOption = None,
 ) -> None:

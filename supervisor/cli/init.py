@@ -11,10 +11,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, exit_with
+from supervisor.cli.common import ConfigOption, Exit, exit_with, values
 from supervisor.linux.small_files import read_plain
 
 KEY_FILE: Final = "control-node.key"
+PRESENCE: Final = ("required", "optional", "none")
 
 
 def init(
@@ -22,7 +23,8 @@ def init(
     key_file: Annotated[
         Path | None, typer.Option("--key-file", metavar="FILE", help="Read its key from here; - is standard input.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", metavar="required|optional|none", show_default=False, autocompletion=lambda: ["required", "optional", "none"]
+    gpu: Annotated[str | None, typer.Option(
+        "--gpu", metavar="|".join(PRESENCE), help="Whether it needs one.", show_default=False, autocompletion=values(*PRESENCE)
     )] = None,
     task: Annotated[
         str | None, typer.Option("--task", metavar="'NAME: COMMAND'", help="A type and its command.", show_default=False)

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config
+from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config, values
 from supervisor.cli.pause import CLOCK, clock_s, length_s
 from supervisor.linux.small_files import open_plain, read_plain
 
@@ -25,7 +25,8 @@ def log(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
     since: Annotated[
         str | None,
-        typer.Option("--since", metavar="TIME", help="2h, 1d, 18:00, yesterday, or 2026-11-24T18:00.", show_default=False),
+        typer.Option("--since", metavar="TIME", help="2h, 1d, 18:00, yesterday, or 2026-11-24T18:00.", show_default=False,
+                     autocompletion=values("1h", "1d", "7d", "18:00", "yesterday")),
     ] = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Without --since: how many of the last lines.")] = LINES,
     config: ConfigOption = None,

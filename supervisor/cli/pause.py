@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from supervisor.cli.common import ConfigOption, Exit, ask_daemon, exit_with
+from supervisor.cli.common import ConfigOption, Exit, ask_daemon, exit_with, values
 
 _DURATION: Final = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"))
 _UNITS_S: Final = (86400, 3600, 60, 1)
@@ -19,7 +19,7 @@ EXAMPLES: Final = ("30m", "2h", "1d", "until 18:00", "until tomorrow", "7am")
 
 def pause(
     how_long: Annotated[list[str] | None, typer.Argument(
-        metavar="[2h | until 18:00]", help="Default: until `resume`.", autocompletion=lambda: list(EXAMPLES)
+        metavar="[2h | until 18:00]", help="Default: until `resume`.", autocompletion=values(*EXAMPLES)
     )] = None,
     after_task: Annotated[
         bool, typer.Option("--after-task", help="Let the current task finish first; take no other.")

@@ -20,6 +20,7 @@ from supervisor.cli.common import (
     not_nan,
     print_json,
     reading_journals,
+    values,
 )
 from supervisor.cli.picture import check_name, write_picture
 
@@ -68,10 +69,21 @@ def _values(text: str) -> list[str]:
     return [f"{first + n * step:g}" for n in range(count)]
 
 
+def _names(incomplete: str) -> list[str]:
+    from supervisor.tools.history.record import SETTINGS
+
+    return values(*(f"{name}=" for name in SETTINGS))(incomplete)
+
+
 def whatif(
     logs: LogsArgument = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another limit; repeatable.")] = None,
-    sweep: Annotated[str, typer.Option(metavar="NAME=FROM..TO[:STEP]", help="A row for each value.")] = "",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Another limit; repeatable.", autocompletion=_names),
+    ] = None,
+    sweep: Annotated[
+        str, typer.Option(metavar="NAME=FROM..TO[:STEP]", help="A row for each value.", autocompletion=_names)
+    ] = "",
     task_minutes: Annotated[
         float, typer.Option(metavar="N", min=0.1, max=10080, callback=not_nan, help="The assumed length of each task.")
     ] = 20.0,

@@ -85,8 +85,8 @@ class Validator:
         """A value as an error at this field shows it."""
         no_url = path == "control.url" and isinstance(node, Scalar) and not re.fullmatch(r"[a-z]+://[^?#@]*", node.text)
         section = _SECTION.fullmatch(path) is not None and (path or self.file == NODE_FILE)
-        word = isinstance(node, Scalar) and resolved(node.text) == "str"  # no number, which lacks its quotes
-        command = word and re.fullmatch(r"tasks\.[^.]*\.argv\b.*|host\.checks\b.*", path)
+        text = isinstance(node, Scalar) and resolved(node.text) == "str"  # no number, which lacks its quotes
+        command = text and re.fullmatch(r"tasks\.[^.]*\.argv\b.*|host\.checks\b.*", path)
         return found(node, secret=bool(no_url or section or command or _of_secrets(path)))
 
     def section(self, cls: type[Any], node: YamlNode, path: str, key: YamlNode) -> Any:

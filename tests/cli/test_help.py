@@ -58,6 +58,19 @@ def test_the_manual_page_has_every_command() -> None:
     assert text.count("Exit codes: ") == len(COMMANDS)
 
 
+COMPLETED = {
+    "pause ": "until tomorrow", "log --since y": "yesterday", "init --gpu r": "required", "diagram --highlight R": "READY",
+    "diagram --format s": "svg", "whatif --set safety.max_c": "safety.max_cpu_percent=", "config schema n": "node",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", COMPLETED)
+def test_a_shell_completes_values(words: str) -> None:
+    *before, incomplete = f"rae-node {words}".split(" ")
+    complete = typer._completion_classes.BashComplete(ROOT, {}, "rae-node", "_RAE_NODE_COMPLETE")
+    assert COMPLETED[words] in [item.value for item in complete.get_completions(before[1:], incomplete)]
+
+
 WRONG = {
     "config schema": "Missing argument", "config check --jsn": "No such option", "config check extra": "unexpected extra",
     "status --watc": "No such option", "timeline --days 0": "range", "timeline --out x.pdf": "ends in .html, .svg or .png",
