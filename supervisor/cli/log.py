@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, exit_with, load_config, values
+from supervisor.cli.enable import UNIT
 from supervisor.cli.pause import CLOCK, clock_s, length_s
 from supervisor.linux.small_files import open_plain, read_plain
 
@@ -33,12 +35,21 @@ def log(
 ) -> None:
     """Show what the node decided, and why.
 
-    The text log of `paths.logs`, with the time of this machine: for root, the node's user and members of its group.
+    Of the installed service what journald has, systemd's own lines too, also while the configuration is broken; else, or for
+    who may not read journald, the text log of `paths.logs`: for root, the node's user and members of its group. The times are
+    of this machine.
 
     Exit codes: 0 shown. 1 there is no log, or it cannot be read. 2 wrong usage or configuration.
     """
-    folder = load_config(config).paths.logs
+    from supervisor.config.load import INSTALLED, find_folder
+
     from_s = None if since is None else _since(since, time.time())
+    span = f"--lines={lines}" if from_s is None else f"--since=@{int(from_s)}"
+    if find_folder(config) == INSTALLED and _journald("--lines=1"):
+        if _journald(span, *["--follow"] * follow, shows=True) or follow:
+            return
+        exit_with(Exit.NO, f"journald: no line of the log since {since}")
+    folder = load_config(config).paths.logs
     try:
         found = _lines(folder, from_s)
         for line in found if from_s is not None else found[-lines:]:
@@ -51,6 +62,25 @@ def log(
         exit_with(Exit.NO, f"{error.filename}: {error.strerror}; {advice}")
     if not found and not follow:
         exit_with(Exit.NO, f"{folder}: no line of the log" + (f" since {since}" if since else "; has it ever run?"))
+
+
+def _journald(*options: str, shows: bool = False) -> bool:
+    """Whether journald has such lines of the service, for this user; `shows`: also print them."""
+    command = ["journalctl", "--quiet", "--no-pager", "--no-hostname", "--output=short-iso", f"--unit={UNIT}", *options]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace") as found:
+            assert found.stdout is not None
+            some = False
+            try:
+                for line in found.stdout:
+                    some = True
+                    if shows:
+                        print(line, end="", flush=True)
+            finally:
+                found.terminate()  # a follower whose reader has gone
+            return some
+    except FileNotFoundError:
+        return False
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ import pytest
 import typer
 from support.running import RAE_NODE, NodeFolder, daemon
 
+from supervisor.cli.log import log
 from supervisor.cli.pause import end_of
 from supervisor.config.load import load
 from supervisor.tools.redact import HIDDEN, scrub, secrets_of, shown
@@ -163,6 +164,31 @@ def test_the_log_is_shown_from_a_moment_on_and_followed(tmp_path: Path) -> None:
                 follows.kill()
     wrong = folder.cli("log", "--since", "whenever")
     assert (wrong.returncode, "--since: found 'whenever'" in wrong.stderr) == (2, True)
+
+
+JOURNALCTL = """#!/bin/sh
+echo "$*" >> "$0.asked"
+case "$*" in *--since=*) ;; *) echo "2026-12-01T14:00:00+0000 rae-node[7]: READY" ;; esac
+"""
+
+
+def test_the_log_of_an_installed_service_is_journalds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "journalctl"
+    program.write_text(JOURNALCTL)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setattr("supervisor.config.load.INSTALLED", tmp_path)  # no configuration is read
+    log(follow=True, lines=5, config=tmp_path)
+    assert capsys.readouterr().out == "2026-12-01T14:00:00+0000 rae-node[7]: READY\n"
+    with pytest.raises(typer.Exit) as none:
+        log(follow=False, since="1970-01-01T00:00:10+00:00", config=tmp_path)
+    assert none.value.exit_code == 1
+    asked = Path(f"{program}.asked").read_text().splitlines()
+    assert [line.partition("--unit=rae-node.service ")[2] for line in asked] == [
+        "--lines=1", "--lines=5 --follow", "--lines=1", "--since=@10",
+    ]  # fmt: skip
 
 
 NOW_S = 1_800_000_000.0  # Friday 15 January 2027, 08:00:00 UTC
