@@ -12,9 +12,10 @@ from typing import Annotated, Any, Final
 import typer
 
 from supervisor.cli.common import ConfigOption, Exit, exit_with, values
-from supervisor.linux.small_files import read_plain
+from supervisor.linux.small_files import read_plain, replace_plain
 
 KEY_FILE: Final = "control-node.key"
+CREDENTIAL: Final = Path("/etc/credstore/rae-node-token")  # which rae-node.service hands to the service's user
 PRESENCE: Final = ("required", "optional", "none")
 
 
@@ -35,12 +36,12 @@ def init(
     """Write a configuration of ten lines.
 
     That is a node.yaml. Asks for what no option gives: the control node's URL and key, the GPU, and one task type. The key goes
-    into a file of its own, mode 0600. Nothing is started. Every setting with its reason: `config/node.yaml`, or `rae-node
-    config show --all`.
+    into a file of its own, mode 0600; of an installed node it becomes the systemd credential rae-node-token. Nothing is
+    started. Every setting with its reason: `config/node.yaml`, or `rae-node config show --all`.
 
     Exit codes: 0 written. 1 it cannot be written, or is there already. 2 wrong usage or configuration.
     """
-    from supervisor.config.load import ConfigErrors, find_folder, load
+    from supervisor.config.load import INSTALLED, ConfigErrors, find_folder, load
 
     folder = find_folder(config).absolute()
     node = folder / "node.yaml"
@@ -48,6 +49,8 @@ def init(
         exit_with(Exit.NO, f"{node} is there already; change it, or --force writes over it")
     url = url or _ask("URL of the control node", "https://control.example.org")
     key = _key(key_file)
+    installed = folder == INSTALLED
+    place, token = (CREDENTIAL, {"credential": CREDENTIAL.name}) if installed else (folder / KEY_FILE, {"file": KEY_FILE})
     gpu = gpu or _ask("GPU: required, optional or none", "required" if shutil.which("nvidia-smi") else "optional")
     name, _, command = (task or _ask("A task type and its command", "echo: /bin/cat")).partition(":")
     try:
@@ -57,15 +60,18 @@ def init(
     if not argv or not name.strip():
         exit_with(Exit.WRONG, "--task: allowed: a name, a colon and a command, such as 'echo: /bin/cat'")
     settings: dict[str, Any] = {
-        "control": {"url": url, **({"token": {"file": KEY_FILE}} if key else {})},
+        "control": {"url": url, **({"token": token} if key else {})},
         "gpu": {"presence": gpu},
         "tasks": {name.strip(): {"argv": argv}},
     }
     try:
         with tempfile.TemporaryDirectory() as trial:  # what is wrong is never written
-            _write(Path(trial), settings, key)
+            _write(Path(trial), settings)
             load(Path(trial))
-        written = _write(folder, settings, key)
+        if key:
+            place.parent.mkdir(0o700 if installed else 0o755, parents=True, exist_ok=True)
+            replace_plain(place, key.encode() + b"\n")
+        written = [*_write(folder, settings), *[place] * bool(key)]
     except OSError as error:
         exit_with(Exit.NO, f"{error.filename}: {error.strerror}")
     except ConfigErrors as errors:
@@ -74,17 +80,13 @@ def init(
     print("next: `rae-node config check --online`, then `rae-node run`, or `sudo rae-node enable --now` where it is installed")
 
 
-def _write(folder: Path, settings: dict[str, Any], key: str) -> list[Path]:
+def _write(folder: Path, settings: dict[str, Any]) -> list[Path]:
     import yaml
 
     from supervisor.config.generate import runtime_yaml
-    from supervisor.linux.small_files import replace_plain
 
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "node.yaml"]
-    if key:
-        replace_plain(folder / KEY_FILE, key.encode() + b"\n")
-        written.append(folder / KEY_FILE)
     text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=False)
     head = "# Made by `rae-node init`. All settings, with their reasons: `rae-node config show --all`.\n"
     replace_plain(folder / "node.yaml", (head + text).encode(), 0o644)

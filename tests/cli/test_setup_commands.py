@@ -16,6 +16,7 @@ import pytest
 import typer
 from support.running import RAE_NODE, NodeFolder, daemon
 
+from supervisor.cli.init import init
 from supervisor.cli.log import log
 from supervisor.cli.pause import end_of
 from supervisor.config.load import load
@@ -48,6 +49,18 @@ def test_init_writes_ten_lines_that_work(tmp_path: Path) -> None:
     assert (again.returncode, "is there already" in again.stderr) == (1, True)
     assert (folder / "node.yaml").read_text() == node
     assert cli(*words, "--task", "a: /bin/true", "--force", "--config", str(folder)).returncode == 0
+
+
+def test_an_installed_nodes_key_becomes_its_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, folder, place = tmp_path / "given", tmp_path / "agent", tmp_path / "credstore/rae-node-token"
+    given.write_text(f"{SECRET}\n")
+    monkeypatch.setattr("supervisor.config.load.INSTALLED", folder)
+    monkeypatch.setattr("supervisor.cli.init.CREDENTIAL", place)
+    init("https://control.example.org", given, "none", "count: /usr/bin/wc -w", config=folder)
+    assert (place.read_text(), stat.S_IMODE(place.stat().st_mode)) == (f"{SECRET}\n", 0o600)
+    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+    assert load(folder).control.token.credential == place.name
+    assert sorted(path.name for path in folder.iterdir()) == ["node.yaml", "runtime.yaml"]
 
 
 @pytest.mark.parametrize(
