@@ -35,6 +35,7 @@ def bugreport(
     Exit codes: 0 written. 1 it cannot be written. 2 wrong usage.
     """
     from supervisor import VERSION
+    from supervisor.config.fallback import load_or_disabled
     from supervisor.config.load import ConfigErrors, find_folder, load
     from supervisor.linux import console
     from supervisor.tools.doctor import report
@@ -42,15 +43,15 @@ def bugreport(
     from supervisor.tools.redact import scrub, secrets_of, shown
 
     path = file or Path(f"rae-node-{socket.gethostname()}-{time.strftime('%Y%m%dT%H%M%S')}.tar.gz")
-    folder, secrets = find_folder(config).absolute(), set()
+    folder = find_folder(config).absolute()
+    understood = load_or_disabled(folder)
+    secrets = secrets_of(understood)
     parts = {"machine.txt": f"rae-node {VERSION}\n{platform.platform()}\npython {platform.python_version()}\n"}
     try:
-        found = load(folder)
-        secrets = secrets_of(found)
-        parts["settings.json"] = console.document(shown(found, every=True))
-        parts |= _journal(found.paths.logs)
+        parts["settings.json"] = console.document(shown(load(folder), every=True))
     except ConfigErrors as errors:
         parts["settings.txt"] = "\n".join(map(str, errors.problems))
+    parts |= _journal(understood.paths.logs)
     try:
         parts["status.json"] = console.document(query(runtime_folder(config), "status"))
     except NoAnswer as none:

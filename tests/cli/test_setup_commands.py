@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import typer
-from support.running import RAE_NODE, NodeFolder, daemon
+from support.running import RAE_NODE, SERVICE, NodeFolder, daemon
 
 from supervisor.cli.init import init
 from supervisor.cli.log import log
@@ -136,6 +136,26 @@ def test_a_key_in_a_wrong_place_is_in_no_report(tmp_path: Path, node: dict[str, 
     said = [folder.cli(*words) for words in (("config", "check"), ("config", "show", "--all"), ("why",))]
     assert SECRET not in text + "".join(one.stdout + one.stderr for one in (done, *said))
     assert "node.yaml" in text or "runtime.yaml" in text
+
+
+def test_a_daemon_with_a_broken_file_says_no_key(tmp_path: Path) -> None:
+    folder = NodeFolder.make(
+        tmp_path / "n", node={"control": {"token": SECRET, "source": SECRET}, SECRET: 1, "tasks": {"t": SECRET}},
+        runtime={"safety": {"max_cpu_percent": SECRET}},
+    )  # fmt: skip
+    out = tmp_path / "report.tar.gz"
+    with daemon(folder, argv=SERVICE) as node:
+        node.wait_up()
+        said = [folder.cli(*words) for words in (("status",), ("status", "--json", "--all"), ("why",), ("log",))]
+        said.append(folder.cli("bugreport", str(out), timeout_s=120))
+    assert "DISABLED" in said[0].stdout
+    with tarfile.open(out) as tar:
+        names = tar.getnames()
+        texts = [tar.extractfile(name).read().decode() for name in names]  # type: ignore[union-attr]
+    assert {"rae-node/status.json", "rae-node/settings.txt"} <= set(names)
+    assert any("decisions-" in name for name in names)
+    texts += [path.read_text() for path in (folder.path / "logs").iterdir()]
+    assert [text for text in (*texts, node.said, *(one.stdout + one.stderr for one in said)) if SECRET in text] == []
 
 
 @pytest.mark.parametrize(
