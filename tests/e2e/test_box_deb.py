@@ -77,8 +77,11 @@ def test_installed_offline_it_starts_nothing_and_is_ready(node: Installed, packa
     }
     made = {f"/etc/systemd/system/{name}" for name in FILES}
     assert made <= places(node)
+    icons = node.box.root / "usr/local/share/icons/hicolor/scalable/apps"
+    assert {path.stem for path in icons.glob("rae-node*.svg")} >= {"rae-node-lent", "rae-node-yours", "rae-node-paused"}
     apt(node, "remove", "rae-node")
     assert not made & places(node)
+    assert not list(icons.glob("rae-node*"))
     assert "/opt/rae-node/agent/node.yaml" in places(node), "configuration stays until it is purged"
     assert node.show("LoadState")["LoadState"] == "not-found"
     apt(node, "purge", "rae-node")
