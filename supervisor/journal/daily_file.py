@@ -64,6 +64,8 @@ class DayFile:
         self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640)
         size = check_plain(self._fd, path).st_size
+        if not size:
+            os.fchmod(self._fd, 0o640)  # the node's group may read it, whatever the service's umask
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             os.write(self._fd, b"\n")  # end a line that a power cut has torn
         if day != self._day:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from support.stories import FIRST_DAY, Story, at, zone
 
 from states.limits import Limits
 from states.memory import Memory
+from supervisor.journal.daily_file import DayFile
 from supervisor.journal.decision_log import ALIVE_EVERY_S, RECENT, Journal
 from supervisor.journal.journald import Journald, of_service
 from supervisor.journal.summary import LONGEST, summary
@@ -86,6 +88,15 @@ def test_both_files_turn_at_the_same_midnight_and_each_day_begins_with_its_state
     for path in tmp_path.glob("rae-node-*.log"):
         (line,) = path.read_text().splitlines()
         assert line.endswith("  IDLE_WAIT: user active")
+
+
+def test_the_nodes_group_may_read_whatever_the_services_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        DayFile(tmp_path, "x", ".log", 7).append(0.0, b"a\n")
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()] == [0o640]
 
 
 def test_a_quiet_day_of_both_is_under_a_megabyte(tmp_path: Path) -> None:
