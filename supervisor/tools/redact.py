@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from supervisor.config.load import Config
-from supervisor.config.schema import SHIPPED_RUNTIME, NodeSettings
+from supervisor.config.schema import SHIPPED_RUNTIME, NodeSettings, TaskType
 from supervisor.sources.api_key import TokenError, token
 
 HIDDEN: Final = "(hidden)"
@@ -32,7 +32,9 @@ def shown(config: Config, *, every: bool) -> dict[str, Any]:
     runtime = msgspec.to_builtins(config.runtime)
     _hide(node)
     if not every:
-        node = _different(node, msgspec.to_builtins(NodeSettings()))
+        usual = msgspec.to_builtins(NodeSettings())
+        usual["tasks"] = dict.fromkeys(node["tasks"], msgspec.to_builtins(TaskType()))
+        node = _different(node, usual)
         runtime = _different(runtime, msgspec.to_builtins(SHIPPED_RUNTIME))
     return {"runtime.yaml": runtime, "node.yaml": node}
 

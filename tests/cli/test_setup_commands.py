@@ -170,6 +170,7 @@ def test_only_what_differs_is_shown(tmp_path: Path) -> None:
     folder = NodeFolder.make(tmp_path / "n", node={"work": {"run_minutes": 5}})
     config = load(folder.path)
     assert shown(config, every=False)["node.yaml"]["work"] == {"run_minutes": 5}
+    assert shown(config, every=False)["node.yaml"]["tasks"]["echo"] == {"argv": ["/bin/cat"]}
     assert "hours" in shown(config, every=True)["node.yaml"]["work"]
     assert secrets_of(config) == set()
 
