@@ -20,7 +20,6 @@ from supervisor.config.load import Config, ConfigErrors, fingerprint, load
 from supervisor.config.schedule import opens_at_s
 from supervisor.config.schema import TaskType
 from supervisor.daemon.automation import AutomationSwitch
-from supervisor.daemon.fleet_view import guard_for_fleet, log_for_fleet
 from supervisor.daemon.inhibitor import Inhibitor, ReleaseFailed
 from supervisor.daemon.performer import Performer
 from supervisor.journal.decision_log import Journal
@@ -155,7 +154,9 @@ class Node:
         return seen | self.automation.for_the_fleet()
 
     async def answer(self, question: str, lines: int) -> dict[str, Any]:
-        """See SourceEvents."""
+        """See SourceEvents. Only a fleet asks, so only then this is loaded."""
+        from supervisor.daemon.fleet_view import guard_for_fleet, log_for_fleet
+
         if question == "log":
             return {"lines": await asyncio.to_thread(log_for_fleet, self.config.paths.logs, lines)}
         seen, link, now_s = self.describe(), self.source.status, self.clock.now_s()

@@ -14,11 +14,13 @@ import re
 import socket
 import sys
 from collections.abc import Mapping
-from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from supervisor.linux.small_files import read_small
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network
 
 SOCKET: Final = Path("/run/rae-wake.sock")
 CLOCK_REALTIME_ALARM: Final = 8
@@ -124,6 +126,8 @@ def addresses() -> list[dict[str, str]]:
 
 
 def _network(address: Any) -> IPv4Network:
+    from ipaddress import IPv4Interface
+
     return IPv4Interface(f"{address.address}/{address.netmask}").network
 
 
@@ -134,6 +138,8 @@ def send(mac: str, network: str) -> int:
         ValueError: that is no card or no network.
         OSError: it cannot be sent.
     """
+    from ipaddress import IPv4Network
+
     import psutil
 
     if not MAC.fullmatch(mac):
