@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from support.model import NOW, Signs, observe
 
@@ -132,12 +133,43 @@ def test_promtool_has_nothing_to_say(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+GRAFANA = Path(__file__).parents[2] / "deploy/grafana"
+
+
+def test_alerts_are_rules_that_prometheus_takes() -> None:
+    (group,) = yaml.safe_load((GRAFANA / "rae-node.rules.yaml").read_text())["groups"]
+    assert len(group["rules"]) == 3
+    assert all(set(rule) == {"alert", "expr", "for", "labels", "annotations"} for rule in group["rules"])
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here (apt-get install prometheus)")
+    done = subprocess.run(
+        [promtool, "check", "rules", str(GRAFANA / "rae-node.rules.yaml")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "3 rules found" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+def test_each_node_is_one_row_and_each_figure_has_its_unit() -> None:
+    dashboard = json.loads((GRAFANA / "rae-node.json").read_text())
+    state = dashboard["panels"][0]
+    (mapping,) = state["fieldConfig"]["defaults"]["mappings"]
+    assert [mapping["options"][str(n)]["text"] for n in range(1, 6)] == ["off", "waiting", "ready", "working", "resting"]
+    (target,) = state["targets"]
+    assert re.findall(r'(\d) \* rae_node_state\{[^}]*state="(\w+)"', target["expr"]) == [
+        (str(n), state) for n, state in enumerate(State, 1)
+    ]
+    figures = [panel for panel in dashboard["panels"] if panel["type"] != "state-timeline"]
+    assert [panel["title"] for panel in figures if "unit" not in panel["fieldConfig"]["defaults"]] == []
+
+
 def test_the_dashboard_asks_for_what_is_there(tmp_path: Path) -> None:
-    dashboard = json.loads((Path(__file__).parents[2] / "deploy/grafana/rae-node.json").read_text())
+    dashboard = json.loads((GRAFANA / "rae-node.json").read_text())
     told = whole(tmp_path / "m.prom").read_text()
     names = set(re.findall(r"^(rae_node_\w+)", told, re.MULTILINE))
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     assert asked
+    (group,) = yaml.safe_load((GRAFANA / "rae-node.rules.yaml").read_text())["groups"]
+    asked += [rule["expr"] for rule in group["rules"]]
     used = {name for expr in asked for name in re.findall(r"rae_node_\w+", expr)}
     assert used <= names
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in names}
