@@ -149,6 +149,48 @@ def test_alerts_are_rules_that_prometheus_takes() -> None:
     assert (done.returncode, "3 rules found" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
+UPDATED = "rae_node_updated_timestamp_seconds"
+READY, RUNNING = (f'rae_node_state_seconds_total{{instance="n",state="{state}"}}' for state in ("READY", "RUNNING"))
+TASKS = 'rae_node_tasks_total{instance="n",outcome="succeeded"}'
+WRITTEN = (f'{UPDATED}{{instance="n"}}', "0+60x2880")
+STOPPED = (f'{UPDATED}{{instance="n"}}', "0+60x10 stale _x60")  # its file is gone, or nothing is collected
+
+
+@pytest.mark.parametrize(
+    ("alert", "at", "fires", "series"),
+    [
+        ("RaeNodeSilent", "30m", False, [WRITTEN]),
+        ("RaeNodeSilent", "30m", True, [(f'{UPDATED}{{instance="n"}}', "0+60x10 600x60")]),
+        ("RaeNodeSilent", "30m", False, [STOPPED]),
+        ("RaeNodeOutcomesNotDelivered", "14m", False, [('rae_node_outbox{instance="n"}', "1x60")]),
+        ("RaeNodeOutcomesNotDelivered", "16m", True, [('rae_node_outbox{instance="n"}', "1x60")]),
+        ("RaeNodeReadyWithoutWork", "6h", False, [WRITTEN, (READY, "0+60x360"), (TASKS, "0x360")]),
+        ("RaeNodeReadyWithoutWork", "26h", True, [WRITTEN, (READY, "0+60x1560"), (TASKS, "0x1560")]),
+        ("RaeNodeReadyWithoutWork", "26h", False, [WRITTEN, (READY, "0+60x1560"), (TASKS, "0x1200 1x360")]),
+        ("RaeNodeReadyWithoutWork", "26h", False,
+         [WRITTEN, (READY, "0+60x500 30000x1060"), (TASKS, "0x1560"), (RUNNING, "0x500 0+60x1060")]),
+    ],
+)  # fmt: skip
+def test_an_alert_fires_when_it_should(
+    tmp_path: Path, alert: str, at: str, fires: bool, series: list[tuple[str, str]]
+) -> None:
+    """`promtool test rules` with no alert expected: 0 where none fires; else it prints the one that does."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here (apt-get install prometheus)")
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series],
+        "alert_rule_test": [{"eval_time": at, "alertname": alert, "exp_alerts": []}],
+    }
+    file = tmp_path / "test.yaml"
+    rules = str(GRAFANA / "rae-node.rules.yaml")
+    file.write_text(yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "1m", "tests": [test]}))
+    done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    text = done.stdout + done.stderr
+    assert (done.returncode != 0, f'alertname="{alert}"' in text) == (fires, fires), text
+
+
 def test_each_node_is_one_row_and_each_figure_has_its_unit() -> None:
     dashboard = json.loads((GRAFANA / "rae-node.json").read_text())
     state = dashboard["panels"][0]
